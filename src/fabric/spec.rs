@@ -1,0 +1,146 @@
+//! What control asks of the packet path: the desired networks and ports, with everything resolved.
+//!
+//! Control (objects, IPAM, store) produces a [`Desired`]; [`super::Fabric::apply`] makes it so. What happens below
+//! (a VMM connects, a guest forms an address) comes back as [`FabricEvent`].
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use hostweave_switch::MacAddr;
+use hostweave_switch::tables::Network;
+use uuid::Uuid;
+
+/// How the packet path is laid out. Fixed for the life of the process.
+#[derive(Clone, Debug)]
+pub struct FabricConfig {
+    /// One worker per entry, pinned to that CPU; `None` leaves placement to the kernel.
+    pub workers: Vec<Option<usize>>,
+    /// Folder of sockets and shared mappings.
+    pub runtime_dir: PathBuf,
+    /// Executable for `attach-netns`; normally `/proc/self/exe`.
+    pub helper: PathBuf,
+}
+
+/// Everything that is to exist.
+#[derive(Clone, Debug, Default)]
+pub struct Desired {
+    /// Networks, by unique name. `internal` is filled in by the fabric.
+    pub networks: Vec<Network>,
+    /// Ports, by unique (namespace, name).
+    pub ports: Vec<PortSpec>,
+}
+
+/// One port, with its addresses assigned.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PortSpec {
+    /// Identity that survives renames of nothing and restarts of everything.
+    pub uid: Uuid,
+    /// Namespace of the object.
+    pub namespace: String,
+    /// Name of the object.
+    pub name: String,
+    /// Name of its network.
+    pub network: String,
+    /// MAC address of the guest's NIC.
+    pub mac: MacAddr,
+    /// IPv4 addresses; the first is handed out by DHCP.
+    pub v4: Vec<Ipv4Addr>,
+    /// IPv6 addresses, the automatic one first; learned ones last.
+    pub v6: Vec<Ipv6Addr>,
+    /// Host name for DHCP.
+    pub hostname: String,
+    /// Administratively up.
+    pub up: bool,
+    /// What is attached.
+    pub backend: BackendSpec,
+}
+
+/// What is attached to a port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum BackendSpec {
+    /// A VM.
+    VhostUser {
+        /// Whether hostweave listens or connects.
+        mode: SocketMode,
+        /// Main socket.
+        socket: PathBuf,
+        /// Second socket, for the incoming side of a live migration on this host (`listen` mode only).
+        incoming_socket: Option<PathBuf>,
+        /// Queue pairs offered, 1 to 16.
+        queues: u16,
+        /// Group that may open the socket.
+        group: Option<u32>,
+        /// Users whose VMMs may connect; empty allows everybody whom the file's permissions allow.
+        allowed_uids: Vec<u32>,
+    },
+    /// A container.
+    Tap {
+        /// Device name, at most 15 octets.
+        name: String,
+        /// Network namespace file; `None` is the daemon's own.
+        netns: Option<PathBuf>,
+    },
+}
+
+/// Which side of a vhost-user connection listens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum SocketMode {
+    /// hostweave listens, the VMM connects.
+    #[default]
+    Listen,
+    /// The VMM listens, hostweave connects and reconnects.
+    Connect,
+}
+
+/// Something that happened below control. `port` is `namespace/name`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum FabricEvent {
+    /// A VMM connected (process and user of the peer).
+    Connected { port: String, socket: PathBuf, pid: i32, uid: u32 },
+    /// The guest's driver started queue pairs: the port passes traffic.
+    Started { port: String, socket: PathBuf, features: u64, queue_pairs: u16 },
+    /// Orderly stop of the queues (driver unloaded, VM paused or migrated away).
+    Stopped { port: String, socket: PathBuf },
+    /// The other side went away.
+    Disconnected { port: String, socket: PathBuf },
+    /// The guest or its VMM broke the rules; the port is stopped until it reconnects.
+    Fault { port: String, socket: PathBuf, reason: String },
+    /// The port could not be set up (socket path taken, TAP refused); it is retried.
+    AttachFailed { port: String, reason: String },
+    /// The guest announced an address of its network by duplicate address detection.
+    AddressSeen { port: String, address: Ipv6Addr },
+    /// The guest declined its DHCP address: somebody else answers for it.
+    AddressDeclined { port: String, address: Ipv4Addr },
+    /// A DHCP lease was confirmed to the guest.
+    LeaseConfirmed { port: String, address: std::net::IpAddr },
+}
+
+/// What `port describe` shows of a port's attachments.
+#[derive(Clone, Debug, Default)]
+pub struct PortStatus {
+    /// One per socket (or the TAP device), the active one first.
+    pub attachments: Vec<AttachmentStatus>,
+    /// Counters, added up over workers.
+    pub totals: hostweave_switch::counters::PortTotals,
+}
+
+/// State of one attachment.
+#[derive(Clone, Debug, Default)]
+pub struct AttachmentStatus {
+    /// Socket path, or TAP device.
+    pub path: PathBuf,
+    /// `waiting-for-frontend`, `connected`, `running`, `faulted`.
+    pub state: &'static str,
+    /// Why it is faulted, in a sentence.
+    pub fault: Option<String>,
+    /// Whether the port's traffic uses this attachment.
+    pub active: bool,
+    /// Process and user of the peer.
+    pub peer: Option<(i32, u32)>,
+    /// Negotiated virtio features.
+    pub features: u64,
+    /// Started queue pairs.
+    pub queue_pairs: u16,
+    /// Guest memory mapped, in octets, and whether it is on huge pages.
+    pub memory: Option<(u64, bool)>,
+}

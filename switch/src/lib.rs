@@ -1,0 +1,15 @@
+//! The shared vocabulary of hostweave: the packet, the wire formats, the stages that need nothing but tables, and the
+//! tables themselves. It knows no other crate of ours (ARCHITECTURE.md, "dependency star").
+#![deny(unsafe_code)]
+
+pub mod counters;
+pub mod limits;
+pub mod mac;
+pub mod packet;
+#[allow(unsafe_code, reason = "segments point into memory that somebody else may write")]
+pub mod payload;
+pub mod stage;
+pub mod tables;
+pub mod wire;
+
+pub use mac::MacAddr;

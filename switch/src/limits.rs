@@ -1,0 +1,50 @@
+//! Every limit of the packet path has its name here (STYLE rule 10).
+
+/// Packets taken from one ring in one visit.
+pub const BURST: usize = 64;
+
+/// Octets of each frame that `rx` copies at once; the virtio-net header (12 octets) stands before them, so that
+/// the copy is two cache lines.
+pub const HEAD_FIRST: usize = 116;
+
+/// Octets that `parse` may extend the private copy to. Headers that reach beyond are dropped (`headers_too_long`).
+pub const HEAD_MAX: usize = 512;
+
+/// Room before the first octet of a frame, for a virtio-net header and for encapsulation.
+pub const HEADROOM: usize = 128;
+
+/// Capacity of the private header slot; replies of ours (the longest is a DHCP message) are built in it.
+pub const HEAD_CAPACITY: usize = 1536;
+
+/// Payload segments of all packets of one burst. A chain may have as many descriptors as its ring (at most 32768,
+/// VIRTIO 1.2 §2.7); a burst ends early when the next chain may not fit.
+pub const BURST_SEGMENTS: usize = 4096;
+
+/// The longest frame, in octets: an Ethernet header, a VLAN tag to spare and a 64 KiB IP packet (GSO).
+pub const FRAME_MAX: usize = 14 + 4 + 65_535;
+
+/// Segments that one GSO frame may ask for (SEMANTICS VU12).
+pub const GSO_SEGMENTS_MAX: usize = 128;
+
+/// Smallest `gso_size`, in octets (SEMANTICS VU12).
+pub const GSO_SIZE_MIN: usize = 48;
+
+/// Ports of one host. A `PortId` is smaller.
+pub const PORTS_MAX: usize = 16_384;
+
+/// Networks of one host.
+pub const NETWORKS_MAX: usize = 4_096;
+
+/// Workers of one host.
+pub const WORKERS_MAX: usize = 64;
+
+/// IPv6 addresses that a port may form by itself (SEMANTICS RA5).
+pub const LEARNED_ADDRESSES_MAX: usize = 8;
+
+/// Smallest and largest MTU of a network, in octets of IP packet (IPv6 minimum, RFC 8200 §5).
+pub const MTU_MIN: u16 = 1280;
+/// See [`MTU_MIN`].
+pub const MTU_MAX: u16 = 65_520;
+
+const _: () = assert!(HEADROOM + HEAD_MAX < HEAD_CAPACITY);
+const _: () = assert!(HEAD_FIRST + 12 == 128);

@@ -1,0 +1,202 @@
+//! The immutable tables that control publishes and workers read.
+//!
+//! Control builds a whole [`Tables`], swaps the pointer, and workers pick it up at the start of their next burst.
+//! Nothing in here is ever written after it was published; counters are atomics beside it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use crate::MacAddr;
+use crate::counters::PortCounters;
+
+/// Index of a port in [`Tables::ports`], below [`crate::limits::PORTS_MAX`]. Reused after a port is deleted.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct PortId(pub u32);
+
+impl PortId {
+    /// No port.
+    pub const NONE: PortId = PortId(u32::MAX);
+}
+
+/// Index of a network in [`Tables::networks`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct NetworkId(pub u16);
+
+/// How ports get their addresses (DESIGN §6).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Addressing {
+    /// The prefix length of the network's CIDR; the switch answers ARP and ND for every address in it.
+    #[default]
+    Network,
+    /// /32 and /128 with option 121 and RA.
+    Host,
+}
+
+/// An isolated L3 network.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// Its name, as in the object.
+    pub name: String,
+    /// Virtual network identifier, 24 bits.
+    pub vni: u32,
+    /// IPv4 range and the gateway's address in it.
+    pub v4: Option<(Ipv4Net, Ipv4Addr)>,
+    /// IPv6 range and the gateway's address in it.
+    pub v6: Option<(Ipv6Net, Ipv6Addr)>,
+    /// Octets of IP packet.
+    pub mtu: u16,
+    /// How ports get their addresses.
+    pub addressing: Addressing,
+    /// Whether addresses that guests form themselves are learned (SEMANTICS RA5).
+    pub learning: bool,
+    /// Search domain that DHCP and RA hand out, such as `cluster.local`.
+    pub domain: Option<String>,
+    /// Resolvers that DHCP and RA hand out; the gateway once it answers DNS.
+    pub resolvers: Vec<IpAddr>,
+    /// The port behind which the host's own services of this network listen; owns the gateway's addresses.
+    pub internal: PortId,
+}
+
+/// What kind of thing is attached to a port. `guard` and `local` do not apply to the internal port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PortKind {
+    /// A VM over vhost-user.
+    VhostUser,
+    /// A container over TAP.
+    Tap,
+    /// The host's own services (DESIGN §3).
+    Internal,
+}
+
+/// A port as the packet path sees it. Identity, not attachment.
+#[derive(Clone, Debug)]
+pub struct Port {
+    /// Its index.
+    pub id: PortId,
+    /// `namespace/name`.
+    pub name: String,
+    /// What is attached.
+    pub kind: PortKind,
+    /// Its network.
+    pub network: NetworkId,
+    /// The MAC that the guest must use.
+    pub mac: MacAddr,
+    /// IPv4 addresses; the first is what DHCP hands out. Source addresses must be among them.
+    pub v4: Vec<Ipv4Addr>,
+    /// Global IPv6 addresses, the automatic one first, then fixed, then learned ones.
+    pub v6: Vec<Ipv6Addr>,
+    /// Host name for DHCP option 12.
+    pub hostname: String,
+    /// Administratively up.
+    pub up: bool,
+    /// Lease time that DHCP hands out, in seconds.
+    pub lease_s: u32,
+    /// Counters, one set per worker.
+    pub counters: Arc<[PortCounters]>,
+}
+
+impl Port {
+    /// The link-local address that the guest's MAC implies (RFC 4291 §2.5.6).
+    pub fn link_local(&self) -> Ipv6Addr {
+        link_local(self.mac)
+    }
+}
+
+/// `fe80::/64` with the EUI-64 of `mac`.
+pub fn link_local(mac: MacAddr) -> Ipv6Addr {
+    let mut octets = [0; 16];
+    octets[..2].copy_from_slice(&[0xfe, 0x80]);
+    octets[8..].copy_from_slice(&mac.eui64());
+    Ipv6Addr::from(octets)
+}
+
+/// The router's link-local address in every network, on every host (SEMANTICS RA1).
+pub const ROUTER_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// Key of the address table: IPv4 addresses are IPv4-mapped, one key type for both families.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct AddressKey {
+    /// The address, IPv4-mapped for IPv4.
+    pub address: u128,
+    /// The network it lives in.
+    pub network: NetworkId,
+}
+
+impl AddressKey {
+    /// Key of an address in a network.
+    #[inline]
+    pub fn new(network: NetworkId, address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => Self::v4(network, v4),
+            IpAddr::V6(v6) => Self::v6(network, v6),
+        }
+    }
+
+    /// Key of an IPv4 address.
+    #[inline]
+    pub fn v4(network: NetworkId, address: Ipv4Addr) -> Self {
+        Self { address: 0xffff_0000_0000 | u128::from(u32::from(address)), network }
+    }
+
+    /// Key of an IPv6 address. An IPv4-mapped one never comes here: `parse` refuses it on the wire.
+    #[inline]
+    pub fn v6(network: NetworkId, address: Ipv6Addr) -> Self {
+        Self { address: u128::from(address), network }
+    }
+}
+
+/// Who owns which address. Exact matches only: every local destination is a host route.
+pub type AddressTable = HashMap<AddressKey, PortId, RandomState>;
+
+/// Everything the packet path reads.
+#[derive(Default)]
+pub struct Tables {
+    /// Grows by one with each publication.
+    pub revision: u64,
+    /// By [`NetworkId`].
+    pub networks: Vec<Option<Arc<Network>>>,
+    /// By [`PortId`].
+    pub ports: Vec<Option<Arc<Port>>>,
+    /// Host routes.
+    pub addresses: AddressTable,
+}
+
+impl Tables {
+    /// The port with this id, if it exists.
+    #[inline]
+    pub fn port(&self, id: PortId) -> Option<&Port> {
+        self.ports.get(id.0 as usize)?.as_deref()
+    }
+
+    /// The network with this id, if it exists.
+    #[inline]
+    pub fn network(&self, id: NetworkId) -> Option<&Network> {
+        self.networks.get(usize::from(id.0))?.as_deref()
+    }
+
+    /// Who owns an address in a network.
+    #[inline]
+    pub fn owner(&self, key: AddressKey) -> Option<PortId> {
+        self.addresses.get(&key).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_addresses_of_two_networks_have_two_owners() {
+        let address = IpAddr::from([10, 64, 0, 10]);
+        let mut tables = Tables::default();
+        tables.addresses.insert(AddressKey::new(NetworkId(0), address), PortId(1));
+        tables.addresses.insert(AddressKey::new(NetworkId(1), address), PortId(2));
+        assert_eq!(tables.owner(AddressKey::new(NetworkId(0), address)), Some(PortId(1)));
+        assert_eq!(tables.owner(AddressKey::new(NetworkId(1), address)), Some(PortId(2)));
+        assert_eq!(tables.owner(AddressKey::new(NetworkId(2), address)), None);
+    }
+}
