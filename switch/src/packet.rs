@@ -374,6 +374,27 @@ impl Burst {
         self.len += 1;
     }
 
+    /// Lends a frame of ours to `with` as a packet: up to `head_len` octets are copied to the head, the rest stays in
+    /// `frame`. The burst must be empty, and is empty afterwards.
+    pub fn with_frame<R>(
+        &mut self,
+        meta: Meta,
+        frame: &[u8],
+        head_len: usize,
+        with: impl FnOnce(&mut Packet, &mut Vec<Segment>) -> R,
+    ) -> R {
+        debug_assert!(self.is_empty() && self.segments.is_empty());
+        let (head, rest) = frame.split_at(frame.len().min(head_len));
+        let packet = &mut self.packets[0];
+        packet.meta = meta;
+        packet.slot()[HEADROOM..HEADROOM + head.len()].copy_from_slice(head);
+        self.segments.extend(Segment::lend(rest));
+        packet.set_frame(head.len(), 0, self.segments.len(), rest.len());
+        let result = with(packet, &mut self.segments);
+        self.clear();
+        result
+    }
+
     /// One packet and the arena.
     #[inline]
     pub fn packet_mut(&mut self, index: usize) -> (&mut Packet, &mut Vec<Segment>) {

@@ -28,6 +28,15 @@ impl Segment {
         Self { address, len }
     }
 
+    /// A segment over octets of ours, for a frame that is lent to the pipeline while `bytes` is borrowed; `None` when
+    /// empty. Stays inside this crate, where the borrow is seen to outlive the burst.
+    pub(crate) fn lend(bytes: &[u8]) -> Option<Self> {
+        let len = u32::try_from(bytes.len()).ok().filter(|len| *len > 0)?;
+        // SAFETY: the only caller (`Burst::with_frame`) clears the burst before the borrow of `bytes` ends.
+        // JUSTIFICATION: a frame of ours takes the same way as one in guest memory.
+        Some(unsafe { Self::new(NonNull::from(bytes).cast(), len) })
+    }
+
     /// Where it starts.
     #[inline]
     pub fn address(self) -> NonNull<u8> {

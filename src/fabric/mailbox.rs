@@ -1,0 +1,70 @@
+//! How control speaks to a worker: a queue that the worker looks at between bursts, behind one flag.
+//!
+//! The flag is a plain load for the worker. Sending wakes the worker when it sleeps in its `io_uring`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hostweave_uplink::uring::Waker;
+
+use super::plane::SourceKey;
+
+/// What a worker is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// A new plane was published.
+    PlaneChanged,
+    /// The guest's driver started this queue: poll it, then wait for its kicks.
+    SourceStarted(SourceKey),
+    /// The queue stopped: forget its kick.
+    SourceStopped(SourceKey),
+    /// End the thread.
+    Stop,
+}
+
+/// One worker's mailbox.
+pub struct Mailbox {
+    pending: AtomicBool,
+    messages: Mutex<Vec<Message>>,
+    waker: Waker,
+}
+
+impl Mailbox {
+    /// A mailbox for the worker that `waker` wakes.
+    pub fn new(waker: Waker) -> Self {
+        Self { pending: AtomicBool::new(false), messages: Mutex::new(Vec::new()), waker }
+    }
+
+    /// Leaves a message and wakes the worker.
+    pub fn send(&self, message: Message) {
+        {
+            let mut messages = self.lock();
+            // The same news twice is the same news.
+            if messages.last() != Some(&message) {
+                messages.push(message);
+            }
+            self.pending.store(true, Ordering::Release);
+        }
+        self.waker.wake();
+    }
+
+    /// Wakes the worker without a message (frames of an internal port wait).
+    pub fn wake(&self) {
+        self.waker.wake();
+    }
+
+    /// Swaps the waiting messages into `into`, which must be empty. One relaxed load when there are none.
+    #[inline]
+    pub fn take(&self, into: &mut Vec<Message>) {
+        if self.pending.load(Ordering::Relaxed) {
+            let mut messages = self.lock();
+            self.pending.store(false, Ordering::Relaxed);
+            std::mem::swap(&mut *messages, into);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Message>> {
+        // A panic while holding this lock cannot leave a half-written Vec.
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

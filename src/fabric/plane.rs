@@ -1,0 +1,127 @@
+//! What workers read: the tables, and where packets come from and go to. Published as one pointer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use hostweave_switch::tables::{NetworkId, PortId, Tables};
+use hostweave_uplink::tap::Tap;
+use hostweave_vhost::{Attachment, FromGuestQueue, ToGuestQueue};
+
+use crate::services::internal::InternalPort;
+
+/// Names a place that packets come from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SourceKey {
+    /// The port.
+    pub port: PortId,
+    /// Which of its attachments, counted over the life of the port.
+    pub attachment: u32,
+    /// Queue pair.
+    pub pair: u16,
+}
+
+/// A place that packets come from. Owned by exactly one worker.
+#[derive(Clone)]
+pub enum Source {
+    /// A guest's transmit queue.
+    Vhost(Arc<Attachment>, usize),
+    /// A TAP device.
+    Tap(Arc<Tap>),
+    /// The host's own services in a network.
+    Internal(Arc<InternalPort>),
+}
+
+impl Source {
+    /// The guest's transmit queue, if this is one.
+    #[inline]
+    pub fn from_guest(&self) -> Option<&FromGuestQueue> {
+        match self {
+            Source::Vhost(attachment, pair) => Some(&attachment.queues().get(*pair)?.from_guest),
+            _ => None,
+        }
+    }
+}
+
+/// Where packets for a port go.
+pub enum Output {
+    /// One VM; two attachments during a live migration on this host.
+    Vhost(VhostOutput),
+    /// A container.
+    Tap(Arc<Tap>),
+    /// The host's own services.
+    Internal(Arc<InternalPort>),
+}
+
+/// The attachments of a port, of which at most one is active.
+pub struct VhostOutput {
+    /// Main socket first.
+    pub attachments: Vec<Arc<Attachment>>,
+    /// Index of the active one.
+    pub active: AtomicUsize,
+    /// Bit per receive queue that the active guest runs.
+    pub running: AtomicU64,
+}
+
+impl VhostOutput {
+    /// The receive queue for a flow hash; `None` when no queue runs.
+    #[inline]
+    pub fn queue(&self, hash: u32) -> Option<(u16, &ToGuestQueue)> {
+        let running = self.running.load(Ordering::Relaxed);
+        if running == 0 {
+            return None;
+        }
+        let pair = nth_set_bit(running, hash % running.count_ones());
+        let attachment = self.attachments.get(self.active.load(Ordering::Relaxed))?;
+        Some((pair as u16, &attachment.queues().get(pair as usize)?.to_guest))
+    }
+}
+
+/// Position of the `n`-th set bit, counted from zero.
+#[inline]
+fn nth_set_bit(mut bits: u64, n: u32) -> u32 {
+    for _ in 0..n {
+        bits &= bits - 1;
+    }
+    bits.trailing_zeros()
+}
+
+/// Everything a worker reads, immutable.
+#[derive(Default)]
+pub struct Plane {
+    /// Networks, ports, addresses.
+    pub tables: Tables,
+    /// By [`PortId`].
+    pub outputs: Vec<Option<Arc<Output>>>,
+    /// By worker.
+    pub sources: Vec<Vec<(SourceKey, Source)>>,
+}
+
+impl Plane {
+    /// Where packets for this port go.
+    #[inline]
+    pub fn output(&self, port: PortId) -> Option<&Output> {
+        self.outputs.get(port.0 as usize)?.as_deref()
+    }
+}
+
+/// The worker that owns a source: queues of one port spread, so that a guest with several uses several workers.
+pub fn owner(port: PortId, pair: usize, workers: usize) -> usize {
+    (port.0 as usize + pair) % workers
+}
+
+/// The worker that owns a network's internal port.
+pub fn internal_owner(network: NetworkId, workers: usize) -> usize {
+    usize::from(network.0) % workers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nth_set_bit_counts_from_zero() {
+        assert_eq!(nth_set_bit(0b1, 0), 0);
+        assert_eq!(nth_set_bit(0b1010_0100, 0), 2);
+        assert_eq!(nth_set_bit(0b1010_0100, 2), 7);
+    }
+}

@@ -1,0 +1,141 @@
+//! `tx`: packets of one burst into their destinations.
+//!
+//! A destination queue is claimed once per burst, with one try; its used index is published once, when the burst is
+//! over. A queue that somebody else holds right now does not make anybody wait: the packet goes to the stash.
+
+use arrayvec::ArrayVec;
+use hostweave_switch::counters::PortCounters;
+use hostweave_switch::limits::BURST;
+use hostweave_switch::packet::Packet;
+use hostweave_switch::payload::Segment;
+use hostweave_switch::stage::DropReason;
+use hostweave_switch::tables::PortId;
+use hostweave_uplink::uring::Uring;
+use hostweave_vhost::ToGuest;
+
+use crate::fabric::plane::{Output, Plane, VhostOutput};
+
+/// A destination queue, claimed for this burst.
+struct Open<'p> {
+    port: PortId,
+    pair: u16,
+    queue: ToGuest<'p>,
+    counters: &'p PortCounters,
+    frames: u64,
+    octets: u64,
+}
+
+/// Deliveries of one burst.
+pub struct Delivery<'p> {
+    plane: &'p Plane,
+    worker: usize,
+    open: ArrayVec<Open<'p>, BURST>,
+}
+
+/// What became of a packet that was handed to a destination.
+pub enum Outcome {
+    /// Written (or queued to the device).
+    Done,
+    /// Its queue is held by another thread right now.
+    Busy,
+    /// It ends here.
+    Dropped(DropReason),
+}
+
+impl<'p> Delivery<'p> {
+    /// Nothing claimed yet.
+    #[inline]
+    pub fn new(plane: &'p Plane, worker: usize) -> Self {
+        Self { plane, worker, open: ArrayVec::new() }
+    }
+
+    /// Hands a packet to `to`. A drop is counted here; a busy packet is the caller's to keep.
+    #[inline]
+    pub fn deliver(&mut self, uring: &mut Uring, packet: &Packet, arena: &[Segment], to: PortId) -> Outcome {
+        let outcome = match self.plane.output(to) {
+            Some(Output::Vhost(output)) => self.to_vhost(output, packet, arena, to),
+            Some(Output::Tap(tap)) => self.count_sent(to, packet, tap.transmit(packet, arena, uring)),
+            Some(Output::Internal(port)) => self.count_sent(to, packet, port.deliver(packet, arena)),
+            None => Outcome::Dropped(DropReason::PortNotRunning),
+        };
+        if let Outcome::Dropped(reason) = outcome
+            && let Some(counters) = counters(self.plane, to, self.worker)
+        {
+            counters.tx_dropped.add(reason, 1);
+        }
+        outcome
+    }
+
+    fn to_vhost(&mut self, output: &'p VhostOutput, packet: &Packet, arena: &[Segment], to: PortId) -> Outcome {
+        let Some((pair, queue)) = output.queue(packet.meta.hash) else {
+            return Outcome::Dropped(DropReason::PortNotRunning);
+        };
+        let found = match self.open.last() {
+            // A burst goes mostly to one place.
+            Some(last) if last.port == to && last.pair == pair => Some(self.open.len() - 1),
+            _ => self.open.iter().position(|open| open.port == to && open.pair == pair),
+        };
+        let index = match found {
+            Some(index) => index,
+            None => {
+                let Some(counters) = counters(self.plane, to, self.worker) else {
+                    return Outcome::Dropped(DropReason::Internal);
+                };
+                let Some(queue) = queue.try_claim() else {
+                    return Outcome::Busy;
+                };
+                // A burst has at most `BURST` packets, so at most as many destinations; retries of the stash finish
+                // before they open more.
+                if self.open.is_full() {
+                    return Outcome::Busy;
+                }
+                self.open.push(Open { port: to, pair, queue, counters, frames: 0, octets: 0 });
+                self.open.len() - 1
+            }
+        };
+        let open = &mut self.open[index];
+        match open.queue.transmit(packet, arena) {
+            Ok(frames) => {
+                open.frames += 1;
+                open.octets += packet.len() as u64;
+                if frames > 1 {
+                    open.frames += u64::from(frames - 1);
+                    open.counters.extra_segments.add(u64::from(frames - 1));
+                }
+                Outcome::Done
+            }
+            Err(reason) => Outcome::Dropped(reason),
+        }
+    }
+
+    /// Counts a frame that a device or a service took.
+    fn count_sent(&self, to: PortId, packet: &Packet, result: Result<(), DropReason>) -> Outcome {
+        if let Err(reason) = result {
+            return Outcome::Dropped(reason);
+        }
+        if let Some(counters) = counters(self.plane, to, self.worker) {
+            counters.transmitted.add(1);
+            counters.transmitted_bytes.add(packet.len() as u64);
+        }
+        Outcome::Done
+    }
+
+    /// Publishes what was written and signals the guests that asked for it. Claims end here.
+    #[inline]
+    pub fn finish(mut self, uring: &mut Uring) {
+        for mut open in self.open.drain(..) {
+            open.counters.transmitted.add(open.frames);
+            open.counters.transmitted_bytes.add(open.octets);
+            if let Some(call) = open.queue.publish() {
+                open.counters.calls.add(1);
+                uring.signal(call.into());
+            }
+        }
+    }
+}
+
+/// This worker's counters of a port.
+#[inline]
+pub fn counters(plane: &Plane, port: PortId, worker: usize) -> Option<&PortCounters> {
+    plane.tables.port(port)?.counters.get(worker)
+}

@@ -1,0 +1,95 @@
+//! How often a port may make the switch itself do something: answers of `local`, and ICMP errors.
+//!
+//! Token buckets, one pair per port and worker, refilled from the burst's clock reading.
+
+use std::time::{Duration, Instant};
+
+use hostweave_switch::tables::PortId;
+
+/// Answers of `local` a port may ask for, per second and worker; a flood of pings to the gateway costs no more.
+const LOCAL_PER_S: u32 = 10_000;
+/// Burst of answers.
+const LOCAL_BURST: u32 = 1_000;
+/// ICMP errors sent to a port, per second and worker (RFC 1812 §4.3.2.8, RFC 4443 §2.4 (f)).
+const ICMP_ERRORS_PER_S: u32 = 100;
+/// Burst of ICMP errors.
+const ICMP_ERRORS_BURST: u32 = 50;
+
+/// Tokens, refilled with time.
+#[derive(Clone, Copy)]
+struct Bucket {
+    tokens: u32,
+    at: Instant,
+}
+
+impl Bucket {
+    fn take(&mut self, now: Instant, per_s: u32, burst: u32) -> bool {
+        let elapsed = now.saturating_duration_since(self.at);
+        let whole = elapsed.as_micros().saturating_mul(u128::from(per_s)) / 1_000_000;
+        if whole > 0 {
+            let whole = u32::try_from(whole).unwrap_or(u32::MAX);
+            self.tokens = self.tokens.saturating_add(whole).min(burst);
+            self.at = now;
+        }
+        let had = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
+        had
+    }
+}
+
+/// The buckets of every port, as one worker sees them.
+#[derive(Default)]
+pub struct Pace {
+    ports: Vec<Option<(Bucket, Bucket)>>,
+}
+
+impl Pace {
+    /// Makes room for ports below `count`; called when a new plane arrives, so that the packet path never grows it.
+    pub fn resize(&mut self, count: usize) {
+        self.ports.resize(count, None);
+    }
+
+    /// Whether `local` may work for this port now.
+    #[inline]
+    pub fn local(&mut self, port: PortId, now: Instant) -> bool {
+        self.buckets(port, now).is_none_or(|(local, _)| local.take(now, LOCAL_PER_S, LOCAL_BURST))
+    }
+
+    /// Whether an ICMP error may be sent to this port now.
+    #[inline]
+    pub fn icmp_error(&mut self, port: PortId, now: Instant) -> bool {
+        self.buckets(port, now).is_some_and(|(_, errors)| errors.take(now, ICMP_ERRORS_PER_S, ICMP_ERRORS_BURST))
+    }
+
+    fn buckets(&mut self, port: PortId, now: Instant) -> Option<&mut (Bucket, Bucket)> {
+        let full = || {
+            (Bucket { tokens: LOCAL_BURST, at: now }, Bucket { tokens: ICMP_ERRORS_BURST, at: now })
+        };
+        self.ports.get_mut(port.0 as usize).map(|slot| slot.get_or_insert_with(full))
+    }
+}
+
+/// How long a source without packets is polled before the worker waits for its kick: a guest's kick costs it a VM
+/// exit, so flapping is worse than a little polling (PERFORMANCE T7).
+pub const HOT: Duration = Duration::from_micros(100);
+
+/// How long a worker sleeps when all that is left to poll are rings without a kick (VIRTIO poll mode).
+pub const POLL_INTERVAL: Duration = Duration::from_micros(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bucket_empties_and_refills_with_time() {
+        let mut pace = Pace::default();
+        pace.resize(1);
+        let start = Instant::now();
+        let taken = (0..200).filter(|_| pace.icmp_error(PortId(0), start)).count();
+        assert_eq!(taken, ICMP_ERRORS_BURST as usize);
+        let later = start + Duration::from_millis(100);
+        let taken = (0..200).filter(|_| pace.icmp_error(PortId(0), later)).count();
+        assert_eq!(taken, (ICMP_ERRORS_PER_S / 10) as usize);
+        assert!(!pace.icmp_error(PortId(9), later), "an unknown port gets nothing");
+    }
+}
