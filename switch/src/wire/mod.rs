@@ -2,4 +2,5 @@
 
 pub mod dhcp4;
 pub mod dhcp6;
+pub mod frame;
 pub mod writer;

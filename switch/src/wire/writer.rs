@@ -98,6 +98,17 @@ impl<'a> Writer<'a> {
         self.len = self.len.min(len);
     }
 
+    /// Appends what `fill` writes to a writer of its own, which counts from its own first octet.
+    ///
+    /// # Errors
+    /// When it does not fit; then nothing was written.
+    pub fn nested(&mut self, fill: impl FnOnce(&mut Writer<'_>) -> Result<(), Full>) -> Result<(), Full> {
+        let mut inner = Writer::new(&mut self.buffer[self.len..]);
+        fill(&mut inner)?;
+        self.len += inner.len;
+        Ok(())
+    }
+
     /// Appends a domain name in uncompressed wire form (RFC 1035 §3.1). A final dot is accepted.
     ///
     /// # Errors
