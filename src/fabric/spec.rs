@@ -55,6 +55,19 @@ pub struct PortSpec {
     pub backend: BackendSpec,
 }
 
+impl PortSpec {
+    /// `namespace/name`, how people and events name the port.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// All its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = std::net::IpAddr> {
+        let v4 = self.v4.iter().copied().map(std::net::IpAddr::V4);
+        v4.chain(self.v6.iter().copied().map(std::net::IpAddr::V6))
+    }
+}
+
 /// What is attached to a port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum BackendSpec {

@@ -22,17 +22,18 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
 use crossbeam_queue::ArrayQueue;
-use hostweave_switch::counters::PortCounters;
 use hostweave_switch::icmp_error::{self, ErrorKind};
 use hostweave_switch::packet::{Burst, Offload, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{Network, PortId};
-use hostweave_uplink::uring::Uring;
+use hostweave_uplink::tap::Tap;
+use hostweave_uplink::uring::{Event, Frame, Uring};
+use hostweave_vhost::FromGuestQueue;
 
 use crate::datapath;
 use crate::fabric::mailbox::{Mailbox, Message};
-use crate::fabric::plane::{Plane, SourceKey};
+use crate::fabric::plane::{Plane, Source, SourceKey};
 use crate::services::LocalNote;
 use delivery::{Delivery, Outcome, counters};
 use pace::Pace;
@@ -47,10 +48,8 @@ pub const NOTES_MAX: usize = 4_096;
 pub enum Note {
     /// From the `local` stage.
     Local(PortId, LocalNote),
-    /// A source's ring is broken: stop its attachment.
-    SourceFault(SourceKey, String),
-    /// A destination's ring is broken.
-    OutputFault(PortId),
+    /// A guest's ring is broken: stop its attachment.
+    Fault(SourceKey, String),
     /// A TAP device failed (gone, or its namespace is).
     TapFailed(PortId, std::io::ErrorKind),
 }
@@ -100,37 +99,26 @@ impl Shared {
 
 /// One worker's private state.
 pub struct Worker {
-    shared: Arc<Shared>,
-    uring: Uring,
+    path: Path,
     sources: Sources,
-    burst: Burst,
-    stash: Stash,
-    pace: Pace,
     messages: Vec<Message>,
+    events: Vec<Event>,
 }
 
 impl Worker {
     /// A worker that runs on the calling thread, which must be the one that made `uring`.
     pub fn new(shared: Arc<Shared>, uring: Uring) -> Self {
-        Self {
-            shared,
-            uring,
-            sources: Sources::default(),
-            burst: Burst::new(),
-            stash: Stash::new(),
-            pace: Pace::default(),
-            messages: Vec::new(),
-        }
+        let path = Path { shared, uring, burst: Burst::new(), stash: Stash::new(), pace: Pace::default() };
+        Self { path, sources: Sources::default(), messages: Vec::new(), events: Vec::new() }
     }
 
     /// Runs until [`Message::Stop`].
     pub fn run(mut self) {
-        let plane = Arc::clone(&self.shared.plane);
-        let mut plane = Cache::new(plane);
+        let mut published = Cache::new(Arc::clone(&self.path.shared.plane));
         let mut loaded = u64::MAX;
         let mut before = now();
         loop {
-            let plane = plane.load();
+            let plane = published.load();
             if plane.tables.revision != loaded {
                 loaded = plane.tables.revision;
                 self.plane_changed(plane);
@@ -140,10 +128,11 @@ impl Worker {
             }
             let packets = self.turn(plane, before);
             let after = now();
-            self.account(packets, after.saturating_duration_since(before));
+            self.path.account(packets, after.saturating_duration_since(before));
             before = after;
-            if packets == 0 && self.sources.may_sleep() && self.stash.is_empty() {
-                before = self.sleep(before);
+            if packets == 0 && self.path.stash.is_empty() && self.sources.may_sleep() {
+                let poll_only = self.sources.poll_only();
+                before = self.path.sleep(before, poll_only.then_some(pace::POLL_INTERVAL));
             }
         }
     }
@@ -151,30 +140,57 @@ impl Worker {
     /// One loop over everything that may have packets. Returns how many there were.
     fn turn(&mut self, plane: &Plane, now: Instant) -> usize {
         let mut packets = self.completions(plane, now);
-        let mut index = 0;
-        while let Some(source) = self.sources.hot(index) {
-            let taken = self.serve(plane, source, now);
+        let mut position = 0;
+        while let Some(index) = self.sources.hot(position) {
+            let taken = match self.sources.visit(index) {
+                Some((key, source, tell)) => self.path.serve(plane, key, source, tell, now),
+                None => 0,
+            };
             packets += taken;
-            // A source that cooled down left the list, and another took its place.
-            if !self.sources.rest(source, taken, now, &mut self.uring) {
-                index += 1;
+            if !self.sources.rest(index, taken, now, &mut self.path.uring) {
+                position += 1;
             }
         }
-        if !self.stash.is_empty() {
-            self.retry_stash(plane, now);
+        if !self.path.stash.is_empty() {
+            self.path.retry_stash(plane, now);
         }
-        self.uring.submit();
+        self.path.uring.submit();
+        packets
+    }
+
+    /// Kicks and TAP frames that arrived in the completion queue.
+    fn completions(&mut self, plane: &Plane, now: Instant) -> usize {
+        let events = &mut self.events;
+        self.path.uring.poll_completions(&mut |event| events.push(event));
+        let mut packets = 0;
+        for event in self.events.drain(..) {
+            match event {
+                Event::Kick { token } => self.sources.kicked(token, &mut self.path.uring),
+                Event::Frame { token, frame } => {
+                    if let Some((key, Source::Tap(tap))) = self.sources.by_token(token) {
+                        packets += 1;
+                        self.path.serve_tap(plane, key.port, tap, &frame, now);
+                    }
+                    self.path.uring.release(frame);
+                }
+                Event::Failed { token, error } => {
+                    if let Some((key, _)) = self.sources.by_token(token) {
+                        self.path.shared.note(Note::TapFailed(key.port, error.kind()));
+                    }
+                }
+            }
+        }
         packets
     }
 
     fn mail(&mut self) -> bool {
-        self.shared.mailbox.take(&mut self.messages);
+        self.path.shared.mailbox.take(&mut self.messages);
         let mut stop = false;
         for message in self.messages.drain(..) {
             match message {
                 Message::PlaneChanged => {}
-                Message::SourceStarted(key) => self.sources.started(key, &mut self.uring),
-                Message::SourceStopped(key) => self.sources.stopped(key, &mut self.uring),
+                Message::SourceStarted(key) => self.sources.started(key, &mut self.path.uring),
+                Message::SourceStopped(key) => self.sources.stopped(key, &mut self.path.uring),
                 Message::Stop => stop = true,
             }
         }
@@ -182,15 +198,25 @@ impl Worker {
     }
 
     fn plane_changed(&mut self, plane: &Plane) {
-        self.pace.resize(plane.tables.ports.len());
-        let mine = plane.sources.get(self.shared.index).map_or(&[][..], Vec::as_slice);
-        self.sources.update(mine, &mut self.uring);
+        self.path.pace.resize(plane.tables.ports.len());
+        let mine = plane.sources.get(self.path.shared.index).map_or(&[][..], Vec::as_slice);
+        self.sources.update(mine, &mut self.path.uring);
     }
+}
 
+/// What a burst needs on its way, apart from the sources.
+struct Path {
+    shared: Arc<Shared>,
+    uring: Uring,
+    burst: Burst,
+    stash: Stash,
+    pace: Pace,
+}
+
+impl Path {
     fn account(&self, packets: usize, spent: Duration) {
         let stats = &self.shared.stats;
         let spent = u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX);
-        let add = |counter: &AtomicU64, value| counter.store(counter.load(Ordering::Relaxed) + value, Ordering::Relaxed);
         if packets > 0 {
             add(&stats.busy_ns, spent);
             add(&stats.packets, packets as u64);
@@ -200,14 +226,80 @@ impl Worker {
     }
 
     /// Blocks in the `io_uring` until something arrives. Returns the time it woke.
-    fn sleep(&mut self, since: Instant) -> Instant {
-        self.uring.wait(self.sources.poll_only().then_some(pace::POLL_INTERVAL));
+    fn sleep(&mut self, since: Instant, timeout: Option<Duration>) -> Instant {
+        self.uring.wait(timeout);
         let woke = now();
-        let stats = &self.shared.stats;
-        let asleep = u64::try_from(woke.saturating_duration_since(since).as_nanos()).unwrap_or(u64::MAX);
-        stats.asleep_ns.store(stats.asleep_ns.load(Ordering::Relaxed) + asleep, Ordering::Relaxed);
-        stats.sleeps.store(stats.sleeps.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let asleep = woke.saturating_duration_since(since).as_nanos();
+        add(&self.shared.stats.asleep_ns, u64::try_from(asleep).unwrap_or(u64::MAX));
+        add(&self.shared.stats.sleeps, 1);
         woke
+    }
+
+    /// Takes one burst from a source. Returns how many frames it had.
+    #[inline]
+    fn serve(&mut self, plane: &Plane, key: SourceKey, source: &Source, tell: bool, now: Instant) -> usize {
+        match source {
+            Source::Vhost(attachment, pair) => match attachment.queues().get(*pair) {
+                Some(pair) => self.serve_guest(plane, key, &pair.from_guest, tell, now),
+                None => 0,
+            },
+            Source::Internal(internal) => {
+                let frames = internal.take(&mut self.burst);
+                self.run_burst(plane, key.port, now);
+                self.burst.clear();
+                internal.release();
+                frames
+            }
+            Source::Tap(_) => 0,
+        }
+    }
+
+    /// `rx` from a guest. The ring stays claimed until the burst was delivered: payloads are copied straight from
+    /// the guest's memory, which nobody can take away meanwhile.
+    #[inline]
+    fn serve_guest(&mut self, plane: &Plane, key: SourceKey, queue: &FromGuestQueue, tell: bool, now: Instant) -> usize {
+        let Some(mut ring) = queue.try_claim() else { return 0 };
+        if tell {
+            ring.disable_notifications();
+        }
+        let count = counters(plane, key.port, self.shared.index);
+        let mut dropped = 0;
+        let received = ring.receive(key.port, &mut self.burst, &mut |reason| {
+            dropped += 1;
+            if let Some(count) = count {
+                count.received.add(1);
+                count.dropped.add(reason, 1);
+            }
+        });
+        if !self.burst.is_empty() {
+            self.run_burst(plane, key.port, now);
+        }
+        let frames = self.burst.len() + dropped;
+        self.burst.clear();
+        if frames > 0
+            && let Some(call) = ring.complete()
+        {
+            self.uring.signal(call.into());
+        }
+        drop(ring);
+        if let Err(fault) = received {
+            self.shared.note(Note::Fault(key, fault.to_string()));
+        }
+        frames
+    }
+
+    /// `rx` from a TAP device: one frame that the kernel wrote into a buffer of ours.
+    fn serve_tap(&mut self, plane: &Plane, port: PortId, tap: &Tap, frame: &Frame, now: Instant) {
+        if let Err(reason) = tap.receive(port, frame, &mut self.burst)
+            && let Some(count) = counters(plane, port, self.shared.index)
+        {
+            count.received.add(1);
+            count.dropped.add(reason, 1);
+        }
+        if !self.burst.is_empty() {
+            self.run_burst(plane, port, now);
+            self.burst.clear();
+        }
     }
 
     /// Takes the packets in the burst, all from `port`, through the pipeline and into their destinations.
@@ -223,7 +315,11 @@ impl Worker {
             let (packet, arena) = self.burst.packet_mut(index);
             octets += packet.len() as u64;
             let mut note = None;
-            let to = match datapath::process(&plane.tables, input, network, packet, arena, &mut note) {
+            let verdict = datapath::process(&plane.tables, input, network, packet, arena, &mut note);
+            if let Some(note) = note {
+                self.shared.note(Note::Local(port, note));
+            }
+            let to = match verdict {
                 Verdict::Forward => {
                     forwarded += 1;
                     packet.meta.out_port
@@ -251,9 +347,6 @@ impl Worker {
             };
             if matches!(out.deliver(&mut self.uring, packet, arena, to), Outcome::Busy) {
                 keep(&mut self.stash, plane, self.shared.index, packet, arena, to, now);
-            }
-            if let Some(note) = note {
-                self.shared.note(Note::Local(port, note));
             }
         }
         out.finish(&mut self.uring);
@@ -324,8 +417,8 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// This worker's counters for frames that were dropped before they became packets.
-fn count_drop(counters: &PortCounters, reason: DropReason) {
-    counters.received.add(1);
-    counters.dropped.add(reason, 1);
+/// Adds to a counter of which this thread is the only writer.
+#[inline]
+fn add(counter: &AtomicU64, value: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(value), Ordering::Relaxed);
 }

@@ -1,0 +1,420 @@
+//! The running packet path: workers, ports and what is attached to them.
+//!
+//! Control says what is to exist ([`Fabric::apply`]); this module makes it so and publishes one immutable
+//! [`plane::Plane`] to the workers. It decides nothing about packets.
+//!
+//! A *port* (identity, addresses, counters) and its *attachments* (sockets, memory, rings) are two things: a port has
+//! none, one, or, during a live migration on this host, two, of which one is active: the one whose guest last
+//! started its queues.
+
+pub mod mailbox;
+mod maintenance;
+mod observer;
+pub mod plane;
+mod port;
+pub mod spec;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
+use hostweave_switch::counters::PortTotals;
+use hostweave_switch::limits::{NETWORKS_MAX, PORTS_MAX, WORKERS_MAX};
+use hostweave_switch::tables::{AddressKey, Network, NetworkId, PortId, Tables};
+use hostweave_uplink::uring::Uring;
+use tokio::sync::mpsc;
+
+use crate::services::sockets::Sockets;
+use crate::worker::{NOTES_MAX, Shared, Worker, WorkerStats};
+use mailbox::{Mailbox, Message};
+use plane::Plane;
+use port::PortRuntime;
+use spec::{Desired, FabricConfig, FabricEvent, PortSpec, PortStatus};
+
+/// The running packet path.
+pub struct Fabric {
+    inner: Arc<Inner>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What the fabric's own threads share.
+struct Inner {
+    config: FabricConfig,
+    plane: Arc<ArcSwap<Plane>>,
+    workers: Vec<Arc<Shared>>,
+    state: Mutex<State>,
+    events: mpsc::UnboundedSender<FabricEvent>,
+    sockets: Sockets,
+}
+
+/// What exists, by name.
+#[derive(Default)]
+struct State {
+    revision: u64,
+    networks: HashMap<String, NetworkRuntime>,
+    ports: HashMap<String, PortRuntime>,
+    network_ids: IdPool,
+    port_ids: IdPool,
+    /// Planes that a worker may still hold. Control frees them, never a worker.
+    retired: Vec<Arc<Plane>>,
+    stopping: bool,
+}
+
+/// Small numbers, reused: they index tables.
+#[derive(Default)]
+struct IdPool {
+    next: u32,
+    free: Vec<u32>,
+}
+
+impl IdPool {
+    fn take(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+
+    fn give_back(&mut self, id: u32) {
+        self.free.push(id);
+    }
+}
+
+struct NetworkRuntime {
+    id: NetworkId,
+    network: Arc<Network>,
+    /// The internal port.
+    port: PortRuntime,
+}
+
+/// One worker's share of time, for `status` and metrics.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WorkerReport {
+    /// Seconds spent moving packets.
+    pub busy_s: f64,
+    /// Seconds spent polling for nothing.
+    pub polling_s: f64,
+    /// Seconds asleep.
+    pub asleep_s: f64,
+    /// Frames taken from sources.
+    pub packets: u64,
+    /// Times the worker went to sleep.
+    pub sleeps: u64,
+    /// Notes for control that were lost.
+    pub notes_lost: u64,
+}
+
+impl Fabric {
+    /// Starts the workers. Must be called inside a tokio runtime, which then also runs the sockets of internal ports.
+    ///
+    /// # Errors
+    /// When the kernel refuses an `io_uring`, a thread or a CPU.
+    pub fn start(config: FabricConfig) -> anyhow::Result<(Arc<Fabric>, mpsc::UnboundedReceiver<FabricEvent>)> {
+        if config.workers.is_empty() || config.workers.len() > WORKERS_MAX {
+            bail!("a host has 1 to {WORKERS_MAX} workers, not {}", config.workers.len());
+        }
+        let (events, receiver) = mpsc::unbounded_channel();
+        let plane = Arc::new(ArcSwap::from_pointee(Plane::default()));
+        let (listener, wait_for_inner) = maintenance::spawn()?;
+        let mut workers = Vec::new();
+        let mut threads = Vec::new();
+        for (index, cpu) in config.workers.iter().enumerate() {
+            let (shared, thread) = start_worker(index, *cpu, &plane, listener.thread().clone())?;
+            workers.push(shared);
+            threads.push(thread);
+        }
+        threads.push(listener);
+        let state = Mutex::new(State::default());
+        let inner = Arc::new(Inner { config, plane, workers, state, events, sockets: Sockets::new() });
+        wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
+        Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))
+    }
+
+    /// Makes the running state equal to `desired`. What did not change goes on undisturbed.
+    ///
+    /// A port whose device or socket cannot be set up now does not fail the call: it is reported as
+    /// [`FabricEvent::AttachFailed`] and tried again every second.
+    ///
+    /// # Errors
+    /// When `desired` contradicts itself or a limit of the host is reached; nothing has changed then.
+    pub fn apply(&self, desired: &Desired) -> anyhow::Result<()> {
+        let inner = &self.inner;
+        let mut state = inner.lock();
+        if state.stopping {
+            bail!("the daemon is shutting down");
+        }
+        check(desired)?;
+        inner.update_networks(&mut state, &desired.networks);
+        let gone = inner.remove_ports(&mut state, &desired.ports);
+        if !gone.is_empty() {
+            inner.publish(&mut state);
+            for mut port in gone {
+                port.detach(&inner.config, !desired.ports.iter().any(|spec| spec.full_name() == port.name()));
+            }
+        }
+        for spec in &desired.ports {
+            inner.update_port(&mut state, spec)?;
+        }
+        inner.publish(&mut state);
+        for port in state.ports.values() {
+            port.open_gate();
+        }
+        Ok(())
+    }
+
+    /// State and counters of a port, by `namespace/name`.
+    pub fn port_status(&self, port: &str) -> Option<PortStatus> {
+        self.inner.lock().ports.get(port).map(PortRuntime::status)
+    }
+
+    /// State and counters of every port, internal ports included (named `network/<name>/internal`).
+    pub fn port_statuses(&self) -> Vec<(String, PortStatus)> {
+        let state = self.inner.lock();
+        let ports = state.ports.values().chain(state.networks.values().map(|network| &network.port));
+        ports.map(|port| (port.name().to_owned(), port.status())).collect()
+    }
+
+    /// Counters of all ports, for the ledger.
+    pub fn totals(&self) -> Vec<PortTotals> {
+        self.port_statuses().into_iter().map(|(_, status)| status.totals).collect()
+    }
+
+    /// Time and packets of each worker.
+    pub fn worker_reports(&self) -> Vec<WorkerReport> {
+        self.inner.workers.iter().map(|worker| report(&worker.stats)).collect()
+    }
+
+    /// Sockets inside the networks, for the host's own services.
+    pub fn sockets(&self) -> Sockets {
+        self.inner.sockets.clone()
+    }
+
+    /// Stops all attachments and workers and waits for them. TAP devices stay: containers keep them.
+    pub fn shutdown(&self) {
+        let ports: Vec<PortRuntime> = {
+            let mut state = self.inner.lock();
+            state.stopping = true;
+            state.ports.drain().map(|(_, port)| port).collect()
+        };
+        self.inner.publish(&mut self.inner.lock());
+        for mut port in ports {
+            port.detach(&self.inner.config, false);
+        }
+        for worker in &self.inner.workers {
+            worker.mailbox.send(Message::Stop);
+            worker.listener.unpark();
+        }
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker or maintenance thread panicked");
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn event(&self, event: FabricEvent) {
+        // Nobody listens during shutdown.
+        let _ = self.events.send(event);
+    }
+
+    fn update_networks(&self, state: &mut State, desired: &[Network]) {
+        let names: HashSet<&str> = desired.iter().map(|network| network.name.as_str()).collect();
+        let State { networks, network_ids, port_ids, .. } = state;
+        networks.retain(|name, network| {
+            let keep = names.contains(name.as_str());
+            if !keep {
+                self.sockets.remove_network(name);
+                network_ids.give_back(u32::from(network.id.0));
+                port_ids.give_back(network.port.id().0);
+            }
+            keep
+        });
+        for wanted in desired {
+            let known = state.networks.get(&wanted.name).map(|network| (network.id, network.port.id()));
+            let (id, port_id) = known.unwrap_or_else(|| {
+                // `check` bounds the number of networks and ports far below the types' ranges.
+                (NetworkId(state.network_ids.take() as u16), PortId(state.port_ids.take()))
+            });
+            let network = Arc::new(Network { internal: port_id, ..wanted.clone() });
+            match state.networks.get_mut(&wanted.name) {
+                Some(runtime) => {
+                    self.sockets.update_network(&network);
+                    runtime.port.set_network(&network);
+                    runtime.network = network;
+                }
+                None => {
+                    let port = PortRuntime::internal(self, port_id, id, &network);
+                    state.networks.insert(wanted.name.clone(), NetworkRuntime { id, network, port });
+                }
+            }
+        }
+    }
+
+    /// Takes out the ports that are no longer wanted, or wanted with another backend or network.
+    fn remove_ports(&self, state: &mut State, desired: &[PortSpec]) -> Vec<PortRuntime> {
+        let wanted: HashMap<String, &PortSpec> = desired.iter().map(|spec| (spec.full_name(), spec)).collect();
+        let stays = |port: &PortRuntime| wanted.get(port.name()).is_some_and(|spec| port.may_become(spec));
+        let names: Vec<String> = state.ports.values().filter(|port| !stays(port)).map(|port| port.name().to_owned()).collect();
+        let gone: Vec<PortRuntime> = names.iter().filter_map(|name| state.ports.remove(name)).collect();
+        gone.iter().for_each(|port| state.port_ids.give_back(port.id().0));
+        gone
+    }
+
+    fn update_port(self: &Arc<Self>, state: &mut State, spec: &PortSpec) -> anyhow::Result<()> {
+        let name = spec.full_name();
+        let network = &state.networks.get(&spec.network).context("a port's network was checked before")?;
+        let (network_id, mtu) = (network.id, network.network.mtu);
+        if let Some(port) = state.ports.get_mut(&name) {
+            port.set_spec(spec);
+            return Ok(());
+        }
+        let mut port = PortRuntime::new(self, PortId(state.port_ids.take()), network_id, mtu, spec);
+        port.attach(self);
+        state.ports.insert(name, port);
+        Ok(())
+    }
+
+    /// Builds a plane from what exists, swaps the pointer and tells the workers.
+    fn publish(&self, state: &mut State) {
+        state.revision += 1;
+        let mut tables = Tables { revision: state.revision, ..Tables::default() };
+        let mut plane = Plane::default();
+        plane.sources.resize_with(self.workers.len(), Vec::new);
+        for runtime in state.networks.values() {
+            let index = usize::from(runtime.id.0);
+            if tables.networks.len() <= index {
+                tables.networks.resize(index + 1, None);
+            }
+            tables.networks[index] = Some(Arc::clone(&runtime.network));
+        }
+        let internal = state.networks.values().map(|network| &network.port);
+        for runtime in state.ports.values().chain(internal) {
+            let port = runtime.port();
+            let index = port.id.0 as usize;
+            if tables.ports.len() <= index {
+                tables.ports.resize(index + 1, None);
+                plane.outputs.resize_with(index + 1, || None);
+            }
+            for address in &port.v4 {
+                tables.addresses.insert(AddressKey::v4(port.network, *address), port.id);
+            }
+            for address in &port.v6 {
+                tables.addresses.insert(AddressKey::v6(port.network, *address), port.id);
+            }
+            tables.ports[index] = Some(Arc::clone(port));
+            plane.outputs[index] = runtime.output().cloned();
+            for (key, source) in runtime.sources() {
+                plane.sources[plane::owner(key.port, usize::from(key.pair), self.workers.len())].push((*key, source.clone()));
+            }
+        }
+        plane.tables = tables;
+        state.retired.push(self.plane.swap(Arc::new(plane)));
+        for worker in &self.workers {
+            worker.mailbox.send(Message::PlaneChanged);
+        }
+        state.purge();
+    }
+}
+
+impl State {
+    /// Frees the planes that no worker holds any more.
+    fn purge(&mut self) {
+        self.retired.retain(|plane| Arc::strong_count(plane) > 1);
+    }
+}
+
+/// Contradictions that control should have caught; checked again because everything below relies on it.
+fn check(desired: &Desired) -> anyhow::Result<()> {
+    if desired.networks.len() > NETWORKS_MAX {
+        bail!("{} networks are more than this host's limit of {NETWORKS_MAX}", desired.networks.len());
+    }
+    if desired.ports.len() + desired.networks.len() > PORTS_MAX {
+        bail!("{} ports are more than this host's limit of {PORTS_MAX}", desired.ports.len());
+    }
+    let networks: HashSet<&str> = desired.networks.iter().map(|network| network.name.as_str()).collect();
+    let mut names = HashSet::new();
+    let mut owners = HashSet::new();
+    for port in &desired.ports {
+        if !networks.contains(port.network.as_str()) {
+            bail!("port {}: network {:?} does not exist", port.full_name(), port.network);
+        }
+        if !names.insert(port.full_name()) {
+            bail!("port {} is there twice", port.full_name());
+        }
+        for address in port.addresses() {
+            if !owners.insert((port.network.as_str(), address)) {
+                bail!("port {}: address {address} of network {} has another owner", port.full_name(), port.network);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn start_worker(
+    index: usize,
+    cpu: Option<usize>,
+    plane: &Arc<ArcSwap<Plane>>,
+    listener: std::thread::Thread,
+) -> anyhow::Result<(Arc<Shared>, JoinHandle<()>)> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    let plane = Arc::clone(plane);
+    let body = move || {
+        let prepared = prepare_worker(index, cpu, plane, listener);
+        match prepared {
+            Ok((shared, uring)) => {
+                if sender.send(Ok(Arc::clone(&shared))).is_ok() {
+                    Worker::new(shared, uring).run();
+                }
+            }
+            Err(error) => drop(sender.send(Err(error))),
+        }
+    };
+    let thread = std::thread::Builder::new().name(format!("hw-worker-{index}")).spawn(body).context("starting a worker")?;
+    let shared = receiver.recv().context("a worker ended before it was ready")??;
+    Ok((shared, thread))
+}
+
+fn prepare_worker(
+    index: usize,
+    cpu: Option<usize>,
+    plane: Arc<ArcSwap<Plane>>,
+    listener: std::thread::Thread,
+) -> anyhow::Result<(Arc<Shared>, Uring)> {
+    if let Some(cpu) = cpu {
+        let mut set = nix::sched::CpuSet::new();
+        set.set(cpu).with_context(|| format!("worker {index}: CPU {cpu} is out of range"))?;
+        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
+            .with_context(|| format!("worker {index}: this process may not run on CPU {cpu}"))?;
+    }
+    let uring = Uring::new().with_context(|| format!("worker {index}: the kernel refused an io_uring"))?;
+    let shared = Arc::new(Shared {
+        index,
+        plane,
+        mailbox: Mailbox::new(uring.waker()),
+        notes: crossbeam_queue::ArrayQueue::new(NOTES_MAX),
+        listener,
+        stats: WorkerStats::default(),
+    });
+    Ok((shared, uring))
+}
+
+fn report(stats: &WorkerStats) -> WorkerReport {
+    use std::sync::atomic::Ordering::Relaxed;
+    let seconds = |counter: &std::sync::atomic::AtomicU64| counter.load(Relaxed) as f64 / 1e9;
+    WorkerReport {
+        busy_s: seconds(&stats.busy_ns),
+        polling_s: seconds(&stats.polling_ns),
+        asleep_s: seconds(&stats.asleep_ns),
+        packets: stats.packets.load(Relaxed),
+        sleeps: stats.sleeps.load(Relaxed),
+        notes_lost: stats.notes_lost.load(Relaxed),
+    }
+}

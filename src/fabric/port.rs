@@ -1,0 +1,325 @@
+//! One port at run time: its identity in the tables, and what is attached to it.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError};
+
+use hostweave_switch::MacAddr;
+use hostweave_switch::counters::{PortCounters, PortTotals};
+use hostweave_switch::tables::{Network, NetworkId, Port, PortId, PortKind, ROUTER_LINK_LOCAL};
+use hostweave_uplink::netns::{TapRequest, delete_tap, open_tap};
+use hostweave_uplink::tap::Tap;
+use hostweave_vhost::{Attachment, AttachmentConfig, Mode};
+
+use super::Inner;
+use super::observer::{Gate, PortObserver};
+use super::plane::{Output, Source, SourceKey, VhostOutput};
+use super::spec::{AttachmentStatus, BackendSpec, FabricConfig, FabricEvent, PortSpec, PortStatus, SocketMode};
+use crate::services::internal::InternalPort;
+
+/// Seconds for which DHCP leases an address; the address itself stays with the port for life.
+const LEASE_S: u32 = 86_400;
+
+/// One port at run time.
+pub struct PortRuntime {
+    port: Arc<Port>,
+    /// `None` for an internal port.
+    spec: Option<PortSpec>,
+    mtu: u16,
+    output: Option<Arc<Output>>,
+    sources: Vec<(SourceKey, Source)>,
+    /// Held back until the plane that knows the port is published.
+    gate: Gate,
+    /// Counts attachments over the life of the port, so that a source's key is never used twice.
+    serial: u32,
+    /// Why the last attempt to attach failed.
+    failure: Option<String>,
+}
+
+impl PortRuntime {
+    /// A port with nothing attached yet.
+    pub fn new(inner: &Inner, id: PortId, network: NetworkId, mtu: u16, spec: &PortSpec) -> Self {
+        let counters = (0..inner.workers.len()).map(|_| PortCounters::default()).collect();
+        Self {
+            port: Arc::new(port_of(id, network, spec, counters)),
+            spec: Some(spec.clone()),
+            mtu,
+            output: None,
+            sources: Vec::new(),
+            gate: Gate::default(),
+            serial: 0,
+            failure: None,
+        }
+    }
+
+    /// The internal port of a network.
+    pub fn internal(inner: &Inner, id: PortId, network_id: NetworkId, network: &Arc<Network>) -> Self {
+        let key = SourceKey { port: id, attachment: 0, pair: 0 };
+        let owner = super::plane::owner(id, 0, inner.workers.len());
+        let worker = Arc::clone(&inner.workers[owner]);
+        let wake = Arc::new(move || worker.mailbox.send(super::Message::SourceStarted(key)));
+        let internal = inner.sockets.add_network(network, wake);
+        let mut runtime = Self {
+            port: Arc::new(Port {
+                id,
+                name: format!("network/{}/internal", network.name),
+                kind: PortKind::Internal,
+                network: network_id,
+                mac: MacAddr::ROUTER,
+                v4: Vec::new(),
+                v6: Vec::new(),
+                hostname: String::new(),
+                up: true,
+                lease_s: LEASE_S,
+                counters: (0..inner.workers.len()).map(|_| PortCounters::default()).collect(),
+            }),
+            spec: None,
+            mtu: network.mtu,
+            output: Some(Arc::new(Output::Internal(Arc::clone(&internal)))),
+            sources: vec![(key, Source::Internal(internal))],
+            gate: Gate::default(),
+            serial: 1,
+            failure: None,
+        };
+        runtime.set_network(network);
+        runtime
+    }
+
+    /// The internal port owns the gateway's addresses, which may change with the network.
+    pub fn set_network(&mut self, network: &Network) {
+        let v4 = network.v4.map(|(_, gateway)| gateway).into_iter().collect();
+        let v6 = network.v6.map(|(_, gateway)| gateway).into_iter().chain([ROUTER_LINK_LOCAL]).collect();
+        self.port = Arc::new(Port { v4, v6, ..Port::clone(&self.port) });
+        self.mtu = network.mtu;
+    }
+
+    /// Its identity in the tables.
+    pub fn port(&self) -> &Arc<Port> {
+        &self.port
+    }
+
+    /// Index in the tables.
+    pub fn id(&self) -> PortId {
+        self.port.id
+    }
+
+    /// `namespace/name`.
+    pub fn name(&self) -> &str {
+        &self.port.name
+    }
+
+    /// Where its packets go.
+    pub fn output(&self) -> Option<&Arc<Output>> {
+        self.output.as_ref()
+    }
+
+    /// Where its packets come from.
+    pub fn sources(&self) -> &[(SourceKey, Source)] {
+        &self.sources
+    }
+
+    /// Whether it can take over this spec without a new attachment.
+    pub fn may_become(&self, wanted: &PortSpec) -> bool {
+        self.spec.as_ref().is_some_and(|spec| {
+            let same_tap = !matches!(spec.backend, BackendSpec::Tap { .. }) || spec.mac == wanted.mac;
+            spec.uid == wanted.uid && spec.network == wanted.network && spec.backend == wanted.backend && same_tap
+        })
+    }
+
+    /// Takes over addresses, labels' consequences and state.
+    pub fn set_spec(&mut self, spec: &PortSpec) {
+        if self.spec.as_ref() != Some(spec) {
+            self.port = Arc::new(port_of(self.port.id, self.port.network, spec, Arc::clone(&self.port.counters)));
+            self.spec = Some(spec.clone());
+        }
+    }
+
+    /// Whether it waits for another attempt to attach.
+    pub fn wants_attachment(&self) -> bool {
+        self.output.is_none() && self.spec.is_some()
+    }
+
+    /// Sets up what the spec asks for. A failure is reported as an event and kept for the next attempt.
+    pub fn attach(&mut self, inner: &Arc<Inner>) {
+        let Some(spec) = self.spec.clone() else { return };
+        self.gate = Gate::default();
+        let result = match &spec.backend {
+            BackendSpec::VhostUser { .. } => self.attach_vhost(inner, &spec),
+            BackendSpec::Tap { name, netns } => self.attach_tap(inner, &spec, name, netns.clone()),
+        };
+        let failure = result.err().map(|error| format!("{error:#}"));
+        if failure.is_some() && failure != self.failure {
+            let reason = failure.clone().unwrap_or_default();
+            inner.event(FabricEvent::AttachFailed { port: self.name().to_owned(), reason });
+        }
+        self.failure = failure;
+    }
+
+    fn attach_vhost(&mut self, inner: &Arc<Inner>, spec: &PortSpec) -> anyhow::Result<()> {
+        let BackendSpec::VhostUser { mode, socket, incoming_socket, queues, group, allowed_uids } = &spec.backend else {
+            return Ok(());
+        };
+        let mut attachments = Vec::new();
+        let mut sources = Vec::new();
+        for path in std::iter::once(socket).chain(incoming_socket) {
+            let serial = self.serial;
+            self.serial += 1;
+            let config = AttachmentConfig {
+                name: self.port.name.clone(),
+                mode: match mode {
+                    SocketMode::Listen => Mode::Listen,
+                    SocketMode::Connect => Mode::Connect,
+                },
+                path: path.clone(),
+                queue_pairs: *queues,
+                group: *group,
+                allowed_uids: allowed_uids.clone(),
+                mtu: self.mtu,
+            };
+            let observer = PortObserver::new(inner, &self.port, serial, attachments.len(), path, &self.gate);
+            match Attachment::start(config, Arc::new(observer)) {
+                Ok(attachment) => {
+                    for pair in 0..usize::from(*queues) {
+                        let key = SourceKey { port: self.port.id, attachment: serial, pair: pair as u16 };
+                        sources.push((key, Source::Vhost(Arc::clone(&attachment), pair)));
+                    }
+                    attachments.push(attachment);
+                }
+                Err(error) => {
+                    self.gate.open(None);
+                    attachments.iter().for_each(|attachment: &Arc<Attachment>| attachment.shutdown());
+                    return Err(error.into());
+                }
+            }
+        }
+        self.output = Some(Arc::new(Output::Vhost(VhostOutput {
+            attachments,
+            active: AtomicUsize::new(0),
+            running: AtomicU64::new(0),
+        })));
+        self.sources = sources;
+        Ok(())
+    }
+
+    fn attach_tap(&mut self, inner: &Inner, spec: &PortSpec, name: &str, netns: Option<PathBuf>) -> anyhow::Result<()> {
+        let request = TapRequest { name: name.to_owned(), netns, mac: spec.mac, mtu: self.mtu };
+        let device = open_tap(&inner.config.helper, &request)?;
+        let tap = Arc::new(Tap::new(device)?);
+        let key = SourceKey { port: self.port.id, attachment: self.serial, pair: 0 };
+        self.serial += 1;
+        self.output = Some(Arc::new(Output::Tap(Arc::clone(&tap))));
+        self.sources = vec![(key, Source::Tap(tap))];
+        inner.event(FabricEvent::Started {
+            port: self.name().to_owned(),
+            socket: PathBuf::from(name),
+            features: 0,
+            queue_pairs: 1,
+        });
+        Ok(())
+    }
+
+    /// The plane knows the port: attachments may tell what happens.
+    pub fn open_gate(&self) {
+        self.gate.open(self.output.clone());
+    }
+
+    /// Forgets a device that failed; the next attempt makes a new one.
+    pub fn tap_failed(&mut self) {
+        if matches!(self.output.as_deref(), Some(Output::Tap(_))) {
+            self.output = None;
+            self.sources.clear();
+        }
+    }
+
+    /// Stops a queue's attachment for what its guest did.
+    pub fn fault(&self, serial: u32, reason: &str) {
+        let source = self.sources.iter().find(|(key, _)| key.attachment == serial);
+        if let Some((_, Source::Vhost(attachment, _))) = source {
+            attachment.fault(reason);
+        }
+    }
+
+    /// Ends all attachments. `delete` also removes what outlives the process (a container's device).
+    pub fn detach(&mut self, config: &FabricConfig, delete: bool) {
+        self.gate.open(self.output.clone());
+        if let Some(Output::Vhost(output)) = self.output.as_deref() {
+            output.attachments.iter().for_each(|attachment| attachment.shutdown());
+        }
+        self.output = None;
+        self.sources.clear();
+        if delete
+            && let Some(PortSpec { backend: BackendSpec::Tap { name, netns }, mac, .. }) = &self.spec
+        {
+            let request = TapRequest { name: name.clone(), netns: netns.clone(), mac: *mac, mtu: self.mtu };
+            if let Err(error) = delete_tap(&config.helper, &request) {
+                tracing::warn!(port = self.name(), %error, "the port's TAP device could not be removed");
+            }
+        }
+    }
+
+    /// What `port describe` shows.
+    pub fn status(&self) -> PortStatus {
+        PortStatus { attachments: self.attachments(), totals: PortTotals::of(&self.port.counters) }
+    }
+
+    fn attachments(&self) -> Vec<AttachmentStatus> {
+        let failed = |path: PathBuf, fault: Option<String>| AttachmentStatus {
+            path,
+            state: "waiting-for-device",
+            fault,
+            ..AttachmentStatus::default()
+        };
+        match (self.output.as_deref(), self.spec.as_ref().map(|spec| &spec.backend)) {
+            (Some(Output::Vhost(output)), _) => vhost_statuses(output),
+            (Some(Output::Tap(_)), Some(BackendSpec::Tap { name, .. })) => vec![AttachmentStatus {
+                path: PathBuf::from(name),
+                state: "running",
+                active: true,
+                queue_pairs: 1,
+                ..AttachmentStatus::default()
+            }],
+            (None, Some(BackendSpec::Tap { name, .. })) => vec![failed(PathBuf::from(name), self.failure.clone())],
+            (None, Some(BackendSpec::VhostUser { socket, .. })) => vec![failed(socket.clone(), self.failure.clone())],
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn vhost_statuses(output: &VhostOutput) -> Vec<AttachmentStatus> {
+    let active = output.active.load(Ordering::Relaxed);
+    let mut statuses: Vec<AttachmentStatus> = Vec::new();
+    for (index, attachment) in output.attachments.iter().enumerate() {
+        let status = attachment.status();
+        let status = AttachmentStatus {
+            path: status.path,
+            state: status.state.name(),
+            fault: status.fault,
+            active: index == active,
+            peer: status.peer,
+            features: status.features,
+            queue_pairs: status.running_pairs,
+            memory: status.memory,
+        };
+        statuses.insert(if status.active { 0 } else { statuses.len() }, status);
+    }
+    statuses
+}
+
+fn port_of(id: PortId, network: NetworkId, spec: &PortSpec, counters: Arc<[PortCounters]>) -> Port {
+    Port {
+        id,
+        name: spec.full_name(),
+        kind: match spec.backend {
+            BackendSpec::VhostUser { .. } => PortKind::VhostUser,
+            BackendSpec::Tap { .. } => PortKind::Tap,
+        },
+        network,
+        mac: spec.mac,
+        v4: spec.v4.clone(),
+        v6: spec.v6.clone(),
+        hostname: spec.hostname.clone(),
+        up: spec.up,
+        lease_s: LEASE_S,
+        counters,
+    }
+}
