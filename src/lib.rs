@@ -1,2 +1,7 @@
 //! placeholder
+pub mod config;
+pub mod fabric {
+    //! placeholder
+    pub mod spec;
+}
 pub mod services;

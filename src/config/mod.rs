@@ -1,0 +1,29 @@
+//! Objects and configuration.
+//!
+//! ```text
+//! files ── load::read_paths ──► Source ── node::parse ──► tree with places ── de ──► raw ── checked ──► Object
+//! Objects ── set::check_set ──► ObjectSet ── ipam::assign ──► Assignments ── desired::to_desired ──► fabric
+//! ```
+//!
+//! The same functions run offline (`validate`) and in the daemon, and report every problem of every object at once, at
+//! its line. Nothing here touches the packet path or the disk, except that `load::read_paths` reads files.
+
+pub mod checked;
+pub mod desired;
+pub mod diagnostic;
+pub mod explain;
+pub mod ipam;
+pub mod kind;
+pub mod load;
+pub mod names;
+pub mod node;
+pub mod raw;
+pub mod set;
+
+pub use checked::{Object, Origin, Spec};
+pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity};
+pub use ipam::{Assignment, Assignments};
+pub use kind::{Kind, ObjectKey};
+pub use load::{Loaded, load_paths, load_sources, read_paths};
+pub use node::Source;
+pub use set::{ObjectSet, check_set};

@@ -1,0 +1,90 @@
+//! `Network` as written.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Metadata;
+
+/// An isolated L3 network: ports of one network reach each other, ports of different networks never do, even if their
+/// addresses are equal.
+///
+/// If no Network named `default` is written, one exists with `cidrs: [10.64.0.0/16, fd68:7700:64::/64]`, MTU 1500 and
+/// VNI 4096.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Network {
+    /// `hostweave.dev/v1alpha1`.
+    pub api_version: String,
+    /// `Network`.
+    pub kind: String,
+    /// What identifies and labels it. Networks have no namespace.
+    pub metadata: Metadata,
+    /// Addresses and properties.
+    pub spec: NetworkSpec,
+}
+
+/// Addresses and properties of a network.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetworkSpec {
+    /// Address ranges: one IPv4 CIDR, one IPv6 CIDR, or one of each, such as `[10.64.0.0/16, 2001:db8:64::/64]`. In an
+    /// IPv6 /64 guests form their addresses themselves (SLAAC); other prefix lengths need DHCPv6.
+    #[schemars(length(min = 1, max = 2))]
+    pub cidrs: Vec<String>,
+    /// The gateway's address in each CIDR; the first host address of a CIDR if left out. The switch owns it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
+    pub gateways: Vec<String>,
+    /// Largest IP packet in octets, 1280 to 65520; 1500 if left out. Guests learn it from virtio, DHCP and RA.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1280, max = 65520))]
+    pub mtu: Option<u32>,
+    /// Virtual network identifier, 1 to 16777215, unique; derived from the name if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16_777_215))]
+    pub vni: Option<u32>,
+    /// How ports get their addresses: `network` (default) with the prefix length of the CIDR, or `host` as /32 and /128
+    /// with routes to the gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addressing: Option<Addressing>,
+    /// Whether IPv6 addresses that guests form themselves (RFC 7217, RFC 8981) are learned and accepted: `on` (default)
+    /// or `off`. At most 8 a port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_learning: Option<OnOff>,
+    /// What DHCP and RA tell guests about name resolution.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<NetworkDns>,
+}
+
+/// How ports get their addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Addressing {
+    /// The prefix length of the CIDR; the switch answers ARP and ND for every address in it.
+    Network,
+    /// /32 and /128, with DHCP option 121 and RA.
+    Host,
+}
+
+/// A switch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum OnOff {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+/// What DHCP and RA tell guests about name resolution.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetworkDns {
+    /// Search domain, such as `cluster.local`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Addresses of resolvers, at most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub servers: Vec<String>,
+}
