@@ -1,0 +1,225 @@
+//! The DHCPv4 server (RFC 2131, options RFC 2132, 3397, 3442, 6842), without state: each port has its addresses in the
+//! tables, so every answer follows from the message and the port alone (SEMANTICS DH1–DH6).
+//!
+//! The server identifier is the gateway's address, the same on every host. What a guest was told is not remembered
+//! here; a confirmed lease and a declined address are reported to control by a note.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+
+use hostweave_switch::MacAddr;
+use hostweave_switch::packet::Packet;
+use hostweave_switch::payload::Segment;
+use hostweave_switch::stage::{DropReason, Verdict};
+use hostweave_switch::tables::{Addressing, Network};
+use hostweave_switch::wire::dhcp4::{
+    self, BOOTREQUEST, CLIENT_PORT, FLAG_BROADCAST, Message, Reply, SERVER_PORT, message_type, option,
+};
+use hostweave_switch::wire::frame::{self, FRAME_LEN_MAX};
+use hostweave_switch::wire::writer::{Full, Writer};
+use ipnet::Ipv4Net;
+
+use super::datagram::{COPY_LEN, udp_payload};
+use super::{LocalContext, LocalNote, verdict};
+
+/// Answers a UDP datagram to port 67 if it is for this server: broadcast, or to the gateway.
+pub fn answer(ctx: &LocalContext<'_>, packet: &mut Packet, arena: &[Segment], note: &mut Option<LocalNote>) -> Verdict {
+    let Some((range, gateway)) = ctx.network.v4 else { return Verdict::Continue };
+    let at = usize::from(packet.meta.layers.l3);
+    let Some(header) = packet.head().get(at..).and_then(|header| header.first_chunk::<20>()) else {
+        return Verdict::Continue;
+    };
+    let destination = Ipv4Addr::new(header[16], header[17], header[18], header[19]);
+    if ![gateway, Ipv4Addr::BROADCAST, range.broadcast()].contains(&destination) {
+        return Verdict::Continue;
+    }
+    let mut copy = [0; COPY_LEN];
+    let result = udp_payload(packet, arena, &mut copy).and_then(Message::check).and_then(|message| {
+        let answer = decide(ctx, &message, gateway, note)?;
+        frame::replace(packet, |frame| answer.emit(ctx, range, frame)).map_err(|_| DropReason::DhcpInvalid)
+    });
+    verdict(result)
+}
+
+/// An answer: what differs between OFFER, ACK, ACK to INFORM, and NAK.
+struct Answer<'a> {
+    kind: u8,
+    message: Message<'a>,
+    gateway: Ipv4Addr,
+    /// The address given; `None` in a NAK and in the answer to INFORM.
+    lease: Option<Ipv4Addr>,
+}
+
+/// RFC 2131 §4.3, one arm a message.
+fn decide<'a>(
+    ctx: &LocalContext<'_>,
+    message: &Message<'a>,
+    gateway: Ipv4Addr,
+    note: &mut Option<LocalNote>,
+) -> Result<Answer<'a>, DropReason> {
+    if message.op() != BOOTREQUEST || message.chaddr() != ctx.port.mac.0 {
+        return Err(DropReason::DhcpInvalid);
+    }
+    let server = message.option_address(option::SERVER_ID);
+    if message.option(option::SERVER_ID).is_some() && server != Some(gateway) {
+        // The guest chose another server.
+        return Err(DropReason::DhcpNoAnswer);
+    }
+    let address = *ctx.port.v4.first().ok_or(DropReason::DhcpNoAnswer)?;
+    let requested = message.option_address(option::REQUESTED_ADDRESS);
+    let answer = |kind, lease| Ok(Answer { kind, message: *message, gateway, lease });
+    match message.option_u8(option::MESSAGE_TYPE) {
+        Some(message_type::DISCOVER) => answer(message_type::OFFER, Some(address)),
+        Some(message_type::REQUEST) => {
+            // SELECTING and INIT-REBOOT name the address in option 50, RENEWING and REBINDING in `ciaddr`
+            // (RFC 2131 §4.3.2).
+            let wanted = requested.or(Some(message.ciaddr()).filter(|ciaddr| !ciaddr.is_unspecified()));
+            if wanted.ok_or(DropReason::DhcpInvalid)? == address {
+                *note = Some(LocalNote::LeaseConfirmed(IpAddr::V4(address)));
+                answer(message_type::ACK, Some(address))
+            } else {
+                answer(message_type::NAK, None)
+            }
+        }
+        Some(message_type::DECLINE) => {
+            if requested == Some(address) {
+                *note = Some(LocalNote::AddressDeclined(address));
+            }
+            Err(DropReason::DhcpNoAnswer)
+        }
+        // The address stays with the port whether the guest uses it or not.
+        Some(message_type::RELEASE) => Err(DropReason::DhcpNoAnswer),
+        Some(message_type::INFORM) if ctx.port.v4.contains(&message.ciaddr()) => answer(message_type::ACK, None),
+        _ => Err(DropReason::DhcpInvalid),
+    }
+}
+
+impl Answer<'_> {
+    fn emit(&self, ctx: &LocalContext<'_>, range: Ipv4Net, frame: &mut [u8]) -> Result<usize, Full> {
+        let (mac, to) = self.destination(ctx);
+        // RFC 2132 §9.10: the client's limit counts the IP datagram, and is at least 576.
+        let limit = self.message.option_u16(option::MAX_MESSAGE_SIZE).unwrap_or(0).max(DATAGRAM_LEN_MIN);
+        let limit = (usize::from(limit) + ETHERNET_LEN).min(FRAME_LEN_MAX).min(frame.len());
+        let from = SocketAddrV4::new(self.gateway, SERVER_PORT);
+        frame::udp4(&mut frame[..limit], mac, from, to, |writer| {
+            self.header().emit(writer)?;
+            self.options(ctx, range, writer)?;
+            dhcp4::finish(writer)
+        })
+    }
+
+    fn header(&self) -> Reply {
+        let nak = self.kind == message_type::NAK;
+        let relayed = !self.message.giaddr().is_unspecified();
+        Reply {
+            xid: self.message.xid(),
+            // RFC 2131 §4.3.2: of a NAK through a relay, "the server MUST set the broadcast bit", so that the relay
+            // reaches a client without a usable address.
+            flags: if nak && relayed { self.message.flags() | FLAG_BROADCAST } else { self.message.flags() },
+            ciaddr: if nak { Ipv4Addr::UNSPECIFIED } else { self.message.ciaddr() },
+            yiaddr: self.lease.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            giaddr: self.message.giaddr(),
+            chaddr: self.message.chaddr(),
+        }
+    }
+
+    /// Where the answer goes: the rules of RFC 2131 §4.1, in their order.
+    fn destination(&self, ctx: &LocalContext<'_>) -> (MacAddr, SocketAddrV4) {
+        let message = &self.message;
+        let broadcast = (MacAddr::BROADCAST, SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT));
+        if !message.giaddr().is_unspecified() {
+            return (ctx.port.mac, SocketAddrV4::new(message.giaddr(), SERVER_PORT));
+        }
+        if self.kind == message_type::NAK {
+            return broadcast;
+        }
+        match (message.ciaddr(), self.lease) {
+            (ciaddr, _) if !ciaddr.is_unspecified() => (ctx.port.mac, SocketAddrV4::new(ciaddr, CLIENT_PORT)),
+            (_, Some(lease)) if message.flags() & FLAG_BROADCAST == 0 => {
+                (ctx.port.mac, SocketAddrV4::new(lease, CLIENT_PORT))
+            }
+            _ => broadcast,
+        }
+    }
+
+    /// The options that a client cannot do without come first; the others where there is room.
+    fn options(&self, ctx: &LocalContext<'_>, range: Ipv4Net, writer: &mut Writer<'_>) -> Result<(), Full> {
+        dhcp4::put(writer, option::MESSAGE_TYPE, &[self.kind])?;
+        dhcp4::put(writer, option::SERVER_ID, &self.gateway.octets())?;
+        // RFC 6842 §3: the server "MUST return the client identifier option, unaltered".
+        if let Some(client_id) = self.message.option(option::CLIENT_ID) {
+            dhcp4::put(writer, option::CLIENT_ID, client_id)?;
+        }
+        if self.kind == message_type::NAK {
+            return dhcp4::put(writer, option::MESSAGE, b"the address is not this port's");
+        }
+        if self.lease.is_some() {
+            put_times(writer, ctx.port.lease_s)?;
+        }
+        let host = ctx.network.addressing == Addressing::Host;
+        let mask = if host { Ipv4Addr::BROADCAST } else { range.netmask() };
+        dhcp4::put(writer, option::SUBNET_MASK, &mask.octets())?;
+        put_routes(writer, self.gateway, host)?;
+        dhcp4::put(writer, option::ROUTER, &self.gateway.octets())?;
+        put_optional(ctx, writer);
+        Ok(())
+    }
+}
+
+/// Lease time, T1 at 50 % and T2 at 87.5 % (RFC 2131 §4.4.5); an infinite lease has infinite times.
+fn put_times(writer: &mut Writer<'_>, lease_s: u32) -> Result<(), Full> {
+    let finite = lease_s != u32::MAX;
+    let t1 = if finite { lease_s / 2 } else { lease_s };
+    let t2 = if finite { lease_s - lease_s / 8 } else { lease_s };
+    dhcp4::put(writer, option::LEASE_TIME, &lease_s.to_be_bytes())?;
+    dhcp4::put(writer, option::RENEWAL_TIME, &t1.to_be_bytes())?;
+    dhcp4::put(writer, option::REBINDING_TIME, &t2.to_be_bytes())
+}
+
+/// RFC 3442: a client that knows option 121 ignores option 3, so the default route stands in both. With a /32 lease
+/// the gateway itself needs a route first, on link (router 0.0.0.0).
+fn put_routes(writer: &mut Writer<'_>, gateway: Ipv4Addr, host: bool) -> Result<(), Full> {
+    let [a, b, c, d] = gateway.octets();
+    let routes = [32, a, b, c, d, 0, 0, 0, 0, 0, a, b, c, d];
+    dhcp4::put(writer, option::CLASSLESS_ROUTES, if host { &routes } else { &routes[9..] })
+}
+
+/// What a client can do without. An option that does not fit the client's message size is left out.
+fn put_optional(ctx: &LocalContext<'_>, writer: &mut Writer<'_>) {
+    let network = ctx.network;
+    let _ = dhcp4::put(writer, option::MTU, &network.mtu.to_be_bytes());
+    let (resolvers, count) = resolvers_v4(network);
+    if count > 0 {
+        let _ = dhcp4::put(writer, option::DNS, &resolvers.as_flattened()[..4 * count]);
+    }
+    if !ctx.port.hostname.is_empty() {
+        let _ = dhcp4::put(writer, option::HOST_NAME, ctx.port.hostname.as_bytes());
+    }
+    if let Some(domain) = &network.domain {
+        let _ = dhcp4::put(writer, option::DOMAIN_NAME, domain.as_bytes());
+        let mut name = [0; 256];
+        let mut search = Writer::new(&mut name);
+        if search.domain(domain).is_ok() {
+            let _ = dhcp4::put(writer, option::DOMAIN_SEARCH, search.written());
+        }
+    }
+}
+
+fn resolvers_v4(network: &Network) -> ([[u8; 4]; RESOLVERS_MAX], usize) {
+    let mut resolvers = [[0; 4]; RESOLVERS_MAX];
+    let mut count = 0;
+    let v4 = network.resolvers.iter().filter_map(|resolver| match resolver {
+        IpAddr::V4(resolver) => Some(resolver.octets()),
+        IpAddr::V6(_) => None,
+    });
+    for (slot, resolver) in resolvers.iter_mut().zip(v4) {
+        *slot = resolver;
+        count += 1;
+    }
+    (resolvers, count)
+}
+
+const ETHERNET_LEN: usize = 14;
+/// Octets of the IP datagram that every client takes (RFC 2131 §2).
+const DATAGRAM_LEN_MIN: u16 = 576;
+/// Resolvers in one answer.
+const RESOLVERS_MAX: usize = 8;

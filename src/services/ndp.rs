@@ -1,0 +1,301 @@
+//! Neighbour discovery (RFC 4861), duplicate address detection (RFC 4862) and router advertisements (RFC 8106): the
+//! switch is the router `fe80::1` of every network and, with default addressing, the neighbour for every address of
+//! its range (SEMANTICS RA1–RA5, ND1–ND3).
+//!
+//! It keeps no neighbour table: guests' addresses come from the tables, and an address that a guest is about to form
+//! is reported to control by a note. `guard` has dropped advertisements and redirects that guests must not send.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use hostweave_switch::packet::Packet;
+use hostweave_switch::payload::Segment;
+use hostweave_switch::stage::{DropReason, Verdict};
+use hostweave_switch::tables::{AddressKey, Addressing, Network, ROUTER_LINK_LOCAL};
+use hostweave_switch::wire::frame::{self, checksum_valid};
+use hostweave_switch::wire::writer::{Full, Writer};
+use hostweave_switch::{MacAddr, limits};
+
+use super::{LocalContext, LocalNote, verdict};
+
+/// Answers a neighbour discovery message.
+pub fn answer(
+    ctx: &LocalContext<'_>,
+    packet: &mut Packet,
+    arena: &mut [Segment],
+    note: &mut Option<LocalNote>,
+) -> Verdict {
+    verdict(reply(ctx, packet, arena, note))
+}
+
+fn reply(
+    ctx: &LocalContext<'_>,
+    packet: &mut Packet,
+    arena: &mut [Segment],
+    note: &mut Option<LocalNote>,
+) -> Result<(), DropReason> {
+    let message = Message::check(packet, arena)?;
+    match message.kind {
+        ROUTER_SOLICITATION => {
+            if ctx.network.v6.is_none() {
+                return Err(DropReason::NeighborNoAnswer);
+            }
+            // RFC 4861 §6.2.6: "A router MAY choose to unicast the response directly to the soliciting host's address
+            // (if the solicitation's source address is not the unspecified address)".
+            let to = if message.source.is_unspecified() { ALL_NODES } else { message.source };
+            let mac = if message.source.is_unspecified() { MULTICAST_ALL_NODES } else { ctx.port.mac };
+            let built = frame::replace(packet, |frame| router_advertisement(ctx.network, mac, to, frame));
+            built.map_err(|_| DropReason::Internal)
+        }
+        NEIGHBOR_SOLICITATION => {
+            let answer = neighbor(ctx, &message, note).ok_or(DropReason::NeighborNoAnswer)?;
+            let built = frame::replace(packet, |frame| answer.emit(ctx.port.mac, frame));
+            built.map_err(|_| DropReason::Internal)
+        }
+        // Unsolicited, for an owned address (ND3): nothing to learn.
+        NEIGHBOR_ADVERTISEMENT => Err(DropReason::NeighborNoAnswer),
+        _ => Err(DropReason::RouterAdvertisementFromGuest),
+    }
+}
+
+/// What a message says that survived the checks of RFC 4861 §6.1.1 and §7.1.1.
+struct Message {
+    kind: u8,
+    source: Ipv6Addr,
+    /// Of a neighbour solicitation; unspecified for the others.
+    target: Ipv6Addr,
+}
+
+impl Message {
+    fn check(packet: &mut Packet, arena: &mut [Segment]) -> Result<Self, DropReason> {
+        let invalid = DropReason::NdInvalid;
+        let (l3, l4) = (usize::from(packet.meta.layers.l3), usize::from(packet.meta.layers.l4));
+        let end = l3 + packet.meta.l3_len as usize;
+        // RFC 6980 §5: "Nodes MUST silently ignore" fragmented neighbour discovery messages.
+        if packet.meta.fragment || packet.meta.offload.is_gso() || end > limits::HEAD_MAX {
+            return Err(invalid);
+        }
+        packet.extend_head(end, arena).map_err(|_| invalid)?;
+        let header = packet.head().get(l3..).and_then(|bytes| bytes.first_chunk::<40>()).ok_or(invalid)?;
+        let body = packet.head().get(l4..end).ok_or(invalid)?;
+        let (source, destination) = (address(header, 8)?, address(header, 24)?);
+        let partial = packet.meta.offload.needs_csum();
+        // "The IP Hop Limit field has a value of 255, i.e., the packet could not possibly have been forwarded by a
+        // router. ICMP Checksum is valid. ICMP Code is 0." A checksum left to the device cannot be wrong.
+        if header[7] != 255 || body.len() < 8 || body[1] != 0 {
+            return Err(invalid);
+        }
+        if !partial && !checksum_valid(58, &header[8..], body) {
+            return Err(invalid);
+        }
+        let kind = body[0];
+        let solicits_neighbor = kind == NEIGHBOR_SOLICITATION;
+        let target = if solicits_neighbor { address(body, 8)? } else { Ipv6Addr::UNSPECIFIED };
+        if target.is_multicast() {
+            return Err(invalid);
+        }
+        let fixed = match kind {
+            ROUTER_SOLICITATION => 8,
+            NEIGHBOR_SOLICITATION | NEIGHBOR_ADVERTISEMENT => 24,
+            _ => return Ok(Self { kind, source, target }),
+        };
+        let link_address = check_options(body.get(fixed..).ok_or(invalid)?)?;
+        // "If the IP source address is the unspecified address, the IP destination address is a solicited-node
+        // multicast address", and "there is no source link-layer address option in the message."
+        if source.is_unspecified() {
+            let solicited_node = destination.octets()[..13] == SOLICITED_NODE;
+            if link_address || (solicits_neighbor && !solicited_node) {
+                return Err(invalid);
+            }
+        }
+        Ok(Self { kind, source, target })
+    }
+}
+
+/// "All included options have a length that is greater than zero." Returns whether there is a source link-layer
+/// address among them.
+fn check_options(mut options: &[u8]) -> Result<bool, DropReason> {
+    let mut link_address = false;
+    while let [kind, len, ..] = *options {
+        let rest = options.get(usize::from(len) * 8..).filter(|_| len > 0);
+        options = rest.ok_or(DropReason::NdInvalid)?;
+        link_address |= kind == OPTION_SOURCE_LINK_ADDRESS;
+    }
+    if options.is_empty() { Ok(link_address) } else { Err(DropReason::NdInvalid) }
+}
+
+fn address(bytes: &[u8], at: usize) -> Result<Ipv6Addr, DropReason> {
+    let octets = bytes.get(at..).and_then(|rest| rest.first_chunk::<16>());
+    octets.map(|octets| Ipv6Addr::from(*octets)).ok_or(DropReason::NdInvalid)
+}
+
+/// A neighbour advertisement of ours.
+struct Advertisement {
+    to: Ipv6Addr,
+    target: Ipv6Addr,
+    flags: u8,
+}
+
+impl Advertisement {
+    fn emit(&self, guest: MacAddr, frame: &mut [u8]) -> Result<usize, Full> {
+        let mac = if self.to == ALL_NODES { MULTICAST_ALL_NODES } else { guest };
+        frame::icmp6(frame, mac, ROUTER_LINK_LOCAL, self.to, |writer| {
+            writer.bytes(&[NEIGHBOR_ADVERTISEMENT, 0, 0, 0, self.flags, 0, 0, 0])?;
+            writer.bytes(&self.target.octets())?;
+            put_link_address(writer, OPTION_TARGET_LINK_ADDRESS)
+        })
+    }
+}
+
+/// Whether and how a neighbour solicitation is answered.
+fn neighbor(ctx: &LocalContext<'_>, message: &Message, note: &mut Option<LocalNote>) -> Option<Advertisement> {
+    let target = message.target;
+    // DAD for the own address stays unanswered, or the guest could never use it. Link-local addresses are shared with
+    // nobody but the router.
+    if ctx.port.v6.contains(&target) || (target.is_unicast_link_local() && target != ROUTER_LINK_LOCAL) {
+        return None;
+    }
+    let router = target == ROUTER_LINK_LOCAL || ctx.network.v6.is_some_and(|(_, gateway)| gateway == target);
+    let in_range = ctx.network.v6.is_some_and(|(range, _)| range.contains(&target));
+    if message.source.is_unspecified() {
+        if !router && (!in_range || !taken(ctx, target, note)) {
+            return None;
+        }
+        // RFC 4861 §7.2.4: "If the source of the solicitation is the unspecified address, the node MUST set the
+        // Solicited flag to zero and multicast the advertisement to the all-nodes address."
+        let flags = if router { FLAG_ROUTER | FLAG_OVERRIDE } else { 0 };
+        return Some(Advertisement { to: ALL_NODES, target, flags });
+    }
+    // For other guests' addresses the switch is a proxy: RFC 4861 §7.2.8, "the Override flag SHOULD be set to zero".
+    let flags = if router { FLAG_ROUTER | FLAG_SOLICITED | FLAG_OVERRIDE } else { FLAG_SOLICITED };
+    let ours = router || (in_range && ctx.network.addressing == Addressing::Network);
+    ours.then_some(Advertisement { to: message.source, target, flags })
+}
+
+/// Whether a guest must not form this address of the range. One that is free is reported instead (SEMANTICS RA5).
+fn taken(ctx: &LocalContext<'_>, target: Ipv6Addr, note: &mut Option<LocalNote>) -> bool {
+    // The subnet-router anycast address is the router's (RFC 4291 §2.6.1), except where RFC 6164 §4 does away with it.
+    let anycast = ctx.network.v6.is_some_and(|(range, _)| range.prefix_len() < 127 && range.network() == target);
+    let owner = ctx.tables.owner(AddressKey::new(ctx.port.network, IpAddr::V6(target)));
+    // `addressLearning: off` refuses what guests form by themselves; a refusal here makes the guest's own DAD fail,
+    // so that it does not try to use an address that `guard` would drop.
+    if anycast || owner.is_some_and(|owner| owner != ctx.port.id) || (owner.is_none() && !ctx.network.learning) {
+        return true;
+    }
+    if owner.is_none() {
+        *note = Some(LocalNote::AddressSeen(target));
+    }
+    false
+}
+
+/// Writes the router advertisement of a network as a frame to `mac` and `to`, and returns its length. Sent in answer
+/// to a solicitation, and unsolicited to [`ALL_NODES`] so that guests' lifetimes never run out.
+///
+/// # Errors
+/// When it does not fit `frame`.
+pub fn router_advertisement(network: &Network, mac: MacAddr, to: Ipv6Addr, frame: &mut [u8]) -> Result<usize, Full> {
+    frame::icmp6(frame, mac, ROUTER_LINK_LOCAL, to, |writer| {
+        writer.bytes(&[ROUTER_ADVERTISEMENT, 0, 0, 0, HOP_LIMIT, FLAG_MANAGED | FLAG_OTHER])?;
+        writer.u16(ROUTER_LIFETIME_S)?;
+        writer.zeros(8)?;
+        put_link_address(writer, OPTION_SOURCE_LINK_ADDRESS)?;
+        writer.bytes(&[OPTION_MTU, 1, 0, 0])?;
+        writer.u32(u32::from(network.mtu))?;
+        put_prefix(writer, network)?;
+        put_resolvers(writer, network)?;
+        put_search_list(writer, network)
+    })
+}
+
+fn put_link_address(writer: &mut Writer<'_>, option: u8) -> Result<(), Full> {
+    writer.bytes(&[option, 1])?;
+    writer.bytes(&MacAddr::ROUTER.0)
+}
+
+fn put_prefix(writer: &mut Writer<'_>, network: &Network) -> Result<(), Full> {
+    let Some((range, _)) = network.v6 else { return Ok(()) };
+    // SEMANTICS RA3: A only for a /64, whose interface identifiers are 64 bits long; not on link with host addressing.
+    let autonomous = if range.prefix_len() == 64 { FLAG_AUTONOMOUS } else { 0 };
+    let on_link = if network.addressing == Addressing::Network { FLAG_ON_LINK } else { 0 };
+    if autonomous | on_link == 0 {
+        return Ok(());
+    }
+    writer.bytes(&[OPTION_PREFIX, 4, range.prefix_len(), on_link | autonomous])?;
+    writer.u32(VALID_LIFETIME_S)?;
+    writer.u32(PREFERRED_LIFETIME_S)?;
+    writer.zeros(4)?;
+    writer.bytes(&range.network().octets())
+}
+
+fn put_resolvers(writer: &mut Writer<'_>, network: &Network) -> Result<(), Full> {
+    let resolvers = || resolvers_v6(network).take(RESOLVERS_MAX);
+    let count = resolvers().count() as u8;
+    if count == 0 {
+        return Ok(());
+    }
+    writer.bytes(&[OPTION_RDNSS, 1 + 2 * count, 0, 0])?;
+    writer.u32(DNS_LIFETIME_S)?;
+    resolvers().try_for_each(|resolver| writer.bytes(&resolver.octets()))
+}
+
+fn put_search_list(writer: &mut Writer<'_>, network: &Network) -> Result<(), Full> {
+    let Some(domain) = &network.domain else { return Ok(()) };
+    let start = writer.len();
+    writer.bytes(&[OPTION_DNSSL, 0, 0, 0])?;
+    writer.u32(DNS_LIFETIME_S)?;
+    if writer.domain(domain).is_err() {
+        writer.rewind(start);
+        return Ok(());
+    }
+    // RFC 8106 §5.2: "this field MUST be padded with zeros" to a multiple of 8 octets.
+    writer.zeros((writer.len() - start).next_multiple_of(8) - (writer.len() - start))?;
+    let units = (writer.len() - start) / 8;
+    writer.patch_u16(start, u16::from_be_bytes([OPTION_DNSSL, units as u8]));
+    Ok(())
+}
+
+/// The resolvers that IPv6 options can carry.
+pub fn resolvers_v6(network: &Network) -> impl Iterator<Item = Ipv6Addr> {
+    network.resolvers.iter().filter_map(|resolver| match resolver {
+        IpAddr::V6(resolver) => Some(*resolver),
+        IpAddr::V4(_) => None,
+    })
+}
+
+/// `ff02::1`.
+pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+/// The Ethernet group of [`ALL_NODES`] (RFC 2464 §7).
+pub const MULTICAST_ALL_NODES: MacAddr = MacAddr([0x33, 0x33, 0, 0, 0, 1]);
+/// First of the message types that are neighbour discovery.
+pub const ROUTER_SOLICITATION: u8 = 133;
+/// Last of them.
+pub const REDIRECT: u8 = 137;
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const NEIGHBOR_SOLICITATION: u8 = 135;
+const NEIGHBOR_ADVERTISEMENT: u8 = 136;
+const SOLICITED_NODE: [u8; 13] = [0xff, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff];
+const OPTION_SOURCE_LINK_ADDRESS: u8 = 1;
+const OPTION_TARGET_LINK_ADDRESS: u8 = 2;
+const OPTION_PREFIX: u8 = 3;
+const OPTION_MTU: u8 = 5;
+const OPTION_RDNSS: u8 = 25;
+const OPTION_DNSSL: u8 = 31;
+const FLAG_ROUTER: u8 = 0x80;
+const FLAG_SOLICITED: u8 = 0x40;
+const FLAG_OVERRIDE: u8 = 0x20;
+/// Addresses by DHCPv6, which serves every port (RA2).
+const FLAG_MANAGED: u8 = 0x80;
+/// The rest by DHCPv6.
+const FLAG_OTHER: u8 = 0x40;
+const FLAG_ON_LINK: u8 = 0x80;
+const FLAG_AUTONOMOUS: u8 = 0x40;
+const HOP_LIMIT: u8 = 64;
+/// RFC 8319 §4 allows the whole field; the longest keeps guests that miss many advertisements.
+const ROUTER_LIFETIME_S: u16 = 65_535;
+/// RFC 4861 §6.2.1, `AdvValidLifetime`: 30 days.
+const VALID_LIFETIME_S: u32 = 2_592_000;
+/// RFC 4861 §6.2.1, `AdvPreferredLifetime`: 7 days.
+const PREFERRED_LIFETIME_S: u32 = 604_800;
+/// As long as the router itself.
+const DNS_LIFETIME_S: u32 = ROUTER_LIFETIME_S as u32;
+/// Resolvers in one advertisement; RFC 8106 §5.3.1 has hosts keep three.
+const RESOLVERS_MAX: usize = 8;

@@ -1,0 +1,133 @@
+//! Echo requests to the gateway (RFC 792, RFC 4443 §4): the request becomes the reply in place.
+//!
+//! Addresses are swapped, type and hop count rewritten, both checksums updated incrementally (RFC 1624). The payload
+//! is not touched and never copied here, whatever its length. A fragmented request is answered fragment by fragment:
+//! the fragments of the reply are those of the request with the addresses swapped, only the first has a header to
+//! change, and the sender puts them together by the identification that it chose itself.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use hostweave_switch::MacAddr;
+use hostweave_switch::packet::{Offload, Packet, virtio_net};
+use hostweave_switch::stage::{DropReason, Verdict};
+use hostweave_switch::tables::ROUTER_LINK_LOCAL;
+
+use super::LocalContext;
+
+/// Answers an ICMP packet over IPv4 if it is an echo request, or a later fragment of one, to the gateway.
+pub fn answer_v4(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
+    let (l3, l4) = (usize::from(packet.meta.layers.l3), usize::from(packet.meta.layers.l4));
+    if !is_request(packet, l4, ECHO_REQUEST_V4) {
+        return Verdict::Continue;
+    }
+    let Some(gateway) = ctx.network.v4.map(|(_, gateway)| gateway) else { return Verdict::Continue };
+    let head = packet.head_mut();
+    let Some((ethernet, header)) = head.get_mut(..l4).and_then(|headers| headers.split_at_mut_checked(l3)) else {
+        return Verdict::Continue;
+    };
+    let (Some(ethernet), Some(header)) = (ethernet.first_chunk_mut::<14>(), header.first_chunk_mut::<20>()) else {
+        return Verdict::Continue;
+    };
+    let destination = Ipv4Addr::new(header[16], header[17], header[18], header[19]);
+    let source = Ipv4Addr::new(header[12], header[13], header[14], header[15]);
+    if destination != gateway || source.is_unspecified() || ethernet[..6] != MacAddr::ROUTER.0 {
+        return Verdict::Continue;
+    }
+    swap_macs(ethernet, ctx.port.mac);
+    let (left, right) = header.split_at_mut(16);
+    left[12..16].swap_with_slice(&mut right[..4]);
+    let [old_ttl, proto] = [header[8], header[9]];
+    header[8] = HOP_LIMIT;
+    let old = u16::from_be_bytes([old_ttl, proto]);
+    update_checksum(&mut header[10..12], old, u16::from_be_bytes([HOP_LIMIT, proto]));
+    finish(packet, l4, ECHO_REQUEST_V4, ECHO_REPLY_V4)
+}
+
+/// Answers an ICMPv6 packet if it is an echo request, or a later fragment of one, to the gateway or `fe80::1`.
+pub fn answer_v6(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
+    let (l3, l4) = (usize::from(packet.meta.layers.l3), usize::from(packet.meta.layers.l4));
+    if !is_request(packet, l4, ECHO_REQUEST_V6) {
+        return Verdict::Continue;
+    }
+    let gateway = ctx.network.v6.map(|(_, gateway)| gateway);
+    let head = packet.head_mut();
+    let Some((ethernet, header)) = head.get_mut(..l4).and_then(|headers| headers.split_at_mut_checked(l3)) else {
+        return Verdict::Continue;
+    };
+    let plain = header.len() == 40;
+    let (Some(ethernet), Some(header)) = (ethernet.first_chunk_mut::<14>(), header.first_chunk_mut::<40>()) else {
+        return Verdict::Continue;
+    };
+    // Only a fragment header may stand between: other extension headers are not ours to reflect.
+    let fragment_only = header[6] == NEXT_FRAGMENT && l4 == l3 + 48;
+    let octets = |at: usize, header: &[u8; 40]| Ipv6Addr::from(std::array::from_fn(|index| header[at + index]));
+    let (source, destination) = (octets(8, header), octets(24, header));
+    let ours = Some(destination) == gateway || destination == ROUTER_LINK_LOCAL;
+    if !ours || !(plain || fragment_only) || source.is_unspecified() || ethernet[..6] != MacAddr::ROUTER.0 {
+        return Verdict::Continue;
+    }
+    swap_macs(ethernet, ctx.port.mac);
+    header[7] = HOP_LIMIT;
+    let (left, right) = header.split_at_mut(24);
+    left[8..].swap_with_slice(right);
+    finish(packet, l4, ECHO_REQUEST_V6, ECHO_REPLY_V6)
+}
+
+/// A later fragment has no type; to the gateway, it can only belong to an echo request that gets an answer, or to
+/// nothing.
+fn is_request(packet: &Packet, l4: usize, request: u8) -> bool {
+    packet.meta.later_fragment || packet.head().get(l4..l4 + 2) == Some(&[request, 0])
+}
+
+/// Rewrites the ICMP header. The sum over both addresses (the pseudo-header of ICMPv6) is the same after the swap.
+///
+/// The caller has rewritten the outer headers already: from here the packet is answered or dropped, not passed on.
+fn finish(packet: &mut Packet, l4: usize, request: u8, reply: u8) -> Verdict {
+    let offload = packet.meta.offload;
+    if offload.is_gso() {
+        return Verdict::Drop(DropReason::GsoBad);
+    }
+    let partial = offload.needs_csum();
+    let at_icmp = usize::from(offload.csum_start) == l4 && offload.csum_offset == 2;
+    if partial && (!at_icmp || packet.meta.fragment) {
+        return Verdict::Drop(DropReason::ChecksumBad);
+    }
+    if !packet.meta.later_fragment {
+        let Some(icmp) = packet.head_mut().get_mut(l4..).and_then(|icmp| icmp.first_chunk_mut::<8>()) else {
+            return Verdict::Drop(DropReason::L4Malformed);
+        };
+        icmp[0] = reply;
+        // A partial checksum holds the pseudo-header alone; the receiver's side adds the message.
+        if !partial {
+            update_checksum(&mut icmp[2..4], u16::from(request) << 8, u16::from(reply) << 8);
+        }
+    }
+    packet.meta.offload = if partial {
+        Offload { flags: virtio_net::NEEDS_CSUM, csum_start: offload.csum_start, csum_offset: 2, ..Offload::default() }
+    } else {
+        Offload::default()
+    };
+    Verdict::Reply
+}
+
+fn swap_macs(ethernet: &mut [u8; 14], guest: MacAddr) {
+    ethernet[..6].copy_from_slice(&guest.0);
+    ethernet[6..12].copy_from_slice(&MacAddr::ROUTER.0);
+}
+
+/// RFC 1624, equation 3: `HC' = ~(~HC + ~m + m')`.
+fn update_checksum(field: &mut [u8], old: u16, new: u16) {
+    let checksum = u16::from_be_bytes([field[0], field[1]]);
+    let mut sum = u32::from(!checksum) + u32::from(!old) + u32::from(new);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    field.copy_from_slice(&(!(sum as u16)).to_be_bytes());
+}
+
+/// Type of an echo request over IPv6.
+pub const ECHO_REQUEST_V6: u8 = 128;
+const ECHO_REPLY_V6: u8 = 129;
+const ECHO_REQUEST_V4: u8 = 8;
+const ECHO_REPLY_V4: u8 = 0;
+const NEXT_FRAGMENT: u8 = 44;
+const HOP_LIMIT: u8 = 64;
