@@ -139,7 +139,9 @@ pub struct PortTotals {
 impl PortTotals {
     /// Adds up the workers' counters.
     pub fn of(workers: &[PortCounters]) -> Self {
-        let sum = |field: fn(&PortCountersInner) -> &Counter| workers.iter().map(|worker| field(worker).get()).fold(0, u64::wrapping_add);
+        let sum = |field: fn(&PortCountersInner) -> &Counter| {
+            workers.iter().map(|worker| field(worker).get()).fold(0, u64::wrapping_add)
+        };
         let drops = |field: fn(&PortCountersInner) -> &DropCounters| {
             let count = |reason| workers.iter().map(|worker| field(worker).get(reason)).sum::<u64>();
             DropReason::ALL.iter().map(|&reason| (reason, count(reason))).filter(|(_, count)| *count > 0).collect()

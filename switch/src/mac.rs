@@ -68,7 +68,9 @@ mod tests {
     fn parse_and_display_round_trip() {
         let mac: MacAddr = "02:00:0a:40:00:1F".parse().unwrap();
         assert_eq!(mac.to_string(), "02:00:0a:40:00:1f");
-        for bad in ["", "02:00:0a:40:00", "02:00:0a:40:00:1f:00", "2:0:a:40:0:1f", "02-00-0a-40-00-1f", "0g:00:0a:40:00:1f"] {
+        for bad in
+            ["", "02:00:0a:40:00", "02:00:0a:40:00:1f:00", "2:0:a:40:0:1f", "02-00-0a-40-00-1f", "0g:00:0a:40:00:1f"]
+        {
             assert!(bad.parse::<MacAddr>().is_err(), "{bad}");
         }
     }
