@@ -1,0 +1,140 @@
+//! The few system calls that have no safe form in the standard library: waiting on two descriptors, who is at the
+//! other end of a socket, page size of a memory file.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// Who is at the other end of a UNIX socket (`SO_PEERCRED`), as of its `connect` or `listen`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Peer {
+    /// Its process.
+    pub pid: i32,
+    /// Its effective user.
+    pub uid: u32,
+}
+
+/// Reads `SO_PEERCRED`.
+///
+/// # Errors
+/// What `getsockopt` says.
+pub fn peer(socket: &UnixStream) -> io::Result<Peer> {
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: `credentials` and `len` are valid for writes of the sizes given. JUSTIFICATION: no safe wrapper in std.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Peer { pid: credentials.pid, uid: credentials.uid })
+}
+
+/// Waits until one of two descriptors is readable (or hung up), or `timeout` is over. Says which.
+///
+/// # Errors
+/// What `poll` says, but never `EINTR`.
+pub fn wait_readable(fds: [Option<BorrowedFd<'_>>; 2], timeout: Option<Duration>) -> io::Result<[bool; 2]> {
+    let mut polls =
+        fds.map(|fd| libc::pollfd { fd: fd.map_or(-1, |fd| fd.as_raw_fd()), events: libc::POLLIN, revents: 0 });
+    let millis = timeout.map_or(-1, |timeout| i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX));
+    loop {
+        // SAFETY: the array is valid for its length during the call. JUSTIFICATION: no safe wrapper in std.
+        let result = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, millis) };
+        if result >= 0 {
+            return Ok(polls.map(|poll| poll.revents != 0));
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Sets `O_NONBLOCK`.
+///
+/// # Errors
+/// What `fcntl` says.
+pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: plain integers. JUSTIFICATION: no safe wrapper in std.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    // SAFETY: plain integers. JUSTIFICATION: no safe wrapper in std.
+    if flags < 0 || unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// A new eventfd, not blocking, closed on exec.
+///
+/// # Errors
+/// What `eventfd` says.
+pub fn eventfd() -> io::Result<File> {
+    // SAFETY: plain integers. JUSTIFICATION: no safe wrapper in std.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and ours. JUSTIFICATION: as above.
+    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
+}
+
+/// Adds one to an eventfd. A full counter already means a signal, so nothing can go wrong that matters.
+pub fn signal(fd: impl AsFd) {
+    let one = 1u64;
+    // SAFETY: eight octets of ours. JUSTIFICATION: no safe write on a borrowed descriptor in std.
+    unsafe { libc::write(fd.as_fd().as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
+}
+
+/// The page size with which `file` is mapped: that of its hugetlbfs, else the system's.
+///
+/// # Errors
+/// What `fstatfs` says.
+pub fn page_size(file: &File) -> io::Result<u64> {
+    /// `HUGETLBFS_MAGIC` of `linux/magic.h`.
+    const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+    // SAFETY: all-zero is a valid `statfs`. JUSTIFICATION: C structure, filled by the kernel.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `stat` is valid for writes. JUSTIFICATION: no safe wrapper in std.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if stat.f_type as i64 == HUGETLBFS_MAGIC { Ok(stat.f_bsize as u64) } else { Ok(base_page_size()) }
+}
+
+/// The system's page size.
+pub fn base_page_size() -> u64 {
+    // SAFETY: a plain integer. JUSTIFICATION: no safe wrapper in std.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn waiting_says_which_one_is_readable() {
+        let (mut a, b) = (eventfd().unwrap(), eventfd().unwrap());
+        let fds = [Some(a.as_fd()), Some(b.as_fd())];
+        assert_eq!(wait_readable(fds, Some(Duration::ZERO)).unwrap(), [false, false]);
+        a.write_all(&1u64.to_ne_bytes()).unwrap();
+        assert_eq!(wait_readable([Some(a.as_fd()), Some(b.as_fd())], None).unwrap(), [true, false]);
+    }
+
+    #[test]
+    fn peer_of_a_pair_is_this_process() {
+        let (a, _b) = UnixStream::pair().unwrap();
+        assert_eq!(peer(&a).unwrap().pid, std::process::id() as i32);
+    }
+}
