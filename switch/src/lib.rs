@@ -3,11 +3,17 @@
 #![deny(unsafe_code)]
 
 pub mod counters;
+pub mod guard;
+pub mod icmp_error;
 pub mod limits;
 pub mod mac;
+pub mod offload;
 pub mod packet;
+pub mod parse;
 #[allow(unsafe_code, reason = "segments point into memory that somebody else may write")]
 pub mod payload;
+pub mod rewrite;
+pub mod route;
 pub mod stage;
 pub mod tables;
 pub mod wire;

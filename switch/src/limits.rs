@@ -29,6 +29,9 @@ pub const GSO_SEGMENTS_MAX: usize = 128;
 /// Smallest `gso_size`, in octets (SEMANTICS VU12).
 pub const GSO_SIZE_MIN: usize = 48;
 
+/// IPv6 extension headers that `parse` walks (SEMANTICS CT9).
+pub const IPV6_EXTENSION_HEADERS_MAX: usize = 8;
+
 /// Ports of one host. A `PortId` is smaller.
 pub const PORTS_MAX: usize = 16_384;
 

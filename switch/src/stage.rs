@@ -98,7 +98,7 @@ drop_reasons! {
     GroupMembership = "group_membership",
     /// Sent to the gateway's own address, where nothing listens on that protocol or L4 port.
     GatewayNoService = "gateway_no_service",
-    /// A source or destination that may not be forwarded: unspecified, loopback, link-local, or limited broadcast.
+    /// A source or destination that may not be forwarded: unspecified, loopback, link-local, or IPv4-mapped.
     AddressNotForwardable = "address_not_forwardable",
     /// TTL or hop limit reached zero here.
     TtlExceeded = "ttl_exceeded",

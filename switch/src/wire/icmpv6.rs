@@ -131,14 +131,6 @@ pub fn verify(message: &[u8], src: Ipv6Addr, dst: Ipv6Addr) -> bool {
     sum_with_pseudo(message, src, dst) == 0xffff
 }
 
-/// Turns an echo request into its reply; swapping the addresses does not change the checksum.
-pub fn make_echo_reply(header: &mut [u8; HEADER_LEN]) {
-    let old = be16(header, 0);
-    header[0] = kind::ECHO_REPLY;
-    let sum = checksum::update(be16(header, 2), old, be16(header, 0));
-    header[2..4].copy_from_slice(&sum.to_be_bytes());
-}
-
 fn sum_with_pseudo(message: &[u8], src: Ipv6Addr, dst: Ipv6Addr) -> u16 {
     let pseudo = checksum::pseudo_v6(src, dst, proto::ICMPV6, message.len() as u32);
     checksum::combine(pseudo, checksum::sum(message))
@@ -160,15 +152,6 @@ mod tests {
         let view = Icmpv6::new_checked(&message).unwrap();
         assert_eq!((view.kind(), view.code(), view.ident(), view.sequence()), (128, 0, 0x1234, 1));
         assert!(emit(&mut [0; 7], SRC, DST, 0, 0, 0).is_none());
-    }
-
-    #[test]
-    fn echo_reply_keeps_the_checksum_right() {
-        let mut message = [7; 12];
-        emit(&mut message, SRC, DST, kind::ECHO_REQUEST, 0, 0xffff_ffff).unwrap();
-        make_echo_reply(message.first_chunk_mut().unwrap());
-        assert_eq!(message[0], kind::ECHO_REPLY);
-        assert!(verify(&message, DST, SRC));
     }
 
     #[test]

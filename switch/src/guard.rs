@@ -1,0 +1,210 @@
+//! May this port use this source? MAC, IPv4, IPv6, ARP and neighbour discovery (SEMANTICS AR2, AR3, ND1–ND3), router
+//! advertisements (RA4, RFC 6105, RFC 7113) and DHCP servers (DH6).
+//!
+//! `parse` came before: headers are where `meta` says, a neighbour discovery message is in the head as a whole, and a
+//! first fragment has its transport header. A fragment behind it says nothing about its L4 ports or type; it cannot do
+//! harm here, because a router advertisement or a DHCP offer is only received with its first fragment.
+//!
+//! The common case is one comparison of the source MAC, one of the source address, and two of L4 ports.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use crate::MacAddr;
+use crate::packet::{L3, Packet};
+use crate::stage::{DropReason, Verdict};
+use crate::tables::{Network, Port, PortKind, ROUTER_LINK_LOCAL};
+use crate::wire::ethernet::{self, Ethernet};
+use crate::wire::icmpv6::{self, kind};
+use crate::wire::ipv4::Ipv4;
+use crate::wire::ipv6::{self, Ipv6};
+use crate::wire::ndp::{NeighborAdvert, NeighborSolicit, RouterSolicit, option};
+use crate::wire::udp::l4_port;
+use crate::wire::{arp, proto};
+
+/// Checks the source of a parsed packet. `Continue` or `Drop`.
+#[inline]
+pub fn guard(port: &Port, network: &Network, packet: &Packet) -> Verdict {
+    match check(port, network, packet) {
+        Ok(()) => Verdict::Continue,
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+#[inline]
+fn check(port: &Port, network: &Network, packet: &Packet) -> Result<(), DropReason> {
+    let header = Ethernet::new_checked(packet.head()).ok_or(DropReason::Internal)?;
+    if header.src() != port.mac {
+        return Err(DropReason::SpoofedMac);
+    }
+    // The router is every guest's only neighbour.
+    let dst = header.dst();
+    if dst != MacAddr::ROUTER && !dst.is_multicast() {
+        return Err(DropReason::NotForRouter);
+    }
+    if port.kind == PortKind::Internal {
+        return internal(network, packet);
+    }
+    match packet.meta.l3 {
+        L3::V4 => v4(port, packet),
+        L3::V6 => v6(port, packet),
+        L3::Arp => arp(port, packet),
+        L3::None => Err(DropReason::Internal),
+    }
+}
+
+#[inline]
+fn v4(port: &Port, packet: &Packet) -> Result<(), DropReason> {
+    let header = v4_header(packet)?;
+    let src = header.src();
+    if !port.v4.contains(&src) {
+        may_be_unspecified_v4(packet, src, header.dst())?;
+    }
+    // Of a fragment behind the first, the L4 ports are zero.
+    if packet.meta.src_port == l4_port::DHCPV4_SERVER && packet.meta.proto == proto::UDP {
+        return Err(DropReason::DhcpServerFromGuest);
+    }
+    Ok(())
+}
+
+/// Without an address a host may ask for one (RFC 2131 §4.1) and report its groups (RFC 3376 §4.2.13).
+#[cold]
+fn may_be_unspecified_v4(packet: &Packet, src: Ipv4Addr, dst: Ipv4Addr) -> Result<(), DropReason> {
+    let meta = &packet.meta;
+    let dhcp = meta.proto == proto::UDP
+        && !meta.later_fragment
+        && (meta.src_port, meta.dst_port) == (l4_port::DHCPV4_CLIENT, l4_port::DHCPV4_SERVER)
+        && dst.is_broadcast();
+    let membership = meta.proto == proto::IGMP && dst.is_multicast();
+    if src.is_unspecified() && (dhcp || membership) { Ok(()) } else { Err(DropReason::SpoofedIp) }
+}
+
+#[inline]
+fn v6(port: &Port, packet: &Packet) -> Result<(), DropReason> {
+    let header = v6_header(packet)?;
+    let src = header.src();
+    if !port.v6.contains(&src) {
+        not_global(packet, src, header.dst())?;
+    }
+    match packet.meta.proto {
+        proto::ICMPV6 if !packet.meta.later_fragment => icmpv6(port, packet, header),
+        proto::UDP if packet.meta.src_port == l4_port::DHCPV6_SERVER => Err(DropReason::DhcpServerFromGuest),
+        _ => Ok(()),
+    }
+}
+
+/// A link-local source stays on the link. Any interface identifier will do: hosts form stable opaque ones (RFC 7217),
+/// and nobody but the router hears them. The unspecified address is for those who have none yet.
+#[cold]
+fn not_global(packet: &Packet, src: Ipv6Addr, dst: Ipv6Addr) -> Result<(), DropReason> {
+    if ipv6::is_link_local(src) && src != ROUTER_LINK_LOCAL {
+        // RFC 4291 §2.5.6: "Routers must not forward any packets with Link-Local source or destination addresses".
+        let on_link = ipv6::is_link_local(dst) || dst.is_multicast();
+        return if on_link { Ok(()) } else { Err(DropReason::AddressNotForwardable) };
+    }
+    let kind = (packet.meta.dst_port >> 8) as u8;
+    let asks = matches!(kind, kind::NEIGHBOR_SOLICIT | kind::ROUTER_SOLICIT) || icmpv6::is_mld_report(kind);
+    let icmpv6 = packet.meta.proto == proto::ICMPV6 && !packet.meta.later_fragment;
+    if src.is_unspecified() && icmpv6 && asks && dst.is_multicast() { Ok(()) } else { Err(DropReason::SpoofedIp) }
+}
+
+#[cold]
+fn icmpv6(port: &Port, packet: &Packet, header: Ipv6<'_>) -> Result<(), DropReason> {
+    let message = packet.head().get(usize::from(packet.meta.layers.l4)..).ok_or(DropReason::Internal)?;
+    let kind = *message.first().ok_or(DropReason::L4Malformed)?;
+    if matches!(kind, kind::ROUTER_ADVERT | kind::REDIRECT) {
+        return Err(DropReason::RouterAdvertisementFromGuest);
+    }
+    if !icmpv6::is_ndp(kind) {
+        return Ok(());
+    }
+    // RFC 4861 §7.1.1 and §7.1.2; RFC 6980 §5: "Nodes MUST silently ignore the following Neighbor Discovery ... messages
+    // if the packets carrying them include an IPv6 Fragmentation Header".
+    let (src, dst) = (header.src(), header.dst());
+    if header.hop_limit() != 255 || packet.meta.fragment || !icmpv6::verify(message, src, dst) {
+        return Err(DropReason::NdInvalid);
+    }
+    match kind {
+        kind::ROUTER_SOLICIT => router_solicit(port, message, src),
+        kind::NEIGHBOR_SOLICIT => neighbor_solicit(port, message, src, dst),
+        _ => neighbor_advert(port, message, dst),
+    }
+}
+
+fn router_solicit(port: &Port, message: &[u8], src: Ipv6Addr) -> Result<(), DropReason> {
+    let solicit = RouterSolicit::parse(message).ok_or(DropReason::NdInvalid)?;
+    // RFC 4861 §6.1.1: no source link-layer address from the unspecified address.
+    if src.is_unspecified() && solicit.options.link_layer(option::SOURCE_LINK_LAYER).is_some() {
+        return Err(DropReason::NdInvalid);
+    }
+    own(solicit.options.all_link_layer(option::SOURCE_LINK_LAYER, port.mac))
+}
+
+/// Anybody may be asked for; the asker must be the port (or nobody yet, when it checks for duplicates).
+fn neighbor_solicit(port: &Port, message: &[u8], src: Ipv6Addr, dst: Ipv6Addr) -> Result<(), DropReason> {
+    let solicit = NeighborSolicit::parse(message).ok_or(DropReason::NdInvalid)?;
+    if src.is_unspecified() {
+        // RFC 4861 §7.1.1: then "the IP destination address is a solicited-node multicast address" and "there is no
+        // source link-layer address option in the message".
+        let group = ipv6::solicited_node(solicit.target);
+        if dst != group || solicit.options.link_layer(option::SOURCE_LINK_LAYER).is_some() {
+            return Err(DropReason::NdInvalid);
+        }
+    }
+    own(solicit.options.all_link_layer(option::SOURCE_LINK_LAYER, port.mac))
+}
+
+fn neighbor_advert(port: &Port, message: &[u8], dst: Ipv6Addr) -> Result<(), DropReason> {
+    let advert = NeighborAdvert::parse(message).ok_or(DropReason::NdInvalid)?;
+    // RFC 4861 §7.1.2: "If the IP Destination Address is a multicast address the Solicited flag is zero."
+    if dst.is_multicast() && advert.solicited {
+        return Err(DropReason::NdInvalid);
+    }
+    let target = advert.target;
+    let own_target = port.v6.contains(&target) || (ipv6::is_link_local(target) && target != ROUTER_LINK_LOCAL);
+    own(own_target && advert.options.all_link_layer(option::TARGET_LINK_LAYER, port.mac))
+}
+
+fn own(yes: bool) -> Result<(), DropReason> {
+    if yes { Ok(()) } else { Err(DropReason::SpoofedNd) }
+}
+
+#[cold]
+fn arp(port: &Port, packet: &Packet) -> Result<(), DropReason> {
+    let message = arp_message(packet)?;
+    let own_sender = port.v4.contains(&message.sender_ip) || message.is_probe();
+    if message.sender_mac == port.mac && own_sender { Ok(()) } else { Err(DropReason::SpoofedArp) }
+}
+
+/// The host's own services are trusted to be who they are, but only the gateway's addresses are theirs.
+fn internal(network: &Network, packet: &Packet) -> Result<(), DropReason> {
+    let gateway_v4 = network.v4.map(|(_, gateway)| gateway);
+    let gateway_v6 = network.v6.map(|(_, gateway)| gateway);
+    let (own, reason) = match packet.meta.l3 {
+        L3::V4 => (Some(v4_header(packet)?.src()) == gateway_v4, DropReason::SpoofedIp),
+        L3::V6 => {
+            let src = v6_header(packet)?.src();
+            let none_yet = src.is_unspecified() && packet.meta.proto == proto::ICMPV6;
+            (Some(src) == gateway_v6 || ipv6::is_link_local(src) || none_yet, DropReason::SpoofedIp)
+        }
+        L3::Arp => {
+            let sender = arp_message(packet)?.sender_ip;
+            (sender.is_unspecified() || Some(sender) == gateway_v4, DropReason::SpoofedArp)
+        }
+        L3::None => (false, DropReason::Internal),
+    };
+    if own { Ok(()) } else { Err(reason) }
+}
+
+#[inline]
+fn v4_header(packet: &Packet) -> Result<Ipv4<'_>, DropReason> {
+    packet.head().get(ethernet::HEADER_LEN..).and_then(Ipv4::new_checked).ok_or(DropReason::Internal)
+}
+
+#[inline]
+fn v6_header(packet: &Packet) -> Result<Ipv6<'_>, DropReason> {
+    packet.head().get(ethernet::HEADER_LEN..).and_then(Ipv6::new_checked).ok_or(DropReason::Internal)
+}
+
+fn arp_message(packet: &Packet) -> Result<arp::Message, DropReason> {
+    packet.head().get(ethernet::HEADER_LEN..).and_then(arp::Message::parse).ok_or(DropReason::ArpInvalid)
+}

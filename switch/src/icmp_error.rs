@@ -1,0 +1,186 @@
+//! Turns a packet that was dropped into the ICMP error its sender must hear of (RFC 792, RFC 1812 §4.3; RFC 4443).
+//!
+//! It comes from the gateway and quotes the packet as it was received, payload included, as far as it may. It is never
+//! about another error, a fragment behind the first, or anything whose source is not one host (RFC 1122 §3.2.2, RFC
+//! 4443 §2.4 (e)). The caller limits the rate (RFC 1812 §4.3.2.8, RFC 4443 §2.4 (f)).
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::MacAddr;
+use crate::packet::{L3, Layers, Meta, Packet};
+use crate::payload::{Segment, gather};
+use crate::route::{destination, is_broadcast};
+use crate::tables::{Network, ROUTER_LINK_LOCAL};
+use crate::wire::ethernet::{self, Ethernet, ether_type};
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::ipv6::{self, Ipv6};
+use crate::wire::{icmpv4, icmpv6, proto};
+
+/// What went wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ErrorKind {
+    /// TTL or hop limit ran out.
+    TimeExceeded,
+    /// Nobody has the destination: "host unreachable" or "address unreachable" inside the network's range, where it would
+    /// be a neighbour; "network unreachable" or "no route" outside.
+    NoRoute,
+    /// Longer than the network's MTU, which the error tells.
+    TooBig,
+}
+
+/// Replaces `packet`, parsed but not rewritten, by the error about it, addressed to its sender. `false` when there may
+/// be none; the packet is as before then.
+#[cold]
+pub fn icmp_error(packet: &mut Packet, arena: &[Segment], network: &Network, kind: ErrorKind) -> bool {
+    let Some(link) = Ethernet::new_checked(packet.head()) else { return false };
+    let mac = link.src();
+    // RFC 1122 §3.2.2, RFC 4443 §2.4 (e.4): nothing about what was sent to a group of the link.
+    if link.dst().is_multicast() || packet.meta.later_fragment {
+        return false;
+    }
+    let done = match packet.meta.l3 {
+        L3::V4 => error_v4(packet, arena, network, kind, mac),
+        L3::V6 => error_v6(packet, arena, network, kind, mac),
+        L3::Arp | L3::None => None,
+    };
+    done.is_some()
+}
+
+fn error_v4(packet: &mut Packet, arena: &[Segment], network: &Network, kind: ErrorKind, mac: MacAddr) -> Option<()> {
+    let (_, gateway) = network.v4?;
+    let header = Ipv4::new_checked(packet.head().get(ethernet::HEADER_LEN..)?)?;
+    let (src, dst) = (header.src(), header.dst());
+    let about_error = packet.meta.proto == proto::ICMPV4 && icmpv4::is_error(message_kind(packet)?);
+    if about_error || dst.is_multicast() || is_broadcast(network, dst) || !is_one_host_v4(network, src) {
+        return None;
+    }
+    let (kind, code, rest) = match kind {
+        ErrorKind::TimeExceeded => (icmpv4::kind::TIME_EXCEEDED, 0, 0),
+        ErrorKind::NoRoute if is_neighbor(packet, network) => (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::HOST, 0),
+        ErrorKind::NoRoute => (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::NETWORK, 0),
+        ErrorKind::TooBig => {
+            (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::FRAGMENTATION_NEEDED, u32::from(network.mtu))
+        }
+    };
+    // RFC 1812 §4.3.2.3: as much as possible "without the length of the ICMP datagram exceeding 576 bytes".
+    let (mut quote, len) = quote(packet, arena, QUOTE_MAX_V4);
+    let message = &mut quote[..icmpv4::HEADER_LEN + len];
+    icmpv4::emit(message, kind, code, rest)?;
+    let repr = ipv4::Repr {
+        src: gateway,
+        dst: src,
+        proto: proto::ICMPV4,
+        ttl: TTL,
+        // RFC 1812 §4.3.2.5: precedence "Internetwork control" (6) for errors.
+        tos: 6 << 5,
+        payload_len: message.len() as u16,
+    };
+    replace(packet, L3::V4, ipv4::HEADER_LEN, message, mac, |header| {
+        header.first_chunk_mut().map(|header| repr.emit(header))
+    })
+}
+
+fn error_v6(packet: &mut Packet, arena: &[Segment], network: &Network, kind: ErrorKind, mac: MacAddr) -> Option<()> {
+    let header = Ipv6::new_checked(packet.head().get(ethernet::HEADER_LEN..)?)?;
+    let (src, dst) = (header.src(), header.dst());
+    let about_error = packet.meta.proto == proto::ICMPV6 && icmpv6::is_error(message_kind(packet)?);
+    // RFC 4443 §2.4 (e.6): a source "that does not uniquely identify a single node".
+    if about_error || dst.is_multicast() || src.is_multicast() || src.is_unspecified() || src.is_loopback() {
+        return None;
+    }
+    let gateway = network.v6.map(|(_, gateway)| gateway).filter(|_| !ipv6::is_link_local(src));
+    let gateway = gateway.unwrap_or(ROUTER_LINK_LOCAL);
+    let (kind, code, rest) = match kind {
+        ErrorKind::TimeExceeded => (icmpv6::kind::TIME_EXCEEDED, 0, 0),
+        ErrorKind::NoRoute if is_neighbor(packet, network) => {
+            (icmpv6::kind::UNREACHABLE, icmpv6::unreachable::ADDRESS, 0)
+        }
+        ErrorKind::NoRoute => (icmpv6::kind::UNREACHABLE, icmpv6::unreachable::NO_ROUTE, 0),
+        ErrorKind::TooBig => (icmpv6::kind::PACKET_TOO_BIG, 0, u32::from(network.mtu)),
+    };
+    // RFC 4443 §3: "As much of invoking packet as possible without the ICMPv6 packet exceeding the minimum IPv6 MTU".
+    let (mut quote, len) = quote(packet, arena, QUOTE_MAX_V6);
+    let message = &mut quote[..icmpv6::HEADER_LEN + len];
+    icmpv6::emit(message, gateway, src, kind, code, rest)?;
+    let repr = ipv6::Repr {
+        src: gateway,
+        dst: src,
+        next_header: proto::ICMPV6,
+        hop_limit: TTL,
+        traffic_class: 0,
+        payload_len: message.len() as u16,
+    };
+    replace(packet, L3::V6, ipv6::HEADER_LEN, message, mac, |header| {
+        header.first_chunk_mut().map(|header| repr.emit(header))
+    })
+}
+
+/// Type of an ICMP message; `parse` kept it.
+fn message_kind(packet: &Packet) -> Option<u8> {
+    packet.head().get(usize::from(packet.meta.layers.l4)).copied()
+}
+
+/// RFC 1812 §4.3.2.7: no error to "a source IP address that does not define a single host".
+fn is_one_host_v4(network: &Network, src: Ipv4Addr) -> bool {
+    !(src.octets()[0] == 0 || src.is_loopback() || src.is_multicast() || is_broadcast(network, src))
+}
+
+/// Whether the destination lies in the network's own range.
+fn is_neighbor(packet: &Packet, network: &Network) -> bool {
+    match destination(packet) {
+        Some(IpAddr::V4(dst)) => network.v4.is_some_and(|(range, _)| range.contains(&dst)),
+        Some(IpAddr::V6(dst)) => network.v6.is_some_and(|(range, _)| range.contains(&dst)),
+        None => false,
+    }
+}
+
+/// Room for an ICMP header, and behind it at most `max` octets of the IP packet, with their number. Payload is copied out
+/// of the sender's memory here, once, and nothing is decided on it.
+fn quote(packet: &Packet, arena: &[Segment], max: usize) -> ([u8; ICMP_HEADER + QUOTE_MAX_V6], usize) {
+    let mut message = [0; ICMP_HEADER + QUOTE_MAX_V6];
+    let len = (packet.len() - ethernet::HEADER_LEN).min(max);
+    let head = &packet.head()[ethernet::HEADER_LEN..];
+    let from_head = head.len().min(len);
+    let quoted = &mut message[ICMP_HEADER..ICMP_HEADER + len];
+    quoted[..from_head].copy_from_slice(&head[..from_head]);
+    gather(packet.segments(arena), 0, &mut quoted[from_head..]);
+    (message, len)
+}
+
+/// Puts `message` into the packet's place, behind an Ethernet header to `mac` and the header that `emit` writes.
+fn replace(
+    packet: &mut Packet,
+    l3: L3,
+    header_len: usize,
+    message: &[u8],
+    mac: MacAddr,
+    emit: impl FnOnce(&mut [u8]) -> Option<()>,
+) -> Option<()> {
+    let l4 = ethernet::HEADER_LEN + header_len;
+    packet.set_head_only(l4 + message.len());
+    let head = packet.head_mut();
+    let ether_type = if l3 == L3::V4 { ether_type::IPV4 } else { ether_type::IPV6 };
+    ethernet::Repr { dst: mac, src: MacAddr::ROUTER, ether_type }.emit(head.first_chunk_mut()?);
+    emit(&mut head[ethernet::HEADER_LEN..l4])?;
+    head[l4..].copy_from_slice(message);
+    packet.meta = Meta {
+        in_port: packet.meta.in_port,
+        out_port: packet.meta.in_port,
+        layers: Layers { l3: ethernet::HEADER_LEN as u16, l4: l4 as u16, l5: (l4 + ICMP_HEADER) as u16 },
+        l3,
+        proto: if l3 == L3::V4 { proto::ICMPV4 } else { proto::ICMPV6 },
+        dst_port: u16::from_be_bytes([message[0], message[1]]),
+        l3_len: (header_len + message.len()) as u32,
+        hash: packet.meta.hash,
+        ..Meta::default()
+    };
+    Some(())
+}
+
+const ICMP_HEADER: usize = 8;
+const QUOTE_MAX_V4: usize = 576 - ipv4::HEADER_LEN - ICMP_HEADER;
+const QUOTE_MAX_V6: usize = 1280 - ipv6::HEADER_LEN - ICMP_HEADER;
+/// Hop count of packets of ours.
+const TTL: u8 = 64;
+
+const _: () = assert!(icmpv4::HEADER_LEN == ICMP_HEADER && icmpv6::HEADER_LEN == ICMP_HEADER);
