@@ -7,17 +7,25 @@
 //! `ring` and `queue` (the driver), `nic` (all of it together, raw frames), `guest` (a stack: DHCP, SLAAC, ping, TCP,
 //! UDP), `frames` (hand-made frames and their checks), `hostile` (every way to misbehave that has a name).
 
+pub mod device;
 mod error;
 pub mod features;
+pub mod frames;
 pub mod frontend;
+mod guest;
 pub mod memory;
 pub mod nic;
 pub mod queue;
 pub mod ring;
+mod service;
+mod spawn;
 pub mod wire;
 
 pub use error::Error;
 pub use frontend::{Mode, Profile};
+pub use guest::{Guest, GuestBuilder, Lease, TCP_BUFFER_BYTES, Transfer};
 pub use memory::MemoryConfig;
 pub use nic::{Nic, NicConfig};
 pub use queue::{Split, VnetHeader};
+pub use ring::Violation;
+pub use spawn::GuestHandle;

@@ -237,6 +237,24 @@ impl TxQueue {
         Ok(())
     }
 
+    /// Whether a frame of full size finds a slot and descriptors.
+    pub fn has_room(&mut self) -> bool {
+        let need = self.descriptors_max();
+        if self.free.is_empty() || self.ring.free_count() < need {
+            self.reclaim();
+        }
+        !self.free.is_empty() && self.ring.free_count() >= need
+    }
+
+    /// Descriptors of the ring that a full slot takes.
+    fn descriptors_max(&mut self) -> usize {
+        if self.split.indirect {
+            return 1;
+        }
+        self.split.cut(self.slots.gpa, self.slots.slot_bytes, false, &mut self.pieces);
+        self.pieces.len()
+    }
+
     /// Where slot `index` lies: for hostile drivers, which write descriptors by hand.
     pub fn slot_gpa(&self, index: u32) -> u64 {
         self.slots.slot(index % self.slots.count.max(1))
