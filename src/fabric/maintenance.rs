@@ -1,5 +1,4 @@
-//! The thread between workers and control: hands notes on, stops attachments whose rings are broken, tries again
-//! what could not be attached, frees planes that no worker holds any more.
+//! The thread between workers and control: hands notes on, tries again what could not be attached, frees planes that no worker holds any more.
 //!
 //! It sleeps until a worker leaves a note, and looks around once a second.
 
@@ -59,12 +58,6 @@ fn handle(inner: &Arc<Inner>, note: Note, failed_taps: &mut Vec<PortId>) {
                 LocalNote::AddressDeclined(address) => FabricEvent::AddressDeclined { port, address },
                 LocalNote::LeaseConfirmed(address) => FabricEvent::LeaseConfirmed { port, address },
             });
-        }
-        Note::Fault(key, reason) => {
-            let state = inner.lock();
-            if let Some(port) = state.ports.values().find(|port| port.id() == key.port) {
-                port.fault(key.attachment, &reason);
-            }
         }
         Note::TapFailed(id, error) => {
             tracing::warn!(port = id.0, %error, "a TAP device failed");

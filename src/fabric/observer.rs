@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use hostweave_switch::tables::{Port, PortId};
-use hostweave_vhost::Observer;
+use hostweave_vhost::{Observer, Peer};
 
 use super::Inner;
 use super::mailbox::Message;
@@ -81,10 +81,10 @@ impl PortObserver {
 }
 
 impl Observer for PortObserver {
-    fn connected(&self, pid: i32, uid: u32) {
+    fn connected(&self, peer: Peer) {
         // Nothing may run before the workers know the port.
         self.gate.output();
-        self.event(|port, socket| FabricEvent::Connected { port, socket, pid, uid });
+        self.event(|port, socket| FabricEvent::Connected { port, socket, pid: peer.pid, uid: peer.uid });
     }
 
     fn queue_started(&self, pair: usize) {
@@ -112,7 +112,8 @@ impl Observer for PortObserver {
         self.tell_worker(pair, Message::SourceStopped);
     }
 
-    fn started(&self, features: u64, queue_pairs: u16) {
+    fn started(&self, features: u64, pairs: usize) {
+        let queue_pairs = pairs as u16;
         self.event(|port, socket| FabricEvent::Started { port, socket, features, queue_pairs });
     }
 

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::Arc;
 
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortCounters, PortTotals};
 use hostweave_switch::tables::{Network, NetworkId, Port, PortId, PortKind, ROUTER_LINK_LOCAL};
 use hostweave_uplink::netns::{TapRequest, delete_tap, open_tap};
 use hostweave_uplink::tap::Tap;
-use hostweave_vhost::{Attachment, AttachmentConfig, Mode};
+use hostweave_vhost::{Attachment, AttachmentConfig, Mode, State};
 
 use super::Inner;
 use super::observer::{Gate, PortObserver};
@@ -171,10 +171,11 @@ impl PortRuntime {
                     SocketMode::Connect => Mode::Connect,
                 },
                 path: path.clone(),
-                queue_pairs: *queues,
+                queue_pairs: usize::from(*queues),
                 group: *group,
                 allowed_uids: allowed_uids.clone(),
                 mtu: self.mtu,
+                config_space: None,
             };
             let observer = PortObserver::new(inner, &self.port, serial, attachments.len(), path, &self.gate);
             match Attachment::start(config, Arc::new(observer)) {
@@ -231,14 +232,6 @@ impl PortRuntime {
         }
     }
 
-    /// Stops a queue's attachment for what its guest did.
-    pub fn fault(&self, serial: u32, reason: &str) {
-        let source = self.sources.iter().find(|(key, _)| key.attachment == serial);
-        if let Some((_, Source::Vhost(attachment, _))) = source {
-            attachment.fault(reason);
-        }
-    }
-
     /// Ends all attachments. `delete` also removes what outlives the process (a container's device).
     pub fn detach(&mut self, config: &FabricConfig, delete: bool) {
         self.gate.open(self.output.clone());
@@ -290,15 +283,21 @@ fn vhost_statuses(output: &VhostOutput) -> Vec<AttachmentStatus> {
     let mut statuses: Vec<AttachmentStatus> = Vec::new();
     for (index, attachment) in output.attachments.iter().enumerate() {
         let status = attachment.status();
+        let huge_pages = status.huge_pages();
         let status = AttachmentStatus {
             path: status.path,
-            state: status.state.name(),
-            fault: status.fault,
+            state: match status.state {
+                State::WaitingForFrontend => "waiting-for-frontend",
+                State::Connected => "connected",
+                State::Running => "running",
+                State::Faulted => "faulted",
+            },
+            fault: status.fault.or(status.waiting),
             active: index == active,
-            peer: status.peer,
+            peer: status.peer.map(|peer| (peer.pid, peer.uid)),
             features: status.features,
-            queue_pairs: status.running_pairs,
-            memory: status.memory,
+            queue_pairs: status.running_pairs as u16,
+            memory: (status.memory > 0).then_some((status.memory, huge_pages)),
         };
         statuses.insert(if status.active { 0 } else { statuses.len() }, status);
     }

@@ -48,8 +48,6 @@ pub const NOTES_MAX: usize = 4_096;
 pub enum Note {
     /// From the `local` stage.
     Local(PortId, LocalNote),
-    /// A guest's ring is broken: stop its attachment.
-    Fault(SourceKey, String),
     /// A TAP device failed (gone, or its namespace is).
     TapFailed(PortId, std::io::ErrorKind),
 }
@@ -165,7 +163,7 @@ impl Worker {
         let mut packets = 0;
         for event in self.events.drain(..) {
             match event {
-                Event::Kick { token } => self.sources.kicked(token, &mut self.path.uring),
+                Event::Kick { token } => self.sources.kicked(token),
                 Event::Frame { token, frame } => {
                     if let Some((key, Source::Tap(tap))) = self.sources.by_token(token) {
                         packets += 1;
@@ -189,7 +187,7 @@ impl Worker {
         for message in self.messages.drain(..) {
             match message {
                 Message::PlaneChanged => {}
-                Message::SourceStarted(key) => self.sources.started(key, &mut self.path.uring),
+                Message::SourceStarted(key) => self.sources.started(key),
                 Message::SourceStopped(key) => self.sources.stopped(key, &mut self.path.uring),
                 Message::Stop => stop = true,
             }
@@ -240,7 +238,7 @@ impl Path {
     fn serve(&mut self, plane: &Plane, key: SourceKey, source: &Source, tell: bool, now: Instant) -> usize {
         match source {
             Source::Vhost(attachment, pair) => match attachment.queues().get(*pair) {
-                Some(pair) => self.serve_guest(plane, key, &pair.from_guest, tell, now),
+                Some(pair) => self.serve_guest(plane, key.port, &pair.from_guest, tell, now),
                 None => 0,
             },
             Source::Internal(internal) => {
@@ -257,14 +255,15 @@ impl Path {
     /// `rx` from a guest. The ring stays claimed until the burst was delivered: payloads are copied straight from
     /// the guest's memory, which nobody can take away meanwhile.
     #[inline]
-    fn serve_guest(&mut self, plane: &Plane, key: SourceKey, queue: &FromGuestQueue, tell: bool, now: Instant) -> usize {
+    fn serve_guest(&mut self, plane: &Plane, port: PortId, queue: &FromGuestQueue, tell: bool, now: Instant) -> usize {
         let Some(mut ring) = queue.try_claim() else { return 0 };
         if tell {
             ring.disable_notifications();
         }
-        let count = counters(plane, key.port, self.shared.index);
+        let count = counters(plane, port, self.shared.index);
         let mut dropped = 0;
-        let received = ring.receive(key.port, &mut self.burst, &mut |reason| {
+        // A broken ring has told its port's own thread, which stops it.
+        let _ = ring.receive(port, &mut self.burst, &mut |reason| {
             dropped += 1;
             if let Some(count) = count {
                 count.received.add(1);
@@ -272,7 +271,7 @@ impl Path {
             }
         });
         if !self.burst.is_empty() {
-            self.run_burst(plane, key.port, now);
+            self.run_burst(plane, port, now);
         }
         let frames = self.burst.len() + dropped;
         self.burst.clear();
@@ -280,10 +279,6 @@ impl Path {
             && let Some(call) = ring.complete()
         {
             self.uring.signal(call.into());
-        }
-        drop(ring);
-        if let Err(fault) = received {
-            self.shared.note(Note::Fault(key, fault.to_string()));
         }
         frames
     }

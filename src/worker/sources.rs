@@ -8,7 +8,7 @@
 //! ```
 //!
 //! *Idle*: nothing to poll and no kick to wait for. *Hot*: polled in every loop, the guest is told not to kick.
-//! *Cold*: the kick eventfd is armed in the `io_uring`. Tokens carry a generation, so that a completion that was on
+//! *Cold*: a kick on the eventfd, which the `io_uring` polls, makes it hot again. Tokens carry a generation, so that a completion that was on
 //! its way when a source left cannot speak for its successor.
 
 use std::collections::HashMap;
@@ -35,6 +35,8 @@ struct Entry {
     last: Option<Instant>,
     /// The guest was told not to kick.
     quiet: bool,
+    /// It has no kick (VHOST_USER_SET_VRING_KICK without a file descriptor), and had no packet lately.
+    polled: bool,
     generation: u32,
 }
 
@@ -79,16 +81,16 @@ impl Sources {
         if let Source::Tap(tap) = &source {
             tap.start(uring, token(index, generation));
         }
-        self.entries[index] = Some(Entry { key, source, state: State::Idle, last: None, quiet: false, generation });
+        self.entries[index] = Some(Entry { key, source, state: State::Idle, last: None, quiet: false, polled: false, generation });
         self.by_key.insert(key, index);
         // It may have started before the worker knew of it.
-        self.started(key, uring);
+        self.started(key);
     }
 
     /// The queue runs (again), or frames of an internal port wait.
-    pub fn started(&mut self, key: SourceKey, uring: &mut Uring) {
+    pub fn started(&mut self, key: SourceKey) {
         if let Some(&index) = self.by_key.get(&key) {
-            self.heat(index, uring);
+            self.heat(index);
         }
     }
 
@@ -96,19 +98,17 @@ impl Sources {
     pub fn stopped(&mut self, key: SourceKey, uring: &mut Uring) {
         let Some(&index) = self.by_key.get(&key) else { return };
         let Some(entry) = &mut self.entries[index] else { return };
-        if entry.state == State::Cold {
-            uring.disarm(token(index, entry.generation));
-        }
+        uring.disarm(token(index, entry.generation));
         entry.state = State::Idle;
         entry.quiet = false;
         self.hot.retain(|hot| *hot != index);
     }
 
-    /// A kick arrived. Returns whether the token is still somebody's.
-    pub fn kicked(&mut self, token: u64, uring: &mut Uring) -> bool {
-        let Some(index) = self.resolve(token) else { return false };
-        self.heat(index, uring);
-        true
+    /// A kick arrived.
+    pub fn kicked(&mut self, token: u64) {
+        if let Some(index) = self.resolve(token) {
+            self.heat(index);
+        }
     }
 
     /// The source that a completion speaks of.
@@ -139,6 +139,7 @@ impl Sources {
         let last = *entry.last.get_or_insert(now);
         if taken > 0 {
             entry.last = Some(now);
+            entry.polled = false;
             return false;
         }
         if now.saturating_duration_since(last) < HOT {
@@ -161,13 +162,14 @@ impl Sources {
                             ring.disable_notifications();
                             return false;
                         }
+                        entry.polled = ring.must_poll();
                         match ring.kick() {
                             Some(kick) => {
                                 uring.arm_kick(token(index, entry.generation), kick);
                                 State::Cold
                             }
-                            // VIRTIO poll mode (VHOST_USER_SET_VRING_KICK without a file descriptor).
-                            None => return false,
+                            None if entry.polled => return false,
+                            None => State::Idle,
                         }
                     }
                     None if queue.is_some_and(|queue| queue.is_running()) => return false,
@@ -188,33 +190,24 @@ impl Sources {
 
     /// Whether only rings without a kick are left to poll, none of which had packets lately.
     pub fn poll_only(&self) -> bool {
-        !self.hot.is_empty() && self.hot.iter().all(|index| self.entries[*index].as_ref().is_some_and(Entry::is_polled))
+        !self.hot.is_empty() && self.hot.iter().all(|index| self.entries[*index].as_ref().is_some_and(|entry| entry.polled))
     }
 
-    fn heat(&mut self, index: usize, uring: &mut Uring) {
+    fn heat(&mut self, index: usize) {
         let Some(entry) = self.entries.get_mut(index).and_then(Option::as_mut) else { return };
         entry.last = None;
         entry.quiet = false;
-        match entry.state {
-            State::Hot => return,
-            State::Cold => uring.disarm(token(index, entry.generation)),
-            State::Idle => {}
+        entry.polled = false;
+        if entry.state != State::Hot {
+            entry.state = State::Hot;
+            self.hot.push(index);
         }
-        entry.state = State::Hot;
-        self.hot.push(index);
     }
 
     fn resolve(&self, token: u64) -> Option<usize> {
         let index = (token & u64::from(u32::MAX)) as usize;
         let entry = self.entries.get(index)?.as_ref()?;
         (u64::from(entry.generation) == token >> 32).then_some(index)
-    }
-}
-
-impl Entry {
-    fn is_polled(&self) -> bool {
-        matches!(&self.source, Source::Vhost(attachment, pair)
-            if attachment.queues().get(*pair).is_some_and(|pair| pair.from_guest.is_polled()))
     }
 }
 
