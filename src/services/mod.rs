@@ -8,8 +8,11 @@ mod arp;
 mod datagram;
 mod dhcp4;
 mod dhcp6;
+pub mod internal;
 mod ndp;
 mod ping;
+pub mod sockets;
+mod stack;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

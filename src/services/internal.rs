@@ -1,0 +1,314 @@
+//! The internal port of a network: the queues between workers and the host's own TCP/IP stack.
+//!
+//! # Theory of operation
+//!
+//! A frame for the gateway is copied by the worker into chunks from a free list, and the chain of chunks is pushed to
+//! a bounded queue. The first push after the stack last looked rings a doorbell: one eventfd for all networks, whose
+//! reader wakes the stack of each network that rang. In the other direction the stack takes one chunk a frame, pushes
+//! it, and calls `wake`, after which the owning worker takes the frames into its burst, copies them to private slots
+//! and gives the chunks back at once. Both queues are lock-free and both free lists are filled when the port is made:
+//! a worker neither allocates nor waits, and a stack that is slow costs the network [`DropReason::DeviceQueueFull`]
+//! and nobody else anything.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_queue::ArrayQueue;
+use hostweave_switch::MacAddr;
+use hostweave_switch::limits::{HEADROOM, NETWORKS_MAX};
+use hostweave_switch::packet::{Burst, Packet};
+use hostweave_switch::payload::{Segment, gather};
+use hostweave_switch::stage::DropReason;
+use hostweave_switch::tables::PortId;
+use hostweave_switch::wire::frame::FRAME_LEN_MAX;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+
+/// Octets of a chunk. A frame from the stack always fits one.
+const CHUNK_LEN: usize = 2_048;
+/// Chunks towards the stack, of one network: six frames of 64 KiB, or as many small ones.
+const CHUNKS_TO_HOST: usize = 192;
+/// Frames from the stack that wait for the worker, of one network.
+const CHUNKS_FROM_HOST: usize = 128;
+/// Octets of the longest IP packet that the stack sends: the frame fits a packet's private slot.
+pub const STACK_MTU_MAX: usize = FRAME_LEN_MAX - ETHERNET_LEN;
+const ETHERNET_LEN: usize = 14;
+
+const _: () = assert!(STACK_MTU_MAX >= hostweave_switch::limits::MTU_MIN as usize && STACK_MTU_MAX <= CHUNK_LEN);
+
+/// Wakes the worker that owns the port.
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
+
+/// Part of a frame; further parts hang on it.
+struct Chunk {
+    next: Option<Box<Chunk>>,
+    len: usize,
+    octets: [u8; CHUNK_LEN],
+}
+
+/// One direction.
+struct FrameQueue {
+    free: ArrayQueue<Box<Chunk>>,
+    full: ArrayQueue<Box<Chunk>>,
+}
+
+impl FrameQueue {
+    fn new(chunks: usize) -> Self {
+        let queue = Self { free: ArrayQueue::new(chunks), full: ArrayQueue::new(chunks) };
+        for _ in 0..chunks {
+            queue.give_back(Some(Box::new(Chunk { next: None, len: 0, octets: [0; CHUNK_LEN] })));
+        }
+        queue
+    }
+
+    /// A chain of chunks for `len` octets, their lengths set, or `None` when there are not enough.
+    fn take_free(&self, mut len: usize) -> Option<Box<Chunk>> {
+        let mut chain: Option<Box<Chunk>> = None;
+        // The last chunk is taken first: it holds what is left over.
+        while len > 0 || chain.is_none() {
+            let Some(mut chunk) = self.free.pop() else {
+                self.give_back(chain);
+                return None;
+            };
+            chunk.len = match len % CHUNK_LEN {
+                0 => len.min(CHUNK_LEN),
+                rest => rest,
+            };
+            len -= chunk.len;
+            chunk.next = chain;
+            chain = Some(chunk);
+        }
+        chain
+    }
+
+    fn give_back(&self, mut chain: Option<Box<Chunk>>) {
+        while let Some(mut chunk) = chain {
+            chain = chunk.next.take();
+            // The free list has room for every chunk there is.
+            let _ = self.free.push(chunk);
+        }
+    }
+}
+
+/// The queues of one network's internal port.
+pub struct InternalPort {
+    id: PortId,
+    to_host: FrameQueue,
+    from_host: FrameQueue,
+    /// The stack was told and has not looked yet.
+    rung: AtomicBool,
+    /// The stack wanted to send and found no free chunk.
+    starved: AtomicBool,
+    /// Wakes the stack.
+    notify: Arc<Notify>,
+    doorbell: Arc<Doorbell>,
+    wake: Wake,
+}
+
+impl InternalPort {
+    /// Queues for the port `id`, empty.
+    pub(super) fn new(id: PortId, doorbell: Arc<Doorbell>, wake: Wake) -> Self {
+        Self {
+            id,
+            to_host: FrameQueue::new(CHUNKS_TO_HOST),
+            from_host: FrameQueue::new(CHUNKS_FROM_HOST),
+            rung: AtomicBool::new(false),
+            starved: AtomicBool::new(false),
+            notify: Arc::new(Notify::new()),
+            doorbell,
+            wake,
+        }
+    }
+
+    /// Worker: copies a packet to the stack. A GSO frame arrives whole, a partial checksum stays partial: the stack
+    /// looks at neither, for the frame never left the host.
+    ///
+    /// # Errors
+    /// `DeviceQueueFull` when the stack does not keep up.
+    pub fn deliver(&self, packet: &Packet, arena: &[Segment]) -> Result<(), DropReason> {
+        let start = usize::from(packet.meta.layers.l3).max(ETHERNET_LEN);
+        let len = packet.len().checked_sub(start).ok_or(DropReason::FrameTooShort)?;
+        self.push_to_host(len, |at, into| copy_at(packet, arena, start + at, into))
+    }
+
+    fn push_to_host(&self, len: usize, copy: impl Fn(usize, &mut [u8])) -> Result<(), DropReason> {
+        let mut chain = self.to_host.take_free(len).ok_or(DropReason::DeviceQueueFull)?;
+        let mut at = 0;
+        let mut next = Some(&mut chain);
+        while let Some(chunk) = next {
+            let len = chunk.len;
+            copy(at, &mut chunk.octets[..len]);
+            at += len;
+            next = chunk.next.as_mut();
+        }
+        if let Err(chain) = self.to_host.full.push(chain) {
+            self.to_host.give_back(Some(chain));
+            return Err(DropReason::DeviceQueueFull);
+        }
+        self.ring();
+        Ok(())
+    }
+
+    /// Worker: takes frames from the stack into the burst, as many as fit. Returns how many.
+    pub fn take(&self, burst: &mut Burst) -> usize {
+        let mut frames = 0;
+        while burst.has_room(0)
+            && let Some(chunk) = self.from_host.full.pop()
+        {
+            let (packet, _) = burst.next_slot(self.id);
+            let frame = &mut packet.slot()[HEADROOM..];
+            frame[..6].copy_from_slice(&MacAddr::ROUTER.0);
+            frame[6..12].copy_from_slice(&MacAddr::ROUTER.0);
+            let version_6 = chunk.octets[0] >> 4 == 6;
+            frame[12..ETHERNET_LEN].copy_from_slice(if version_6 { &[0x86, 0xdd] } else { &[0x08, 0x00] });
+            frame[ETHERNET_LEN..ETHERNET_LEN + chunk.len].copy_from_slice(&chunk.octets[..chunk.len]);
+            packet.set_frame(ETHERNET_LEN + chunk.len, 0, 0, 0);
+            burst.push();
+            self.from_host.give_back(Some(chunk));
+            frames += 1;
+        }
+        frames
+    }
+
+    /// Worker: says that it is done with what it took, so that a stack that waits for room goes on.
+    pub fn release(&self) {
+        if self.starved.swap(false, Ordering::AcqRel) {
+            self.ring();
+        }
+    }
+
+    /// Whether frames wait for the worker.
+    pub fn has_frames(&self) -> bool {
+        !self.from_host.full.is_empty()
+    }
+
+    /// Wakes the stack, once until it looks.
+    fn ring(&self) {
+        if !self.rung.swap(true, Ordering::AcqRel) && !self.doorbell.ring(&self.notify) {
+            self.rung.store(false, Ordering::Release);
+        }
+    }
+
+    /// Stack: wakes on frames, and whenever something else calls [`InternalPort::nudge`].
+    pub(super) fn notify(&self) -> &Arc<Notify> {
+        &self.notify
+    }
+
+    /// Wakes the stack from the side of tokio.
+    pub(super) fn nudge(&self) {
+        self.notify.notify_one();
+    }
+
+    /// Stack: from here on, new frames ring again. To be called before looking for them.
+    pub(super) fn listen(&self) {
+        self.rung.swap(false, Ordering::AcqRel);
+    }
+
+    /// Stack: the next IP packet from guests, in place of what `into` held. `false` when there is none.
+    pub(super) fn receive(&self, into: &mut Vec<u8>) -> bool {
+        let Some(chain) = self.to_host.full.pop() else { return false };
+        into.clear();
+        let mut next = Some(&chain);
+        while let Some(chunk) = next {
+            into.extend_from_slice(&chunk.octets[..chunk.len]);
+            next = chunk.next.as_ref();
+        }
+        self.to_host.give_back(Some(chain));
+        true
+    }
+
+    /// Stack: room for a frame, to be filled and sent; `None` when the worker is behind, which [`Self::release`] ends.
+    pub(super) fn reserve(&self) -> Option<Reserved<'_>> {
+        let chunk = self.from_host.free.pop().or_else(|| {
+            self.starved.store(true, Ordering::Release);
+            // The worker may have given chunks back before it could see the flag.
+            self.from_host.free.pop()
+        });
+        chunk.map(|chunk| Reserved { port: self, chunk: Some(chunk) })
+    }
+
+    /// Stack: tells the worker that frames wait.
+    pub(super) fn wake(&self) {
+        (self.wake)();
+    }
+}
+
+/// Room for a frame; given back when it is not sent.
+pub(super) struct Reserved<'a> {
+    port: &'a InternalPort,
+    chunk: Option<Box<Chunk>>,
+}
+
+impl Reserved<'_> {
+    /// Writes and queues an IP packet of `len` octets. One that is too long is dropped, as is one of no octets.
+    pub fn send<R>(mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+        let Some(mut chunk) = self.chunk.take().filter(|_| (1..=STACK_MTU_MAX).contains(&len)) else {
+            return fill(&mut vec![0; len]);
+        };
+        let result = fill(&mut chunk.octets[..len]);
+        chunk.len = len;
+        if let Err(chunk) = self.port.from_host.full.push(chunk) {
+            self.port.from_host.give_back(Some(chunk));
+        }
+        result
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.port.from_host.give_back(self.chunk.take());
+    }
+}
+
+/// Copies from the middle of a packet.
+fn copy_at(packet: &Packet, arena: &[Segment], at: usize, into: &mut [u8]) {
+    let head = packet.head().get(at..).unwrap_or(&[]);
+    let from_head = head.len().min(into.len());
+    let (first, rest) = into.split_at_mut(from_head);
+    first.copy_from_slice(&head[..from_head]);
+    if !rest.is_empty() {
+        gather(packet.segments(arena), (at + from_head).saturating_sub(packet.head().len()), rest);
+    }
+}
+
+/// How workers wake stacks without a lock: a queue of who is to wake, and an eventfd.
+pub(super) struct Doorbell {
+    waiting: ArrayQueue<Arc<Notify>>,
+    event: EventFd,
+}
+
+impl Doorbell {
+    /// A doorbell that nobody answers yet.
+    ///
+    /// # Errors
+    /// When the kernel has no descriptor left.
+    pub fn new() -> io::Result<Self> {
+        let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        // A network rings once until its stack has looked. A stack may look for another reason while its ring waits.
+        Ok(Self { waiting: ArrayQueue::new(2 * NETWORKS_MAX), event })
+    }
+
+    /// `false` when too many wait; then the next frame rings again.
+    fn ring(&self, who: &Arc<Notify>) -> bool {
+        let queued = self.waiting.push(Arc::clone(who)).is_ok();
+        // Fails only when the counter is at its end, and then the reader is awake.
+        let _ = self.event.write(1);
+        queued
+    }
+
+    /// Passes every ring on, for as long as the doorbell is used elsewhere.
+    pub async fn answer(self: Arc<Self>) -> io::Result<()> {
+        let event = AsyncFd::register_with_interest(self.event.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
+        loop {
+            event.readable().await?.clear_ready();
+            let _ = self.event.read();
+            while let Some(who) = self.waiting.pop() {
+                who.notify_one();
+            }
+        }
+    }
+}
