@@ -3,14 +3,14 @@
 //!
 //! `guard` has checked that sender MAC and address are the port's (AR3). Nothing is learned from what guests say.
 
-use std::net::{IpAddr, Ipv4Addr};
-
 use hostweave_switch::MacAddr;
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{AddressKey, Addressing};
-use hostweave_switch::wire::frame;
+use hostweave_switch::wire::arp::{self, Message, Operation};
+use hostweave_switch::wire::writer::Full;
+use hostweave_switch::wire::{ethernet, frame};
 
 use super::{LocalContext, verdict};
 
@@ -21,55 +21,36 @@ pub fn answer(ctx: &LocalContext<'_>, packet: &mut Packet, arena: &mut [Segment]
 
 fn reply(ctx: &LocalContext<'_>, packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
     let start = usize::from(packet.meta.layers.l3);
-    packet.extend_head(start + MESSAGE_LEN, arena).map_err(|_| DropReason::ArpInvalid)?;
-    let message = packet.head().get(start..).and_then(|bytes| bytes.first_chunk::<MESSAGE_LEN>());
-    let message = *message.ok_or(DropReason::ArpInvalid)?;
-    if message[..6] != ETHERNET_IPV4 {
-        return Err(DropReason::ArpInvalid);
-    }
-    let operation = u16::from_be_bytes([message[6], message[7]]);
-    let sender = Ipv4Addr::new(message[14], message[15], message[16], message[17]);
-    let target = Ipv4Addr::new(message[24], message[25], message[26], message[27]);
-    if operation != REQUEST || !answers(ctx, sender, target) {
+    packet.extend_head(start + arp::LEN, arena).map_err(|_| DropReason::ArpInvalid)?;
+    let message = packet.head().get(start..).and_then(Message::parse).ok_or(DropReason::ArpInvalid)?;
+    if message.operation != Operation::Request || !answers(ctx, &message) {
         return Err(DropReason::NeighborNoAnswer);
     }
     let built = frame::replace(packet, |frame| {
-        let mut writer = hostweave_switch::wire::writer::Writer::new(frame);
-        writer.bytes(&ctx.port.mac.0)?;
-        writer.bytes(&MacAddr::ROUTER.0)?;
-        writer.u16(0x0806)?;
-        writer.bytes(&ETHERNET_IPV4)?;
-        writer.u16(REPLY)?;
-        writer.bytes(&MacAddr::ROUTER.0)?;
-        writer.bytes(&target.octets())?;
-        writer.bytes(&ctx.port.mac.0)?;
-        writer.bytes(&sender.octets())?;
-        Ok(writer.len())
+        let (header, rest) = frame.split_first_chunk_mut().ok_or(Full)?;
+        let ether_type = ethernet::ether_type::ARP;
+        ethernet::Repr { dst: ctx.port.mac, src: MacAddr::ROUTER, ether_type }.emit(header);
+        message.reply(MacAddr::ROUTER).emit(rest.first_chunk_mut().ok_or(Full)?);
+        Ok(ethernet::HEADER_LEN + arp::LEN)
     });
     built.map_err(|_| DropReason::Internal)
 }
 
-fn answers(ctx: &LocalContext<'_>, sender: Ipv4Addr, target: Ipv4Addr) -> bool {
+fn answers(ctx: &LocalContext<'_>, message: &Message) -> bool {
     let Some((range, gateway)) = ctx.network.v4 else { return false };
+    let target = message.target_ip;
     // A probe for the own address must stay unanswered, or the guest would take it for a conflict; an announcement
-    // (sender and target equal) asks for nothing (RFC 5227 §2.1, §2.3).
-    if ctx.port.v4.contains(&target) || sender == target {
+    // asks for nothing (RFC 5227 §2.1, §2.3).
+    if ctx.port.v4.contains(&target) || message.is_announcement() {
         return false;
     }
     if target == gateway {
         return true;
     }
-    if sender.is_unspecified() {
+    if message.is_probe() {
         // RFC 5227 §2.1.1: an answer to a probe means that the address is in use.
-        let owner = ctx.tables.owner(AddressKey::new(ctx.port.network, IpAddr::V4(target)));
+        let owner = ctx.tables.owner(AddressKey::v4(ctx.port.network, target));
         return owner.is_some_and(|owner| owner != ctx.port.id);
     }
     ctx.network.addressing == Addressing::Network && range.contains(&target)
 }
-
-/// Octets of an ARP message for Ethernet and IPv4.
-const MESSAGE_LEN: usize = 28;
-/// Hardware type, protocol type and both address lengths.
-const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
-const REQUEST: u16 = 1;
-const REPLY: u16 = 2;

@@ -3,7 +3,7 @@
 //! # Theory of operation
 //!
 //! A frame for the gateway is copied by the worker into chunks from a free list, and the chain of chunks is pushed to
-//! a bounded queue. The first push after the stack last looked rings a doorbell: one eventfd for all networks, whose
+//! a bounded queue. The first push after the stack last looked rings a doorbell: one pipe for all networks, whose
 //! reader wakes the stack of each network that rang. In the other direction the stack takes one chunk a frame, pushes
 //! it, and calls `wake`, after which the owning worker takes the frames into its burst, copies them to private slots
 //! and gives the chunks back at once. Both queues are lock-free and both free lists are filled when the port is made:
@@ -11,7 +11,7 @@
 //! and nobody else anything.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,9 +23,7 @@ use hostweave_switch::payload::{Segment, gather};
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
 use hostweave_switch::wire::frame::FRAME_LEN_MAX;
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 
 /// Octets of a chunk. A frame from the stack always fits one.
@@ -275,37 +273,41 @@ fn copy_at(packet: &Packet, arena: &[Segment], at: usize, into: &mut [u8]) {
     }
 }
 
-/// How workers wake stacks without a lock: a queue of who is to wake, and an eventfd.
+/// How workers wake stacks without a lock: a queue of who is to wake, and a pipe whose reader passes it on.
 pub(super) struct Doorbell {
     waiting: ArrayQueue<Arc<Notify>>,
-    event: EventFd,
+    bell: OwnedFd,
 }
 
 impl Doorbell {
-    /// A doorbell that nobody answers yet.
+    /// A doorbell, and the end that [`Doorbell::answer`] reads. To be called inside a tokio runtime.
     ///
     /// # Errors
     /// When the kernel has no descriptor left.
-    pub fn new() -> io::Result<Self> {
-        let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+    pub fn new() -> io::Result<(Self, pipe::Receiver)> {
+        let (sender, receiver) = pipe::pipe()?;
         // A network rings once until its stack has looked. A stack may look for another reason while its ring waits.
-        Ok(Self { waiting: ArrayQueue::new(2 * NETWORKS_MAX), event })
+        let waiting = ArrayQueue::new(2 * NETWORKS_MAX);
+        Ok((Self { waiting, bell: sender.into_nonblocking_fd()? }, receiver))
     }
 
     /// `false` when too many wait; then the next frame rings again.
     fn ring(&self, who: &Arc<Notify>) -> bool {
         let queued = self.waiting.push(Arc::clone(who)).is_ok();
-        // Fails only when the counter is at its end, and then the reader is awake.
-        let _ = self.event.write(1);
+        // Fails only when the pipe is full, and then the reader has reason enough to wake.
+        let _ = nix::unistd::write(&self.bell, &[1]);
         queued
     }
 
-    /// Passes every ring on, for as long as the doorbell is used elsewhere.
-    pub async fn answer(self: Arc<Self>) -> io::Result<()> {
-        let event = AsyncFd::register_with_interest(self.event.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
+    /// Passes every ring on. Ends only with an error.
+    pub async fn answer(self: Arc<Self>, receiver: pipe::Receiver) -> io::Result<()> {
+        let mut rings = [0; 64];
         loop {
-            event.readable().await?.clear_ready();
-            let _ = self.event.read();
+            receiver.readable().await?;
+            match receiver.try_read(&mut rings) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                _ => {}
+            }
             while let Some(who) = self.waiting.pop() {
                 who.notify_one();
             }

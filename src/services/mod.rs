@@ -52,7 +52,7 @@ pub enum LocalNote {
 pub fn local(
     ctx: &LocalContext<'_>,
     packet: &mut Packet,
-    arena: &mut Vec<Segment>,
+    arena: &mut [Segment],
     note: &mut Option<LocalNote>,
 ) -> Verdict {
     // Nearly all packets are TCP or UDP to somewhere else and leave here.
@@ -68,7 +68,7 @@ pub fn local(
 fn service(
     ctx: &LocalContext<'_>,
     packet: &mut Packet,
-    arena: &mut Vec<Segment>,
+    arena: &mut [Segment],
     note: &mut Option<LocalNote>,
 ) -> Verdict {
     match (packet.meta.l3, packet.meta.proto) {
@@ -82,12 +82,7 @@ fn service(
     }
 }
 
-fn icmpv6(
-    ctx: &LocalContext<'_>,
-    packet: &mut Packet,
-    arena: &mut Vec<Segment>,
-    note: &mut Option<LocalNote>,
-) -> Verdict {
+fn icmpv6(ctx: &LocalContext<'_>, packet: &mut Packet, arena: &mut [Segment], note: &mut Option<LocalNote>) -> Verdict {
     let kind = packet.head().get(usize::from(packet.meta.layers.l4)).copied();
     match kind {
         _ if packet.meta.later_fragment => ping::answer_v6(ctx, packet),

@@ -11,6 +11,7 @@ use hostweave_switch::MacAddr;
 use hostweave_switch::packet::{Offload, Packet, virtio_net};
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::ROUTER_LINK_LOCAL;
+use hostweave_switch::wire::checksum;
 
 use super::LocalContext;
 
@@ -115,13 +116,9 @@ fn swap_macs(ethernet: &mut [u8; 14], guest: MacAddr) {
     ethernet[6..12].copy_from_slice(&MacAddr::ROUTER.0);
 }
 
-/// RFC 1624, equation 3: `HC' = ~(~HC + ~m + m')`.
 fn update_checksum(field: &mut [u8], old: u16, new: u16) {
-    let checksum = u16::from_be_bytes([field[0], field[1]]);
-    let mut sum = u32::from(!checksum) + u32::from(!old) + u32::from(new);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    field.copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    let checksum = checksum::update(u16::from_be_bytes([field[0], field[1]]), old, new);
+    field.copy_from_slice(&checksum.to_be_bytes());
 }
 
 /// Type of an echo request over IPv6.

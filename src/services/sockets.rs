@@ -68,8 +68,9 @@ impl Sockets {
     /// Outside of a tokio runtime.
     pub fn new() -> io::Result<Self> {
         let runtime = Handle::current();
-        let doorbell = Arc::new(Doorbell::new()?);
-        let answer = Arc::clone(&doorbell).answer();
+        let (doorbell, receiver) = Doorbell::new()?;
+        let doorbell = Arc::new(doorbell);
+        let answer = Arc::clone(&doorbell).answer(receiver);
         runtime.spawn(async move {
             if let Err(error) = answer.await {
                 tracing::error!(%error, "the host's own services no longer hear from guests");

@@ -68,6 +68,14 @@ pub struct Listening {
     waker: Option<Waker>,
 }
 
+impl Listening {
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
 /// Who has a connection now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Owner {
@@ -142,7 +150,7 @@ impl Stack {
             self.sockets.get_mut::<smoltcp::socket::udp::Socket<'_>>(*handle).close();
         }
         for listening in self.listeners.values_mut() {
-            listening.waker.take().map(Waker::wake);
+            listening.wake();
         }
     }
 
@@ -375,7 +383,7 @@ impl Stack {
                             listening.opening -= 1;
                             connection.owner = Owner::Held;
                             listening.ready.push_back((*handle, connection.tuple));
-                            listening.waker.take().map(Waker::wake);
+                            listening.wake();
                         }
                     }
                 }
@@ -417,7 +425,7 @@ fn interface(network: &Network, device: &mut StackDevice, seed: u64) -> (Interfa
     let own = || v4.into_iter().chain(v6).chain([(IpAddr::V6(ROUTER_LINK_LOCAL), 64)]);
     interface.update_ip_addrs(|addresses| {
         for (address, prefix_len) in own() {
-            // There is room for four (`iface-max-addr-count-4`).
+            // There is room for eight (`iface-max-addr-count-8`).
             let _ = addresses.push(IpCidr::new(address.into(), prefix_len));
         }
     });

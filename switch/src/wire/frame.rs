@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
+use super::checksum::{self, Sum};
 use super::writer::{Full, Writer};
 use crate::MacAddr;
 use crate::limits::{HEAD_CAPACITY, HEADROOM};
@@ -42,10 +43,10 @@ pub fn udp4(
     ipv4(&mut writer, *from.ip(), *to.ip(), PROTO_UDP)?;
     let len = udp(&mut writer, from.port(), to.port(), fill)?;
     writer.patch_u16(ETHERNET + 2, (IPV4 + len) as u16);
-    let header = fold(sum(&writer.written()[ETHERNET..ETHERNET + IPV4]));
+    let header = checksum::sum(&writer.written()[ETHERNET..ETHERNET + IPV4]);
     writer.patch_u16(ETHERNET + 10, !header);
-    let pseudo = sum(&from.ip().octets()) + sum(&to.ip().octets());
-    finish_transport(&mut writer, ETHERNET + IPV4, PROTO_UDP, 6, pseudo);
+    let pseudo = checksum::pseudo_v4(*from.ip(), *to.ip(), PROTO_UDP, len as u32);
+    finish_transport(&mut writer, ETHERNET + IPV4, 6, pseudo);
     Ok(writer.len())
 }
 
@@ -91,7 +92,10 @@ pub fn icmp6(
 
 /// Whether the checksum of a transport message is right; `addresses` is source and destination as in the IP header.
 pub fn checksum_valid(proto: u8, addresses: &[u8], message: &[u8]) -> bool {
-    fold(sum(addresses) + u32::from(proto) + message.len() as u32 + sum(message)) == 0xffff
+    let mut total = Sum::new(checksum::sum(addresses));
+    total.add(&(u32::from(proto) + message.len() as u32).to_be_bytes());
+    total.add(message);
+    total.folded() == 0xffff
 }
 
 const ETHERNET: usize = 14;
@@ -143,35 +147,19 @@ fn udp(
 }
 
 fn finish_ipv6(writer: &mut Writer<'_>, from: Ipv6Addr, to: Ipv6Addr, proto: u8, checksum_at: usize) {
-    writer.patch_u16(ETHERNET + 4, (writer.len() - ETHERNET - IPV6) as u16);
-    let pseudo = sum(&from.octets()) + sum(&to.octets());
-    finish_transport(writer, ETHERNET + IPV6, proto, checksum_at, pseudo);
+    let len = writer.len() - ETHERNET - IPV6;
+    writer.patch_u16(ETHERNET + 4, len as u16);
+    finish_transport(writer, ETHERNET + IPV6, checksum_at, checksum::pseudo_v6(from, to, proto, len as u32));
 }
 
-/// Fills in the transport checksum; `addresses` is the sum of both addresses.
-fn finish_transport(writer: &mut Writer<'_>, start: usize, proto: u8, checksum_at: usize, addresses: u32) {
-    let message = &writer.written()[start..];
-    let total = addresses + u32::from(proto) + message.len() as u32 + sum(message);
+/// Fills in the transport checksum; `pseudo` is the sum of the pseudo-header.
+fn finish_transport(writer: &mut Writer<'_>, start: usize, checksum_at: usize, pseudo: u16) {
     // RFC 768: "If the computed checksum is zero, it is transmitted as all ones". The same value to ICMPv6.
-    let checksum = match !fold(total) {
+    let checksum = match !checksum::combine(pseudo, checksum::sum(&writer.written()[start..])) {
         0 => 0xffff,
         checksum => checksum,
     };
     writer.patch_u16(start + checksum_at, checksum);
-}
-
-/// The sum of 16-bit words (RFC 1071), not folded. At most 64 KiB, so that 32 bits suffice.
-fn sum(bytes: &[u8]) -> u32 {
-    let words = bytes.chunks_exact(2);
-    let odd = words.remainder().first().map_or(0, |octet| u32::from(*octet) << 8);
-    words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum::<u32>() + odd
-}
-
-fn fold(mut sum: u32) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
 }
 
 #[cfg(test)]
@@ -193,7 +181,7 @@ mod tests {
         let frame = &frame[..len];
         assert_eq!((len, &frame[..6], &frame[6..12]), (UDP4_HEADERS + 3, &GUEST.0[..], &MacAddr::ROUTER.0[..]));
         assert_eq!((&frame[16..18], &frame[34..40]), (&[0, 31][..], &[0, 67, 0, 68, 0, 11][..]));
-        assert_eq!(fold(sum(&frame[14..34])), 0xffff);
+        assert_eq!(checksum::sum(&frame[14..34]), 0xffff);
         verify(frame, 26..34, 34, 17);
         assert_eq!(&frame[42..], b"odd");
     }
