@@ -1,0 +1,209 @@
+//! A host with networks and ports, and guests on them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hostweave::fabric::Fabric;
+use hostweave::fabric::spec::{BackendSpec, Desired, FabricConfig, FabricEvent, PortSpec, PortStatus, SocketMode};
+use hostweave_guest::guest::{Guest, GuestBuilder};
+use hostweave_switch::MacAddr;
+use hostweave_switch::counters::{PortTotals, output_closes};
+use hostweave_switch::stage::DropReason;
+use hostweave_switch::tables::{Addressing, Network, PortId};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc::UnboundedReceiver;
+use uuid::Uuid;
+
+/// How long anything may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running packet path in a folder of its own.
+pub struct Host {
+    pub fabric: Arc<Fabric>,
+    pub desired: Desired,
+    events: UnboundedReceiver<FabricEvent>,
+    pub seen: Vec<FabricEvent>,
+    pub runtime: Runtime,
+    dir: tempfile::TempDir,
+}
+
+impl Host {
+    /// `workers` threads and the network `default` (192.0.2.0/24, 2001:db8:1::/64).
+    pub fn new(workers: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let config = FabricConfig {
+            workers: vec![None; workers],
+            runtime_dir: dir.path().to_owned(),
+            helper: PathBuf::from(env!("CARGO_BIN_EXE_hostweave")),
+        };
+        let (fabric, events) = runtime.block_on(async { Fabric::start(config).unwrap() });
+        let desired = Desired { networks: vec![network("default", 1, 1500)], ports: Vec::new() };
+        Self { fabric, desired, events, seen: Vec::new(), runtime, dir }
+    }
+
+    /// Adds a port and applies. `n` becomes the last octet of its addresses and MAC.
+    pub fn port(&mut self, name: &str, n: u8) -> PortSpec {
+        self.port_in("default", name, n, 1)
+    }
+
+    /// As [`Host::port`], in a network, with that many queue pairs.
+    pub fn port_in(&mut self, network: &str, name: &str, n: u8, queues: u16) -> PortSpec {
+        let spec = self.spec(network, name, n, queues);
+        self.desired.ports.push(spec.clone());
+        self.apply();
+        spec
+    }
+
+    pub fn apply(&self) {
+        self.fabric.apply(&self.desired).unwrap();
+    }
+
+    fn spec(&self, network: &str, name: &str, n: u8, queues: u16) -> PortSpec {
+        let network = self.desired.networks.iter().find(|known| known.name == network).unwrap();
+        let mac = mac(n);
+        let v4 = network.v4.map(|(net, _)| Ipv4Addr::from(u32::from(net.network()) + u32::from(n)));
+        let v6 = network.v6.map(|(net, _)| {
+            let mut octets = net.network().octets();
+            octets[8..].copy_from_slice(&mac.eui64());
+            Ipv6Addr::from(octets)
+        });
+        PortSpec {
+            uid: Uuid::new_v4(),
+            namespace: "test".into(),
+            name: name.into(),
+            network: network.name.clone(),
+            mac,
+            v4: v4.into_iter().collect(),
+            v6: v6.into_iter().collect(),
+            hostname: name.into(),
+            up: true,
+            backend: BackendSpec::VhostUser {
+                mode: SocketMode::Listen,
+                socket: self.dir.path().join(format!("{name}.sock")),
+                incoming_socket: Some(self.dir.path().join(format!("{name}.incoming.sock"))),
+                queues,
+                group: None,
+                allowed_uids: Vec::new(),
+            },
+        }
+    }
+
+    /// A guest builder for a port.
+    pub fn guest(&self, spec: &PortSpec) -> GuestBuilder {
+        let BackendSpec::VhostUser { socket, queues, .. } = &spec.backend else { panic!("not a vhost-user port") };
+        let builder = Guest::builder().socket(socket).mac(spec.mac.0).timeout(PATIENCE);
+        builder.pairs(usize::from(*queues))
+    }
+
+    /// A guest with its addresses from DHCP and RA, on a new port.
+    pub fn ready_guest(&mut self, name: &str, n: u8) -> Guest {
+        let spec = self.port(name, n);
+        let mut guest = self.guest(&spec).connect().unwrap();
+        self.settle(&mut guest, &spec);
+        guest
+    }
+
+    /// Gets a guest its addresses and checks that they are the port's.
+    pub fn settle(&self, guest: &mut Guest, spec: &PortSpec) {
+        if let Some(address) = spec.v4.first() {
+            assert_eq!(guest.dhcp(PATIENCE).unwrap().address, *address);
+        }
+        if let Some(address) = spec.v6.first() {
+            assert_eq!(guest.slaac(PATIENCE).unwrap(), *address);
+        }
+    }
+
+    pub fn status(&self, name: &str) -> PortStatus {
+        self.fabric.port_status(&format!("test/{name}")).unwrap()
+    }
+
+    pub fn dropped(&self, name: &str, reason: DropReason) -> u64 {
+        count(&self.status(name).totals.dropped, reason)
+    }
+
+    pub fn tx_dropped(&self, name: &str, reason: DropReason) -> u64 {
+        count(&self.status(name).totals.tx_dropped, reason)
+    }
+
+    /// Waits for an event.
+    pub fn event(&mut self, what: &str, mut wanted: impl FnMut(&FabricEvent) -> bool) -> FabricEvent {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            while let Ok(event) = self.events.try_recv() {
+                self.seen.push(event.clone());
+                if wanted(&event) {
+                    return event;
+                }
+            }
+            assert!(Instant::now() < end, "no {what} in {:#?}", self.seen);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Asserts both sums of the ledger, once traffic has come to rest.
+    pub fn assert_ledger(&self) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let before: Vec<PortTotals> = self.fabric.totals();
+            std::thread::sleep(Duration::from_millis(20));
+            let totals = self.fabric.totals();
+            let quiet = before == totals;
+            let input = totals.iter().all(PortTotals::input_closes);
+            if quiet && input && output_closes(&totals) {
+                return;
+            }
+            assert!(Instant::now() < end, "the ledger does not close (quiet: {quiet}): {totals:#?}");
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.assert_ledger();
+        }
+        self.fabric.shutdown();
+    }
+}
+
+fn count(reasons: &[(DropReason, u64)], wanted: DropReason) -> u64 {
+    reasons.iter().find(|(reason, _)| *reason == wanted).map_or(0, |(_, count)| *count)
+}
+
+/// Waits until `condition` holds.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+pub fn mac(n: u8) -> MacAddr {
+    MacAddr([0x02, 0, 0, 0, 0, n])
+}
+
+/// A network `192.0.2.0/24` and `2001:db8:<vni>::/64`, so that two of them overlap in IPv4.
+pub fn network(name: &str, vni: u16, mtu: u16) -> Network {
+    let v6 = Ipv6Addr::new(0x2001, 0xdb8, vni, 0, 0, 0, 0, 0);
+    Network {
+        name: name.into(),
+        vni: u32::from(vni),
+        v4: Some(("192.0.2.0/24".parse().unwrap(), Ipv4Addr::new(192, 0, 2, 1))),
+        v6: Some((ipnet::Ipv6Net::new(v6, 64).unwrap(), Ipv6Addr::from(u128::from(v6) + 1))),
+        mtu,
+        addressing: Addressing::Network,
+        learning: true,
+        domain: None,
+        resolvers: Vec::new(),
+        internal: PortId::NONE,
+    }
+}
+
+/// The port's addresses, IPv4 first.
+pub fn addresses(spec: &PortSpec) -> Vec<IpAddr> {
+    spec.addresses().collect()
+}
