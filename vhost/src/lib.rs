@@ -25,6 +25,8 @@ mod sigbus;
 mod socket;
 #[allow(unsafe_code, reason = "system calls without a safe form")]
 mod sys;
+#[cfg(test)]
+mod testing;
 
 pub use attachment::{Attachment, AttachmentConfig, Error, Mode, Observer, QUEUE_PAIRS_MAX, State, Status};
 pub use fault::Fault;

@@ -277,4 +277,4 @@ fn fold(mut sum: u64) -> u16 {
 
 #[cfg(test)]
 #[path = "offload_tests.rs"]
-mod tests;
+pub(crate) mod tests;
