@@ -1,0 +1,37 @@
+//! Every limit of the uplink has its name here (STYLE rule 10).
+
+use hostweave_switch::limits::{BURST, FRAME_MAX};
+
+/// Octets of the virtio-net header before each frame (VIRTIO 1.2 §5.1.6, with `num_buffers`).
+pub const HEADER_LEN: usize = 12;
+
+/// Requests that are queued before the kernel is called.
+pub const SUBMISSIONS: u32 = 1_024;
+
+/// Completions that fit in memory; what exceeds them waits in the kernel.
+pub const COMPLETIONS: u32 = 16_384;
+
+/// Octets of a buffer for one frame: whole pages.
+pub const FRAME_BUFFER: usize = (HEADER_LEN + FRAME_MAX).next_multiple_of(4_096);
+
+/// Frames of all TAP devices that a worker has read and not yet handled. A power of two.
+pub const READ_BUFFERS: u16 = 64;
+
+/// Frames of all TAP devices that a worker has written and the kernel not yet taken.
+pub const WRITE_BUFFERS: u16 = 128;
+
+/// Frames that the kernel has not yet taken, of one device.
+pub const DEVICE_IN_FLIGHT_MAX: u32 = 256;
+
+/// Reads that wait at one device, on a kernel without multishot reads.
+pub const READS_ONE_SHOT: u32 = 8;
+
+/// Times in a row that the kernel may end the poll of a kick before the kick counts as unusable.
+pub const POLLS_ENDED_MAX: u32 = 64;
+
+/// Octets of a network device's name (`IFNAMSIZ` less the final zero).
+pub const DEVICE_NAME_MAX: usize = 15;
+
+const _: () = assert!(READ_BUFFERS.is_power_of_two() && READ_BUFFERS as usize >= BURST);
+const _: () = assert!(WRITE_BUFFERS as usize >= BURST);
+const _: () = assert!(FRAME_BUFFER >= HEADER_LEN + FRAME_MAX);

@@ -1,0 +1,507 @@
+//! The only file of this crate with `unsafe`: the memory that the kernel reads and writes for us, the submission of
+//! requests that name it, and the `ioctl`s of TUN devices. Everything it offers is safe to call.
+//!
+//! Memory of frames is taken from the system once and never given back (see [`Region`]): whatever still points there,
+//! a request in flight or a [`Segment`] of a burst, points at mapped memory for the life of the process.
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use hostweave_switch::payload::Segment;
+use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+/// What an eventfd is written with.
+static ONE: [u8; 8] = 1u64.to_ne_bytes();
+
+/// Identifies the one buffer group of a ring.
+const BUFFER_GROUP: u16 = 0;
+
+/// Page-aligned anonymous memory that is never unmapped. A region that is dropped waits for the next one who asks for
+/// that size.
+pub(crate) struct Region {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a region is an address range that stays mapped for ever; whoever holds the value is its only user.
+// JUSTIFICATION: returned regions are kept in a static list and may be taken by another thread.
+unsafe impl Send for Region {}
+
+static RETURNED: Mutex<Vec<Region>> = Mutex::new(Vec::new());
+
+impl Region {
+    /// At least `len` octets. The content is whatever was there.
+    fn take(len: usize) -> io::Result<Self> {
+        let mut returned = RETURNED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = returned.iter().position(|region| region.len == len) {
+            return Ok(returned.swap_remove(index));
+        }
+        drop(returned);
+        // SAFETY: a new private anonymous mapping at an address of the kernel's choice affects no other memory.
+        // JUSTIFICATION: the standard library cannot allocate pages that the kernel may fill behind our back.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(address.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        Ok(Self { base, len })
+    }
+
+    /// Lets somebody else use it. Only for memory that no request in flight names any more.
+    fn give_back(self) {
+        RETURNED.lock().unwrap_or_else(PoisonError::into_inner).push(self);
+    }
+
+    /// The address `offset` octets in.
+    ///
+    /// # Panics
+    /// When that lies outside.
+    fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
+        // SAFETY: inside the mapping, as just checked. JUSTIFICATION: pointer arithmetic inside one allocation.
+        unsafe { self.base.add(offset) }
+    }
+}
+
+/// Buffers that the kernel picks from to receive frames: a ring of provided buffers.
+pub(crate) struct ReadPool {
+    entries: Region,
+    buffers: Region,
+    stride: usize,
+    count: u16,
+    /// Entries ever provided, modulo 2^16; what the kernel sees as the tail.
+    tail: u16,
+    /// Buffers that the kernel may fill now.
+    provided: u16,
+}
+
+impl ReadPool {
+    /// Octets of each buffer.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Buffers that the kernel may fill now.
+    pub(crate) fn provided(&self) -> u16 {
+        self.provided
+    }
+
+    /// Notes that the kernel filled one.
+    pub(crate) fn filled(&mut self) {
+        self.provided = self.provided.saturating_sub(1);
+    }
+
+    /// Gives a buffer to the kernel.
+    ///
+    /// # Panics
+    /// When `index` is not one of this pool.
+    pub(crate) fn provide(&mut self, index: u16) {
+        assert!(index < self.count && self.provided < self.count);
+        let slot = usize::from(self.tail & (self.count - 1)) * size_of::<BufRingEntry>();
+        let entry = self.entries.at(slot, size_of::<BufRingEntry>()).cast::<BufRingEntry>();
+        let address = self.buffers.at(usize::from(index) * self.stride, self.stride);
+        // SAFETY: `entry` is one of the `count` entries of the registered ring, which is zeroed plain data; the kernel
+        // reads it only after the tail below says so. The buffer is mapped for ever. The tail lies in the unused field
+        // of the first entry, aligned to two octets (io_uring_register_buf_ring(3)).
+        // JUSTIFICATION: the ring is shared with the kernel, and the crate offers only this interface.
+        unsafe {
+            (*entry.as_ptr()).set_addr(address.as_ptr() as u64);
+            (*entry.as_ptr()).set_len(self.stride as u32);
+            (*entry.as_ptr()).set_bid(index);
+            self.tail = self.tail.wrapping_add(1);
+            let tail = BufRingEntry::tail(self.entries.base.as_ptr().cast()).cast_mut();
+            AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);
+        }
+        self.provided += 1;
+    }
+
+    /// `len` octets of a filled buffer from `offset` on; `None` when there is none or it lies outside.
+    pub(crate) fn segment(&self, index: u16, offset: usize, len: usize) -> Option<Segment> {
+        if index >= self.count || len == 0 || offset.checked_add(len)? > self.stride {
+            return None;
+        }
+        let address = self.buffers.at(usize::from(index) * self.stride + offset, len);
+        // SAFETY: regions are never unmapped, so the range stays readable for ever; the content may change once the
+        // buffer is provided again, which a segment allows. JUSTIFICATION: there is no other constructor.
+        Some(unsafe { Segment::new(address, len as u32) })
+    }
+}
+
+/// Buffers that frames are built in for writing.
+pub(crate) struct WritePool {
+    buffers: Region,
+    stride: usize,
+    free: Vec<u16>,
+}
+
+impl WritePool {
+    /// `count` buffers of `stride` octets.
+    pub(crate) fn new(count: u16, stride: usize) -> io::Result<Self> {
+        let buffers = Region::take(usize::from(count) * stride)?;
+        Ok(Self { buffers, stride, free: (0..count).rev().collect() })
+    }
+
+    /// Whether no buffer is free.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.free.is_empty()
+    }
+
+    /// Lets `fill` write to a free buffer and say how much it wrote. Returns which buffer, now in use, and how much;
+    /// `None` when none is free or `fill` did not want it.
+    pub(crate) fn fill(&mut self, fill: impl FnOnce(&mut [u8]) -> Option<usize>) -> Option<(u16, usize)> {
+        let index = *self.free.last()?;
+        let address = self.buffers.at(usize::from(index) * self.stride, self.stride);
+        // SAFETY: a buffer in `free` is named by no request in flight (`recycle` is called once its completion was
+        // seen), so that for the time of this borrow of the pool nobody else touches it.
+        // JUSTIFICATION: the memory must outlive the pool, which the standard library's types do not do.
+        let buffer = unsafe { std::slice::from_raw_parts_mut(address.as_ptr(), self.stride) };
+        let len = fill(buffer)?;
+        assert!(len <= self.stride);
+        self.free.pop();
+        Some((index, len))
+    }
+
+    /// Takes a buffer back whose write has completed.
+    pub(crate) fn recycle(&mut self, index: u16) {
+        debug_assert!(!self.free.contains(&index));
+        self.free.push(index);
+    }
+}
+
+/// A request to the kernel.
+#[derive(Clone, Copy)]
+pub(crate) enum Op {
+    /// Tell every time that `fd` becomes readable.
+    Poll { fd: RawFd },
+    /// End all requests with this user data; silent.
+    Cancel { target: u64 },
+    /// Add one to an eventfd; silent when it works; never waits.
+    Signal { fd: RawFd },
+    /// Read into provided buffers until they run out.
+    ReadMulti { fd: RawFd },
+    /// Read once into a provided buffer of `len` octets.
+    ReadOnce { fd: RawFd, len: u32 },
+}
+
+/// One completion.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Completion {
+    pub(crate) user_data: u64,
+    /// Octets or events, or a negated `errno`.
+    pub(crate) result: i32,
+    /// Which provided buffer was filled.
+    pub(crate) buffer: Option<u16>,
+    /// Whether more completions of the same request follow.
+    pub(crate) more: bool,
+}
+
+/// The io_uring, with the buffers its requests name.
+pub(crate) struct Ring {
+    io: IoUring,
+    multishot_reads: bool,
+    /// Requests that did not fit the submission queue; nearly always empty.
+    backlog: Vec<squeue::Entry>,
+}
+
+impl Ring {
+    /// A ring that only the calling thread will use, with the best mode that the kernel knows.
+    pub(crate) fn new(entries: u32, completions: u32) -> io::Result<Self> {
+        let build = |level: u8| {
+            let mut builder = IoUring::builder();
+            builder.dontfork().setup_clamp().setup_cqsize(completions);
+            match level {
+                // Linux 6.1: completions are posted only when we look, not by interrupting us.
+                0 => builder.setup_submit_all().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag(),
+                // Linux 5.19.
+                1 => builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag(),
+                _ => &mut builder,
+            }
+            .build(entries)
+        };
+        let io = build(0).or_else(|_| build(1)).or_else(|_| build(2))?;
+        let mut probe = Probe::new();
+        let probed = io.submitter().register_probe(&mut probe).is_ok();
+        let multishot_reads = probed && probe.is_supported(opcode::ReadMulti::CODE);
+        Ok(Self { io, multishot_reads, backlog: Vec::new() })
+    }
+
+    /// Whether one request reads any number of frames (Linux 6.7).
+    pub(crate) fn multishot_reads(&self) -> bool {
+        self.multishot_reads
+    }
+
+    /// Does without requests that read any number of frames, as on an older kernel.
+    #[cfg(test)]
+    pub(crate) fn forget_multishot_reads(&mut self) {
+        self.multishot_reads = false;
+    }
+
+    /// Makes `count` (a power of two) buffers and tells the kernel.
+    pub(crate) fn read_pool(&mut self, count: u16, stride: usize) -> io::Result<ReadPool> {
+        assert!(count.is_power_of_two());
+        let entries = Region::take((usize::from(count) * size_of::<BufRingEntry>()).next_multiple_of(4096))?;
+        // SAFETY: the mapping is that long, nobody else uses it, and zero is a valid entry.
+        // JUSTIFICATION: a returned region still holds the entries of its last user.
+        unsafe { std::ptr::write_bytes(entries.base.as_ptr(), 0, entries.len) };
+        let buffers = Region::take(usize::from(count) * stride)?;
+        // SAFETY: page aligned, `count` entries long, mapped for ever.
+        // JUSTIFICATION: the crate's function is unsafe.
+        unsafe {
+            self.io.submitter().register_buf_ring_with_flags(entries.base.as_ptr() as u64, count, BUFFER_GROUP, 0)?
+        };
+        let mut pool = ReadPool { entries, buffers, stride, count, tail: 0, provided: 0 };
+        (0..count).for_each(|index| pool.provide(index));
+        Ok(pool)
+    }
+
+    /// Queues a request for the next [`Ring::enter`]. `fd`s must stay open until then.
+    pub(crate) fn push(&mut self, op: Op, user_data: u64) {
+        let entry = match op {
+            Op::Poll { fd } => opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32).multi(true).build(),
+            Op::Cancel { target } => opcode::AsyncCancel2::new(CancelBuilder::user_data(target).all())
+                .build()
+                .flags(squeue::Flags::SKIP_SUCCESS),
+            Op::Signal { fd } => opcode::Write::new(Fd(fd), ONE.as_ptr(), ONE.len() as u32)
+                .rw_flags(libc::RWF_NOWAIT)
+                .build()
+                .flags(squeue::Flags::SKIP_SUCCESS),
+            Op::ReadMulti { fd } => opcode::ReadMulti::new(Fd(fd), 0, BUFFER_GROUP).build(),
+            Op::ReadOnce { fd, len } => opcode::Read::new(Fd(fd), std::ptr::null_mut(), len)
+                .buf_group(BUFFER_GROUP)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT),
+        };
+        self.push_entry(entry.user_data(user_data));
+    }
+
+    /// Queues a write of the first `len` octets of a buffer that [`WritePool::fill`] returned.
+    pub(crate) fn push_write(&mut self, fd: RawFd, pool: &WritePool, (index, len): (u16, usize), user_data: u64) {
+        let address = pool.buffers.at(usize::from(index) * pool.stride, len);
+        let entry = opcode::Write::new(Fd(fd), address.as_ptr(), len as u32).build();
+        self.push_entry(entry.user_data(user_data));
+    }
+
+    fn push_entry(&mut self, entry: squeue::Entry) {
+        if self.backlog.is_empty() && self.try_push(&entry) {
+            return;
+        }
+        let entered = self.enter(None);
+        if !(entered.is_ok() && self.backlog.is_empty() && self.try_push(&entry)) {
+            self.backlog.push(entry);
+        }
+    }
+
+    fn try_push(&mut self, entry: &squeue::Entry) -> bool {
+        // SAFETY: memory named by an entry is `ONE` or lies in a region, both mapped for ever; while a write is in
+        // flight its buffer is not in `free`, and provided buffers are read only after their completion.
+        // JUSTIFICATION: the crate's function is unsafe.
+        unsafe { self.io.submission().push(entry).is_ok() }
+    }
+
+    /// Whether a call of [`Ring::enter`] would find something to do: completions that the kernel holds back.
+    pub(crate) fn wants_enter(&mut self) -> bool {
+        let queue = self.io.submission();
+        queue.taskrun() || queue.cq_overflow()
+    }
+
+    /// Whether requests wait to be submitted.
+    pub(crate) fn has_unsubmitted(&mut self) -> bool {
+        !self.backlog.is_empty() || !self.io.submission().is_empty()
+    }
+
+    /// Submits what was queued and collects completions. With a `wait`, sleeps until there is a completion or that
+    /// time is over (`Duration::MAX`: for ever).
+    pub(crate) fn enter(&mut self, wait: Option<Duration>) -> io::Result<()> {
+        let result = match wait {
+            None => self.io.submit(),
+            Some(Duration::MAX) => self.io.submit_and_wait(1),
+            Some(time) => {
+                let time = Timespec::new().sec(time.as_secs()).nsec(time.subsec_nanos());
+                self.io.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))
+            }
+        };
+        let backlog = std::mem::take(&mut self.backlog);
+        for entry in backlog {
+            if !(self.backlog.is_empty() && self.try_push(&entry)) {
+                self.backlog.push(entry);
+            }
+        }
+        match result {
+            Ok(_) => Ok(()),
+            // Not failures: time is over, a signal came, or completions must be taken first.
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// The next completion in memory; no system call.
+    pub(crate) fn pop(&mut self) -> Option<Completion> {
+        let entry = self.io.completion().next()?;
+        Some(Completion {
+            user_data: entry.user_data(),
+            result: entry.result(),
+            buffer: cqueue::buffer_select(entry.flags()),
+            more: cqueue::more(entry.flags()),
+        })
+    }
+
+    /// Ends all requests, then lets the memory go. When the kernel does not confirm in time, the memory is kept for
+    /// ever instead.
+    pub(crate) fn close(mut self, reads: Option<ReadPool>, writes: Option<WritePool>) {
+        let _ = self.enter(None);
+        let cancelled = self.io.submitter().register_sync_cancel(Some(Timespec::new().sec(1)), CancelBuilder::any());
+        let idle = match cancelled {
+            Ok(()) => true,
+            Err(error) => error.raw_os_error() == Some(libc::ENOENT),
+        };
+        let unregistered = reads.is_none() || self.io.submitter().unregister_buf_ring(BUFFER_GROUP).is_ok();
+        drop(self.io);
+        if !(idle && unregistered) {
+            return;
+        }
+        if let Some(pool) = reads {
+            pool.entries.give_back();
+            pool.buffers.give_back();
+        }
+        if let Some(pool) = writes {
+            pool.buffers.give_back();
+        }
+    }
+}
+
+/// Passes a pointer to `argument` to an `ioctl`.
+fn ioctl<T>(fd: BorrowedFd<'_>, request: libc::c_ulong, argument: &mut T) -> io::Result<()> {
+    // SAFETY: private function; every caller below pairs the request with the type that the kernel reads and writes.
+    // JUSTIFICATION: `ioctl` has no safe form.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, std::ptr::from_mut(argument)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Passes a number to an `ioctl`.
+fn ioctl_value(fd: BorrowedFd<'_>, request: libc::c_ulong, value: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: private function; every caller below uses a request that takes a number.
+    // JUSTIFICATION: `ioctl` has no safe form.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, value) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn interface_request(name: &str) -> libc::ifreq {
+    // SAFETY: zero is valid for the name and for every member of the union.
+    // JUSTIFICATION: the structure has no constructor.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request
+}
+
+/// Makes or takes over the TAP device `name` (`TUNSETIFF`), with virtio-net headers and without `tun_pi`.
+pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let mut request = interface_request(name);
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    ioctl(tun, libc::TUNSETIFF as _, &mut request)
+}
+
+/// Whether the device outlives its owner (`TUNSETPERSIST`).
+pub(crate) fn tun_set_persistent(tun: BorrowedFd<'_>, persistent: bool) -> io::Result<()> {
+    ioctl_value(tun, libc::TUNSETPERSIST as _, libc::c_ulong::from(persistent))
+}
+
+/// Octets of the header before each frame (`TUNSETVNETHDRSZ`).
+pub(crate) fn tun_set_header_len(tun: BorrowedFd<'_>, len: usize) -> io::Result<()> {
+    let mut len = len as libc::c_int;
+    ioctl(tun, libc::TUNSETVNETHDRSZ as _, &mut len)
+}
+
+/// Header fields are little endian, whatever the host (`TUNSETVNETLE`).
+pub(crate) fn tun_set_little_endian(tun: BorrowedFd<'_>) -> io::Result<()> {
+    let mut yes: libc::c_int = 1;
+    ioctl(tun, libc::TUNSETVNETLE as _, &mut yes)
+}
+
+/// Which offloads the device may leave to us (`TUNSETOFFLOAD`, `TUN_F_*`).
+pub(crate) fn tun_set_offload(tun: BorrowedFd<'_>, flags: libc::c_uint) -> io::Result<()> {
+    ioctl_value(tun, libc::TUNSETOFFLOAD as _, libc::c_ulong::from(flags))
+}
+
+/// The MAC address of an interface, through any socket of its namespace.
+pub(crate) fn interface_mac(socket: BorrowedFd<'_>, name: &str) -> io::Result<[u8; 6]> {
+    let mut request = interface_request(name);
+    ioctl(socket, libc::SIOCGIFHWADDR as _, &mut request)?;
+    // SAFETY: the kernel just filled this member. JUSTIFICATION: the structure holds a union.
+    let data = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
+    Ok(std::array::from_fn(|index| data[index] as u8))
+}
+
+/// Sets the MAC address of an interface.
+pub(crate) fn set_interface_mac(socket: BorrowedFd<'_>, name: &str, mac: [u8; 6]) -> io::Result<()> {
+    let mut request = interface_request(name);
+    let mut address = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
+    for (to, from) in address.sa_data.iter_mut().zip(mac) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_hwaddr = address;
+    ioctl(socket, libc::SIOCSIFHWADDR as _, &mut request)
+}
+
+/// The MTU of an interface, in octets of IP packet.
+pub(crate) fn interface_mtu(socket: BorrowedFd<'_>, name: &str) -> io::Result<i32> {
+    let mut request = interface_request(name);
+    ioctl(socket, libc::SIOCGIFMTU as _, &mut request)?;
+    // SAFETY: the kernel just filled this member. JUSTIFICATION: the structure holds a union.
+    Ok(unsafe { request.ifr_ifru.ifru_mtu })
+}
+
+/// Sets the MTU of an interface, in octets of IP packet.
+pub(crate) fn set_interface_mtu(socket: BorrowedFd<'_>, name: &str, mtu: u16) -> io::Result<()> {
+    let mut request = interface_request(name);
+    request.ifr_ifru.ifru_mtu = i32::from(mtu);
+    ioctl(socket, libc::SIOCSIFMTU as _, &mut request)
+}
+
+/// Sets an interface administratively up; other flags stay.
+pub(crate) fn set_interface_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let mut request = interface_request(name);
+    ioctl(socket, libc::SIOCGIFFLAGS as _, &mut request)?;
+    // SAFETY: the kernel just filled this member. JUSTIFICATION: the structure holds a union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+    ioctl(socket, libc::SIOCSIFFLAGS as _, &mut request)
+}
+
+/// Receives one octet and at most one file descriptor. No octet: the other end is closed.
+pub(crate) fn receive_octet(socket: BorrowedFd<'_>) -> io::Result<(Option<u8>, Option<OwnedFd>)> {
+    let mut octet = [0; 1];
+    let mut octets = [IoSliceMut::new(&mut octet)];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut octets, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let count = message.bytes;
+    let mut received = None;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            for fd in fds {
+                // SAFETY: the kernel has just made this file descriptor for us; nobody else knows it.
+                // JUSTIFICATION: it arrives as a number.
+                received = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+    }
+    Ok(((count == 1).then_some(octet[0]), received))
+}

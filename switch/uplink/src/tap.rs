@@ -1,0 +1,210 @@
+//! A TAP device: how a container's frames come in and go out.
+//!
+//! Each frame stands behind a virtio-net header of 12 octets (VIRTIO 1.2 §5.1.6, `IFF_VNET_HDR`), so that GSO frames
+//! and partial checksums pass whole in both directions (SEMANTICS VU16). What the header asks for is checked as a
+//! guest's is: a packet socket in the container can write nearly anything there. This file does not make devices
+//! (see [`crate::netns`]) and does not segment.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use hostweave_switch::limits::{FRAME_MAX, GSO_SEGMENTS_MAX, GSO_SIZE_MIN, HEAD_FIRST, HEADROOM};
+use hostweave_switch::packet::{Burst, Offload, Packet, virtio_net};
+use hostweave_switch::payload::Segment;
+use hostweave_switch::stage::DropReason;
+use hostweave_switch::tables::PortId;
+
+use crate::Error;
+use crate::limits::HEADER_LEN;
+use crate::netns::{Namespace, TapDevice};
+use crate::sys;
+use crate::uring::{Device, Frame, Uring};
+
+const ETHERNET: usize = 14;
+const IPV6_HEADER: usize = 40;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// A TAP device in use. Any worker may transmit; one receives.
+#[derive(Debug)]
+pub struct Tap {
+    device: Arc<Device>,
+    name: String,
+    namespace: Option<Namespace>,
+    uso: bool,
+}
+
+impl Tap {
+    /// Puts a device to use: header format and offloads.
+    ///
+    /// # Errors
+    /// When the kernel refuses them.
+    pub fn new(device: TapDevice) -> Result<Self, Error> {
+        let TapDevice { fd, name, namespace } = device;
+        let failed = |action: &str, source| Error::Device { name: name.clone(), action: action.to_owned(), source };
+        sys::tun_set_header_len(fd.as_fd(), HEADER_LEN).map_err(|error| failed("set its header length", error))?;
+        sys::tun_set_little_endian(fd.as_fd()).map_err(|error| failed("set its byte order", error))?;
+        let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+        // Linux 6.2 and later; before that the device neither sends nor takes UDP segments.
+        let uso = sys::tun_set_offload(fd.as_fd(), tcp | libc::TUN_F_USO4 | libc::TUN_F_USO6).is_ok();
+        if !uso {
+            sys::tun_set_offload(fd.as_fd(), tcp).map_err(|error| failed("set its offloads", error))?;
+        }
+        Ok(Self { device: Arc::new(Device::new(fd)), name, namespace, uso })
+    }
+
+    /// Name of the device.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the path of its namespace still names that namespace. When not, the device is only kept by us: drop it,
+    /// and open it anew. Reads the file system: not for workers.
+    pub fn namespace_is_current(&self) -> bool {
+        self.namespace.as_ref().is_none_or(Namespace::is_current)
+    }
+
+    /// Whether the device takes UDP segmentation offload. It takes partial checksums and TCP segmentation always.
+    pub fn takes_uso(&self) -> bool {
+        self.uso
+    }
+
+    /// Frames that were queued and that the kernel then refused, for instance because the container set the device
+    /// down.
+    pub fn refused(&self) -> u64 {
+        self.device.refused.load(Ordering::Relaxed)
+    }
+
+    /// Brings frames to this worker, as [`crate::uring::Event::Frame`] with `token`.
+    pub fn start(&self, uring: &mut Uring, token: u64) {
+        uring.start(token, Arc::clone(&self.device));
+    }
+
+    /// Brings no more frames.
+    pub fn stop(&self, uring: &mut Uring, token: u64) {
+        uring.stop(token);
+    }
+
+    /// `rx`: the frame as the next packet of `burst`. Its first octets are copied; the rest stays in the frame's buffer,
+    /// which may be released once the burst is cleared.
+    ///
+    /// # Errors
+    /// `FrameTooShort`, `FrameTooLong`, `ChecksumBad`, `GsoBad`; nothing is added then. `Internal` when the burst is full.
+    pub fn receive(&self, port: PortId, frame: &Frame, burst: &mut Burst) -> Result<(), DropReason> {
+        receive(port, frame.data(), burst)
+    }
+
+    /// `tx`: queues the packet for the device; it is written with the next [`Uring::submit`].
+    ///
+    /// # Errors
+    /// `DeviceQueueFull` when the kernel does not take frames as fast, `FrameTooLong`, and `GsoBad` for UDP segments
+    /// that the kernel does not know.
+    #[inline]
+    pub fn transmit(&self, packet: &Packet, arena: &[Segment], uring: &mut Uring) -> Result<(), DropReason> {
+        let offload = &packet.meta.offload;
+        if offload.gso_type & !virtio_net::GSO_ECN == virtio_net::GSO_UDP_L4 && !self.uso {
+            return Err(DropReason::GsoBad);
+        }
+        uring.write(&self.device, |buffer| {
+            let (header, frame) = buffer.split_at_mut(HEADER_LEN);
+            header.copy_from_slice(&header_of(offload));
+            Some(HEADER_LEN + packet.copy_frame(arena, frame)?)
+        })
+    }
+}
+
+fn receive(port: PortId, data: Segment, burst: &mut Burst) -> Result<(), DropReason> {
+    let frame_len = data.len().checked_sub(HEADER_LEN).ok_or(DropReason::FrameTooShort)?;
+    if frame_len < ETHERNET {
+        return Err(DropReason::FrameTooShort);
+    }
+    if frame_len > FRAME_MAX {
+        return Err(DropReason::FrameTooLong);
+    }
+    if !burst.has_room(1) {
+        return Err(DropReason::Internal);
+    }
+    let head_len = frame_len.min(HEAD_FIRST);
+    let (packet, arena) = burst.next_slot(port);
+    // One copy for both; the header ends where the frame begins.
+    let copied = &mut packet.slot()[HEADROOM - HEADER_LEN..HEADROOM + head_len];
+    data.copy_to(copied);
+    let (header, head) = copied.split_at(HEADER_LEN);
+    let offload = check_header(header, frame_len, head)?;
+    let first = arena.len();
+    arena.extend(data.skip(HEADER_LEN + head_len));
+    packet.set_frame(head_len, first, arena.len() - first, frame_len - head_len);
+    packet.meta.offload = offload;
+    burst.push();
+    Ok(())
+}
+
+/// The header before a frame.
+fn header_of(offload: &Offload) -> [u8; HEADER_LEN] {
+    let mut header = [0; HEADER_LEN];
+    header[0] = offload.flags;
+    header[1] = offload.gso_type;
+    for (at, value) in [(2, offload.hdr_len), (4, offload.gso_size), (6, offload.csum_start), (8, offload.csum_offset)]
+    {
+        header[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+    header
+}
+
+/// What the sender asks for, if it is possible (SEMANTICS VU12). `DATA_VALID` is not believed.
+fn check_header(header: &[u8], frame_len: usize, head: &[u8]) -> Result<Offload, DropReason> {
+    let field = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
+    let (flags, gso_type) = (header[0] & virtio_net::NEEDS_CSUM, header[1]);
+    let (gso_size, csum_start, csum_offset) = (field(4), field(6), field(8));
+    if flags == 0 {
+        // VIRTIO 1.2 §5.1.6.2.1: a GSO frame has a partial checksum.
+        return if gso_type == virtio_net::GSO_NONE { Ok(Offload::default()) } else { Err(DropReason::GsoBad) };
+    }
+    let (start, offset) = (usize::from(csum_start), usize::from(csum_offset));
+    if start < ETHERNET || start + offset + 2 > frame_len {
+        return Err(DropReason::ChecksumBad);
+    }
+    let partial = Offload { flags, csum_start, csum_offset, ..Offload::default() };
+    if gso_type == virtio_net::GSO_NONE {
+        return Ok(partial);
+    }
+    let headers = gso_headers(gso_type, start, offset, head).ok_or(DropReason::GsoBad)?;
+    let payload = frame_len.checked_sub(headers).filter(|payload| *payload > 0).ok_or(DropReason::GsoBad)?;
+    let size = usize::from(gso_size);
+    if size < GSO_SIZE_MIN || payload.div_ceil(size) > GSO_SEGMENTS_MAX {
+        return Err(DropReason::GsoBad);
+    }
+    Ok(Offload { gso_type, hdr_len: headers as u16, gso_size, ..partial })
+}
+
+/// Octets of all headers of a GSO frame, if its type agrees with them as far as `head` shows them. The sender's
+/// `hdr_len` is only a hint.
+fn gso_headers(gso_type: u8, start: usize, offset: usize, head: &[u8]) -> Option<usize> {
+    let kind = gso_type & !virtio_net::GSO_ECN;
+    let (protocol, checksum) = match kind {
+        virtio_net::GSO_TCPV4 | virtio_net::GSO_TCPV6 => (TCP, 16),
+        virtio_net::GSO_UDP_L4 if kind == gso_type => (UDP, 6),
+        _ => return None,
+    };
+    let agrees = match head.get(12..ETHERNET + 10)? {
+        [0x08, 0x00, ip @ ..] if kind != virtio_net::GSO_TCPV6 => {
+            let ip_header = usize::from(ip[0] & 0x0f) * 4;
+            ip[0] >> 4 == 4 && ip_header >= 20 && start == ETHERNET + ip_header && ip[9] == protocol
+        }
+        [0x86, 0xdd, ip @ ..] if kind != virtio_net::GSO_TCPV4 => {
+            let direct = ip[6] == protocol && start == ETHERNET + IPV6_HEADER;
+            ip[0] >> 4 == 6 && (direct || start > ETHERNET + IPV6_HEADER)
+        }
+        _ => false,
+    };
+    if !agrees || offset != checksum {
+        return None;
+    }
+    if protocol == UDP {
+        return Some(start + 8);
+    }
+    // Beyond the first copy only behind IPv6 extension headers; `parse` looks again.
+    let tcp_header = head.get(start + 12).map_or(20, |octet| usize::from(octet >> 4) * 4);
+    (tcp_header >= 20).then_some(start + tcp_header)
+}
