@@ -208,3 +208,207 @@ fn v6_header(packet: &Packet) -> Result<Ipv6<'_>, DropReason> {
 fn arp_message(packet: &Packet) -> Result<arp::Message, DropReason> {
     packet.head().get(ethernet::HEADER_LEN..).and_then(arp::Message::parse).ok_or(DropReason::ArpInvalid)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::{GATEWAY_V4, GATEWAY_V6, GUEST_A, GUEST_B, INTERNAL, mac, tables, v4, v6};
+    use crate::parse::parse;
+    use crate::tables::PortId;
+    use crate::testing::{self, arp_frame, icmpv6_frame, ipv4_frame, ipv6_frame, neighbor, udp};
+
+    fn verdict_of(port: PortId, frame: &[u8]) -> Verdict {
+        let tables = tables();
+        let port = tables.port(port).unwrap();
+        testing::with(frame, |packet, arena| {
+            assert_eq!(parse(packet, arena), Verdict::Continue);
+            guard(port, tables.network(port.network).unwrap(), packet)
+        })
+    }
+
+    /// What becomes of a frame of guest a.
+    fn verdict(frame: &[u8]) -> Verdict {
+        verdict_of(GUEST_A, frame)
+    }
+
+    const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xdead, 0xbeef, 0, 1);
+    const SPOOFED_IP: Verdict = Verdict::Drop(DropReason::SpoofedIp);
+
+    #[test]
+    fn own_addresses_pass() {
+        assert_eq!(verdict(&ipv4_frame(v4(GUEST_A), v4(GUEST_B), 17, 64, &udp(1, 2, b""))), Verdict::Continue);
+        assert_eq!(verdict(&ipv6_frame(v6(GUEST_A), v6(GUEST_B), 17, 64, &udp(1, 2, b""))), Verdict::Continue);
+    }
+
+    #[test]
+    fn link_addresses() {
+        let mut frame = ipv4_frame(v4(GUEST_A), v4(GUEST_B), 17, 64, &udp(1, 2, b""));
+        frame[11] ^= 1;
+        assert_eq!(verdict(&frame), Verdict::Drop(DropReason::SpoofedMac));
+        frame[11] ^= 1;
+        frame[..6].copy_from_slice(&mac(GUEST_B).0);
+        assert_eq!(verdict(&frame), Verdict::Drop(DropReason::NotForRouter));
+    }
+
+    #[test]
+    fn addresses_of_others() {
+        for src in [v4(GUEST_B), GATEWAY_V4, Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST, Ipv4Addr::BROADCAST] {
+            assert_eq!(verdict(&ipv4_frame(src, v4(GUEST_B), 17, 64, &udp(1, 2, b""))), SPOOFED_IP, "{src}");
+        }
+        let multicast = "ff02::1".parse().unwrap();
+        for src in [v6(GUEST_B), GATEWAY_V6, Ipv6Addr::UNSPECIFIED, Ipv6Addr::LOCALHOST, ROUTER_LINK_LOCAL, multicast] {
+            assert_eq!(verdict(&ipv6_frame(src, v6(GUEST_B), 17, 64, &udp(1, 2, b""))), SPOOFED_IP, "{src}");
+        }
+    }
+
+    #[test]
+    fn link_local_source_stays_on_the_link() {
+        let to = |dst| verdict(&ipv6_frame(LINK_LOCAL, dst, 17, 64, &udp(546, 547, b"")));
+        assert_eq!(to(ROUTER_LINK_LOCAL), Verdict::Continue);
+        assert_eq!(to("ff02::1:2".parse().unwrap()), Verdict::Continue);
+        assert_eq!(to(v6(GUEST_B)), Verdict::Drop(DropReason::AddressNotForwardable));
+    }
+
+    #[test]
+    fn unspecified_source_may_ask_for_an_address() {
+        let from_nobody = |dst, src_port, dst_port| {
+            verdict(&ipv4_frame(Ipv4Addr::UNSPECIFIED, dst, 17, 64, &udp(src_port, dst_port, b"")))
+        };
+        assert_eq!(from_nobody(Ipv4Addr::BROADCAST, 68, 67), Verdict::Continue);
+        assert_eq!(from_nobody(Ipv4Addr::BROADCAST, 68, 68), SPOOFED_IP);
+        assert_eq!(from_nobody(GATEWAY_V4, 68, 67), SPOOFED_IP);
+        let igmp = ipv4_frame(Ipv4Addr::UNSPECIFIED, "224.0.0.22".parse().unwrap(), 2, 1, &[0x22; 8]);
+        assert_eq!(verdict(&igmp), Verdict::Continue);
+        let mld = icmpv6_frame(Ipv6Addr::UNSPECIFIED, "ff02::16".parse().unwrap(), 1, &[143, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(verdict(&mld), Verdict::Continue);
+        let echo = icmpv6_frame(Ipv6Addr::UNSPECIFIED, ipv6::ALL_NODES, 64, &[128, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(verdict(&echo), SPOOFED_IP);
+    }
+
+    #[test]
+    fn dhcp_servers_are_the_hosts() {
+        let dropped = Verdict::Drop(DropReason::DhcpServerFromGuest);
+        assert_eq!(verdict(&ipv4_frame(v4(GUEST_A), v4(GUEST_B), 17, 64, &udp(67, 68, b""))), dropped);
+        assert_eq!(verdict(&ipv6_frame(v6(GUEST_A), v6(GUEST_B), 17, 64, &udp(547, 546, b""))), dropped);
+        assert_eq!(verdict(&ipv6_frame(LINK_LOCAL, ROUTER_LINK_LOCAL, 17, 64, &udp(547, 546, b""))), dropped);
+    }
+
+    #[test]
+    fn arp_senders() {
+        let spoofed = Verdict::Drop(DropReason::SpoofedArp);
+        assert_eq!(verdict(&arp_frame(|_| ())), Verdict::Continue);
+        assert_eq!(verdict(&arp_frame(|arp| arp.sender_ip = Ipv4Addr::UNSPECIFIED)), Verdict::Continue, "probe");
+        assert_eq!(verdict(&arp_frame(|arp| arp.target_ip = arp.sender_ip)), Verdict::Continue, "announcement");
+        assert_eq!(verdict(&arp_frame(|arp| arp.sender_ip = v4(GUEST_B))), spoofed);
+        assert_eq!(verdict(&arp_frame(|arp| arp.sender_ip = GATEWAY_V4)), spoofed);
+        assert_eq!(verdict(&arp_frame(|arp| arp.sender_mac = mac(GUEST_B))), spoofed);
+        let reply = arp_frame(|arp| {
+            arp.operation = arp::Operation::Reply;
+            arp.sender_ip = Ipv4Addr::UNSPECIFIED;
+        });
+        assert_eq!(verdict(&reply), spoofed, "a reply is no probe");
+    }
+
+    #[test]
+    fn router_advertisements_and_redirects_are_the_hosts() {
+        let dropped = Verdict::Drop(DropReason::RouterAdvertisementFromGuest);
+        let message = |kind| {
+            let mut message = vec![0; 40];
+            message[0] = kind;
+            message
+        };
+        for kind in [134, 137] {
+            assert_eq!(verdict(&icmpv6_frame(LINK_LOCAL, ipv6::ALL_NODES, 255, &message(kind))), dropped);
+            // RFC 7113: behind extension headers and fragment headers too.
+            let hidden = [&[58, 0, 1, 4, 0, 0, 0, 0][..], &message(kind)].concat();
+            assert_eq!(verdict(&ipv6_frame(LINK_LOCAL, ipv6::ALL_NODES, 60, 255, &hidden)), dropped);
+            let fragment = [&[58, 0, 0, 1, 0, 0, 0, 1][..], &message(kind)].concat();
+            assert_eq!(verdict(&ipv6_frame(LINK_LOCAL, ipv6::ALL_NODES, 44, 255, &fragment)), dropped);
+        }
+    }
+
+    fn solicit(src: Ipv6Addr, dst: Ipv6Addr, target: Ipv6Addr, option: Option<(u8, MacAddr)>) -> Verdict {
+        verdict(&icmpv6_frame(src, dst, 255, &neighbor(kind::NEIGHBOR_SOLICIT, 0, target, option)))
+    }
+
+    #[test]
+    fn neighbour_solicitations() {
+        let own = Some((option::SOURCE_LINK_LAYER, mac(GUEST_A)));
+        let other = Some((option::SOURCE_LINK_LAYER, mac(GUEST_B)));
+        let (target, group) = (v6(GUEST_B), ipv6::solicited_node(v6(GUEST_B)));
+        let none = Ipv6Addr::UNSPECIFIED;
+        assert_eq!(solicit(v6(GUEST_A), group, target, own), Verdict::Continue);
+        assert_eq!(solicit(LINK_LOCAL, group, target, own), Verdict::Continue);
+        assert_eq!(solicit(v6(GUEST_A), target, target, None), Verdict::Continue, "unicast, for reachability");
+        assert_eq!(solicit(none, group, target, None), Verdict::Continue, "duplicate address detection");
+        assert_eq!(solicit(v6(GUEST_A), group, target, other), Verdict::Drop(DropReason::SpoofedNd));
+        let invalid = Verdict::Drop(DropReason::NdInvalid);
+        assert_eq!(solicit(none, group, target, own), invalid, "source link-layer address of nobody");
+        assert_eq!(solicit(none, ipv6::ALL_NODES, target, None), invalid, "not the solicited-node group");
+    }
+
+    #[test]
+    fn neighbour_discovery_is_checked_first() {
+        let message = neighbor(kind::NEIGHBOR_SOLICIT, 0, v6(GUEST_B), None);
+        let group = ipv6::solicited_node(v6(GUEST_B));
+        let invalid = Verdict::Drop(DropReason::NdInvalid);
+        assert_eq!(verdict(&icmpv6_frame(v6(GUEST_A), group, 254, &message)), invalid, "hop limit");
+        let mut frame = icmpv6_frame(v6(GUEST_A), group, 255, &message);
+        frame[56] ^= 1;
+        assert_eq!(verdict(&frame), invalid, "checksum");
+        assert_eq!(verdict(&icmpv6_frame(v6(GUEST_A), group, 255, &message[..23])), invalid, "cut off");
+        let mut complete = message.clone();
+        icmpv6::fill_checksum(&mut complete, v6(GUEST_A), group).unwrap();
+        let atomic = [&[58, 0, 0, 0, 0, 0, 0, 1][..], &complete].concat();
+        assert_eq!(verdict(&ipv6_frame(v6(GUEST_A), group, 44, 255, &atomic)), invalid, "RFC 6980");
+    }
+
+    #[test]
+    fn neighbour_advertisements() {
+        let advert = |flags, dst, target, mac| {
+            let message = neighbor(kind::NEIGHBOR_ADVERT, flags, target, Some((option::TARGET_LINK_LAYER, mac)));
+            verdict(&icmpv6_frame(v6(GUEST_A), dst, 255, &message))
+        };
+        let spoofed = Verdict::Drop(DropReason::SpoofedNd);
+        assert_eq!(advert(0x20, ipv6::ALL_NODES, v6(GUEST_A), mac(GUEST_A)), Verdict::Continue);
+        assert_eq!(advert(0x60, ROUTER_LINK_LOCAL, LINK_LOCAL, mac(GUEST_A)), Verdict::Continue);
+        for target in [v6(GUEST_B), GATEWAY_V6, ROUTER_LINK_LOCAL] {
+            assert_eq!(advert(0x20, ipv6::ALL_NODES, target, mac(GUEST_A)), spoofed, "{target}");
+        }
+        assert_eq!(advert(0x20, ipv6::ALL_NODES, v6(GUEST_A), mac(GUEST_B)), spoofed);
+        let invalid = Verdict::Drop(DropReason::NdInvalid);
+        assert_eq!(advert(0x40, ipv6::ALL_NODES, v6(GUEST_A), mac(GUEST_A)), invalid, "solicited, to all");
+    }
+
+    #[test]
+    fn router_solicitations() {
+        let with = |src, mac: Option<MacAddr>| {
+            let mut message = vec![kind::ROUTER_SOLICIT, 0, 0, 0, 0, 0, 0, 0];
+            if let Some(mac) = mac {
+                message.extend([1, 1]);
+                message.extend(mac.0);
+            }
+            verdict(&icmpv6_frame(src, ipv6::ALL_ROUTERS, 255, &message))
+        };
+        assert_eq!(with(LINK_LOCAL, Some(mac(GUEST_A))), Verdict::Continue);
+        assert_eq!(with(Ipv6Addr::UNSPECIFIED, None), Verdict::Continue);
+        assert_eq!(with(LINK_LOCAL, Some(mac(GUEST_B))), Verdict::Drop(DropReason::SpoofedNd));
+        assert_eq!(with(Ipv6Addr::UNSPECIFIED, Some(mac(GUEST_A))), Verdict::Drop(DropReason::NdInvalid));
+    }
+
+    #[test]
+    fn internal_port_is_the_gateway() {
+        let from_internal = |mut frame: Vec<u8>| {
+            frame[6..12].copy_from_slice(&mac(INTERNAL).0);
+            verdict_of(INTERNAL, &frame)
+        };
+        let to = v4(GUEST_B);
+        assert_eq!(from_internal(ipv4_frame(GATEWAY_V4, to, 17, 64, &udp(67, 68, b""))), Verdict::Continue);
+        assert_eq!(from_internal(ipv4_frame(v4(GUEST_A), to, 17, 64, &udp(1, 2, b""))), SPOOFED_IP);
+        let to = v6(GUEST_B);
+        assert_eq!(from_internal(ipv6_frame(GATEWAY_V6, to, 17, 64, &udp(1, 2, b""))), Verdict::Continue);
+        assert_eq!(from_internal(ipv6_frame(v6(GUEST_A), to, 17, 64, &udp(1, 2, b""))), SPOOFED_IP);
+        assert_eq!(from_internal(arp_frame(|arp| arp.sender_ip = GATEWAY_V4)), Verdict::Continue);
+        assert_eq!(from_internal(arp_frame(|_| ())), Verdict::Drop(DropReason::SpoofedArp));
+    }
+}

@@ -184,3 +184,119 @@ const QUOTE_MAX_V6: usize = 1280 - ipv6::HEADER_LEN - ICMP_HEADER;
 const TTL: u8 = 64;
 
 const _: () = assert!(icmpv4::HEADER_LEN == ICMP_HEADER && icmpv6::HEADER_LEN == ICMP_HEADER);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv6Addr;
+
+    use crate::fuzz::{GATEWAY_V4, GATEWAY_V6, GUEST_A, GUEST_B, NETWORK, mac, tables, v4, v6};
+    use crate::parse::parse;
+    use crate::stage::Verdict;
+    use crate::testing::{self, icmpv6_frame, ipv4_frame, ipv6_frame, udp};
+    use crate::wire::checksum;
+
+    /// The error about a frame of guest a.
+    fn error(frame: &[u8], kind: ErrorKind) -> Option<Vec<u8>> {
+        let tables = tables();
+        testing::with(frame, |packet, arena| {
+            assert_eq!(parse(packet, arena), Verdict::Continue);
+            let sent = icmp_error(packet, arena, tables.network(NETWORK).unwrap(), kind);
+            sent.then(|| packet.head().to_vec())
+        })
+    }
+
+    #[test]
+    fn time_exceeded_v4() {
+        let frame = ipv4_frame(v4(GUEST_A), v4(GUEST_B), 17, 1, &udp(1, 2, b"data"));
+        let out = error(&frame, ErrorKind::TimeExceeded).unwrap();
+        assert_eq!((&out[..6], &out[6..12]), (&mac(GUEST_A).0[..], &MacAddr::ROUTER.0[..]));
+        let header = Ipv4::new_checked(&out[14..]).unwrap();
+        assert_eq!((header.src(), header.dst(), header.proto()), (GATEWAY_V4, v4(GUEST_A), 1));
+        assert_eq!(checksum::ipv4_header_sum(header.octets()), 0xffff);
+        assert_eq!(usize::from(header.total_len()), out.len() - 14);
+        assert_eq!(out[34..36], [11, 0]);
+        assert_eq!(checksum::sum(&out[34..]), 0xffff);
+        assert_eq!(out[42..], frame[14..]);
+    }
+
+    #[test]
+    fn time_exceeded_v6() {
+        let frame = ipv6_frame(v6(GUEST_A), v6(GUEST_B), 17, 1, &udp(1, 2, b"data"));
+        let out = error(&frame, ErrorKind::TimeExceeded).unwrap();
+        let header = Ipv6::new_checked(&out[14..]).unwrap();
+        assert_eq!((header.src(), header.dst(), header.next_header()), (GATEWAY_V6, v6(GUEST_A), 58));
+        assert_eq!(usize::from(header.payload_len()), out.len() - 54);
+        assert_eq!(out[54..56], [3, 0]);
+        assert!(icmpv6::verify(&out[54..], GATEWAY_V6, v6(GUEST_A)));
+        assert_eq!(out[62..], frame[14..]);
+    }
+
+    #[test]
+    fn codes_of_no_route() {
+        let about_v4 = |dst| error(&ipv4_frame(v4(GUEST_A), dst, 17, 64, &udp(1, 2, b"")), ErrorKind::NoRoute).unwrap();
+        assert_eq!(about_v4([192, 0, 2, 99].into())[34..36], [3, 1], "host unreachable");
+        assert_eq!(about_v4([203, 0, 113, 1].into())[34..36], [3, 0], "network unreachable");
+        let about_v6 = |dst: &str| {
+            let frame = ipv6_frame(v6(GUEST_A), dst.parse().unwrap(), 17, 64, &udp(1, 2, b""));
+            error(&frame, ErrorKind::NoRoute).unwrap()
+        };
+        assert_eq!(about_v6("2001:db8::99")[54..56], [1, 3], "address unreachable");
+        assert_eq!(about_v6("2001:db8:1::1")[54..56], [1, 0], "no route");
+    }
+
+    #[test]
+    fn too_big_tells_the_mtu_and_quotes_payload() {
+        let frame = ipv4_frame(v4(GUEST_A), v4(GUEST_B), 17, 64, &udp(1, 2, &[7; 2000]));
+        let out = error(&frame, ErrorKind::TooBig).unwrap();
+        assert_eq!(out[34..36], [3, 4]);
+        assert_eq!(out[38..42], [0, 0, 5, 220]);
+        assert_eq!(out.len(), 14 + 576);
+        assert_eq!(out[42..], frame[14..14 + 548]);
+        let frame = ipv6_frame(v6(GUEST_A), v6(GUEST_B), 17, 64, &udp(1, 2, &[7; 2000]));
+        let out = error(&frame, ErrorKind::TooBig).unwrap();
+        assert_eq!(out[54..56], [2, 0]);
+        assert_eq!(out[58..62], [0, 0, 5, 220]);
+        assert_eq!(out.len(), 14 + 1280);
+        assert_eq!(out[62..], frame[14..14 + 1232]);
+    }
+
+    #[test]
+    fn link_local_senders_hear_from_the_link_local_router() {
+        let src: Ipv6Addr = "fe80::2".parse().unwrap();
+        let frame = ipv6_frame(src, "fe80::3".parse().unwrap(), 17, 64, &udp(1, 2, b""));
+        let out = error(&frame, ErrorKind::NoRoute).unwrap();
+        assert_eq!(Ipv6::new_checked(&out[14..]).unwrap().src(), ROUTER_LINK_LOCAL);
+    }
+
+    #[test]
+    fn echo_requests_are_answered_about() {
+        let echo = ipv4_frame(v4(GUEST_A), v4(GUEST_B), 1, 1, &[8, 0, 0, 0, 0, 1, 0, 1]);
+        assert!(error(&echo, ErrorKind::TimeExceeded).is_some());
+        let echo = icmpv6_frame(v6(GUEST_A), v6(GUEST_B), 1, &[128, 0, 0, 0, 0, 1, 0, 1]);
+        assert!(error(&echo, ErrorKind::TimeExceeded).is_some());
+    }
+
+    #[test]
+    fn no_error_about_these() {
+        let (a4, b4, a6, b6) = (v4(GUEST_A), v4(GUEST_B), v6(GUEST_A), v6(GUEST_B));
+        let mut broadcast = ipv4_frame(a4, b4, 17, 64, &udp(1, 2, b""));
+        broadcast[..6].fill(0xff);
+        let later = [&[17, 0, 0, 16, 0, 0, 0, 1][..], b"later"].concat();
+        for (frame, case) in [
+            (ipv4_frame(a4, b4, 1, 1, &[3, 1, 0, 0, 0, 0, 0, 0]), "ICMP error"),
+            (ipv4_frame(a4, b4, 1, 1, &[5, 1, 0, 0, 0, 0, 0, 0]), "ICMP redirect"),
+            (icmpv6_frame(a6, b6, 1, &[1, 0, 0, 0, 0, 0, 0, 0]), "ICMPv6 error"),
+            (icmpv6_frame(a6, b6, 1, &[100, 0, 0, 0, 0, 0, 0, 0]), "unknown ICMPv6 error"),
+            (broadcast, "broadcast of the link"),
+            (ipv4_frame(a4, [224, 0, 0, 1].into(), 17, 64, &udp(1, 2, b"")), "multicast"),
+            (ipv4_frame([0, 0, 0, 0].into(), b4, 17, 64, &udp(1, 2, b"")), "unspecified source"),
+            (ipv4_frame([192, 0, 2, 255].into(), b4, 17, 64, &udp(1, 2, b"")), "broadcast source"),
+            (ipv6_frame(Ipv6Addr::UNSPECIFIED, b6, 17, 64, &udp(1, 2, b"")), "unspecified IPv6 source"),
+            (ipv6_frame(a6, b6, 44, 64, &later), "later fragment"),
+            (testing::arp_frame(|_| ()), "ARP"),
+        ] {
+            assert_eq!(error(&frame, ErrorKind::TimeExceeded), None, "{case}");
+        }
+    }
+}

@@ -3,6 +3,8 @@
 #![deny(unsafe_code)]
 
 pub mod counters;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod guard;
 pub mod icmp_error;
 pub mod limits;
@@ -16,6 +18,8 @@ pub mod rewrite;
 pub mod route;
 pub mod stage;
 pub mod tables;
+#[cfg(test)]
+mod testing;
 pub mod wire;
 
 pub use mac::MacAddr;

@@ -74,3 +74,112 @@ fn check_gso(packet: &Packet) -> Result<(u8, u16, u16), DropReason> {
 }
 
 const ICMP_CHECKSUM_OFFSET: u16 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::{GUEST_A, GUEST_B, v4, v6};
+    use crate::parse::parse;
+    use crate::stage::Verdict;
+    use crate::testing::{self, ipv4_frame, ipv6_frame};
+
+    fn tcp_v4(data: usize) -> Vec<u8> {
+        ipv4_frame(v4(GUEST_A), v4(GUEST_B), proto::TCP, 64, &testing::tcp(1, 2, &vec![7; data]))
+    }
+
+    /// Segmentation into 1000 octets behind the headers of [`tcp_v4`].
+    const GSO: Offload = Offload {
+        flags: virtio_net::NEEDS_CSUM,
+        gso_type: virtio_net::GSO_TCPV4,
+        hdr_len: 66,
+        gso_size: 1000,
+        csum_start: 34,
+        csum_offset: 16,
+    };
+    const PARTIAL: Offload = Offload { gso_type: 0, gso_size: 0, hdr_len: 0, ..GSO };
+
+    fn checked(frame: &[u8], offload: Offload) -> Result<Offload, DropReason> {
+        testing::with(frame, |packet, arena| {
+            packet.meta.offload = offload;
+            match parse(packet, arena) {
+                Verdict::Continue => Ok(packet.meta.offload),
+                Verdict::Drop(reason) => Err(reason),
+                other => panic!("{other:?}"),
+            }
+        })
+    }
+
+    #[test]
+    fn what_says_nothing_becomes_zero() {
+        let offload = Offload { flags: virtio_net::DATA_VALID, hdr_len: 9, gso_size: 9, ..Offload::default() };
+        assert_eq!(checked(&tcp_v4(100), offload), Ok(Offload::default()));
+        assert_eq!(checked(&tcp_v4(100), Offload { hdr_len: 9, gso_size: 9, ..PARTIAL }), Ok(PARTIAL));
+    }
+
+    #[test]
+    fn header_length_is_the_real_one() {
+        for hdr_len in [0, 5, 54, 66, 1000] {
+            assert_eq!(checked(&tcp_v4(3000), Offload { hdr_len, ..GSO }), Ok(GSO));
+        }
+        assert_eq!(
+            checked(&tcp_v4(3000), Offload { hdr_len: 3067, ..GSO }),
+            Err(DropReason::GsoBad),
+            "beyond the frame"
+        );
+    }
+
+    #[test]
+    fn partial_checksums_that_are_refused() {
+        for (csum_start, csum_offset, case) in
+            [(33, 16, "start"), (34, 6, "offset of UDP"), (0, 50, "from the link header"), (34, u16::MAX, "far")]
+        {
+            let offload = Offload { csum_start, csum_offset, ..PARTIAL };
+            assert_eq!(checked(&tcp_v4(100), offload), Err(DropReason::ChecksumBad), "{case}");
+        }
+        let gre = ipv4_frame(v4(GUEST_A), v4(GUEST_B), 47, 64, &[0; 60]);
+        assert_eq!(checked(&gre, PARTIAL), Err(DropReason::ChecksumBad), "no transport checksum");
+        assert_eq!(checked(&testing::arp_frame(|_| ()), PARTIAL), Err(DropReason::ChecksumBad), "ARP");
+        let fragment = [&[proto::UDP, 0, 0, 1, 0, 0, 0, 1][..], &testing::udp(1, 2, &[0; 16])].concat();
+        let fragment = ipv6_frame(v6(GUEST_A), v6(GUEST_B), 44, 64, &fragment);
+        let offload = Offload { csum_start: 62, csum_offset: 6, ..PARTIAL };
+        assert_eq!(checked(&fragment, offload), Err(DropReason::ChecksumBad), "fragment");
+    }
+
+    #[test]
+    fn segmentation_that_is_refused() {
+        for (offload, case) in [
+            (Offload { gso_size: 0, ..GSO }, "size 0"),
+            (Offload { gso_size: 47, ..GSO }, "size below 48"),
+            (Offload { gso_type: virtio_net::GSO_TCPV6, ..GSO }, "another IP version"),
+            (Offload { gso_type: virtio_net::GSO_UDP_L4, ..GSO }, "another protocol"),
+            (Offload { gso_type: 3, ..GSO }, "UFO"),
+            (Offload { gso_type: virtio_net::GSO_ECN, ..GSO }, "ECN alone"),
+            (Offload { flags: 0, ..GSO }, "complete checksum"),
+        ] {
+            assert_eq!(checked(&tcp_v4(3000), offload), Err(DropReason::GsoBad), "{case}");
+        }
+        let small = Offload { gso_size: 48, ..GSO };
+        assert!(checked(&tcp_v4(48 * GSO_SEGMENTS_MAX), small).is_ok(), "128 segments");
+        assert_eq!(checked(&tcp_v4(48 * GSO_SEGMENTS_MAX + 1), small), Err(DropReason::GsoBad), "129 segments");
+        assert_eq!(checked(&tcp_v4(0), GSO), Err(DropReason::GsoBad), "nothing to segment");
+    }
+
+    #[test]
+    fn one_segment_is_no_segmentation() {
+        assert_eq!(checked(&tcp_v4(1000), GSO), Ok(PARTIAL));
+        assert_eq!(checked(&tcp_v4(1001), GSO), Ok(GSO));
+    }
+
+    #[test]
+    fn udp_segmentation_over_both() {
+        let datagram = testing::udp(1, 2, &[7; 3000]);
+        let offload = Offload { gso_type: virtio_net::GSO_UDP_L4, csum_offset: 6, ..GSO };
+        let frame = ipv4_frame(v4(GUEST_A), v4(GUEST_B), proto::UDP, 64, &datagram);
+        assert_eq!(checked(&frame, offload), Ok(Offload { hdr_len: 42, ..offload }));
+        let frame = ipv6_frame(v6(GUEST_A), v6(GUEST_B), proto::UDP, 64, &datagram);
+        let offload = Offload { csum_start: 54, ..offload };
+        assert_eq!(checked(&frame, offload), Ok(Offload { hdr_len: 62, ..offload }));
+        let ecn = Offload { gso_type: virtio_net::GSO_UDP_L4 | virtio_net::GSO_ECN, ..offload };
+        assert_eq!(checked(&frame, ecn), Err(DropReason::GsoBad));
+    }
+}

@@ -29,3 +29,48 @@ pub fn rewrite(packet: &mut Packet, out: &Port) {
 }
 
 const HOP_LIMIT: usize = 7;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::{GUEST_A, GUEST_B, INTERNAL, mac, tables, v4, v6};
+    use crate::parse::parse;
+    use crate::stage::Verdict;
+    use crate::tables::PortId;
+    use crate::testing::{self, ipv4_frame, ipv6_frame, udp};
+    use crate::wire::checksum;
+
+    fn rewritten(frame: &[u8], out: PortId) -> Vec<u8> {
+        let tables = tables();
+        testing::with(frame, |packet, arena| {
+            assert_eq!(parse(packet, arena), Verdict::Continue);
+            rewrite(packet, tables.port(out).unwrap());
+            packet.head().to_vec()
+        })
+    }
+
+    #[test]
+    fn ipv4_loses_one_and_keeps_its_checksum_right() {
+        let frame = ipv4_frame(v4(GUEST_A), v4(GUEST_B), 17, 64, &udp(1, 2, b"data"));
+        let out = rewritten(&frame, GUEST_B);
+        assert_eq!((&out[..6], &out[6..12]), (&mac(GUEST_B).0[..], &MacAddr::ROUTER.0[..]));
+        assert_eq!(out[22], 63);
+        assert_eq!(checksum::sum(&out[14..34]), 0xffff);
+        assert_eq!((&out[12..22], &out[23], &out[26..]), (&frame[12..22], &frame[23], &frame[26..]));
+    }
+
+    #[test]
+    fn ipv6_loses_one() {
+        let frame = ipv6_frame(v6(GUEST_A), v6(GUEST_B), 17, 64, &udp(1, 2, b"data"));
+        let out = rewritten(&frame, GUEST_B);
+        assert_eq!(out[21], 63);
+        assert_eq!((&out[12..21], &out[22..]), (&frame[12..21], &frame[22..]));
+    }
+
+    #[test]
+    fn what_arrives_at_the_host_is_not_forwarded() {
+        let frame = ipv4_frame(v4(GUEST_A), v4(INTERNAL), 17, 1, &udp(1, 2, b"data"));
+        let out = rewritten(&frame, INTERNAL);
+        assert_eq!((&out[..6], &out[12..]), (&mac(INTERNAL).0[..], &frame[12..]));
+    }
+}

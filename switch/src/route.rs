@@ -133,3 +133,119 @@ pub(crate) fn destination(packet: &Packet) -> Option<IpAddr> {
         L3::Arp | L3::None => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::{GATEWAY_V4, GATEWAY_V6, GUEST_A, GUEST_B, INTERNAL, NETWORK, tables, v4, v6};
+    use crate::packet::{Offload, virtio_net};
+    use crate::parse::parse;
+    use crate::tables::PortId;
+    use crate::testing::{self, ipv4_frame, ipv6_frame, udp};
+
+    fn routed(frame: &[u8], offload: Offload) -> Result<PortId, DropReason> {
+        testing::with(frame, |packet, arena| {
+            packet.meta.offload = offload;
+            assert_eq!(parse(packet, arena), Verdict::Continue);
+            match route(&tables(), NETWORK, packet) {
+                Verdict::Forward => Ok(packet.meta.out_port),
+                Verdict::Drop(reason) => Err(reason),
+                other => panic!("{other:?}"),
+            }
+        })
+    }
+
+    fn to_v4(dst: Ipv4Addr, ttl: u8, data: usize) -> Result<PortId, DropReason> {
+        routed(&ipv4_frame(v4(GUEST_A), dst, 17, ttl, &udp(1, 2, &vec![0; data])), Offload::default())
+    }
+
+    fn to_v6(dst: &str, ttl: u8, data: usize) -> Result<PortId, DropReason> {
+        let dst = dst.parse().unwrap();
+        routed(&ipv6_frame(v6(GUEST_A), dst, 17, ttl, &udp(1, 2, &vec![0; data])), Offload::default())
+    }
+
+    #[test]
+    fn owners_of_the_senders_network() {
+        assert_eq!(to_v4(v4(GUEST_B), 64, 0), Ok(GUEST_B));
+        assert_eq!(to_v6(&v6(GUEST_B).to_string(), 64, 0), Ok(GUEST_B));
+        assert_eq!(to_v4(GATEWAY_V4, 64, 0), Ok(INTERNAL));
+        assert_eq!(to_v6(&GATEWAY_V6.to_string(), 64, 0), Ok(INTERNAL));
+    }
+
+    #[test]
+    fn destinations_that_nobody_owns() {
+        for (dst, reason) in [
+            ([192, 0, 2, 99], DropReason::NoRoute),
+            ([203, 0, 113, 1], DropReason::NoRoute),
+            ([192, 0, 2, 255], DropReason::MulticastNotForwarded),
+            ([255, 255, 255, 255], DropReason::MulticastNotForwarded),
+            ([224, 0, 0, 251], DropReason::MulticastNotForwarded),
+            ([127, 0, 0, 1], DropReason::AddressNotForwardable),
+            ([0, 0, 0, 0], DropReason::AddressNotForwardable),
+            ([169, 254, 1, 1], DropReason::AddressNotForwardable),
+        ] {
+            assert_eq!(to_v4(dst.into(), 64, 0), Err(reason), "{dst:?}");
+        }
+        for (dst, reason) in [
+            ("2001:db8::99", DropReason::NoRoute),
+            ("2001:db8:1::1", DropReason::NoRoute),
+            ("ff02::fb", DropReason::MulticastNotForwarded),
+            ("::1", DropReason::AddressNotForwardable),
+            ("::", DropReason::AddressNotForwardable),
+            ("fe80::2", DropReason::AddressNotForwardable),
+            ("fe80::1", DropReason::GatewayNoService),
+        ] {
+            assert_eq!(to_v6(dst, 64, 0), Err(reason), "{dst}");
+        }
+    }
+
+    #[test]
+    fn group_reports() {
+        let igmp = ipv4_frame(v4(GUEST_A), [224, 0, 0, 22].into(), 2, 1, &[0x22; 8]);
+        assert_eq!(routed(&igmp, Offload::default()), Err(DropReason::GroupMembership));
+        let mld = testing::icmpv6_frame(v6(GUEST_A), "ff02::16".parse().unwrap(), 1, &[143, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(routed(&mld, Offload::default()), Err(DropReason::GroupMembership));
+    }
+
+    #[test]
+    fn group_of_the_link_is_not_forwarded_to_one_host() {
+        let mut frame = ipv4_frame(v4(GUEST_A), v4(GUEST_B), 17, 64, &udp(1, 2, b""));
+        frame[..6].fill(0xff);
+        assert_eq!(routed(&frame, Offload::default()), Err(DropReason::MulticastNotForwarded));
+    }
+
+    #[test]
+    fn ttl_ends_between_ports_but_not_at_the_gateway() {
+        for ttl in [0, 1] {
+            assert_eq!(to_v4(v4(GUEST_B), ttl, 0), Err(DropReason::TtlExceeded));
+            assert_eq!(to_v6(&v6(GUEST_B).to_string(), ttl, 0), Err(DropReason::TtlExceeded));
+            assert_eq!(to_v4(GATEWAY_V4, ttl, 0), Ok(INTERNAL));
+            assert_eq!(to_v6(&GATEWAY_V6.to_string(), ttl, 0), Ok(INTERNAL));
+        }
+        assert_eq!(to_v4(v4(GUEST_B), 2, 0), Ok(GUEST_B));
+    }
+
+    #[test]
+    fn mtu_is_inclusive() {
+        assert_eq!(to_v4(v4(GUEST_B), 64, 1472), Ok(GUEST_B));
+        assert_eq!(to_v4(v4(GUEST_B), 64, 1473), Err(DropReason::MtuExceeded));
+        assert_eq!(to_v6(&v6(GUEST_B).to_string(), 64, 1452), Ok(GUEST_B));
+        assert_eq!(to_v6(&v6(GUEST_B).to_string(), 64, 1453), Err(DropReason::MtuExceeded));
+    }
+
+    #[test]
+    fn gso_frames_are_as_long_as_their_segments() {
+        let frame = ipv4_frame(v4(GUEST_A), v4(GUEST_B), 6, 64, &testing::tcp(1, 2, &[0; 60_000]));
+        let offload = |gso_size| Offload {
+            flags: virtio_net::NEEDS_CSUM,
+            gso_type: virtio_net::GSO_TCPV4,
+            gso_size,
+            csum_start: 34,
+            csum_offset: 16,
+            ..Offload::default()
+        };
+        // 20 octets of IPv4 and 32 of TCP.
+        assert_eq!(routed(&frame, offload(1448)), Ok(GUEST_B));
+        assert_eq!(routed(&frame, offload(1449)), Err(DropReason::MtuExceeded));
+    }
+}
