@@ -675,6 +675,8 @@ pub(crate) fn tcp_socket() -> tcp::Socket<'static> {
     let buffer = || tcp::SocketBuffer::new(vec![0; TCP_BUFFER_BYTES]);
     let mut socket = tcp::Socket::new(buffer(), buffer());
     socket.set_ack_delay(None);
+    // Without it every loss in a full ring is followed by a whole window of losses.
+    socket.set_congestion_control(tcp::CongestionControl::Reno);
     socket
 }
 

@@ -13,6 +13,7 @@ pub mod features;
 pub mod frames;
 pub mod frontend;
 mod guest;
+pub mod hostile;
 pub mod memory;
 pub mod nic;
 pub mod queue;

@@ -332,11 +332,10 @@ impl RxQueue {
             let header = self.take_buffer(memory, first.token, first.len, frame)?;
             let Some(header) = header else { continue };
             let mergeable = self.features & features::MRG_RXBUF != 0;
-            if header.num_buffers == 0 || (!mergeable && header.num_buffers != 1 && self.header_bytes == HEADER_BYTES) {
+            if header.num_buffers == 0 || (!mergeable && header.num_buffers != 1) {
                 self.ring.violations.add(Violation::NumBuffers { num: header.num_buffers });
-                continue;
             }
-            let more = if mergeable { header.num_buffers - 1 } else { 0 };
+            let more = if mergeable { header.num_buffers.saturating_sub(1) } else { 0 };
             if !self.take_rest(memory, more, frame)? {
                 continue;
             }

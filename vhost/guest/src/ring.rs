@@ -105,6 +105,12 @@ impl Descriptor {
         bytes[14..].copy_from_slice(&self.next.to_le_bytes());
         bytes
     }
+
+    /// Reads the octets back.
+    pub fn from_bytes(bytes: &[u8; DESC_BYTES]) -> Self {
+        let all = u128::from_le_bytes(*bytes);
+        Self { addr: all as u64, len: (all >> 64) as u32, flags: (all >> 96) as u16, next: (all >> 112) as u16 }
+    }
 }
 
 /// A chain which the device gave back.

@@ -2,13 +2,15 @@
 //!
 //! This judges the judge. Skipped, with a line that says so, where `dpdk-testpmd` is not installed.
 
+#![allow(clippy::unwrap_used)]
+
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use hostweave_guest::{Guest, GuestBuilder, MemoryConfig, Profile, Split, features};
+use hostweave_guest::{Guest, GuestBuilder, MemoryConfig, Profile, Split, Violation, features};
 
 const SECONDS: Duration = Duration::from_secs(10);
 
@@ -77,7 +79,10 @@ fn converse(queues: usize, make: impl Fn(GuestBuilder) -> GuestBuilder) {
     let mut b = b.stop().unwrap();
     for guest in [&mut a, &mut b] {
         guest.nic().drain_tx(SECONDS).unwrap();
-        assert_eq!(guest.nic().violations(), []);
+        // DPDK 22.11 leaves `num_buffers` as it finds it without MRG_RXBUF, against virtio 1.2 §5.1.6.4.1.
+        let mut violations = guest.nic().violations();
+        violations.retain(|v| *v != Violation::NumBuffers { num: 0 } || guest.has(features::MRG_RXBUF));
+        assert_eq!(violations, []);
     }
 }
 
