@@ -54,3 +54,83 @@ fn answers(ctx: &LocalContext<'_>, message: &Message) -> bool {
     }
     ctx.network.addressing == Addressing::Network && range.contains(&target)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{A_V4, B_V4, FREE_V4, GATEWAY_V4, GUEST_A, World, ethernet};
+    use super::*;
+    use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol};
+    use std::net::Ipv4Addr;
+
+    const NOBODY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+
+    fn message(operation: ArpOperation, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+        let repr = ArpRepr::EthernetIpv4 {
+            operation,
+            source_hardware_addr: EthernetAddress(GUEST_A.0),
+            source_protocol_addr: sender,
+            target_hardware_addr: EthernetAddress([0; 6]),
+            target_protocol_addr: target,
+        };
+        let mut bytes = [0; 28];
+        repr.emit(&mut ArpPacket::new_unchecked(&mut bytes));
+        let to = if operation == ArpOperation::Request { MacAddr::BROADCAST } else { MacAddr::ROUTER };
+        ethernet(to, EthernetProtocol::Arp, &bytes)
+    }
+
+    /// Whether a request is answered; the answer is checked.
+    fn answered(world: &World, sender: Ipv4Addr, target: Ipv4Addr) -> bool {
+        let outcome = world.ask(&message(ArpOperation::Request, sender, target));
+        if outcome.verdict == Verdict::Drop(DropReason::NeighborNoAnswer) {
+            return false;
+        }
+        let frame = outcome.reply();
+        let frame = EthernetFrame::new_checked(&frame).unwrap();
+        assert_eq!(frame.dst_addr().0, GUEST_A.0);
+        let reply = ArpRepr::parse(&ArpPacket::new_checked(frame.payload()).unwrap()).unwrap();
+        let expected = ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Reply,
+            source_hardware_addr: EthernetAddress(MacAddr::ROUTER.0),
+            source_protocol_addr: target,
+            target_hardware_addr: EthernetAddress(GUEST_A.0),
+            target_protocol_addr: sender,
+        };
+        assert_eq!(reply, expected);
+        true
+    }
+
+    #[test]
+    fn the_switch_answers_for_what_ar1_and_ar2_say() {
+        let mut world = World::new();
+        let outside = Ipv4Addr::new(198, 51, 100, 7);
+        for (addressing, sender, target, expected) in [
+            (Addressing::Network, A_V4, GATEWAY_V4, true),
+            (Addressing::Network, A_V4, B_V4, true),
+            (Addressing::Network, A_V4, FREE_V4, true),
+            (Addressing::Network, A_V4, outside, false),
+            (Addressing::Host, A_V4, GATEWAY_V4, true),
+            (Addressing::Host, A_V4, B_V4, false),
+            // Announcement of the own address, probe for it, probes for others'.
+            (Addressing::Network, A_V4, A_V4, false),
+            (Addressing::Network, NOBODY, A_V4, false),
+            (Addressing::Network, NOBODY, B_V4, true),
+            (Addressing::Network, NOBODY, GATEWAY_V4, true),
+            (Addressing::Network, NOBODY, FREE_V4, false),
+            (Addressing::Host, NOBODY, B_V4, true),
+        ] {
+            world.network.addressing = addressing;
+            assert_eq!(answered(&world, sender, target), expected, "{addressing:?} {sender} {target}");
+        }
+        world.network.v4 = None;
+        assert!(!answered(&world, A_V4, GATEWAY_V4));
+    }
+
+    #[test]
+    fn replies_and_lies_end_here() {
+        let world = World::new();
+        let gratuitous = world.ask(&message(ArpOperation::Reply, A_V4, A_V4));
+        assert_eq!(gratuitous.verdict, Verdict::Drop(DropReason::NeighborNoAnswer));
+        let spoofed = world.ask(&message(ArpOperation::Request, B_V4, GATEWAY_V4));
+        assert_eq!(spoofed.verdict, Verdict::Drop(DropReason::SpoofedArp));
+    }
+}

@@ -223,3 +223,202 @@ const ETHERNET_LEN: usize = 14;
 const DATAGRAM_LEN_MIN: u16 = 576;
 /// Resolvers in one answer.
 const RESOLVERS_MAX: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{A_V4, B_V4, GATEWAY_V4, GUEST_A, GUEST_B, Outcome, World, udp, udp_reply};
+    use super::*;
+    use dhcproto::v4::{DhcpOption, Flags, Message as Client, MessageType, Opcode, OptionCode};
+    use dhcproto::{Decodable, Decoder, Encodable, Encoder};
+
+    const NOBODY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+
+    fn client(kind: MessageType) -> Client {
+        let mut message = Client::new_with_id(0x1234_5678, NOBODY, NOBODY, NOBODY, NOBODY, &GUEST_A.0);
+        message.opts_mut().insert(DhcpOption::MessageType(kind));
+        message.opts_mut().insert(DhcpOption::ClientIdentifier(vec![1, 2, 3]));
+        message
+    }
+
+    fn request(address: Ipv4Addr) -> Client {
+        let mut message = client(MessageType::Request);
+        message.opts_mut().insert(DhcpOption::RequestedIpAddress(address));
+        message
+    }
+
+    fn encode(message: &Client) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        message.encode(&mut Encoder::new(&mut bytes)).unwrap();
+        bytes
+    }
+
+    fn send(world: &World, message: &Client) -> Outcome {
+        let unicast = !message.ciaddr().is_unspecified();
+        let to = if unicast { GATEWAY_V4 } else { Ipv4Addr::BROADCAST };
+        world.ask(&udp(message.ciaddr().into(), 68, to.into(), 67, &encode(message)))
+    }
+
+    /// The answer, with the address and MAC it goes to.
+    fn answer(outcome: Outcome) -> (Client, Ipv4Addr, MacAddr) {
+        let frame = outcome.reply();
+        let (src, dst, ports, bytes) = udp_reply(&frame);
+        assert_eq!((src, ports), (GATEWAY_V4.into(), (67, 68)));
+        assert!(bytes.len() >= 300);
+        let message = Client::decode(&mut Decoder::new(&bytes)).unwrap();
+        assert_eq!(
+            (message.opcode(), message.xid(), message.chaddr()),
+            (Opcode::BootReply, 0x1234_5678, &GUEST_A.0[..])
+        );
+        assert_eq!(message.opts().get(OptionCode::ServerIdentifier), Some(&DhcpOption::ServerIdentifier(GATEWAY_V4)));
+        let client_id = DhcpOption::ClientIdentifier(vec![1, 2, 3]);
+        assert_eq!(message.opts().get(OptionCode::ClientIdentifier), Some(&client_id));
+        let IpAddr::V4(dst) = dst else { panic!("{dst}") };
+        (message, dst, MacAddr(frame[..6].try_into().unwrap()))
+    }
+
+    fn option(message: &Client, code: OptionCode) -> &DhcpOption {
+        message.opts().get(code).unwrap_or_else(|| panic!("no {code:?}"))
+    }
+
+    #[test]
+    fn discover_is_answered_with_the_ports_address_and_everything_a_client_needs() {
+        let (offer, dst, mac) = answer(send(&World::new(), &client(MessageType::Discover)));
+        assert_eq!((offer.opts().msg_type(), offer.yiaddr()), (Some(MessageType::Offer), A_V4));
+        assert_eq!((dst, mac), (A_V4, GUEST_A));
+        let default = (Ipv4Net::default(), GATEWAY_V4);
+        for expected in [
+            DhcpOption::SubnetMask(Ipv4Addr::new(255, 255, 255, 0)),
+            DhcpOption::ClasslessStaticRoute(vec![default]),
+            DhcpOption::Router(vec![GATEWAY_V4]),
+            DhcpOption::AddressLeaseTime(3600),
+            DhcpOption::Renewal(1800),
+            DhcpOption::Rebinding(3150),
+            DhcpOption::InterfaceMtu(1450),
+            DhcpOption::DomainNameServer(vec![GATEWAY_V4]),
+            DhcpOption::Hostname("a".to_owned()),
+            DhcpOption::DomainName("cluster.local".to_owned()),
+        ] {
+            assert_eq!(option(&offer, (&expected).into()), &expected);
+        }
+        let DhcpOption::DomainSearch(names) = option(&offer, OptionCode::DomainSearch) else { panic!() };
+        assert_eq!(names.iter().map(ToString::to_string).collect::<Vec<_>>(), ["cluster.local."]);
+    }
+
+    #[test]
+    fn the_broadcast_flag_is_honoured() {
+        let mut discover = client(MessageType::Discover);
+        discover.set_flags(Flags::default().set_broadcast());
+        let (offer, dst, mac) = answer(send(&World::new(), &discover));
+        assert!(offer.flags().broadcast());
+        assert_eq!((dst, mac), (Ipv4Addr::BROADCAST, MacAddr::BROADCAST));
+    }
+
+    #[test]
+    fn a_host_lease_has_a_route_to_the_gateway() {
+        let mut world = World::new();
+        world.network.addressing = Addressing::Host;
+        let (offer, ..) = answer(send(&world, &client(MessageType::Discover)));
+        assert_eq!(option(&offer, OptionCode::SubnetMask), &DhcpOption::SubnetMask(Ipv4Addr::BROADCAST));
+        let routes = vec![(Ipv4Net::from(GATEWAY_V4), NOBODY), (Ipv4Net::default(), GATEWAY_V4)];
+        assert_eq!(option(&offer, OptionCode::ClasslessStaticRoute), &DhcpOption::ClasslessStaticRoute(routes));
+        assert_eq!(option(&offer, OptionCode::Router), &DhcpOption::Router(vec![GATEWAY_V4]));
+    }
+
+    /// RFC 2131 §4.3.2: the four states of a client that sends REQUEST.
+    #[test]
+    fn request_is_answered_in_all_four_states() {
+        let world = World::new();
+        let confirmed = Some(LocalNote::LeaseConfirmed(A_V4.into()));
+        let mut selecting = request(A_V4);
+        selecting.opts_mut().insert(DhcpOption::ServerIdentifier(GATEWAY_V4));
+        let mut renewing = client(MessageType::Request);
+        renewing.set_ciaddr(A_V4);
+        for message in [selecting, request(A_V4), renewing.clone()] {
+            let outcome = send(&world, &message);
+            assert_eq!(outcome.note, confirmed);
+            let (ack, dst, mac) = answer(outcome);
+            assert_eq!((ack.opts().msg_type(), ack.yiaddr()), (Some(MessageType::Ack), A_V4));
+            assert_eq!((ack.ciaddr(), dst, mac), (message.ciaddr(), A_V4, GUEST_A));
+        }
+        // REBINDING: as RENEWING, but broadcast.
+        let rebinding = udp(A_V4.into(), 68, Ipv4Addr::BROADCAST.into(), 67, &encode(&renewing));
+        assert_eq!(answer(world.ask(&rebinding)).0.opts().msg_type(), Some(MessageType::Ack));
+        // INIT-REBOOT with somebody else's address.
+        let outcome = send(&world, &request(B_V4));
+        assert_eq!(outcome.note, None);
+        let (nak, dst, mac) = answer(outcome);
+        assert_eq!((nak.opts().msg_type(), nak.yiaddr()), (Some(MessageType::Nak), NOBODY));
+        assert_eq!((dst, mac), (Ipv4Addr::BROADCAST, MacAddr::BROADCAST));
+        assert_eq!(nak.opts().get(OptionCode::AddressLeaseTime), None);
+    }
+
+    #[test]
+    fn inform_gets_options_without_a_lease() {
+        let mut inform = client(MessageType::Inform);
+        inform.set_ciaddr(A_V4);
+        let (ack, dst, _) = answer(send(&World::new(), &inform));
+        assert_eq!((ack.opts().msg_type(), ack.yiaddr(), dst), (Some(MessageType::Ack), NOBODY, A_V4));
+        assert_eq!(ack.opts().get(OptionCode::AddressLeaseTime), None);
+        assert_eq!(option(&ack, OptionCode::InterfaceMtu), &DhcpOption::InterfaceMtu(1450));
+    }
+
+    #[test]
+    fn what_needs_no_answer_gets_none() {
+        let world = World::new();
+        let silence = Verdict::Drop(DropReason::DhcpNoAnswer);
+        let mut decline = client(MessageType::Decline);
+        decline.opts_mut().insert(DhcpOption::RequestedIpAddress(A_V4));
+        let outcome = send(&world, &decline);
+        assert_eq!((outcome.verdict, outcome.note), (silence, Some(LocalNote::AddressDeclined(A_V4))));
+        let mut release = client(MessageType::Release);
+        release.set_ciaddr(A_V4);
+        assert_eq!(send(&world, &release).verdict, silence);
+        let mut other_server = request(A_V4);
+        other_server.opts_mut().insert(DhcpOption::ServerIdentifier(B_V4));
+        assert_eq!(send(&world, &other_server).verdict, silence);
+        let mut unaddressed = World::new();
+        unaddressed.port.v4.clear();
+        assert_eq!(send(&unaddressed, &client(MessageType::Discover)).verdict, silence);
+    }
+
+    #[test]
+    fn only_the_ports_own_client_is_served() {
+        let world = World::new();
+        let invalid = Verdict::Drop(DropReason::DhcpInvalid);
+        let mut other = client(MessageType::Discover);
+        other.set_chaddr(&GUEST_B.0);
+        assert_eq!(send(&world, &other).verdict, invalid);
+        assert_eq!(send(&world, &client(MessageType::Offer)).verdict, invalid);
+        let mut reply = client(MessageType::Discover);
+        reply.set_opcode(Opcode::BootReply);
+        assert_eq!(send(&world, &reply).verdict, invalid);
+        let short = udp(NOBODY.into(), 68, Ipv4Addr::BROADCAST.into(), 67, &[0; 200]);
+        assert_eq!(world.ask(&short).verdict, invalid);
+        let mut corrupt =
+            udp(NOBODY.into(), 68, Ipv4Addr::BROADCAST.into(), 67, &encode(&client(MessageType::Discover)));
+        corrupt[100] ^= 1;
+        assert_eq!(world.ask(&corrupt).verdict, invalid);
+    }
+
+    /// A small client limit leaves out what it can do without; a firmware's long message is read to its end.
+    #[test]
+    fn message_sizes_are_respected() {
+        let mut world = World::new();
+        let domain = ["a".repeat(63), "b".repeat(63), "c".repeat(63)].join(".");
+        world.network.domain = Some(domain.clone());
+        let mut discover = client(MessageType::Discover);
+        discover.opts_mut().insert(DhcpOption::MaxMessageSize(100));
+        let frame = send(&world, &discover).reply();
+        assert!(frame.len() <= 14 + 576, "{}", frame.len());
+        let (.., bytes) = udp_reply(&frame);
+        let offer = Client::decode(&mut Decoder::new(&bytes)).unwrap();
+        assert_eq!(option(&offer, OptionCode::InterfaceMtu), &DhcpOption::InterfaceMtu(1450));
+        assert_eq!(offer.opts().get(OptionCode::DomainSearch), None);
+        discover.opts_mut().insert(DhcpOption::MaxMessageSize(1472));
+        discover.opts_mut().insert(DhcpOption::VendorExtensions(vec![7; 255]));
+        discover.opts_mut().insert(DhcpOption::UserClass(vec![7; 255]));
+        let (offer, ..) = answer(send(&world, &discover));
+        assert_eq!(option(&offer, OptionCode::DomainName), &DhcpOption::DomainName(domain));
+        assert!(offer.opts().get(OptionCode::DomainSearch).is_some());
+    }
+}

@@ -309,3 +309,207 @@ const ADDRESSES_MAX: usize = 4;
 const RESOLVERS_MAX: usize = 8;
 /// RFC 8415 §7.6, `IRT_MINIMUM`.
 const REFRESH_MIN_S: u32 = 600;
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{A_LINK_LOCAL, A_V6, B_V6, GATEWAY_V6, Outcome, World, udp, udp_reply};
+    use super::*;
+    use dhcproto::v6::{
+        DhcpOption, DhcpOptions, IAAddr, IANA, IAPD, IATA, Message as Client, MessageType, OptionCode, Status,
+        StatusCode,
+    };
+    use dhcproto::{Decodable, Decoder, Encodable, Encoder};
+
+    const CLIENT: [u8; 10] = [0, 3, 0, 1, 2, 0, 0, 0, 0, 0x0a];
+
+    fn client(kind: MessageType) -> Client {
+        let mut message = Client::new_with_id(kind, [7, 8, 9]);
+        message.opts_mut().insert(DhcpOption::ClientId(CLIENT.to_vec()));
+        if matches!(kind, MessageType::Request | MessageType::Renew | MessageType::Release | MessageType::Decline) {
+            message.opts_mut().insert(DhcpOption::ServerId(server_duid().to_vec()));
+        }
+        message
+    }
+
+    fn ia(id: u32, addresses: &[Ipv6Addr]) -> DhcpOption {
+        let addresses = addresses.iter().map(|addr| {
+            DhcpOption::IAAddr(IAAddr { addr: *addr, preferred_life: 0, valid_life: 0, opts: DhcpOptions::new() })
+        });
+        DhcpOption::IANA(IANA { id, t1: 0, t2: 0, opts: addresses.collect() })
+    }
+
+    /// dhcproto puts an option before those of the same code that are there already.
+    fn with(kind: MessageType, options: impl IntoIterator<Item = DhcpOption>) -> Client {
+        let mut message = client(kind);
+        options.into_iter().for_each(|option| message.opts_mut().insert(option));
+        message
+    }
+
+    fn send_to(world: &World, to: Ipv6Addr, message: &Client) -> Outcome {
+        let mut bytes = Vec::new();
+        message.encode(&mut Encoder::new(&mut bytes)).unwrap();
+        world.ask(&udp(A_LINK_LOCAL.into(), 546, to.into(), 547, &bytes))
+    }
+
+    fn send(world: &World, message: &Client) -> Outcome {
+        send_to(world, ALL_SERVERS, message)
+    }
+
+    fn answer(outcome: Outcome) -> Client {
+        let (src, dst, ports, bytes) = udp_reply(&outcome.reply());
+        assert_eq!((src, dst, ports), (ROUTER_LINK_LOCAL.into(), A_LINK_LOCAL.into(), (547, 546)));
+        let message = Client::decode(&mut Decoder::new(&bytes)).unwrap();
+        assert_eq!(message.xid(), [7, 8, 9]);
+        assert_eq!(message.opts().get(OptionCode::ServerId), Some(&DhcpOption::ServerId(server_duid().to_vec())));
+        message
+    }
+
+    /// (IAID, T1, T2, addresses with valid lifetimes, status) of each IA_NA.
+    fn associations(message: &Client) -> Vec<(u32, u32, u32, Vec<(Ipv6Addr, u32)>, Option<Status>)> {
+        let all = message.opts().get_all(OptionCode::IANA).unwrap_or_default();
+        let read = |option: &DhcpOption| {
+            let DhcpOption::IANA(ia) = option else { panic!("{option:?}") };
+            let addresses = ia.opts.iter().filter_map(|option| match option {
+                DhcpOption::IAAddr(address) => Some((address.addr, address.valid_life)),
+                _ => None,
+            });
+            (ia.id, ia.t1, ia.t2, addresses.collect(), status(&ia.opts))
+        };
+        all.iter().map(read).collect()
+    }
+
+    fn status(options: &DhcpOptions) -> Option<Status> {
+        match options.get(OptionCode::StatusCode) {
+            Some(DhcpOption::StatusCode(StatusCode { status, .. })) => Some(*status),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn solicit_and_request_give_the_ports_address() {
+        let world = World::new();
+        let lease = vec![(5, 1800, 2880, vec![(A_V6, 3600)], None)];
+        let outcome = send(&world, &with(MessageType::Solicit, [ia(5, &[])]));
+        assert_eq!(outcome.note, None);
+        let advertise = answer(outcome);
+        assert_eq!((advertise.msg_type(), associations(&advertise)), (MessageType::Advertise, lease.clone()));
+        assert_eq!(advertise.opts().get(OptionCode::Preference), Some(&DhcpOption::Preference(255)));
+        for kind in [MessageType::Request, MessageType::Renew, MessageType::Rebind] {
+            let outcome = send(&world, &with(kind, [ia(5, &[A_V6])]));
+            assert_eq!(outcome.note, Some(LocalNote::LeaseConfirmed(A_V6.into())));
+            let reply = answer(outcome);
+            assert_eq!((reply.msg_type(), associations(&reply)), (MessageType::Reply, lease.clone()));
+            assert_eq!(reply.opts().get(OptionCode::ClientId), Some(&DhcpOption::ClientId(CLIENT.to_vec())));
+            let resolvers = DhcpOption::DomainNameServers(vec![GATEWAY_V6]);
+            assert_eq!(reply.opts().get(OptionCode::DomainNameServers), Some(&resolvers));
+            let Some(DhcpOption::DomainSearchList(names)) = reply.opts().get(OptionCode::DomainSearchList) else {
+                panic!("no search list")
+            };
+            assert_eq!(names[0].to_string(), "cluster.local.");
+        }
+    }
+
+    #[test]
+    fn rapid_commit_takes_two_messages() {
+        let outcome = send(&World::new(), &with(MessageType::Solicit, [ia(5, &[]), DhcpOption::RapidCommit]));
+        assert_eq!(outcome.note, Some(LocalNote::LeaseConfirmed(A_V6.into())));
+        let reply = answer(outcome);
+        assert_eq!(reply.msg_type(), MessageType::Reply);
+        assert!(reply.opts().get(OptionCode::RapidCommit).is_some());
+        assert_eq!(associations(&reply)[0].3, [(A_V6, 3600)]);
+    }
+
+    #[test]
+    fn what_is_not_given_has_its_status() {
+        let mut world = World::new();
+        let prefix = DhcpOption::IAPD(IAPD { id: 1, t1: 0, t2: 0, opts: DhcpOptions::new() });
+        let temporary = DhcpOption::IATA(IATA { id: 2, opts: DhcpOptions::new() });
+        let reply = answer(send(&world, &with(MessageType::Request, [ia(6, &[]), ia(5, &[]), prefix, temporary])));
+        assert_eq!(associations(&reply)[1], (6, 0, 0, vec![], Some(Status::NoAddrsAvail)));
+        let Some(DhcpOption::IAPD(prefix)) = reply.opts().get(OptionCode::IAPD) else { panic!("no IA_PD") };
+        assert_eq!((prefix.id, status(&prefix.opts)), (1, Some(Status::NoPrefixAvail)));
+        let Some(DhcpOption::IATA(temporary)) = reply.opts().get(OptionCode::IATA) else { panic!("no IA_TA") };
+        assert_eq!((temporary.id, status(&temporary.opts)), (2, Some(Status::NoAddrsAvail)));
+        let outside = "2001:db8:0:2::7".parse().unwrap();
+        let reply = answer(send(&world, &with(MessageType::Request, [ia(5, &[outside])])));
+        assert_eq!(associations(&reply)[0].4, Some(Status::NotOnLink));
+        // A renewal of somebody else's address takes it away and gives the own one.
+        let reply = answer(send(&world, &with(MessageType::Renew, [ia(6, &[]), ia(5, &[B_V6])])));
+        assert_eq!(associations(&reply)[0].3, [(A_V6, 3600), (B_V6, 0)]);
+        assert_eq!(associations(&reply)[1].4, Some(Status::NoBinding));
+        world.port.v6.clear();
+        let outcome = send(&world, &with(MessageType::Solicit, [ia(5, &[]), DhcpOption::RapidCommit]));
+        assert_eq!(outcome.note, None);
+        assert_eq!(associations(&answer(outcome))[0].4, Some(Status::NoAddrsAvail));
+    }
+
+    #[test]
+    fn confirm_says_whether_the_addresses_work_here() {
+        let world = World::new();
+        let confirm = |addresses: &[Ipv6Addr]| send(&world, &with(MessageType::Confirm, [ia(5, addresses)]));
+        assert_eq!(status(answer(confirm(&[A_V6])).opts()), Some(Status::Success));
+        assert_eq!(status(answer(confirm(&[A_V6, B_V6])).opts()), Some(Status::NotOnLink));
+        assert_eq!(confirm(&[]).verdict, Verdict::Drop(DropReason::DhcpNoAnswer));
+    }
+
+    #[test]
+    fn release_and_decline_are_acknowledged() {
+        let world = World::new();
+        for kind in [MessageType::Release, MessageType::Decline] {
+            let reply = answer(send(&world, &with(kind, [ia(5, &[A_V6]), ia(6, &[B_V6])])));
+            assert_eq!((reply.msg_type(), status(reply.opts())), (MessageType::Reply, Some(Status::Success)));
+            assert_eq!(associations(&reply), [(6, 0, 0, vec![], Some(Status::NoBinding))]);
+        }
+    }
+
+    #[test]
+    fn information_is_given_without_addresses() {
+        let world = World::new();
+        let reply = answer(send(&world, &client(MessageType::InformationRequest)));
+        assert!(reply.opts().get(OptionCode::DomainNameServers).is_some());
+        assert!(reply.opts().get(OptionCode::IANA).is_none());
+        let outcome = send(&world, &with(MessageType::InformationRequest, [ia(5, &[])]));
+        assert_eq!(outcome.verdict, Verdict::Drop(DropReason::DhcpInvalid));
+    }
+
+    #[test]
+    fn unicast_is_answered_with_use_multicast_or_not_at_all() {
+        let world = World::new();
+        for to in [ROUTER_LINK_LOCAL, GATEWAY_V6] {
+            // A link-local source reaches the gateway's global address only where `guard` lets it.
+            let outcome = send_to(&world, to, &with(MessageType::Request, [ia(5, &[])]));
+            if to == ROUTER_LINK_LOCAL {
+                assert_eq!(outcome.note, None);
+                assert_eq!(status(answer(outcome).opts()), Some(Status::UseMulticast));
+            } else {
+                assert_eq!(outcome.verdict, Verdict::Drop(DropReason::AddressNotForwardable));
+            }
+        }
+        let outcome = send_to(&world, ROUTER_LINK_LOCAL, &with(MessageType::Solicit, [ia(5, &[])]));
+        assert_eq!(outcome.verdict, Verdict::Drop(DropReason::DhcpInvalid));
+    }
+
+    #[test]
+    fn what_rfc_8415_tells_to_discard_is_discarded() {
+        let world = World::new();
+        let invalid = Verdict::Drop(DropReason::DhcpInvalid);
+        let bare = |kind| Client::new_with_id(kind, [1, 2, 3]);
+        let server = |duid: &[u8]| DhcpOption::ServerId(duid.to_vec());
+        for kind in [MessageType::Solicit, MessageType::Request, MessageType::Confirm, MessageType::Renew] {
+            assert_eq!(send(&world, &bare(kind)).verdict, invalid, "{kind:?} without client identifier");
+        }
+        for kind in [MessageType::Solicit, MessageType::Confirm, MessageType::Rebind] {
+            assert_eq!(send(&world, &with(kind, [server(&server_duid())])).verdict, invalid, "{kind:?} with server");
+        }
+        for kind in [MessageType::Advertise, MessageType::Reply, MessageType::Reconfigure, MessageType::RelayForw] {
+            assert_eq!(send(&world, &client(kind)).verdict, invalid, "{kind:?}");
+        }
+        let mut other = bare(MessageType::Request);
+        other.opts_mut().insert(DhcpOption::ClientId(CLIENT.to_vec()));
+        assert_eq!(send(&world, &other).verdict, invalid, "Request without server identifier");
+        other.opts_mut().insert(server(&[0, 3, 0, 1, 9, 9, 9, 9, 9, 9]));
+        assert_eq!(send(&world, &other).verdict, Verdict::Drop(DropReason::DhcpNoAnswer));
+        let many = (0..9).map(|id| ia(id, &[]));
+        assert_eq!(send(&world, &with(MessageType::Solicit, many)).verdict, invalid);
+    }
+}

@@ -13,6 +13,8 @@ mod ndp;
 mod ping;
 pub mod sockets;
 mod stack;
+#[cfg(test)]
+mod testing;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -107,3 +109,57 @@ const PROTO_IGMP: u8 = 2;
 const PROTO_TCP: u8 = 6;
 const PROTO_UDP: u8 = 17;
 const PROTO_ICMPV6: u8 = 58;
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{A_V4, A_V6, B_V4, GATEWAY_V4, World, ipv4, ipv6};
+    use super::*;
+    use hostweave_switch::MacAddr;
+    use smoltcp::wire::IpProtocol;
+
+    #[test]
+    fn traffic_that_is_not_for_the_switch_goes_on_untouched() {
+        let world = World::new();
+        let mut tcp = [0; 20];
+        tcp[12] = 0x50;
+        let udp = [0x10, 0, 0, 53, 0, 8, 0, 0];
+        let frames = [
+            ipv4(MacAddr::ROUTER, A_V4, B_V4, IpProtocol::Tcp, &tcp),
+            ipv4(MacAddr::ROUTER, A_V4, GATEWAY_V4, IpProtocol::Udp, &udp),
+            ipv6(MacAddr::ROUTER, A_V6, testing::GATEWAY_V6, IpProtocol::Tcp, 64, &tcp),
+            // An echo request to another guest.
+            ipv4(MacAddr::ROUTER, A_V4, B_V4, IpProtocol::Icmp, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]),
+            // DHCP to a server in another guest.
+            testing::udp(A_V4.into(), 68, B_V4.into(), 67, &[0; 240]),
+        ];
+        for frame in frames {
+            let mut frame = frame;
+            // `testing::udp` sends everything that is not for the gateway to everybody.
+            frame[..6].copy_from_slice(&MacAddr::ROUTER.0);
+            let outcome = world.ask(&frame);
+            assert_eq!((outcome.verdict, outcome.note), (Verdict::Continue, None));
+            assert_eq!(outcome.frame, frame);
+        }
+    }
+
+    #[test]
+    fn group_membership_is_accepted() {
+        let world = World::new();
+        let group: Ipv4Addr = "224.0.0.251".parse().unwrap();
+        let igmp =
+            ipv4(MacAddr([1, 0, 0x5e, 0, 0, 0xfb]), A_V4, group, IpProtocol::Igmp, &[0x16, 0, 9, 4, 224, 0, 0, 251]);
+        assert_eq!(world.ask(&igmp).verdict, Verdict::Drop(DropReason::GroupMembership));
+        let routers: Ipv6Addr = "ff02::16".parse().unwrap();
+        for source in [Ipv6Addr::UNSPECIFIED, testing::A_LINK_LOCAL] {
+            let report = ipv6(
+                testing::link_address(routers),
+                source,
+                routers,
+                IpProtocol::Icmpv6,
+                1,
+                &[143, 0, 0, 0, 0, 0, 0, 0],
+            );
+            assert_eq!(world.ask(&report).verdict, Verdict::Drop(DropReason::GroupMembership));
+        }
+    }
+}

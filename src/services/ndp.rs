@@ -299,3 +299,181 @@ const PREFERRED_LIFETIME_S: u32 = 604_800;
 const DNS_LIFETIME_S: u32 = ROUTER_LIFETIME_S as u32;
 /// Resolvers in one advertisement; RFC 8106 §5.3.1 has hosts keep three.
 const RESOLVERS_MAX: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{
+        A_LINK_LOCAL, A_V6, B_V6, FREE_V6, GATEWAY_V6, GUEST_A, Outcome, PREFIX, World, icmpv6, link_address,
+    };
+    use super::*;
+    use hostweave_switch::wire::ipv6::solicited_node;
+    use smoltcp::phy::ChecksumCapabilities;
+    use smoltcp::wire::{
+        EthernetAddress, EthernetFrame, Icmpv6Packet, Icmpv6Repr, Ipv6Packet, NdiscNeighborFlags, NdiscPrefixInfoFlags,
+        NdiscRepr, NdiscRouterFlags, RawHardwareAddress,
+    };
+
+    const NOBODY: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
+    const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
+
+    fn solicit(world: &World, from: Ipv6Addr, target: Ipv6Addr, to: Ipv6Addr) -> Outcome {
+        let mac = EthernetAddress(GUEST_A.0);
+        let lladdr = (!from.is_unspecified()).then(|| RawHardwareAddress::from(mac));
+        let message = NdiscRepr::NeighborSolicit { target_addr: target, lladdr };
+        world.ask(&icmpv6(from, to, 255, &Icmpv6Repr::Ndisc(message)))
+    }
+
+    /// Destination MAC and address of the answer, and what smoltcp reads in it.
+    fn read(frame: &[u8], check: impl FnOnce(MacAddr, Ipv6Addr, NdiscRepr<'_>)) {
+        let frame = EthernetFrame::new_checked(frame).unwrap();
+        let packet = Ipv6Packet::new_checked(frame.payload()).unwrap();
+        assert_eq!((packet.src_addr(), packet.hop_limit()), (ROUTER_LINK_LOCAL, 255));
+        let icmp = Icmpv6Packet::new_checked(packet.payload()).unwrap();
+        let checks = ChecksumCapabilities::default();
+        let repr = Icmpv6Repr::parse(&packet.src_addr(), &packet.dst_addr(), &icmp, &checks).unwrap();
+        let Icmpv6Repr::Ndisc(repr) = repr else { panic!("{repr:?}") };
+        check(MacAddr(frame.dst_addr().0), packet.dst_addr(), repr);
+    }
+
+    fn advertised(outcome: Outcome, to: Ipv6Addr, target: Ipv6Addr, flags: NdiscNeighborFlags) {
+        read(&outcome.reply(), |mac, dst, repr| {
+            let router = EthernetAddress(MacAddr::ROUTER.0);
+            let expected = NdiscRepr::NeighborAdvert { flags, target_addr: target, lladdr: Some(router.into()) };
+            assert_eq!((dst, repr), (to, expected));
+            assert_eq!(mac, if to == ALL_NODES { link_address(to) } else { GUEST_A });
+        });
+    }
+
+    #[test]
+    fn address_resolution_is_answered_for_router_and_range() {
+        let mut world = World::new();
+        let router = NdiscNeighborFlags::ROUTER | NdiscNeighborFlags::SOLICITED | NdiscNeighborFlags::OVERRIDE;
+        let proxy = NdiscNeighborFlags::SOLICITED;
+        for (target, flags) in [(ROUTER_LINK_LOCAL, router), (GATEWAY_V6, router), (B_V6, proxy), (FREE_V6, proxy)] {
+            for from in [A_V6, A_LINK_LOCAL] {
+                advertised(solicit(&world, from, target, solicited_node(target)), from, target, flags);
+                // NUD: unicast.
+                advertised(solicit(&world, from, target, target), from, target, flags);
+            }
+        }
+        let silence = Verdict::Drop(DropReason::NeighborNoAnswer);
+        let outside = "2001:db8:0:2::7".parse().unwrap();
+        let neighbor = "fe80::ff:fe00:b".parse().unwrap();
+        for target in [outside, neighbor, A_V6] {
+            assert_eq!(solicit(&world, A_LINK_LOCAL, target, solicited_node(target)).verdict, silence, "{target}");
+        }
+        world.network.addressing = Addressing::Host;
+        assert_eq!(solicit(&world, A_V6, B_V6, solicited_node(B_V6)).verdict, silence);
+        advertised(solicit(&world, A_V6, GATEWAY_V6, solicited_node(GATEWAY_V6)), A_V6, GATEWAY_V6, router);
+    }
+
+    #[test]
+    fn duplicate_address_detection_fails_for_what_others_own() {
+        let mut world = World::new();
+        let silence = Verdict::Drop(DropReason::NeighborNoAnswer);
+        let ask = |world: &World, target| solicit(world, NOBODY, target, solicited_node(target));
+        for target in [A_V6, A_LINK_LOCAL, "2001:db8:0:2::7".parse().unwrap()] {
+            let outcome = ask(&world, target);
+            assert_eq!((outcome.verdict, outcome.note), (silence, None), "{target}");
+        }
+        let router = NdiscNeighborFlags::ROUTER | NdiscNeighborFlags::OVERRIDE;
+        advertised(ask(&world, GATEWAY_V6), ALL_NODES, GATEWAY_V6, router);
+        advertised(ask(&world, ROUTER_LINK_LOCAL), ALL_NODES, ROUTER_LINK_LOCAL, router);
+        advertised(ask(&world, B_V6), ALL_NODES, B_V6, NdiscNeighborFlags::empty());
+        advertised(ask(&world, PREFIX), ALL_NODES, PREFIX, NdiscNeighborFlags::empty());
+        let free = ask(&world, FREE_V6);
+        assert_eq!((free.verdict, free.note), (silence, Some(LocalNote::AddressSeen(FREE_V6))));
+        world.network.learning = false;
+        let refused = ask(&world, FREE_V6);
+        assert_eq!(refused.note, None);
+        advertised(refused, ALL_NODES, FREE_V6, NdiscNeighborFlags::empty());
+        advertised(ask(&world, B_V6), ALL_NODES, B_V6, NdiscNeighborFlags::empty());
+    }
+
+    #[test]
+    fn a_router_solicitation_is_answered_at_once() {
+        let world = World::new();
+        let mac = RawHardwareAddress::from(EthernetAddress(GUEST_A.0));
+        for (from, to, lladdr) in [(A_LINK_LOCAL, A_LINK_LOCAL, Some(mac)), (NOBODY, ALL_NODES, None)] {
+            let message = Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit { lladdr });
+            let frame = world.ask(&icmpv6(from, ALL_ROUTERS, 255, &message)).reply();
+            read(&frame, |_, dst, repr| {
+                assert_eq!(dst, to);
+                let NdiscRepr::RouterAdvert { hop_limit, flags, router_lifetime, lladdr, mtu, prefix_info, .. } = repr
+                else {
+                    panic!("{repr:?}")
+                };
+                assert_eq!((hop_limit, mtu), (64, Some(1450)));
+                assert_eq!(flags, NdiscRouterFlags::MANAGED | NdiscRouterFlags::OTHER);
+                assert!(router_lifetime.secs() > 0);
+                assert_eq!(lladdr, Some(EthernetAddress(MacAddr::ROUTER.0).into()));
+                let prefix = prefix_info.unwrap();
+                assert_eq!((prefix.prefix, prefix.prefix_len), (PREFIX, 64));
+                assert_eq!(prefix.flags, NdiscPrefixInfoFlags::ON_LINK | NdiscPrefixInfoFlags::ADDRCONF);
+                assert!(prefix.valid_lifetime >= prefix.preferred_lifetime);
+            });
+            // RFC 8106 §5.1, §5.2, behind the header and link address, MTU and prefix.
+            let options = &frame[14 + 40 + 16 + 8 + 8 + 32..];
+            let resolver = [&[25, 3, 0, 0, 0, 0, 0xff, 0xff], &GATEWAY_V6.octets()[..]].concat();
+            let search = [&[31, 3, 0, 0, 0, 0, 0xff, 0xff][..], b"\x07cluster\x05local\0\0"].concat();
+            assert_eq!(options, [resolver, search].concat());
+        }
+    }
+
+    #[test]
+    fn the_prefix_follows_the_addressing() {
+        let mut world = World::new();
+        let flags = |world: &World| {
+            let mut frame = [0; 512];
+            let len = router_advertisement(&world.network, GUEST_A, ALL_NODES, &mut frame).unwrap();
+            let mut found = None;
+            read(&frame[..len], |_, _, repr| match repr {
+                NdiscRepr::RouterAdvert { prefix_info, .. } => found = prefix_info.map(|prefix| prefix.flags),
+                _ => panic!("{repr:?}"),
+            });
+            found
+        };
+        world.network.addressing = Addressing::Host;
+        assert_eq!(flags(&world), Some(NdiscPrefixInfoFlags::ADDRCONF));
+        world.network.v6 = Some(("2001:db8:0:1::/112".parse().unwrap(), GATEWAY_V6));
+        assert_eq!(flags(&world), None);
+        world.network.addressing = Addressing::Network;
+        assert_eq!(flags(&world), Some(NdiscPrefixInfoFlags::ON_LINK));
+        world.network.v6 = None;
+        let message = Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit { lladdr: None });
+        let outcome = world.ask(&icmpv6(A_LINK_LOCAL, ALL_ROUTERS, 255, &message));
+        assert_eq!(outcome.verdict, Verdict::Drop(DropReason::NeighborNoAnswer));
+    }
+
+    #[test]
+    fn what_rfc_4861_tells_to_discard_is_discarded() {
+        let world = World::new();
+        let invalid = Verdict::Drop(DropReason::NdInvalid);
+        let message = Icmpv6Repr::Ndisc(NdiscRepr::NeighborSolicit { target_addr: GATEWAY_V6, lladdr: None });
+        let good = icmpv6(A_V6, solicited_node(GATEWAY_V6), 255, &message);
+        assert_eq!(world.ask(&good).verdict, Verdict::Reply);
+        let routed = icmpv6(A_V6, solicited_node(GATEWAY_V6), 254, &message);
+        assert_eq!(world.ask(&routed).verdict, invalid);
+        let mut bad_checksum = good.clone();
+        bad_checksum[56] ^= 1;
+        assert_eq!(world.ask(&bad_checksum).verdict, invalid);
+        let to_a_host = icmpv6(NOBODY, GATEWAY_V6, 255, &message);
+        assert_ne!(world.ask(&to_a_host).verdict, Verdict::Reply);
+        assert_eq!(check_options(&[1, 1, 0, 0, 0, 0, 0, 0]), Ok(true));
+        assert_eq!(check_options(&[14, 1, 0, 0, 0, 0, 0, 0]), Ok(false));
+        for bad in [&[1u8, 0, 0, 0, 0, 0, 0, 0][..], &[1, 2, 0, 0, 0, 0, 0, 0], &[1]] {
+            assert_eq!(check_options(bad), Err(DropReason::NdInvalid));
+        }
+    }
+
+    #[test]
+    fn an_advertisement_of_the_own_address_ends_here() {
+        let message = Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {
+            flags: NdiscNeighborFlags::OVERRIDE,
+            target_addr: A_V6,
+            lladdr: Some(EthernetAddress(GUEST_A.0).into()),
+        });
+        let outcome = World::new().ask(&icmpv6(A_V6, ALL_NODES, 255, &message));
+        assert_eq!(outcome.verdict, Verdict::Drop(DropReason::NeighborNoAnswer));
+    }
+}

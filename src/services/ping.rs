@@ -128,3 +128,107 @@ const ECHO_REQUEST_V4: u8 = 8;
 const ECHO_REPLY_V4: u8 = 0;
 const NEXT_FRAGMENT: u8 = 44;
 const HOP_LIMIT: u8 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{A_LINK_LOCAL, A_V4, A_V6, GATEWAY_V4, GATEWAY_V6, GUEST_A, World, icmpv6, ipv4, ipv6};
+    use super::*;
+    use smoltcp::phy::ChecksumCapabilities;
+    use smoltcp::wire::{
+        EthernetFrame, Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet,
+    };
+
+    fn request_v4(data: &[u8]) -> Vec<u8> {
+        let repr = Icmpv4Repr::EchoRequest { ident: 7, seq_no: 9, data };
+        let mut bytes = vec![0; repr.buffer_len()];
+        repr.emit(&mut Icmpv4Packet::new_unchecked(&mut bytes), &ChecksumCapabilities::default());
+        bytes
+    }
+
+    #[test]
+    fn the_gateway_answers_over_ipv4_whatever_the_length() {
+        for len in [0, 1, 56, 1400, 9000] {
+            let data: Vec<u8> = (0..len).map(|index| index as u8).collect();
+            let frame = ipv4(MacAddr::ROUTER, A_V4, GATEWAY_V4, IpProtocol::Icmp, &request_v4(&data));
+            let reply = World::new().ask(&frame).reply();
+            let frame = EthernetFrame::new_checked(&reply).unwrap();
+            assert_eq!(frame.dst_addr().0, GUEST_A.0);
+            let packet = Ipv4Packet::new_checked(frame.payload()).unwrap();
+            let header = Ipv4Repr::parse(&packet, &ChecksumCapabilities::default()).unwrap();
+            assert_eq!((header.src_addr, header.dst_addr, header.hop_limit), (GATEWAY_V4, A_V4, 64));
+            let icmp = Icmpv4Packet::new_checked(packet.payload()).unwrap();
+            let icmp = Icmpv4Repr::parse(&icmp, &ChecksumCapabilities::default()).unwrap();
+            assert_eq!(icmp, Icmpv4Repr::EchoReply { ident: 7, seq_no: 9, data: &data });
+        }
+    }
+
+    #[test]
+    fn the_gateway_and_the_router_answer_over_ipv6() {
+        for (from, to) in [(A_V6, GATEWAY_V6), (A_LINK_LOCAL, ROUTER_LINK_LOCAL), (A_V6, ROUTER_LINK_LOCAL)] {
+            let data = [0x5a; 300];
+            let frame = icmpv6(from, to, 33, &Icmpv6Repr::EchoRequest { ident: 7, seq_no: 9, data: &data });
+            let reply = World::new().ask(&frame).reply();
+            let frame = EthernetFrame::new_checked(&reply).unwrap();
+            let packet = Ipv6Packet::new_checked(frame.payload()).unwrap();
+            assert_eq!((packet.src_addr(), packet.dst_addr(), packet.hop_limit()), (to, from, 64));
+            let icmp = Icmpv6Packet::new_checked(packet.payload()).unwrap();
+            let icmp = Icmpv6Repr::parse(&to, &from, &icmp, &ChecksumCapabilities::default()).unwrap();
+            assert_eq!(icmp, Icmpv6Repr::EchoReply { ident: 7, seq_no: 9, data: &data });
+        }
+    }
+
+    /// A request of 3000 octets in fragments of 1480: put together, the reply is right.
+    #[test]
+    fn fragments_are_answered_one_by_one() {
+        let data = [0xc3; 2992];
+        let whole = request_v4(&data);
+        let mut reassembled = Vec::new();
+        for (index, part) in whole.chunks(1480).enumerate() {
+            let mut frame = ipv4(MacAddr::ROUTER, A_V4, GATEWAY_V4, IpProtocol::Icmp, part);
+            let mut packet = Ipv4Packet::new_unchecked(&mut frame[14..]);
+            packet.set_ident(77);
+            packet.set_dont_frag(false);
+            packet.set_more_frags((index + 1) * 1480 < whole.len());
+            packet.set_frag_offset((index * 1480) as u16);
+            packet.fill_checksum();
+            let reply = World::new().ask(&frame).reply();
+            let packet = Ipv4Packet::new_checked(&reply[14..]).unwrap();
+            assert!(packet.verify_checksum());
+            assert_eq!((packet.ident(), usize::from(packet.frag_offset())), (77, index * 1480));
+            reassembled.extend_from_slice(packet.payload());
+        }
+        let icmp = Icmpv4Packet::new_checked(&reassembled[..]).unwrap();
+        let icmp = Icmpv4Repr::parse(&icmp, &ChecksumCapabilities::default()).unwrap();
+        assert_eq!(icmp, Icmpv4Repr::EchoReply { ident: 7, seq_no: 9, data: &data });
+    }
+
+    #[test]
+    fn a_partial_checksum_stays_partial() {
+        let mut request = request_v4(&[1, 2, 3, 4]);
+        request[2..4].fill(0);
+        let frame = ipv4(MacAddr::ROUTER, A_V4, GATEWAY_V4, IpProtocol::Icmp, &request);
+        let offload = Offload { flags: virtio_net::NEEDS_CSUM, csum_start: 34, csum_offset: 2, ..Offload::default() };
+        let outcome = World::new().ask_with(&frame, offload);
+        assert_eq!((outcome.verdict, outcome.offload), (Verdict::Reply, offload));
+        assert_eq!(outcome.frame[34..38], [0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn other_messages_to_the_gateway_go_on() {
+        let world = World::new();
+        let unreachable = ipv4(MacAddr::ROUTER, A_V4, GATEWAY_V4, IpProtocol::Icmp, &[3, 3, 0xfc, 0xfc, 0, 0, 0, 0]);
+        let outcome = world.ask(&unreachable);
+        assert_eq!((outcome.verdict, outcome.frame), (Verdict::Continue, unreachable));
+        let not_to_the_router = ipv4(MacAddr::BROADCAST, A_V4, GATEWAY_V4, IpProtocol::Icmp, &request_v4(&[]));
+        assert_eq!(world.ask(&not_to_the_router).verdict, Verdict::Continue);
+        let destination_options = ipv6(
+            MacAddr::ROUTER,
+            A_V6,
+            GATEWAY_V6,
+            IpProtocol::Unknown(60),
+            64,
+            &[58, 0, 1, 4, 0, 0, 0, 0, 128, 0, 0, 0, 0, 0, 0, 0],
+        );
+        assert_eq!(world.ask(&destination_options).verdict, Verdict::Continue);
+    }
+}

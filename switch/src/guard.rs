@@ -98,7 +98,11 @@ fn v6(port: &Port, packet: &Packet) -> Result<(), DropReason> {
 fn not_global(packet: &Packet, src: Ipv6Addr, dst: Ipv6Addr) -> Result<(), DropReason> {
     if ipv6::is_link_local(src) && src != ROUTER_LINK_LOCAL {
         // RFC 4291 §2.5.6: "Routers must not forward any packets with Link-Local source or destination addresses".
-        let on_link = ipv6::is_link_local(dst) || dst.is_multicast();
+        // Unreachability is probed from there too, at a global address (RFC 4861 §7.3.3); `local` ends every such message.
+        let ndp = packet.meta.proto == proto::ICMPV6
+            && !packet.meta.later_fragment
+            && icmpv6::is_ndp((packet.meta.dst_port >> 8) as u8);
+        let on_link = ndp || ipv6::is_link_local(dst) || dst.is_multicast();
         return if on_link { Ok(()) } else { Err(DropReason::AddressNotForwardable) };
     }
     let kind = (packet.meta.dst_port >> 8) as u8;
