@@ -5,13 +5,14 @@
 //! where a packet goes (`route`). Payload is never looked at, so transport checksums are not verified here; those of
 //! neighbour discovery are, in `guard`, for which the whole message is brought into the head.
 //!
-//! Theory of operation: plain IPv4 or IPv6 with TCP or UDP takes no cold branch and copies each fixed header once to
-//! the stack, so that one length check covers all its fields. Options, fragments and extension headers are cold.
+//! Theory of operation: the first 116 octets hold all headers of plain IPv4 or IPv6 with TCP or UDP. Those are read
+//! from one borrowed slice, without a cold branch, and `meta` is written at the end. IPv4 options, fragments, extension
+//! headers and other transports are cold and extend the head as they go.
 
 use std::net::Ipv4Addr;
 
-use crate::limits::IPV6_EXTENSION_HEADERS_MAX;
-use crate::packet::{L3, Packet};
+use crate::limits::{HEAD_FIRST, HEAD_MAX, IPV6_EXTENSION_HEADERS_MAX};
+use crate::packet::{L3, Layers, Packet};
 use crate::payload::Segment;
 use crate::stage::{DropReason, Verdict};
 use crate::wire::ethernet::{self, Ethernet, ether_type};
@@ -21,7 +22,7 @@ use crate::wire::ipv4::{self, Ipv4, OptionError};
 use crate::wire::ipv6::{self, Extension, Ipv6, next_header};
 use crate::wire::tcp::{self, Tcp};
 use crate::wire::udp::{self, Udp};
-use crate::wire::{arp, be16, checksum, proto};
+use crate::wire::{arp, array, be16, checksum, proto};
 
 pub use crate::offload::check_offload;
 
@@ -36,11 +37,10 @@ pub fn parse(packet: &mut Packet, arena: &mut [Segment]) -> Verdict {
 
 #[inline]
 fn frame(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
-    packet.extend_head(L3_START, arena)?;
+    // `rx` has copied as much already; another source may have left a shorter head.
+    packet.extend_head(packet.len().min(HEAD_FIRST), arena)?;
     let header = Ethernet::new_checked(packet.head()).ok_or(DropReason::FrameTooShort)?;
-    let kind = header.ether_type();
-    packet.meta.layers.l3 = L3_START as u16;
-    match kind {
+    match header.ether_type() {
         ether_type::IPV4 => ipv4(packet, arena)?,
         ether_type::IPV6 => ipv6(packet, arena)?,
         ether_type::ARP => arp(packet, arena)?,
@@ -51,49 +51,52 @@ fn frame(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
 
 #[cold]
 fn arp(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
-    need(packet, L3_START + arp::LEN, arena, DropReason::ArpInvalid)?;
-    arp::Message::parse(&packet.head()[L3_START..]).ok_or(DropReason::ArpInvalid)?;
-    packet.truncate(L3_START + arp::LEN, arena);
-    packet.meta.l3 = L3::Arp;
-    packet.meta.l3_len = arp::LEN as u32;
+    let message = packet.head().get(L3_START..).and_then(arp::Message::parse);
+    message.ok_or(DropReason::ArpInvalid)?;
+    let network = NetworkHeader { l3: L3::Arp, proto: 0, l4: 0, end: L3_START + arp::LEN };
+    network.write(packet, arena);
     Ok(())
 }
 
 #[inline]
 fn ipv4(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
     const MALFORMED: DropReason = DropReason::Ipv4Malformed;
-    need(packet, L3_START + ipv4::HEADER_LEN, arena, MALFORMED)?;
-    let octets = *packet.head()[L3_START..].first_chunk().ok_or(MALFORMED)?;
+    let head = packet.head();
+    let octets = *head[L3_START..].first_chunk().ok_or(MALFORMED)?;
     let header = Ipv4::new(&octets);
-    let mut header_len = ipv4::HEADER_LEN;
-    if octets[0] != VERSION_4_NO_OPTIONS {
-        header_len = ipv4_options(packet, arena, header)?;
-    } else if checksum::ipv4_header_sum(&octets) != 0xffff {
-        // RFC 1812 §5.2.2 (2): "The IP checksum must be correct."
+    if octets[0] != VERSION_4_NO_OPTIONS || header.is_fragment() {
+        return ipv4_odd(packet, arena, header);
+    }
+    // RFC 1812 §5.2.2 (2): "The IP checksum must be correct."
+    if checksum::ipv4_header_sum(&octets) != 0xffff {
         return Err(MALFORMED);
     }
-    // RFC 1812 §5.2.2 (1) and (5): the link says at least as many octets as the total length, and that covers the header.
-    let total_len = usize::from(header.total_len());
-    if total_len < header_len || L3_START + total_len > packet.len() {
-        return Err(MALFORMED);
-    }
-    packet.truncate(L3_START + total_len, arena);
-    packet.meta.l3 = L3::V4;
-    packet.meta.l3_len = total_len as u32;
-    packet.meta.proto = header.proto();
-    packet.meta.layers.l4 = (L3_START + header_len) as u16;
-    if header.is_fragment() {
-        ipv4_fragment(packet, header, total_len - header_len)?;
-    }
-    let ports = transport(packet, arena)?;
-    let endpoint = |address: Ipv4Addr, port: u16| u64::from(u32::from(address)) << 16 | u64::from(port);
-    packet.meta.hash = flow_hash(endpoint(header.src(), ports.0), endpoint(header.dst(), ports.1));
+    let network = NetworkHeader::v4(header, ipv4::HEADER_LEN, packet.len())?;
+    let transport = Transport::read(network.cut(head), network.l4, network.end, network.proto, false)?;
+    network.write(packet, arena);
+    let ports = match transport {
+        Some(transport) => transport.write(packet),
+        None => other_transport(packet, arena)?,
+    };
+    packet.meta.hash = hash_v4(header, ports);
     Ok(())
 }
 
-/// Checks version, header length, checksum and options of a header that is not just twenty octets of IPv4. Returns its
-/// length.
+/// A header with options, or of a fragment, or of another version.
 #[cold]
+fn ipv4_odd(packet: &mut Packet, arena: &mut [Segment], header: Ipv4<'_>) -> Result<(), DropReason> {
+    let header_len = ipv4_options(packet, arena, header)?;
+    let network = NetworkHeader::v4(header, header_len, packet.len())?;
+    network.write(packet, arena);
+    if header.is_fragment() {
+        ipv4_fragment(packet, header, network.end - network.l4)?;
+    }
+    let ports = odd_transport(packet, arena, network)?;
+    packet.meta.hash = hash_v4(header, ports);
+    Ok(())
+}
+
+/// Checks version, header length, checksum and options. Returns the header's length.
 fn ipv4_options(packet: &mut Packet, arena: &mut [Segment], header: Ipv4<'_>) -> Result<usize, DropReason> {
     const MALFORMED: DropReason = DropReason::Ipv4Malformed;
     // RFC 1812 §5.2.2 (3) and (4): "The IP version number must be 4", "The IP header length field must be large enough
@@ -114,7 +117,6 @@ fn ipv4_options(packet: &mut Packet, arena: &mut [Segment], header: Ipv4<'_>) ->
     }
 }
 
-#[cold]
 fn ipv4_fragment(packet: &mut Packet, header: Ipv4<'_>, len: usize) -> Result<(), DropReason> {
     let offset = header.fragment_offset();
     // RFC 791 §3.2: all fragments but the last are multiples of 8 octets, and no datagram is longer than 65,535.
@@ -133,39 +135,50 @@ fn ipv4_fragment(packet: &mut Packet, header: Ipv4<'_>, len: usize) -> Result<()
 #[inline]
 fn ipv6(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
     const MALFORMED: DropReason = DropReason::Ipv6Malformed;
-    need(packet, L3_START + ipv6::HEADER_LEN, arena, MALFORMED)?;
-    let octets = *packet.head()[L3_START..].first_chunk().ok_or(MALFORMED)?;
+    let head = packet.head();
+    let octets = *head[L3_START..].first_chunk().ok_or(MALFORMED)?;
     let header = Ipv6::new(&octets);
-    let total_len = ipv6::HEADER_LEN + usize::from(header.payload_len());
-    if header.version() != 6 || L3_START + total_len > packet.len() {
+    let end = L3_START + ipv6::HEADER_LEN + usize::from(header.payload_len());
+    if header.version() != 6 || end > packet.len() {
         return Err(MALFORMED);
     }
-    let (src, dst) = (u128::from(header.src()), u128::from(header.dst()));
     // An IPv4-mapped address on the wire would be an IPv4 address to every table (`AddressKey`).
-    if src >> 32 == 0xffff || dst >> 32 == 0xffff {
+    if is_mapped(&octets, 8) || is_mapped(&octets, 24) {
         return Err(DropReason::AddressNotForwardable);
     }
-    packet.truncate(L3_START + total_len, arena);
-    packet.meta.l3 = L3::V6;
-    packet.meta.l3_len = total_len as u32;
-    packet.meta.proto = header.next_header();
-    packet.meta.layers.l4 = (L3_START + ipv6::HEADER_LEN) as u16;
-    if ipv6::is_extension(header.next_header()) {
-        ipv6_extensions(packet, arena)?;
-    }
-    let ports = transport(packet, arena)?;
-    let endpoint = |address: u128, port: u16| {
-        mix(address as u64 ^ HASH_KEYS[2], (address >> 64) as u64 ^ HASH_KEYS[3]).wrapping_add(u64::from(port))
+    let network = NetworkHeader { l3: L3::V6, proto: header.next_header(), l4: L3_START + ipv6::HEADER_LEN, end };
+    let ports = if ipv6::is_extension(network.proto) {
+        network.write(packet, arena);
+        ipv6_odd(packet, arena, network)?
+    } else {
+        let transport = Transport::read(network.cut(head), network.l4, network.end, network.proto, false)?;
+        network.write(packet, arena);
+        match transport {
+            Some(transport) => transport.write(packet),
+            None => other_transport(packet, arena)?,
+        }
     };
-    packet.meta.hash = flow_hash(endpoint(src, ports.0), endpoint(dst, ports.1));
+    packet.meta.hash = hash_v6(&octets, ports);
     Ok(())
 }
 
-/// Walks the extension headers up to the transport header, or to the payload of a later fragment.
+/// A packet with extension headers.
 #[cold]
-fn ipv6_extensions(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
-    let mut at = L3_START + ipv6::HEADER_LEN;
-    let mut next = packet.meta.proto;
+fn ipv6_odd(packet: &mut Packet, arena: &mut [Segment], network: NetworkHeader) -> Result<(u16, u16), DropReason> {
+    let (proto, l4) = ipv6_extensions(packet, arena, network)?;
+    let network = NetworkHeader { proto, l4, ..network };
+    network.write(packet, arena);
+    odd_transport(packet, arena, network)
+}
+
+/// Walks the extension headers up to the transport header, or to the payload of a later fragment. Returns what follows
+/// and where.
+fn ipv6_extensions(
+    packet: &mut Packet,
+    arena: &mut [Segment],
+    network: NetworkHeader,
+) -> Result<(u8, usize), DropReason> {
+    let NetworkHeader { proto: mut next, l4: mut at, .. } = network;
     let mut count = 0;
     while ipv6::is_extension(next) && !packet.meta.later_fragment {
         if count == IPV6_EXTENSION_HEADERS_MAX {
@@ -179,7 +192,7 @@ fn ipv6_extensions(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), Dro
             next_header::HOP_BY_HOP if count > 0 => return Err(DropReason::Ipv6ExtensionHeaders),
             // Source routing would carry a packet past what later stages decide about its destination (RFC 5095).
             next_header::ROUTING if header.segments_left() > 0 => return Err(DropReason::Ipv6ExtensionHeaders),
-            next_header::FRAGMENT => ipv6_fragment(packet, header, at)?,
+            next_header::FRAGMENT => ipv6_fragment(packet, header, network.end, at)?,
             _ => {}
         }
         at += header.len();
@@ -187,18 +200,16 @@ fn ipv6_extensions(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), Dro
         next = header.next_header();
         count += 1;
     }
-    packet.meta.proto = next;
-    packet.meta.layers.l4 = at as u16;
-    Ok(())
+    Ok((next, at))
 }
 
-fn ipv6_fragment(packet: &mut Packet, header: Extension<'_>, at: usize) -> Result<(), DropReason> {
+/// `at` is where the fragment header starts, `end` where the packet ends.
+fn ipv6_fragment(packet: &mut Packet, header: Extension<'_>, end: usize, at: usize) -> Result<(), DropReason> {
     // One fragment header a packet: RFC 8200 §4.5 builds fragments from a packet that has none.
     if packet.meta.fragment {
         return Err(DropReason::Ipv6ExtensionHeaders);
     }
-    let behind = at + ipv6::FRAGMENT_LEN - L3_START;
-    let len = (packet.meta.l3_len as usize).checked_sub(behind).ok_or(DropReason::Ipv6Malformed)?;
+    let len = end.checked_sub(at + ipv6::FRAGMENT_LEN).ok_or(DropReason::Ipv6Malformed)?;
     // RFC 8200 §4.5: "If the length of a fragment ... is not a multiple of 8 octets and the M flag of that fragment is
     // 1, then that fragment must be discarded"; and the packet may not exceed 65,535 octets.
     let offset = header.fragment_offset();
@@ -210,91 +221,182 @@ fn ipv6_fragment(packet: &mut Packet, header: Extension<'_>, at: usize) -> Resul
     Ok(())
 }
 
-/// Reads the transport header. Returns the L4 ports that the flow hash takes: none of fragments, so that all fragments
-/// of a packet go the same way, and none of ICMP, whose two directions have different types.
-#[inline]
-fn transport(packet: &mut Packet, arena: &mut [Segment]) -> Result<(u16, u16), DropReason> {
-    const MALFORMED: DropReason = DropReason::L4Malformed;
-    let l4 = usize::from(packet.meta.layers.l4);
-    packet.meta.layers.l5 = l4 as u16;
+/// What the network header says, in octets from the first octet of the frame.
+#[derive(Clone, Copy)]
+struct NetworkHeader {
+    l3: L3,
+    proto: u8,
+    /// Where the transport header starts.
+    l4: usize,
+    /// Where the packet ends; what follows is Ethernet padding.
+    end: usize,
+}
+
+impl NetworkHeader {
+    /// RFC 1812 §5.2.2 (1) and (5): the link says at least as many octets as the total length, and that covers the
+    /// header.
+    #[inline]
+    fn v4(header: Ipv4<'_>, header_len: usize, frame_len: usize) -> Result<Self, DropReason> {
+        let total_len = usize::from(header.total_len());
+        let end = L3_START + total_len;
+        if total_len < header_len || end > frame_len {
+            return Err(DropReason::Ipv4Malformed);
+        }
+        Ok(Self { l3: L3::V4, proto: header.proto(), l4: L3_START + header_len, end })
+    }
+
+    /// The head without padding.
+    #[inline]
+    fn cut<'a>(&self, head: &'a [u8]) -> &'a [u8] {
+        &head[..head.len().min(self.end)]
+    }
+
+    /// Writes `meta`, as if there were no transport header, and cuts padding.
+    #[inline]
+    fn write(&self, packet: &mut Packet, arena: &mut [Segment]) {
+        if self.end < packet.len() {
+            packet.truncate(self.end, arena);
+        }
+        let meta = &mut packet.meta;
+        meta.l3 = self.l3;
+        meta.proto = self.proto;
+        meta.l3_len = (self.end - L3_START) as u32;
+        meta.layers = Layers { l3: L3_START as u16, l4: self.l4 as u16, l5: self.l4 as u16 };
+    }
+}
+
+/// What a TCP or UDP header says.
+#[derive(Clone, Copy)]
+struct Transport {
+    l5: usize,
+    src_port: u16,
+    dst_port: u16,
+}
+
+impl Transport {
+    /// Reads a TCP or UDP header that starts at `l4` of `head`, in a packet that ends at `end`. `None` when it is
+    /// another protocol.
+    #[inline(always)]
+    fn read(head: &[u8], l4: usize, end: usize, proto: u8, fragment: bool) -> Result<Option<Self>, DropReason> {
+        const MALFORMED: DropReason = DropReason::L4Malformed;
+        match proto {
+            proto::TCP => {
+                let header = head.get(l4..).and_then(Tcp::new_checked).ok_or(MALFORMED)?;
+                let l5 = l4 + header.header_len();
+                if header.header_len() < tcp::HEADER_LEN || l5 > head.len() {
+                    return Err(MALFORMED);
+                }
+                Ok(Some(Self { l5, src_port: header.src_port(), dst_port: header.dst_port() }))
+            }
+            proto::UDP => {
+                let header = head.get(l4..).and_then(Udp::new_checked).ok_or(MALFORMED)?;
+                let len = usize::from(header.len());
+                // A first fragment carries the length of the whole datagram.
+                if len < udp::HEADER_LEN || (l4 + len > end && !fragment) {
+                    return Err(MALFORMED);
+                }
+                let l5 = l4 + udp::HEADER_LEN;
+                Ok(Some(Self { l5, src_port: header.src_port(), dst_port: header.dst_port() }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Writes `meta` and returns the L4 ports.
+    #[inline]
+    fn write(self, packet: &mut Packet) -> (u16, u16) {
+        packet.meta.layers.l5 = self.l5 as u16;
+        (packet.meta.src_port, packet.meta.dst_port) = (self.src_port, self.dst_port);
+        (self.src_port, self.dst_port)
+    }
+}
+
+/// The transport header behind an unusual network header. Returns the L4 ports that the flow hash takes: none of
+/// fragments, so that all fragments of a packet go the same way.
+fn odd_transport(packet: &mut Packet, arena: &mut [Segment], network: NetworkHeader) -> Result<(u16, u16), DropReason> {
     if packet.meta.later_fragment {
         return Ok((0, 0));
     }
-    let (header_len, ports) = match packet.meta.proto {
-        proto::TCP => {
-            need(packet, l4 + tcp::HEADER_LEN, arena, MALFORMED)?;
-            let header = Tcp::new_checked(&packet.head()[l4..]).ok_or(MALFORMED)?;
-            let header_len = header.header_len();
-            if header_len < tcp::HEADER_LEN {
-                return Err(MALFORMED);
-            }
-            let ports = (header.src_port(), header.dst_port());
-            need(packet, l4 + header_len, arena, MALFORMED)?;
-            (header_len, ports)
-        }
-        proto::UDP => {
-            need(packet, l4 + udp::HEADER_LEN, arena, MALFORMED)?;
-            let header = Udp::new_checked(&packet.head()[l4..]).ok_or(MALFORMED)?;
-            let len = usize::from(header.len());
-            // A first fragment carries the length of the whole datagram.
-            if len < udp::HEADER_LEN || (l4 + len > packet.len() && !packet.meta.fragment) {
-                return Err(MALFORMED);
-            }
-            (udp::HEADER_LEN, (header.src_port(), header.dst_port()))
-        }
-        _ => return other_transport(packet, arena, l4),
+    let (l4, len) = (network.l4, packet.len());
+    // There must be room for the longest transport header, so that no later check meets the limit.
+    if l4 + TRANSPORT_HEADER_MAX > HEAD_MAX && len > HEAD_MAX {
+        return Err(DropReason::HeadersTooLong);
+    }
+    packet.extend_head(len.min(l4 + TRANSPORT_HEADER_MAX), arena)?;
+    let fragment = packet.meta.fragment;
+    let ports = match Transport::read(packet.head(), l4, network.end, network.proto, fragment)? {
+        Some(transport) => transport.write(packet),
+        None => other_transport(packet, arena)?,
     };
-    packet.meta.layers.l5 = (l4 + header_len) as u16;
-    (packet.meta.src_port, packet.meta.dst_port) = ports;
-    Ok(if packet.meta.fragment { (0, 0) } else { ports })
+    Ok(if fragment { (0, 0) } else { ports })
 }
 
-/// ICMP, ICMPv6 and SCTP. Anything else has no L4 ports and no header that we know.
+/// ICMP, ICMPv6 and SCTP. Anything else has no L4 ports and no header that we know. Returns the ports for the flow hash:
+/// none of ICMP, whose two directions have different types.
 #[cold]
-fn other_transport(packet: &mut Packet, arena: &mut [Segment], l4: usize) -> Result<(u16, u16), DropReason> {
+fn other_transport(packet: &mut Packet, arena: &mut [Segment]) -> Result<(u16, u16), DropReason> {
     const MALFORMED: DropReason = DropReason::L4Malformed;
-    let meta = &mut packet.meta;
-    match (meta.l3, meta.proto) {
+    let l4 = usize::from(packet.meta.layers.l4);
+    let octets = packet.head().get(l4..).unwrap_or_default();
+    let (header_len, ports, hashed) = match (packet.meta.l3, packet.meta.proto) {
         (L3::V4, proto::ICMPV4) => {
-            need(packet, l4 + icmpv4::HEADER_LEN, arena, MALFORMED)?;
-            let header = Icmpv4::new_checked(&packet.head()[l4..]).ok_or(MALFORMED)?;
+            let header = Icmpv4::new_checked(octets).ok_or(MALFORMED)?;
             let ident = if icmpv4::has_ident(header.kind()) { header.ident() } else { 0 };
-            let kind_and_code = be16(&[header.kind(), header.code()], 0);
-            (packet.meta.src_port, packet.meta.dst_port) = (ident, kind_and_code);
-            packet.meta.layers.l5 = (l4 + icmpv4::HEADER_LEN) as u16;
-            Ok((0, 0))
+            (icmpv4::HEADER_LEN, (ident, be16(octets, 0)), (0, 0))
         }
         (L3::V6, proto::ICMPV6) => {
-            need(packet, l4 + icmpv6::HEADER_LEN, arena, MALFORMED)?;
-            let header = Icmpv6::new_checked(&packet.head()[l4..]).ok_or(MALFORMED)?;
+            let header = Icmpv6::new_checked(octets).ok_or(MALFORMED)?;
             let ident = if icmpv6::has_ident(header.kind()) { header.ident() } else { 0 };
-            let kind_and_code = be16(&[header.kind(), header.code()], 0);
+            let ports = (ident, be16(octets, 0));
             if icmpv6::is_ndp(header.kind()) {
                 need(packet, packet.len(), arena, MALFORMED)?;
             }
-            (packet.meta.src_port, packet.meta.dst_port) = (ident, kind_and_code);
-            packet.meta.layers.l5 = (l4 + icmpv6::HEADER_LEN) as u16;
-            Ok((0, 0))
+            (icmpv6::HEADER_LEN, ports, (0, 0))
         }
         (_, proto::SCTP) => {
-            need(packet, l4 + SCTP_HEADER_LEN, arena, MALFORMED)?;
-            let header = packet.head()[l4..].first_chunk::<4>().ok_or(MALFORMED)?;
+            let header = octets.first_chunk::<SCTP_HEADER_LEN>().ok_or(MALFORMED)?;
             let ports = (be16(header, 0), be16(header, 2));
-            (packet.meta.src_port, packet.meta.dst_port) = ports;
-            packet.meta.layers.l5 = (l4 + SCTP_HEADER_LEN) as u16;
-            Ok(if packet.meta.fragment { (0, 0) } else { ports })
+            (SCTP_HEADER_LEN, ports, ports)
         }
-        _ => Ok((0, 0)),
-    }
+        _ => return Ok((0, 0)),
+    };
+    (packet.meta.src_port, packet.meta.dst_port) = ports;
+    packet.meta.layers.l5 = (l4 + header_len) as u16;
+    Ok(hashed)
 }
 
 /// Brings the first `len` octets of the frame into the head; `short` when the frame has fewer.
-#[inline]
 fn need(packet: &mut Packet, len: usize, arena: &mut [Segment], short: DropReason) -> Result<(), DropReason> {
     packet.extend_head(len, arena).map_err(|reason| match reason {
         DropReason::FrameTooShort => short,
         other => other,
     })
+}
+
+/// Whether the IPv6 address at `at` is `::ffff:0:0/96`.
+#[inline]
+fn is_mapped(header: &[u8; ipv6::HEADER_LEN], at: usize) -> bool {
+    word(header, at) == 0 && word(header, at + 8) << 32 >> 32 == 0xffff_0000
+}
+
+/// Eight octets of an address, in no particular order.
+#[inline]
+fn word(header: &[u8; ipv6::HEADER_LEN], at: usize) -> u64 {
+    u64::from_le_bytes(array(header, at))
+}
+
+#[inline]
+fn hash_v4(header: Ipv4<'_>, ports: (u16, u16)) -> u32 {
+    let endpoint = |address: Ipv4Addr, port: u16| u64::from(u32::from(address)) << 16 | u64::from(port);
+    flow_hash(endpoint(header.src(), ports.0), endpoint(header.dst(), ports.1))
+}
+
+#[inline]
+fn hash_v6(header: &[u8; ipv6::HEADER_LEN], ports: (u16, u16)) -> u32 {
+    let endpoint = |at: usize, port: u16| {
+        mix(word(header, at) ^ HASH_KEYS[2], word(header, at + 8) ^ HASH_KEYS[3]).wrapping_add(u64::from(port))
+    };
+    flow_hash(endpoint(8, ports.0), endpoint(24, ports.1))
 }
 
 /// The same for both directions of a flow: the ends are ordered first. It only chooses among receive queues, so
@@ -316,302 +418,14 @@ fn mix(a: u64, b: u64) -> u64 {
 const L3_START: usize = ethernet::HEADER_LEN;
 const VERSION_4_NO_OPTIONS: u8 = 0x45;
 const SCTP_HEADER_LEN: usize = 12;
+/// TCP with all its options.
+const TRANSPORT_HEADER_MAX: usize = 60;
 /// Digits of pi, as in Blowfish.
 const HASH_KEYS: [u64; 4] =
     [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89];
 
+// The first copy holds all headers of a plain packet.
+const _: () = assert!(L3_START + ipv6::HEADER_LEN + TRANSPORT_HEADER_MAX <= HEAD_FIRST);
+
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::MacAddr;
-    use crate::fuzz::{GUEST_A, GUEST_B, v4, v6};
-    use crate::packet::Meta;
-    use crate::testing::{self, frame_to, icmpv6_frame, ipv4_frame, ipv6_frame};
-    use crate::wire::ipv6::next_header::{DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING};
-
-    fn meta(frame: &[u8]) -> Result<Meta, DropReason> {
-        testing::with(frame, |packet, arena| match parse(packet, arena) {
-            Verdict::Continue => Ok(packet.meta),
-            Verdict::Drop(reason) => Err(reason),
-            other => panic!("{other:?}"),
-        })
-    }
-
-    fn verdict(frame: &[u8]) -> Result<(), DropReason> {
-        meta(frame).map(|_| ())
-    }
-
-    fn udp_v4() -> Vec<u8> {
-        ipv4_frame(v4(GUEST_A), v4(GUEST_B), proto::UDP, 64, &testing::udp(1000, 2000, b"data"))
-    }
-
-    fn udp_v6() -> Vec<u8> {
-        ipv6_frame(v6(GUEST_A), v6(GUEST_B), proto::UDP, 64, &testing::udp(1000, 2000, b"data"))
-    }
-
-    /// An IPv6 packet with `chain` before a UDP datagram.
-    fn chain(first: u8, chain: &[&[u8]]) -> Vec<u8> {
-        let payload = [&chain.concat()[..], &testing::udp(1000, 2000, b"data1234")].concat();
-        ipv6_frame(v6(GUEST_A), v6(GUEST_B), first, 64, &payload)
-    }
-
-    /// Changes octets of an IPv4 header and puts its checksum right.
-    fn edited(mut frame: Vec<u8>, at: usize, octets: &[u8]) -> Vec<u8> {
-        frame[14 + at..14 + at + octets.len()].copy_from_slice(octets);
-        let end = 14 + (usize::from(frame[14] & 0x0f) * 4).clamp(20, frame.len() - 14);
-        frame[24..26].fill(0);
-        let sum = !checksum::sum(&frame[14..end]);
-        frame[24..26].copy_from_slice(&sum.to_be_bytes());
-        frame
-    }
-
-    #[test]
-    fn plain_udp_over_both() {
-        let meta4 = meta(&udp_v4()).unwrap();
-        assert_eq!((meta4.l3, meta4.proto, meta4.src_port, meta4.dst_port, meta4.l3_len), (L3::V4, 17, 1000, 2000, 32));
-        assert_eq!((meta4.layers.l3, meta4.layers.l4, meta4.layers.l5), (14, 34, 42));
-        let meta6 = meta(&udp_v6()).unwrap();
-        assert_eq!((meta6.l3, meta6.proto, meta6.src_port, meta6.dst_port, meta6.l3_len), (L3::V6, 17, 1000, 2000, 52));
-        assert_eq!((meta6.layers.l3, meta6.layers.l4, meta6.layers.l5), (14, 54, 62));
-    }
-
-    #[test]
-    fn tcp_options_belong_to_the_header() {
-        let frame = ipv4_frame(v4(GUEST_A), v4(GUEST_B), proto::TCP, 64, &testing::tcp(1, 2, b"data"));
-        assert_eq!(meta(&frame).unwrap().layers.l5, 34 + 32);
-    }
-
-    #[test]
-    fn padding_is_cut_off() {
-        let mut frame = udp_v4();
-        frame.resize(200, 0xa5);
-        testing::with(&frame, |packet, arena| {
-            assert_eq!(parse(packet, arena), Verdict::Continue);
-            assert_eq!((packet.len(), packet.meta.l3_len), (46, 32));
-        });
-    }
-
-    #[test]
-    fn both_directions_hash_alike() {
-        let (a, b) = (v4(GUEST_A), v4(GUEST_B));
-        let there = meta(&ipv4_frame(a, b, proto::UDP, 64, &testing::udp(1000, 2000, b""))).unwrap().hash;
-        let back = meta(&ipv4_frame(b, a, proto::UDP, 64, &testing::udp(2000, 1000, b""))).unwrap().hash;
-        let other = meta(&ipv4_frame(b, a, proto::UDP, 64, &testing::udp(1000, 2000, b""))).unwrap().hash;
-        assert!(there == back && there != other);
-        let (a, b) = (v6(GUEST_A), v6(GUEST_B));
-        let there = meta(&ipv6_frame(a, b, proto::UDP, 64, &testing::udp(1000, 2000, b""))).unwrap().hash;
-        let back = meta(&ipv6_frame(b, a, proto::UDP, 64, &testing::udp(2000, 1000, b""))).unwrap().hash;
-        let other = meta(&ipv6_frame(b, a, proto::UDP, 64, &testing::udp(1000, 2000, b""))).unwrap().hash;
-        assert!(there == back && there != other);
-    }
-
-    #[test]
-    fn flows_spread_over_queues() {
-        let mut queues = [0; 4];
-        for port in 0..256 {
-            let frame = ipv4_frame(v4(GUEST_A), v4(GUEST_B), proto::UDP, 64, &testing::udp(40_000 + port, 80, b""));
-            queues[meta(&frame).unwrap().hash as usize % 4] += 1;
-        }
-        assert!(queues.iter().all(|count| (32..=96).contains(count)), "{queues:?}");
-    }
-
-    #[test]
-    fn short_frames_by_layer() {
-        assert_eq!(verdict(&[0; 13]), Err(DropReason::FrameTooShort));
-        assert_eq!(verdict(&udp_v4()[..33]), Err(DropReason::Ipv4Malformed));
-        assert_eq!(verdict(&udp_v6()[..53]), Err(DropReason::Ipv6Malformed));
-        assert_eq!(verdict(&testing::arp_frame(|_| ())[..41]), Err(DropReason::ArpInvalid));
-        assert_eq!(verdict(&udp_v4()[..45]), Err(DropReason::Ipv4Malformed), "total length beyond the frame");
-        assert_eq!(verdict(&udp_v6()[..65]), Err(DropReason::Ipv6Malformed), "payload length beyond the frame");
-    }
-
-    #[test]
-    fn ether_types_that_are_not_known() {
-        for (ether_type, case) in [(0x8100, "802.1Q"), (0x88a8, "802.1ad"), (0x8035, "RARP"), (46, "802.3 length")] {
-            assert_eq!(
-                verdict(&frame_to(MacAddr::ROUTER, ether_type, &[0; 46])),
-                Err(DropReason::EtherTypeUnknown),
-                "{case}"
-            );
-        }
-    }
-
-    #[test]
-    fn ipv4_headers_that_are_wrong() {
-        for (at, octets, case) in [
-            (0, &[0x65][..], "version"),
-            (0, &[0x44], "header length below 20"),
-            (0, &[0x4f], "header length beyond the packet"),
-            (2, &[0, 19], "total length below the header"),
-        ] {
-            assert_eq!(verdict(&edited(udp_v4(), at, octets)), Err(DropReason::Ipv4Malformed), "{case}");
-        }
-        let mut frame = udp_v4();
-        frame[24] ^= 1;
-        assert_eq!(verdict(&frame), Err(DropReason::Ipv4Malformed), "checksum");
-    }
-
-    #[test]
-    fn ipv4_options() {
-        let with = |options: [u8; 4]| {
-            let payload = [&options[..], &testing::udp(1000, 2000, b"data")].concat();
-            edited(ipv4_frame(v4(GUEST_A), v4(GUEST_B), proto::UDP, 64, &payload), 0, &[0x46])
-        };
-        let meta = meta(&with([148, 4, 0, 0])).unwrap();
-        assert_eq!((meta.layers.l4, meta.dst_port), (38, 2000));
-        assert_eq!(verdict(&with([131, 3, 4, 0])), Err(DropReason::Ipv4Option));
-        assert_eq!(verdict(&with([137, 3, 4, 0])), Err(DropReason::Ipv4Option));
-        assert_eq!(verdict(&with([7, 9, 4, 0])), Err(DropReason::Ipv4Malformed));
-        let mut frame = with([148, 4, 0, 0]);
-        frame[36] ^= 1;
-        assert_eq!(verdict(&frame), Err(DropReason::Ipv4Malformed), "the checksum covers options");
-    }
-
-    #[test]
-    fn ipv4_fragments() {
-        let udp = ipv4_frame(v4(GUEST_A), v4(GUEST_B), proto::UDP, 64, &testing::udp(1000, 2000, &[7; 16]));
-        let first = meta(&edited(udp.clone(), 6, &[0x20, 0])).unwrap();
-        assert!(first.fragment && !first.later_fragment && first.dst_port == 2000);
-        let later = meta(&edited(udp.clone(), 6, &[0, 5])).unwrap();
-        assert!(later.fragment && later.later_fragment);
-        assert_eq!((later.src_port, later.dst_port, later.layers.l4, later.layers.l5), (0, 0, 34, 34));
-        assert_eq!(first.hash, later.hash, "all fragments of a datagram go the same way");
-        assert_eq!(verdict(&edited(udp, 6, &[0x1f, 0xff])), Err(DropReason::Ipv4Malformed), "ping of death");
-        assert_eq!(
-            verdict(&edited(udp_v4(), 6, &[0x20, 0])),
-            Err(DropReason::Ipv4Malformed),
-            "12 octets, and more follow"
-        );
-        let tcp = ipv4_frame(v4(GUEST_A), v4(GUEST_B), proto::TCP, 64, &testing::tcp(1, 2, &[7; 16]));
-        assert_eq!(verdict(&edited(tcp, 6, &[0, 1])), Err(DropReason::L4Malformed), "RFC 3128");
-    }
-
-    #[test]
-    fn transport_headers_that_are_wrong() {
-        let tcp = |octets: &[u8]| ipv4_frame(v4(GUEST_A), v4(GUEST_B), proto::TCP, 64, octets);
-        let udp = |octets: &[u8]| ipv6_frame(v6(GUEST_A), v6(GUEST_B), proto::UDP, 64, octets);
-        assert_eq!(verdict(&tcp(&testing::tcp(1, 2, b"")[..19])), Err(DropReason::L4Malformed));
-        assert_eq!(verdict(&tcp(&testing::tcp(1, 2, b"")[..31])), Err(DropReason::L4Malformed), "options cut off");
-        let mut segment = testing::tcp(1, 2, b"");
-        segment[12] = 4 << 4;
-        assert_eq!(verdict(&tcp(&segment)), Err(DropReason::L4Malformed), "data offset below 20");
-        assert_eq!(verdict(&udp(&testing::udp(1, 2, b"")[..7])), Err(DropReason::L4Malformed));
-        for (len, case) in [(7, "shorter than its header"), (13, "longer than the packet")] {
-            let mut datagram = testing::udp(1, 2, b"data");
-            datagram[5] = len;
-            assert_eq!(verdict(&udp(&datagram)), Err(DropReason::L4Malformed), "{case}");
-        }
-        let icmp = ipv4_frame(v4(GUEST_A), v4(GUEST_B), proto::ICMPV4, 64, &[8, 0, 0, 0, 0, 1, 0]);
-        assert_eq!(verdict(&icmp), Err(DropReason::L4Malformed));
-    }
-
-    #[test]
-    fn unknown_transport_has_no_ports() {
-        // SEMANTICS CT10. ICMP of the other IP version is as unknown as GRE.
-        for (proto, case) in [(47, "GRE"), (50, "ESP"), (58, "ICMPv6 over IPv4")] {
-            let meta = meta(&ipv4_frame(v4(GUEST_A), v4(GUEST_B), proto, 64, &[1, 2, 3, 4, 5, 6, 7, 8])).unwrap();
-            assert_eq!((meta.src_port, meta.dst_port, meta.layers.l5), (0, 0, 34), "{case}");
-        }
-    }
-
-    #[test]
-    fn icmp_type_and_identifier() {
-        let meta4 = meta(&ipv4_frame(v4(GUEST_A), v4(GUEST_B), 1, 64, &[8, 0, 0, 0, 0x12, 0x34, 0, 1])).unwrap();
-        assert_eq!((meta4.src_port, meta4.dst_port), (0x1234, 0x0800));
-        let meta6 = meta(&icmpv6_frame(v6(GUEST_A), v6(GUEST_B), 64, &[1, 3, 0, 0, 0x12, 0x34, 0, 1])).unwrap();
-        assert_eq!((meta6.src_port, meta6.dst_port), (0, 0x0103), "errors have no identifier");
-    }
-
-    #[test]
-    fn ipv6_headers_that_are_wrong() {
-        let mut frame = udp_v6();
-        frame[14] = 0x40;
-        assert_eq!(verdict(&frame), Err(DropReason::Ipv6Malformed), "version");
-        let mapped = v4(GUEST_B).to_ipv6_mapped();
-        for (src, dst) in [(v6(GUEST_A), mapped), (mapped, v6(GUEST_B))] {
-            let frame = ipv6_frame(src, dst, proto::UDP, 64, &testing::udp(1, 2, b""));
-            assert_eq!(verdict(&frame), Err(DropReason::AddressNotForwardable), "IPv4-mapped");
-        }
-    }
-
-    const PAD: [u8; 6] = [1, 4, 0, 0, 0, 0];
-
-    fn header(next: u8, rest: [u8; 6]) -> Vec<u8> {
-        [&[next, 0][..], &rest].concat()
-    }
-
-    #[test]
-    fn extension_headers_are_walked() {
-        let meta = meta(&chain(HOP_BY_HOP, &[&header(DESTINATION_OPTIONS, PAD), &header(proto::UDP, PAD)])).unwrap();
-        assert_eq!((meta.proto, meta.dst_port, meta.layers.l4), (proto::UDP, 2000, 70));
-        // AH counts 4-octet units: 24 octets here.
-        let authentication = [&[proto::UDP, 4, 0, 0][..], &[0; 20]].concat();
-        assert_eq!(self::meta(&chain(51, &[&authentication])).unwrap().layers.l4, 78);
-        let routed = header(proto::UDP, [0, 0, 0, 0, 0, 0]);
-        assert_eq!(self::meta(&chain(ROUTING, &[&routed])).unwrap().dst_port, 2000, "no segments left");
-    }
-
-    #[test]
-    fn extension_headers_that_are_refused() {
-        let reason = |first, headers: &[&[u8]]| verdict(&chain(first, headers)).unwrap_err();
-        let second = [&header(HOP_BY_HOP, PAD)[..], &header(proto::UDP, PAD)];
-        assert_eq!(reason(DESTINATION_OPTIONS, &second), DropReason::Ipv6ExtensionHeaders, "hop-by-hop not first");
-        let routed = header(proto::UDP, [0, 1, 0, 0, 0, 0]);
-        assert_eq!(reason(ROUTING, &[&routed]), DropReason::Ipv6ExtensionHeaders, "RFC 5095");
-        let more = header(DESTINATION_OPTIONS, PAD);
-        let nine: Vec<&[u8]> = vec![&more; IPV6_EXTENSION_HEADERS_MAX + 1];
-        assert_eq!(reason(DESTINATION_OPTIONS, &nine), DropReason::Ipv6ExtensionHeaders, "too many");
-        let atomic = header(FRAGMENT, [0; 6]);
-        assert_eq!(reason(FRAGMENT, &[&atomic, &atomic]), DropReason::Ipv6ExtensionHeaders, "two fragment headers");
-        let cut = ipv6_frame(v6(GUEST_A), v6(GUEST_B), HOP_BY_HOP, 64, &[proto::UDP, 2, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(verdict(&cut), Err(DropReason::Ipv6Malformed), "cut off");
-        let long = [&[proto::UDP, 63, 1, 4][..], &[0; 508]].concat();
-        assert_eq!(reason(HOP_BY_HOP, &[&long]), DropReason::HeadersTooLong, "beyond 512 octets");
-    }
-
-    #[test]
-    fn ipv6_fragments() {
-        let with = |next: u8, offset: u16, payload: &[u8]| {
-            let [a, b] = offset.to_be_bytes();
-            let packet = [&[next, 0, a, b, 0, 0, 0, 1][..], payload].concat();
-            ipv6_frame(v6(GUEST_A), v6(GUEST_B), FRAGMENT, 64, &packet)
-        };
-        let udp = testing::udp(1000, 2000, &[7; 16]);
-        let first = meta(&with(proto::UDP, 1, &udp)).unwrap();
-        assert!(first.fragment && !first.later_fragment && first.dst_port == 2000);
-        let atomic = meta(&with(proto::UDP, 0, &udp)).unwrap();
-        assert_eq!((atomic.dst_port, atomic.later_fragment), (2000, false), "SEMANTICS CT8");
-        let later = meta(&with(DESTINATION_OPTIONS, 16, b"odd")).unwrap();
-        assert!(later.later_fragment);
-        assert_eq!((later.proto, later.layers.l4, later.layers.l5, later.dst_port), (DESTINATION_OPTIONS, 62, 62, 0));
-        assert_eq!(
-            verdict(&with(proto::UDP, 1, &udp[..7])),
-            Err(DropReason::Ipv6Malformed),
-            "7 octets, and more follow"
-        );
-        assert_eq!(verdict(&with(proto::TCP, 1, &udp[..8])), Err(DropReason::L4Malformed), "RFC 7112");
-        assert_eq!(verdict(&with(proto::UDP, 0xfff8, &udp)), Err(DropReason::Ipv6Malformed), "beyond 65,535 octets");
-    }
-
-    #[test]
-    fn neighbour_discovery_is_in_the_head_as_a_whole() {
-        let mut message = testing::neighbor(135, 0, v6(GUEST_B), None);
-        message.resize(24 + 256, 0);
-        let frame = icmpv6_frame(v6(GUEST_A), v6(GUEST_B), 255, &message);
-        testing::with(&frame, |packet, arena| {
-            assert_eq!(parse(packet, arena), Verdict::Continue);
-            assert_eq!((packet.head().len(), packet.payload_len()), (frame.len(), 0));
-        });
-        message.resize(480, 0);
-        let frame = icmpv6_frame(v6(GUEST_A), v6(GUEST_B), 255, &message);
-        assert_eq!(verdict(&frame), Err(DropReason::HeadersTooLong));
-    }
-
-    #[test]
-    fn arp_is_fixed() {
-        let mut frame = testing::arp_frame(|_| ());
-        assert_eq!(meta(&frame).unwrap().l3, L3::Arp);
-        frame[14] = 1;
-        assert_eq!(verdict(&frame), Err(DropReason::ArpInvalid));
-    }
-}
+mod tests;
