@@ -35,6 +35,9 @@ const HELPER_LIMIT: Duration = Duration::from_secs(5);
 /// How long a device may be busy: after a daemon was killed the kernel takes a moment to close its `io_uring`.
 const BUSY_LIMIT: Duration = Duration::from_secs(2);
 
+/// Interruptions of one call that are put up with.
+const INTERRUPTIONS_MAX: usize = 1_000;
+
 /// Octets of a sentence that the helper may send.
 const SENTENCE_MAX: u64 = 4_096;
 
@@ -156,7 +159,8 @@ fn send(socket: BorrowedFd<'_>, answer: &[u8], fd: Option<BorrowedFd<'_>>) -> io
     let fds = fd.map(|fd| [fd.as_raw_fd()]);
     let control: Vec<_> = fds.iter().map(|fds| ControlMessage::ScmRights(fds)).collect();
     let octets = [IoSlice::new(answer)];
-    let sent = sendmsg::<()>(socket.as_raw_fd(), &octets, &control, MsgFlags::MSG_NOSIGNAL, None)?;
+    let send = || Ok(sendmsg::<()>(socket.as_raw_fd(), &octets, &control, MsgFlags::MSG_NOSIGNAL, None)?);
+    let sent = patiently(send)?;
     if sent == answer.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
@@ -183,6 +187,18 @@ fn ask_helper(helper: &Path, request: &TapRequest, netns: &Path, delete: bool) -
     answer
 }
 
+/// Repeats a call that was interrupted: a signal, or the kernel taking down an `io_uring` that the thread had, may
+/// interrupt any call with a time limit.
+fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..INTERRUPTIONS_MAX {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
 fn receive_answer(mut socket: UnixStream, request: &TapRequest) -> Result<Option<OwnedFd>, Error> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
@@ -190,7 +206,7 @@ fn receive_answer(mut socket: UnixStream, request: &TapRequest) -> Result<Option
         }
         _ => silent(request),
     };
-    let (kind, fd) = sys::receive_octet(socket.as_fd()).map_err(failed)?;
+    let (kind, fd) = patiently(|| sys::receive_octet(socket.as_fd())).map_err(failed)?;
     match kind {
         Some(OPENED) => fd.map(Some).ok_or_else(|| silent(request)),
         Some(DELETED) => Ok(None),

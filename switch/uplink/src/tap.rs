@@ -7,7 +7,6 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use hostweave_switch::limits::{FRAME_MAX, GSO_SEGMENTS_MAX, GSO_SIZE_MIN, HEAD_FIRST, HEADROOM};
 use hostweave_switch::packet::{Burst, Offload, Packet, virtio_net};
@@ -36,11 +35,11 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Puts a device to use: header format and offloads.
+    /// Puts a device to use for `port`: header format and offloads.
     ///
     /// # Errors
     /// When the kernel refuses them.
-    pub fn new(device: TapDevice) -> Result<Self, Error> {
+    pub fn new(device: TapDevice, port: PortId) -> Result<Self, Error> {
         let TapDevice { fd, name, namespace } = device;
         let failed = |action: &str, source| Error::Device { name: name.clone(), action: action.to_owned(), source };
         sys::tun_set_header_len(fd.as_fd(), HEADER_LEN).map_err(|error| failed("set its header length", error))?;
@@ -51,7 +50,7 @@ impl Tap {
         if !uso {
             sys::tun_set_offload(fd.as_fd(), tcp).map_err(|error| failed("set its offloads", error))?;
         }
-        Ok(Self { device: Arc::new(Device::new(fd)), name, namespace, uso })
+        Ok(Self { device: Arc::new(Device::new(port, fd)), name, namespace, uso })
     }
 
     /// Name of the device.
@@ -68,12 +67,6 @@ impl Tap {
     /// Whether the device takes UDP segmentation offload. It takes partial checksums and TCP segmentation always.
     pub fn takes_uso(&self) -> bool {
         self.uso
-    }
-
-    /// Frames that were queued and that the kernel then refused, for instance because the container set the device
-    /// down.
-    pub fn refused(&self) -> u64 {
-        self.device.refused.load(Ordering::Relaxed)
     }
 
     /// Brings frames to this worker, as [`crate::uring::Event::Frame`] with `token`.
@@ -95,7 +88,8 @@ impl Tap {
         receive(port, frame.data(), burst)
     }
 
-    /// `tx`: queues the packet for the device; it is written with the next [`Uring::submit`].
+    /// `tx`: queues the packet for the device; it is written with the next [`Uring::submit`]. Should the device then not
+    /// take it, [`crate::uring::Event::Refused`] says so.
     ///
     /// # Errors
     /// `DeviceQueueFull` when the kernel does not take frames as fast, `FrameTooLong`, and `GsoBad` for UDP segments
@@ -208,3 +202,7 @@ fn gso_headers(gso_type: u8, start: usize, offset: usize, head: &[u8]) -> Option
     let tcp_header = head.get(start + 12).map_or(20, |octet| usize::from(octet >> 4) * 4);
     (tcp_header >= 20).then_some(start + tcp_header)
 }
+
+#[cfg(test)]
+#[path = "tap_tests.rs"]
+mod tests;

@@ -25,16 +25,17 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::DropReason;
+use hostweave_switch::tables::PortId;
 
 use crate::Error;
 use crate::limits::{
-    COMPLETIONS, DEVICE_IN_FLIGHT_MAX, FRAME_BUFFER, POLLS_ENDED_MAX, READ_BUFFERS, READS_ONE_SHOT, SUBMISSIONS,
-    WRITE_BUFFERS,
+    COMPLETIONS, DEVICE_IN_FLIGHT_MAX, FRAME_BUFFER, HEADER_LEN, POLLS_ENDED_MAX, READ_BUFFERS, READS_ONE_SHOT,
+    SUBMISSIONS, WRITE_BUFFERS,
 };
 use crate::sys::{Completion, Op, ReadPool, Ring, WritePool};
 
@@ -54,6 +55,13 @@ pub enum Event {
         token: u64,
         /// The frame; goes back by [`Uring::release`].
         frame: Frame,
+    },
+    /// A device did not take a frame that was queued: it is set down, or gone.
+    Refused {
+        /// The device's port.
+        port: PortId,
+        /// Octets of the frame.
+        octets: usize,
     },
     /// A device or kick will bring nothing more: the device is gone, or its namespace is.
     Failed {
@@ -88,16 +96,15 @@ impl Frame {
 /// A file that frames are read from and written to, one a call.
 #[derive(Debug)]
 pub(crate) struct Device {
+    port: PortId,
     pub(crate) fd: Arc<OwnedFd>,
     /// Frames given to the kernel and not yet taken, by all workers.
     in_flight: AtomicU32,
-    /// Frames that the kernel refused.
-    pub(crate) refused: AtomicU64,
 }
 
 impl Device {
-    pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self { fd: Arc::new(fd), in_flight: AtomicU32::new(0), refused: AtomicU64::new(0) }
+    pub(crate) fn new(port: PortId, fd: OwnedFd) -> Self {
+        Self { port, fd: Arc::new(fd), in_flight: AtomicU32::new(0) }
     }
 }
 
@@ -137,8 +144,8 @@ pub struct Uring {
     starved: Vec<usize>,
     reads: Option<ReadPool>,
     writes: Option<WritePool>,
-    /// For each write buffer in use, where it goes: keeps the file open.
-    writing: Vec<Option<Arc<Device>>>,
+    /// For each write buffer in use, where it goes (which keeps the file open) and how much of it.
+    writing: Vec<Option<(Arc<Device>, usize)>>,
     /// File descriptors that queued requests name: open until submitted.
     named: Vec<Arc<OwnedFd>>,
     events: Vec<Event>,
@@ -337,7 +344,7 @@ impl Uring {
         let buffer = pool.fill(fill).ok_or(DropReason::FrameTooLong)?;
         let index = usize::from(buffer.0);
         device.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.writing[index] = Some(Arc::clone(device));
+        self.writing[index] = Some((Arc::clone(device), buffer.1));
         ring.push_write(device.fd.as_raw_fd(), pool, buffer, user_data(WRITE, index));
         Ok(())
     }
@@ -446,10 +453,11 @@ impl Uring {
     }
 
     fn written(&mut self, index: usize, completion: Completion) {
-        if let Some(device) = self.writing.get_mut(index).and_then(Option::take) {
+        if let Some((device, len)) = self.writing.get_mut(index).and_then(Option::take) {
             device.in_flight.fetch_sub(1, Ordering::Relaxed);
             if completion.result < 0 {
-                device.refused.fetch_add(1, Ordering::Relaxed);
+                let octets = len.saturating_sub(HEADER_LEN);
+                self.events.push(Event::Refused { port: device.port, octets });
             }
             if let Some(pool) = self.writes.as_mut() {
                 pool.recycle(index as u16);

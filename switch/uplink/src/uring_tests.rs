@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -270,7 +270,7 @@ fn pair() -> (Arc<Device>, UnixDatagram) {
     let (ours, theirs) = UnixDatagram::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     theirs.set_nonblocking(true).unwrap();
-    (Arc::new(Device::new(ours.into())), theirs)
+    (Arc::new(Device::new(PortId(6), ours.into())), theirs)
 }
 
 fn content(frame: &Frame) -> Vec<u8> {
@@ -395,7 +395,7 @@ fn a_device_that_goes_away_fails_once() {
     let mut uring = Uring::new().unwrap();
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
-    uring.start(8, Arc::new(Device::new(ours.into())));
+    uring.start(8, Arc::new(Device::new(PortId(6), ours.into())));
     uring.submit();
     drop(theirs);
     uring.wait(LONG);
@@ -442,6 +442,23 @@ fn writes_arrive_and_a_full_device_is_told() {
     assert!(arrived.into_iter().eq(0..sent));
     assert_eq!(uring.write(&device, |_| None), Err(DropReason::FrameTooLong));
     assert_eq!(device.in_flight.load(Ordering::Relaxed), 0);
+    assert_eq!(Arc::strong_count(&device), 1);
+}
+
+#[test]
+fn a_frame_that_the_device_does_not_take_is_told() {
+    let mut uring = Uring::new().unwrap();
+    let (device, peer) = pair();
+    drop(peer);
+    uring.write(&device, |_| Some(HEADER_LEN + 60)).unwrap();
+    uring.submit();
+    uring.wait(LONG);
+    let mut refused = Vec::new();
+    uring.poll_completions(&mut |event| match event {
+        Event::Refused { port, octets } => refused.push((port, octets)),
+        other => panic!("unexpected {other:?}"),
+    });
+    assert_eq!(refused, [(PortId(6), 60)]);
     assert_eq!(Arc::strong_count(&device), 1);
 }
 
