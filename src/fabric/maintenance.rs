@@ -69,7 +69,7 @@ fn handle(inner: &Arc<Inner>, note: Note, failed_taps: &mut Vec<PortId>) {
 fn look_around(inner: &Arc<Inner>, state: &mut State, failed_taps: &[PortId]) {
     let mut changed = false;
     for port in state.ports.values_mut() {
-        if failed_taps.contains(&port.id()) {
+        if failed_taps.contains(&port.id()) || port.tap_is_orphaned() {
             port.tap_failed();
             changed = true;
         }

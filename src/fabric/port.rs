@@ -205,7 +205,7 @@ impl PortRuntime {
     fn attach_tap(&mut self, inner: &Inner, spec: &PortSpec, name: &str, netns: Option<PathBuf>) -> anyhow::Result<()> {
         let request = TapRequest { name: name.to_owned(), netns, mac: spec.mac, mtu: self.mtu };
         let device = open_tap(&inner.config.helper, &request)?;
-        let tap = Arc::new(Tap::new(device)?);
+        let tap = Arc::new(Tap::new(device, self.port.id)?);
         let key = SourceKey { port: self.port.id, attachment: self.serial, pair: 0 };
         self.serial += 1;
         self.output = Some(Arc::new(Output::Tap(Arc::clone(&tap))));
@@ -222,6 +222,11 @@ impl PortRuntime {
     /// The plane knows the port: attachments may tell what happens.
     pub fn open_gate(&self) {
         self.gate.open(self.output.clone());
+    }
+
+    /// Whether the TAP device is in a namespace that was deleted, and perhaps made again: only we keep it alive.
+    pub fn tap_is_orphaned(&self) -> bool {
+        matches!(self.output.as_deref(), Some(Output::Tap(tap)) if !tap.namespace_is_current())
     }
 
     /// Forgets a device that failed; the next attempt makes a new one.

@@ -171,6 +171,14 @@ impl Worker {
                     }
                     self.path.uring.release(frame);
                 }
+                Event::Refused { port, octets } => {
+                    if let Some(count) = counters(plane, port, self.path.shared.index) {
+                        // It was counted when it was queued.
+                        count.transmitted.sub(1);
+                        count.transmitted_bytes.sub(octets as u64);
+                        count.tx_dropped.add(DropReason::DeviceError, 1);
+                    }
+                }
                 Event::Failed { token, error } => {
                     if let Some((key, _)) = self.sources.by_token(token) {
                         self.path.shared.note(Note::TapFailed(key.port, error.kind()));
