@@ -11,6 +11,8 @@ mod dhcp6;
 pub mod internal;
 mod ndp;
 mod ping;
+#[cfg(test)]
+mod socket_tests;
 pub mod sockets;
 mod stack;
 #[cfg(test)]
