@@ -126,6 +126,11 @@ impl<'p> Delivery<'p> {
         for mut open in self.open.drain(..) {
             open.counters.transmitted.add(open.frames);
             open.counters.transmitted_bytes.add(open.octets);
+            let lost = u64::from(open.queue.take_lost());
+            if lost > 0 {
+                open.counters.extra_segments.add(lost);
+                open.counters.tx_dropped.add(DropReason::GuestRingFull, lost);
+            }
             if let Some(call) = open.queue.publish() {
                 open.counters.calls.add(1);
                 uring.signal(call.into());

@@ -24,6 +24,7 @@ use std::time::Duration;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use crate::backend::Backend;
+use crate::early;
 use crate::fault::Fault;
 use crate::queue::{FaultSink, QueuePair};
 use crate::socket::{self, Listening, SocketError};
@@ -465,9 +466,19 @@ impl Service {
 
     /// Handles messages until the connection ends; says why if the other side broke the rules.
     fn messages(&self, stream: UnixStream, backend: &Arc<Mutex<Backend>>) -> Option<String> {
+        let early = match stream.try_clone() {
+            Ok(early) => early,
+            Err(error) => return Some(format!("the daemon has no descriptor left for the connection: {error}")),
+        };
         let mut handler = BackendReqHandler::from_stream(stream, backend.clone());
         loop {
-            match handler.handle_request() {
+            let before_features = lock(backend).is_before_features();
+            let result = if before_features && early::is_next(&early) {
+                early::handle(&early, &mut lock(backend))
+            } else {
+                handler.handle_request()
+            };
+            match result {
                 Ok(()) => {}
                 Err(VhostError::SocketRetry(_)) => {}
                 _ if self.stopping() => return None,

@@ -45,6 +45,8 @@ pub(crate) struct Backend {
     shared: Arc<Shared>,
     /// `SET_FEATURES`.
     acked: u64,
+    /// `SET_PROTOCOL_FEATURES`.
+    protocol: u64,
     memory: Arc<GuestMemory>,
     log: Option<Arc<DirtyLog>>,
     rings: Vec<Vring>,
@@ -72,11 +74,23 @@ impl Backend {
         Self {
             shared,
             acked: 0,
+            protocol: 0,
             memory: Arc::default(),
             log: None,
             rings: (0..2 * pairs).map(|_| Vring::default()).collect(),
             running: vec![false; pairs],
         }
+    }
+
+    /// Whether `SET_VRING_ENABLE` still has to be handled here: QEMU's network devices send it before they have acked
+    /// any feature, when the device is made, and the message layer would end the connection.
+    pub(crate) fn is_before_features(&self) -> bool {
+        self.acked & features::PROTOCOL_FEATURES == 0
+    }
+
+    /// Whether the VMM may ask for acknowledgements.
+    pub(crate) fn acknowledges(&self) -> bool {
+        self.protocol & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
     }
 
     /// Ends the connection: every ring stops, then the memory goes.
@@ -404,6 +418,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
         if unknown != 0 {
             return refuse(format!("the VMM takes protocol features that were never offered: {unknown:#x}"));
         }
+        self.protocol = acked;
         Ok(())
     }
 

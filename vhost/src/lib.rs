@@ -11,6 +11,7 @@ mod attachment;
 mod backend;
 #[allow(unsafe_code, reason = "the inside of a lock")]
 mod claim;
+mod early;
 mod fault;
 pub mod features;
 #[allow(unsafe_code, reason = "mappings that a guest writes to at any time")]

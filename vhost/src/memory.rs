@@ -252,12 +252,13 @@ impl GuestMemory {
         Ok(Self { regions, windows })
     }
 
-    /// This table and one more region.
+    /// This table and one more region, which takes the place of one that is the same but for its file.
     ///
     /// # Errors
     /// As [`GuestMemory::new`].
     pub fn with(&self, region: Region) -> Result<Self, MemoryError> {
-        let mut regions = self.regions.clone();
+        let same = |other: &RegionSpec| RegionSpec { offset: region.spec.offset, ..*other } == region.spec;
+        let mut regions: Vec<_> = self.regions.iter().filter(|other| !same(&other.spec)).cloned().collect();
         regions.push(Arc::new(region));
         Self::new(regions)
     }

@@ -480,7 +480,7 @@ impl ToGuestQueue {
     /// Claims the queue for one burst; `None` when somebody else has it or the attachment is not active. Never waits.
     #[inline]
     pub fn try_claim(&self) -> Option<ToGuest<'_>> {
-        Some(ToGuest { state: self.0.try_claim()? })
+        Some(ToGuest { state: self.0.try_claim()?, lost: 0 })
     }
 
     /// Whether the queue is started, enabled and active. A hint.
@@ -493,6 +493,8 @@ impl ToGuestQueue {
 /// A guest's receive queue, claimed for one burst.
 pub struct ToGuest<'a> {
     state: Claimed<'a, QueueState>,
+    /// Segments that found no room.
+    lost: u32,
 }
 
 impl ToGuest<'_> {
@@ -500,7 +502,8 @@ impl ToGuest<'_> {
     /// segmented for this receiver. The driver sees them after [`ToGuest::publish`].
     ///
     /// # Errors
-    /// Why the frame ends here; nothing of it was delivered then.
+    /// Why the frame ends here; nothing of it was delivered then. If only some of its segments fit, those are
+    /// delivered and [`ToGuest::take_lost`] counts the others.
     #[inline]
     pub fn transmit(&mut self, packet: &Packet, arena: &[Segment]) -> Result<u32, DropReason> {
         let state = &mut *self.state;
@@ -515,17 +518,28 @@ impl ToGuest<'_> {
         }
         let receiver = scatter::Receiver { header_len: state.header_len, features: state.features };
         let result = if packet.meta.offload == Offload::default() {
-            receiver.write(ring, &offload::PLAIN, packet.head(), packet.segments(arena)).map(|()| 1)
+            receiver.write(ring, &offload::PLAIN, packet.head(), packet.segments(arena)).map(|()| scatter::Written::ONE)
         } else {
             receiver.write_offloaded(ring, packet, arena)
         };
-        result.map_err(|refused| match refused {
-            scatter::Refused::Drop(reason) => reason,
-            scatter::Refused::Fault(fault) => {
-                state.broken(fault);
-                DropReason::GuestRingBroken
+        match result {
+            Ok(written) => {
+                self.lost += written.lost;
+                Ok(written.frames)
             }
-        })
+            Err(scatter::Refused::Drop(reason)) => Err(reason),
+            Err(scatter::Refused::Fault(fault)) => {
+                state.broken(fault);
+                Err(DropReason::GuestRingBroken)
+            }
+        }
+    }
+
+    /// Segments that software segmentation made, but for which the ring had no room, since the last call. They are
+    /// not in what [`ToGuest::transmit`] returned: extra segments that ended as `guest_ring_full`.
+    #[inline]
+    pub fn take_lost(&mut self) -> u32 {
+        std::mem::take(&mut self.lost)
     }
 
     /// Asks for the next descriptors' lines to be near soon.

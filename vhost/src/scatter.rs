@@ -145,10 +145,12 @@ impl Receiver {
         ring: &mut SplitRing,
         packet: &Packet,
         arena: &[Segment],
-    ) -> Result<u32, Refused> {
+    ) -> Result<Written, Refused> {
         let offload = &packet.meta.offload;
         match offload::plan(offload, packet.meta.l3 == L3::V6, self.features) {
-            Plan::Whole(header) => self.write(ring, &header, packet.head(), packet.segments(arena)).map(|()| 1),
+            Plan::Whole(header) => {
+                self.write(ring, &header, packet.head(), packet.segments(arena)).map(|()| Written::ONE)
+            }
             plan => with_scratch(|scratch| self.write_software(ring, packet, arena, plan, scratch)),
         }
     }
@@ -160,24 +162,45 @@ impl Receiver {
         arena: &[Segment],
         plan: Plan,
         scratch: &mut Scratch,
-    ) -> Result<u32, Refused> {
+    ) -> Result<Written, Refused> {
         let len = packet.copy_frame(arena, &mut scratch.frame).ok_or(DropReason::FrameTooLong)?;
         let frame = &mut scratch.frame[..len];
         if plan == Plan::Checksum {
             offload::complete_checksum(frame, &packet.meta.offload)?;
             self.write(ring, &offload::PLAIN, frame, &[])?;
-            return Ok(1);
+            return Ok(Written::ONE);
         }
         let start = ring.position();
+        let mut written = Written { frames: 0, lost: 0 };
         let result = offload::segment(frame, &packet.meta.offload, &mut scratch.segment, |segment| {
-            self.write(ring, &offload::PLAIN, segment, &[])
+            // Once the ring is full, the rest of the frame is lost as on any wire: TCP sees a gap and repairs it.
+            match self.write(ring, &offload::PLAIN, segment, &[]) {
+                Ok(()) => written.frames += 1,
+                Err(Refused::Drop(DropReason::GuestRingFull)) if written.frames > 0 => written.lost += 1,
+                Err(refused) => return Err(refused),
+            }
+            Ok(())
         });
-        if result.is_err() {
-            // All segments or none, so that the ledger closes.
+        if let Err(refused) = result {
             ring.rewind(start);
+            return Err(refused);
         }
-        result
+        Ok(written)
     }
+}
+
+/// What became of one frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Written {
+    /// Frames written.
+    pub(crate) frames: u32,
+    /// Segments of it for which the ring had no room.
+    pub(crate) lost: u32,
+}
+
+impl Written {
+    /// The frame itself.
+    pub(crate) const ONE: Self = Self { frames: 1, lost: 0 };
 }
 
 /// A frame behind its header, and how much of it was written.

@@ -39,6 +39,25 @@ pub fn peer(socket: &UnixStream) -> io::Result<Peer> {
     Ok(Peer { pid: credentials.pid, uid: credentials.uid })
 }
 
+/// Looks at what arrives next without taking it. Blocks until there is something; returns how many octets, zero at
+/// the end.
+///
+/// # Errors
+/// What `recv` says, but never `EINTR`.
+pub fn peek(socket: &UnixStream, into: &mut [u8]) -> io::Result<usize> {
+    loop {
+        // SAFETY: `into` is ours and as long as said. JUSTIFICATION: `UnixStream::peek` is not stable.
+        let count = unsafe { libc::recv(socket.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), libc::MSG_PEEK) };
+        if let Ok(count) = usize::try_from(count) {
+            return Ok(count);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
 /// Waits until one of two descriptors is readable (or hung up), or `timeout` is over. Says which.
 ///
 /// # Errors
