@@ -321,7 +321,7 @@ impl SplitRing {
             return Err(Fault::IndirectWithNext);
         }
         let count = match u16::try_from(table.len / 16) {
-            Ok(count) if count > 0 && table.len % 16 == 0 && count <= self.size.max(INDIRECT_MAX) => count,
+            Ok(count) if count > 0 && table.len.is_multiple_of(16) && count <= self.size.max(INDIRECT_MAX) => count,
             _ => return Err(Fault::IndirectLength(table.len)),
         };
         let mut index = 0;
@@ -523,7 +523,7 @@ fn part(
     let gpa = memory.guest_address(address).ok_or_else(outside)?;
     let slice = memory.slice(gpa, len as u32).ok_or_else(outside)?;
     let pointer = slice.address().as_ptr();
-    if pointer as usize % align != 0 {
+    if !(pointer as usize).is_multiple_of(align) {
         return Err(RingError::Misaligned { part, address, align });
     }
     Ok(pointer)
