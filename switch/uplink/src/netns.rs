@@ -324,3 +324,46 @@ fn sentence(error: &Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_the_kernel_takes() {
+        for name in ["eth0", "a", "tap-web.1", "exactly15octets"] {
+            assert!(check_name(name).is_ok(), "{name}");
+        }
+        for name in ["", ".", "..", "a/b", "a:b", "a b", "tap%d", "sixteen-octets-x", "tab\t", "nul\0", "\u{e9}th0"] {
+            assert!(matches!(check_name(name), Err(Error::DeviceName(_))), "{name}");
+        }
+    }
+
+    #[test]
+    fn answers_of_a_helper() {
+        let request = TapRequest { name: "eth0".to_owned(), netns: None, mac: MacAddr::default(), mtu: 1500 };
+        let answer = |octets: &[u8], fd: Option<BorrowedFd<'_>>| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            if !octets.is_empty() {
+                send(theirs.as_fd(), octets, fd).unwrap();
+            }
+            drop(theirs);
+            receive_answer(ours, &request)
+        };
+        let file = File::open("/dev/null").unwrap();
+        assert!(answer(&[OPENED], Some(file.as_fd())).unwrap().is_some());
+        assert!(answer(&[DELETED], None).unwrap().is_none());
+        assert!(matches!(answer(b"-what went wrong", None), Err(Error::Reported(text)) if text == "what went wrong"));
+        for nonsense in [&[][..], &[OPENED], b"?"] {
+            assert!(matches!(answer(nonsense, None), Err(Error::HelperSilent(_))));
+        }
+    }
+
+    #[test]
+    fn a_helper_that_says_nothing_is_not_waited_for() {
+        let request = TapRequest { name: "eth0".to_owned(), netns: None, mac: MacAddr::default(), mtu: 1500 };
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        assert!(matches!(receive_answer(ours, &request), Err(Error::HelperTimeout { .. })));
+    }
+}

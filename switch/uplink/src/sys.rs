@@ -210,6 +210,22 @@ pub(crate) struct Completion {
     pub(crate) more: bool,
 }
 
+/// How completions come about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mode {
+    /// Only when we look, which we do when a flag in memory says so (Linux 6.1).
+    Deferred,
+    /// When the thread enters the kernel anyway (Linux 5.19).
+    Cooperative,
+    /// By interrupting the thread.
+    Plain,
+}
+
+impl Mode {
+    /// Best first.
+    pub(crate) const ALL: [Self; 3] = [Self::Deferred, Self::Cooperative, Self::Plain];
+}
+
 /// The io_uring, with the buffers its requests name.
 pub(crate) struct Ring {
     io: IoUring,
@@ -221,34 +237,37 @@ pub(crate) struct Ring {
 impl Ring {
     /// A ring that only the calling thread will use, with the best mode that the kernel knows.
     pub(crate) fn new(entries: u32, completions: u32) -> io::Result<Self> {
-        let build = |level: u8| {
-            let mut builder = IoUring::builder();
-            builder.dontfork().setup_clamp().setup_cqsize(completions);
-            match level {
-                // Linux 6.1: completions are posted only when we look, not by interrupting us.
-                0 => builder.setup_submit_all().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag(),
-                // Linux 5.19.
-                1 => builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag(),
-                _ => &mut builder,
+        let mut result = Err(io::ErrorKind::Unsupported.into());
+        for mode in Mode::ALL {
+            result = Self::with_mode(mode, entries, completions);
+            if result.is_ok() {
+                break;
             }
-            .build(entries)
+        }
+        result
+    }
+
+    /// A ring that works as on a kernel that knows this mode and no better one.
+    pub(crate) fn with_mode(mode: Mode, entries: u32, completions: u32) -> io::Result<Self> {
+        let mut builder = IoUring::builder();
+        builder.dontfork().setup_clamp().setup_cqsize(completions);
+        match mode {
+            Mode::Deferred => {
+                builder.setup_submit_all().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag()
+            }
+            Mode::Cooperative => builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag(),
+            Mode::Plain => &mut builder,
         };
-        let io = build(0).or_else(|_| build(1)).or_else(|_| build(2))?;
+        let io = builder.build(entries)?;
         let mut probe = Probe::new();
         let probed = io.submitter().register_probe(&mut probe).is_ok();
-        let multishot_reads = probed && probe.is_supported(opcode::ReadMulti::CODE);
+        let multishot_reads = mode == Mode::Deferred && probed && probe.is_supported(opcode::ReadMulti::CODE);
         Ok(Self { io, multishot_reads, backlog: Vec::new() })
     }
 
     /// Whether one request reads any number of frames (Linux 6.7).
     pub(crate) fn multishot_reads(&self) -> bool {
         self.multishot_reads
-    }
-
-    /// Does without requests that read any number of frames, as on an older kernel.
-    #[cfg(test)]
-    pub(crate) fn forget_multishot_reads(&mut self) {
-        self.multishot_reads = false;
     }
 
     /// Makes `count` (a power of two) buffers and tells the kernel.

@@ -169,7 +169,10 @@ impl Uring {
     /// # Errors
     /// When the kernel refuses it.
     pub fn new() -> Result<Self, Error> {
-        let mut ring = Ring::new(SUBMISSIONS, COMPLETIONS).map_err(Error::Uring)?;
+        Self::with_ring(Ring::new(SUBMISSIONS, COMPLETIONS).map_err(Error::Uring)?)
+    }
+
+    fn with_ring(mut ring: Ring) -> Result<Self, Error> {
         let waker = Waker::new().map_err(Error::Uring)?;
         ring.push(Op::Poll { fd: waker.fd() }, user_data(WAKE, 0));
         ring.enter(None).map_err(Error::Uring)?;

@@ -8,6 +8,7 @@ use std::time::Instant;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::*;
+use crate::sys::Mode;
 
 const SHORT: Option<Duration> = Some(Duration::from_millis(30));
 const LONG: Option<Duration> = Some(Duration::from_secs(5));
@@ -301,7 +302,9 @@ fn frames(uring: &mut Uring) -> Vec<(u64, Vec<u8>)> {
     }
 }
 
-fn frames_in_order(mut uring: Uring) {
+#[test]
+fn frames_arrive_in_order_and_buffers_come_back() {
+    let mut uring = Uring::new().unwrap();
     let (device, peer) = pair();
     uring.start(5, Arc::clone(&device));
     uring.submit();
@@ -330,31 +333,68 @@ fn frames_in_order(mut uring: Uring) {
     assert_eq!(Arc::strong_count(&device.fd), 1);
 }
 
-#[test]
-fn frames_arrive_in_order_and_buffers_come_back() {
-    frames_in_order(Uring::new().unwrap());
+/// As on a kernel that knows no better mode; the two older ones read one frame a request.
+fn in_mode(mode: Mode) -> Uring {
+    Uring::with_ring(Ring::with_mode(mode, SUBMISSIONS, COMPLETIONS).unwrap()).unwrap()
 }
 
 #[test]
-fn frames_arrive_without_multishot_reads() {
-    let mut uring = Uring::new().unwrap();
-    uring.ring.as_mut().unwrap().forget_multishot_reads();
-    let (device, peer) = pair();
-    uring.start(5, device);
-    uring.submit();
-    for _ in 0..5 {
-        for number in 0..10 {
-            peer.send(&[number]).unwrap();
+fn every_mode_brings_kicks_signals_and_wakes() {
+    for mode in Mode::ALL {
+        let mut uring = in_mode(mode);
+        let (eventfd, shared) = eventfd();
+        uring.arm_kick(7, Arc::clone(&shared));
+        assert!(sleeps(&mut uring), "{mode:?}");
+        for _ in 0..3 {
+            eventfd.write(1).unwrap();
+            uring.wait(LONG);
+            assert_eq!(kicks(&mut uring), [7], "{mode:?}");
+            assert!(sleeps(&mut uring), "{mode:?}");
         }
-        let mut numbers: Vec<u8> = frames(&mut uring).into_iter().map(|(_, octets)| octets[0]).collect();
-        // Several reads wait at once; the kernel may complete them in any order.
-        numbers.sort_unstable();
-        assert_eq!(numbers, (0..10).collect::<Vec<u8>>());
+        // Without a sleep: only by looking at memory.
+        eventfd.write(1).unwrap();
+        let started = Instant::now();
+        while kicks(&mut uring).is_empty() {
+            uring.submit();
+            assert!(started.elapsed() < Duration::from_secs(5), "{mode:?}");
+        }
+        uring.disarm(7);
+        eventfd.read().unwrap();
+        uring.signal(shared);
+        uring.submit();
+        assert_eq!(eventfd.read().unwrap(), 1, "{mode:?}");
+        let waker = uring.waker();
+        let waking = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            waker.wake();
+        });
+        let started = Instant::now();
+        uring.wait(LONG);
+        assert!(started.elapsed() < Duration::from_secs(4), "{mode:?}");
+        waking.join().unwrap();
     }
-    uring.stop(5);
-    frames(&mut uring);
-    assert!(uring.readers.iter().all(Option::is_none));
-    assert_eq!(uring.reads.as_ref().unwrap().provided(), READ_BUFFERS);
+}
+
+#[test]
+fn older_modes_bring_every_frame() {
+    for mode in [Mode::Cooperative, Mode::Plain] {
+        let mut uring = in_mode(mode);
+        let (device, peer) = pair();
+        uring.start(5, device);
+        uring.submit();
+        for _ in 0..5 {
+            for number in 0..10 {
+                peer.send(&[number]).unwrap();
+            }
+            // Several reads wait at once; each takes the next frame only when it completes.
+            let numbers: Vec<u8> = frames(&mut uring).into_iter().map(|(_, octets)| octets[0]).collect();
+            assert_eq!(numbers, (0..10).collect::<Vec<u8>>(), "{mode:?}");
+        }
+        uring.stop(5);
+        frames(&mut uring);
+        assert!(uring.readers.iter().all(Option::is_none), "{mode:?}");
+        assert_eq!(uring.reads.as_ref().unwrap().provided(), READ_BUFFERS, "{mode:?}");
+    }
 }
 
 #[test]
