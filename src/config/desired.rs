@@ -2,11 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
+use hostweave_switch::tables::{Network, PortId};
+
+use super::checked;
 use super::diagnostic::Diagnostic;
 use super::ipam::Assignments;
 use super::kind::ObjectKey;
+use super::node::Path as FieldPath;
+use super::problem::Problem;
 use super::set::ObjectSet;
-use crate::fabric::spec::Desired;
+use crate::fabric::spec::{BackendSpec, Desired, PortSpec, SocketMode};
+
+/// Octets of a UNIX socket path (`sun_path` without its terminating zero, unix(7)).
+pub const SOCKET_PATH_MAX: usize = 107;
 
 /// What depends on the host and not on objects.
 pub struct HostFacts<'a> {
@@ -18,10 +26,116 @@ pub struct HostFacts<'a> {
     pub user: &'a dyn Fn(&str) -> Option<u32>,
 }
 
-/// What the packet path is to do. A port without assignment, or whose group or user does not exist, is left out; the
-/// latter is reported.
-pub fn to_desired(_set: &ObjectSet, _assignments: &Assignments, _host: &HostFacts<'_>) -> (Desired, Vec<Diagnostic>) {
-    todo!()
+impl HostFacts<'_> {
+    /// Facts of this machine, below `runtime_dir`.
+    pub fn system(runtime_dir: &Path) -> HostFacts<'_> {
+        HostFacts { runtime_dir, group: &system_group, user: &system_user }
+    }
+}
+
+/// Group id by name, as the operating system has it.
+pub fn system_group(name: &str) -> Option<u32> {
+    nix::unistd::Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
+}
+
+/// User id by name, as the operating system has it.
+pub fn system_user(name: &str) -> Option<u32> {
+    nix::unistd::User::from_name(name).ok().flatten().map(|user| user.uid.as_raw())
+}
+
+/// What the packet path is to do. A port without assignment is left out; so is one whose group or user does not exist,
+/// which is reported.
+pub fn to_desired(set: &ObjectSet, assignments: &Assignments, host: &HostFacts<'_>) -> (Desired, Vec<Diagnostic>) {
+    let mut problems = Vec::new();
+    let networks = set.networks().map(|(name, network)| network_of(name, network)).collect();
+    let mut ports = Vec::new();
+    for (key, object, port) in set.ports() {
+        let Some(assignment) = assignments.get(key) else { continue };
+        match backend_of(key, port, set.host(), host) {
+            Ok(backend) => ports.push(PortSpec {
+                uid: assignment.uid,
+                namespace: key.namespace.clone().unwrap_or_default(),
+                name: key.name.clone(),
+                network: port.network.clone(),
+                mac: assignment.mac,
+                v4: assignment.all_v4(port),
+                v6: assignment.all_v6(port),
+                hostname: port.hostname.clone(),
+                up: port.up,
+                backend,
+            }),
+            Err(problem) => problems.push(object.diagnose(problem)),
+        }
+    }
+    (Desired { networks, ports }, problems)
+}
+
+fn network_of(name: &str, network: &checked::Network) -> Network {
+    Network {
+        name: name.to_owned(),
+        vni: network.vni,
+        v4: network.v4,
+        v6: network.v6,
+        mtu: network.mtu,
+        addressing: network.addressing,
+        learning: network.learning,
+        domain: network.domain.clone(),
+        resolvers: network.resolvers.clone(),
+        // The fabric gives each network its internal port.
+        internal: PortId::NONE,
+    }
+}
+
+fn backend_of(
+    key: &ObjectKey,
+    port: &checked::Port,
+    config: &checked::HostConfig,
+    host: &HostFacts<'_>,
+) -> Result<BackendSpec, Problem> {
+    let vhost_user = match &port.backend {
+        checked::Backend::Tap(tap) => return Ok(BackendSpec::Tap { name: tap.name.clone(), netns: tap.netns.clone() }),
+        checked::Backend::VhostUser(vhost_user) => vhost_user,
+    };
+    let path = FieldPath::of("spec.backend.vhostUser");
+    let socket = vhost_user.socket.clone().unwrap_or_else(|| default_socket(host.runtime_dir, key));
+    let listens = vhost_user.mode == SocketMode::Listen;
+    let group = vhost_user.group.as_ref().or(config.defaults.group.as_ref()).filter(|_| listens);
+    let mut allowed_uids = Vec::with_capacity(vhost_user.allowed_users.len());
+    for (index, user) in vhost_user.allowed_users.iter().enumerate() {
+        allowed_uids.push(resolve(user, "user", host.user, &path.key("allowedUsers").index(index))?);
+    }
+    Ok(BackendSpec::VhostUser {
+        mode: vhost_user.mode,
+        incoming_socket: listens.then(|| incoming_socket(&socket)),
+        socket,
+        queues: vhost_user.queues.unwrap_or(config.defaults.queues),
+        group: group.map(|group| resolve(group, "group", host.group, &path.key("group"))).transpose()?,
+        allowed_uids,
+    })
+}
+
+/// The number of a user or group.
+pub fn resolve_account(account: &checked::Account, lookup: &dyn Fn(&str) -> Option<u32>) -> Option<u32> {
+    match account {
+        checked::Account::Id(id) => Some(*id),
+        checked::Account::Name(name) => lookup(name),
+    }
+}
+
+fn resolve(
+    account: &checked::Account,
+    what: &str,
+    lookup: &dyn Fn(&str) -> Option<u32>,
+    path: &FieldPath,
+) -> Result<u32, Problem> {
+    resolve_account(account, lookup).ok_or_else(|| {
+        let name = match account {
+            checked::Account::Name(name) => name.clone(),
+            checked::Account::Id(id) => id.to_string(),
+        };
+        let problem = Problem::value(path, "not_found", format!("{what} {name} does not exist on this host"));
+        problem.label(format!("no such {what}")).help(format!("create it, or write another {what} or its number"))
+    })
 }
 
 /// `RUNTIME/ports/NAMESPACE.NAME.sock`: the socket of a listening port that names none. A namespace has no dots, so two
@@ -29,4 +143,12 @@ pub fn to_desired(_set: &ObjectSet, _assignments: &Assignments, _host: &HostFact
 pub fn default_socket(runtime_dir: &Path, port: &ObjectKey) -> PathBuf {
     let namespace = port.namespace.as_deref().unwrap_or_default();
     runtime_dir.join("ports").join(format!("{namespace}.{}.sock", port.name))
+}
+
+/// The second socket of a listening port, for the incoming side of a live migration on this host. `+` stands in no name
+/// of an object.
+pub fn incoming_socket(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push("+in");
+    PathBuf::from(path)
 }

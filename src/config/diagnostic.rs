@@ -196,8 +196,8 @@ impl SourceCode for Place {
     fn read_span<'a>(
         &'a self,
         span: &SourceSpan,
-        _lines_before: usize,
-        _lines_after: usize,
+        lines_before: usize,
+        lines_after: usize,
     ) -> Result<Box<dyn miette::SpanContents<'a> + 'a>, MietteError> {
         // The place may come from the control socket: a mark outside its line is refused, not trusted.
         if span.offset().saturating_add(span.len()) > self.text.len() {
@@ -205,7 +205,10 @@ impl SourceCode for Place {
         }
         let whole = SourceSpan::from((0, self.text.len()));
         let line = (self.line as usize).saturating_sub(1);
-        let contents = MietteSpanContents::new_named(self.file.clone(), self.text.as_bytes(), whole, line, 0, 1);
+        // miette asks without context for the place that it prints in the head, and with context for the line.
+        let head = lines_before == 0 && lines_after == 0;
+        let column = if head { (self.column as usize).saturating_sub(1) } else { 0 };
+        let contents = MietteSpanContents::new_named(self.file.clone(), self.text.as_bytes(), whole, line, column, 1);
         Ok(Box::new(contents))
     }
 }

@@ -9,16 +9,23 @@
 //! its line. Nothing here touches the packet path or the disk, except that `load::read_paths` reads files.
 
 pub mod checked;
+mod de;
 pub mod desired;
 pub mod diagnostic;
 pub mod explain;
+mod fate;
+pub mod fuzz;
 pub mod ipam;
 pub mod kind;
 pub mod load;
 pub mod names;
 pub mod node;
+mod problem;
 pub mod raw;
 pub mod set;
+
+#[cfg(test)]
+mod tests;
 
 pub use checked::{Object, Origin, Spec};
 pub use diagnostic::{Diagnostic, Diagnostics, Place, Severity};

@@ -26,7 +26,7 @@ pub const DEPTH_MAX: usize = 32;
 const QUOTED_LINE_BYTES_MAX: usize = 240;
 
 /// A text with the name by which the user knows it. Also what `object.apply` sends.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
     /// File as the user named it; `<stdin>` for standard input.
@@ -68,6 +68,40 @@ pub struct Node {
     pub value: Value,
     /// Where it is written (for an alias: where the alias stands).
     pub mark: Mark,
+}
+
+impl Node {
+    /// The value of a field of this mapping.
+    pub fn get(&self, key: &str) -> Option<&Node> {
+        match &self.value {
+            Value::Mapping(entries) => entries.iter().find(|entry| entry.key == key).map(|entry| &entry.node),
+            _ => None,
+        }
+    }
+}
+
+/// Without places.
+impl From<&serde_json::Value> for Node {
+    fn from(value: &serde_json::Value) -> Self {
+        let value = match value {
+            serde_json::Value::Null => Value::Null,
+            serde_json::Value::Bool(value) => Value::Bool(*value),
+            serde_json::Value::Number(number) => match (number.as_u64(), number.as_i64()) {
+                (Some(value), _) => Value::Unsigned(value),
+                (None, Some(value)) => Value::Signed(value),
+                (None, None) => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            serde_json::Value::String(text) => Value::Text(text.clone()),
+            serde_json::Value::Array(items) => Value::Sequence(items.iter().map(Node::from).collect()),
+            serde_json::Value::Object(fields) => Value::Mapping(
+                fields
+                    .iter()
+                    .map(|(key, value)| Entry { key: key.clone(), key_mark: Mark::default(), node: Node::from(value) })
+                    .collect(),
+            ),
+        };
+        Node { value, mark: Mark::default() }
+    }
 }
 
 /// A value, as YAML's core schema types it.

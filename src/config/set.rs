@@ -1,12 +1,34 @@
 //! The whole of the objects of a host, checked together.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::checked::{HostConfig, Network, Object, Port, Spec};
+use hostweave_switch::MacAddr;
+use hostweave_switch::limits::{NETWORKS_MAX, PORTS_MAX};
+use hostweave_switch::tables::Addressing;
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use super::checked::{Backend, HostConfig, Network, Object, Origin, Port, Spec};
+use super::desired::{SOCKET_PATH_MAX, default_socket, incoming_socket};
 use super::diagnostic::{Diagnostic, Diagnostics};
-use super::kind::{Kind, ObjectKey};
+use super::kind::{DEFAULT_NAMESPACE, DEFAULT_NETWORK, Kind, ObjectKey};
+use super::names::closest;
+use super::node::Path as FieldPath;
+use super::problem::Problem;
+use super::raw::{self, RawObject};
+
+/// The built-in network: what UX §2 uses for IPv4, and a unique local prefix (RFC 4193) for IPv6.
+const DEFAULT_V4: (Ipv4Net, Ipv4Addr) =
+    (Ipv4Net::new_assert(Ipv4Addr::new(10, 64, 0, 0), 16), Ipv4Addr::new(10, 64, 0, 1));
+const DEFAULT_V6: (Ipv6Net, Ipv6Addr) = (
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfd68, 0x7700, 0x64, 0, 0, 0, 0, 0), 64),
+    Ipv6Addr::new(0xfd68, 0x7700, 0x64, 0, 0, 0, 0, 1),
+);
+const DEFAULT_MTU: u16 = 1500;
+const DEFAULT_VNI: u32 = 4096;
 
 /// Objects that agree with each other, the built-in ones included. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -61,19 +83,272 @@ impl ObjectSet {
     }
 
     /// Labels of a port: its own and those of the Pod of the same namespace and name.
-    pub fn labels(&self, _port: &ObjectKey) -> BTreeMap<String, String> {
-        todo!()
+    pub fn labels(&self, port: &ObjectKey) -> BTreeMap<String, String> {
+        let pod = ObjectKey::new(Kind::Pod, port.namespace.as_deref(), &port.name);
+        let objects = [self.get(&pod), self.get(port)].into_iter().flatten();
+        objects.flat_map(|object| object.metadata.labels.clone()).collect()
     }
 }
 
-/// Checks objects together and adds the built-in ones.
+/// Checks objects together and adds the built-in ones. `runtime_dir` is where sockets go that name no path.
 ///
 /// # Errors
 /// All problems: duplicate keys, addresses, MACs, VNIs, sockets or devices, names that lead nowhere, addresses outside
 /// their network; warnings included.
 pub fn check_set(
-    _objects: impl IntoIterator<Item = Arc<Object>>,
-    _runtime_dir: &Path,
+    objects: impl IntoIterator<Item = Arc<Object>>,
+    runtime_dir: &Path,
 ) -> Result<(ObjectSet, Vec<Diagnostic>), Diagnostics> {
-    todo!()
+    let mut found = Vec::new();
+    let mut by_key: BTreeMap<ObjectKey, Arc<Object>> = BTreeMap::new();
+    for object in objects {
+        match by_key.entry(object.key.clone()) {
+            Entry::Vacant(slot) => {
+                slot.insert(object);
+            }
+            Entry::Occupied(first) => found.push(written_twice(&object, &first.get().origin)),
+        }
+    }
+    for object in built_in() {
+        by_key.entry(object.key.clone()).or_insert_with(|| Arc::new(object));
+    }
+    let host = check_host_config(&by_key, &mut found);
+    let set = ObjectSet { objects: Arc::new(by_key), host: Arc::new(host) };
+    check_counts(&set, &mut found);
+    check_vnis(&set, &mut found);
+    let mut claims = Claims::default();
+    for (key, object, port) in set.ports() {
+        check_namespace(&set, key, object, &mut found);
+        check_port(&set, object, port, &mut claims, &mut found);
+        check_attachment(object, port, runtime_dir, &mut claims, &mut found);
+    }
+    for pod in set.of_kind(Kind::Pod) {
+        check_namespace(&set, &pod.key, pod, &mut found);
+        check_pod(&set, pod, &mut found);
+    }
+    Diagnostics(found).or(set)
+}
+
+/// What may belong to one port only.
+#[derive(PartialEq, Eq, Hash)]
+enum Claim<'a> {
+    Address(&'a str, IpAddr),
+    Mac(&'a str, MacAddr),
+    Socket(PathBuf),
+    Device(Option<&'a Path>, &'a str),
+}
+
+/// Who has what.
+#[derive(Default)]
+struct Claims<'a>(HashMap<Claim<'a>, &'a Object>);
+
+impl<'a> Claims<'a> {
+    /// Takes `claim` for `object`, or says who has it.
+    fn take(&mut self, claim: Claim<'a>, object: &'a Object) -> Option<&'a Object> {
+        let owner = *self.0.entry(claim).or_insert(object);
+        (owner.key != object.key).then_some(owner)
+    }
+}
+
+/// The namespace and the network that exist without being written.
+fn built_in() -> [Object; 2] {
+    let metadata = |name: &str| raw::Metadata { name: name.to_owned(), ..raw::Metadata::default() };
+    let namespace = raw::Namespace {
+        api_version: Kind::Namespace.api_version().to_owned(),
+        kind: Kind::Namespace.to_string(),
+        metadata: metadata(DEFAULT_NAMESPACE),
+    };
+    let (v4, v6) = (DEFAULT_V4, DEFAULT_V6);
+    let network = raw::Network {
+        api_version: Kind::Network.api_version().to_owned(),
+        kind: Kind::Network.to_string(),
+        metadata: metadata(DEFAULT_NETWORK),
+        spec: raw::network::NetworkSpec {
+            cidrs: vec![v4.0.to_string(), v6.0.to_string()],
+            mtu: Some(u32::from(DEFAULT_MTU)),
+            vni: Some(DEFAULT_VNI),
+            ..raw::network::NetworkSpec::default()
+        },
+    };
+    let checked = Network {
+        v4: Some(v4),
+        v6: Some(v6),
+        mtu: DEFAULT_MTU,
+        vni: DEFAULT_VNI,
+        addressing: Addressing::Network,
+        learning: true,
+        domain: None,
+        resolvers: Vec::new(),
+    };
+    let namespace_key = ObjectKey::new(Kind::Namespace, None, DEFAULT_NAMESPACE);
+    let network_key = ObjectKey::new(Kind::Network, None, DEFAULT_NETWORK);
+    [
+        Object::built_in(RawObject::Namespace(namespace), namespace_key, Spec::Namespace),
+        Object::built_in(RawObject::Network(network), network_key, Spec::Network(checked)),
+    ]
+}
+
+fn written_twice(object: &Object, first: &Origin) -> Diagnostic {
+    let path = FieldPath::of("metadata").key("name");
+    let problem = Problem::value(&path, "duplicate", format!("it exists already ({first})")).label("second one");
+    object.diagnose(problem.help("an object has one origin: change it there, or give this one another name"))
+}
+
+fn check_host_config(objects: &BTreeMap<ObjectKey, Arc<Object>>, found: &mut Vec<Diagnostic>) -> HostConfig {
+    let mut hosts = objects.values().filter(|object| object.key.kind == Kind::HostConfig);
+    let Some(first) = hosts.next() else { return HostConfig::default() };
+    for other in hosts {
+        let message = format!("a host has one HostConfig; {} is there already ({})", first.key.name, first.origin);
+        let problem = Problem::value(&FieldPath::of("metadata.name"), "duplicate", message).label("second one");
+        found.push(other.diagnose(problem));
+    }
+    match &first.spec {
+        Spec::HostConfig(host) => host.clone(),
+        _ => HostConfig::default(),
+    }
+}
+
+/// The packet path has room for so many. Each network has an internal port.
+fn check_counts(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
+    let networks = set.of_kind(Kind::Network).count();
+    let ports = set.of_kind(Kind::Port).count() + networks;
+    for (what, count, most) in
+        [("networks", networks, NETWORKS_MAX), ("ports (with one per network)", ports, PORTS_MAX)]
+    {
+        if count > most {
+            let message = format!("there are {count} {what}; a host has room for {most}");
+            found.push(Diagnostic::error("hostweave::config::out_of_range", message));
+        }
+    }
+}
+
+fn check_vnis(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
+    let mut owners: HashMap<u32, &Object> = HashMap::new();
+    for object in set.of_kind(Kind::Network) {
+        let Spec::Network(network) = &object.spec else { continue };
+        let Some(other) = owners.insert(network.vni, object) else { continue };
+        // The one without a written VNI is the one to change; built-in ones cannot be.
+        let written = |object: &Object| matches!(object.raw(), RawObject::Network(raw) if raw.spec.vni.is_some());
+        let swap = object.origin == Origin::BuiltIn || (written(object) && !written(other));
+        let (object, other) = if swap { (other, &**object) } else { (&**object, other) };
+        let message = format!("VNI {} belongs to {} already", network.vni, other.key);
+        let problem = Problem::value(&FieldPath::of("spec.vni"), "conflict", message).label("not unique");
+        found.push(object.diagnose(problem.help("write a vni that no other Network has")));
+    }
+}
+
+fn check_namespace(set: &ObjectSet, key: &ObjectKey, object: &Object, found: &mut Vec<Diagnostic>) {
+    let name = key.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+    if set.get(&ObjectKey::new(Kind::Namespace, None, name)).is_some() {
+        return;
+    }
+    let known = set.of_kind(Kind::Namespace).map(|namespace| namespace.key.name.as_str());
+    let label = closest(name, known).map_or("not there".to_owned(), |similar| format!("did you mean {similar}?"));
+    let message = format!("namespace {name} does not exist");
+    let problem = Problem::value(&FieldPath::of("metadata.namespace"), "not_found", message).label(label);
+    found.push(object.diagnose(
+        problem.help(format!("apply it as well: {{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}")),
+    ));
+}
+
+/// Network, addresses and MAC.
+fn check_port<'a>(
+    set: &'a ObjectSet,
+    object: &'a Object,
+    port: &'a Port,
+    claims: &mut Claims<'a>,
+    found: &mut Vec<Diagnostic>,
+) {
+    let Some(network) = set.network(&port.network) else {
+        let label = match closest(&port.network, set.networks().map(|(name, _)| name)) {
+            Some(similar) => format!("did you mean {similar}?"),
+            None => "not there".to_owned(),
+        };
+        let message = format!("Network {} does not exist", port.network);
+        found.push(object.diagnose(Problem::value(&FieldPath::of("spec.network"), "not_found", message).label(label)));
+        return;
+    };
+    for address in port.fixed() {
+        let path = address_path(object, address);
+        if let Err(reason) = network.check_address(address) {
+            let message = format!("address {address} {reason} (Network {})", port.network);
+            found.push(object.diagnose(Problem::value(&path, "invalid_address", message).label("not usable here")));
+        } else if let Some(owner) = claims.take(Claim::Address(&port.network, address), object) {
+            let message =
+                format!("address {address} of Network {} belongs to {} ({})", port.network, owner.key, owner.origin);
+            found.push(object.diagnose(Problem::value(&path, "conflict", message).label("taken")));
+        }
+    }
+    if let Some(mac) = port.mac
+        && let Some(owner) = claims.take(Claim::Mac(&port.network, mac), object)
+    {
+        let message = format!("MAC {mac} belongs to {} ({}) in Network {}", owner.key, owner.origin, port.network);
+        found.push(object.diagnose(Problem::value(&FieldPath::of("spec.mac"), "conflict", message).label("taken")));
+    }
+}
+
+/// `spec.addresses[i]` of a fixed address.
+fn address_path(object: &Object, address: IpAddr) -> FieldPath {
+    let path = FieldPath::of("spec.addresses");
+    let RawObject::Port(raw) = object.raw() else { return path };
+    let index = raw.spec.addresses.iter().position(|text| text.parse() == Ok(address));
+    index.map_or(path.clone(), |index| path.index(index))
+}
+
+/// Socket or device.
+fn check_attachment<'a>(
+    object: &'a Object,
+    port: &'a Port,
+    runtime_dir: &Path,
+    claims: &mut Claims<'a>,
+    found: &mut Vec<Diagnostic>,
+) {
+    let (path, what, claim) = match &port.backend {
+        Backend::VhostUser(vhost_user) => {
+            let socket = vhost_user.socket.clone().unwrap_or_else(|| default_socket(runtime_dir, &object.key));
+            let len = incoming_socket(&socket).as_os_str().len();
+            if vhost_user.socket.is_none() && len > SOCKET_PATH_MAX {
+                let message = format!(
+                    "namespace and name make a socket path of {len} octets below {}; the kernel allows {SOCKET_PATH_MAX}",
+                    runtime_dir.display()
+                );
+                let problem =
+                    Problem::value(&FieldPath::of("metadata.name"), "out_of_range", message).label("too long");
+                found.push(
+                    object.diagnose(problem.help("shorten the name, or write spec.backend.vhostUser.socketPath")),
+                );
+            }
+            let what = format!("socket {}", socket.display());
+            ("spec.backend.vhostUser.socketPath", what, Claim::Socket(socket))
+        }
+        Backend::Tap(tap) => {
+            let place =
+                tap.netns.as_ref().map_or("the host's namespace".to_owned(), |netns| netns.display().to_string());
+            let what = format!("device {} in {place}", tap.name);
+            ("spec.backend.tap.name", what, Claim::Device(tap.netns.as_deref(), &tap.name))
+        }
+    };
+    if let Some(owner) = claims.take(claim, object) {
+        let message = format!("{what} belongs to {} ({})", owner.key, owner.origin);
+        found.push(object.diagnose(Problem::value(&FieldPath::of(path), "conflict", message).label("taken")));
+    }
+}
+
+/// A Pod speaks about the Port of its name, and must not contradict it.
+fn check_pod(set: &ObjectSet, pod: &Object, found: &mut Vec<Diagnostic>) {
+    let key = ObjectKey::new(Kind::Port, pod.key.namespace.as_deref(), &pod.key.name);
+    let Some(port) = set.get(&key) else {
+        let message = format!("there is no {key}: the labels of this Pod apply to nothing");
+        found.push(pod.diagnose(Problem::value(&FieldPath::of("metadata.name"), "not_found", message).warning()));
+        return;
+    };
+    for (name, value) in &pod.metadata.labels {
+        if let Some(other) = port.metadata.labels.get(name)
+            && other != value
+        {
+            let message = format!("label {name} is {value:?} here and {other:?} in {key} ({})", port.origin);
+            let path = FieldPath::of("metadata.labels").key(name);
+            found.push(pod.diagnose(Problem::value(&path, "conflict", message).label("contradicts the Port")));
+        }
+    }
 }

@@ -2,8 +2,28 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use hostweave_switch::limits::{MTU_MAX, MTU_MIN};
 use hostweave_switch::tables::Addressing;
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::range;
+use crate::config::names;
+use crate::config::node::Path;
+use crate::config::problem::Problem;
+use crate::config::raw;
+
+/// MTU of a network that names none, in octets of IP packet.
+const MTU_DEFAULT: u16 = 1500;
+
+/// Virtual network identifiers have 24 bits (RFC 7348 §5).
+const VNI_MAX: u32 = (1 << 24) - 1;
+
+/// The longest prefixes: room for the gateway and at least one port.
+const V4_PREFIX_MAX: u8 = 30;
+const V6_PREFIX_MAX: u8 = 126;
+
+/// Resolvers that DHCP and RA hand out.
+const RESOLVERS_MAX: usize = 8;
 
 /// An isolated L3 network, every default filled in. At least one of `v4` and `v6` is there.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,4 +44,215 @@ pub struct Network {
     pub domain: Option<String>,
     /// Resolvers.
     pub resolvers: Vec<IpAddr>,
+}
+
+impl Network {
+    /// Checks what is written; values of fields that have a problem are meaningless.
+    pub(super) fn check(name: &str, raw: &raw::network::NetworkSpec, problems: &mut Vec<Problem>) -> Self {
+        let spec = Path::of("spec");
+        let mut network = Self {
+            v4: None,
+            v6: None,
+            mtu: range(raw.mtu, u32::from(MTU_MIN), u32::from(MTU_MAX), &spec.key("mtu"), problems)
+                .and_then(|mtu| u16::try_from(mtu).ok())
+                .unwrap_or(MTU_DEFAULT),
+            vni: range(raw.vni, 1, VNI_MAX, &spec.key("vni"), problems).unwrap_or_else(|| derived_vni(name)),
+            addressing: match raw.addressing {
+                None | Some(raw::network::Addressing::Network) => Addressing::Network,
+                Some(raw::network::Addressing::Host) => Addressing::Host,
+            },
+            learning: raw.address_learning != Some(raw::network::OnOff::Off),
+            domain: None,
+            resolvers: Vec::new(),
+        };
+        network.check_cidrs(&raw.cidrs, &spec.key("cidrs"), problems);
+        network.check_gateways(&raw.gateways, &spec.key("gateways"), problems);
+        if let Some(dns) = &raw.dns {
+            network.check_dns(dns, &spec.key("dns"), problems);
+        }
+        network
+    }
+
+    /// Whether `address` is in the network's range and may be a port's: not the gateway's, and not one that the range
+    /// itself uses (network and broadcast address; subnet-router anycast, RFC 4291 §2.6.1).
+    ///
+    /// # Errors
+    /// The reason, as the end of a sentence that begins with the address.
+    pub fn check_address(&self, address: IpAddr) -> Result<(), String> {
+        let (range, gateway, first, last): (IpNet, IpAddr, IpAddr, Option<IpAddr>) = match address {
+            IpAddr::V4(_) => match self.v4 {
+                Some((net, gateway)) => {
+                    (net.into(), gateway.into(), net.network().into(), Some(net.broadcast().into()))
+                }
+                None => return Err("is IPv4, and the network has no IPv4 range".to_owned()),
+            },
+            IpAddr::V6(_) => match self.v6 {
+                Some((net, gateway)) => (net.into(), gateway.into(), net.network().into(), None),
+                None => return Err("is IPv6, and the network has no IPv6 range".to_owned()),
+            },
+        };
+        if !range.contains(&address) {
+            Err(format!("is outside {range}"))
+        } else if address == gateway {
+            Err("is the gateway's address".to_owned())
+        } else if address == first {
+            Err(format!("is the network address of {range}"))
+        } else if Some(address) == last {
+            Err(format!("is the broadcast address of {range}"))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn check_cidrs(&mut self, cidrs: &[String], path: &Path, problems: &mut Vec<Problem>) {
+        if cidrs.is_empty() {
+            let message = "spec.cidrs is empty: a network needs an IPv4 range, an IPv6 range, or both";
+            problems.push(Problem::value(path, "missing_field", message).label("for example [10.64.0.0/16]"));
+        }
+        for (index, text) in cidrs.iter().enumerate() {
+            let path = path.index(index);
+            let net = match parse_cidr(text) {
+                Ok(net) => net,
+                Err((reason, help)) => {
+                    let problem = Problem::value(&path, "invalid_cidr", format!("{path} {text:?} {reason}"));
+                    problems.push(problem.label("not usable").help(help));
+                    continue;
+                }
+            };
+            let taken = match net {
+                IpNet::V4(net) => self.v4.replace((net, first_host_v4(net))).is_some(),
+                IpNet::V6(net) => self.v6.replace((net, first_host_v6(net))).is_some(),
+            };
+            if taken {
+                let family = if net.addr().is_ipv4() { "IPv4" } else { "IPv6" };
+                let message =
+                    format!("{path} {text} is a second {family} range; a network has at most one of each family");
+                problems.push(Problem::value(&path, "duplicate", message).label(format!("second {family} range")));
+            }
+        }
+    }
+
+    fn check_gateways(&mut self, gateways: &[String], path: &Path, problems: &mut Vec<Problem>) {
+        let (mut seen_v4, mut seen_v6) = (false, false);
+        for (index, text) in gateways.iter().enumerate() {
+            let path = path.index(index);
+            let mut report = |reason: &str| {
+                let problem = Problem::value(&path, "invalid_address", format!("{path} {text:?} {reason}"));
+                problems.push(problem.label("not usable as gateway"));
+            };
+            let Ok(address) = text.parse::<IpAddr>() else {
+                report("is not an IP address");
+                continue;
+            };
+            let seen = if address.is_ipv4() { &mut seen_v4 } else { &mut seen_v6 };
+            if std::mem::replace(seen, true) {
+                report("is a second gateway of its family");
+                continue;
+            }
+            // While it is being checked it must not be compared with the default it replaces.
+            let previous = (self.v4, self.v6);
+            match address {
+                IpAddr::V4(v4) => self.v4 = self.v4.map(|(net, _)| (net, other_v4(net, v4))),
+                IpAddr::V6(v6) => self.v6 = self.v6.map(|(net, _)| (net, other_v6(net, v6))),
+            }
+            let result = self.check_address(address);
+            (self.v4, self.v6) = previous;
+            match (result, address) {
+                (Err(reason), _) => report(&reason),
+                (Ok(()), IpAddr::V4(v4)) => self.v4 = self.v4.map(|(net, _)| (net, v4)),
+                (Ok(()), IpAddr::V6(v6)) => self.v6 = self.v6.map(|(net, _)| (net, v6)),
+            }
+        }
+    }
+
+    fn check_dns(&mut self, dns: &raw::network::NetworkDns, path: &Path, problems: &mut Vec<Problem>) {
+        if let Some(domain) = &dns.domain {
+            let path = path.key("domain");
+            let plain = domain.strip_suffix('.').unwrap_or(domain);
+            if let Err(reason) = names::check_dns_subdomain(plain) {
+                let message = format!("{path} {domain:?} {reason}");
+                problems.push(Problem::value(&path, "invalid_name", message).label("not a domain"));
+            }
+            self.domain = Some(plain.to_owned());
+        }
+        let path = path.key("servers");
+        if dns.servers.len() > RESOLVERS_MAX {
+            let message = format!("{path} has {} addresses; at most {RESOLVERS_MAX} are allowed", dns.servers.len());
+            problems.push(Problem::value(&path, "out_of_range", message).label("too many"));
+        }
+        for (index, text) in dns.servers.iter().enumerate() {
+            let path = path.index(index);
+            match text.parse::<IpAddr>() {
+                Ok(address) if !address.is_unspecified() && !address.is_multicast() => self.resolvers.push(address),
+                _ => {
+                    let message = format!("{path} {text:?} is not the IP address of a resolver");
+                    problems.push(Problem::value(&path, "invalid_address", message).label("not an address"));
+                }
+            }
+        }
+    }
+}
+
+/// A range that a network may have, or the reason and what to write instead.
+fn parse_cidr(text: &str) -> Result<IpNet, (String, String)> {
+    let example = "write an address and a prefix length, like 10.64.0.0/16 or 2001:db8:64::/64".to_owned();
+    let net: IpNet = text.parse().map_err(|_| ("is not a CIDR".to_owned(), example.clone()))?;
+    if net.addr() != net.network() {
+        return Err(("has bits set beyond its prefix length".to_owned(), format!("write {}", net.trunc())));
+    }
+    let longest = if net.addr().is_ipv4() { V4_PREFIX_MAX } else { V6_PREFIX_MAX };
+    if net.prefix_len() > longest || net.prefix_len() < 8 {
+        let reason = format!("has prefix length {}; 8 to {longest} are allowed", net.prefix_len());
+        return Err((reason, "a network needs room for its gateway and its ports".to_owned()));
+    }
+    if let Some(what) = reserved(net) {
+        return Err((format!("overlaps {what}"), example));
+    }
+    Ok(net)
+}
+
+/// What a range overlaps that guests or the switch need for something else.
+fn reserved(net: IpNet) -> Option<&'static str> {
+    let ranges = [
+        ("0.0.0.0/8", "0.0.0.0/8, \"this network\" (RFC 6890)"),
+        ("127.0.0.0/8", "127.0.0.0/8, loopback (RFC 6890)"),
+        ("169.254.0.0/16", "169.254.0.0/16, link-local (RFC 3927)"),
+        ("224.0.0.0/3", "224.0.0.0/3, multicast and reserved (RFC 6890)"),
+        ("::/8", "::/8, loopback and IPv4-mapped addresses (RFC 4291)"),
+        ("fe80::/10", "fe80::/10, link-local (RFC 4291)"),
+        ("ff00::/8", "ff00::/8, multicast (RFC 4291)"),
+    ];
+    ranges.into_iter().find_map(|(range, what)| {
+        let range: IpNet = range.parse().ok()?;
+        (range.contains(&net) || net.contains(&range)).then_some(what)
+    })
+}
+
+/// The first address after the network's own: the gateway unless another is written.
+fn first_host_v4(net: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(net.network()).saturating_add(1))
+}
+
+/// As [`first_host_v4`]; the network's own is the subnet-router anycast address.
+fn first_host_v6(net: Ipv6Net) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(net.network()).saturating_add(1))
+}
+
+/// Any host address of the range but this one.
+fn other_v4(net: Ipv4Net, address: Ipv4Addr) -> Ipv4Addr {
+    let first = first_host_v4(net);
+    if first == address { Ipv4Addr::from(u32::from(first).saturating_add(1)) } else { first }
+}
+
+/// Any host address of the range but this one.
+fn other_v6(net: Ipv6Net, address: Ipv6Addr) -> Ipv6Addr {
+    let first = first_host_v6(net);
+    if first == address { Ipv6Addr::from(u128::from(first).saturating_add(1)) } else { first }
+}
+
+/// The VNI of a network that names none: the upper half of the 24 bits, by FNV-1a of the name. The same on every host,
+/// so that hosts with the same objects agree; two names that meet are refused where objects are checked together.
+fn derived_vni(name: &str) -> u32 {
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, octet| (hash ^ u32::from(octet)).wrapping_mul(0x0100_0193));
+    0x80_0000 | ((hash >> 23) ^ hash) & 0x7f_ffff
 }

@@ -42,6 +42,9 @@ pub struct HostConfigSpec {
     /// What ports get that do not say otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defaults: Option<Defaults>,
+    /// Where objects and addresses are kept: `embedded: {}` (default), one file in the state folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<Store>,
 }
 
 /// Threads that move packets: either `cpus` or `count`.
@@ -100,3 +103,17 @@ pub struct Defaults {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<NameOrId>,
 }
+
+/// Where objects and addresses are kept.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Store {
+    /// One file in the state folder. Has no fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedded: Option<Embedded>,
+}
+
+/// One file in the state folder.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Embedded {}

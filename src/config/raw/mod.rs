@@ -10,8 +10,10 @@ pub mod namespace;
 pub mod network;
 pub mod port;
 
+use std::fmt;
+
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de};
 
 pub use host_config::HostConfig;
 pub use meta::Metadata;
@@ -35,12 +37,62 @@ pub enum RawObject {
     Pod(Pod),
 }
 
+impl RawObject {
+    /// What identifies and labels it.
+    pub fn metadata(&self) -> &Metadata {
+        match self {
+            RawObject::HostConfig(object) => &object.metadata,
+            RawObject::Network(object) => &object.metadata,
+            RawObject::Namespace(object) => &object.metadata,
+            RawObject::Port(object) => &object.metadata,
+            RawObject::Pod(object) => &object.metadata,
+        }
+    }
+
+    /// As [`Self::metadata`], to change.
+    pub fn metadata_mut(&mut self) -> &mut Metadata {
+        match self {
+            RawObject::HostConfig(object) => &mut object.metadata,
+            RawObject::Network(object) => &mut object.metadata,
+            RawObject::Namespace(object) => &mut object.metadata,
+            RawObject::Port(object) => &mut object.metadata,
+            RawObject::Pod(object) => &mut object.metadata,
+        }
+    }
+}
+
 /// A name, or the number that the operating system knows it by.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum NameOrId {
     /// The number.
     Id(u32),
     /// The name.
     Name(String),
+}
+
+/// By hand: a derived untagged enum could not say what it wants.
+impl<'de> Deserialize<'de> for NameOrId {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = NameOrId;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name or a number")
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<NameOrId, E> {
+                let unexpected = de::Unexpected::Unsigned(value);
+                u32::try_from(value).map(NameOrId::Id).map_err(|_| E::invalid_value(unexpected, &self))
+            }
+
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<NameOrId, E> {
+                Ok(NameOrId::Name(value.to_owned()))
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
 }
