@@ -127,7 +127,8 @@ impl Fabric {
         }
         threads.push(listener);
         let state = Mutex::new(State::default());
-        let inner = Arc::new(Inner { config, plane, workers, state, events, sockets: Sockets::new() });
+        let sockets = Sockets::new().context("starting the host's own services")?;
+        let inner = Arc::new(Inner { config, plane, workers, state, events, sockets });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))
     }

@@ -15,7 +15,6 @@ use super::Inner;
 use super::observer::{Gate, PortObserver};
 use super::plane::{Output, Source, SourceKey, VhostOutput};
 use super::spec::{AttachmentStatus, BackendSpec, FabricConfig, FabricEvent, PortSpec, PortStatus, SocketMode};
-use crate::services::internal::InternalPort;
 
 /// Seconds for which DHCP leases an address; the address itself stays with the port for life.
 const LEASE_S: u32 = 86_400;

@@ -107,6 +107,7 @@ pub enum SocketMode {
 
 /// Something that happened below control. `port` is `namespace/name`.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "the fields are what their names say: port as `namespace/name`, the socket's path")]
 pub enum FabricEvent {
     /// A VMM connected (process and user of the peer).
     Connected { port: String, socket: PathBuf, pid: i32, uid: u32 },

@@ -15,7 +15,7 @@ fn two_guests_get_addresses_and_reach_each_other() {
     host.settle(&mut guest_a, &a);
     host.settle(&mut guest_b, &b);
     guest_b.tcp_echo_server(7).unwrap();
-    let running = guest_b.spawn();
+    let running = guest_b.spawn("b", false).unwrap();
     for address in addresses(&b) {
         guest_a.ping(address, PATIENCE).unwrap();
         let transfer = guest_a.tcp_transfer(address, 7, 1 << 20, PATIENCE).unwrap();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hostweave::fabric::Fabric;
 use hostweave::fabric::spec::{BackendSpec, Desired, FabricConfig, FabricEvent, PortSpec, PortStatus, SocketMode};
-use hostweave_guest::guest::{Guest, GuestBuilder};
+use hostweave_guest::{Guest, GuestBuilder};
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortTotals, output_closes};
 use hostweave_switch::stage::DropReason;
@@ -162,7 +162,13 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
+        if std::thread::panicking() {
+            while let Ok(event) = self.events.try_recv() {
+                self.seen.push(event);
+            }
+            eprintln!("events: {:#?}", self.seen);
+            eprintln!("ports: {:#?}", self.fabric.port_statuses());
+        } else {
             self.assert_ledger();
         }
         self.fabric.shutdown();
