@@ -251,9 +251,11 @@ impl Path {
             },
             Source::Internal(internal) => {
                 let frames = internal.take(&mut self.burst);
-                self.run_burst(plane, key.port, now);
-                self.burst.clear();
-                internal.release();
+                if frames > 0 {
+                    self.run_burst(plane, key.port, now);
+                    self.burst.clear();
+                    internal.release();
+                }
                 frames
             }
             Source::Tap(_) => 0,

@@ -33,3 +33,45 @@ fn the_gateway_answers_pings_of_both_families() {
         guest.ping(gateway.parse::<IpAddr>().unwrap(), PATIENCE).unwrap();
     }
 }
+
+#[test]
+fn frames_in_one_batch_all_arrive() {
+    use hostweave_guest::frames::Path;
+    let mut host = Host::new(1);
+    let (a, b) = (host.port("a", 10), host.port("b", 11));
+    let mut guest_a = host.guest(&a).connect().unwrap();
+    let mut guest_b = host.guest(&b).connect().unwrap();
+    let path = Path::new(a.mac.0, hostweave_switch::MacAddr::ROUTER.0, a.v4[0], b.v4[0]);
+    for len in [18, 100, 200, 1400] {
+        for n in 0..20u8 {
+            guest_a.nic().push_frame(0, &Default::default(), &path.udp(1, 2, &vec![n; len])).unwrap();
+        }
+        guest_a.nic().flush(0).unwrap();
+        for n in 0..20u8 {
+            let (header, frame) = guest_b.recv_frame(PATIENCE).unwrap();
+            assert_eq!(hostweave_guest::frames::Frame::parse(&header, &frame).unwrap().udp_payload(), Some(&vec![n; len][..]), "{len}");
+        }
+    }
+}
+
+#[test]
+fn gso_frames_cross_whole() {
+    use hostweave_guest::frames::{Frame, Path, Segment};
+    let mut host = Host::new(1);
+    let (a, b) = (host.port("a", 10), host.port("b", 11));
+    let mut guest_a = host.guest(&a).connect().unwrap();
+    let mut guest_b = host.guest(&b).connect().unwrap();
+    for (from, to) in addresses(&a).into_iter().zip(addresses(&b)) {
+        let path = Path::new(a.mac.0, hostweave_switch::MacAddr::ROUTER.0, from, to);
+        for len in [2_880, 60_000] {
+            let payload: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+            let segment = Segment { src_port: 1, dst_port: 2, seq: 3, ..Segment::default() };
+            let (header, frame) = path.tcp_gso(&segment, &payload, 1_440);
+            guest_a.send_frame(&frame, &header).unwrap();
+            let (header, frame) = guest_b.recv_frame(PATIENCE).unwrap();
+            assert_eq!(header.gso_size, 1_440);
+            let parsed = Frame::parse(&header, &frame).unwrap();
+            assert_eq!(parsed.tcp().unwrap().1, payload);
+        }
+    }
+}

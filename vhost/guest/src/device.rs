@@ -106,7 +106,8 @@ impl Device for Phy {
             caps.checksum.udp = Checksum::Rx;
             let size = NonZeroUsize::new(GSO_FRAME_BYTES_MAX);
             caps.segmentation.tcpv4 = size.filter(|_| negotiated & features::HOST_TSO4 != 0);
-            caps.segmentation.tcpv6 = size.filter(|_| negotiated & features::HOST_TSO6 != 0);
+            // smoltcp 0.14 drops an IPv6 packet that is longer than the MTU, also one that is to be segmented.
+            caps.segmentation.tcpv6 = None;
         }
         caps
     }

@@ -29,6 +29,9 @@ pub const TCP_BUFFER_BYTES: usize = 256 << 10;
 /// Longest sleep of a blocking operation between two polls.
 const SLICE: Duration = Duration::from_millis(5);
 
+/// How long a ping waits before it asks again.
+const PING_AGAIN: Duration = Duration::from_millis(500);
+
 /// What DHCP gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
@@ -410,7 +413,7 @@ impl Guest {
         self.run_until("router advertisement with a prefix", timeout, |guest| guest.ipv6())
     }
 
-    /// Pings once; returns the round trip.
+    /// Pings until an answer comes; returns its round trip.
     ///
     /// # Errors
     /// [`Error::Timeout`], or when the guest has no address of that version.
@@ -418,7 +421,7 @@ impl Guest {
         self.ping_with(to.into(), 56, 64, timeout)
     }
 
-    /// Pings once with `bytes` of payload and a given TTL or hop limit.
+    /// Pings with `bytes` of payload and a given TTL or hop limit.
     ///
     /// # Errors
     /// As for [`Guest::ping`].
@@ -449,14 +452,17 @@ impl Guest {
             .ok_or_else(|| Error::Stack { what: format!("ping to {to} without an address of its own") })?;
         let data: Vec<u8> = (0..bytes).map(|i| i as u8).collect();
         let request = echo_request(local, remote, ident, &data);
-        let socket = self.sockets.get_mut::<icmp::Socket>(handle);
-        socket.send_slice(&request, remote).map_err(|e| Error::Stack { what: format!("ping: {e}") })?;
         let start = Instant::now();
+        let mut sent: Option<Instant> = None;
         self.run_until(&format!("echo reply from {to}"), timeout, |guest| {
             let socket = guest.sockets.get_mut::<icmp::Socket>(handle);
+            // The first answer is lost while the other side's stack resolves our address, so once is not enough.
+            if sent.is_none_or(|at| at.elapsed() > PING_AGAIN) && socket.send_slice(&request, remote).is_ok() {
+                sent = Some(Instant::now());
+            }
             let (packet, from) = socket.recv().ok()?;
-            (from == remote && packet.get(8..) == Some(&data[..]) && is_echo_reply(remote, packet))
-                .then(|| start.elapsed())
+            let round_trip = || sent.unwrap_or(start).elapsed();
+            (from == remote && packet.get(8..) == Some(&data[..]) && is_echo_reply(remote, packet)).then(round_trip)
         })
     }
 
