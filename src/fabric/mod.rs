@@ -263,7 +263,8 @@ impl Inner {
     fn remove_ports(&self, state: &mut State, desired: &[PortSpec]) -> Vec<PortRuntime> {
         let wanted: HashMap<String, &PortSpec> = desired.iter().map(|spec| (spec.full_name(), spec)).collect();
         let stays = |port: &PortRuntime| wanted.get(port.name()).is_some_and(|spec| port.may_become(spec));
-        let names: Vec<String> = state.ports.values().filter(|port| !stays(port)).map(|port| port.name().to_owned()).collect();
+        let names: Vec<String> =
+            state.ports.values().filter(|port| !stays(port)).map(|port| port.name().to_owned()).collect();
         let gone: Vec<PortRuntime> = names.iter().filter_map(|name| state.ports.remove(name)).collect();
         gone.iter().for_each(|port| state.port_ids.give_back(port.id().0));
         gone
@@ -313,7 +314,8 @@ impl Inner {
             tables.ports[index] = Some(Arc::clone(port));
             plane.outputs[index] = runtime.output().cloned();
             for (key, source) in runtime.sources() {
-                plane.sources[plane::owner(key.port, usize::from(key.pair), self.workers.len())].push((*key, source.clone()));
+                plane.sources[plane::owner(key.port, usize::from(key.pair), self.workers.len())]
+                    .push((*key, source.clone()));
             }
         }
         plane.tables = tables;
@@ -378,7 +380,8 @@ fn start_worker(
             Err(error) => drop(sender.send(Err(error))),
         }
     };
-    let thread = std::thread::Builder::new().name(format!("hw-worker-{index}")).spawn(body).context("starting a worker")?;
+    let thread =
+        std::thread::Builder::new().name(format!("hw-worker-{index}")).spawn(body).context("starting a worker")?;
     let shared = receiver.recv().context("a worker ended before it was ready")??;
     Ok((shared, thread))
 }

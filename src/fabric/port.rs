@@ -1,8 +1,8 @@
 //! One port at run time: its identity in the tables, and what is attached to it.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortCounters, PortTotals};
@@ -155,7 +155,8 @@ impl PortRuntime {
     }
 
     fn attach_vhost(&mut self, inner: &Arc<Inner>, spec: &PortSpec) -> anyhow::Result<()> {
-        let BackendSpec::VhostUser { mode, socket, incoming_socket, queues, group, allowed_uids } = &spec.backend else {
+        let BackendSpec::VhostUser { mode, socket, incoming_socket, queues, group, allowed_uids } = &spec.backend
+        else {
             return Ok(());
         };
         let mut attachments = Vec::new();
@@ -244,9 +245,7 @@ impl PortRuntime {
         }
         self.output = None;
         self.sources.clear();
-        if delete
-            && let Some(PortSpec { backend: BackendSpec::Tap { name, netns }, mac, .. }) = &self.spec
-        {
+        if delete && let Some(PortSpec { backend: BackendSpec::Tap { name, netns }, mac, .. }) = &self.spec {
             let request = TapRequest { name: name.clone(), netns: netns.clone(), mac: *mac, mtu: self.mtu };
             if let Err(error) = delete_tap(&config.helper, &request) {
                 tracing::warn!(port = self.name(), %error, "the port's TAP device could not be removed");

@@ -138,7 +138,7 @@ struct Advertisement {
 impl Advertisement {
     fn emit(&self, guest: MacAddr, frame: &mut [u8]) -> Result<usize, Full> {
         let mac = if self.to == ALL_NODES { MULTICAST_ALL_NODES } else { guest };
-            // From the address that is asked for: some stacks (smoltcp) learn the sender instead of the target.
+        // From the address that is asked for: some stacks (smoltcp) learn the sender instead of the target.
         frame::icmp6(frame, mac, self.target, self.to, |writer| {
             writer.bytes(&[NEIGHBOR_ADVERTISEMENT, 0, 0, 0, self.flags, 0, 0, 0])?;
             writer.bytes(&self.target.octets())?;

@@ -62,9 +62,7 @@ impl Pace {
     }
 
     fn buckets(&mut self, port: PortId, now: Instant) -> Option<&mut (Bucket, Bucket)> {
-        let full = || {
-            (Bucket { tokens: LOCAL_BURST, at: now }, Bucket { tokens: ICMP_ERRORS_BURST, at: now })
-        };
+        let full = || (Bucket { tokens: LOCAL_BURST, at: now }, Bucket { tokens: ICMP_ERRORS_BURST, at: now });
         self.ports.get_mut(port.0 as usize).map(|slot| slot.get_or_insert_with(full))
     }
 }

@@ -81,7 +81,8 @@ impl Sources {
         if let Source::Tap(tap) = &source {
             tap.start(uring, token(index, generation));
         }
-        self.entries[index] = Some(Entry { key, source, state: State::Idle, last: None, quiet: false, polled: false, generation });
+        self.entries[index] =
+            Some(Entry { key, source, state: State::Idle, last: None, quiet: false, polled: false, generation });
         self.by_key.insert(key, index);
         // It may have started before the worker knew of it.
         self.started(key);
@@ -190,7 +191,8 @@ impl Sources {
 
     /// Whether only rings without a kick are left to poll, none of which had packets lately.
     pub fn poll_only(&self) -> bool {
-        !self.hot.is_empty() && self.hot.iter().all(|index| self.entries[*index].as_ref().is_some_and(|entry| entry.polled))
+        !self.hot.is_empty()
+            && self.hot.iter().all(|index| self.entries[*index].as_ref().is_some_and(|entry| entry.polled))
     }
 
     fn heat(&mut self, index: usize) {

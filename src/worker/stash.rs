@@ -133,7 +133,8 @@ mod tests {
     fn push(stash: &mut Stash, octet: u8, len: usize, to: u32, now: Instant) -> bool {
         let frame = vec![octet; len];
         let mut burst = Burst::new();
-        burst.with_frame(Meta::default(), &frame, HEAD_FIRST, |packet, arena| stash.push(packet, arena, PortId(to), now))
+        burst
+            .with_frame(Meta::default(), &frame, HEAD_FIRST, |packet, arena| stash.push(packet, arena, PortId(to), now))
     }
 
     #[test]
@@ -156,7 +157,14 @@ mod tests {
         );
         assert_eq!(seen, [(1, 3_000), (2, 6_000), (4, 12_000)]);
         seen.clear();
-        stash.retry(now, |packet, _, _| { seen.push((packet.head()[0], packet.len())); Retry::Over }, |_| panic!("nothing is old"));
+        stash.retry(
+            now,
+            |packet, _, _| {
+                seen.push((packet.head()[0], packet.len()));
+                Retry::Over
+            },
+            |_| panic!("nothing is old"),
+        );
         assert_eq!(seen, [(1, 3_000), (3, 9_000)]);
         assert!(stash.is_empty());
     }

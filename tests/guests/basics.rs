@@ -22,7 +22,10 @@ fn two_guests_get_addresses_and_reach_each_other() {
         assert_eq!(transfer.bytes, 1 << 20);
     }
     drop(running);
-    assert_eq!(host.status("a").totals.dropped_all(), host.dropped("a", DropReason::NeighborNoAnswer) + host.dropped("a", DropReason::GroupMembership));
+    assert_eq!(
+        host.status("a").totals.dropped_all(),
+        host.dropped("a", DropReason::NeighborNoAnswer) + host.dropped("a", DropReason::GroupMembership)
+    );
 }
 
 #[test]
@@ -49,7 +52,11 @@ fn frames_in_one_batch_all_arrive() {
         guest_a.nic().flush(0).unwrap();
         for n in 0..20u8 {
             let (header, frame) = guest_b.recv_frame(PATIENCE).unwrap();
-            assert_eq!(hostweave_guest::frames::Frame::parse(&header, &frame).unwrap().udp_payload(), Some(&vec![n; len][..]), "{len}");
+            assert_eq!(
+                hostweave_guest::frames::Frame::parse(&header, &frame).unwrap().udp_payload(),
+                Some(&vec![n; len][..]),
+                "{len}"
+            );
         }
     }
 }

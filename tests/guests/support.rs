@@ -94,7 +94,8 @@ impl Host {
     /// A guest builder for a port.
     pub fn guest(&self, spec: &PortSpec) -> GuestBuilder {
         let BackendSpec::VhostUser { socket, queues, .. } = &spec.backend else { panic!("not a vhost-user port") };
-        let builder = Guest::builder().profile(hostweave_guest::Profile::Dpdk).socket(socket).mac(spec.mac.0).timeout(PATIENCE);
+        let builder =
+            Guest::builder().profile(hostweave_guest::Profile::Dpdk).socket(socket).mac(spec.mac.0).timeout(PATIENCE);
         builder.pairs(usize::from(*queues))
     }
 
