@@ -1,0 +1,1 @@
+"""What the suites outside of `cargo test` share: test runner, processes, guests, namespaces, packets, the daemon."""

@@ -1,0 +1,89 @@
+"""Frames made and read by hand, and pcap files. Independent of the switch's own wire module, so that it can judge.
+
+Test frames are UDP over IPv4 or IPv6 whose payload starts with a magic word and a sequence number; the rest is
+pseudo-random, made from that number, so that the receiver can tell which octet is wrong.
+"""
+
+import ipaddress
+import random
+import struct
+
+MAGIC = b"hwtest01"
+_LINKTYPE_ETHERNET = 1
+
+
+def checksum(data):
+    """RFC 1071."""
+    if len(data) % 2:
+        data += b"\0"
+    total = sum(struct.unpack(">%dH" % (len(data) // 2), data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def mac_bytes(text):
+    return bytes(int(part, 16) for part in text.split(":"))
+
+
+def frame(length, sequence, src_mac, dst_mac, src, dst, src_port=4000, dst_port=5000, hop_limit=64):
+    """A UDP frame of `length` octets from Ethernet header to last octet of payload (no FCS)."""
+    src, dst = ipaddress.ip_address(src), ipaddress.ip_address(dst)
+    header = 14 + (20 if src.version == 4 else 40) + 8
+    assert length >= header + len(MAGIC) or src.version == 6, "no room for the magic word"
+    body = MAGIC + struct.pack(">Q", sequence) + random.Random(sequence).randbytes(max(0, length))
+    body = body[: max(length - header, len(MAGIC) + 8)]
+    udp_length = 8 + len(body)
+    pseudo = src.packed + dst.packed + struct.pack(">II", udp_length, 17)
+    udp = struct.pack(">HHHH", src_port, dst_port, udp_length, 0)
+    # RFC 768: a sum of zero is sent as all ones.
+    udp = udp[:6] + struct.pack(">H", checksum(pseudo + udp + body) or 0xFFFF)
+    if src.version == 4:
+        ip = struct.pack(">BBHHHBBH", 0x45, 0, 20 + udp_length, sequence & 0xFFFF, 0x4000, hop_limit, 17, 0)
+        ip += src.packed + dst.packed
+        ip = ip[:10] + struct.pack(">H", checksum(ip)) + ip[12:]
+        ethertype = 0x0800
+    else:
+        ip = struct.pack(">IHBB", 6 << 28, udp_length, 17, hop_limit) + src.packed + dst.packed
+        ethertype = 0x86DD
+    return mac_bytes(dst_mac) + mac_bytes(src_mac) + struct.pack(">H", ethertype) + ip + udp + body
+
+
+def sequence_of(data):
+    """The sequence number of a test frame; `None` for any other frame."""
+    at = data.find(MAGIC, 14, 14 + 40 + 8 + len(MAGIC))
+    return struct.unpack_from(">Q", data, at + len(MAGIC))[0] if at > 0 and len(data) >= at + 16 else None
+
+
+def routed(data, hops):
+    """What is left to compare after `hops` routers: no MAC addresses, hop limit as it was, IPv4 header sum checked and cut."""
+    ethertype = data[12:14]
+    ip = bytearray(data[14:])
+    if ethertype == b"\x08\x00":
+        assert checksum(bytes(ip[:20])) == 0, "the IPv4 header checksum is wrong"
+        ip[8] = (ip[8] + hops) & 0xFF
+        ip[10:12] = b"\0\0"
+    else:
+        ip[7] = (ip[7] + hops) & 0xFF
+    return ethertype + bytes(ip)
+
+
+def write_pcap(path, frames):
+    with open(path, "wb") as out:
+        out.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, _LINKTYPE_ETHERNET))
+        for data in frames:
+            out.write(struct.pack("<IIII", 0, 0, len(data), len(data)) + data)
+
+
+def read_pcap(path):
+    """All complete frames of a pcap file that may still be written to."""
+    data = open(path, "rb").read()
+    frames, at = [], 24
+    while at + 16 <= len(data):
+        captured, original = struct.unpack_from("<II", data, at + 8)
+        if at + 16 + captured > len(data):
+            break
+        assert captured == original, "the frame was cut when it was captured"
+        frames.append(data[at + 16 : at + 16 + captured])
+        at += 16 + captured
+    return frames
