@@ -364,8 +364,11 @@ mod tests {
         message
     }
 
-    /// (IAID, T1, T2, addresses with valid lifetimes, status) of each IA_NA.
-    fn associations(message: &Client) -> Vec<(u32, u32, u32, Vec<(Ipv6Addr, u32)>, Option<Status>)> {
+    /// (IAID, T1, T2, addresses with valid lifetimes, status).
+    type Read = (u32, u32, u32, Vec<(Ipv6Addr, u32)>, Option<Status>);
+
+    /// Each IA_NA.
+    fn associations(message: &Client) -> Vec<Read> {
         let all = message.opts().get_all(OptionCode::IANA).unwrap_or_default();
         let read = |option: &DhcpOption| {
             let DhcpOption::IANA(ia) = option else { panic!("{option:?}") };

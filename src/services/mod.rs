@@ -8,6 +8,8 @@ mod arp;
 mod datagram;
 mod dhcp4;
 mod dhcp6;
+#[cfg(test)]
+mod hostile_tests;
 pub mod internal;
 mod ndp;
 mod ping;
@@ -26,7 +28,7 @@ use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{Network, Port, Tables};
 use hostweave_switch::wire;
 
-pub use ndp::router_advertisement;
+pub use ndp::{ALL_NODES, MULTICAST_ALL_NODES, router_advertisement};
 
 /// What the answer depends on.
 #[derive(Clone, Copy)]
