@@ -138,7 +138,22 @@ pub fn prepare(data: &[u8]) -> Option<(PortId, Offload, Vec<u8>)> {
     }
     let mut frame = frame[..frame.len().min(FRAME_MAX)].to_vec();
     repair(*choice, port, &mut frame);
+    if header[0] & 0x40 != 0 {
+        offload = plausible(offload, &frame);
+    }
     Some((port, offload, frame))
+}
+
+/// An offload that asks for what the frame seems to carry; only the size of segments is arbitrary, below 2048.
+fn plausible(offload: Offload, frame: &[u8]) -> Offload {
+    let at = |at: usize| frame.get(at).copied().unwrap_or(0);
+    let (csum_start, proto, tcp_type) = match [at(12), at(13)] {
+        [0x08, 0x00] => (34, at(23), virtio_net::GSO_TCPV4),
+        _ => (54, at(20), virtio_net::GSO_TCPV6),
+    };
+    let (csum_offset, gso_type) = if proto == 6 { (16, tcp_type) } else { (6, virtio_net::GSO_UDP_L4) };
+    let gso_size = offload.gso_size & 0x7ff;
+    Offload { flags: virtio_net::NEEDS_CSUM, gso_type, hdr_len: 0, gso_size, csum_start, csum_offset }
 }
 
 /// Puts right what the bits of `choice` ask for: link addresses, EtherType with version and lengths, addresses, and the

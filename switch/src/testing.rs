@@ -121,7 +121,7 @@ pub fn arp_frame(edit: impl FnOnce(&mut arp::Message)) -> Vec<u8> {
     frame_to(MacAddr::BROADCAST, ether_type::ARP, &octets)
 }
 
-/// Valid frames of guest a, at least one for each branch.
+/// Frames of guest a, at least one for each branch; nearly all are valid.
 pub fn samples() -> Vec<Vec<u8>> {
     let (a4, b4, a6, b6) = (v4(GUEST_A), v4(GUEST_B), v6(GUEST_A), v6(GUEST_B));
     let mut echo = vec![1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
@@ -152,6 +152,8 @@ pub fn samples() -> Vec<Vec<u8>> {
         ipv6_frame(a6, b6, ipv6::next_header::FRAGMENT, 64, &fragment(proto::UDP, 16, b"later")),
         icmpv6_frame(a6, ipv6::solicited_node(b6), 255, &solicit),
         icmpv6_frame(a6, b6, 64, &[128, 0, 0, 0, 0, 1, 0, 2, 3, 4]),
+        icmpv6_frame(a6, ipv6::ALL_NODES, 255, &[134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0]),
+        ipv4_frame(a4, b4, proto::TCP, 64, &tcp(1000, 2000, b"")[..24]),
         arp_frame(|_| ()),
     ]
 }
