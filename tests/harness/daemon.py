@@ -3,17 +3,19 @@
 Every test has a daemon of its own, with its folders below `case.run`, started with `--rootless` unless TAP ports need more.
 """
 
+import ipaddress
 import json
 import os
 import signal
 import socket
-import time
 
 from . import process
 from .guest import ROOT, Line
 from .process import until
 
 BINARY = os.environ.get("HOSTWEAVE_BIN", os.path.join(ROOT, "target", "debug", "hostweave"))
+# The one MAC address of the switch, the same on all hosts and networks.
+ROUTER_MAC = "02:68:77:00:00:01"
 V4, V6 = "192.0.2.0/24", "2001:db8:0:1::/64"
 
 
@@ -22,7 +24,6 @@ class Port:
 
     def __init__(self, daemon, name, network, mode, queues, tap, netns):
         self.daemon, self.name, self.network, self.queues, self.tap = daemon, name, network, queues, tap
-        self.namespace = "default"
         if tap:
             self.backend = {"tap": {"name": tap, **({"netns": netns} if netns else {})}}
         else:
@@ -36,7 +37,7 @@ class Port:
                 "spec": {"network": self.network, "backend": self.backend}}
 
     def get(self):
-        return self.daemon.rpc("port.get", name=self.name, namespace=self.namespace)["port"]
+        return self.daemon.rpc("port.get", name=self.name)["port"]
 
     def refresh(self):
         """Reads MAC, addresses and sockets from the daemon."""
@@ -45,8 +46,15 @@ class Port:
         addresses = port["addresses"]
         self.v4 = next((a for a in addresses if "." in a), None)
         self.v6 = next((a for a in addresses if ":" in a), None)
-        self.socket = port.get("socketPath", getattr(self, "socket", None))
+        self.socket = port.get("socketPath")
         return self
+
+    def incoming_socket(self):
+        """The second socket of a listening port, for the target of a migration."""
+        return self.describe()["incomingSocketPath"]
+
+    def describe(self):
+        return self.daemon.rpc("port.describe", name=self.name)["port"]
 
     def state(self):
         return self.get()["state"]
@@ -152,9 +160,6 @@ class Daemon:
         """A command of the CLI; what it printed, or with `check=False` the finished process."""
         return process.run([BINARY, "--control", self.control] + list(arguments), timeout=60, check=check)
 
-    def router_mac(self):
-        return self.rpc("network.get", name="default")["network"]["routerMac"]
-
     def http(self, path):
         """A GET on the control socket: (status, body)."""
         client = socket.socket(socket.AF_UNIX)
@@ -172,40 +177,35 @@ class Daemon:
 
     def stats(self):
         """Counters of every port, by name."""
-        return {s["name"]: s for s in json.loads(self.cli("port", "stats", "-A", "-o", "json"))}
+        return {port["name"]: port["counters"] for port in self.rpc("port.stats")["ports"]}
 
     def check_ledger(self, allowed=None):
         """Both sums close, as soon as nothing is under way. With `allowed`, no other drop reason was counted."""
+
         def closes():
-            stats = self.stats()
-            total = 0
+            stats, balance = self.stats(), 0
             for name, s in stats.items():
-                balance = s["received"] - s["forwarded"] - s["replied"] - sum(s["dropped"].values()) - s["queued"]
-                assert balance == 0, "input of %s does not close by %d: %s" % (name, balance, s)
-                total += s["forwarded"] + s["replied"] + s["originated"] + s["extraSegments"]
-                total -= s["transmitted"] + sum(s["txDropped"].values()) + s["txQueued"]
-            assert total == 0, "the output does not close by %d: %s" % (total, stats)
+                left = s["receivedPackets"] - s["forwarded"] - s["replied"] - sum(s["dropped"].values()) - s["queued"]
+                assert left == 0, "the input of %s does not close by %d: %s" % (name, left, s)
+                balance += s["forwarded"] + s["replied"] + s["originated"] + s["extraSegments"]
+                balance -= s["transmittedPackets"] + sum(s["transmitDropped"].values()) + s["transmitQueued"]
+            assert balance == 0, "the output does not close by %d: %s" % (balance, stats)
             return stats
 
-        # Counters are read one after the other while guests talk: an instant without traffic closes.
+        # Counters are read one after the other while guests talk: in an instant without traffic they close.
         stats = until(closes, "the ledger closes", 20, 0.2)
         self.case.note("ledger: %s" % json.dumps(stats))
         self.alive()
         for name, s in stats.items():
-            for reason in list(s["dropped"]) + list(s["txDropped"]):
+            for reason in list(s["dropped"]) + list(s["transmitDropped"]):
                 assert allowed is None or reason in allowed, "port %s dropped for %s: %s" % (name, reason, s)
         return stats
 
 
 def eui64(mac, prefix):
     """The SLAAC address of RFC 4862 with the interface identifier of RFC 4291, appendix A."""
-    import ipaddress
     octets = [int(part, 16) for part in mac.split(":")]
     octets[0] ^= 2
     identifier = bytes(octets[:3] + [0xFF, 0xFE] + octets[3:])
     network = ipaddress.ip_network(prefix)
     return str(ipaddress.ip_address(network.network_address.packed[:8] + identifier))
-
-
-def now():
-    return time.monotonic()

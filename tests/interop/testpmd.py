@@ -14,7 +14,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 from harness import packets, requirements, testpmd  # noqa: E402
-from harness.daemon import Daemon  # noqa: E402
+from harness.daemon import ROUTER_MAC, Daemon  # noqa: E402
 from harness.process import until  # noqa: E402
 from harness.suite import Suite  # noqa: E402
 
@@ -46,11 +46,8 @@ def switch(case, queues):
     daemon = Daemon(case, mtu=9000)
     ports = [daemon.port(name, queues=queues) for name in ("a", "b")]
     daemon.start()
-    sides = []
-    for port in ports:
-        port.refresh()
-        sides.append(Side(port.name, port.socket, port.mac, port.v4, port.v6))
-    return sides, daemon.router_mac(), 1, daemon.check_ledger
+    sides = [Side(port.name, port.socket, port.mac, port.v4, port.v6) for port in ports]
+    return sides, ROUTER_MAC, 1, daemon.check_ledger
 
 
 def rounds(source, target, gateway, queues, mergeable, total):

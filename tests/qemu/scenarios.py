@@ -1,0 +1,372 @@
+"""Real guests: Debian's kernel in QEMU on hostweave's vhost-user sockets, with the guests' own DHCP client, IPv6 and TCP.
+
+`tests/qemu/setup.sh` prepares the guest; see `tests/harness/guest.py` for how one starts in under a second. Every scenario
+has a daemon of its own and ends with the ledger. Nothing here needs root but the scenario with a container.
+"""
+
+import json
+import os
+import shlex
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+
+from harness import guest, requirements  # noqa: E402
+from harness.daemon import V6, Daemon, eui64  # noqa: E402
+from harness.guest import Guest, boot, migrate, nic_options  # noqa: E402
+from harness.namespace import Namespace  # noqa: E402
+from harness.process import until  # noqa: E402
+from harness.suite import Skip, Suite  # noqa: E402
+
+
+def check():
+    requirements.programs(guest.QEMU)
+    for name in ("vmlinux", "initramfs.cpio", "stamp"):
+        if not os.path.exists(os.path.join(guest.IMAGES, name)):
+            raise Skip("no guest image: run tests/qemu/setup.sh")
+
+
+suite = Suite("qemu", check)
+WAIT_ETH0 = "i=0; until [ -e /sys/class/net/eth0 ]; do i=$((i+1)); [ $i -lt 600 ] || exit 1; sleep 0.05; done; "
+OFFLOADS = "tx sg tso gso gro rx"
+
+
+def addresses(vm, port):
+    """Address by udhcpc and by SLAAC, as a distribution would; both are the port's own."""
+    vm.sh(WAIT_ETH0 + "ip link set eth0 up; udhcpc -i eth0 -n -q -f -t 20 -T 1 -s /usr/share/udhcpc/default.script", 90)
+    assert port.v4 + "/" in vm.sh("ip -4 -o addr show dev eth0"), "udhcpc got another address than %s" % port.v4
+    vm.sh("i=0; until ip -6 -o addr show dev eth0 scope global -tentative | grep -q ' %s/'; do "
+          "i=$((i+1)); [ $i -lt 300 ] || exit 1; sleep 0.1; done" % port.v6, 60)
+
+
+def two_guests(case, queues=1, mode="listen", mtu=1500, workers=1):
+    """A daemon, its two ports, and two guests on them that have their addresses."""
+    daemon = Daemon(case, workers=workers, mtu=mtu)
+    ports = [daemon.port(name, queues=queues, mode=mode) for name in ("a", "b")]
+    daemon.start()
+    vms = boot(case, "a", "b")
+    for vm, port in zip(vms, ports):
+        vm.plug(0, port.socket, port.mac, queues, server=mode == "connect", host_mtu=mtu)
+        addresses(vm, port)
+        port.wait("running")
+    return daemon, ports, vms
+
+
+def ping(vm, address, count=5):
+    vm.sh("ping -c %d -i 0.2 -W 10 %s >/dev/null" % (count, address))
+
+
+def boot_id(vm):
+    return vm.sh("cat /proc/sys/kernel/random/boot_id").strip()
+
+
+def serve(vm, megabytes):
+    """An HTTP server with a file of random octets in the guest; returns the file's SHA-256."""
+    vm.sh("mkdir -p /www; dd if=/dev/urandom of=/www/blob bs=1M count=%d 2>/dev/null; "
+          "busybox httpd -p '[::]:80' -h /www >/dev/null 2>&1" % megabytes, 90)
+    return vm.sh("sha256sum /www/blob", 90).split()[0]
+
+
+def fetch(vm, host, digest):
+    host = "[%s]" % host if ":" in host else host
+    got = vm.sh("curl -sS -m 120 http://%s/blob | sha256sum" % host, 150).split()[0]
+    assert got == digest, "the file from %s arrived damaged" % host
+
+
+def iperf(client, host, options="", seconds=2, channel=0):
+    """Mbit/s that the receiver saw; the server runs already."""
+    client.start("iperf3 -J -c %s -t %d %s" % (host, seconds, options), channel, 60 + seconds)
+    return iperf_result(client, channel)
+
+
+def iperf_result(client, channel):
+    end = json.loads(client.finish(channel))["end"]
+    # For UDP "sum" counts what the receiver reported lost.
+    received = end.get("sum_received") or end["sum"]
+    return received["bits_per_second"] / 1e6
+
+
+@suite.test("two guests get their addresses by DHCP and RA, reach their gateways and each other, IPv4 and IPv6")
+def two_guests_talk(case):
+    daemon, (a, b), (vm_a, vm_b) = two_guests(case)
+    for vm, port in ((vm_a, a), (vm_b, b)):
+        assert port.v6 == eui64(port.mac, V6), "the automatic IPv6 address is the EUI-64 of the MAC (RFC 4291)"
+        for gateway in port.describe()["gateways"]:
+            ping(vm, gateway, 2)
+    for vm, other in ((vm_a, b), (vm_b, a)):
+        ping(vm, other.v4)
+        ping(vm, other.v6)
+    assert "ttl=63" in vm_a.sh("ping -c 1 -W 10 %s" % b.v4), "the switch is a router: the TTL is one less"
+    # Duplicate address detection, MLD and the like end at the switch; nothing else may.
+    daemon.check_ledger(allowed={"neighbor_no_answer", "group_membership", "multicast_not_forwarded"})
+
+
+@suite.test("the negotiated features are those of a modern virtio-net, and the guest sees the network's MTU")
+def features_and_mtu(case):
+    daemon, (a, b), (vm_a, vm_b) = two_guests(case, mtu=9000)
+    wanted = {"version_1", "mrg_rxbuf", "csum", "guest_csum", "host_tso4", "host_tso6", "guest_tso4", "guest_tso6",
+              "indirect_desc", "event_idx", "mtu"}
+    active = next(x for x in a.describe()["attachments"] if x["active"])
+    assert wanted <= set(active["features"]), "missing: %s" % (wanted - set(active["features"]))
+    assert "mtu 9000" in vm_a.sh("ip link show eth0")
+    vm_a.sh("ping -c 3 -i 0.2 -W 10 -s 8000 %s" % b.v4)
+    vm_a.sh("ping -c 3 -i 0.2 -W 10 -s 8000 %s" % b.v6)
+    daemon.check_ledger()
+
+
+@suite.test("iperf3 TCP and UDP both ways, IPv4 and IPv6, with offloads on and off on either side; files stay whole")
+def offloads_on_and_off(case):
+    daemon, (a, b), (vm_a, vm_b) = two_guests(case)
+    digest = serve(vm_b, 16)
+    for vm in (vm_a, vm_b):
+        vm.sh("iperf3 -s -D >/dev/null 2>&1")
+    for state_a, state_b in (("on", "on"), ("on", "off"), ("off", "on"), ("off", "off")):
+        for vm, state in ((vm_a, state_a), (vm_b, state_b)):
+            # One by one: some kernels refuse a list of which one part is fixed.
+            vm.sh("for o in %s; do ethtool -K eth0 $o %s 2>/dev/null; done; true" % (OFFLOADS, state))
+        for host in (b.v4, b.v6):
+            fetch(vm_a, host, digest)
+            rates = [iperf(vm_a, host), iperf(vm_a, host, "-R"), iperf(vm_a, host, "-u -b 20M -l 1200"),
+                     iperf(vm_a, host, "-u -b 20M -l 1200 -R")]
+            case.note("offloads %s/%s to %s: TCP %.0f and %.0f, UDP %.0f and %.0f Mbit/s" % (state_a, state_b, host, *rates))
+            assert min(rates) > 1, "Mbit/s: %s" % rates
+    stats = daemon.check_ledger()
+    assert stats["a"]["extraSegments"] + stats["b"]["extraSegments"] > 0, "a receiver without TSO got segments"
+
+
+@suite.test("two queue pairs: both carry traffic, in both directions")
+def two_queue_pairs(case):
+    daemon, (a, b), (vm_a, vm_b) = two_guests(case, queues=2, workers=2)
+    for vm in (vm_a, vm_b):
+        vm.sh("ethtool -L eth0 combined 2; ethtool -l eth0 | tail -1 | grep -q 2")
+    digest = serve(vm_b, 8)
+    vm_b.sh("iperf3 -s -D >/dev/null 2>&1")
+    assert iperf(vm_a, b.v4, "-P 8") > 1 and iperf(vm_a, b.v6, "-P 8 -R") > 1
+    fetch(vm_a, b.v4, digest)
+    for vm in (vm_a, vm_b):
+        counters = dict(line.strip().split(": ") for line in vm.sh("ethtool -S eth0").splitlines() if "_packets:" in line)
+        for queue in ("rx_queue_0", "rx_queue_1", "tx_queue_0", "tx_queue_1", "rx0", "rx1", "tx0", "tx1"):
+            for suffix in ("_packets",):
+                if queue + suffix in counters:
+                    assert int(counters[queue + suffix]) > 50, "%s carried nothing: %s" % (queue, counters)
+    daemon.check_ledger()
+
+
+def traffic_goes_on(case, mode, end):
+    """Ping and TCP between two guests while the daemon ends by `end(daemon)` and is started again, twice."""
+    daemon, (a, b), (vm_a, vm_b) = two_guests(case, mode=mode)
+    digest = serve(vm_b, 24)
+    vm_b.sh("iperf3 -s -D >/dev/null 2>&1")
+    ids = [boot_id(vm) for vm in (vm_a, vm_b)]
+    # A transfer that outlives two restarts; what arrives is compared octet for octet.
+    vm_a.start("curl -sS -m 200 --limit-rate 1500k http://%s/blob | sha256sum" % b.v4, 1, 220)
+    vm_a.start("iperf3 -J -c %s -t 15 -b 20M" % b.v6, 2, 200)
+    vm_b.start("ping -i 0.2 -c 100 -W 5 %s" % a.v4, 1, 200)
+    for _ in range(2):
+        time.sleep(2)
+        end(daemon)
+        time.sleep(0.5)
+        daemon.start()
+        for port in (a, b):
+            port.wait("running", 30)
+        ping(vm_a, b.v4, 2)
+        ping(vm_a, b.v6, 2)
+    assert vm_a.finish(1).split()[0] == digest, "the transfer across the restarts is damaged"
+    assert iperf_result(vm_a, 2) > 0.5
+    code, out, _ = vm_b.finish(1, check=False)
+    received = int(out.split(" packets received")[0].split(",")[-1])
+    assert received >= 50, "only %d of 100 pings came back" % received
+    assert ids == [boot_id(vm) for vm in (vm_a, vm_b)], "no guest was restarted"
+    for vm, port in ((vm_a, a), (vm_b, b)):
+        addresses(vm, port)  # A lease is the same lease after the restart.
+    daemon.check_ledger()
+
+
+@suite.test("the daemon is killed with -9 and started again under traffic: guests, transfers and addresses go on", timeout=420)
+def daemon_killed_under_traffic(case):
+    traffic_goes_on(case, "listen", lambda daemon: daemon.kill())
+
+
+@suite.test("the daemon is stopped and started again under traffic: guests, transfers and addresses go on", timeout=420)
+def daemon_restarted_under_traffic(case):
+    traffic_goes_on(case, "listen", lambda daemon: daemon.stop())
+
+
+@suite.test("QEMU listens, hostweave connects: traffic, and kill -9 of the daemon under it", timeout=420)
+def qemu_listens(case):
+    traffic_goes_on(case, "connect", lambda daemon: daemon.kill())
+
+
+@suite.test("QEMU listens, is killed and comes back: hostweave connects again, addresses are the same")
+def listening_qemu_killed(case):
+    daemon, (a, b), (vm_a, vm_b) = two_guests(case, mode="connect")
+    ping(vm_b, a.v4)
+    for number in range(2):
+        vm_a.kill()
+        until(lambda: a.state() != "running", "the port notices", 30)
+        os.unlink(a.socket)  # A crashed QEMU leaves its socket; whoever starts it again removes it.
+        vm_a = boot_again(case, "a", number)
+        vm_a.plug(0, a.socket, a.mac, server=True)
+        addresses(vm_a, a)
+        ping(vm_b, a.v4)
+        ping(vm_b, a.v6)
+    daemon.check_ledger()
+
+
+def boot_again(case, name, number):
+    """The next incarnation of a guest, with logs of its own."""
+    vm = boot(case, "%s-again%d" % (name, number))
+    vm.sh("hostname " + name)
+    return vm
+
+
+@suite.test("a QEMU is killed under traffic and started again: it gets the same addresses, and nobody else notices")
+def qemu_killed(case):
+    daemon = Daemon(case)
+    a, b, c = ports = [daemon.port(name) for name in ("a", "b", "c")]
+    daemon.start()
+    vm_a, vm_b, vm_c = vms = boot(case, "a", "b", "c")
+    for vm, port in zip(vms, ports):
+        vm.plug(0, port.socket, port.mac)
+        addresses(vm, port)
+    vm_b.sh("iperf3 -s -D >/dev/null 2>&1")
+    vm_b.start("ping -i 0.2 -c 60 -W 5 %s" % c.v4, 1, 120)
+    for number in range(2):
+        vm_a.start("iperf3 -c %s -t 30" % b.v4, 1)
+        vm_b.start("ping -i 0.05 -c 400 %s >/dev/null; true" % a.v4, 2, 90)
+        time.sleep(1.5)
+        vm_a.kill()
+        until(lambda: a.state() == "waiting-for-frontend", "the port waits for the next QEMU", 30)
+        vm_a = boot_again(case, "a", number)
+        vm_a.plug(0, a.socket, a.mac)
+        addresses(vm_a, a)
+        vm_b.finish(2)
+        ping(vm_b, a.v4)
+        ping(vm_b, a.v6)
+    out = vm_b.finish(1)
+    lost = 60 - int(out.split(" packets received")[0].split(",")[-1])
+    assert lost == 0, "%d of 60 pings between the other guests were lost" % lost
+    daemon.check_ledger()
+
+
+@suite.test("a NIC is plugged in and out of a running guest, under traffic, and in again")
+def hot_plug_and_unplug(case):
+    daemon, (a, b), (vm_a, vm_b) = two_guests(case)
+    extra = daemon.rpc("port.add", name="extra")["port"]
+    for _ in range(3):
+        vm_b.start("ping -i 0.02 -c 500 -W 2 %s >/dev/null; true" % a.v4, 1, 60)
+        vm_a.unplug(0)
+        until(lambda: a.state() == "waiting-for-frontend", "the port waits", 30)
+        vm_a.plug(0, a.socket, a.mac)
+        addresses(vm_a, a)
+        vm_b.finish(1)
+        ping(vm_b, a.v4)
+    # A second NIC of another port beside the first.
+    vm_a.plug(1, extra["socketPath"], extra["mac"])
+    vm_a.sh("ip link set eth1 up; udhcpc -i eth1 -n -q -f -t 20 -T 1 -s /usr/share/udhcpc/default.script", 90)
+    assert extra["ip"] in vm_a.sh("ip -4 -o addr show dev eth1")
+    vm_a.unplug(1)
+    ping(vm_a, b.v4)
+    daemon.check_ledger()
+
+
+@suite.test("the options that `port attach-args` prints start a guest that talks")
+def attach_args_start_a_guest(case):
+    daemon = Daemon(case)
+    a, b = [daemon.port(name, queues=queues) for name, queues in (("a", 2), ("b", 1))]
+    daemon.start()
+    text = daemon.cli("port", "attach-args", "a", "--vmm", "qemu")
+    arguments = shlex.split(text.replace("\\\n", " "))
+    pairs = list(zip(arguments[::2], arguments[1::2]))
+    assert any(option == "-object" and "share=on" in value for option, value in pairs), "shared memory is in the text: %s" % text
+    wanted = [part for option, value in pairs if option in ("-chardev", "-netdev", "-device") for part in (option, value)]
+    assert "host_mtu=1500" in text and "rx_queue_size=1024" in text
+    vm_a = Guest(case, "a", options=wanted)
+    vm_a.wait_ready()
+    vm_b = boot(case, "b")
+    vm_b.plug(0, b.socket, b.mac)
+    addresses(vm_a, a)
+    addresses(vm_b, b)
+    ping(vm_a, b.v4)
+    ping(vm_b, a.v6)
+    daemon.check_ledger()
+
+
+@suite.test("live migration between two QEMUs under ping and TCP: TCP goes on, every octet arrives, no write is lost", timeout=420)
+def live_migration(case):
+    daemon, (a, b), (vm_a, vm_b) = two_guests(case)
+    digest = serve(vm_b, 48)
+    # The moved guest receives all the time: the switch writes its memory while QEMU copies it.
+    vm_a.start("i=0; while [ $i -lt 6 ]; do i=$((i+1)); curl -sS -m 200 --limit-rate 12M http://%s/blob | sha256sum; done" % b.v4, 1, 400)
+    vm_b.start("ping -i 0.1 -c 300 -W 5 %s" % a.v4, 1, 120)
+    identity = boot_id(vm_a)
+    source = vm_a
+    for number in range(2):
+        # There, and back again: the second move uses the sockets the other way round.
+        time.sleep(2)
+        incoming = a.incoming_socket()
+        active = next(x for x in a.describe()["attachments"] if x["active"])["path"]
+        free = incoming if active != incoming else a.socket
+        target = Guest(case, "a", incoming="defer", options=nic_options(0, free, a.mac), tag="a-%d" % number)
+        account = migrate(source, target)
+        until(lambda: target.qmp("query-status")["status"] == "running", "the guest runs at the target", 30)
+        source.kill()
+        source = target
+        case.note("downtime %s ms, total %s ms" % (account.get("downtime"), account.get("total-time")))
+        until(lambda: next(x for x in a.describe()["attachments"] if x["active"])["path"] == free, "the other attachment is active", 30)
+        ping(vm_b, a.v4, 2)
+        ping(vm_b, a.v6, 2)
+    digests = [line.split()[0] for line in source.finish(1, timeout=400).splitlines()]
+    assert digests == [digest] * 6, "a transfer across the migrations is damaged"
+    assert boot_id(source) == identity
+    out = vm_b.finish(1, check=False)[1]
+    received = int(out.split(" packets received")[0].split(",")[-1])
+    assert received >= 240, "only %d of 300 pings came back" % received
+    addresses(source, a)
+    daemon.check_ledger()
+
+
+@suite.test("a migration that is cancelled leaves the guest where it was, with its traffic")
+def cancelled_migration(case):
+    daemon, (a, b), (vm_a, vm_b) = two_guests(case)
+    target = Guest(case, "a", incoming="defer", options=nic_options(0, a.incoming_socket(), a.mac), tag="a-target")
+    address = "unix:%s/migration" % target.dir
+    target.qmp("migrate-incoming", uri=address)
+    vm_a.qmp("migrate-set-parameters", **{"max-bandwidth": 1_000_000})
+    vm_a.qmp("migrate", uri=address)
+    until(lambda: vm_a.qmp("query-migrate").get("ram", {}).get("transferred", 0) > 1_000_000, "the migration runs", 60)
+    ping(vm_b, a.v4)
+    vm_a.qmp("migrate_cancel")
+    until(lambda: vm_a.qmp("query-migrate")["status"] == "cancelled", "the migration is cancelled", 60)
+    target.kill()
+    for _ in range(3):
+        ping(vm_b, a.v4)
+        ping(vm_b, a.v6)
+    daemon.check_ledger()
+
+
+@suite.test("curl in a container fetches a file from an HTTP server in a VM, IPv4 and IPv6")
+def container_fetches_from_vm(case):
+    requirements.root()
+    requirements.tun()
+    requirements.programs("busybox", "curl")
+    daemon = Daemon(case)
+    space = Namespace(case, "c")
+    port = daemon.port("vm")
+    container = daemon.port("c", tap="hw-c", netns=space.path)
+    daemon.start()
+    vm = boot(case, "vm")
+    vm.plug(0, port.socket, port.mac)
+    addresses(vm, port)
+    digest = serve(vm, 16)
+    until(lambda: space.sh("ip link show hw-c"), "the container's device", 20)
+    assert space.dhcp("hw-c") == container.v4
+    until(lambda: container.v6 in space.sh("ip -6 -o addr show dev hw-c scope global -tentative"), "SLAAC in the container", 30)
+    for host in (port.v4, "[%s]" % port.v6):
+        assert space.sh("curl -sS -m 120 http://%s/blob | sha256sum" % host, 150).split()[0] == digest
+    daemon.check_ledger()
+
+
+if __name__ == "__main__":
+    suite.main()
