@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::diagnostic::Diagnostic;
+use super::diagnostic::{Diagnostic, Diagnostics};
 use super::kind::Kind;
 use super::names::closest;
 use super::raw;
@@ -56,11 +56,14 @@ pub fn schema_of_all() -> Value {
     })
 }
 
-/// Help for `KIND` or `KIND.field.path`.
+/// Help for `KIND` or `KIND.field.path`; the list of kinds for an empty path.
 ///
 /// # Errors
 /// There is no such kind or field; says which one looks like it.
-pub fn explain(path: &str) -> Result<String, Diagnostic> {
+pub fn explain(path: &str) -> Result<String, Diagnostics> {
+    if path.is_empty() {
+        return Ok(kinds());
+    }
     let mut words = path.split('.').filter(|word| !word.is_empty());
     let word = words.next().unwrap_or_default();
     let kind: Kind = word.parse().map_err(|error: super::kind::UnknownKind| {
@@ -78,7 +81,7 @@ pub fn explain(path: &str) -> Result<String, Diagnostic> {
         let word = word.split('[').next().unwrap_or(word);
         let fields = fields_of(node, &root);
         let Some(next) = fields.and_then(|fields| fields.get(word)) else {
-            return Err(unknown_field(&place, word, fields));
+            return Err(unknown_field(&place, word, fields).into());
         };
         // What a field says about itself is more precise than what its type says about any.
         description = text_of(next);
@@ -89,6 +92,17 @@ pub fn explain(path: &str) -> Result<String, Diagnostic> {
         let _ = write!(place, ".{word}");
     }
     Ok(page(kind, &place, &description, node, &root))
+}
+
+/// Every kind with the first paragraph of its help.
+fn kinds() -> String {
+    let mut text = String::from("KINDS\n");
+    for kind in Kind::ALL {
+        let _ = writeln!(text, "  {kind} ({})", kind.api_version());
+        let description = text_of(&schema(kind));
+        wrap(description.split("\n\n").next().unwrap_or_default(), "      ", &mut text);
+    }
+    text
 }
 
 /// The text of the page.
@@ -140,8 +154,9 @@ fn resolved<'a>(schema: &'a Value, root: &'a Value) -> &'a Value {
         let reference = schema.get("$ref").and_then(Value::as_str).and_then(|name| name.strip_prefix('#'));
         let next = reference.and_then(|pointer| root.pointer(pointer)).or_else(|| {
             let choices = schema.get("anyOf")?.as_array()?;
-            let mut real = choices.iter().filter(|choice| choice.get("type").and_then(Value::as_str) != Some("null"));
-            real.next().filter(|_| choices.len() == 2)
+            let is_null = |choice: &&Value| choice.get("type").and_then(Value::as_str) == Some("null");
+            let optional = choices.len() == 2 && choices.iter().any(|choice| is_null(&choice));
+            choices.iter().find(|choice| !is_null(choice)).filter(|_| optional)
         });
         let Some(next) = next.or_else(|| schema.get("items")) else { return schema };
         schema = next;

@@ -254,7 +254,7 @@ impl<'a> Pool<'a> {
             Some(mac) => mac,
             None => match port.mac {
                 Some(mac) => mac,
-                None => self.automatic_mac(v4.or(port.v4.first().copied()), uid, key)?,
+                None => self.automatic_mac(v4.or(port.v4.first().copied()), port, uid, key)?,
             },
         };
         let v6 = match (draft.v6, self.network.v6) {
@@ -306,8 +306,16 @@ impl<'a> Pool<'a> {
     }
 
     /// `02:00` and the IPv4 address, so that a person recognises it; `02:01` and a hash of the identity where there is
-    /// none or that one is taken. Locally administered, and never the router's.
-    fn automatic_mac(&mut self, v4: Option<Ipv4Addr>, uid: Uuid, key: &'a ObjectKey) -> Result<MacAddr, Problem> {
+    /// none or that one is taken. Locally administered, and never the router's. One whose SLAAC address another guest has
+    /// formed already counts as taken: nobody can keep a port from coming by squatting on its address.
+    fn automatic_mac(
+        &mut self,
+        v4: Option<Ipv4Addr>,
+        port: &Port,
+        uid: Uuid,
+        key: &'a ObjectKey,
+    ) -> Result<MacAddr, Problem> {
+        let slaac = self.slaac().filter(|_| port.v6.is_empty());
         let readable = v4.map(|v4| {
             let [a, b, c, d] = v4.octets();
             MacAddr([0x02, 0x00, a, b, c, d])
@@ -316,8 +324,12 @@ impl<'a> Pool<'a> {
             let [a, b, c, d] = fnv1a(uid.as_bytes(), attempt).to_be_bytes();
             MacAddr([0x02, 0x01, a, b, c, d])
         });
+        let squatted = |pool: &Self, mac: MacAddr| {
+            let address = slaac.map(|net| Item::Address(eui64_address(net, mac).into()));
+            address.is_some_and(|address| pool.owners.get(&address).is_some_and(|owner| *owner != key))
+        };
         let mut candidates = readable.into_iter().chain(hashed);
-        let free = candidates.find(|mac| self.take(Item::Mac(*mac), key).is_ok());
+        let free = candidates.find(|mac| !squatted(self, *mac) && self.take(Item::Mac(*mac), key).is_ok());
         free.ok_or_else(|| {
             Problem::key(&Path::of("spec"), "exhausted", "no free MAC address was found").help("write spec.mac")
         })

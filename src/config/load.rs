@@ -43,11 +43,11 @@ pub fn read_paths(paths: &[PathBuf]) -> Result<Vec<Source>, Diagnostics> {
                 for file in files {
                     match read_file(&file) {
                         Ok(source) => sources.push(source),
-                        Err(problem) => problems.push(problem),
+                        Err(problem) => problems.push(*problem),
                     }
                 }
             }
-            Err(problem) => problems.push(problem),
+            Err(problem) => problems.push(*problem),
         }
     }
     if problems.is_empty() { Ok(sources) } else { Err(Diagnostics(problems)) }
@@ -100,8 +100,11 @@ fn load_source(source: Source, loaded: &mut Loaded, errors: &mut Vec<Diagnostic>
     }
     let fine = loaded.objects.len() - first_object;
     if let Some(first) = errors.get_mut(first_error) {
-        let objects = if fine == 1 { "other object in this file is" } else { "other objects in this file are" };
-        let count = format!("nothing was applied; {fine} {objects} valid");
+        let count = match fine {
+            0 => "nothing was applied".to_owned(),
+            1 => "nothing was applied; 1 other object in this file is valid".to_owned(),
+            _ => format!("nothing was applied; {fine} other objects in this file are valid"),
+        };
         first.help = Some(match first.help.take() {
             Some(help) => {
                 let mut letters = help.chars();
@@ -178,7 +181,8 @@ fn unknown_kind(word: &str) -> Problem {
     }
     let all = Kind::ALL.map(Kind::as_str);
     let message = format!("kind {word:?} is not one of {}", all.join(", "));
-    let label = match closest(word, all) {
+    let later = KINDS_NOT_YET.iter().map(|(kind, _)| *kind);
+    let label = match closest(word, all.into_iter().chain(later)) {
         Some(similar) => format!("did you mean {similar}?"),
         None => "unknown kind".to_owned(),
     };
@@ -186,7 +190,7 @@ fn unknown_kind(word: &str) -> Problem {
 }
 
 /// The YAML and JSON files of a folder, sorted by name.
-fn files_of(folder: &FilePath) -> Result<Vec<PathBuf>, Diagnostic> {
+fn files_of(folder: &FilePath) -> Result<Vec<PathBuf>, Box<Diagnostic>> {
     let failed = |error: std::io::Error| unreadable(&folder.display().to_string(), &error.to_string());
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
@@ -206,7 +210,7 @@ fn files_of(folder: &FilePath) -> Result<Vec<PathBuf>, Diagnostic> {
 }
 
 /// One file, or standard input for `-`.
-fn read_file(path: &FilePath) -> Result<Source, Diagnostic> {
+fn read_file(path: &FilePath) -> Result<Source, Box<Diagnostic>> {
     let stdin = path.as_os_str() == "-";
     let name = if stdin { STDIN.to_owned() } else { path.display().to_string() };
     let result = if stdin { read_text(std::io::stdin().lock()) } else { std::fs::File::open(path).and_then(read_text) };
@@ -226,6 +230,6 @@ fn read_text(reader: impl Read) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn unreadable(name: &str, reason: &str) -> Diagnostic {
-    Diagnostic::error("hostweave::config::unreadable", format!("cannot read {name}: {reason}"))
+fn unreadable(name: &str, reason: &str) -> Box<Diagnostic> {
+    Box::new(Diagnostic::error("hostweave::config::unreadable", format!("cannot read {name}: {reason}")))
 }

@@ -139,6 +139,20 @@ fn learned_addresses_belong_to_the_first_owner() {
 }
 
 #[test]
+fn squatting_on_the_address_of_the_next_port_does_not_keep_it_away() {
+    let cidrs = "10.0.0.0/24, '2001:db8::/64'";
+    let one = set(cidrs, &[("a", "{network: n}")]);
+    let mut assignments = plan(&one, &Assignments::new()).assignments;
+    let next = "2001:db8::aff:fe00:3".parse().unwrap();
+    assert_eq!(learn(&one, &mut assignments, &key("a"), next), Ok(true));
+    let two = plan(&set(cidrs, &[("a", "{network: n}"), ("b", "{network: n}")]), &assignments);
+    let b = &two.assignments[&key("b")];
+    assert_eq!((v4(&two, "b").as_str(), b.mac.0[1]), ("10.0.0.3", 1));
+    assert_ne!(b.v6, Some(next));
+    assert_eq!(two.assignments[&key("a")].learned, [next]);
+}
+
+#[test]
 fn learning_that_is_off_learns_nothing() {
     let text = network("{cidrs: ['2001:db8::/64'], addressLearning: off}") + "---\n" + &port("{network: n}");
     let set = valid(&text);

@@ -271,7 +271,7 @@ fn a_diagnostic_reads_as_the_manual_shows() {
    ·                                    ──┬──
    ·                                      ╰── did you mean listen?
    ╰────
-  help: nothing was applied; 0 other objects in this file are valid. See: hostweave explain Port.spec.backend.vhostUser.mode
+  help: nothing was applied. See: hostweave explain Port.spec.backend.vhostUser.mode
 "
     );
     let sent: Diagnostics = serde_json::from_str(&serde_json::to_string(&problems).unwrap()).unwrap();
@@ -315,6 +315,65 @@ fn every_example_is_valid_and_comes_back_unchanged() {
     assert!(count >= 7, "{count} examples");
 }
 
+/// Text that looks like something else to one YAML reader or another.
+#[test]
+fn text_comes_back_as_text() {
+    let words = [
+        "on",
+        "yes",
+        "1.10",
+        "null",
+        "~",
+        "0x10",
+        "1e3",
+        "",
+        "1_000",
+        "007",
+        ".5",
+        ".inf",
+        "-",
+        "- a",
+        "a: b",
+        "# a",
+        " a ",
+        "a\nb\n",
+        "a\n\n b",
+        "\t",
+        "\u{1f600}",
+        "{",
+        "[x]",
+        "'",
+        "\"",
+        "\\",
+        "&a",
+        "*a",
+        "!x",
+        "%",
+        "@",
+        "`",
+        "|",
+        ">",
+        "2026-11-23",
+        "12:30:45",
+        "=",
+        "<<",
+        "\u{85}\u{2028}",
+        "\r\n",
+        "\u{feff}x",
+        "\u{0}",
+    ];
+    let annotations: serde_json::Map<_, _> =
+        words.iter().enumerate().map(|(number, word)| (format!("w{number}"), serde_json::json!(word))).collect();
+    let value = serde_json::json!({
+        "apiVersion": kind::API_VERSION, "kind": "Port",
+        "metadata": {"name": "p", "labels": {"a": "on", "b": "1.10", "c": "007"}, "annotations": annotations},
+    });
+    let (object, _) = Object::from_json(&value, Origin::Store).unwrap();
+    let set = valid(&object.to_yaml());
+    let again = set.get(&object.key).unwrap();
+    assert_eq!(again.metadata, object.metadata, "{}", object.to_yaml());
+}
+
 #[test]
 fn identity_and_revision_travel_with_get_and_do_not_make_a_difference() {
     let set = valid(&port("{}"));
@@ -344,8 +403,11 @@ fn help_is_there_for_every_field_of_every_kind() {
     }
     let text = explain::explain("port.spec.backend.vhostUser.mode").unwrap();
     assert!(text.contains("FIELD    Port.spec.backend.vhostUser.mode <listen|connect>"), "{text}");
-    assert!(explain::explain("port.spec.netwrok").unwrap_err().help.unwrap().contains("Port.spec.network"));
-    assert!(explain::explain("prot").unwrap_err().help.unwrap().contains("Port"));
+    let group = explain::explain("port.spec.backend.vhostUser.group").unwrap();
+    assert!(group.contains("<integer or string>"), "{group}");
+    assert!(Kind::ALL.iter().all(|kind| explain::explain("").unwrap().contains(kind.as_str())));
+    assert!(explain::explain("port.spec.netwrok").unwrap_err().to_string().contains("Port.spec.network"));
+    assert!(explain::explain("prot").unwrap_err().to_string().contains("did you mean Port?"));
 }
 
 #[test]
