@@ -94,7 +94,8 @@ pub enum Error {
 pub trait Observer: Send + Sync {
     /// A VMM connected.
     fn connected(&self, peer: Peer);
-    /// Both queues of a pair are started and enabled: poll it once, its driver may not kick again.
+    /// Both queues of a pair are started and enabled: poll it once, its driver may not kick again. Comes again when
+    /// the kick descriptor of a running pair was exchanged.
     fn queue_started(&self, pair: usize);
     /// A pair is not both any more.
     fn queue_stopped(&self, pair: usize);
@@ -240,6 +241,11 @@ impl Shared {
                 self.observer.stopped();
             }
         }
+    }
+
+    /// A running pair has another kick descriptor.
+    pub(crate) fn kick_changed(&self, pair: usize) {
+        self.observer.queue_started(pair);
     }
 
     /// Whether a peer may be served.
@@ -393,9 +399,7 @@ impl Service {
         let path = &self.shared.config.path;
         let stream = match &self.listening {
             Some(listening) => self.accept(listening.listener()).map_err(|error| format!("accept: {error}"))?,
-            None => Some(
-                UnixStream::connect(path).map_err(|error| format!("cannot connect to {}: {error}", path.display()))?,
-            ),
+            None => Some(sys::connect(path).map_err(|error| format!("cannot connect to {}: {error}", path.display()))?),
         };
         let Some(stream) = stream else { return Ok(None) };
         let peer = sys::peer(&stream).map_err(|error| format!("SO_PEERCRED: {error}"))?;
@@ -443,9 +447,11 @@ impl Service {
                 ..Status::default()
             };
         }
-        shared.observer.connected(peer);
         let backend = Arc::new(Mutex::new(Backend::new(shared.clone())));
-        let ended = std::panic::catch_unwind(AssertUnwindSafe(|| self.messages(stream, &backend)));
+        let ended = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            shared.observer.connected(peer);
+            self.messages(stream, &backend)
+        }));
         lock(&shared.link.connection).take();
         lock(&backend).close();
         let refused = ended.unwrap_or_else(|_| Some("an internal error of the vhost-user thread".to_owned()));

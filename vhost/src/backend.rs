@@ -392,9 +392,16 @@ impl VhostUserBackendReqHandlerMut for Backend {
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let index = self.index(u32::from(index))?;
-        self.rings[index].kick = eventfd("kick", fd)?.map(Arc::new);
+        let fd = eventfd("kick", fd)?.map(Arc::new);
+        let ran = self.rings[index].started && self.running[index / 2];
+        self.rings[index].kick = fd;
         self.rings[index].kicked = true;
-        self.update(index)
+        self.update(index)?;
+        if ran {
+            // Whoever waits for the old descriptor must look at the ring again.
+            self.shared.kick_changed(index / 2);
+        }
+        Ok(())
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {

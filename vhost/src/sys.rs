@@ -4,7 +4,9 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 /// Who is at the other end of a UNIX socket (`SO_PEERCRED`), as of its `connect` or `listen`.
@@ -37,6 +39,37 @@ pub fn peer(socket: &UnixStream) -> io::Result<Peer> {
         return Err(io::Error::last_os_error());
     }
     Ok(Peer { pid: credentials.pid, uid: credentials.uid })
+}
+
+/// Connects without waiting for a listener that does not accept, then blocks like any stream.
+///
+/// # Errors
+/// What the system says; `WouldBlock` when the listener's queue is full.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    // SAFETY: all-zero is a valid `sockaddr_un`. JUSTIFICATION: C structure.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let octets = path.as_os_str().as_bytes();
+    if octets.len() >= address.sun_path.len() {
+        return Err(io::Error::from(io::ErrorKind::InvalidFilename));
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(octets) {
+        *to = *from as libc::c_char;
+    }
+    // SAFETY: plain integers. JUSTIFICATION: std only connects blocking.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and ours. JUSTIFICATION: as above.
+    let stream: UnixStream = unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) };
+    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY: `address` is valid for `len` octets and its path ends with a zero. JUSTIFICATION: as above.
+    if unsafe { libc::connect(fd, (&raw const address).cast(), len) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 /// Looks at what arrives next without taking it. Blocks until there is something; returns how many octets, zero at
@@ -149,6 +182,23 @@ mod tests {
         assert_eq!(wait_readable(fds, Some(Duration::ZERO)).unwrap(), [false, false]);
         a.write_all(&1u64.to_ne_bytes()).unwrap();
         assert_eq!(wait_readable([Some(a.as_fd()), Some(b.as_fd())], None).unwrap(), [true, false]);
+    }
+
+    #[test]
+    fn connecting_does_not_wait_for_a_listener_that_is_asleep() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        assert_eq!(connect(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut kept = vec![];
+        let full = loop {
+            match connect(&path) {
+                Ok(stream) => kept.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        drop(listener);
     }
 
     #[test]
