@@ -96,7 +96,9 @@ impl QueueState {
     }
 }
 
-/// One virtqueue of either direction.
+/// One virtqueue of either direction. Different workers use neighbouring queues: none shares a line (or the line that
+/// is fetched along with it) with another.
+#[repr(align(128))]
 pub(crate) struct Queue {
     claim: Claim<QueueState>,
     /// Started and enabled; a hint, the truth is behind the claim.
