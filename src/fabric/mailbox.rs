@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use hostweave_switch::tables::PortId;
 use hostweave_uplink::uring::Waker;
 
 use super::plane::SourceKey;
@@ -18,6 +19,8 @@ pub enum Message {
     SourceStarted(SourceKey),
     /// The queue stopped: forget its kick.
     SourceStopped(SourceKey),
+    /// Send a router advertisement to every guest behind this port (RFC 4861 §6.2.4).
+    Advertise(PortId),
     /// End the thread.
     Stop,
 }

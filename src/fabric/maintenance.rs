@@ -5,7 +5,7 @@
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use hostweave_switch::tables::PortId;
@@ -18,6 +18,10 @@ use crate::worker::Note;
 /// How often failed attachments are tried again and retired planes looked at.
 const PERIOD: Duration = Duration::from_secs(1);
 
+/// How often a router advertisement goes to every port: RFC 4861 §6.2.1, `MaxRtrAdvInterval`, whose lifetimes are
+/// three times that and more.
+const ADVERTISE_EVERY: Duration = Duration::from_secs(600);
+
 /// Starts the thread. It begins its work when it is sent the fabric, and ends when that is gone or stopping.
 pub fn spawn() -> anyhow::Result<(JoinHandle<()>, SyncSender<Weak<Inner>>)> {
     let (sender, receiver) = sync_channel(1);
@@ -28,6 +32,7 @@ pub fn spawn() -> anyhow::Result<(JoinHandle<()>, SyncSender<Weak<Inner>>)> {
 
 fn run(receiver: &Receiver<Weak<Inner>>) {
     let Ok(inner) = receiver.recv() else { return };
+    let mut advertised = Instant::now();
     loop {
         {
             let Some(inner) = inner.upgrade() else { return };
@@ -42,6 +47,10 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
                 return;
             }
             look_around(&inner, &mut state, &failed_taps);
+            if advertised.elapsed() >= ADVERTISE_EVERY {
+                advertised = Instant::now();
+                state.ports.values().for_each(|port| inner.advertise(port));
+            }
         }
         std::thread::park_timeout(PERIOD);
     }

@@ -14,7 +14,7 @@ pub mod plane;
 mod port;
 pub mod spec;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -62,23 +62,29 @@ struct State {
     stopping: bool,
 }
 
-/// Small numbers, reused: they index tables.
+/// Small numbers, reused late: they index tables, and a frame that waits in a stash names its port by one.
 #[derive(Default)]
 struct IdPool {
     next: u32,
-    free: Vec<u32>,
+    free: VecDeque<u32>,
 }
 
 impl IdPool {
+    /// Numbers that rest before the first of them is used again.
+    const RESTING: usize = 256;
+
     fn take(&mut self) -> u32 {
-        self.free.pop().unwrap_or_else(|| {
-            self.next += 1;
-            self.next - 1
-        })
+        if self.free.len() > Self::RESTING
+            && let Some(id) = self.free.pop_front()
+        {
+            return id;
+        }
+        self.next += 1;
+        self.next - 1
     }
 
     fn give_back(&mut self, id: u32) {
-        self.free.push(id);
+        self.free.push_back(id);
     }
 }
 
@@ -147,7 +153,7 @@ impl Fabric {
             bail!("the daemon is shutting down");
         }
         check(desired)?;
-        inner.update_networks(&mut state, &desired.networks);
+        let changed = inner.update_networks(&mut state, &desired.networks);
         let gone = inner.remove_ports(&mut state, &desired.ports);
         if !gone.is_empty() {
             inner.publish(&mut state);
@@ -161,6 +167,10 @@ impl Fabric {
         inner.publish(&mut state);
         for port in state.ports.values() {
             port.open_gate();
+            // RFC 4861 §6.2.4: a router tells of changes at once.
+            if changed.contains(&port.port().network) {
+                inner.advertise(port);
+            }
         }
         Ok(())
     }
@@ -226,7 +236,15 @@ impl Inner {
         let _ = self.events.send(event);
     }
 
-    fn update_networks(&self, state: &mut State, desired: &[Network]) {
+    /// Has a router advertisement sent to a port.
+    fn advertise(&self, port: &PortRuntime) {
+        let worker = plane::owner(port.id(), 0, self.workers.len());
+        self.workers[worker].mailbox.send(Message::Advertise(port.id()));
+    }
+
+    /// Returns the networks that were there before and are different now.
+    fn update_networks(&self, state: &mut State, desired: &[Network]) -> Vec<NetworkId> {
+        let mut changed = Vec::new();
         let names: HashSet<&str> = desired.iter().map(|network| network.name.as_str()).collect();
         let State { networks, network_ids, port_ids, .. } = state;
         networks.retain(|name, network| {
@@ -246,7 +264,9 @@ impl Inner {
             });
             let network = Arc::new(Network { internal: port_id, ..wanted.clone() });
             match state.networks.get_mut(&wanted.name) {
+                Some(runtime) if runtime.network == network => {}
                 Some(runtime) => {
+                    changed.push(id);
                     self.sockets.update_network(&network);
                     runtime.port.set_network(&network);
                     runtime.network = network;
@@ -257,6 +277,7 @@ impl Inner {
                 }
             }
         }
+        changed
     }
 
     /// Takes out the ports that are no longer wanted, or wanted with another backend or network.

@@ -23,10 +23,11 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Cache};
 use crossbeam_queue::ArrayQueue;
 use hostweave_switch::icmp_error::{self, ErrorKind};
-use hostweave_switch::packet::{Burst, Offload, Packet};
+use hostweave_switch::packet::{Burst, Meta, Offload, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{Network, PortId};
+use hostweave_switch::wire::frame::FRAME_LEN_MAX;
 use hostweave_uplink::tap::Tap;
 use hostweave_uplink::uring::{Event, Frame, Uring};
 use hostweave_vhost::FromGuestQueue;
@@ -34,7 +35,7 @@ use hostweave_vhost::FromGuestQueue;
 use crate::datapath;
 use crate::fabric::mailbox::{Mailbox, Message};
 use crate::fabric::plane::{Plane, Source, SourceKey};
-use crate::services::LocalNote;
+use crate::services::{ALL_NODES, LocalNote, MULTICAST_ALL_NODES, router_advertisement};
 use delivery::{Delivery, Outcome, counters};
 use pace::Pace;
 use sources::Sources;
@@ -121,7 +122,7 @@ impl Worker {
                 loaded = plane.tables.revision;
                 self.plane_changed(plane);
             }
-            if self.mail() {
+            if self.mail(plane, before) {
                 return;
             }
             let packets = self.turn(plane, before);
@@ -189,7 +190,7 @@ impl Worker {
         packets
     }
 
-    fn mail(&mut self) -> bool {
+    fn mail(&mut self, plane: &Plane, now: Instant) -> bool {
         self.path.shared.mailbox.take(&mut self.messages);
         let mut stop = false;
         for message in self.messages.drain(..) {
@@ -197,6 +198,7 @@ impl Worker {
                 Message::PlaneChanged => {}
                 Message::SourceStarted(key) => self.sources.started(key),
                 Message::SourceStopped(key) => self.sources.stopped(key, &mut self.path.uring),
+                Message::Advertise(port) => self.path.advertise(plane, port, now),
                 Message::Stop => stop = true,
             }
         }
@@ -360,6 +362,26 @@ impl Path {
         count.forwarded.add(forwarded);
         count.replied.add(replied);
         count.bursts.add(1);
+    }
+
+    /// Sends a router advertisement that nobody asked for, so that the lifetimes of the last one never run out.
+    #[cold]
+    fn advertise(&mut self, plane: &Plane, port: PortId, now: Instant) {
+        let worker = self.shared.index;
+        let Some(output) = plane.tables.port(port) else { return };
+        let Some(network) = plane.tables.network(output.network) else { return };
+        let Some(count) = output.counters.get(worker) else { return };
+        let mut frame = [0; FRAME_LEN_MAX];
+        let Ok(len) = router_advertisement(network, MULTICAST_ALL_NODES, ALL_NODES, &mut frame) else { return };
+        let Path { uring, stash, burst, .. } = self;
+        let mut out = Delivery::new(plane, worker);
+        count.originated.add(1);
+        burst.with_frame(Meta::default(), &frame[..len], len, |packet, arena| {
+            if matches!(out.deliver(uring, packet, arena, port), Outcome::Busy) {
+                keep(stash, plane, worker, packet, arena, port, now);
+            }
+        });
+        out.finish(uring);
     }
 
     #[cold]

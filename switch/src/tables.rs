@@ -37,7 +37,7 @@ pub enum Addressing {
 }
 
 /// An isolated L3 network.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Network {
     /// Its name, as in the object.
     pub name: String,

@@ -82,3 +82,19 @@ fn gso_frames_cross_whole() {
         }
     }
 }
+
+#[test]
+fn a_changed_network_is_advertised_at_once() {
+    let mut host = Host::new(1);
+    let mut guest = host.ready_guest("a", 10);
+    while guest.nic().recv_frame(&mut Vec::new()).unwrap().is_some() {}
+    host.desired.networks[0].mtu = 1400;
+    host.apply();
+    let advertised = |frame: &[u8]| frame.windows(8).any(|option| option == [5, 1, 0, 0, 0, 0, 0x05, 0x78]);
+    loop {
+        let (_, frame) = guest.recv_frame(PATIENCE).unwrap();
+        if frame[54] == 134 && advertised(&frame) {
+            return;
+        }
+    }
+}
