@@ -26,7 +26,7 @@ pub fn process(
     port: &Port,
     network: &Network,
     packet: &mut Packet,
-    arena: &mut Vec<Segment>,
+    arena: &mut [Segment],
     note: &mut Option<LocalNote>,
 ) -> Verdict {
     macro_rules! stage {

@@ -53,7 +53,7 @@ impl<'p> Delivery<'p> {
     #[inline]
     pub fn deliver(&mut self, uring: &mut Uring, packet: &Packet, arena: &[Segment], to: PortId) -> Outcome {
         let outcome = match self.plane.output(to) {
-            Some(Output::Vhost(output)) => self.to_vhost(output, packet, arena, to),
+            Some(Output::Vhost(output)) => self.vhost(output, packet, arena, to),
             Some(Output::Tap(tap)) => self.count_sent(to, packet, tap.transmit(packet, arena, uring)),
             Some(Output::Internal(port)) => self.count_sent(to, packet, port.deliver(packet, arena)),
             None => Outcome::Dropped(DropReason::PortNotRunning),
@@ -66,7 +66,7 @@ impl<'p> Delivery<'p> {
         outcome
     }
 
-    fn to_vhost(&mut self, output: &'p VhostOutput, packet: &Packet, arena: &[Segment], to: PortId) -> Outcome {
+    fn vhost(&mut self, output: &'p VhostOutput, packet: &Packet, arena: &[Segment], to: PortId) -> Outcome {
         let Some((pair, queue)) = output.queue(packet.meta.hash) else {
             return Outcome::Dropped(DropReason::PortNotRunning);
         };

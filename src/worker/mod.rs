@@ -422,7 +422,7 @@ fn keep(stash: &mut Stash, plane: &Plane, worker: usize, packet: &Packet, arena:
 
 /// Turns a dropped packet into the ICMP error that its sender must hear of, if any.
 #[cold]
-fn error_reply(packet: &mut Packet, arena: &mut Vec<Segment>, network: &Network, reason: DropReason) -> bool {
+fn error_reply(packet: &mut Packet, arena: &mut [Segment], network: &Network, reason: DropReason) -> bool {
     let Some(kind) = icmp_error_for(reason) else { return false };
     packet.meta.offload = Offload::default();
     icmp_error::icmp_error(packet, arena, network, kind)

@@ -58,10 +58,10 @@ impl Sources {
         };
         for key in gone {
             self.stopped(key, uring);
-            if let Some(index) = self.by_key.remove(&key) {
-                if let Some(Entry { source: Source::Tap(tap), generation, .. }) = self.entries[index].take() {
-                    tap.stop(uring, token(index, generation));
-                }
+            if let Some(index) = self.by_key.remove(&key)
+                && let Some(Entry { source: Source::Tap(tap), generation, .. }) = self.entries[index].take()
+            {
+                tap.stop(uring, token(index, generation));
             }
         }
         for (key, source) in mine {
