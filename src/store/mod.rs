@@ -1,0 +1,326 @@
+//! The embedded store: objects applied at run time and the addresses that ports were given, in one `redb` file.
+//!
+//! Everything is read once, at start; afterwards the daemon only writes. [`Store::commit`] returns when the change is
+//! on disk (DESIGN §4.5), so that whatever a user was told survives a crash. A batch is written whole or not at all.
+//!
+//! This file does not know what objects mean: [`crate::control`] decides what is written.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::config::{Assignment, Assignments, Kind, ObjectKey};
+
+/// Name of the file in the state directory.
+pub const FILE_NAME: &str = "store.redb";
+
+/// Layout of the tables. A file with a larger number was written by a newer hostweave.
+const LAYOUT: u64 = 1;
+
+/// Octets of `redb`'s page cache: everything is held in memory anyway, by the objects themselves.
+const CACHE_BYTES: usize = 4 << 20;
+
+const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
+const ASSIGNMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("assignments");
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+
+/// An object that was applied at run time.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct StoredObject {
+    /// Its identity; an object that is deleted and made again has another.
+    pub uid: Uuid,
+    /// Revision of its last change.
+    pub revision: u64,
+    /// As it was written.
+    pub object: Value,
+}
+
+/// Everything that the store holds.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Contents {
+    /// Objects by key.
+    pub objects: BTreeMap<ObjectKey, StoredObject>,
+    /// Addresses by port.
+    pub assignments: Assignments,
+    /// Revision of the last change.
+    pub revision: u64,
+}
+
+/// One change, written whole or not at all.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Batch {
+    /// Objects to write.
+    pub objects: Vec<(ObjectKey, StoredObject)>,
+    /// Objects to remove.
+    pub objects_gone: Vec<ObjectKey>,
+    /// Assignments to write.
+    pub assignments: Vec<(ObjectKey, Assignment)>,
+    /// Assignments to remove.
+    pub assignments_gone: Vec<ObjectKey>,
+    /// Revision after this change.
+    pub revision: u64,
+}
+
+impl Batch {
+    /// Whether nothing but the revision would be written.
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+            && self.objects_gone.is_empty()
+            && self.assignments.is_empty()
+            && self.assignments_gone.is_empty()
+    }
+}
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be opened: missing permission, another daemon, or damage.
+    #[error("cannot open the store {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: redb::DatabaseError,
+    },
+    /// The file was written by a newer version.
+    #[error("the store {} has layout {found}; this version knows layouts up to {LAYOUT}: use a newer hostweave", path.display())]
+    Layout {
+        /// The file.
+        path: PathBuf,
+        /// Its layout.
+        found: u64,
+    },
+    /// A record cannot be understood.
+    #[error("record {key:?} of the store is damaged")]
+    Record {
+        /// Its key.
+        key: String,
+        /// Cause, where there is one.
+        source: Option<serde_json::Error>,
+    },
+    /// Reading or writing failed.
+    #[error("the store cannot be read or written")]
+    Access(#[source] Box<redb::Error>),
+}
+
+/// Every error of `redb` while reading or writing is the same to the caller.
+fn access<E: Into<redb::Error>>(error: E) -> Error {
+    Error::Access(Box::new(error.into()))
+}
+
+/// The open store. One process at a time: `redb` locks the file.
+pub struct Store {
+    database: Database,
+}
+
+impl Store {
+    /// Opens or makes the store in `state_dir`, and reads all of it.
+    ///
+    /// # Errors
+    /// The file cannot be used, or holds something that this version does not understand.
+    pub fn open(state_dir: &Path) -> Result<(Self, Contents), Error> {
+        let path = state_dir.join(FILE_NAME);
+        let opened = Database::builder().set_cache_size(CACHE_BYTES).create(&path);
+        let database = opened.map_err(|source| Error::Open { path: path.clone(), source })?;
+        Self::with(database, path)
+    }
+
+    /// A store that is gone with the process.
+    ///
+    /// # Errors
+    /// None that is known of; `redb` reports errors of its backend here.
+    pub fn in_memory() -> Result<(Self, Contents), Error> {
+        let backend = redb::backends::InMemoryBackend::new();
+        let path = PathBuf::from("memory");
+        let opened = Database::builder().create_with_backend(backend);
+        Self::with(opened.map_err(|source| Error::Open { path: path.clone(), source })?, path)
+    }
+
+    fn with(database: Database, path: PathBuf) -> Result<(Self, Contents), Error> {
+        let store = Self { database };
+        let contents = store.read(path)?;
+        Ok((store, contents))
+    }
+
+    fn read(&self, path: PathBuf) -> Result<Contents, Error> {
+        let transaction = self.database.begin_read().map_err(access)?;
+        let mut contents = Contents::default();
+        match transaction.open_table(META) {
+            Ok(meta) => {
+                let number = |key| Ok::<_, Error>(meta.get(key).map_err(access)?.map_or(0, |value| value.value()));
+                let found = number("layout")?;
+                if found > LAYOUT {
+                    return Err(Error::Layout { path, found });
+                }
+                contents.revision = number("revision")?;
+            }
+            // A new file: the first commit makes the tables.
+            Err(TableError::TableDoesNotExist(_)) => return Ok(contents),
+            Err(error) => return Err(access(error)),
+        }
+        contents.objects = records(&transaction.open_table(OBJECTS).map_err(access)?)?;
+        contents.assignments = records(&transaction.open_table(ASSIGNMENTS).map_err(access)?)?;
+        Ok(contents)
+    }
+
+    /// Writes a batch; when this returns, it is on disk.
+    ///
+    /// # Errors
+    /// The disk is full or failing. Nothing of the batch is written then.
+    pub fn commit(&self, batch: &Batch) -> Result<(), Error> {
+        let mut transaction = self.database.begin_write().map_err(access)?;
+        // After a crash the file is ready at once: guests wait for their switch.
+        transaction.set_quick_repair(true);
+        {
+            let mut objects = transaction.open_table(OBJECTS).map_err(access)?;
+            for (key, object) in &batch.objects {
+                objects.insert(&*key_text(key), &*encode(key, object)?).map_err(access)?;
+            }
+            for key in &batch.objects_gone {
+                objects.remove(&*key_text(key)).map_err(access)?;
+            }
+            let mut assignments = transaction.open_table(ASSIGNMENTS).map_err(access)?;
+            for (key, assignment) in &batch.assignments {
+                assignments.insert(&*key_text(key), &*encode(key, assignment)?).map_err(access)?;
+            }
+            for key in &batch.assignments_gone {
+                assignments.remove(&*key_text(key)).map_err(access)?;
+            }
+            let mut meta = transaction.open_table(META).map_err(access)?;
+            meta.insert("layout", LAYOUT).map_err(access)?;
+            meta.insert("revision", batch.revision).map_err(access)?;
+        }
+        transaction.commit().map_err(access)
+    }
+}
+
+/// All records of a table, each understood or an error.
+fn records<T: DeserializeOwned>(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> Result<BTreeMap<ObjectKey, T>, Error> {
+    let mut records = BTreeMap::new();
+    for entry in table.iter().map_err(access)? {
+        let (key, value) = entry.map_err(access)?;
+        let text = key.value();
+        let damaged = |source| Error::Record { key: text.to_owned(), source };
+        let key = parse_key(text).ok_or_else(|| damaged(None))?;
+        let value = serde_json::from_slice(value.value()).map_err(|error| damaged(Some(error)))?;
+        records.insert(key, value);
+    }
+    Ok(records)
+}
+
+fn encode<T: Serialize>(key: &ObjectKey, value: &T) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(value).map_err(|error| Error::Record { key: key_text(key), source: Some(error) })
+}
+
+/// `Port/shop/web-0`, `Network//default`. No name contains a slash.
+fn key_text(key: &ObjectKey) -> String {
+    format!("{}/{}/{}", key.kind, key.namespace.as_deref().unwrap_or_default(), key.name)
+}
+
+fn parse_key(text: &str) -> Option<ObjectKey> {
+    let mut parts = text.splitn(3, '/');
+    let kind: Kind = parts.next()?.parse().ok()?;
+    let namespace = parts.next()?;
+    let name = parts.next().filter(|name| !name.is_empty())?;
+    (namespace.is_empty() != kind.is_namespaced()).then(|| ObjectKey::new(kind, Some(namespace), name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assignment() -> Assignment {
+        Assignment {
+            uid: Uuid::from_u128(7),
+            network: "default".to_owned(),
+            mac: "02:00:0a:40:00:0a".parse().unwrap(),
+            v4: Some([10, 64, 0, 10].into()),
+            v6: None,
+            learned: vec!["2001:db8::5".parse().unwrap()],
+        }
+    }
+
+    fn batch() -> Batch {
+        let object =
+            StoredObject { uid: Uuid::from_u128(1), revision: 3, object: serde_json::json!({"kind": "Network"}) };
+        Batch {
+            objects: vec![(ObjectKey::new(Kind::Network, None, "default"), object)],
+            assignments: vec![(ObjectKey::port("shop", "web-0"), assignment())],
+            revision: 3,
+            ..Batch::default()
+        }
+    }
+
+    #[test]
+    fn what_was_committed_is_there_after_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, contents) = Store::open(dir.path()).unwrap();
+        assert_eq!(contents, Contents::default());
+        store.commit(&batch()).unwrap();
+        drop(store);
+
+        let (store, contents) = Store::open(dir.path()).unwrap();
+        assert_eq!(contents.revision, 3);
+        assert_eq!(contents.objects.into_iter().collect::<Vec<_>>(), batch().objects);
+        assert_eq!(contents.assignments.into_iter().collect::<Vec<_>>(), batch().assignments);
+
+        let gone = Batch {
+            objects_gone: vec![ObjectKey::new(Kind::Network, None, "default")],
+            assignments_gone: vec![ObjectKey::port("shop", "web-0")],
+            revision: 4,
+            ..Batch::default()
+        };
+        store.commit(&gone).unwrap();
+        drop(store);
+        let (_, contents) = Store::open(dir.path()).unwrap();
+        assert_eq!(contents, Contents { revision: 4, ..Contents::default() });
+    }
+
+    #[test]
+    fn a_second_process_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = Store::open(dir.path()).unwrap();
+        let error = Store::open(dir.path()).err().unwrap();
+        assert!(matches!(error, Error::Open { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_newer_layout_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let transaction = store.database.begin_write().unwrap();
+        transaction.open_table(META).unwrap().insert("layout", LAYOUT + 1).unwrap();
+        transaction.commit().unwrap();
+        drop(store);
+        let error = Store::open(dir.path()).err().unwrap();
+        assert!(matches!(error, Error::Layout { found, .. } if found == LAYOUT + 1), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_record_is_named() {
+        let (store, _) = Store::in_memory().unwrap();
+        store.commit(&batch()).unwrap();
+        let transaction = store.database.begin_write().unwrap();
+        transaction.open_table(OBJECTS).unwrap().insert("Network//default", &b"{"[..]).unwrap();
+        transaction.commit().unwrap();
+        let error = store.read(PathBuf::new()).unwrap_err();
+        assert!(error.to_string().contains("Network//default"), "{error}");
+    }
+
+    #[test]
+    fn keys_round_trip_and_nonsense_is_refused() {
+        for key in [ObjectKey::port("shop", "web-0.a"), ObjectKey::new(Kind::Network, None, "default")] {
+            assert_eq!(parse_key(&key_text(&key)), Some(key));
+        }
+        for bad in ["", "Port", "Port/shop", "Port//x", "Network/shop/x", "Nothing//x", "Port/shop/"] {
+            assert_eq!(parse_key(bad), None, "{bad}");
+        }
+    }
+}
