@@ -1,0 +1,229 @@
+//! Metrics in OpenMetrics text (UX §6). Nothing is kept for them: a scrape reads the counters of ports and workers.
+
+use std::fmt::Error;
+
+use hostweave_switch::stage::DropReason;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use hostweave_switch::counters::PortTotals;
+
+/// `Content-Type` of the text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// One port at the time of a scrape.
+#[derive(Clone, Debug)]
+pub struct PortSample {
+    /// `namespace/name`.
+    pub port: String,
+    /// Its state.
+    pub state: &'static str,
+    /// Its counters.
+    pub totals: PortTotals,
+}
+
+/// One worker at the time of a scrape. Seconds since the daemon started.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerSample {
+    /// Moving packets.
+    pub busy_s: f64,
+    /// Polling for nothing.
+    pub polling_s: f64,
+    /// Asleep.
+    pub asleep_s: f64,
+    /// Frames taken.
+    pub packets: u64,
+}
+
+/// Everything that a scrape reads.
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    /// Ports.
+    pub ports: Vec<PortSample>,
+    /// Workers.
+    pub workers: Vec<WorkerSample>,
+    /// States that a port may have.
+    pub port_states: &'static [&'static str],
+    /// Revision of the objects.
+    pub revision: u64,
+    /// Events so far.
+    pub events: u64,
+    /// Events that subscribers have missed.
+    pub events_lost: u64,
+}
+
+impl Sample {
+    /// The text.
+    ///
+    /// # Errors
+    /// None that is known of; the encoder reports errors of its writer.
+    pub fn encode(self) -> Result<String, Error> {
+        let mut registry = Registry::with_prefix("hostweave");
+        let revision = option_env!("HOSTWEAVE_GIT_REVISION").unwrap_or("unknown");
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION")), ("revision", revision)]);
+        registry.register("build", "Version of the daemon", build);
+        registry.register_collector(Box::new(self));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry)?;
+        Ok(text)
+    }
+
+    fn port_counters(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        type Read = fn(&PortTotals) -> u64;
+        let counters: [(&str, &str, Option<Unit>, Read); 4] = [
+            ("port_receive", "Octets from the guest", Some(Unit::Bytes), |totals| totals.received_bytes),
+            ("port_receive_packets", "Frames from the guest", None, |totals| totals.received),
+            ("port_transmit", "Octets to the guest", Some(Unit::Bytes), |totals| totals.transmitted_bytes),
+            ("port_transmit_packets", "Frames to the guest", None, |totals| totals.transmitted),
+        ];
+        for (name, help, unit, read) in counters {
+            let mut metric = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
+            for sample in &self.ports {
+                let labels = [("port", sample.port.as_str())];
+                ConstCounter::new(read(&sample.totals)).encode(metric.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn port_drops(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        let help = "Frames that ended; egress comes from the guest, ingress goes to it";
+        let mut metric = encoder.encode_descriptor("port_drops", help, None, MetricType::Counter)?;
+        for sample in &self.ports {
+            let directions = [("egress", &sample.totals.dropped), ("ingress", &sample.totals.tx_dropped)];
+            for (direction, drops) in directions {
+                for (reason, count) in drops.iter() {
+                    let reason: &DropReason = reason;
+                    let labels = [("port", sample.port.as_str()), ("direction", direction), ("reason", reason.name())];
+                    ConstCounter::new(*count).encode(metric.encode_family(&labels)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn port_states(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        let mut metric =
+            encoder.encode_descriptor("port_state", "1 for the state of the port", None, MetricType::Gauge)?;
+        for sample in &self.ports {
+            for state in self.port_states {
+                let labels = [("port", sample.port.as_str()), ("state", *state)];
+                ConstGauge::new(i64::from(*state == sample.state)).encode(metric.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn worker_metrics(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        let numbered = || self.workers.iter().enumerate().map(|(index, worker)| (index.to_string(), worker));
+        {
+            let help = "Part of the time since the start that the worker moved packets";
+            let mut metric = encoder.encode_descriptor("worker_busy_ratio", help, None, MetricType::Gauge)?;
+            for (index, worker) in numbered() {
+                let total = worker.busy_s + worker.polling_s + worker.asleep_s;
+                let ratio = if total > 0.0 { worker.busy_s / total } else { 0.0 };
+                ConstGauge::new(ratio).encode(metric.encode_family(&[("worker", index.as_str())])?)?;
+            }
+        }
+        {
+            let help = "Time of the worker by what it did";
+            let unit = Unit::Seconds;
+            let mut metric = encoder.encode_descriptor("worker_time", help, Some(&unit), MetricType::Counter)?;
+            for (index, worker) in numbered() {
+                let states = [("busy", worker.busy_s), ("polling", worker.polling_s), ("asleep", worker.asleep_s)];
+                for (state, seconds) in states {
+                    let labels = [("worker", index.as_str()), ("state", state)];
+                    ConstCounter::new(seconds).encode(metric.encode_family(&labels)?)?;
+                }
+            }
+        }
+        let mut metric =
+            encoder.encode_descriptor("worker_packets", "Frames that the worker took", None, MetricType::Counter)?;
+        for (index, worker) in numbered() {
+            ConstCounter::new(worker.packets).encode(metric.encode_family(&[("worker", index.as_str())])?)?;
+        }
+        Ok(())
+    }
+}
+
+impl Collector for Sample {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        self.port_counters(&mut encoder)?;
+        self.port_drops(&mut encoder)?;
+        self.port_states(&mut encoder)?;
+        self.worker_metrics(&mut encoder)?;
+        let no_labels: [(&str, &str); 0] = [];
+        let mut number = |name: &str, help: &str, kind, value: u64| {
+            let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+            one(&mut metric, &no_labels, kind, value)
+        };
+        number("object_revision", "Revision of the objects", MetricType::Gauge, self.revision)?;
+        number("events", "Events so far", MetricType::Counter, self.events)?;
+        number(
+            "events_lost",
+            "Events that were not told or that a subscriber missed",
+            MetricType::Counter,
+            self.events_lost,
+        )
+    }
+}
+
+fn one(
+    metric: &mut prometheus_client::encoding::MetricEncoder<'_>,
+    labels: &impl EncodeLabelSet,
+    kind: MetricType,
+    value: u64,
+) -> Result<(), Error> {
+    let metric = metric.encode_family(labels)?;
+    match kind {
+        MetricType::Counter => ConstCounter::new(value).encode(metric),
+        _ => ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrape_has_the_documented_names() {
+        let totals = PortTotals {
+            received: 3,
+            received_bytes: 180,
+            transmitted: 2,
+            transmitted_bytes: 120,
+            dropped: vec![(DropReason::SpoofedIp, 1)],
+            tx_dropped: vec![(DropReason::SpoofedMac, 4)],
+            ..PortTotals::default()
+        };
+        let sample = Sample {
+            ports: vec![PortSample { port: "shop/web-0".into(), state: "running", totals }],
+            workers: vec![WorkerSample { busy_s: 1.0, polling_s: 1.0, asleep_s: 2.0, packets: 3 }],
+            port_states: &["running", "down"],
+            revision: 17,
+            events: 5,
+            events_lost: 0,
+        };
+        let text = sample.encode().unwrap();
+        for line in [
+            "hostweave_port_receive_bytes_total{port=\"shop/web-0\"} 180",
+            "hostweave_port_receive_packets_total{port=\"shop/web-0\"} 3",
+            "hostweave_port_transmit_bytes_total{port=\"shop/web-0\"} 120",
+            "hostweave_port_drops_total{port=\"shop/web-0\",direction=\"egress\",reason=\"spoofed_ip\"} 1",
+            "hostweave_port_drops_total{port=\"shop/web-0\",direction=\"ingress\",reason=\"spoofed_mac\"} 4",
+            "hostweave_port_state{port=\"shop/web-0\",state=\"running\"} 1",
+            "hostweave_port_state{port=\"shop/web-0\",state=\"down\"} 0",
+            "hostweave_worker_busy_ratio{worker=\"0\"} 0.25",
+            "hostweave_object_revision 17",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|have| have == line), "{line} is not in\n{text}");
+        }
+        assert!(text.contains("hostweave_build_info{version="), "{text}");
+    }
+}

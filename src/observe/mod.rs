@@ -1,0 +1,6 @@
+//! What happened and how much: the log of events and the metrics. Both are read by people and programs; neither is
+//! ever asked by the packet path.
+
+pub mod events;
+pub mod metrics;
+pub mod time;
