@@ -1,0 +1,582 @@
+//! The daemon's state, and the only way to change it.
+//!
+//! # Theory of operation
+//!
+//! Readers take the current [`Snapshot`]. A change takes the writer's lock and goes through five steps: put the new
+//! objects together, check them ([`super::plan`]), write the difference to the store, hand the result to the packet
+//! path, publish the new snapshot. A failure of the first two changes nothing; if the packet path refuses, the store is
+//! put back as it was.
+//!
+//! Everything here blocks on the disk: call it off the runtime's threads.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+use super::error::{ErrorKind, RpcError};
+use super::plan::{self, Identity, Objects, Plan};
+use super::selector::Selector;
+use crate::config::checked::{Object, Origin, Spec};
+use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, load_paths};
+use crate::fabric::Fabric;
+use crate::observe::events::{EventLog, EventType};
+use crate::store::{Batch, Contents, Store, StoredObject};
+
+/// Changes of objects that a watcher may be behind.
+const CHANGES_BACKLOG_MAX: usize = 4096;
+
+/// What exists now.
+#[derive(Default)]
+pub struct Snapshot {
+    /// Objects, checked together, built-in ones included.
+    pub set: ObjectSet,
+    /// Addresses of ports.
+    pub assignments: Assignments,
+    /// Identities of objects that were applied at run time.
+    pub identities: BTreeMap<ObjectKey, Identity>,
+    /// Grows with every change of objects.
+    pub revision: u64,
+    /// Ports that cannot be given what they need.
+    pub problems: Vec<Diagnostic>,
+}
+
+/// What became of an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It is new.
+    Created,
+    /// It says something else than before.
+    Updated,
+    /// It says the same as before.
+    Unchanged,
+    /// It is gone.
+    Deleted,
+}
+
+/// A change of one object, for those who watch.
+#[derive(Clone, Debug)]
+pub struct ObjectChange {
+    /// Revision of the change.
+    pub revision: u64,
+    /// What became of it.
+    pub action: Action,
+    /// The object, as it is now or was last.
+    pub object: Arc<Object>,
+}
+
+/// One wish.
+#[derive(Clone, Debug)]
+pub enum Edit {
+    /// Create or change.
+    Put(Box<Object>),
+    /// Delete; whether that nothing is there is an error.
+    Delete {
+        /// Which one.
+        key: ObjectKey,
+        /// Whether it must be there.
+        must_exist: bool,
+    },
+}
+
+/// How wishes are carried out.
+#[derive(Clone, Debug, Default)]
+pub struct EditOptions {
+    /// Only say what would happen.
+    pub dry_run: bool,
+    /// Also delete stored objects that match and are not among those put.
+    pub prune: Option<Selector>,
+}
+
+/// What was changed.
+#[derive(Debug)]
+pub struct Applied {
+    /// Revision afterwards.
+    pub revision: u64,
+    /// Every object that was asked for, and what was pruned.
+    pub changes: Vec<(Action, Arc<Object>)>,
+    /// What is dubious.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// What the controller is made of.
+pub struct Parts {
+    /// Configuration files and folders.
+    pub config: Vec<PathBuf>,
+    /// Folder of sockets.
+    pub runtime: PathBuf,
+    /// Whether a file may take over an object that was applied at run time.
+    pub adopt: bool,
+    /// The packet path.
+    pub fabric: Arc<Fabric>,
+    /// Everything durable.
+    pub store: Store,
+    /// What happens.
+    pub events: Arc<EventLog>,
+}
+
+/// The daemon's state.
+pub struct Controller {
+    /// What it is made of.
+    pub parts: Parts,
+    /// When the daemon started.
+    pub started: Instant,
+    snapshot: ArcSwap<Snapshot>,
+    writer: Mutex<Objects>,
+    changes: broadcast::Sender<Arc<ObjectChange>>,
+    reload_failure: Mutex<Option<String>>,
+}
+
+impl Controller {
+    /// The state at start: files and store together. Ports that cannot be given what they need stay without traffic.
+    ///
+    /// # Errors
+    /// The objects contradict each other, or the packet path refuses them.
+    pub fn start(parts: Parts, initial: Initial, started: Instant) -> anyhow::Result<Arc<Self>> {
+        let controller = Self {
+            parts,
+            started,
+            snapshot: ArcSwap::from_pointee(Snapshot {
+                assignments: initial.assignments,
+                revision: initial.revision,
+                ..Snapshot::default()
+            }),
+            writer: Mutex::new(Objects::default()),
+            changes: broadcast::Sender::new(CHANGES_BACKLOG_MAX),
+            reload_failure: Mutex::new(None),
+        };
+        {
+            let mut writer = controller.lock();
+            controller.settle(&mut writer, initial.objects, initial.plan, initial.batch, &[])?;
+        }
+        Ok(Arc::new(controller))
+    }
+
+    /// What exists now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Changes of objects from now on.
+    pub fn watch(&self) -> broadcast::Receiver<Arc<ObjectChange>> {
+        self.changes.subscribe()
+    }
+
+    /// Why the last reload failed, if it did.
+    pub fn reload_failure(&self) -> Option<String> {
+        self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Carries out wishes, all or none.
+    ///
+    /// # Errors
+    /// A wish contradicts an object's origin or revision, the result is not valid, or it cannot be carried out.
+    pub fn edit(&self, edits: Vec<Edit>, options: &EditOptions) -> Result<Applied, RpcError> {
+        self.edit_with(options, |_, _| Ok(edits))
+    }
+
+    /// As [`Self::edit`], with wishes that depend on what exists; nothing changes in between.
+    ///
+    /// # Errors
+    /// As [`Self::edit`], and those of `wishes`.
+    pub fn edit_with(
+        &self,
+        options: &EditOptions,
+        wishes: impl FnOnce(&Snapshot, &Objects) -> Result<Vec<Edit>, RpcError>,
+    ) -> Result<Applied, RpcError> {
+        let mut writer = self.lock();
+        let before = self.snapshot();
+        let mut edits = wishes(&before, &writer)?;
+        if let Some(selector) = &options.prune {
+            prune(&mut edits, &writer, selector);
+        }
+        let revision = before.revision + 1;
+        let mut draft = Draft { objects: writer.clone(), changes: Vec::new(), batch: Batch::default(), revision };
+        let mut refused = Vec::new();
+        for edit in edits {
+            if let Err(error) = draft.edit(edit, &before) {
+                refused.push(error);
+            }
+        }
+        refuse(refused)?;
+        let plan = plan::plan(&draft.objects, &before.assignments, &self.parts.runtime)?;
+        plan::refuse_new_problems(&plan, &before.problems)?;
+        let changed = draft.changes.iter().any(|(action, _)| *action != Action::Unchanged);
+        let applied =
+            Applied { revision: before.revision, changes: draft.changes.clone(), warnings: plan.warnings.clone() };
+        if options.dry_run || !changed {
+            return Ok(applied);
+        }
+        self.settle(&mut writer, draft.objects, plan, draft.batch, &draft.changes)?;
+        Ok(Applied { revision: self.snapshot().revision, ..applied })
+    }
+
+    /// Reads the configuration files again. What is wrong changes nothing.
+    ///
+    /// # Errors
+    /// All problems of all files.
+    pub fn reload(&self) -> Result<Applied, RpcError> {
+        let result = self.try_reload();
+        let mut failure = self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner);
+        match &result {
+            Ok(applied) => {
+                *failure = None;
+                let count = applied.changes.len();
+                let message = format!("configuration read again: {count} objects changed");
+                self.parts.events.add(EventType::Reloaded, None, message, json!({"changed": count}));
+            }
+            Err(error) => {
+                *failure = Some(error.to_string());
+                let message = format!("configuration not reloaded, the old one stays: {error}");
+                self.parts.events.add(EventType::ReloadFailed, None, message, Value::Null);
+            }
+        }
+        result
+    }
+
+    fn try_reload(&self) -> Result<Applied, RpcError> {
+        let loaded = load_paths(&self.parts.config)?;
+        let mut writer = self.lock();
+        let before = self.snapshot();
+        let files = loaded.objects.into_iter().map(Arc::new).collect();
+        let (objects, batch) = with_files(files, writer.stored.clone(), self.parts.adopt)?;
+        let plan = plan::plan(&objects, &before.assignments, &self.parts.runtime)?;
+        plan::refuse_new_problems(&plan, &before.problems)?;
+        let changes = difference(&before.set, &plan.set);
+        let warnings = loaded.warnings.into_iter().chain(plan.warnings.iter().cloned()).collect();
+        if plan.set.host().workers != before.set.host().workers {
+            tracing::warn!("HostConfig.spec.workers was changed: it takes effect when the daemon is restarted");
+        }
+        self.settle(&mut writer, objects, plan, batch, &changes)?;
+        Ok(Applied { revision: self.snapshot().revision, changes, warnings })
+    }
+
+    /// Remembers addresses that changed under a change that came from below, and hands them to the packet path.
+    ///
+    /// # Errors
+    /// The disk fails, or the packet path refuses; nothing has changed then.
+    pub fn with_assignments(
+        &self,
+        change: impl FnOnce(&ObjectSet, &mut Assignments) -> Vec<ObjectKey>,
+    ) -> anyhow::Result<()> {
+        let _writer = self.lock();
+        let before = self.snapshot();
+        let mut assignments = before.assignments.clone();
+        let changed = change(&before.set, &mut assignments);
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let of = |assignments: &Assignments| {
+            changed.iter().filter_map(|key| Some((key.clone(), assignments.get(key)?.clone()))).collect()
+        };
+        let batch = Batch { assignments: of(&assignments), revision: before.revision, ..Batch::default() };
+        let back = Batch { assignments: of(&before.assignments), revision: before.revision, ..Batch::default() };
+        let (desired, _) = plan::desired(&before.set, &assignments, &self.parts.runtime);
+        self.parts.store.commit(&batch)?;
+        if let Err(error) = self.parts.fabric.apply(&desired) {
+            self.parts.store.commit(&back).context("putting the store back")?;
+            return Err(error);
+        }
+        self.snapshot.store(Arc::new(Snapshot {
+            set: before.set.clone(),
+            assignments,
+            identities: before.identities.clone(),
+            revision: before.revision,
+            problems: before.problems.clone(),
+        }));
+        Ok(())
+    }
+
+    /// Writes, hands to the packet path, publishes, tells.
+    fn settle(
+        &self,
+        writer: &mut MutexGuard<'_, Objects>,
+        objects: Objects,
+        plan: Plan,
+        mut batch: Batch,
+        changes: &[(Action, Arc<Object>)],
+    ) -> Result<(), RpcError> {
+        let before = self.snapshot();
+        let assignment = |key: &ObjectKey| Some((key.clone(), plan.ipam.assignments.get(key)?.clone()));
+        batch.assignments = plan.ipam.changed.iter().filter_map(assignment).collect();
+        batch.assignments_gone.clone_from(&plan.ipam.freed);
+        let revision = before.revision + u64::from(!batch.is_empty() || !changes.is_empty());
+        batch.revision = revision;
+        let written = revision != before.revision;
+        if written {
+            let failed = |error: crate::store::Error| anyhow::Error::from(error).context("nothing was applied");
+            self.parts.store.commit(&batch).map_err(failed)?;
+        }
+        if let Err(error) = self.parts.fabric.apply(&plan.desired) {
+            if written {
+                let back = undo(&batch, writer, &before);
+                self.parts.store.commit(&back).map_err(|error| anyhow::Error::from(error).context("undoing"))?;
+            }
+            return Err(RpcError::new(ErrorKind::Exhausted, "", format!("nothing was applied: {error:#}")));
+        }
+        let identities = objects.stored.iter().map(|(key, (_, identity))| (key.clone(), *identity)).collect();
+        **writer = objects;
+        let Plan { set, ipam, problems, .. } = plan;
+        let assignments = ipam.assignments;
+        self.snapshot.store(Arc::new(Snapshot { set, assignments, identities, revision, problems }));
+        self.tell(revision, changes);
+        Ok(())
+    }
+
+    fn tell(&self, revision: u64, changes: &[(Action, Arc<Object>)]) {
+        for (action, object) in changes {
+            let (event, word) = match action {
+                Action::Created => (EventType::ObjectCreated, "created"),
+                Action::Updated => (EventType::ObjectUpdated, "changed"),
+                Action::Deleted => (EventType::ObjectDeleted, "deleted"),
+                Action::Unchanged => continue,
+            };
+            let message = format!("{} {word} ({})", object.key, object.origin);
+            self.parts.events.add(event, Some(&object.key), message, json!({"revision": revision}));
+            // Nobody may be watching.
+            let _ = self.changes.send(Arc::new(ObjectChange { revision, action: *action, object: Arc::clone(object) }));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Objects> {
+        // The objects are replaced in one assignment: a panic leaves the old or the new ones.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the daemon begins with.
+pub struct Initial {
+    /// Objects of files and store.
+    pub objects: Objects,
+    /// What follows from them.
+    pub plan: Plan,
+    /// Stored objects that files took over.
+    batch: Batch,
+    /// Addresses given before.
+    assignments: Assignments,
+    revision: u64,
+}
+
+impl Initial {
+    /// Puts files and store together.
+    ///
+    /// # Errors
+    /// A stored object is not valid any more, a file claims one without `adopt`, or objects contradict each other.
+    pub fn new(files: Vec<Object>, contents: Contents, adopt: bool, runtime: &Path) -> Result<Self, RpcError> {
+        let mut stored = BTreeMap::new();
+        for (key, record) in contents.objects {
+            let (object, _) = Object::from_json(&record.object, Origin::Store)?;
+            let identity = Identity { uid: record.uid, revision: record.revision };
+            stored.insert(key, (Arc::new(object), identity));
+        }
+        let (objects, batch) = with_files(files.into_iter().map(Arc::new).collect(), stored, adopt)?;
+        let plan = plan::plan(&objects, &contents.assignments, runtime)?;
+        Ok(Self { objects, plan, batch, assignments: contents.assignments, revision: contents.revision })
+    }
+}
+
+/// Objects of files and store together; a file claims a stored object only with `adopt`.
+fn with_files(
+    files: Vec<Arc<Object>>,
+    mut stored: BTreeMap<ObjectKey, (Arc<Object>, Identity)>,
+    adopt: bool,
+) -> Result<(Objects, Batch), RpcError> {
+    let claimed: Vec<&Arc<Object>> = files.iter().filter(|object| stored.contains_key(&object.key)).collect();
+    if !claimed.is_empty() && !adopt {
+        let claim = |object: &&Arc<Object>| {
+            let message = format!("{} claims an object that was applied at run time", object.origin);
+            Diagnostic::error("hostweave::config::origin", message).with_object(&object.key).with_help(format!(
+                "start the daemon with --adopt to let the file own it, or remove it first: hostweave delete {} {}",
+                object.key.kind,
+                object.key.path(),
+            ))
+        };
+        let diagnostics = Diagnostics(claimed.iter().map(claim).collect());
+        return Err(RpcError::diagnostics(ErrorKind::Conflict, diagnostics));
+    }
+    let objects_gone: Vec<ObjectKey> = claimed.into_iter().map(|object| object.key.clone()).collect();
+    for key in &objects_gone {
+        stored.remove(key);
+    }
+    Ok((Objects { files, stored }, Batch { objects_gone, ..Batch::default() }))
+}
+
+/// The batch that takes `batch` back.
+fn undo(batch: &Batch, objects: &Objects, before: &Snapshot) -> Batch {
+    let mut back = Batch { revision: before.revision, ..Batch::default() };
+    for key in batch.objects.iter().map(|(key, _)| key).chain(&batch.objects_gone) {
+        match objects.stored.get(key) {
+            Some((object, identity)) => back.objects.push((key.clone(), record(object, *identity))),
+            None => back.objects_gone.push(key.clone()),
+        }
+    }
+    for key in batch.assignments.iter().map(|(key, _)| key).chain(&batch.assignments_gone) {
+        match before.assignments.get(key) {
+            Some(assignment) => back.assignments.push((key.clone(), assignment.clone())),
+            None => back.assignments_gone.push(key.clone()),
+        }
+    }
+    back
+}
+
+fn record(object: &Object, identity: Identity) -> StoredObject {
+    let object = object.with_identity(None, None).to_json();
+    StoredObject { uid: identity.uid, revision: identity.revision, object }
+}
+
+/// One error for several.
+fn refuse(mut refused: Vec<RpcError>) -> Result<(), RpcError> {
+    if refused.len() <= 1 {
+        return refused.pop().map_or(Ok(()), Err);
+    }
+    let kind = refused[0].data.kind;
+    let diagnostics = refused.iter().flat_map(|error| error.to_diagnostics().0).collect();
+    Err(RpcError::diagnostics(kind, Diagnostics(diagnostics)))
+}
+
+/// Adds deletions of stored objects that match and are not put.
+fn prune(edits: &mut Vec<Edit>, objects: &Objects, selector: &Selector) {
+    let put = |key: &ObjectKey| edits.iter().any(|edit| matches!(edit, Edit::Put(object) if object.key == *key));
+    let gone: Vec<ObjectKey> = objects
+        .stored
+        .iter()
+        .filter(|(key, (object, _))| selector.matches(&object.metadata.labels) && !put(key))
+        .map(|(key, _)| key.clone())
+        .collect();
+    edits.extend(gone.into_iter().map(|key| Edit::Delete { key, must_exist: false }));
+}
+
+/// What a reload changed.
+fn difference(before: &ObjectSet, after: &ObjectSet) -> Vec<(Action, Arc<Object>)> {
+    let mut changes = Vec::new();
+    for (key, object) in after.iter() {
+        match before.get(key) {
+            None => changes.push((Action::Created, Arc::clone(object))),
+            Some(old) if !old.says_the_same(object) => changes.push((Action::Updated, Arc::clone(object))),
+            Some(_) => {}
+        }
+    }
+    let gone = before.iter().filter(|(key, _)| after.get(key).is_none());
+    changes.extend(gone.map(|(_, object)| (Action::Deleted, Arc::clone(object))));
+    changes
+}
+
+/// A change in the making.
+struct Draft {
+    objects: Objects,
+    changes: Vec<(Action, Arc<Object>)>,
+    batch: Batch,
+    revision: u64,
+}
+
+impl Draft {
+    fn edit(&mut self, edit: Edit, before: &Snapshot) -> Result<(), RpcError> {
+        match edit {
+            Edit::Put(object) => self.put(*object, before),
+            Edit::Delete { key, must_exist } => self.delete(&key, must_exist, before),
+        }
+    }
+
+    fn put(&mut self, mut object: Object, before: &Snapshot) -> Result<(), RpcError> {
+        let key = object.key.clone();
+        self.check_origin(&key)?;
+        if self.changes.iter().any(|(_, other)| other.key == key) {
+            return Err(conflict(&key, "duplicate", format!("{key} is written twice"), "leave one of them out"));
+        }
+        if let Spec::HostConfig(host) = &object.spec
+            && (host.runtime_dir.is_some() || host.state_dir.is_some())
+        {
+            let message = "spec.paths can only be written in a configuration file: it says where the store is";
+            return Err(conflict(&key, "origin", message, "write it under the folder given by --config"));
+        }
+        let known = self.objects.stored.get(&key).cloned();
+        check_revision(&object, known.as_ref().map(|(_, identity)| *identity), before)?;
+        object.origin = Origin::Store;
+        let object = Arc::new(object);
+        let action = match &known {
+            None => Action::Created,
+            Some((old, _)) if old.says_the_same(&object) => Action::Unchanged,
+            Some(_) => Action::Updated,
+        };
+        if action != Action::Unchanged {
+            let uid = known.map_or_else(Uuid::new_v4, |(_, identity)| identity.uid);
+            let identity = Identity { uid, revision: self.revision };
+            self.batch.objects.push((key.clone(), record(&object, identity)));
+            self.objects.stored.insert(key, (Arc::clone(&object), identity));
+        }
+        self.changes.push((action, object));
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &ObjectKey, must_exist: bool, before: &Snapshot) -> Result<(), RpcError> {
+        self.check_origin(key)?;
+        if let Some((object, _)) = self.objects.stored.remove(key) {
+            self.batch.objects_gone.push(key.clone());
+            self.changes.push((Action::Deleted, object));
+            return Ok(());
+        }
+        if before.set.get(key).is_some() {
+            return Err(conflict(key, "origin", format!("{key} is built in"), "apply your own to change it"));
+        }
+        if must_exist { Err(not_found(key, before)) } else { Ok(()) }
+    }
+
+    /// What comes from a file is changed only there (UX §2).
+    fn check_origin(&self, key: &ObjectKey) -> Result<(), RpcError> {
+        let Some(object) = self.objects.file(key) else { return Ok(()) };
+        let message = format!("{key} comes from {} and is changed only there", object.origin);
+        Err(conflict(key, "origin", message, "edit that file, then reload the daemon (SIGHUP)"))
+    }
+}
+
+/// Optimistic concurrency: what was read before must still be so.
+fn check_revision(object: &Object, known: Option<Identity>, before: &Snapshot) -> Result<(), RpcError> {
+    let key = &object.key;
+    let help = format!("read it again: hostweave get {} {} -o yaml", key.kind, key.path());
+    if let Some(wanted) = object.metadata.resource_version
+        && known.map(|identity| identity.revision) != Some(wanted)
+    {
+        let now = known.map_or("it does not exist".to_owned(), |identity| format!("it is at {}", identity.revision));
+        let message = format!("{key} was changed by somebody else: metadata.resourceVersion is {wanted}, {now}");
+        return Err(conflict(key, "conflict", message, &help));
+    }
+    let uid = known.map(|identity| before.assignments.get(key).map_or(identity.uid, |assignment| assignment.uid));
+    if let Some(wanted) = object.metadata.uid
+        && uid != Some(wanted)
+    {
+        let message = format!("{key} is another object than the one that was read: metadata.uid {wanted} is gone");
+        return Err(conflict(key, "conflict", message, &help));
+    }
+    Ok(())
+}
+
+fn conflict(key: &ObjectKey, code: &str, message: impl Into<String>, help: &str) -> RpcError {
+    let code = format!("hostweave::config::{code}");
+    let diagnostic = Diagnostic::error(&code, message).with_help(help);
+    let mut error = RpcError::diagnostics(ErrorKind::Conflict, diagnostic.into());
+    "name".clone_into(&mut error.data.field);
+    tracing::debug!(object = %key, %error, "a change was refused");
+    error
+}
+
+/// The error for an object that is not there, with the name that may have been meant.
+pub fn not_found(key: &ObjectKey, snapshot: &Snapshot) -> RpcError {
+    let error = RpcError::new(ErrorKind::NotFound, "name", format!("{key} does not exist"));
+    let same_kind = || snapshot.set.of_kind(key.kind).map(|object| &object.key);
+    if let Some(other) = same_kind().find(|other| other.name == key.name) {
+        return error.help(format!("there is {other}: use -n {}", other.namespace.as_deref().unwrap_or_default()));
+    }
+    let names = same_kind().filter(|other| other.namespace == key.namespace).map(|other| other.name.as_str());
+    match crate::config::names::closest(&key.name, names) {
+        Some(name) => error.help(format!("did you mean {name}?")),
+        None => error.help(format!("see what there is: hostweave get {}", key.kind.plural())),
+    }
+}

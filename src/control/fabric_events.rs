@@ -1,0 +1,209 @@
+//! What happens below control: events of the fabric become events of the log, and addresses that guests formed become
+//! assignments (SEMANTICS RA5).
+//!
+//! Guests cause most of these events, so each port has a budget per minute; what exceeds it is counted, not told.
+
+use std::collections::HashMap;
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::controller::Controller;
+use crate::config::ObjectKey;
+use crate::config::ipam::{LearnError, learn};
+use crate::fabric::spec::FabricEvent;
+use crate::observe::events::EventType;
+
+/// Events that one port may cause in [`WINDOW`].
+const EVENTS_PER_WINDOW: u32 = 60;
+
+/// See [`EVENTS_PER_WINDOW`].
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// Events taken at once: addresses learned together cost one write to disk.
+const BATCH_MAX: usize = 256;
+
+/// Takes events until the fabric is gone.
+pub async fn run(controller: Arc<Controller>, mut events: UnboundedReceiver<FabricEvent>) {
+    let mut budgets = Budgets::default();
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    while events.recv_many(&mut batch, BATCH_MAX).await > 0 {
+        let taken = std::mem::take(&mut batch);
+        let controller = Arc::clone(&controller);
+        // Learning an address writes to disk.
+        let handled = tokio::task::spawn_blocking(move || {
+            handle(&controller, taken, &mut budgets);
+            budgets
+        });
+        budgets = match handled.await {
+            Ok(budgets) => budgets,
+            Err(error) => {
+                tracing::error!(%error, "an event of the packet path could not be handled");
+                Budgets::default()
+            }
+        };
+    }
+}
+
+fn handle(controller: &Controller, events: Vec<FabricEvent>, budgets: &mut Budgets) {
+    let mut seen: Vec<(ObjectKey, Ipv6Addr)> = Vec::new();
+    for event in events {
+        let Some(key) = key_of(port_of(&event)) else { continue };
+        if let FabricEvent::AddressSeen { address, .. } = event {
+            seen.push((key, address));
+            continue;
+        }
+        let (event_type, message, data) = describe(event);
+        tell(controller, budgets, event_type, &key, message, data);
+    }
+    if seen.is_empty() {
+        return;
+    }
+    let mut outcomes = Vec::new();
+    let result = controller.with_assignments(|set, assignments| {
+        let mut changed = Vec::new();
+        for (key, address) in seen {
+            let outcome = learn(set, assignments, &key, address);
+            if outcome == Ok(true) && !changed.contains(&key) {
+                changed.push(key.clone());
+            }
+            outcomes.push((key, address, outcome));
+        }
+        changed
+    });
+    for (key, address, outcome) in outcomes {
+        let data = json!({"address": address});
+        match (&result, outcome) {
+            (_, Ok(false) | Err(LearnError::NoPort)) => {}
+            (Ok(()), Ok(true)) => {
+                let message = format!("the guest formed {address} and may use it");
+                tell(controller, budgets, EventType::AddressLearned, &key, message, data);
+            }
+            (Err(error), Ok(true)) => {
+                let message = format!("the guest formed {address}, which could not be remembered: {error:#}");
+                tell(controller, budgets, EventType::AddressRefused, &key, message, data);
+            }
+            (_, Err(reason)) => {
+                let message = format!("the guest formed {address} and may not use it: {reason}");
+                tell(controller, budgets, EventType::AddressRefused, &key, message, data);
+            }
+        }
+    }
+}
+
+fn tell(
+    controller: &Controller,
+    budgets: &mut Budgets,
+    event_type: EventType,
+    key: &ObjectKey,
+    message: String,
+    data: Value,
+) {
+    if budgets.take(key, Instant::now()) {
+        controller.parts.events.add(event_type, Some(key), message, data);
+    } else {
+        controller.parts.events.count_lost(1);
+    }
+}
+
+/// `namespace/name` as a key. Internal ports of networks have no object.
+fn key_of(port: &str) -> Option<ObjectKey> {
+    let (namespace, name) = port.split_once('/')?;
+    (!name.contains('/')).then(|| ObjectKey::port(namespace, name))
+}
+
+fn port_of(event: &FabricEvent) -> &str {
+    match event {
+        FabricEvent::Connected { port, .. }
+        | FabricEvent::Started { port, .. }
+        | FabricEvent::Stopped { port, .. }
+        | FabricEvent::Disconnected { port, .. }
+        | FabricEvent::Fault { port, .. }
+        | FabricEvent::AttachFailed { port, .. }
+        | FabricEvent::AddressSeen { port, .. }
+        | FabricEvent::AddressDeclined { port, .. }
+        | FabricEvent::LeaseConfirmed { port, .. } => port,
+    }
+}
+
+fn describe(event: FabricEvent) -> (EventType, String, Value) {
+    match event {
+        FabricEvent::Connected { socket, pid, uid, .. } => {
+            let message = format!("a VMM connected (process {pid}, user {uid})");
+            (EventType::PortConnected, message, json!({"socketPath": socket, "pid": pid, "uid": uid}))
+        }
+        FabricEvent::Started { socket, features, queue_pairs, .. } => {
+            let message = format!("running with {queue_pairs} queue pair{}", if queue_pairs == 1 { "" } else { "s" });
+            let data = json!({"socketPath": socket, "features": features, "queuePairs": queue_pairs});
+            (EventType::PortRunning, message, data)
+        }
+        FabricEvent::Stopped { socket, .. } => {
+            (EventType::PortStopped, "the guest's driver stopped its queues".to_owned(), json!({"socketPath": socket}))
+        }
+        FabricEvent::Disconnected { socket, .. } => {
+            (EventType::PortDisconnected, "the VMM went away".to_owned(), json!({"socketPath": socket}))
+        }
+        FabricEvent::Fault { socket, reason, .. } => {
+            (EventType::PortFaulted, format!("stopped: {reason}"), json!({"socketPath": socket, "reason": reason}))
+        }
+        FabricEvent::AttachFailed { reason, .. } => {
+            let message = format!("could not be set up and is tried again: {reason}");
+            (EventType::PortAttachFailed, message, json!({"reason": reason}))
+        }
+        FabricEvent::AddressSeen { address, .. } => {
+            (EventType::AddressLearned, format!("the guest formed {address}"), json!({"address": address}))
+        }
+        FabricEvent::AddressDeclined { address, .. } => {
+            let message = format!("the guest declined {address}: another machine seems to have it");
+            (EventType::AddressDeclined, message, json!({"address": address}))
+        }
+        FabricEvent::LeaseConfirmed { address, .. } => {
+            (EventType::LeaseConfirmed, format!("the guest leased {address}"), json!({"address": address}))
+        }
+    }
+}
+
+/// How many events each port has caused lately.
+#[derive(Default)]
+struct Budgets(HashMap<ObjectKey, (Instant, u32)>);
+
+impl Budgets {
+    /// Whether one more event of this port may be told.
+    fn take(&mut self, key: &ObjectKey, now: Instant) -> bool {
+        if !self.0.contains_key(key) {
+            // What is old says nothing: ports that are gone leave no trace.
+            self.0.retain(|_, (since, _)| now.duration_since(*since) < WINDOW);
+        }
+        let (since, count) = self.0.entry(key.clone()).or_insert((now, 0));
+        if now.duration_since(*since) >= WINDOW {
+            (*since, *count) = (now, 0);
+        }
+        *count += 1;
+        *count <= EVENTS_PER_WINDOW
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_port_cannot_flood_the_log() {
+        let mut budgets = Budgets::default();
+        let (noisy, quiet) = (ObjectKey::port("a", "noisy"), ObjectKey::port("a", "quiet"));
+        let start = Instant::now();
+        let told = (0..1000).filter(|_| budgets.take(&noisy, start)).count();
+        assert_eq!(told, EVENTS_PER_WINDOW as usize);
+        assert!(budgets.take(&quiet, start));
+        assert!(budgets.take(&noisy, start + WINDOW));
+    }
+
+    #[test]
+    fn internal_ports_have_no_object() {
+        assert_eq!(key_of("shop/web-0"), Some(ObjectKey::port("shop", "web-0")));
+        assert_eq!(key_of("network/default/internal"), None);
+    }
+}

@@ -1,0 +1,27 @@
+//! Control: the daemon's state and the socket through which people and programs change it.
+//!
+//! ```text
+//! line or HTTP ── rpc::parse ──► method::prepare ──► handler ──► controller ──► store ──► fabric ──► answer
+//! files (start, SIGHUP) ─────────────────────────────────────────────▲
+//! fabric events (guest's addresses, faults) ─────────────────────────┘
+//! ```
+//!
+//! One writer at a time. A change is checked whole, written to disk, handed to the packet path, and only then answered
+//! (DESIGN §4.5). Readers take a snapshot and wait for nobody.
+
+pub mod attach_args;
+pub mod connection;
+pub mod controller;
+pub mod daemon;
+pub mod error;
+mod fabric_events;
+mod http;
+pub mod method;
+mod methods;
+pub mod paths;
+mod plan;
+pub mod rpc;
+pub mod selector;
+mod service_manager;
+pub mod socket;
+pub mod view;
