@@ -1,8 +1,12 @@
 //! hostweave: the network of a hypervisor host in one binary. `ARCHITECTURE.md` is the map.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod config;
+pub mod control;
 pub mod datapath;
 pub mod fabric;
+pub mod observe;
 pub mod services;
+pub mod store;
 pub mod worker;
