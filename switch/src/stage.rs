@@ -106,8 +106,6 @@ drop_reasons! {
     NoRoute = "no_route",
     /// The packet, or a segment of its GSO frame, is longer than the network's MTU.
     MtuExceeded = "mtu_exceeded",
-    /// An ICMP error of ours was due but not sent: the sender's limit is used up, or RFC 1122 §3.2.2 forbids it.
-    IcmpErrorSuppressed = "icmp_error_suppressed",
     /// The port is administratively down.
     PortDown = "port_down",
     /// The destination has no running attachment: no VMM is connected, or the guest's driver has not started the queue.
@@ -126,8 +124,6 @@ drop_reasons! {
     DeviceQueueFull = "device_queue_full",
     /// The TAP device refused the frame (device down, or gone).
     DeviceError = "device_error",
-    /// A copy of the packet that had to be kept does not fit the limit of the sender.
-    BufferQuota = "buffer_quota",
     /// Something in the switch is wrong; the packet is dropped to be safe.
     Internal = "internal",
 }
