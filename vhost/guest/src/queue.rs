@@ -323,6 +323,11 @@ impl RxQueue {
         Ok(count)
     }
 
+    /// Where slot `index` lies: for drivers that handle buffers themselves.
+    pub fn slot_gpa(&self, index: u32) -> u64 {
+        self.slots.slot(index % self.slots.count.max(1))
+    }
+
     /// Takes the next frame: `frame` is replaced by its octets, without the header.
     ///
     /// # Errors

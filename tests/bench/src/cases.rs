@@ -1,0 +1,397 @@
+//! What is measured: one function a kind of case.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use hostweave_guest::frames::{self, Body, Frame};
+use hostweave_guest::frontend::Endpoint;
+use hostweave_guest::{Mode, Nic, NicConfig, VnetHeader, features};
+
+use crate::driver::Port;
+use crate::generator::{Generator, Kind as Traffic, SIDES};
+use crate::measure::{self, Spread};
+use crate::switches::{Kind, Needs, Switch};
+
+/// Payload octets of a segment in GSO frames.
+const GSO_SIZE: u16 = 1448;
+
+/// Octets of a GSO frame: 45 segments' payload and the headers.
+const GSO_FRAME_BYTES: usize = 54 + 45 * GSO_SIZE as usize;
+
+/// Traffic before a measurement, so that caches and branch predictors know it.
+const WARM_UP: Duration = Duration::from_millis(200);
+
+/// Share of its CPU that a switch must have had.
+pub const CPU_SHARE_MIN: f64 = 0.95;
+
+/// A throughput case.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// As on the command line.
+    pub name: &'static str,
+    /// What is sent.
+    pub traffic: Traffic,
+    /// Octets of a frame.
+    pub frame_bytes: usize,
+}
+
+/// The throughput cases.
+pub const CASES: &[Case] = &[
+    Case { name: "udp64", traffic: Traffic::Udp4, frame_bytes: 64 },
+    Case { name: "udp64-v6", traffic: Traffic::Udp6, frame_bytes: 64 },
+    Case { name: "udp1500", traffic: Traffic::Udp4, frame_bytes: 1500 },
+    Case { name: "frame32k", traffic: Traffic::Udp4, frame_bytes: 32 << 10 },
+    Case { name: "gso64k", traffic: Traffic::Gso4 { gso_size: GSO_SIZE }, frame_bytes: GSO_FRAME_BYTES },
+];
+
+impl Case {
+    fn needs(&self) -> Needs {
+        Needs { frame_bytes: self.frame_bytes, gso: matches!(self.traffic, Traffic::Gso4 { .. }), ports: 2 }
+    }
+}
+
+/// One switch in one round.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Round {
+    /// Which round: the same number for all switches that were measured side by side.
+    pub number: usize,
+    /// Millions of frames a second that arrived.
+    pub mpps: f64,
+    /// Gbit/s of frames that arrived.
+    pub gbit: f64,
+    /// Frames lost.
+    pub lost: u64,
+    /// CPU time of the switch's busiest thread by wall time.
+    pub cpu_share: f64,
+    /// Busy cycles per packet by the switch's own account, if it keeps one.
+    pub busy_cycles: Option<f64>,
+    /// The calibration loop before this measurement, ms.
+    pub calibration_ms: f64,
+}
+
+/// One switch in all rounds of a case.
+#[derive(Debug, serde::Serialize)]
+pub struct Series {
+    /// The switch.
+    pub switch: Kind,
+    /// The rounds in which its CPU share was high enough.
+    pub rounds: Vec<Round>,
+    /// Rounds thrown away.
+    pub discarded: usize,
+}
+
+impl Series {
+    /// Median and quartiles of something.
+    pub fn spread(&self, of: impl Fn(&Round) -> f64) -> Spread {
+        Spread::of(&self.rounds.iter().map(of).collect::<Vec<_>>())
+    }
+}
+
+/// A case with all its series.
+#[derive(Debug, serde::Serialize)]
+pub struct Outcome {
+    /// The case.
+    pub case: &'static str,
+    /// Octets of a frame.
+    pub frame_bytes: usize,
+    /// One for each switch.
+    pub series: Vec<Series>,
+    /// Gbit/s of one thread's `memcpy` over the same buffers, with the other CPU busy, in each round.
+    pub memcpy_gbit: Vec<f64>,
+}
+
+/// Options of all cases.
+#[derive(Clone, Debug)]
+pub struct Options<'a> {
+    /// Paired rounds.
+    pub rounds: usize,
+    /// Length of one measurement.
+    pub time: Duration,
+    /// The hostweave binary.
+    pub binary: &'a Path,
+    /// Switches to measure.
+    pub switches: &'a [Kind],
+    /// Whether to use huge pages.
+    pub huge: bool,
+    /// Whether the guests merge receive buffers.
+    pub mergeable: bool,
+}
+
+/// Features that the generator's cards accept: what Linux does, but polled.
+fn wish(options: &Options<'_>, gso: bool) -> u64 {
+    let mut wish = features::VERSION_1 | features::INDIRECT_DESC | features::CSUM | features::GUEST_CSUM;
+    if options.mergeable {
+        wish |= features::MRG_RXBUF;
+    }
+    if gso { wish | features::ALL_GSO } else { wish }
+}
+
+/// Connects both sides of a generator to a switch.
+fn attach(switch: &mut Switch, case: &Case, options: &Options<'_>) -> Result<Generator> {
+    let needs = case.needs();
+    let mut ports = Vec::new();
+    let endpoints: Vec<_> =
+        (0..2).map(|i| Endpoint::new(&switch.socket(i).0, switch.socket(i).1)).collect::<Result<_, _>>()?;
+    for (i, endpoint) in endpoints.into_iter().enumerate() {
+        let mut config = NicConfig::new(switch.socket(i).0);
+        config.features = wish(options, needs.gso);
+        config.mtu = needs.mtu();
+        config.timeout = Duration::from_secs(20);
+        Port::config(&mut config, case.frame_bytes, options.huge);
+        let nic = Nic::connect_on(config, endpoint).with_context(|| format!("port {i} of {}", switch.kind.name()));
+        if nic.is_err() {
+            switch.check_alive()?;
+        }
+        ports.push(Port::new(nic?)?);
+    }
+    let (Some(b), Some(mut a)) = (ports.pop(), ports.pop()) else { anyhow::bail!("no ports") };
+    let router = match switch.kind {
+        Kind::Hostweave => ask_router(&mut a)?,
+        _ => SIDES[1].mac,
+    };
+    Generator::new(a, b, case.traffic, case.frame_bytes, router)
+}
+
+/// Asks for the gateway by ARP, as a guest does.
+fn ask_router(port: &mut Port) -> Result<frames::Mac> {
+    let gateway = std::net::Ipv4Addr::new(10, 64, 0, 1);
+    let request = frames::arp_request(SIDES[0].mac, SIDES[0].v4, gateway);
+    let mut router = None;
+    let start = Instant::now();
+    while router.is_none() {
+        ensure!(start.elapsed() < Duration::from_secs(10), "no ARP answer from {gateway}");
+        port.reclaim()?;
+        port.prepare(port.next_slot(), &VnetHeader::default().to_bytes(), &request);
+        port.send(1)?;
+        let asked = Instant::now();
+        while router.is_none() && asked.elapsed() < Duration::from_millis(100) {
+            port.receive::<54>(64, |octets, _| {
+                let frame = Frame::parse(&VnetHeader::default(), &octets[12..]);
+                if let Ok(Frame { body: Body::Arp { operation: 2, sender, .. }, .. }) = frame {
+                    router = (sender.1 == gateway).then_some(sender.0);
+                }
+                Ok(())
+            })?;
+        }
+    }
+    router.context("no router")
+}
+
+/// Runs a throughput case: all switches up at once, one after the other in every round.
+pub fn throughput(case: &Case, options: &Options<'_>) -> Result<Outcome> {
+    let mut rigs = Vec::new();
+    for &kind in options.switches {
+        let mut switch = Switch::start_for(kind, case, options)?;
+        let generator = attach(&mut switch, case, options)?;
+        switch.pause()?;
+        rigs.push((switch, generator, Series { switch: kind, rounds: Vec::new(), discarded: 0 }));
+    }
+    let mut memcpy_gbit = Vec::new();
+    for round in 0..options.rounds {
+        for (switch, generator, series) in &mut rigs {
+            let result =
+                measure_one(round, switch, generator, options).with_context(|| switch.kind.name().to_owned())?;
+            eprintln!(
+                "  {} round {}: {:9} {:7.3} Mpps {:6.1} Gbit/s, lost {}, CPU {:.2}, calibration {:.2} ms",
+                case.name,
+                round + 1,
+                switch.kind.name(),
+                result.mpps,
+                result.gbit,
+                result.lost,
+                result.cpu_share,
+                result.calibration_ms,
+            );
+            if result.cpu_share >= CPU_SHARE_MIN { series.rounds.push(result) } else { series.discarded += 1 }
+        }
+        if let Some((_, generator, _)) = rigs.first() {
+            memcpy_gbit.push(memcpy_with_busy_sibling(generator, options.time / 4));
+        }
+    }
+    let series = rigs.into_iter().map(|(.., series)| series).collect();
+    Ok(Outcome { case: case.name, frame_bytes: case.frame_bytes, series, memcpy_gbit })
+}
+
+fn measure_one(number: usize, switch: &mut Switch, generator: &mut Generator, options: &Options<'_>) -> Result<Round> {
+    let calibration_ms = measure::calibrate().as_secs_f64() * 1e3;
+    switch.resume()?;
+    generator.run(WARM_UP)?;
+    switch.clear_cycles()?;
+    let before = measure::thread_times(switch.pid());
+    let sample = generator.run(options.time)?;
+    let after = measure::thread_times(switch.pid());
+    let busy_cycles = switch.busy_cycles()?;
+    switch.check_alive()?;
+    switch.pause()?;
+    let seconds = sample.elapsed.as_secs_f64();
+    let cpu = measure::busiest(&before, &after).map_or(Duration::ZERO, |(_, time)| time);
+    Ok(Round {
+        number,
+        mpps: sample.frames as f64 / seconds / 1e6,
+        gbit: sample.frames as f64 * generator.frame_bytes as f64 * 8.0 / seconds / 1e9,
+        lost: sample.lost,
+        cpu_share: cpu.as_secs_f64() / seconds,
+        busy_cycles,
+        calibration_ms,
+    })
+}
+
+/// `memcpy` on the switch's CPU while the generator's CPU is as busy as it is during a measurement.
+fn memcpy_with_busy_sibling(generator: &Generator, time: Duration) -> f64 {
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Not pinned is not wrong, only less precise.
+            let _ = measure::pin(measure::GENERATOR_CPU);
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                std::hint::black_box(0);
+            }
+        });
+        let copy = scope.spawn(|| {
+            let _ = measure::pin(measure::SWITCH_CPU);
+            generator.memcpy(time)
+        });
+        let gbit = copy.join().unwrap_or(0.0);
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        gbit
+    })
+}
+
+impl Switch {
+    fn start_for(kind: Kind, case: &Case, options: &Options<'_>) -> Result<Self> {
+        Self::start(kind, case.needs(), options.binary)
+    }
+}
+
+/// Latency of single frames, and of the first frame after a rest.
+#[derive(Debug, serde::Serialize)]
+pub struct Latency {
+    /// The switch.
+    pub switch: Kind,
+    /// Median, ns.
+    pub p50_ns: u64,
+    /// 99 %, ns.
+    pub p99_ns: u64,
+    /// 99.9 %, ns.
+    pub p999_ns: u64,
+    /// Median of a frame after 20 ms of silence, ns.
+    pub from_idle_p50_ns: u64,
+}
+
+/// One way through the switch, frame by frame.
+pub fn latency(options: &Options<'_>) -> Result<Vec<Latency>> {
+    let mut list = Vec::new();
+    for &kind in options.switches {
+        let mut switch = Switch::start_for(kind, &CASES[0], options)?;
+        let mut generator = attach(&mut switch, &CASES[0], options)?;
+        generator.run(WARM_UP)?;
+        let mut all = generator.latencies(100_000)?;
+        let mut idle = Vec::new();
+        for _ in 0..50 {
+            std::thread::sleep(Duration::from_millis(20));
+            idle.extend(generator.latencies(1)?);
+        }
+        let (mut all, mut idle) = (std::mem::take(&mut all), idle);
+        all.sort_unstable();
+        idle.sort_unstable();
+        let at = |share: f64| all[((all.len() - 1) as f64 * share) as usize];
+        list.push(Latency {
+            switch: kind,
+            p50_ns: at(0.5),
+            p99_ns: at(0.99),
+            p999_ns: at(0.999),
+            from_idle_p50_ns: idle[idle.len() / 2],
+        });
+    }
+    Ok(list)
+}
+
+/// Start of the process to the first frame forwarded.
+#[derive(Debug, serde::Serialize)]
+pub struct Start {
+    /// The switch.
+    pub switch: Kind,
+    /// Each start, ms.
+    pub ms: Vec<f64>,
+}
+
+/// Starts each switch again and again.
+pub fn start(options: &Options<'_>) -> Result<Vec<Start>> {
+    let mut list: Vec<_> = options.switches.iter().map(|&switch| Start { switch, ms: Vec::new() }).collect();
+    for _ in 0..options.rounds {
+        for entry in &mut list {
+            let mut switch = Switch::start_for(entry.switch, &CASES[0], options)?;
+            let mut generator = attach(&mut switch, &CASES[0], options)?;
+            let attached = Instant::now();
+            let mut last = None::<Instant>;
+            while !generator.arrived()? {
+                ensure!(attached.elapsed() < Duration::from_secs(10), "{} forwards nothing", switch.kind.name());
+                if last.is_none_or(|t| t.elapsed() > Duration::from_millis(1)) {
+                    generator.a.reclaim()?;
+                    generator.post_one()?;
+                    last = Some(Instant::now());
+                }
+            }
+            entry.ms.push(switch.started.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    Ok(list)
+}
+
+/// What a thousand idle ports cost.
+#[derive(Debug, serde::Serialize)]
+pub struct Idle {
+    /// The switch.
+    pub switch: Kind,
+    /// Idle ports attached.
+    pub ports: usize,
+    /// Mpps of two busy ports alone, each round.
+    pub alone_mpps: Vec<f64>,
+    /// Mpps of two busy ports among the idle ones, each round.
+    pub among_mpps: Vec<f64>,
+    /// Share of one CPU that the whole process takes when nobody sends.
+    pub idle_cpu_share: f64,
+    /// Growth of resident memory for each idle port, KiB.
+    pub kib_per_port: f64,
+}
+
+/// Two busy ports alone and among `ports` idle ones, in pairs; only for switches that can have so many.
+pub fn idle(options: &Options<'_>, kind: Kind, ports: usize) -> Result<Idle> {
+    let case = &CASES[0];
+    let mut alone = Switch::start_for(kind, case, options)?;
+    let mut alone_generator = attach(&mut alone, case, options)?;
+    alone_generator.run(WARM_UP)?;
+    let rss_alone = measure::rss_kib(alone.pid()).unwrap_or(0);
+    alone.pause()?;
+    let mut among = Switch::start(kind, Needs { ports: ports + 2, ..case.needs() }, options.binary)?;
+    let mut among_generator = attach(&mut among, case, options)?;
+    let mut cards = Vec::new();
+    for i in 0..ports {
+        let (socket, mode) = among.socket(i + 2);
+        ensure!(mode == Mode::Client, "{} connects by itself", kind.name());
+        let mut config = NicConfig::new(socket);
+        config.ring_size = 64;
+        cards.push(Nic::connect(config).with_context(|| format!("idle port {i}"))?);
+    }
+    among_generator.run(WARM_UP)?;
+    let rss_among = measure::rss_kib(among.pid()).unwrap_or(0);
+    let idle_cpu_share = idle_cpu(&among);
+    among.pause()?;
+    let (mut alone_mpps, mut among_mpps) = (Vec::new(), Vec::new());
+    for round in 0..options.rounds {
+        alone_mpps.push(measure_one(round, &mut alone, &mut alone_generator, options)?.mpps);
+        among_mpps.push(measure_one(round, &mut among, &mut among_generator, options)?.mpps);
+    }
+    let kib_per_port = (rss_among as f64 - rss_alone as f64) / ports as f64;
+    Ok(Idle { switch: kind, ports, alone_mpps, among_mpps, idle_cpu_share, kib_per_port })
+}
+
+/// CPU share of all threads together over a while in which nobody sends.
+fn idle_cpu(switch: &Switch) -> f64 {
+    std::thread::sleep(Duration::from_millis(500));
+    let total = || measure::thread_times(switch.pid()).iter().map(|(.., ns)| *ns).sum::<u64>();
+    let (before, start) = (total(), Instant::now());
+    std::thread::sleep(Duration::from_secs(3));
+    Duration::from_nanos(total() - before).as_secs_f64() / start.elapsed().as_secs_f64()
+}

@@ -1,0 +1,298 @@
+//! The generator: one sender and one receiver in one thread, the same for every switch.
+//!
+//! It keeps up to [`WINDOW`] frames on the way from port A to port B and measures what arrives. The window is below the
+//! ring's size, so that a switch never has to drop for want of a receive buffer, and above 512, so that throughput is
+//! measured and not latency. Frames are as a guest sends them in a routed network: the router's MAC, the port's own
+//! source address, a fresh TTL, L4 ports that vary, a full checksum (GSO: a partial one). Each carries a sequence
+//! number; of each received frame length, buffer count, addresses' place and sequence number are checked.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use hostweave_guest::VnetHeader;
+use hostweave_guest::frames::{self, Path, Segment};
+use hostweave_guest::queue::HEADER_BYTES;
+
+use crate::driver::{Port, RING_SIZE};
+
+/// Frames on the way at most.
+pub const WINDOW: u16 = 768;
+
+/// Frames that are posted or taken in one go.
+const BURST: u16 = 64;
+
+/// Different source ports: flows of the run.
+const FLOW_COUNT: u16 = 64;
+
+/// A frame is lost when nothing arrives for so long.
+const STALL: Duration = Duration::from_millis(100);
+
+/// Octets read of each received frame: virtio header, Ethernet, IPv6 and UDP header, two octets of payload.
+const CHECKED_BYTES: usize = 80;
+
+/// What is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// UDP over IPv4.
+    Udp4,
+    /// UDP over IPv6.
+    Udp6,
+    /// TCP over IPv4 in 64 KiB frames, to be cut into segments of this size.
+    Gso4 {
+        /// Payload octets of a segment.
+        gso_size: u16,
+    },
+}
+
+/// One side of the traffic.
+#[derive(Clone, Copy, Debug)]
+pub struct Side {
+    /// Hardware address.
+    pub mac: frames::Mac,
+    /// IPv4 address.
+    pub v4: std::net::Ipv4Addr,
+    /// IPv6 address.
+    pub v6: std::net::Ipv6Addr,
+}
+
+/// The two sides of every run.
+pub const SIDES: [Side; 2] = [side(1), side(2)];
+
+const fn side(n: u8) -> Side {
+    Side {
+        mac: [0x02, 0, 0x0a, 0x40, 0, 0x10 + n],
+        v4: std::net::Ipv4Addr::new(10, 64, 0, 0x10 + n),
+        v6: std::net::Ipv6Addr::new(0x2001, 0xdb8, 0x64, 0, 0, 0, 0, 0x10 + n as u16),
+    }
+}
+
+/// What a measurement saw.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sample {
+    /// Frames that arrived.
+    pub frames: u64,
+    /// Frames that did not.
+    pub lost: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Traffic from A to B.
+pub struct Generator {
+    /// Sender.
+    pub a: Port,
+    /// Receiver.
+    pub b: Port,
+    /// Octets of a frame.
+    pub frame_bytes: usize,
+    /// Where checksum and sequence number lie in the frame: two octets each, one after the other.
+    patch_at: usize,
+    /// The checksum's sum without the sequence number, for each flow.
+    sums: Vec<u32>,
+    templates: Vec<Vec<u8>>,
+    sent: u16,
+    received: u16,
+    kind: Kind,
+}
+
+impl Generator {
+    /// Prepares frames of `frame_bytes` octets for `router`.
+    pub fn new(a: Port, b: Port, kind: Kind, frame_bytes: usize, router: frames::Mac) -> Result<Self> {
+        let [from, to] = SIDES;
+        let (src, dst): (IpAddr, IpAddr) = match kind {
+            Kind::Udp6 => (from.v6.into(), to.v6.into()),
+            _ => (from.v4.into(), to.v4.into()),
+        };
+        let path = Path::new(from.mac, router, src, dst);
+        let mut this = Self {
+            a,
+            b,
+            frame_bytes,
+            patch_at: path.header_bytes() + 6,
+            sums: Vec::new(),
+            templates: Vec::new(),
+            sent: 0,
+            received: 0,
+            kind,
+        };
+        for slot in 0..RING_SIZE {
+            let src_port = 20_000 + slot % FLOW_COUNT;
+            let (header, frame) = match kind {
+                Kind::Gso4 { gso_size } => {
+                    let segment =
+                        Segment { src_port, dst_port: 5001, flags: 0x10, window: 0xffff, ..Segment::default() };
+                    let payload = vec![0x5a; frame_bytes - path.header_bytes() - 20];
+                    path.tcp_gso(&segment, &payload, gso_size)
+                }
+                _ => {
+                    let mut payload = vec![0x5a; frame_bytes - path.header_bytes() - 8];
+                    payload[..2].fill(0);
+                    (VnetHeader::default(), path.udp(src_port, 5001, &payload))
+                }
+            };
+            ensure!(frame.len() == frame_bytes, "frame of {} octets, not {frame_bytes}", frame.len());
+            this.a.prepare(slot, &header.to_bytes(), &frame);
+            let at = this.patch_at;
+            this.sums.push(u32::from(!u16::from_be_bytes([frame[at], frame[at + 1]])));
+            this.templates.push(frame);
+        }
+        Ok(this)
+    }
+
+    /// Sends for `time` and counts what arrives. What is on the way at the end is waited for.
+    pub fn run(&mut self, time: Duration) -> Result<Sample> {
+        let mut sample = Sample::default();
+        let start = Instant::now();
+        let mut last_arrival = start;
+        loop {
+            let moved = self.step(&mut sample, true)?;
+            let now = Instant::now();
+            if moved > 0 {
+                last_arrival = now;
+            } else if now - last_arrival > STALL {
+                sample.lost += u64::from(self.sent.wrapping_sub(self.received));
+                self.received = self.sent;
+                last_arrival = now;
+            }
+            if now - start >= time {
+                break;
+            }
+        }
+        sample.elapsed = start.elapsed();
+        let (counted, end) = (sample.frames, Instant::now());
+        while self.sent != self.received && end.elapsed() < STALL {
+            self.step(&mut sample, false)?;
+        }
+        sample.lost += u64::from(self.sent.wrapping_sub(self.received));
+        self.received = self.sent;
+        sample.frames = counted;
+        Ok(sample)
+    }
+
+    /// Posts what the window allows, takes what has arrived: a few bursts, so that the clock is read seldom.
+    #[inline]
+    fn step(&mut self, sample: &mut Sample, send: bool) -> Result<u64> {
+        let before = sample.frames;
+        for _ in 0..8 {
+            if send {
+                self.post()?;
+            }
+            self.take(sample)?;
+        }
+        Ok(sample.frames - before)
+    }
+
+    /// Posts up to a burst.
+    #[inline]
+    fn post(&mut self) -> Result<()> {
+        let on_the_way = self.sent.wrapping_sub(self.received);
+        let count = self.a.reclaim()?.min(WINDOW.saturating_sub(on_the_way)).min(BURST);
+        if count == 0 {
+            return Ok(());
+        }
+        for i in 0..count {
+            self.sent = self.sent.wrapping_add(1);
+            let slot = usize::from((self.a.next_slot() + i) % RING_SIZE);
+            let [a, b] = self.sent.to_be_bytes();
+            let sum = self.sums[slot] + u32::from(self.sent);
+            let [c, d] = checksum(sum).to_be_bytes();
+            match self.kind {
+                // TCP's sequence number; a partial checksum does not cover it.
+                Kind::Gso4 { .. } => self.a.patch(i, self.patch_at, &[a, b]),
+                // A small frame is written afresh, as a guest would.
+                _ if self.frame_bytes <= 128 => {
+                    let frame = &mut self.templates[slot];
+                    frame[self.patch_at..self.patch_at + 4].copy_from_slice(&[c, d, a, b]);
+                    self.a.patch(i, 0, frame);
+                }
+                _ => self.a.patch(i, self.patch_at, &[c, d, a, b]),
+            }
+        }
+        self.a.send(count)
+    }
+
+    /// Takes and checks up to a burst.
+    #[inline]
+    fn take(&mut self, sample: &mut Sample) -> Result<()> {
+        let (at, len) = (HEADER_BYTES + self.patch_at, (HEADER_BYTES + self.frame_bytes) as u32);
+        let seq_at = if matches!(self.kind, Kind::Gso4 { .. }) { at } else { at + 2 };
+        let (received, sent) = (&mut self.received, self.sent);
+        let ether = if self.kind == Kind::Udp6 { [0x86, 0xdd] } else { [8, 0] };
+        self.b.receive::<CHECKED_BYTES>(BURST, |octets, used| {
+            let seq = u16::from_be_bytes([octets[seq_at], octets[seq_at + 1]]);
+            if used != len || octets[10..12] != [1, 0] || octets[24..26] != ether {
+                bail!("wrong frame: {used} octets, {:02x?}", &octets[..54]);
+            }
+            let gap = seq.wrapping_sub(*received);
+            if gap == 0 || sent.wrapping_sub(seq) > WINDOW {
+                // Sent before the last stall, or somebody else's (a neighbour advertisement, say).
+                return Ok(());
+            }
+            sample.lost += u64::from(gap - 1);
+            sample.frames += 1;
+            *received = seq;
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// Round trip of single frames: sends one, waits until it arrives; ns of each.
+    pub fn latencies(&mut self, count: usize) -> Result<Vec<u64>> {
+        let mut list = Vec::with_capacity(count);
+        for _ in 0..count {
+            let mut sample = Sample::default();
+            self.a.reclaim()?;
+            let start = Instant::now();
+            self.post_one()?;
+            while sample.frames == 0 {
+                self.take(&mut sample)?;
+                ensure!(start.elapsed() < Duration::from_secs(1), "a frame alone was lost");
+            }
+            list.push(u64::try_from(start.elapsed().as_nanos())?);
+        }
+        Ok(list)
+    }
+
+    /// Sends exactly one frame.
+    pub fn post_one(&mut self) -> Result<()> {
+        let slot = usize::from(self.a.next_slot());
+        self.sent = self.sent.wrapping_add(1);
+        let [a, b] = self.sent.to_be_bytes();
+        let [c, d] = checksum(self.sums[slot] + u32::from(self.sent)).to_be_bytes();
+        match self.kind {
+            Kind::Gso4 { .. } => self.a.patch(0, self.patch_at, &[a, b]),
+            _ => self.a.patch(0, self.patch_at, &[c, d, a, b]),
+        }
+        self.a.send(1)
+    }
+
+    /// Whether something has arrived since; forgets what is on the way.
+    pub fn arrived(&mut self) -> Result<bool> {
+        let mut sample = Sample::default();
+        self.take(&mut sample)?;
+        Ok(sample.frames > 0)
+    }
+
+    /// Gbit/s of plain copies over the same buffers, for `time`.
+    pub fn memcpy(&self, time: Duration) -> f64 {
+        let start = Instant::now();
+        let mut copied = 0u64;
+        let len = HEADER_BYTES + self.frame_bytes;
+        while start.elapsed() < time {
+            for slot in 0..usize::from(RING_SIZE) {
+                self.a.copy_to(&self.b, slot, len);
+            }
+            copied += u64::from(RING_SIZE) * self.frame_bytes as u64;
+        }
+        copied as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9
+    }
+}
+
+/// The checksum field for an unfolded sum; 0 means "none" in UDP, so it is sent as its twin.
+#[inline]
+fn checksum(sum: u32) -> u16 {
+    let once = (sum & 0xffff) + (sum >> 16);
+    let folded = ((once & 0xffff) + (once >> 16)) as u16;
+    if folded == 0xffff { 0xffff } else { !folded }
+}

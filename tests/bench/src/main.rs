@@ -1,0 +1,103 @@
+//! The benchmark suite: one generator against hostweave, `dpdk-testpmd` and Open vSwitch, interleaved in one run.
+//!
+//! Started by `tests/bench/run`, which builds everything, reserves huge pages and installs the rivals. Prints a table
+//! on stdout, progress on stderr, and writes all rounds as JSON. How to read the numbers: ratios first, they survive a
+//! noisy machine; absolute rates only from rounds whose calibration loop is within 10 % of its best.
+
+mod cases;
+mod driver;
+mod generator;
+mod measure;
+mod report;
+mod switches;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+
+use cases::{CASES, Options};
+use switches::Kind;
+
+/// Names of the cases that are not throughput.
+const OTHER_CASES: [&str; 3] = ["latency", "start", "idle1000"];
+
+/// Idle ports of `idle1000`.
+const IDLE_PORT_COUNT: usize = 1000;
+
+/// Measures hostweave side by side with dpdk-testpmd (vhost io forwarder) and Open vSwitch with DPDK.
+#[derive(Parser)]
+#[command(name = "tests/bench/run")]
+struct Args {
+    /// Only these cases: udp64, udp64-v6, udp1500, frame32k, gso64k, latency, start, idle1000
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Paired rounds of each case
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Length of one measurement in ms
+    #[arg(long, default_value_t = 2000)]
+    time_ms: u64,
+    /// Write every round to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only these switches: hostweave, testpmd, ovs
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "hostweave,testpmd,ovs")]
+    switches: Vec<String>,
+    /// The hostweave binary
+    #[arg(long, env = "HOSTWEAVE_BIN", default_value = "target/release/hostweave")]
+    binary: PathBuf,
+    /// Ordinary pages instead of huge ones
+    #[arg(long)]
+    small_pages: bool,
+    /// Receive buffers that are not merged
+    #[arg(long)]
+    no_mergeable: bool,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let switches = args.switches.iter().map(|name| kind(name)).collect::<Result<Vec<_>>>()?;
+    for name in &args.only {
+        let known = CASES.iter().any(|case| case.name == name) || OTHER_CASES.contains(&name.as_str());
+        ensure!(known, "no case is called {name:?}");
+    }
+    let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
+    measure::pin(measure::GENERATOR_CPU)?;
+    let options = Options {
+        rounds: args.rounds.max(1),
+        time: Duration::from_millis(args.time_ms),
+        binary: &args.binary,
+        switches: &switches,
+        huge: !args.small_pages,
+        mergeable: !args.no_mergeable,
+    };
+    let mut report = report::Report::new(&options);
+    for case in CASES.iter().filter(|case| wanted(case.name)) {
+        report.throughput.push(cases::throughput(case, &options).with_context(|| case.name.to_owned())?);
+    }
+    if wanted("latency") {
+        report.latency = cases::latency(&options).context("latency")?;
+    }
+    if wanted("start") {
+        report.start = cases::start(&options).context("start")?;
+    }
+    if wanted("idle1000") && switches.contains(&Kind::Hostweave) {
+        report.idle = Some(cases::idle(&options, Kind::Hostweave, IDLE_PORT_COUNT).context("idle1000")?);
+    }
+    print!("{report}");
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_string_pretty(&report)?).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn kind(name: &str) -> Result<Kind> {
+    match name {
+        "hostweave" => Ok(Kind::Hostweave),
+        "testpmd" => Ok(Kind::Testpmd),
+        "ovs" => Ok(Kind::Ovs),
+        other => anyhow::bail!("no switch is called {other:?}: hostweave, testpmd or ovs"),
+    }
+}

@@ -1,0 +1,95 @@
+//! What is read from the machine: CPU pinning, CPU time of a thread, memory of a process, the calibration loop.
+
+use std::fs;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+/// The generator's CPU.
+pub const GENERATOR_CPU: usize = 0;
+
+/// The switches' CPU.
+pub const SWITCH_CPU: usize = 1;
+
+/// Dependent steps of one calibration: about 15 ms.
+const CALIBRATION_STEPS: u64 = 10_000_000;
+
+/// Pins the calling thread.
+pub fn pin(cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("pinning to CPU {cpu}"))
+}
+
+/// A fixed piece of work: how long it took tells how busy the neighbours are.
+pub fn calibrate() -> Duration {
+    let start = Instant::now();
+    let mut x = black_box(1u64);
+    for _ in 0..CALIBRATION_STEPS {
+        // Xorshift: no compiler finds a shorter way to the end.
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+    }
+    black_box(x);
+    start.elapsed()
+}
+
+/// CPU time of every thread of a process: (thread id, name, ns).
+pub fn thread_times(pid: u32) -> Vec<(u32, String, u64)> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    tasks
+        .flatten()
+        .filter_map(|task| {
+            let tid = task.file_name().to_str()?.parse().ok()?;
+            let schedstat = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            let name = fs::read_to_string(task.path().join("comm")).ok()?.trim().to_owned();
+            Some((tid, name, schedstat.split(' ').next()?.parse().ok()?))
+        })
+        .collect()
+}
+
+/// The thread that ran most between two readings: its name and how long it ran.
+pub fn busiest(before: &[(u32, String, u64)], after: &[(u32, String, u64)]) -> Option<(String, Duration)> {
+    let ran = |(tid, name, ns): &(u32, String, u64)| {
+        let old = before.iter().find(|(other, ..)| other == tid).map_or(0, |(.., ns)| *ns);
+        (name.clone(), Duration::from_nanos(ns.saturating_sub(old)))
+    };
+    after.iter().map(ran).max_by_key(|(_, time)| *time)
+}
+
+/// Resident memory of a process in KiB.
+pub fn rss_kib(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Median and the quartiles around it.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct Spread {
+    /// Median.
+    pub median: f64,
+    /// First quartile.
+    pub q1: f64,
+    /// Third quartile.
+    pub q3: f64,
+}
+
+impl Spread {
+    /// Of a list; all zero when it is empty.
+    pub fn of(values: &[f64]) -> Self {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let place = share * sorted.len().saturating_sub(1) as f64;
+            let (low, high) = (place.floor() as usize, place.ceil() as usize);
+            let (Some(&a), Some(&b)) = (sorted.get(low), sorted.get(high)) else { return 0.0 };
+            a + (b - a) * (place - place.floor())
+        };
+        Self { median: at(0.5), q1: at(0.25), q3: at(0.75) }
+    }
+}

@@ -1,0 +1,335 @@
+//! The switches under test, as processes: started, stopped for a while, and read out.
+//!
+//! hostweave with all it always does; `dpdk-testpmd` as a vhost io forwarder, which does no switching at all; Open
+//! vSwitch with DPDK and one rule from each port to the other. Each polls on the same CPU; while one is measured the
+//! others are stopped (`SIGSTOP`). Everything lives in a temporary directory and ends with the run.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use hostweave_guest::Mode;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::generator::SIDES;
+use crate::measure::SWITCH_CPU;
+
+/// How long a switch may take to come up or to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Which switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Ours.
+    Hostweave,
+    /// `dpdk-testpmd --forward-mode=io`.
+    Testpmd,
+    /// Open vSwitch with DPDK.
+    Ovs,
+}
+
+impl Kind {
+    /// As in the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hostweave => "hostweave",
+            Self::Testpmd => "testpmd io",
+            Self::Ovs => "OVS-DPDK",
+        }
+    }
+}
+
+/// What a case needs of a switch.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs {
+    /// Largest frame in octets.
+    pub frame_bytes: usize,
+    /// Whether frames are larger than the MTU allows, to be cut by the receiver.
+    pub gso: bool,
+    /// Ports, at least 2.
+    pub ports: usize,
+}
+
+impl Needs {
+    /// IP MTU of the network.
+    pub fn mtu(self) -> usize {
+        if self.gso || self.frame_bytes <= 1514 { 1500 } else { 65_520 }
+    }
+}
+
+/// A running switch.
+pub struct Switch {
+    /// Which.
+    pub kind: Kind,
+    /// When its process was started.
+    pub started: Instant,
+    children: Vec<Child>,
+    stdin: Option<ChildStdin>,
+    dir: TempDir,
+}
+
+impl Switch {
+    /// Starts one. Its sockets need not exist yet; see [`Switch::socket`].
+    ///
+    /// # Errors
+    /// When a program is missing or does not come up.
+    pub fn start(kind: Kind, needs: Needs, binary: &Path) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("hwb").tempdir()?;
+        let started = Instant::now();
+        let mut this = Self { kind, started, children: Vec::new(), stdin: None, dir };
+        match kind {
+            Kind::Hostweave => this.start_hostweave(needs, binary)?,
+            Kind::Testpmd => this.start_testpmd(needs)?,
+            Kind::Ovs => this.start_ovs(needs)?,
+        }
+        Ok(this)
+    }
+
+    /// The socket of port `i`, and who listens on it.
+    pub fn socket(&self, i: usize) -> (PathBuf, Mode) {
+        match self.kind {
+            Kind::Hostweave => (self.path(&format!("ports/default.p{i}.sock")), Mode::Client),
+            Kind::Testpmd => (self.path(&format!("p{i}.sock")), Mode::Client),
+            Kind::Ovs => (self.path(&format!("p{i}.sock")), Mode::Server),
+        }
+    }
+
+    /// Process id of the one that forwards.
+    pub fn pid(&self) -> u32 {
+        self.children.last().map_or(0, Child::id)
+    }
+
+    /// Its directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Stops it in its tracks.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        for child in &self.children {
+            kill(Pid::from_raw(i32::try_from(child.id())?), signal)?;
+        }
+        Ok(())
+    }
+
+    /// Fails with the end of the log when the process has ended.
+    pub fn check_alive(&mut self) -> Result<()> {
+        for child in &mut self.children {
+            if let Some(status) = child.try_wait()? {
+                let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+                let tail: Vec<&str> = log.lines().rev().take(12).collect();
+                let tail: Vec<&str> = tail.into_iter().rev().collect();
+                bail!("{} ended with {status}:\n{}", self.kind.name(), tail.join("\n"));
+            }
+        }
+        Ok(())
+    }
+
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
+        let log = File::options().create(true).append(true).open(self.path("log"))?;
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.env("XDG_RUNTIME_DIR", self.dir.path()).env("OVS_RUNDIR", self.dir.path());
+        command.env("OVS_LOGDIR", self.dir.path()).env("OVS_DBDIR", self.dir.path());
+        Ok(command)
+    }
+
+    fn start_testpmd(&mut self, needs: Needs) -> Result<()> {
+        // One buffer a frame, as large as they come: 65,535 octets with 128 of headroom.
+        let (mbuf, count) = if needs.frame_bytes > 1600 { (65_535, 6_144) } else { (2_176, 32_768) };
+        let mut command = self.command("stdbuf")?;
+        command.args(["-oL", "dpdk-testpmd", "--lcores", &format!("0@0,1@{SWITCH_CPU}"), "--in-memory", "--no-pci"]);
+        command.args(["-m", "1024", "--no-telemetry", "--file-prefix=hwb"]);
+        for i in 0..needs.ports {
+            let tso = u8::from(needs.gso);
+            command.arg(format!("--vdev=net_vhost{i},iface={},tso={tso}", self.socket(i).0.display()));
+        }
+        command.args(["--", "-i", "--forward-mode=io", "--nb-cores=1", "--txd=1024", "--rxd=1024"]);
+        command.args(["--record-core-cycles", "--auto-start", &format!("--mbuf-size={mbuf}")]);
+        command.arg(format!("--total-num-mbufs={count}"));
+        if needs.frame_bytes > 1600 {
+            command.arg(format!("--max-pkt-len={}", needs.frame_bytes + 4));
+        }
+        let mut child = command.stdin(Stdio::piped()).spawn().context("dpdk-testpmd (package dpdk-dev)")?;
+        self.stdin = child.stdin.take();
+        self.children.push(child);
+        self.wait_for(|this| (0..needs.ports).all(|i| this.socket(i).0.exists()))
+    }
+
+    fn start_ovs(&mut self, needs: Needs) -> Result<()> {
+        let (db, remote) = (self.path("conf.db"), format!("unix:{}", self.path("db.sock").display()));
+        let schema = "/usr/share/openvswitch/vswitch.ovsschema";
+        ensure!(self.command("ovsdb-tool")?.arg("create").arg(&db).arg(schema).status()?.success(), "ovsdb-tool");
+        let server = self.command("ovsdb-server")?.arg(&db).arg(format!("--remote=p{remote}")).spawn()?;
+        self.children.push(server);
+        self.wait_for(|this| this.path("db.sock").exists())?;
+        self.vsctl(&["--no-wait", "init"])?;
+        let mask = format!("other_config:pmd-cpu-mask={:#x}", 1 << SWITCH_CPU);
+        let mut set = vec!["--no-wait", "set", "Open_vSwitch", ".", "other_config:dpdk-init=true", &mask];
+        set.extend([
+            "other_config:dpdk-extra=--in-memory --no-pci --no-telemetry",
+            "other_config:dpdk-socket-mem=1536",
+        ]);
+        if needs.gso {
+            set.push("other_config:userspace-tso-enable=true");
+        }
+        self.vsctl(&set)?;
+        let binary = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
+        let child = self.command(binary)?.arg(&remote).spawn().context("package openvswitch-switch-dpdk")?;
+        self.children.push(child);
+        self.vsctl(&["add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev"])?;
+        for i in 0..needs.ports {
+            let port = format!("p{i}");
+            let socket = format!("options:vhost-server-path={}", self.socket(i).0.display());
+            let mut add = vec!["add-port", "br0", &port, "--", "set", "interface", &port, "type=dpdkvhostuserclient"];
+            let (of, mtu) = (format!("ofport_request={}", i + 1), format!("mtu_request={}", needs.mtu().min(33_000)));
+            add.extend([socket.as_str(), &of, &mtu]);
+            self.vsctl(&add)?;
+        }
+        self.ofctl(&["del-flows", "br0"])?;
+        self.ofctl(&["add-flow", "br0", "in_port=1,actions=output:2"])?;
+        self.ofctl(&["add-flow", "br0", "in_port=2,actions=output:1"])
+    }
+
+    fn vsctl(&self, args: &[&str]) -> Result<()> {
+        let db = format!("--db=unix:{}", self.path("db.sock").display());
+        let status = self.command("ovs-vsctl")?.args([&db, "--timeout=30"]).args(args).status()?;
+        ensure!(status.success(), "ovs-vsctl {args:?}: see {}", self.path("log").display());
+        Ok(())
+    }
+
+    fn ofctl(&self, args: &[&str]) -> Result<()> {
+        let status = self.command("ovs-ofctl")?.args(args).status()?;
+        ensure!(status.success(), "ovs-ofctl {args:?}");
+        Ok(())
+    }
+
+    fn start_hostweave(&mut self, needs: Needs, binary: &Path) -> Result<()> {
+        let conf = self.path("conf");
+        fs::create_dir_all(&conf)?;
+        fs::write(conf.join("host.yaml"), hostweave_config(needs, self.dir.path()))?;
+        let child = self
+            .command(binary)?
+            .args(["daemon", "--config"])
+            .arg(&conf)
+            .arg("--control")
+            .arg(self.path("control.sock"))
+            .spawn()
+            .with_context(|| format!("starting {}", binary.display()))?;
+        self.started = Instant::now();
+        self.children.push(child);
+        Ok(())
+    }
+
+    fn wait_for(&mut self, ready: impl Fn(&Self) -> bool) -> Result<()> {
+        let start = Instant::now();
+        while !ready(self) {
+            self.check_alive()?;
+            ensure!(start.elapsed() < PATIENCE, "{} did not come up", self.kind.name());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Forgets what was counted so far, where the switch counts busy cycles.
+    pub fn clear_cycles(&mut self) -> Result<()> {
+        match self.kind {
+            Kind::Testpmd => self.say("clear fwd stats all\n"),
+            Kind::Ovs => self.appctl(&["dpif-netdev/pmd-stats-clear"]).map(drop),
+            Kind::Hostweave => Ok(()),
+        }
+    }
+
+    /// Busy cycles per packet since [`Switch::clear_cycles`], by the switch's own account.
+    pub fn busy_cycles(&mut self) -> Result<Option<f64>> {
+        match self.kind {
+            Kind::Testpmd => {
+                let before = fs::metadata(self.path("log"))?.len();
+                self.say("show fwd stats all\n")?;
+                let start = Instant::now();
+                while start.elapsed() < Duration::from_secs(2) {
+                    let log = fs::read(self.path("log"))?;
+                    let fresh =
+                        String::from_utf8_lossy(log.get(usize::try_from(before)?..).unwrap_or(&[])).into_owned();
+                    if let Some(number) = after(&fresh, "CPU cycles/packet=") {
+                        return Ok(Some(number));
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Ok(None)
+            }
+            Kind::Ovs => {
+                Ok(after(&self.appctl(&["dpif-netdev/pmd-stats-show"])?, "avg processing cycles per packet: "))
+            }
+            Kind::Hostweave => Ok(None),
+        }
+    }
+
+    fn say(&mut self, line: &str) -> Result<()> {
+        if let Some(stdin) = &mut self.stdin {
+            stdin.write_all(line.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn appctl(&self, args: &[&str]) -> Result<String> {
+        let mut command = Command::new("ovs-appctl");
+        command.args(["-t", "ovs-vswitchd"]).args(args).env("OVS_RUNDIR", self.dir.path());
+        Ok(String::from_utf8_lossy(&command.stderr(Stdio::null()).output()?.stdout).into_owned())
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        // The processes may have ended already; a stopped one has to go on to end.
+        let _ = self.resume();
+        for child in self.children.iter_mut().rev() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The number that follows `label`.
+fn after(text: &str, label: &str) -> Option<f64> {
+    let rest = &text[text.find(label)? + label.len()..];
+    let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+    rest[..end].parse().ok()
+}
+
+/// Objects for one worker, one network and the ports, the first two with the generator's addresses.
+fn hostweave_config(needs: Needs, dir: &Path) -> String {
+    let mut yaml = format!(
+        "apiVersion: hostweave.dev/v1alpha1\nkind: HostConfig\nmetadata: {{name: bench}}\nspec:\n  \
+         workers: {{cpus: [{SWITCH_CPU}]}}\n  paths: {{run: {run}, state: {state}}}\n---\n\
+         apiVersion: hostweave.dev/v1alpha1\nkind: Network\nmetadata: {{name: default}}\n\
+         spec: {{cidrs: [10.64.0.0/16, 2001:db8:64::/64], mtu: {mtu}, vni: 4096}}\n",
+        run = dir.display(),
+        state = dir.join("state").display(),
+        mtu = needs.mtu(),
+    );
+    for i in 0..needs.ports {
+        yaml += &format!("---\napiVersion: hostweave.dev/v1alpha1\nkind: Port\nmetadata: {{name: p{i}}}\nspec:\n  ");
+        yaml += "network: default\n  backend: {vhostUser: {mode: listen}}\n";
+        if let Some(side) = SIDES.get(i) {
+            let mac = side.mac.map(|octet| format!("{octet:02x}")).join(":");
+            yaml += &format!("  mac: {mac:?}\n  addresses: [{}, \"{}\"]\n", side.v4, side.v6);
+        }
+    }
+    yaml
+}
