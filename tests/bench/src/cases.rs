@@ -181,7 +181,7 @@ fn ask_router(port: &mut Port) -> Result<frames::Mac> {
 /// Runs a throughput case: all switches up at once, one after the other in every round.
 pub fn throughput(case: &Case, options: &Options<'_>) -> Result<Outcome> {
     let mut rigs = Vec::new();
-    for &kind in options.switches {
+    for &kind in options.switches.iter().filter(|kind| kind.can(case.needs())) {
         let mut switch = Switch::start_for(kind, case, options)?;
         let generator = attach(&mut switch, case, options)?;
         switch.pause()?;

@@ -142,9 +142,19 @@ impl Port {
         Ok(RING_SIZE - self.tx.next.wrapping_sub(self.tx.seen))
     }
 
+    /// Asks for the first lines of the next `count` transmit buffers.
+    #[inline]
+    pub fn prefetch(&self, count: u16) {
+        for ahead in 0..count {
+            let slot = usize::from(self.tx.next.wrapping_add(ahead) % RING_SIZE);
+            self.tx.buffers.prefetch(slot * self.tx.slot_bytes);
+            self.tx.buffers.prefetch(slot * self.tx.slot_bytes + 64);
+        }
+    }
+
     /// Overwrites octets of the transmit buffer `ahead` places from the next one, from octet `at` of the frame.
     #[inline]
-    pub fn patch(&mut self, ahead: u16, at: usize, octets: &[u8]) {
+    pub fn patch<const N: usize>(&mut self, ahead: u16, at: usize, octets: &[u8; N]) {
         let slot = usize::from(self.tx.next.wrapping_add(ahead) % RING_SIZE);
         self.tx.buffers.write(slot * self.tx.slot_bytes + HEADER_BYTES + at, octets);
     }
@@ -168,6 +178,10 @@ impl Port {
         mut check: impl FnMut(&[u8; N], u32) -> Result<()>,
     ) -> Result<u16> {
         let count = self.rx.ready().min(max);
+        for ahead in 0..count {
+            let slot = usize::from(self.rx.seen.wrapping_add(ahead) % RING_SIZE);
+            (0..N).step_by(64).for_each(|line| self.rx.buffers.prefetch(slot * self.rx.slot_bytes + line));
+        }
         for _ in 0..count {
             let (slot, len) = self.rx.take()?;
             let mut octets = [0; N];

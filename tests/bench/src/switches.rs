@@ -45,6 +45,9 @@ impl Kind {
     }
 }
 
+/// Largest frame that Open vSwitch takes without segmentation offload (`NETDEV_DPDK_MAX_PKT_LEN`), in octets.
+const OVS_FRAME_BYTES_MAX: usize = 9_728;
+
 /// What a case needs of a switch.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs {
@@ -60,6 +63,13 @@ impl Needs {
     /// IP MTU of the network.
     pub fn mtu(self) -> usize {
         if self.gso || self.frame_bytes <= 1514 { 1500 } else { 65_520 }
+    }
+}
+
+impl Kind {
+    /// Whether the switch can do the case at all.
+    pub fn can(self, needs: Needs) -> bool {
+        self != Self::Ovs || needs.gso || needs.frame_bytes <= OVS_FRAME_BYTES_MAX
     }
 }
 
@@ -197,7 +207,7 @@ impl Switch {
             let port = format!("p{i}");
             let socket = format!("options:vhost-server-path={}", self.socket(i).0.display());
             let mut add = vec!["add-port", "br0", &port, "--", "set", "interface", &port, "type=dpdkvhostuserclient"];
-            let (of, mtu) = (format!("ofport_request={}", i + 1), format!("mtu_request={}", needs.mtu().min(33_000)));
+            let (of, mtu) = (format!("ofport_request={}", i + 1), format!("mtu_request={}", needs.mtu()));
             add.extend([socket.as_str(), &of, &mtu]);
             self.vsctl(&add)?;
         }
@@ -289,7 +299,8 @@ impl Switch {
 
     fn appctl(&self, args: &[&str]) -> Result<String> {
         let mut command = Command::new("ovs-appctl");
-        command.args(["-t", "ovs-vswitchd"]).args(args).env("OVS_RUNDIR", self.dir.path());
+        let control = self.path(&format!("ovs-vswitchd-dpdk.{}.ctl", self.pid()));
+        command.arg("-t").arg(control).args(args).env("OVS_RUNDIR", self.dir.path());
         Ok(String::from_utf8_lossy(&command.stderr(Stdio::null()).output()?.stdout).into_owned())
     }
 }
