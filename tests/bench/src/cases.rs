@@ -47,7 +47,12 @@ pub const CASES: &[Case] = &[
 
 impl Case {
     fn needs(&self) -> Needs {
-        Needs { frame_bytes: self.frame_bytes, gso: matches!(self.traffic, Traffic::Gso4 { .. }), ports: 2 }
+        Needs {
+            frame_bytes: self.frame_bytes,
+            gso: matches!(self.traffic, Traffic::Gso4 { .. }),
+            ports: 2,
+            callgrind: false,
+        }
     }
 }
 
@@ -394,4 +399,37 @@ fn idle_cpu(switch: &Switch) -> f64 {
     let (before, start) = (total(), Instant::now());
     std::thread::sleep(Duration::from_secs(3));
     Duration::from_nanos(total() - before).as_secs_f64() / start.elapsed().as_secs_f64()
+}
+
+/// Instructions of a switch per packet.
+#[derive(Debug, serde::Serialize)]
+pub struct Instructions {
+    /// The case.
+    pub case: &'static str,
+    /// The switch.
+    pub switch: Kind,
+    /// Instructions of the whole process by frames that arrived, with the switch as the bottleneck.
+    pub per_packet: f64,
+}
+
+/// Runs a case under callgrind, where the switch is so slow that it never polls in vain.
+/// Open vSwitch is left out: its many threads do not get through callgrind's single one.
+pub fn instructions(case: &Case, options: &Options<'_>) -> Result<Vec<Instructions>> {
+    let mut list = Vec::new();
+    for &switch_kind in options.switches.iter().filter(|&&kind| kind != Kind::Ovs) {
+        let mut switch = Switch::start(switch_kind, Needs { callgrind: true, ..case.needs() }, options.binary)?;
+        let mut generator = attach(&mut switch, case, options)?;
+        generator.run(Duration::from_secs(1))?;
+        switch.clear_instructions()?;
+        let sample = generator.run(Duration::from_secs(4))?;
+        let count = switch.instructions()?;
+        switch.check_alive()?;
+        ensure!(sample.frames > 1000, "only {} frames under callgrind", sample.frames);
+        list.push(Instructions {
+            case: case.name,
+            switch: switch_kind,
+            per_packet: count as f64 / sample.frames as f64,
+        });
+    }
+    Ok(list)
 }

@@ -21,7 +21,7 @@ use cases::{CASES, Options};
 use switches::Kind;
 
 /// Names of the cases that are not throughput.
-const OTHER_CASES: [&str; 3] = ["latency", "start", "idle1000"];
+const OTHER_CASES: [&str; 4] = ["instructions", "latency", "start", "idle1000"];
 
 /// Idle ports of `idle1000`.
 const IDLE_PORT_COUNT: usize = 1000;
@@ -30,7 +30,7 @@ const IDLE_PORT_COUNT: usize = 1000;
 #[derive(Parser)]
 #[command(name = "tests/bench/run")]
 struct Args {
-    /// Only these cases: udp64, udp64-v6, udp1500, frame32k, gso64k, latency, start, idle1000
+    /// Only these cases: udp64, udp64-v6, udp1500, frame32k, gso64k, instructions, latency, start, idle1000
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
     /// Paired rounds of each case
@@ -76,6 +76,11 @@ fn main() -> Result<()> {
     let mut report = report::Report::new(&options);
     for case in CASES.iter().filter(|case| wanted(case.name)) {
         report.throughput.push(cases::throughput(case, &options).with_context(|| case.name.to_owned())?);
+    }
+    if wanted("instructions") {
+        for case in CASES.iter().filter(|case| case.frame_bytes <= 1500) {
+            report.instructions.extend(cases::instructions(case, &options).context("instructions")?);
+        }
     }
     if wanted("latency") {
         report.latency = cases::latency(&options).context("latency")?;

@@ -61,6 +61,14 @@ pub fn busiest(before: &[(u32, String, u64)], after: &[(u32, String, u64)]) -> O
     after.iter().map(ran).max_by_key(|(_, time)| *time)
 }
 
+/// Clock of the first CPU as the kernel states it, Hz.
+pub fn cpu_hz() -> f64 {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let mhz =
+        info.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split_once(": ")?.1.trim().parse::<f64>().ok());
+    mhz.unwrap_or(1000.0) * 1e6
+}
+
 /// Resident memory of a process in KiB.
 pub fn rss_kib(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

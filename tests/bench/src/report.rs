@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use crate::cases::{Idle, Latency, Options, Outcome, Round, Series, Start};
+use crate::cases::{Idle, Instructions, Latency, Options, Outcome, Round, Series, Start};
 use crate::measure::Spread;
 use crate::switches::Kind;
 
@@ -20,6 +20,8 @@ pub struct Report {
     mergeable: bool,
     /// Throughput cases.
     pub throughput: Vec<Outcome>,
+    /// Instructions per packet.
+    pub instructions: Vec<Instructions>,
     /// One-way latency.
     pub latency: Vec<Latency>,
     /// Start to first frame.
@@ -42,6 +44,7 @@ impl Report {
             huge_pages: options.huge,
             mergeable: options.mergeable,
             throughput: Vec::new(),
+            instructions: Vec::new(),
             latency: Vec::new(),
             start: Vec::new(),
             idle: None,
@@ -67,6 +70,9 @@ impl Display for Report {
         writeln!(f, "{} · Linux {} · {} rounds of {} ms", self.cpu, self.kernel, self.rounds, self.time_ms)?;
         if !self.throughput.is_empty() {
             self.table(f)?;
+        }
+        for i in &self.instructions {
+            writeln!(f, "{:9} {:10} {:.0} instructions a packet", i.case, i.switch.name(), i.per_packet)?;
         }
         for l in &self.latency {
             let us = |ns: u64| ns as f64 / 1e3;

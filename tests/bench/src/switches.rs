@@ -5,7 +5,8 @@
 //! others are stopped (`SIGSTOP`). Everything lives in a temporary directory and ends with the run.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::generator::SIDES;
-use crate::measure::SWITCH_CPU;
+use crate::measure::{self, SWITCH_CPU};
 
 /// How long a switch may take to come up or to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -57,6 +58,8 @@ pub struct Needs {
     pub gso: bool,
     /// Ports, at least 2.
     pub ports: usize,
+    /// Whether to run it under callgrind, which counts instructions.
+    pub callgrind: bool,
 }
 
 impl Needs {
@@ -81,6 +84,8 @@ pub struct Switch {
     pub started: Instant,
     children: Vec<Child>,
     stdin: Option<ChildStdin>,
+    /// Busy seconds and packets of hostweave when counting began.
+    baseline: (f64, f64),
     dir: TempDir,
 }
 
@@ -92,7 +97,7 @@ impl Switch {
     pub fn start(kind: Kind, needs: Needs, binary: &Path) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("hwb").tempdir()?;
         let started = Instant::now();
-        let mut this = Self { kind, started, children: Vec::new(), stdin: None, dir };
+        let mut this = Self { kind, started, children: Vec::new(), stdin: None, baseline: (0.0, 0.0), dir };
         match kind {
             Kind::Hostweave => this.start_hostweave(needs, binary)?,
             Kind::Testpmd => this.start_testpmd(needs)?,
@@ -150,6 +155,42 @@ impl Switch {
         Ok(())
     }
 
+    /// The command of the process that forwards, under callgrind if asked for.
+    fn forwarder(&self, program: impl AsRef<std::ffi::OsStr>, needs: Needs) -> Result<Command> {
+        if !needs.callgrind {
+            return self.command(program);
+        }
+        let mut command = self.command("valgrind")?;
+        command.args(["--tool=callgrind", &format!("--callgrind-out-file={}", self.path("callgrind").display())]);
+        command.arg(program);
+        Ok(command)
+    }
+
+    /// Counts from zero again, under callgrind.
+    pub fn clear_instructions(&self) -> Result<()> {
+        self.callgrind_control("--zero")
+    }
+
+    /// Instructions of the whole process since [`Switch::clear_instructions`].
+    pub fn instructions(&self) -> Result<u64> {
+        self.callgrind_control("--dump=bench")?;
+        let dump = fs::read_dir(self.dir.path())?
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with("callgrind."))
+            .max_by_key(|entry| entry.metadata().and_then(|m| m.modified()).ok())
+            .context("no dump of callgrind")?;
+        let text = String::from_utf8_lossy(&fs::read(dump.path())?).into_owned();
+        let total = text.lines().find_map(|line| line.strip_prefix("totals: ").or(line.strip_prefix("summary: ")));
+        total.and_then(|n| n.trim().parse().ok()).context("no total in the dump of callgrind")
+    }
+
+    fn callgrind_control(&self, what: &str) -> Result<()> {
+        let mut command = Command::new("callgrind_control");
+        let output = command.arg(what).arg(self.pid().to_string()).env("PATH", "/usr/bin:/bin").output()?;
+        ensure!(output.status.success(), "callgrind_control {what}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
     fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
         let log = File::options().create(true).append(true).open(self.path("log"))?;
         let mut command = Command::new(program);
@@ -162,8 +203,16 @@ impl Switch {
     fn start_testpmd(&mut self, needs: Needs) -> Result<()> {
         // One buffer a frame, as large as they come: 65,535 octets with 128 of headroom.
         let (mbuf, count) = if needs.frame_bytes > 1600 { (65_535, 6_144) } else { (2_176, 32_768) };
-        let mut command = self.command("stdbuf")?;
-        command.args(["-oL", "dpdk-testpmd", "--lcores", &format!("0@0,1@{SWITCH_CPU}"), "--in-memory", "--no-pci"]);
+        // `stdbuf` would be the process that callgrind counts; without it only the statistics come late.
+        let mut command = match needs.callgrind {
+            true => self.forwarder("dpdk-testpmd", needs)?,
+            false => {
+                let mut command = self.command("stdbuf")?;
+                command.args(["-oL", "dpdk-testpmd"]);
+                command
+            }
+        };
+        command.args(["--lcores", &format!("0@0,1@{SWITCH_CPU}"), "--in-memory", "--no-pci"]);
         command.args(["-m", "1024", "--no-telemetry", "--file-prefix=hwb"]);
         for i in 0..needs.ports {
             let tso = u8::from(needs.gso);
@@ -234,7 +283,7 @@ impl Switch {
         fs::create_dir_all(&conf)?;
         fs::write(conf.join("host.yaml"), hostweave_config(needs, self.dir.path()))?;
         let child = self
-            .command(binary)?
+            .forwarder(binary, needs)?
             .args(["daemon", "--config"])
             .arg(&conf)
             .arg("--control")
@@ -261,7 +310,10 @@ impl Switch {
         match self.kind {
             Kind::Testpmd => self.say("clear fwd stats all\n"),
             Kind::Ovs => self.appctl(&["dpif-netdev/pmd-stats-clear"]).map(drop),
-            Kind::Hostweave => Ok(()),
+            Kind::Hostweave => {
+                self.baseline = self.worker_totals()?;
+                Ok(())
+            }
         }
     }
 
@@ -286,8 +338,26 @@ impl Switch {
             Kind::Ovs => {
                 Ok(after(&self.appctl(&["dpif-netdev/pmd-stats-show"])?, "avg processing cycles per packet: "))
             }
-            Kind::Hostweave => Ok(None),
+            Kind::Hostweave => {
+                let ((busy, packets), (busy_before, packets_before)) = (self.worker_totals()?, self.baseline);
+                let moved = packets - packets_before;
+                Ok((moved > 0.0).then(|| (busy - busy_before) / moved * measure::cpu_hz()))
+            }
         }
+    }
+
+    /// Seconds in which hostweave's workers moved packets, and how many they moved.
+    fn worker_totals(&self) -> Result<(f64, f64)> {
+        let mut stream = UnixStream::connect(self.path("control.sock"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: hostweave\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let sum = |name: &str, label: &str| -> f64 {
+            let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
+            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        };
+        Ok((sum("hostweave_worker_time_seconds_total", "state=\"busy\""), sum("hostweave_worker_packets_total", "")))
     }
 
     fn say(&mut self, line: &str) -> Result<()> {
@@ -327,7 +397,7 @@ fn after(text: &str, label: &str) -> Option<f64> {
 fn hostweave_config(needs: Needs, dir: &Path) -> String {
     let mut yaml = format!(
         "apiVersion: hostweave.dev/v1alpha1\nkind: HostConfig\nmetadata: {{name: bench}}\nspec:\n  \
-         workers: {{cpus: [{SWITCH_CPU}]}}\n  paths: {{run: {run}, state: {state}}}\n---\n\
+         workers: {{cpus: [{SWITCH_CPU}]}}\n  paths: {{runtime: {run}, state: {state}}}\n---\n\
          apiVersion: hostweave.dev/v1alpha1\nkind: Network\nmetadata: {{name: default}}\n\
          spec: {{cidrs: [10.64.0.0/16, 2001:db8:64::/64], mtu: {mtu}, vni: 4096}}\n",
         run = dir.display(),
