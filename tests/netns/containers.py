@@ -93,7 +93,8 @@ def addresses_by_dhclient(case):
     a.sh("dhclient -4 -1 -v %s %s" % (four, a.device), timeout=90)
     assert a.port.v4 in a.sh("ip -4 -o addr show dev %s" % a.device)
     a.sh("dhclient -6 -1 -v %s %s" % (six, a.device), timeout=90)
-    assert a.port.v6 + "/128" in a.sh("ip -6 -o addr show dev %s" % a.device)
+    leased = open(case.log("leases6")).read()
+    assert "iaaddr %s " % a.port.v6 in leased, "another IPv6 address than %s: %s" % (a.port.v6, leased)
     a.sh("dhclient -4 -r %s %s; dhclient -6 -r %s %s" % (four, a.device, six, a.device), timeout=60)
     daemon.check_ledger()
 
