@@ -19,7 +19,7 @@ def _die_with_parent():
 def spawn(argv, log, stdin=subprocess.DEVNULL, **kwargs):
     """Starts `argv`, its output appended to the file `log`."""
     with open(log, "ab") as out:
-        out.write(("$ " + " ".join(map(str, argv)) + "\n").encode())
+        out.write(("$ " + " ".join(map(str, argv)).strip() + "\n").encode())
         out.flush()
         return subprocess.Popen(
             [str(a) for a in argv], stdin=stdin, stdout=out, stderr=out, preexec_fn=_die_with_parent, **kwargs

@@ -114,14 +114,13 @@ def curl_between_namespaces(case):
 
 
 SERVER = """
-import socket, sys, time
+import socket, threading
 server = socket.create_server(("", 7000), family=socket.AF_INET6, dualstack_ipv6=True)
-print("listening", flush=True)
+def echo(connection):
+    while data := connection.recv(4096):
+        connection.sendall(data)
 while True:
-    connection, _ = server.accept()
-    with connection:
-        while data := connection.recv(4096):
-            connection.sendall(data)
+    threading.Thread(target=echo, args=server.accept()[:1]).start()
 """
 CLIENT = """
 import socket, sys, time
@@ -149,7 +148,7 @@ def echo_goes_on(case, end):
     daemon, (a, b) = containers(case, "a", "b")
     addressed(a, b)
     b.spawn(["python3", "-uc", SERVER], "server.log")
-    until(lambda: "listening" in open(case.log("server.log")).read(), "the server listens", 20)
+    until(lambda: ":7000" in b.sh("ss -tln"), "the server listens", 20)
     client = a.spawn(["python3", "-uc", CLIENT, b.port.v4, b.port.v6], "client.log")
     def count():
         assert client.poll() is None, open(case.log("client.log")).read()[-2000:]
