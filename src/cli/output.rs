@@ -139,6 +139,26 @@ pub fn text(value: &Value) -> String {
     }
 }
 
+/// The fields of `value` that are named, in that order, then the others: JSON objects have no order of their own.
+pub fn ordered(value: &Value, first: &[&str]) -> String {
+    let Value::Object(fields) = value else { return tree(value, 0) };
+    let mut rest = fields.clone();
+    let mut lines = String::new();
+    let mut plain = serde_json::Map::new();
+    for name in first {
+        if let Some(field) = rest.remove(*name).filter(|field| !field.is_null()) {
+            plain.insert((*name).to_owned(), field);
+        }
+    }
+    let width = plain.keys().map(|key| title(key).len()).max().unwrap_or(0) + 2;
+    for name in first {
+        if let Some(field) = plain.get(*name) {
+            lines += &format!("{:width$}{}\n", title(name) + ":", printable(&text(field)));
+        }
+    }
+    lines + &tree(&Value::Object(rest), 0)
+}
+
 /// Nested values as indented lines, for `describe`.
 pub fn tree(value: &Value, indent: usize) -> String {
     let pad = " ".repeat(indent);
@@ -148,6 +168,10 @@ pub fn tree(value: &Value, indent: usize) -> String {
     for (key, value) in fields {
         let title = title(key) + ":";
         match value {
+            // Keys of labels are not ours to capitalize.
+            value if key == "labels" || key == "annotations" => {
+                lines += &format!("{pad}{title:width$}{}\n", printable(&text(value)));
+            }
             Value::Object(inner) if !inner.is_empty() => {
                 lines += &format!("{pad}{title}\n{}", tree(value, indent + 2));
             }
@@ -199,5 +223,7 @@ mod tests {
         assert_eq!(cell(&value, "/labels"), "app=web");
         assert_eq!(cell(&value, "/missing"), "-");
         assert_eq!(tree(&json!({"socketPath": "/run/x", "ip": null}), 0), "Ip:          -\nSocket path: /run/x\n");
+        assert_eq!(ordered(&value, &["socketPath", "labels"]).lines().next(), Some("Socket path: /run/x"));
+        assert!(ordered(&value, &["labels"]).starts_with("Labels: app=web\nA:"));
     }
 }

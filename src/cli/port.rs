@@ -8,6 +8,32 @@ use super::objects::labels_of;
 use super::output::{self, Format, cell, hint, print};
 use crate::control::attach_args::Vmm;
 
+/// What `describe` shows first, in this order.
+const DESCRIBE_FIRST: &[&str] = &[
+    "name",
+    "namespace",
+    "labels",
+    "state",
+    "reason",
+    "adminState",
+    "network",
+    "addresses",
+    "learned",
+    "mac",
+    "mtu",
+    "gateways",
+    "hostname",
+    "backend",
+    "mode",
+    "socketPath",
+    "incomingSocketPath",
+    "queues",
+    "device",
+    "netns",
+    "uid",
+    "origin",
+];
+
 /// What to do with ports.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
@@ -261,7 +287,7 @@ pub fn describe(session: &Session, name: &str) -> Result<(), Failure> {
     if session.global.output == Format::Yaml {
         return output::print_yaml(&result);
     }
-    print(&output::tree(&result["port"], 0))?;
+    print(&output::ordered(&result["port"], DESCRIBE_FIRST))?;
     print(&super::objects::events_text(&result["events"]))?;
     let (namespace, name) = session.qualified(name);
     if result["port"]["state"] == "faulted" {

@@ -1,7 +1,7 @@
 //! The control sockets: one daemon at a time, permissions, and who is at the other end.
 //!
-//! Beside each socket stands a lock file. Who holds the lock owns the path; the file remembers which socket (device and
-//! inode) its holder made, so that a later daemon removes a stale socket only if it was one of ours.
+//! Beside each socket stands a lock file. Who holds the lock owns the path; the file remembers which socket (device, inode
+//! and time of birth) its holder made, so that a later daemon removes a stale socket only if it was one of ours.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -56,7 +56,7 @@ pub struct ControlSocket {
     /// Accepts connections.
     pub listener: UnixListener,
     path: PathBuf,
-    identity: (u64, u64),
+    identity: String,
     _lock: Flock<File>,
 }
 
@@ -73,11 +73,10 @@ impl ControlSocket {
         let mut lock = lock(path)?;
         remove_stale(path, &mut lock)?;
         let listener = UnixListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
-        let metadata = std::fs::symlink_metadata(path)?;
-        let identity = (metadata.dev(), metadata.ino());
+        let identity = identity(&std::fs::symlink_metadata(path)?);
         lock.set_len(0)?;
         lock.rewind()?;
-        writeln!(&mut *lock, "{} {}", identity.0, identity.1)?;
+        lock.write_all(identity.as_bytes())?;
         // Group first: until the mode is set, nobody but the owner may connect.
         if let Some(gid) = permissions.gid {
             std::os::unix::fs::chown(path, None, Some(gid))
@@ -91,13 +90,18 @@ impl ControlSocket {
 impl Drop for ControlSocket {
     fn drop(&mut self) {
         // Only what we made: somebody may have put another socket there.
-        let ours = |metadata: &std::fs::Metadata| (metadata.dev(), metadata.ino()) == self.identity;
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| ours(&metadata))
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| identity(&metadata) == self.identity)
             && let Err(error) = std::fs::remove_file(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "the socket could not be removed");
         }
     }
+}
+
+/// What tells one file from another, also from one that gets the same inode later.
+fn identity(metadata: &std::fs::Metadata) -> String {
+    let born = metadata.created().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    format!("{} {} {}", metadata.dev(), metadata.ino(), born.map_or(0, |born| born.as_nanos()))
 }
 
 fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
@@ -124,8 +128,8 @@ fn remove_stale(path: &Path, lock: &mut File) -> anyhow::Result<()> {
         Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
     };
     let mut remembered = String::new();
-    lock.take(64).read_to_string(&mut remembered).unwrap_or_default();
-    let ours = remembered.trim() == format!("{} {}", metadata.dev(), metadata.ino());
+    lock.take(128).read_to_string(&mut remembered).unwrap_or_default();
+    let ours = remembered == identity(&metadata);
     if !metadata.file_type().is_socket() || !ours {
         bail!("{} exists and was not made by hostweave; remove it, or use another --control", path.display());
     }
@@ -156,7 +160,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control.sock");
         let mut killed = ControlSocket::bind(&path, OWN).unwrap();
-        killed.identity = (0, 0);
+        killed.identity.clear();
         drop(killed);
         assert!(path.exists(), "as after kill -9");
         drop(ControlSocket::bind(&path, OWN).unwrap());

@@ -4,7 +4,7 @@ use std::fmt::Error;
 
 use hostweave_switch::stage::DropReason;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -157,32 +157,17 @@ impl Collector for Sample {
         self.port_drops(&mut encoder)?;
         self.port_states(&mut encoder)?;
         self.worker_metrics(&mut encoder)?;
-        let no_labels: [(&str, &str); 0] = [];
         let mut number = |name: &str, help: &str, kind, value: u64| {
-            let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
-            one(&mut metric, &no_labels, kind, value)
+            let metric = encoder.encode_descriptor(name, help, None, kind)?;
+            match kind {
+                MetricType::Counter => ConstCounter::new(value).encode(metric),
+                _ => ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric),
+            }
         };
         number("object_revision", "Revision of the objects", MetricType::Gauge, self.revision)?;
         number("events", "Events so far", MetricType::Counter, self.events)?;
-        number(
-            "events_lost",
-            "Events that were not told or that a subscriber missed",
-            MetricType::Counter,
-            self.events_lost,
-        )
-    }
-}
-
-fn one(
-    metric: &mut prometheus_client::encoding::MetricEncoder<'_>,
-    labels: &impl EncodeLabelSet,
-    kind: MetricType,
-    value: u64,
-) -> Result<(), Error> {
-    let metric = metric.encode_family(labels)?;
-    match kind {
-        MetricType::Counter => ConstCounter::new(value).encode(metric),
-        _ => ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric),
+        let help = "Events that were not told or that a subscriber missed";
+        number("events_lost", help, MetricType::Counter, self.events_lost)
     }
 }
 

@@ -1,0 +1,6 @@
+//! The real binary, as people and programs meet it: a daemon without root in a folder of its own, the command line, JSON-RPC
+//! lines and HTTP.
+
+mod cli;
+mod control;
+mod support;
