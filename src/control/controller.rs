@@ -580,3 +580,149 @@ pub fn not_found(key: &ObjectKey, snapshot: &Snapshot) -> RpcError {
         None => error.help(format!("see what there is: hostweave get {}", key.kind.plural())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use super::*;
+    use crate::config::ipam::learn;
+    use crate::config::{Kind, Source, load_sources};
+    use crate::fabric::spec::FabricConfig;
+
+    const NETWORK: &str = "\
+        {apiVersion: hostweave.dev/v1alpha1, kind: Network, metadata: {name: default}, \
+         spec: {cidrs: [10.64.0.0/24, \"2001:db8:64::/64\"]}}\n";
+
+    struct Host {
+        controller: Arc<Controller>,
+        dir: tempfile::TempDir,
+        runtime: tokio::runtime::Runtime,
+    }
+
+    impl Drop for Host {
+        fn drop(&mut self) {
+            self.controller.parts.fabric.shutdown();
+        }
+    }
+
+    fn objects(text: &str) -> Vec<Edit> {
+        let source = Source { name: "test.yaml".to_owned(), text: text.to_owned() };
+        load_sources(vec![source]).unwrap().objects.into_iter().map(|object| Edit::Put(Box::new(object))).collect()
+    }
+
+    fn port(name: &str) -> String {
+        format!("---\n{{apiVersion: hostweave.dev/v1alpha1, kind: Port, metadata: {{name: {name}}}}}\n")
+    }
+
+    /// A controller with a running packet path and the store of `dir`.
+    fn host(dir: tempfile::TempDir) -> Host {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let entered = runtime.enter();
+        std::fs::create_dir_all(dir.path().join("ports")).unwrap();
+        let config =
+            FabricConfig { workers: vec![None], runtime_dir: dir.path().to_owned(), helper: "/proc/self/exe".into() };
+        let (fabric, _events) = Fabric::start(config).unwrap();
+        let (store, contents) = Store::open(dir.path()).unwrap();
+        let initial = Initial::new(Vec::new(), contents, false, dir.path()).unwrap();
+        let parts = Parts {
+            config: Vec::new(),
+            runtime: dir.path().to_owned(),
+            adopt: false,
+            fabric,
+            store,
+            events: Arc::new(EventLog::default()),
+        };
+        let controller = Controller::start(parts, initial, Instant::now()).unwrap();
+        drop(entered);
+        Host { controller, dir, runtime }
+    }
+
+    impl Host {
+        fn apply(&self, text: &str) -> Result<Applied, RpcError> {
+            let _entered = self.runtime.enter();
+            self.controller.edit(objects(text), &EditOptions::default())
+        }
+
+        /// The same host after a restart.
+        fn restarted(mut self) -> Host {
+            let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap());
+            drop(self);
+            host(dir)
+        }
+
+        fn learn(&self, address: &str) -> bool {
+            let mut learned = false;
+            let address: Ipv6Addr = address.parse().unwrap();
+            let change = |set: &ObjectSet, assignments: &mut Assignments| {
+                learned = learn(set, assignments, &ObjectKey::port("default", "a"), address) == Ok(true);
+                if learned { vec![ObjectKey::port("default", "a")] } else { Vec::new() }
+            };
+            self.controller.with_assignments(change).unwrap();
+            learned
+        }
+    }
+
+    #[test]
+    fn addresses_that_a_guest_formed_survive_a_restart_and_go_with_the_port() {
+        let host = host(tempfile::tempdir().unwrap());
+        host.apply(&format!("{NETWORK}{}", port("a"))).unwrap();
+        assert!(host.learn("2001:db8:64::5"));
+        assert!(!host.learn("2001:db8:64::5"), "it has it already");
+        assert!(!host.learn("2001:db8:65::5"), "outside its network");
+        let host = host.restarted();
+        let key = ObjectKey::port("default", "a");
+        let learned = |host: &Host| host.controller.snapshot().assignments[&key].learned.clone();
+        assert_eq!(learned(&host), ["2001:db8:64::5".parse::<Ipv6Addr>().unwrap()]);
+        let gone = Edit::Delete { key: key.clone(), must_exist: true };
+        host.controller.edit(vec![gone], &EditOptions::default()).unwrap();
+        host.apply(&port("a")).unwrap();
+        assert!(learned(&host).is_empty());
+    }
+
+    #[test]
+    fn what_the_packet_path_refuses_is_undone() {
+        let host = host(tempfile::tempdir().unwrap());
+        host.apply(&format!("{NETWORK}{}", port("a"))).unwrap();
+        let before = host.controller.snapshot();
+        // From now on the packet path refuses everything.
+        host.controller.parts.fabric.shutdown();
+        let error = host.apply(&port("b")).unwrap_err();
+        assert!(error.message.contains("nothing was applied"), "{error}");
+        let gone = Edit::Delete { key: ObjectKey::port("default", "a"), must_exist: true };
+        host.controller.edit(vec![gone], &EditOptions::default()).unwrap_err();
+        assert_eq!(host.controller.snapshot().revision, before.revision);
+
+        let host = host.restarted();
+        let after = host.controller.snapshot();
+        assert_eq!(after.revision, before.revision);
+        assert_eq!(after.assignments, before.assignments);
+        assert_eq!(after.identities, before.identities);
+        assert!(after.set.get(&ObjectKey::port("default", "b")).is_none());
+    }
+
+    #[test]
+    fn nothing_is_written_when_nothing_changes() {
+        let host = host(tempfile::tempdir().unwrap());
+        let first = host.apply(&format!("{NETWORK}{}", port("a"))).unwrap();
+        let again = host.apply(&format!("{NETWORK}{}", port("a"))).unwrap();
+        assert_eq!(again.revision, first.revision);
+        assert!(again.changes.iter().all(|(action, _)| *action == Action::Unchanged));
+    }
+
+    #[test]
+    fn the_same_object_twice_is_an_error() {
+        let host = host(tempfile::tempdir().unwrap());
+        let error = host.apply(&format!("{}{}", port("a"), port("a"))).unwrap_err();
+        assert!(error.message.contains("written twice"), "{error}");
+        assert_eq!(host.controller.snapshot().set.of_kind(Kind::Port).count(), 0);
+    }
+
+    #[test]
+    fn paths_of_the_host_cannot_be_applied_at_run_time() {
+        let host = host(tempfile::tempdir().unwrap());
+        let text = "{apiVersion: hostweave.dev/v1alpha1, kind: HostConfig, metadata: {name: h}, \
+                     spec: {paths: {state: /tmp/x}}}";
+        assert_eq!(host.apply(text).unwrap_err().data.kind, ErrorKind::Conflict);
+    }
+}

@@ -203,6 +203,66 @@ mod tests {
         assert_eq!(requests[0].id, Some(Id::Text("a".into())));
     }
 
+    /// Requests of every kind, for mutation.
+    const CORPUS: &[&str] = &[
+        r#"{"jsonrpc":"2.0","id":1,"method":"server.hello","params":{"client":"mytool/1.0"}}"#,
+        r#"{"jsonrpc":"2.0","id":"x","method":"port.add","params":{"namespace":"shop","name":"web-0","labels":{"app":"web"}}}"#,
+        r#"{"jsonrpc":"2.0","id":2,"method":"port.add","params":{"name":"c","tap":"hw0","addresses":["10.64.0.9"],"mayExist":true}}"#,
+        r#"{"jsonrpc":"2.0","id":3,"method":"port.setLabels","params":{"name":"a","labels":{"a":null,"b":"c"}}}"#,
+        r#"{"jsonrpc":"2.0","id":4,"method":"port.attachArgs","params":{"name":"a","vmm":"cloud-hypervisor","incoming":true}}"#,
+        r#"{"jsonrpc":"2.0","id":5,"method":"object.apply","params":{"sources":[{"name":"x","text":"kind: Port"}],"dryRun":true}}"#,
+        r#"{"jsonrpc":"2.0","id":6,"method":"object.delete","params":{"kind":"port","name":"a","ifExists":false}}"#,
+        r#"{"jsonrpc":"2.0","id":7,"method":"event.subscribe","params":{"last":5,"filter":{"types":["PortFaulted"],"ips":["::1"]}}}"#,
+        r#"[{"jsonrpc":"2.0","id":8,"method":"rpc.discover"},{"jsonrpc":"2.0","method":"server.status"}]"#,
+    ];
+
+    #[test]
+    fn the_corpus_is_understood() {
+        for text in CORPUS {
+            let requests = match parse(text.as_bytes()) {
+                Incoming::One(request) => vec![request],
+                Incoming::Batch(requests) => requests,
+            };
+            for request in requests {
+                assert!(request.call.is_ok(), "{text}: {:?}", request.call.err());
+            }
+        }
+    }
+
+    /// Mutations of the corpus, seeded: the same every time.
+    #[test]
+    fn mutated_requests_never_bring_it_down() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = move |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state % below.max(1) as u64).unwrap()
+        };
+        let words = ["{", "}", "[", "]", ":", ",", "null", "\"", "\\u0000", "1e999", "-1", "\n", "true", "\u{fe}"];
+        for round in 0..20_000 {
+            let mut text = CORPUS[random(CORPUS.len())].as_bytes().to_vec();
+            for _ in 0..=random(5) {
+                let at = random(text.len());
+                match random(5) {
+                    0 => text.truncate(at),
+                    1 => drop(text.splice(at..at, words[random(words.len())].bytes())),
+                    2 => drop(text.drain(at..(at + random(16)).min(text.len()))),
+                    3 => {
+                        let other = CORPUS[random(CORPUS.len())].as_bytes();
+                        let from = random(other.len());
+                        drop(text.splice(at..at, other[from..(from + random(32)).min(other.len())].iter().copied()));
+                    }
+                    _ if !text.is_empty() => text[at] = u8::try_from(random(256)).unwrap(),
+                    _ => {}
+                }
+            }
+            let copy = text.clone();
+            let result = std::panic::catch_unwind(|| fuzz_rpc(&copy));
+            assert!(result.is_ok(), "round {round}: {}", String::from_utf8_lossy(&text));
+        }
+    }
+
     proptest! {
         #[test]
         fn no_octets_bring_it_down(octets in prop::collection::vec(any::<u8>(), 0..256)) {

@@ -185,6 +185,52 @@ fn a_port_is_added_as_the_documentation_shows() {
     assert_eq!(again["error"]["code"], -32010);
     assert_eq!(again["error"]["data"]["kind"], "AlreadyExists");
     assert_eq!(again["error"]["data"]["field"], "name");
+    // Who asked is in the log.
+    let uid = nix::unistd::getuid();
+    let log = daemon.log();
+    let logged = |line: &str| line.contains("method=\"port.add\"") && line.contains(&format!("uid={uid}"));
+    assert!(log.lines().any(logged), "{log}");
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let mut daemon = Daemon::new();
+    let socket = std::os::unix::net::UnixDatagram::bind(daemon.path("notify")).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let told = |what: &str| {
+        let mut buffer = [0; 4096];
+        loop {
+            let length = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{what}: {error}"));
+            if String::from_utf8_lossy(&buffer[..length]).lines().any(|line| line == what) {
+                return;
+            }
+        }
+    };
+    daemon.notify = Some(daemon.path("notify"));
+    daemon.start(&[]);
+    told("READY=1");
+    told("STATUS=1 ports, 0 degraded");
+    daemon.signal(Signal::SIGHUP);
+    told("RELOADING=1");
+    told("READY=1");
+    assert_eq!(daemon.stop(), 0);
+    told("STOPPING=1");
+}
+
+#[test]
+fn events_are_told_over_http() {
+    use std::io::{BufRead, BufReader, Write};
+    let daemon = Daemon::started();
+    let mut stream = std::os::unix::net::UnixStream::connect(daemon.control()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
+    assert_eq!(lines.next().as_deref(), Some("HTTP/1.1 200 OK"));
+    assert!(lines.by_ref().take_while(|line| !line.is_empty()).any(|line| line == "content-type: text/event-stream"));
+    daemon.ok(&["port", "add", "new-0"]);
+    let data = lines.find_map(|line| line.strip_prefix("data: ").map(str::to_owned)).unwrap();
+    let event: Value = serde_json::from_str(&data).unwrap();
+    assert_eq!((&event["type"], &event["name"]), (&json!("ObjectCreated"), &json!("new-0")));
 }
 
 #[test]

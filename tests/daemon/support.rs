@@ -61,6 +61,8 @@ pub fn hostweave() -> Command {
 pub struct Daemon {
     dir: TempDir,
     child: Option<Child>,
+    /// Socket of a service manager.
+    pub notify: Option<PathBuf>,
 }
 
 impl Drop for Daemon {
@@ -72,7 +74,7 @@ impl Drop for Daemon {
 impl Daemon {
     /// A folder with `TWO_PORTS` as configuration; nothing runs yet.
     pub fn new() -> Self {
-        let daemon = Self { dir: tempfile::tempdir().unwrap(), child: None };
+        let daemon = Self { dir: tempfile::tempdir().unwrap(), child: None, notify: None };
         std::fs::create_dir(daemon.path("conf")).unwrap();
         daemon.write("conf/10.yaml", TWO_PORTS);
         daemon
@@ -102,6 +104,7 @@ impl Daemon {
         let mut command = hostweave();
         command.args(["daemon", "--rootless", "--config"]).arg(self.path("conf"));
         command.arg("--state").arg(self.path("state")).arg("--runtime").arg(self.path("run")).args(more);
+        command.envs(self.notify.iter().map(|path| ("NOTIFY_SOCKET", path)));
         command
     }
 
