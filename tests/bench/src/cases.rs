@@ -73,6 +73,8 @@ pub struct Round {
     pub busy_cycles: Option<f64>,
     /// The calibration loop before this measurement, ms.
     pub calibration_ms: f64,
+    /// A cache line's way from CPU to CPU before this measurement, ns.
+    pub line_ns: f64,
 }
 
 /// One switch in all rounds of a case.
@@ -198,7 +200,7 @@ pub fn throughput(case: &Case, options: &Options<'_>) -> Result<Outcome> {
             let result =
                 measure_one(round, switch, generator, options).with_context(|| switch.kind.name().to_owned())?;
             eprintln!(
-                "  {} round {}: {:9} {:7.3} Mpps {:6.1} Gbit/s, lost {}, CPU {:.2}, calibration {:.2} ms",
+                "  {} round {}: {:9} {:7.3} Mpps {:6.1} Gbit/s, lost {}, CPU {:.2}, calibration {:.2} ms, line {:.0} ns",
                 case.name,
                 round + 1,
                 switch.kind.name(),
@@ -207,6 +209,7 @@ pub fn throughput(case: &Case, options: &Options<'_>) -> Result<Outcome> {
                 result.lost,
                 result.cpu_share,
                 result.calibration_ms,
+                result.line_ns,
             );
             if result.cpu_share >= CPU_SHARE_MIN { series.rounds.push(result) } else { series.discarded += 1 }
         }
@@ -220,6 +223,7 @@ pub fn throughput(case: &Case, options: &Options<'_>) -> Result<Outcome> {
 
 fn measure_one(number: usize, switch: &mut Switch, generator: &mut Generator, options: &Options<'_>) -> Result<Round> {
     let calibration_ms = measure::calibrate().as_secs_f64() * 1e3;
+    let line_ns = measure::line_transfer_ns();
     switch.resume()?;
     generator.run(WARM_UP)?;
     switch.clear_cycles()?;
@@ -239,6 +243,7 @@ fn measure_one(number: usize, switch: &mut Switch, generator: &mut Generator, op
         cpu_share: cpu.as_secs_f64() / seconds,
         busy_cycles,
         calibration_ms,
+        line_ns,
     })
 }
 

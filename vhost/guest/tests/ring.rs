@@ -71,6 +71,8 @@ impl Device<'_> {
     }
 }
 
+type Breach = fn(&mut Device<'_>);
+
 fn memory() -> GuestMemory {
     GuestMemory::new(&MemoryConfig { gpa: BASE, ..MemoryConfig::default() }, 1 << 20).unwrap()
 }
@@ -136,7 +138,7 @@ fn in_order_one_element_may_stand_for_a_batch() {
 
 #[test]
 fn every_breach_is_found() {
-    let cases: [(&str, fn(&mut Device<'_>), Violation); 5] = [
+    let cases: [(&str, Breach, Violation); 5] = [
         ("unknown id", |d| d.put_used(77, 0), Violation::UsedId { id: 77 }),
         ("idle id", |d| d.put_used(5, 0), Violation::UsedId { id: 5 }),
         ("id twice", |d| (0..2).for_each(|_| d.put_used(0, 0)), Violation::UsedId { id: 0 }),
