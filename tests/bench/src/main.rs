@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use cases::{CASES, Options};
 use switches::Kind;
@@ -64,6 +65,9 @@ fn main() -> Result<()> {
         ensure!(known, "no case is called {name:?}");
     }
     let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
+    // A thousand cards have about ten descriptors each here and in the switch.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     measure::pin(measure::GENERATOR_CPU)?;
     let options = Options {
         rounds: args.rounds.max(1),
