@@ -22,9 +22,6 @@ const GSO_FRAME_BYTES: usize = 54 + 45 * GSO_SIZE as usize;
 /// Traffic before a measurement, so that caches and branch predictors know it.
 const WARM_UP: Duration = Duration::from_millis(200);
 
-/// Share of its CPU that a switch must have had.
-pub const CPU_SHARE_MIN: f64 = 0.95;
-
 /// A throughput case.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
@@ -123,6 +120,8 @@ pub struct Options<'a> {
     pub huge: bool,
     /// Whether the guests merge receive buffers.
     pub mergeable: bool,
+    /// Share of its CPU that a switch must have had.
+    pub cpu_share_min: f64,
 }
 
 /// Features that the generator's cards accept: what Linux does, but polled.
@@ -211,7 +210,7 @@ pub fn throughput(case: &Case, options: &Options<'_>) -> Result<Outcome> {
                 result.calibration_ms,
                 result.line_ns,
             );
-            if result.cpu_share >= CPU_SHARE_MIN { series.rounds.push(result) } else { series.discarded += 1 }
+            if result.cpu_share >= options.cpu_share_min { series.rounds.push(result) } else { series.discarded += 1 }
         }
         if let Some((_, generator, _)) = rigs.first() {
             memcpy_gbit.push(memcpy_with_busy_sibling(generator, options.time / 4));

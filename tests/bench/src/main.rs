@@ -49,6 +49,9 @@ struct Args {
     /// The hostweave binary
     #[arg(long, env = "HOSTWEAVE_BIN", default_value = "target/release/hostweave")]
     binary: PathBuf,
+    /// Share of its CPU that a switch must have had for a round to count
+    #[arg(long, default_value_t = 0.95)]
+    cpu_share_min: f64,
     /// Ordinary pages instead of huge ones
     #[arg(long)]
     small_pages: bool,
@@ -76,6 +79,7 @@ fn main() -> Result<()> {
         switches: &switches,
         huge: !args.small_pages,
         mergeable: !args.no_mergeable,
+        cpu_share_min: args.cpu_share_min,
     };
     let mut report = report::Report::new(&options);
     for case in CASES.iter().filter(|case| wanted(case.name)) {
