@@ -25,7 +25,7 @@ const ADVERTISE_EVERY: Duration = Duration::from_secs(600);
 /// Starts the thread. It begins its work when it is sent the fabric, and ends when that is gone or stopping.
 pub fn spawn() -> anyhow::Result<(JoinHandle<()>, SyncSender<Weak<Inner>>)> {
     let (sender, receiver) = sync_channel(1);
-    let body = move || run(&receiver);
+    let body = move || super::or_abort(|| run(&receiver));
     let thread = std::thread::Builder::new().name("hw-maintenance".into()).spawn(body).context("starting a thread")?;
     Ok((thread, sender))
 }

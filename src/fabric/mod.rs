@@ -395,7 +395,7 @@ fn start_worker(
         match prepared {
             Ok((shared, uring)) => {
                 if sender.send(Ok(Arc::clone(&shared))).is_ok() {
-                    Worker::new(shared, uring).run();
+                    or_abort(|| Worker::new(shared, uring).run());
                 }
             }
             Err(error) => drop(sender.send(Err(error))),
@@ -405,6 +405,15 @@ fn start_worker(
         std::thread::Builder::new().name(format!("hw-worker-{index}")).spawn(body).context("starting a worker")?;
     let shared = receiver.recv().context("a worker ended before it was ready")??;
     Ok((shared, thread))
+}
+
+/// Runs the body of a thread that the host cannot do without. A panic there is a bug, and a daemon that goes on with
+/// dead ports is worse than none: the process ends, the service manager starts it again, and guests reconnect.
+fn or_abort(body: impl FnOnce()) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
+        tracing::error!("a worker or the maintenance thread panicked, which is a bug of hostweave; the daemon ends");
+        std::process::abort();
+    }
 }
 
 fn prepare_worker(

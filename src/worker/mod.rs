@@ -90,7 +90,7 @@ impl Shared {
     /// Leaves a note and wakes the listener.
     pub fn note(&self, note: Note) {
         if self.notes.push(note).is_err() {
-            self.stats.notes_lost.fetch_add(1, Ordering::Relaxed);
+            add(&self.stats.notes_lost, 1);
         }
         self.listener.unpark();
     }
@@ -324,7 +324,10 @@ impl Path {
             let mut note = None;
             let verdict = datapath::process(&plane.tables, input, network, packet, arena, &mut note);
             if let Some(note) = note {
-                self.shared.note(Note::Local(port, note));
+                match self.pace.note(port, now) {
+                    true => self.shared.note(Note::Local(port, note)),
+                    false => add(&self.shared.stats.notes_lost, 1),
+                }
             }
             let to = match verdict {
                 Verdict::Forward => {

@@ -1,6 +1,6 @@
-//! How often a port may make the switch itself do something: answers of `local`, and ICMP errors.
+//! How often a port may make the switch itself do something: answers of `local`, ICMP errors, notes for control.
 //!
-//! Token buckets, one pair per port and worker, refilled from the burst's clock reading.
+//! Token buckets, one set per port and worker, refilled from the burst's clock reading.
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,11 @@ const LOCAL_BURST: u32 = 1_000;
 const ICMP_ERRORS_PER_S: u32 = 100;
 /// Burst of ICMP errors.
 const ICMP_ERRORS_BURST: u32 = 50;
+/// Notes for control that a port may cause, per second and worker: each costs work elsewhere, and all ports of a worker
+/// share one bounded queue of them.
+const NOTES_PER_S: u32 = 8;
+/// Burst of notes: a guest that boots leases two addresses and forms a few.
+const NOTES_BURST: u32 = 32;
 
 /// Tokens, refilled with time.
 #[derive(Clone, Copy)]
@@ -37,10 +42,18 @@ impl Bucket {
     }
 }
 
+/// What one port has left.
+#[derive(Clone, Copy)]
+struct Buckets {
+    local: Bucket,
+    icmp_errors: Bucket,
+    notes: Bucket,
+}
+
 /// The buckets of every port, as one worker sees them.
 #[derive(Default)]
 pub struct Pace {
-    ports: Vec<Option<(Bucket, Bucket)>>,
+    ports: Vec<Option<Buckets>>,
 }
 
 impl Pace {
@@ -52,18 +65,30 @@ impl Pace {
     /// Whether `local` may work for this port now.
     #[inline]
     pub fn local(&mut self, port: PortId, now: Instant) -> bool {
-        self.buckets(port, now).is_none_or(|(local, _)| local.take(now, LOCAL_PER_S, LOCAL_BURST))
+        self.buckets(port, now).is_none_or(|buckets| buckets.local.take(now, LOCAL_PER_S, LOCAL_BURST))
     }
 
     /// Whether an ICMP error may be sent to this port now.
     #[inline]
     pub fn icmp_error(&mut self, port: PortId, now: Instant) -> bool {
-        self.buckets(port, now).is_some_and(|(_, errors)| errors.take(now, ICMP_ERRORS_PER_S, ICMP_ERRORS_BURST))
+        let buckets = self.buckets(port, now);
+        buckets.is_some_and(|buckets| buckets.icmp_errors.take(now, ICMP_ERRORS_PER_S, ICMP_ERRORS_BURST))
     }
 
-    fn buckets(&mut self, port: PortId, now: Instant) -> Option<&mut (Bucket, Bucket)> {
-        let full = || (Bucket { tokens: LOCAL_BURST, at: now }, Bucket { tokens: ICMP_ERRORS_BURST, at: now });
-        self.ports.get_mut(port.0 as usize).map(|slot| slot.get_or_insert_with(full))
+    /// Whether control may hear of another thing that this port did now.
+    #[cold]
+    pub fn note(&mut self, port: PortId, now: Instant) -> bool {
+        self.buckets(port, now).is_some_and(|buckets| buckets.notes.take(now, NOTES_PER_S, NOTES_BURST))
+    }
+
+    fn buckets(&mut self, port: PortId, now: Instant) -> Option<&mut Buckets> {
+        let full = |tokens| Bucket { tokens, at: now };
+        let slot = self.ports.get_mut(port.0 as usize)?;
+        Some(slot.get_or_insert_with(|| Buckets {
+            local: full(LOCAL_BURST),
+            icmp_errors: full(ICMP_ERRORS_BURST),
+            notes: full(NOTES_BURST),
+        }))
     }
 }
 
@@ -89,5 +114,17 @@ mod tests {
         let taken = (0..200).filter(|_| pace.icmp_error(PortId(0), later)).count();
         assert_eq!(taken, (ICMP_ERRORS_PER_S / 10) as usize);
         assert!(!pace.icmp_error(PortId(9), later), "an unknown port gets nothing");
+    }
+
+    #[test]
+    fn a_port_that_floods_control_leaves_the_others_their_notes() {
+        let mut pace = Pace::default();
+        pace.resize(2);
+        let start = Instant::now();
+        let told = (0..1_000_000).filter(|_| pace.note(PortId(0), start)).count();
+        assert_eq!(told, NOTES_BURST as usize);
+        assert!(pace.note(PortId(1), start));
+        assert!(pace.note(PortId(0), start + Duration::from_secs(1)));
+        assert!(told < super::super::NOTES_MAX, "one port cannot fill the queue that all share");
     }
 }
