@@ -77,8 +77,7 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
             .map(|kind| vec![kind.as_str().to_owned(), kind.api_version().to_owned(), kind.short_names().join(",")]);
         return output::print(&output::table(&["KIND", "APIVERSION", "SHORT NAMES"], rows.into()));
     };
-    let text = explain::explain(path)
-        .map_err(|problem| Failure { code: code::NOT_FOUND, ..Diagnostics::from(problem).into() })?;
+    let text = explain::explain(path).map_err(|problem| Failure { code: code::NOT_FOUND, diagnostics: problem })?;
     output::print(&format!("{}\n", text.trim_end()))
 }
 

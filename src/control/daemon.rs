@@ -63,6 +63,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let started = Instant::now();
     // Files and sockets are private until they are opened to a group.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .thread_name("hw-control")
@@ -73,6 +74,16 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     // Threads that still write to disk are waited for; nothing else is left.
     runtime.shutdown_timeout(STOP_TIMEOUT);
     result
+}
+
+/// Each port needs several descriptors, and the usual soft limit of 1024 is for programs that use `select(2)`.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// A running daemon.

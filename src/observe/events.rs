@@ -212,10 +212,10 @@ impl EventLog {
     pub fn add(&self, event_type: EventType, object: Option<&ObjectKey>, message: impl Into<String>, data: Value) {
         let message = message.into();
         let name = event_type.name();
-        let subject = object.map(ToString::to_string).unwrap_or_default();
+        let subject = object.map(ToString::to_string);
         match event_type.severity() {
-            Severity::Normal => tracing::info!(event = name, object = %subject, "{message}"),
-            Severity::Warning => tracing::warn!(event = name, object = %subject, "{message}"),
+            Severity::Normal => tracing::info!(event = name, object = subject, "{message}"),
+            Severity::Warning => tracing::warn!(event = name, object = subject, "{message}"),
         }
         let mut kept = self.lock();
         kept.next += 1;
