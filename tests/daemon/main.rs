@@ -1,6 +1,8 @@
 //! The real binary, as people and programs meet it: a daemon without root in a folder of its own, the command line, JSON-RPC
 //! lines and HTTP.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod cli;
 mod control;
 mod support;
