@@ -181,8 +181,7 @@ class Guest:
         arguments.update({"rx_queue_size": 1024, "tx_queue_size": 1024})
         if queues > 1:
             arguments.update({"mq": True, "vectors": 2 * queues + 2})
-        arguments.update({key.replace("_", "-") if key not in ("rx_queue_size", "tx_queue_size", "host_mtu") else key: value
-                          for key, value in device.items()})
+        arguments.update(device)
         self.qmp("device_add", **arguments)
         self.sh("i=0; until [ -e /sys/class/net/eth%d ]; do i=$((i+1)); [ $i -lt 600 ] || exit 1; sleep 0.05; done"
                 % index, timeout=60)

@@ -55,6 +55,11 @@ def sequence_of(data):
     return struct.unpack_from(">Q", data, at + len(MAGIC))[0] if at > 0 and len(data) >= at + 16 else None
 
 
+def source_port(data):
+    """The UDP source port of a test frame."""
+    return struct.unpack_from(">H", data, 14 + (20 if data[12:14] == b"\x08\x00" else 40))[0]
+
+
 def routed(data, hops):
     """What is left to compare after `hops` routers: no MAC addresses, hop limit as it was, IPv4 header sum checked and cut."""
     ethertype = data[12:14]
