@@ -171,14 +171,14 @@ class Guest:
 
     # Devices
 
-    def plug(self, index, path, mac, queues=1, server=False, **device):
+    def plug(self, index, path, mac, queues=1, server=False, host_mtu=1500, **device):
         """Plugs in NIC `index` on the vhost-user socket `path`; returns when the guest sees ethINDEX.
 
         QEMU blocks while it listens and nobody has connected: with `server`, the backend must be trying already.
         """
         self.plug_backend(index, path, queues, server)
         arguments = dict(driver="virtio-net-pci", id="nic%d" % index, netdev="net%d" % index, mac=mac, bus="rp%d" % index)
-        arguments.update({"rx_queue_size": 1024, "tx_queue_size": 1024})
+        arguments.update({"rx_queue_size": 1024, "tx_queue_size": 1024, "host_mtu": host_mtu})
         if queues > 1:
             arguments.update({"mq": True, "vectors": 2 * queues + 2})
         arguments.update(device)
@@ -216,15 +216,15 @@ class Guest:
         process.kill(self.process)
 
 
-def nic_options(index, path, mac, queues=1, server=False, extra=""):
+def nic_options(index, path, mac, queues=1, server=False, host_mtu=1500):
     """The command line of a NIC that is there from the start (migration targets, listening QEMU), as `plug` makes it."""
     chardev = "socket,id=chr%d,path=%s,%s" % (index, path, "server=on,wait=on" if server else "reconnect-ms=200")
-    device = "virtio-net-pci,id=nic%d,netdev=net%d,mac=%s,bus=rp%d,rx_queue_size=1024,tx_queue_size=1024" % (
-        index, index, mac, index)
+    device = "virtio-net-pci,id=nic%d,netdev=net%d,mac=%s,bus=rp%d,rx_queue_size=1024,tx_queue_size=1024,host_mtu=%d" % (
+        index, index, mac, index, host_mtu)
     if queues > 1:
         device += ",mq=on,vectors=%d" % (2 * queues + 2)
     netdev = "vhost-user,id=net%d,chardev=chr%d,queues=%d" % (index, index, queues)
-    return ["-chardev", chardev, "-netdev", netdev, "-device", device + extra]
+    return ["-chardev", chardev, "-netdev", netdev, "-device", device]
 
 
 def _capabilities(guest, state):

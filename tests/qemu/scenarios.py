@@ -262,7 +262,7 @@ def qemu_killed(case):
     vm_b.start("ping -i 0.2 -c 60 -W 5 %s" % c.v4, 1, 120)
     for number in range(2):
         vm_a.start("iperf3 -c %s -t 30" % b.v4, 1)
-        vm_b.start("ping -i 0.05 -c 400 %s >/dev/null; true" % a.v4, 2, 90)
+        vm_b.start("ping -i 0.05 -c 150 %s >/dev/null; true" % a.v4, 2, 90)
         time.sleep(1.5)
         vm_a.kill()
         until(lambda: a.state() == "waiting-for-frontend", "the port waits for the next QEMU", 30)
