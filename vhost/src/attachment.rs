@@ -11,15 +11,16 @@
 //!          └──── after a second ──── faulted ◄── bad ring or message ─┘
 //! ```
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
@@ -38,6 +39,14 @@ const STACK: usize = 256 * 1024;
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// Pause after a fault, so that a guest that faults at once costs nothing.
 const FAULT_PAUSE: Duration = Duration::from_secs(1);
+/// How long [`Attachment::shutdown`] waits for the thread. A VMM can keep it in the kernel: closing a descriptor that
+/// it was sent waits for an answer where that is a file of a FUSE server.
+const JOIN_MAX: Duration = Duration::from_secs(5);
+/// Messages that a VMM may send at once; a start with 32 rings takes 300, and each connection counts as one hundred.
+const MESSAGES_BURST: u32 = 20_000;
+/// Messages a second after that. Each may exchange memory mappings, interrupt workers, and become an event.
+const MESSAGES_PER_S: u32 = 200;
+const CONNECTION_COSTS: u32 = 100;
 
 /// Which side listens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -171,6 +180,19 @@ struct Link {
     connection: Mutex<Option<UnixStream>>,
     /// Set by whoever ends the connection for a reason.
     fault: Mutex<Option<String>>,
+    /// The thread is over.
+    ended: Mutex<bool>,
+    ended_changed: Condvar,
+}
+
+/// Says that the thread is over, however it ends.
+struct Ending(Arc<Link>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        *lock(&self.0.ended) = true;
+        self.0.ended_changed.notify_all();
+    }
 }
 
 impl Link {
@@ -281,6 +303,8 @@ impl Attachment {
             wake: sys::eventfd().map_err(system)?,
             connection: Mutex::default(),
             fault: Mutex::default(),
+            ended: Mutex::default(),
+            ended_changed: Condvar::new(),
         });
         let active = Arc::new(AtomicBool::new(true));
         let sink: Arc<dyn FaultSink> = link.clone();
@@ -288,8 +312,13 @@ impl Attachment {
         let status = Mutex::new(Status { path: config.path.clone(), ..Status::default() });
         let thread_name: String = format!("vu-{}", config.name).chars().take(15).collect();
         let shared = Arc::new(Shared { config, queues, active, observer, status, link });
-        let service = Service { shared: shared.clone(), listening };
-        let thread = std::thread::Builder::new().name(thread_name).stack_size(STACK).spawn(move || service.run());
+        let service = Service { shared: shared.clone(), listening, pace: Pace::new() };
+        let ending = Ending(shared.link.clone());
+        let body = move || {
+            let _ending = ending;
+            service.run();
+        };
+        let thread = std::thread::Builder::new().name(thread_name).stack_size(STACK).spawn(body);
         let thread = thread.map_err(|source| Error::System { name: shared.config.name.clone(), source })?;
         Ok(Arc::new(Self { shared, thread: Mutex::new(Some(thread)) }))
     }
@@ -333,15 +362,30 @@ impl Attachment {
         self.shared.link.break_with(reason);
     }
 
-    /// Ends the connection and the thread, and removes the socket. Not on the thread itself.
+    /// Ends the connection and the thread, and removes the socket. Not on the thread itself. When this returns, no ring
+    /// is touched any more. A thread that a VMM keeps in the kernel is left behind after a few seconds.
     pub fn shutdown(&self) {
         let link = &self.shared.link;
         link.stop.store(true, Ordering::SeqCst);
         sys::signal(&link.wake);
         link.hang_up(&lock(&link.connection));
-        if let Some(thread) = lock(&self.thread).take() {
+        let Some(thread) = lock(&self.thread).take() else { return };
+        let wait = link.ended_changed.wait_timeout_while(lock(&link.ended), JOIN_MAX, |ended| !*ended);
+        let ended = *wait.unwrap_or_else(PoisonError::into_inner).0;
+        if ended {
             // The thread catches its own panics.
             let _ = thread.join();
+            return;
+        }
+        tracing::error!(
+            port = self.shared.config.name,
+            "the VMM keeps the port's thread in the kernel; it is left behind"
+        );
+        // It would have stopped the rings. It holds none of them while it waits.
+        self.activate(false);
+        for pair in &self.shared.queues {
+            pair.from_guest.0.control().stop();
+            pair.to_guest.0.control().stop();
         }
     }
 }
@@ -356,6 +400,26 @@ impl Drop for Attachment {
 struct Service {
     shared: Arc<Shared>,
     listening: Option<Listening>,
+    pace: Pace,
+}
+
+/// How much a VMM may still say.
+struct Pace(Cell<(u32, Instant)>);
+
+impl Pace {
+    fn new() -> Self {
+        Self(Cell::new((MESSAGES_BURST, Instant::now())))
+    }
+
+    /// Takes what so many messages cost. How long to wait for it, if it is not there.
+    fn take(&self, count: u32, now: Instant) -> Option<Duration> {
+        let (left, since) = self.0.get();
+        let gained = now.saturating_duration_since(since).as_millis() * u128::from(MESSAGES_PER_S) / 1_000;
+        let left = left.saturating_add(u32::try_from(gained).unwrap_or(u32::MAX)).min(MESSAGES_BURST);
+        let since = if gained > 0 { now } else { since };
+        self.0.set((left.saturating_sub(count), since));
+        (left < count).then(|| Duration::from_secs(1) * (count - left) / MESSAGES_PER_S)
+    }
 }
 
 impl Service {
@@ -387,6 +451,13 @@ impl Service {
     fn sleep(&self, time: Duration) {
         if !self.stopping() {
             let _ = sys::wait_readable([Some(self.shared.link.wake.as_fd()), None], Some(time));
+        }
+    }
+
+    /// Keeps a VMM that talks without end from costing others anything: its own thread waits.
+    fn pay(&self, messages: u32) {
+        if let Some(wait) = self.pace.take(messages, Instant::now()) {
+            self.sleep(wait);
         }
     }
 
@@ -436,6 +507,12 @@ impl Service {
                 return true;
             }
         }
+        if self.stopping() {
+            // Whoever wants an end may have looked before there was a connection to end.
+            lock(&shared.link.connection).take();
+            return false;
+        }
+        self.pay(CONNECTION_COSTS);
         {
             let mut status = lock(&shared.status);
             let fault = status.fault.take();
@@ -478,6 +555,7 @@ impl Service {
         };
         let mut handler = BackendReqHandler::from_stream(stream, backend.clone());
         loop {
+            self.pay(1);
             let before_features = lock(backend).is_before_features();
             let result = if before_features && early::is_next(&early) {
                 early::handle(&early, &mut lock(backend))
@@ -499,5 +577,22 @@ impl Service {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_talks_without_end_waits() {
+        let (pace, start) = (Pace::new(), Instant::now());
+        assert!((0..MESSAGES_BURST).all(|_| pace.take(1, start).is_none()));
+        assert_eq!(pace.take(1, start), Some(Duration::from_millis(5)));
+        assert_eq!(pace.take(CONNECTION_COSTS, start), Some(Duration::from_millis(500)));
+        let later = start + Duration::from_secs(2);
+        assert!((0..2 * MESSAGES_PER_S - 1).all(|_| pace.take(1, later).is_none()));
+        assert!(pace.take(2, later).is_some());
+        assert!(pace.take(MESSAGES_BURST, later + Duration::from_secs(3600)).is_none());
     }
 }

@@ -154,8 +154,11 @@ impl Backend {
         state.features = self.acked;
         state.header_len = features::header_len(self.acked);
         state.install(Some(split));
-        if let Some(call) = &state.call {
-            // The driver may wait for an interrupt that a backend before us owed it.
+        let call = state.call.clone();
+        drop(control);
+        if let Some(call) = call {
+            // The driver may wait for an interrupt that a backend before us owed it. Not under the claim: a VMM that
+            // takes O_NONBLOCK away again can make this wait.
             sys::signal(&call.0);
         }
         Ok(())
@@ -169,8 +172,7 @@ impl Backend {
                 split.publish();
                 self.rings[index].base = split.base();
             }
-            control.state.install(None);
-            (control.state.kick, control.state.call) = (None, None);
+            control.stop();
         }
         let ring = &mut self.rings[index];
         (ring.started, ring.kicked, ring.kick, ring.call) = (false, false, None, None);

@@ -190,7 +190,7 @@ impl Region {
         if metadata.len() < offset + len {
             return Err(MemoryError::FileTooShort { gpa, file_len: metadata.len(), needed: offset + len });
         }
-        let page = sys::page_size(file).map_err(system)?;
+        let page = sys::memory_page(file).map_err(system)?.ok_or(MemoryError::NotMemory(gpa))?;
         let (mapping, base) = Mapping::new(file, offset, len, page).map_err(|source| match source.kind() {
             io::ErrorKind::QuotaExceeded => MemoryError::TooManyMappings,
             _ => system(source),
@@ -542,19 +542,20 @@ impl DirtyLog {
         if metadata.len() < end {
             return Err(MemoryError::FileTooShort { gpa, file_len: metadata.len(), needed: end });
         }
-        let page = sys::page_size(file).map_err(system)?;
+        let page = sys::memory_page(file).map_err(system)?.ok_or(MemoryError::NotMemory(gpa))?;
         let (mapping, base) = Mapping::new(file, offset, len, page).map_err(system)?;
         Ok(Self { base, len: len as usize, mapping })
     }
 
-    /// Marks the pages of `gpa..gpa + len` as written.
+    /// Marks the pages of `gpa..gpa + len` as written. To be called after the write: the VMM may read, send and forget
+    /// the page at once.
     pub fn mark(&self, gpa: u64, len: u64) {
         let Some(last) = gpa.checked_add(len.saturating_sub(1)) else { return };
         for page in gpa / LOG_PAGE..=last / LOG_PAGE {
             let Some(byte) = usize::try_from(page / 8).ok().filter(|byte| *byte < self.len) else { return };
             // SAFETY: inside the mapping, octet-wise atomics need no alignment. JUSTIFICATION: shared with the VMM.
             let byte = unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(byte)) };
-            byte.fetch_or(1 << (page % 8), Ordering::Relaxed);
+            byte.fetch_or(1 << (page % 8), Ordering::Release);
         }
     }
 
@@ -641,6 +642,10 @@ pub(crate) mod tests {
         let null = File::open("/dev/zero").unwrap();
         let spec = RegionSpec { gpa: 0, len: 0x1000, uva: 0, offset: 0 };
         assert!(matches!(Region::map(spec, &null), Err(MemoryError::NotMemory(0))));
+        // A page of a file on a disk, or on a FUSE server that never answers, would keep a worker waiting.
+        let program = File::open(std::env::current_exe().unwrap()).unwrap();
+        assert!(matches!(Region::map(spec, &program), Err(MemoryError::NotMemory(0))));
+        assert!(matches!(DirtyLog::map(&program, 0, 8), Err(MemoryError::NotMemory(0))));
         let a = region(0, 0x2000, 0x10_0000, 0, &file);
         let gpa = region(0x1000, 0x1000, 0x20_0000, 0x2000, &file);
         let uva = region(0x8000, 0x1000, 0x10_1000, 0x2000, &file);

@@ -1,4 +1,4 @@
-use hostweave_switch::packet::virtio_net;
+use hostweave_switch::packet::{Meta, virtio_net};
 
 use super::*;
 use crate::features::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
@@ -569,4 +569,84 @@ fn memory_exchange_keeps_the_ring() {
     driver.chain(1, &[(BUFFERS, 76)], 0);
     assert_eq!(receive(&driver).0, [frame(64)]);
     assert_eq!(driver.take_used(), [(0, 0), (1, 0)]);
+}
+
+/// A chain of all descriptors of the ring, `len` octets each.
+fn longest_chain(driver: &Driver, len: u32, flags: u16) {
+    for index in 0..SIZE {
+        let more = if index + 1 < SIZE { NEXT } else { 0 };
+        driver.descriptor(index, BUFFERS + u64::from(len) * u64::from(index), len, flags | more, index + 1);
+    }
+}
+
+#[test]
+fn long_chains_do_not_keep_a_worker() {
+    let visits = usize::from(DESCRIPTORS_MAX as u16 / SIZE);
+    // Frames, frames that are too short, and none at all: every descriptor that is read counts.
+    for (len, drops_expected) in [(1, 0), (0, visits)] {
+        let mut driver = Driver::transmit(ALL);
+        longest_chain(&driver, len, 0);
+        (0..40).for_each(|_| driver.offer(0));
+        let (frames, drops, result) = receive(&driver);
+        assert_eq!((drops.len(), result), (drops_expected, Ok(visits)));
+        assert_eq!(frames.len(), visits - drops_expected);
+        assert_eq!((receive(&driver).2, receive(&driver).2), (Ok(visits), Ok(40 - 2 * visits)), "the rest comes later");
+    }
+    // A chain that is longer than any frame is not followed to its end, which here is none.
+    let mut driver = Driver::transmit(ALL);
+    driver.descriptor(0, BUFFERS, 0x8000, NEXT, 0);
+    (0..64).for_each(|_| driver.offer(0));
+    let (_, drops, result) = receive(&driver);
+    assert_eq!((drops.len(), result), (64, Ok(64)));
+    assert!(drops.iter().all(|reason| *reason == DropReason::FrameTooLong));
+}
+
+#[test]
+fn huge_frames_do_not_keep_a_worker() {
+    for shape in [&[65_561][..], &[12, 65_549]] {
+        let mut driver = Driver::transmit(ALL);
+        let buffers: Vec<_> = shape.iter().map(|len| (BUFFERS, *len)).collect();
+        (0..64).for_each(|_| driver.chain(0, &buffers, 0));
+        let taken = OCTETS_MAX.div_ceil(65_549);
+        assert_eq!(receive(&driver).2, Ok(taken));
+        assert_eq!(receive(&driver).2, Ok(taken));
+    }
+}
+
+#[test]
+fn receive_buffers_of_one_octet_do_not_keep_a_worker() {
+    let mut driver = Driver::receive(ALL);
+    longest_chain(&driver, 1, WRITE);
+    (0..SIZE).for_each(|_| driver.offer(0));
+    let send = |len: usize| {
+        let mut burst = Burst::new();
+        let mut queue = driver.pair.to_guest.try_claim().unwrap();
+        let mut write = |len: usize| {
+            burst.with_frame(Meta::default(), &frame(len), HEAD_FIRST, |packet, arena| queue.transmit(packet, arena))
+        };
+        let result = (write(len), write(60));
+        queue.publish();
+        result
+    };
+    assert_eq!(send(60), (Ok(1), Ok(1)));
+    assert_eq!(
+        send(60_000),
+        (Err(DropReason::GuestRingFull), Err(DropReason::GuestRingFull)),
+        "the claim's share is used up"
+    );
+    assert_eq!(send(60), (Ok(1), Ok(1)), "the next claim has another");
+    assert_eq!(driver.take_used().len(), 4);
+    assert_eq!(driver.sink.0.lock().unwrap().len(), 0);
+}
+
+#[test]
+fn a_ring_that_starts_in_memory_that_shrank() {
+    let driver = Driver::transmit(ALL);
+    driver.file.set_len(0).unwrap();
+    // Its memory was mapped before, as when a VMM truncates between two messages.
+    let memory = driver.queue().control().state.ring.take().unwrap().memory().memory().clone();
+    let ring = SplitRing::new(memory, &driver.addresses(), SIZE, 0, Default::default()).unwrap();
+    driver.queue().control().state.install(Some(ring));
+    assert_eq!(driver.sink.0.lock().unwrap()[..], [Fault::MemoryShrank]);
+    assert_eq!(receive(&driver).2, Err(Fault::MemoryShrank));
 }

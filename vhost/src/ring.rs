@@ -284,22 +284,24 @@ impl SplitRing {
         Descriptor::from_words(unsafe { self.parts.descriptors.add(usize::from(index & self.mask)).read_volatile() })
     }
 
-    /// Calls `each` for every buffer of the chain that starts with `first`, in order. Empty buffers are left out.
+    /// Calls `each` for every buffer of the chain that starts with `first`, in order, until it says that it wants no
+    /// more (`false`). Empty buffers are left out. Returns how many descriptors were read.
     ///
     /// # Errors
-    /// When the chain itself is bad, or `each` says so.
+    /// When the chain itself is bad as far as it was read, or `each` says so.
     #[inline]
-    pub fn walk(&self, first: Descriptor, mut each: impl FnMut(Descriptor) -> Result<(), Fault>) -> Result<(), Fault> {
+    pub fn walk(
+        &self,
+        first: Descriptor,
+        mut each: impl FnMut(Descriptor) -> Result<bool, Fault>,
+    ) -> Result<u16, Fault> {
         let mut descriptor = first;
-        for _ in 0..self.size {
+        for count in 1..=self.size {
             if descriptor.flags & DESC_F_INDIRECT != 0 {
-                return self.walk_indirect(descriptor, each);
+                return self.walk_indirect(descriptor, each).map(|indirect| count + indirect);
             }
-            if descriptor.len > 0 {
-                each(descriptor)?;
-            }
-            if descriptor.flags & DESC_F_NEXT == 0 {
-                return Ok(());
+            if (descriptor.len > 0 && !each(descriptor)?) || descriptor.flags & DESC_F_NEXT == 0 {
+                return Ok(count);
             }
             if descriptor.next >= self.size {
                 return Err(Fault::NextOutOfRange { next: descriptor.next, size: self.size });
@@ -312,8 +314,8 @@ impl SplitRing {
     fn walk_indirect(
         &self,
         table: Descriptor,
-        mut each: impl FnMut(Descriptor) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+        mut each: impl FnMut(Descriptor) -> Result<bool, Fault>,
+    ) -> Result<u16, Fault> {
         if !self.features.indirect {
             return Err(Fault::IndirectNotNegotiated);
         }
@@ -325,7 +327,7 @@ impl SplitRing {
             _ => return Err(Fault::IndirectLength(table.len)),
         };
         let mut index = 0;
-        for _ in 0..count {
+        for read in 1..=count {
             let outside = || Fault::OutsideMemory { address: table.address, len: table.len };
             let address = table.address.checked_add(u64::from(index) * 16).ok_or_else(outside)?;
             let slice = self.memory.slice(address, 16).ok_or_else(outside)?;
@@ -335,11 +337,8 @@ impl SplitRing {
             if descriptor.flags & DESC_F_INDIRECT != 0 {
                 return Err(Fault::IndirectNested);
             }
-            if descriptor.len > 0 {
-                each(descriptor)?;
-            }
-            if descriptor.flags & DESC_F_NEXT == 0 {
-                return Ok(());
+            if (descriptor.len > 0 && !each(descriptor)?) || descriptor.flags & DESC_F_NEXT == 0 {
+                return Ok(read);
             }
             if descriptor.next >= count {
                 return Err(Fault::NextOutOfRange { next: descriptor.next, size: count });
@@ -396,11 +395,12 @@ impl SplitRing {
         if old == new {
             return false;
         }
-        if self.log.is_some() {
-            self.log_used(old, new);
-        }
         self.used_index().store(new, Ordering::Release);
         self.published = new;
+        if self.log.is_some() {
+            // After the store: what is marked before it is written may be read, sent and forgotten in between.
+            self.log_used(old, new);
+        }
         self.full_fence();
         if self.signal_first {
             self.signal_first = false;

@@ -1,6 +1,6 @@
 //! One frame into receive buffers: in one piece, over several, cut into segments.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use hostweave_switch::limits::FRAME_MAX;
 use hostweave_switch::packet::{L3, Packet};
@@ -13,6 +13,8 @@ use crate::memory::GuestSlice;
 use crate::offload::{self, HEADER_MAX, Plan};
 use crate::ring::SplitRing;
 
+/// Descriptors that one claim of a receive queue follows. A burst of 64 KiB frames needs 3,000 of 1.5 KiB each.
+pub(crate) const DESCRIPTORS_MAX: u32 = 8_192;
 /// Where `num_buffers` stands in the header.
 const NUM_BUFFERS: usize = 10;
 
@@ -37,14 +39,16 @@ impl From<Fault> for Refused {
     }
 }
 
-/// What the receiver negotiated.
+/// What the receiver negotiated, and how much it may still cost.
 #[derive(Clone, Copy)]
-pub(crate) struct Receiver {
+pub(crate) struct Receiver<'a> {
     pub(crate) header_len: usize,
     pub(crate) features: u64,
+    /// Descriptors that were followed since the queue was claimed, those of plain single buffers left out.
+    pub(crate) followed: &'a Cell<u32>,
 }
 
-impl Receiver {
+impl Receiver<'_> {
     /// Writes one frame behind `header`. Nothing is taken from the ring when it does not fit.
     #[inline]
     pub(crate) fn write(
@@ -94,12 +98,13 @@ impl Receiver {
         let mut count_at = [0u64; 2];
         let mut chains = 0u16;
         while source.left > 0 {
-            if ring.available()? == 0 {
+            // Whoever posts buffers of one octet makes the sender's worker pay for them, and all who share it.
+            if ring.available()? == 0 || self.followed.get() >= DESCRIPTORS_MAX {
                 return Err(DropReason::GuestRingFull.into());
             }
             let (index, first) = ring.peek(0)?;
             let before = source.at;
-            ring.walk(first, |buffer| {
+            let followed = ring.walk(first, |buffer| {
                 if !buffer.is_writable() {
                     return Err(Fault::ReadOnlyInReceive);
                 }
@@ -118,8 +123,10 @@ impl Receiver {
                     gpa = gpa.wrapping_add(part.len() as u64);
                     true
                 });
-                if inside { Ok(()) } else { Err(Fault::OutsideMemory { address: buffer.address, len: wanted }) }
+                let outside = Fault::OutsideMemory { address: buffer.address, len: wanted };
+                if inside { Ok(source.left > 0) } else { Err(outside) }
             })?;
+            self.followed.set(self.followed.get() + u32::from(followed));
             let written = source.at - before;
             if written == 0 || source.at < self.header_len {
                 return Err(Fault::ReceiveChainEmpty(written as u32).into());
@@ -134,6 +141,7 @@ impl Receiver {
             for (gpa, octet) in count_at.into_iter().zip(chains.to_le_bytes()) {
                 let outside = Fault::OutsideMemory { address: gpa, len: 1 };
                 ring.memory().slice(gpa, 1).ok_or(outside)?.write(&[octet]);
+                ring.log_write(gpa, 1);
             }
         }
         Ok(())

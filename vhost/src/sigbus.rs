@@ -2,11 +2,12 @@
 //!
 //! Whoever holds the descriptor of shared memory can truncate it, and every access behind the new end then raises
 //! `SIGBUS`. All our mappings of guest memory stand in a fixed table of atomics. The handler looks the address up: in
-//! a mapping of ours it puts a zero page over the hole, marks the mapping *poisoned*, and the access is repeated and
-//! succeeds. Queues look at [`faults`] once per burst and stop their port. A fault anywhere else goes to the handler
+//! a mapping of ours it puts zero pages over everything from the hole on (one kernel mapping more, however much is
+//! touched: the number of those is limited), marks the mapping *poisoned*, and the access is repeated and succeeds.
+//! Queues look at [`faults`] once per burst and stop their port. A fault anywhere else goes to the handler
 //! that was there before. The handler allocates nothing, takes no lock and calls nothing but `mmap`.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Guest mappings of the whole process.
@@ -68,6 +69,8 @@ impl Registration {
             }
         };
         let slot = &SLOTS[index];
+        // A handler that reads what follows also sees that the slot was given away before.
+        fence(Ordering::Release);
         slot.poisoned.store(false, Ordering::Relaxed);
         slot.end.store(start + len, Ordering::Relaxed);
         slot.page.store(page, Ordering::Relaxed);
@@ -118,19 +121,21 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
 
 fn repair(slot: &Slot, address: usize) -> bool {
     let start = slot.start.load(Ordering::Acquire);
-    if start == 0 || address < start || address >= slot.end.load(Ordering::Relaxed) {
+    let (end, page) = (slot.end.load(Ordering::Relaxed), slot.page.load(Ordering::Relaxed));
+    fence(Ordering::Acquire);
+    // Another thread may have given the slot away in between, and then these numbers do not belong together.
+    if start == 0 || address < start || address >= end || slot.start.load(Ordering::Relaxed) != start {
         return false;
     }
-    let page = slot.page.load(Ordering::Relaxed);
     let hole = address & !(page - 1);
     // SAFETY: the hole lies inside a mapping of ours that is alive, because a thread just touched it; nobody holds
     // a reference into it, only raw pointers, and those stay valid. JUSTIFICATION: repairs the fault.
     let result = unsafe {
         libc::mmap(
             hole as *mut libc::c_void,
-            page,
+            end - hole,
             libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
             -1,
             0,
         )

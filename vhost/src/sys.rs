@@ -148,20 +148,28 @@ pub fn signal(fd: impl AsFd) {
     unsafe { libc::write(fd.as_fd().as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
 }
 
-/// The page size with which `file` is mapped: that of its hugetlbfs, else the system's.
+/// The page size with which a memory file is mapped: that of its hugetlbfs, or the system's for one of tmpfs (memfd,
+/// `/dev/shm`). `None` for every other file, whose pages may have to be waited for: a worker that touches one would
+/// sleep until the disk, or whoever pretends to be one, answers.
 ///
 /// # Errors
 /// What `fstatfs` says.
-pub fn page_size(file: &File) -> io::Result<u64> {
+pub fn memory_page(file: &File) -> io::Result<Option<u64>> {
     /// `HUGETLBFS_MAGIC` of `linux/magic.h`.
     const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+    /// `TMPFS_MAGIC` of `linux/magic.h`.
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
     // SAFETY: all-zero is a valid `statfs`. JUSTIFICATION: C structure, filled by the kernel.
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: `stat` is valid for writes. JUSTIFICATION: no safe wrapper in std.
     if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    if stat.f_type as i64 == HUGETLBFS_MAGIC { Ok(stat.f_bsize as u64) } else { Ok(base_page_size()) }
+    Ok(match stat.f_type as i64 {
+        HUGETLBFS_MAGIC => Some(stat.f_bsize as u64),
+        TMPFS_MAGIC => Some(base_page_size()),
+        _ => None,
+    })
 }
 
 /// The system's page size.

@@ -380,3 +380,76 @@ fn an_inactive_attachment_is_left_alone() {
     patch.attachments[0].activate(true);
     nic.drain_tx(SECONDS).unwrap();
 }
+
+/// Hears of a queue that started, and does not come back from it until it is let go.
+struct Stuck(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+
+impl hostweave_vhost::Observer for Stuck {
+    fn connected(&self, _: hostweave_vhost::Peer) {}
+    fn queue_started(&self, _: usize) {
+        let _ = self.0.lock().unwrap().recv();
+    }
+    fn queue_stopped(&self, _: usize) {}
+    fn started(&self, _: u64, _: usize) {}
+    fn stopped(&self) {}
+    fn disconnected(&self) {}
+    fn fault(&self, _: &str) {}
+}
+
+fn attachment(path: &std::path::Path, observer: Stuck) -> std::sync::Arc<hostweave_vhost::Attachment> {
+    let config = hostweave_vhost::AttachmentConfig {
+        mode: hostweave_vhost::Mode::Listen,
+        path: path.to_owned(),
+        queue_pairs: 1,
+        group: None,
+        allowed_uids: vec![],
+        mtu: 1500,
+        config_space: None,
+        name: "stuck".to_owned(),
+    };
+    hostweave_vhost::Attachment::start(config, std::sync::Arc::new(observer)).unwrap()
+}
+
+#[test]
+fn a_thread_that_a_vmm_keeps_busy_is_left_behind_without_its_rings() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.sock");
+    let (release, wait) = std::sync::mpsc::channel();
+    let attachment = attachment(&path, Stuck(wait.into()));
+    let nic = std::thread::spawn({
+        let config = NicConfig::new(&path);
+        move || drop(Nic::connect(config))
+    });
+    let start = Instant::now();
+    while !attachment.queues()[0].from_guest.is_running() || !attachment.queues()[0].to_guest.is_running() {
+        assert!(start.elapsed() < SECONDS);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let start = Instant::now();
+    attachment.shutdown();
+    assert!(start.elapsed() < 2 * SECONDS, "it does not wait for ever");
+    assert!(!attachment.queues()[0].from_guest.is_running());
+    assert!(attachment.queues()[0].to_guest.try_claim().is_none());
+    drop(release);
+    nic.join().unwrap();
+}
+
+#[test]
+fn an_end_that_meets_a_new_connection_is_not_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..200 {
+        let path = folder.path().join(format!("{round}.sock"));
+        let (release, wait) = std::sync::mpsc::channel();
+        let attachment = attachment(&path, Stuck(wait.into()));
+        // It says nothing, so that only the end of the attachment ends it.
+        let client = std::thread::spawn({
+            let path = path.clone();
+            move || std::os::unix::net::UnixStream::connect(path)
+        });
+        std::thread::sleep(Duration::from_micros(round % 40 * 5));
+        let start = Instant::now();
+        attachment.shutdown();
+        assert!(start.elapsed() < Duration::from_secs(4), "round {round}");
+        drop((client.join().unwrap(), release));
+    }
+}
