@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod datapath;
+pub mod demo;
 pub mod fabric;
 pub mod observe;
 pub mod services;

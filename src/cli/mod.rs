@@ -4,8 +4,9 @@
 //! nothing more (STYLE rule 34). Results go to stdout, everything else to stderr.
 
 mod attach_netns;
-mod client;
+pub(crate) mod client;
 mod daemon;
+mod demo;
 pub mod failure;
 mod objects;
 mod observe;
@@ -69,6 +70,8 @@ pub struct Global {
 enum Command {
     /// Run the daemon
     Daemon(daemon::Args),
+    /// Show the network at work, with guests of its own; needs no root, KVM or network card
+    Demo(demo::Args),
     /// Say how the daemon is; exit code 1 if something is degraded
     Status(status::Args),
     /// Work with ports, the NICs of VMs and containers
@@ -186,6 +189,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
     let done = |result: Result<(), Failure>| result.map(|()| code::OK);
     match cli.command {
         Command::Daemon(args) => done(daemon::run(&session, args)),
+        Command::Demo(args) => demo::run(&session, &args),
         Command::Status(args) => status::run(&session, &args),
         Command::Port(command) => done(port::run(&session, command)),
         Command::Apply(args) => done(objects::apply(&session, &args)),

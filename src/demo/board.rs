@@ -1,0 +1,264 @@
+//! What the demo knows so far: the parts of the story, the ports as last sampled, what is worth a line at the end.
+//!
+//! The story writes, the live view reads. Without a live view each part is printed as soon as it has ended.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+
+/// What became of a part of the story.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It goes on; what happens now.
+    Running(String),
+    /// It went as it must; what was seen.
+    Passed(String),
+    /// It did not; why.
+    Failed(String),
+}
+
+/// A part of the story.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// One word.
+    pub name: &'static str,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// A port as last sampled.
+#[derive(Clone, Debug, Default)]
+pub struct PortRow {
+    /// Name.
+    pub name: String,
+    /// Its network.
+    pub network: String,
+    /// Its first IPv4 and IPv6 address.
+    pub addresses: [String; 2],
+    /// As `port list` says it.
+    pub state: String,
+    /// Frames per second, both directions.
+    pub packets_per_s: f64,
+    /// Gbit/s that the guest sends.
+    pub sent_gbit_per_s: f64,
+    /// Gbit/s that the guest gets.
+    pub got_gbit_per_s: f64,
+}
+
+/// Everything the live view shows.
+#[derive(Clone, Debug, Default)]
+pub struct Scene {
+    /// The story so far.
+    pub steps: Vec<Step>,
+    /// Ports, in the order of their names.
+    pub ports: Vec<PortRow>,
+    /// Drops of all ports by reason, since the daemon started.
+    pub drops: BTreeMap<String, u64>,
+    /// The daemon in one line.
+    pub daemon: String,
+    /// What was seen, a label and a line each.
+    pub facts: Vec<(&'static str, String)>,
+    /// What a person can do now.
+    pub hints: Vec<String>,
+    /// Whether the story has ended.
+    pub over: bool,
+}
+
+/// The scene, and the wish to stop.
+pub struct Board {
+    scene: Mutex<Scene>,
+    stop: AtomicBool,
+    /// Whether there is a live view: then nothing is printed.
+    pub live: bool,
+    /// When the demo began.
+    pub started: Instant,
+}
+
+impl Board {
+    /// An empty board.
+    pub fn new(live: bool) -> Self {
+        Self { scene: Mutex::default(), stop: AtomicBool::new(false), live, started: Instant::now() }
+    }
+
+    /// The scene, to read or to change.
+    pub fn scene(&self) -> MutexGuard<'_, Scene> {
+        self.scene.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Plays a part of the story; true when it went well. Nothing is played once somebody wants to stop.
+    pub fn step(&self, name: &'static str, part: impl FnOnce() -> anyhow::Result<String>) -> bool {
+        if self.stopped() {
+            return false;
+        }
+        self.play(name, part)
+    }
+
+    /// As [`Board::step`], but played also when somebody wants to stop: it is how the story stops.
+    pub fn last_step(&self, name: &'static str, part: impl FnOnce() -> anyhow::Result<String>) -> bool {
+        self.play(name, part)
+    }
+
+    fn play(&self, name: &'static str, part: impl FnOnce() -> anyhow::Result<String>) -> bool {
+        let stopped_before = self.stopped();
+        self.scene().steps.push(Step { name, outcome: Outcome::Running(String::new()) });
+        let (outcome, line) = match part() {
+            Ok(seen) => (Outcome::Passed(seen.clone()), format!("PASS  {name:<10} {seen}")),
+            // A part that was cut short says nothing about the product.
+            Err(_) if self.stopped() && !stopped_before => {
+                (Outcome::Running("cut short".into()), format!("STOP  {name:<10} cut short"))
+            }
+            Err(error) => (Outcome::Failed(format!("{error:#}")), format!("FAIL  {name:<10} {error:#}")),
+        };
+        let passed = matches!(outcome, Outcome::Passed(_));
+        if let Some(step) = self.scene().steps.last_mut() {
+            step.outcome = outcome;
+        }
+        self.print(&line);
+        passed
+    }
+
+    /// Says what the running part is doing.
+    pub fn progress(&self, what: impl Into<String>) {
+        let what = what.into();
+        let mut scene = self.scene();
+        if let Some(Step { outcome: Outcome::Running(now), .. }) = scene.steps.last_mut()
+            && *now != what
+        {
+            *now = what;
+        }
+    }
+
+    /// Keeps a line for the end.
+    pub fn fact(&self, label: &'static str, line: impl Into<String>) {
+        self.scene().facts.push((label, line.into()));
+    }
+
+    /// Prints a line where there is no live view.
+    pub fn print(&self, line: &str) {
+        if !self.live {
+            println!("{line}");
+        }
+    }
+
+    /// Somebody wants to stop.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody wants to stop.
+    pub fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Waits until `done` gives something.
+    ///
+    /// # Errors
+    /// It took longer than `timeout`, or somebody wants to stop.
+    pub fn wait<T>(
+        &self,
+        what: &str,
+        timeout: Duration,
+        mut done: impl FnMut() -> anyhow::Result<Option<T>>,
+    ) -> anyhow::Result<T> {
+        let start = Instant::now();
+        loop {
+            if let Some(value) = done()? {
+                return Ok(value);
+            }
+            if self.stopped() {
+                bail!("stopped");
+            }
+            if start.elapsed() >= timeout {
+                bail!("not within {} s: {what}", timeout.as_secs_f64());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Lets `time` pass, or less if somebody wants to stop.
+    pub fn rest(&self, time: Duration) {
+        let start = Instant::now();
+        while !self.stopped() && start.elapsed() < time {
+            std::thread::sleep(Duration::from_millis(20).min(time));
+        }
+    }
+
+    /// In a live view, time to read what was just seen.
+    pub fn pause(&self) {
+        if self.live {
+            self.rest(Duration::from_millis(1500));
+        }
+    }
+
+    /// Whether every part went well, to the end of the story or until the person who watches had seen enough.
+    pub fn passed(&self) -> bool {
+        let scene = self.scene();
+        let failed = scene.steps.iter().any(|step| matches!(step.outcome, Outcome::Failed(_)));
+        !failed && (scene.over || self.live && self.stopped())
+    }
+
+    /// The summary.
+    pub fn summary(&self) -> String {
+        let scene = self.scene();
+        let passed = scene.steps.iter().filter(|step| matches!(step.outcome, Outcome::Passed(_))).count();
+        let seconds = self.started.elapsed().as_secs_f64();
+        let mut text = format!("\nhostweave demo: {passed} of {} passed, {seconds:.1} s\n", scene.steps.len());
+        for step in &scene.steps {
+            if let Outcome::Failed(reason) = &step.outcome
+                && self.live
+            {
+                text += &format!("  FAIL {}: {reason}\n", step.name);
+            }
+        }
+        let mut last = "";
+        for (label, line) in &scene.facts {
+            let shown = if *label == last { "" } else { label };
+            text += &format!("  {shown:<10} {line}\n");
+            last = label;
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_failed_part_fails_the_demo() {
+        let board = Board::new(true);
+        assert!(board.step("good", || Ok("seen".into())));
+        board.scene().over = true;
+        assert!(board.passed());
+        assert!(!board.step("bad", || bail!("why")));
+        assert!(!board.passed());
+        assert!(board.summary().contains("1 of 2 passed"));
+        assert!(board.summary().contains("FAIL bad: why"));
+    }
+
+    #[test]
+    fn a_story_that_did_not_reach_its_end_has_not_passed() {
+        let board = Board::new(true);
+        board.step("good", || Ok(String::new()));
+        assert!(!board.passed());
+        board.stop();
+        assert!(board.passed(), "somebody wanted to stop");
+        assert!(!board.step("late", || Ok(String::new())), "nothing is played afterwards");
+    }
+
+    #[test]
+    fn waiting_ends() {
+        let board = Board::new(true);
+        let mut left = 3;
+        let counted = board.wait("three", Duration::from_secs(5), || {
+            left -= 1;
+            Ok((left == 0).then_some("zero"))
+        });
+        assert_eq!(counted.unwrap(), "zero");
+        let error = board.wait("never", Duration::from_millis(20), || Ok(None::<()>)).unwrap_err();
+        assert!(error.to_string().contains("never"), "{error}");
+    }
+}

@@ -1,0 +1,80 @@
+//! One run of the demo: the story in a thread of its own, in front of it the live view or nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::board::Board;
+use super::daemon::Folder;
+use super::{story, view};
+
+/// How long each TCP connection of the story is kept full in all, unless said otherwise: for programs, for people.
+const DURATION: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(10)];
+
+/// What the command line says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// No live view, lines instead.
+    pub headless: bool,
+    /// Linux in QEMU instead of built-in guests.
+    pub qemu: bool,
+    /// How long TCP connections are kept full, all together.
+    pub duration: Option<Duration>,
+    /// The network stays until somebody wants to stop.
+    pub keep: bool,
+    /// Whether the live view uses colours.
+    pub color: bool,
+}
+
+/// Runs the demo; true when everything went as it must.
+///
+/// # Errors
+/// It could not begin.
+pub fn run(options: &Options) -> anyhow::Result<bool> {
+    let board = Arc::new(Board::new(!options.headless));
+    let folder = Folder::new()?;
+    on_signals(&board)?;
+    let duration = options.duration.unwrap_or(DURATION[usize::from(board.live)]);
+    let story = {
+        let (board, path, Options { keep, .. }) = (Arc::clone(&board), folder.path().to_owned(), *options);
+        let thread = std::thread::Builder::new().name("story".into());
+        thread.spawn(move || story::play(&board, &path, duration, keep))?
+    };
+    if board.live {
+        let shown = view::run(&board, &story, options.color);
+        // Whatever ended the view, nobody watches any more.
+        board.stop();
+        shown.context("the live view (without one: --headless)")?;
+    }
+    story.join().map_err(|_| anyhow!("the story broke off, which is a bug"))?;
+    // Ends the sampler.
+    board.stop();
+    print!("{}", board.summary());
+    Ok(board.passed())
+}
+
+/// Stops on the signals that ask for it. The story then ends its daemon and guests and the folder goes.
+fn on_signals(board: &Arc<Board>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime")?;
+    let board = Arc::clone(board);
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            let kinds = (SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup());
+            let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
+                (signal(kinds.0), signal(kinds.1), signal(kinds.2))
+            else {
+                return;
+            };
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => board.stop(),
+                    _ = terminate.recv() => board.stop(),
+                    _ = hangup.recv() => board.stop(),
+                }
+            }
+        });
+    })?;
+    Ok(())
+}
