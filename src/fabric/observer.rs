@@ -69,7 +69,8 @@ impl PortObserver {
         }
     }
 
-    /// Makes this attachment the one that the port's traffic uses: its guest is the one that runs now.
+    /// Makes this attachment the one that the port's traffic uses: its guest is the one that runs now. Only while
+    /// `switching` is held.
     fn activate(&self, output: &VhostOutput) {
         if output.active.swap(self.index, Ordering::Relaxed) != self.index {
             output.running.store(0, Ordering::Relaxed);
@@ -93,6 +94,7 @@ impl Observer for PortObserver {
         {
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
             *running |= 1 << pair;
+            let _switching = output.switching.lock().unwrap_or_else(PoisonError::into_inner);
             self.activate(output);
             output.running.store(*running, Ordering::Relaxed);
         }
@@ -105,6 +107,7 @@ impl Observer for PortObserver {
         {
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
             *running &= !(1 << pair);
+            let _switching = output.switching.lock().unwrap_or_else(PoisonError::into_inner);
             if output.active.load(Ordering::Relaxed) == self.index {
                 output.running.store(*running, Ordering::Relaxed);
             }

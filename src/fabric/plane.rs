@@ -1,7 +1,7 @@
 //! What workers read: the tables, and where packets come from and go to. Published as one pointer.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use hostweave_switch::tables::{NetworkId, PortId, Tables};
 use hostweave_uplink::tap::Tap;
@@ -60,6 +60,8 @@ pub struct VhostOutput {
     pub active: AtomicUsize,
     /// Bit per receive queue that the active guest runs.
     pub running: AtomicU64,
+    /// Held by the protocol thread that changes the two above: two guests may start at once.
+    pub switching: Mutex<()>,
 }
 
 impl VhostOutput {

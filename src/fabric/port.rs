@@ -1,8 +1,8 @@
 //! One port at run time: its identity in the tables, and what is attached to it.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortCounters, PortTotals};
@@ -197,6 +197,7 @@ impl PortRuntime {
             attachments,
             active: AtomicUsize::new(0),
             running: AtomicU64::new(0),
+            switching: Mutex::new(()),
         })));
         self.sources = sources;
         Ok(())

@@ -13,7 +13,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 use hostweave_switch::MacAddr;
@@ -30,6 +30,8 @@ use tokio::sync::Notify;
 const CHUNK_LEN: usize = 2_048;
 /// Chunks towards the stack, of one network: six frames of 64 KiB, or as many small ones.
 const CHUNKS_TO_HOST: usize = 192;
+/// Shares of the chunks towards the stack; ports whose numbers agree modulo this use one together.
+const SHARES: usize = 64;
 /// Frames from the stack that wait for the worker, of one network.
 const CHUNKS_FROM_HOST: usize = 128;
 /// Octets of the longest IP packet that the stack sends: the frame fits a packet's private slot.
@@ -45,6 +47,8 @@ pub type Wake = Arc<dyn Fn() + Send + Sync>;
 struct Chunk {
     next: Option<Box<Chunk>>,
     len: usize,
+    /// Whose share it counts for, while it is under way to the stack.
+    share: usize,
     octets: [u8; CHUNK_LEN],
 }
 
@@ -58,7 +62,7 @@ impl FrameQueue {
     fn new(chunks: usize) -> Self {
         let queue = Self { free: ArrayQueue::new(chunks), full: ArrayQueue::new(chunks) };
         for _ in 0..chunks {
-            queue.give_back(Some(Box::new(Chunk { next: None, len: 0, octets: [0; CHUNK_LEN] })));
+            queue.give_back(Some(Box::new(Chunk { next: None, len: 0, share: 0, octets: [0; CHUNK_LEN] })));
         }
         queue
     }
@@ -96,6 +100,8 @@ impl FrameQueue {
 pub struct InternalPort {
     id: PortId,
     to_host: FrameQueue,
+    /// Chunks towards the stack that are in use, by share.
+    in_use: [AtomicUsize; SHARES],
     from_host: FrameQueue,
     /// The stack was told and has not looked yet.
     rung: AtomicBool,
@@ -113,6 +119,7 @@ impl InternalPort {
         Self {
             id,
             to_host: FrameQueue::new(CHUNKS_TO_HOST),
+            in_use: [const { AtomicUsize::new(0) }; SHARES],
             from_host: FrameQueue::new(CHUNKS_FROM_HOST),
             rung: AtomicBool::new(false),
             starved: AtomicBool::new(false),
@@ -126,15 +133,23 @@ impl InternalPort {
     /// looks at neither, for the frame never left the host.
     ///
     /// # Errors
-    /// `DeviceQueueFull` when the stack does not keep up.
+    /// `DeviceQueueFull` when the stack does not keep up, or the sender has as many chunks in use as are free: one that
+    /// floods leaves the others half of them, two a third.
     pub fn deliver(&self, packet: &Packet, arena: &[Segment]) -> Result<(), DropReason> {
         let start = usize::from(packet.meta.layers.l3).max(ETHERNET_LEN);
         let len = packet.len().checked_sub(start).ok_or(DropReason::FrameTooShort)?;
-        self.push_to_host(len, |at, into| copy_at(packet, arena, start + at, into))
+        let share = packet.meta.in_port.0 as usize % SHARES;
+        self.push_to_host(share, len, |at, into| copy_at(packet, arena, start + at, into))
     }
 
-    fn push_to_host(&self, len: usize, copy: impl Fn(usize, &mut [u8])) -> Result<(), DropReason> {
+    fn push_to_host(&self, share: usize, len: usize, copy: impl Fn(usize, &mut [u8])) -> Result<(), DropReason> {
+        let chunks = len.div_ceil(CHUNK_LEN).max(1);
+        if self.in_use[share].load(Ordering::Relaxed) + chunks > self.to_host.free.len() {
+            return Err(DropReason::DeviceQueueFull);
+        }
         let mut chain = self.to_host.take_free(len).ok_or(DropReason::DeviceQueueFull)?;
+        chain.share = share;
+        self.in_use[share].fetch_add(chunks, Ordering::Relaxed);
         let mut at = 0;
         let mut next = Some(&mut chain);
         while let Some(chunk) = next {
@@ -145,6 +160,7 @@ impl InternalPort {
         }
         if let Err(chain) = self.to_host.full.push(chain) {
             self.to_host.give_back(Some(chain));
+            self.in_use[share].fetch_sub(chunks, Ordering::Relaxed);
             return Err(DropReason::DeviceQueueFull);
         }
         self.ring();
@@ -210,12 +226,15 @@ impl InternalPort {
     pub(super) fn receive(&self, into: &mut Vec<u8>) -> bool {
         let Some(chain) = self.to_host.full.pop() else { return false };
         into.clear();
+        let (share, mut chunks) = (chain.share, 0);
         let mut next = Some(&chain);
         while let Some(chunk) = next {
             into.extend_from_slice(&chunk.octets[..chunk.len]);
             next = chunk.next.as_ref();
+            chunks += 1;
         }
         self.to_host.give_back(Some(chain));
+        self.in_use[share].fetch_sub(chunks, Ordering::Relaxed);
         true
     }
 
@@ -317,7 +336,6 @@ impl Doorbell {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicUsize;
 
     fn port() -> (InternalPort, Arc<AtomicUsize>) {
         let (doorbell, _receiver) = Doorbell::new().unwrap();
@@ -339,7 +357,7 @@ mod tests {
                     *octet = ((at + index) % 251) as u8;
                 }
             };
-            port.push_to_host(len, fill).unwrap();
+            port.push_to_host(3, len, fill).unwrap();
             assert!(port.receive(&mut received));
             assert_eq!(received.len(), len);
             assert!(received.iter().enumerate().all(|(index, octet)| *octet == (index % 251) as u8));
@@ -350,20 +368,31 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_drops_and_recovers() {
         let (port, _) = port();
-        for _ in 0..CHUNKS_TO_HOST {
-            port.push_to_host(60, |_, into| into.fill(1)).unwrap();
-        }
-        assert_eq!(port.push_to_host(60, |_, into| into.fill(1)), Err(DropReason::DeviceQueueFull));
+        let fill =
+            |share: usize| (0..).map_while(|_| port.push_to_host(share, 60, |_, into| into.fill(1)).ok()).count();
+        let queued: usize = (0..SHARES).map(fill).sum();
+        assert_eq!((queued, port.to_host.free.len()), (CHUNKS_TO_HOST, 0));
         let mut received = Vec::new();
-        assert!(port.receive(&mut received));
-        // One chunk is free: not enough for two, and nothing is lost by asking.
-        assert_eq!(port.push_to_host(2 * CHUNK_LEN, |_, _| ()), Err(DropReason::DeviceQueueFull));
-        port.push_to_host(CHUNK_LEN, |_, into| into.fill(2)).unwrap();
+        assert!(port.receive(&mut received) && port.receive(&mut received));
+        // Two chunks are free: not enough for three, and nothing is lost by asking.
+        assert_eq!(port.push_to_host(SHARES - 1, 3 * CHUNK_LEN, |_, _| ()), Err(DropReason::DeviceQueueFull));
+        port.push_to_host(SHARES - 1, 2 * CHUNK_LEN, |_, into| into.fill(2)).unwrap();
         let mut count = 0;
         while port.receive(&mut received) {
             count += 1;
         }
-        assert_eq!(count, CHUNKS_TO_HOST);
+        assert_eq!((count, port.to_host.free.len()), (CHUNKS_TO_HOST - 1, CHUNKS_TO_HOST));
+        assert!(port.in_use.iter().all(|chunks| chunks.load(Ordering::Relaxed) == 0));
+    }
+
+    #[tokio::test]
+    async fn one_guest_that_floods_leaves_room_for_others() {
+        let (port, _) = port();
+        let flood = |share: usize| (0..).map_while(|_| port.push_to_host(share, 60, |_, _| ()).ok()).count();
+        assert_eq!(flood(1), CHUNKS_TO_HOST / 2);
+        assert_eq!(flood(2), CHUNKS_TO_HOST / 4);
+        assert!(port.push_to_host(3, 20_000, |_, _| ()).is_ok());
+        assert_eq!(flood(1), 0);
     }
 
     #[tokio::test]
