@@ -355,7 +355,9 @@ impl Path {
                     continue;
                 }
             };
-            if matches!(out.deliver(&mut self.uring, packet, arena, to), Outcome::Busy) {
+            // Behind a packet that waits for the same port, or its flow would be out of order.
+            let behind = !self.stash.is_empty() && self.stash.holds(to);
+            if behind || matches!(out.deliver(&mut self.uring, packet, arena, to), Outcome::Busy) {
                 keep(&mut self.stash, plane, self.shared.index, packet, arena, to, now);
             }
         }

@@ -17,9 +17,9 @@ const SMALL_FRAMES: usize = 192;
 const SMALL_OCTETS: usize = 2_048;
 /// GSO and jumbo frames.
 const LARGE_FRAMES: usize = 16;
-/// How long a frame may wait: a holder is a worker's burst or a control operation, both of microseconds, unless the
-/// kernel took the CPU from it.
-const AGE_MAX: Duration = Duration::from_millis(2);
+/// How long a frame may wait. A holder is a worker's burst or a control operation, both of microseconds, unless the
+/// kernel took the CPU from it: then it is a few time slices of other threads.
+const AGE_MAX: Duration = Duration::from_millis(50);
 
 /// One frame, copied.
 struct Kept {
@@ -63,6 +63,11 @@ impl Stash {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
+    }
+
+    /// Whether a frame for `to` waits.
+    pub fn holds(&self, to: PortId) -> bool {
+        self.waiting.iter().any(|entry| entry.to == to)
     }
 
     /// Keeps a copy of `packet` for `to`. False when there is no room.
@@ -143,6 +148,7 @@ mod tests {
         for (octet, to) in [(1, 1), (2, 2), (3, 1), (4, 2)] {
             assert!(push(&mut stash, octet, 3_000 * usize::from(octet), to, now));
         }
+        assert!(stash.holds(PortId(1)) && !stash.holds(PortId(3)));
         let mut seen = Vec::new();
         stash.retry(
             now,

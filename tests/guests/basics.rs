@@ -4,14 +4,14 @@ use std::net::IpAddr;
 
 use hostweave_switch::stage::DropReason;
 
-use crate::support::{Host, PATIENCE, addresses};
+use crate::support::{Host, PATIENCE, Up, addresses};
 
 #[test]
 fn two_guests_get_addresses_and_reach_each_other() {
     let mut host = Host::new(1);
     let (a, b) = (host.port("a", 10), host.port("b", 11));
-    let mut guest_a = host.guest(&a).connect().unwrap();
-    let mut guest_b = host.guest(&b).connect().unwrap();
+    let mut guest_a = host.guest(&a).up();
+    let mut guest_b = host.guest(&b).up();
     host.settle(&mut guest_a, &a);
     host.settle(&mut guest_b, &b);
     guest_b.tcp_echo_server(7).unwrap();
@@ -42,8 +42,8 @@ fn frames_in_one_batch_all_arrive() {
     use hostweave_guest::frames::Path;
     let mut host = Host::new(1);
     let (a, b) = (host.port("a", 10), host.port("b", 11));
-    let mut guest_a = host.guest(&a).connect().unwrap();
-    let mut guest_b = host.guest(&b).connect().unwrap();
+    let mut guest_a = host.guest(&a).up();
+    let mut guest_b = host.guest(&b).up();
     let path = Path::new(a.mac.0, hostweave_switch::MacAddr::ROUTER.0, a.v4[0], b.v4[0]);
     for len in [18, 100, 200, 1400] {
         for n in 0..20u8 {
@@ -66,8 +66,8 @@ fn gso_frames_cross_whole() {
     use hostweave_guest::frames::{Frame, Path, Segment};
     let mut host = Host::new(1);
     let (a, b) = (host.port("a", 10), host.port("b", 11));
-    let mut guest_a = host.guest(&a).connect().unwrap();
-    let mut guest_b = host.guest(&b).connect().unwrap();
+    let mut guest_a = host.guest(&a).up();
+    let mut guest_b = host.guest(&b).up();
     for (from, to) in addresses(&a).into_iter().zip(addresses(&b)) {
         let path = Path::new(a.mac.0, hostweave_switch::MacAddr::ROUTER.0, from, to);
         for len in [2_880, 60_000] {

@@ -1,5 +1,11 @@
 //! Scenarios with guests in this process: real vhost-user over real sockets, `hostweave-guest` as the driver, the
 //! daemon's packet path underneath. Nothing here needs root. Each scenario ends with the ledger.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod basics;
+mod idle;
+mod networks;
+mod offloads;
+mod queues;
+mod sockets;
 mod support;

@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use hostweave::fabric::Fabric;
 use hostweave::fabric::spec::{BackendSpec, Desired, FabricConfig, FabricEvent, PortSpec, PortStatus, SocketMode};
+use hostweave_guest::frames::Path;
 use hostweave_guest::{Guest, GuestBuilder};
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortTotals, output_closes};
@@ -19,6 +20,15 @@ use uuid::Uuid;
 /// How long anything may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Held by every host, exclusively by those that look at the whole process (descriptors, CPU time).
+static PROCESS: RwLock<()> = RwLock::new(());
+
+#[allow(dead_code, reason = "guards are only held")]
+enum Share {
+    Shared(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
+}
+
 /// A running packet path in a folder of its own.
 pub struct Host {
     pub fabric: Arc<Fabric>,
@@ -27,21 +37,37 @@ pub struct Host {
     pub seen: Vec<FabricEvent>,
     pub runtime: Runtime,
     dir: tempfile::TempDir,
+    /// Dropped last: the next host starts when this one is gone.
+    #[allow(dead_code, reason = "held")]
+    share: Share,
 }
 
 impl Host {
     /// `workers` threads and the network `default` (192.0.2.0/24, 2001:db8:1::/64).
     pub fn new(workers: usize) -> Self {
+        Self::start(workers, Share::Shared(PROCESS.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// As [`Host::new`], with no other host in the process.
+    pub fn alone(workers: usize) -> Self {
+        Self::start(workers, Share::Alone(PROCESS.write().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn start(workers: usize, share: Share) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let config = FabricConfig {
-            workers: vec![None; workers],
-            runtime_dir: dir.path().to_owned(),
-            helper: PathBuf::from(env!("CARGO_BIN_EXE_hostweave")),
-        };
-        let (fabric, events) = runtime.block_on(async { Fabric::start(config).unwrap() });
+        let (fabric, events) = start_fabric(&runtime, workers, dir.path());
         let desired = Desired { networks: vec![network("default", 1, 1500)], ports: Vec::new() };
-        Self { fabric, desired, events, seen: Vec::new(), runtime, dir }
+        Self { fabric, desired, events, seen: Vec::new(), runtime, dir, share }
+    }
+
+    /// Ends the packet path and starts another one with the same sockets, as a restart of the daemon does.
+    #[allow(dead_code)]
+    pub fn restart(&mut self) {
+        let workers = self.fabric.worker_reports().len();
+        self.fabric.shutdown();
+        (self.fabric, self.events) = start_fabric(&self.runtime, workers, self.dir.path());
+        self.apply();
     }
 
     /// Adds a port and applies. `n` becomes the last octet of its addresses and MAC.
@@ -61,7 +87,8 @@ impl Host {
         self.fabric.apply(&self.desired).unwrap();
     }
 
-    fn spec(&self, network: &str, name: &str, n: u8, queues: u16) -> PortSpec {
+    /// A port that is not applied yet.
+    pub fn spec(&self, network: &str, name: &str, n: u8, queues: u16) -> PortSpec {
         let network = self.desired.networks.iter().find(|known| known.name == network).unwrap();
         let mac = mac(n);
         let v4 = network.v4.map(|(net, _)| Ipv4Addr::from(u32::from(net.network()) + u32::from(n)));
@@ -102,7 +129,7 @@ impl Host {
     /// A guest with its addresses from DHCP and RA, on a new port.
     pub fn ready_guest(&mut self, name: &str, n: u8) -> Guest {
         let spec = self.port(name, n);
-        let mut guest = self.guest(&spec).connect().unwrap();
+        let mut guest = self.guest(&spec).up();
         self.settle(&mut guest, &spec);
         guest
     }
@@ -176,6 +203,19 @@ impl Drop for Host {
     }
 }
 
+fn start_fabric(
+    runtime: &Runtime,
+    workers: usize,
+    dir: &std::path::Path,
+) -> (Arc<Fabric>, UnboundedReceiver<FabricEvent>) {
+    let config = FabricConfig {
+        workers: vec![None; workers],
+        runtime_dir: dir.to_owned(),
+        helper: PathBuf::from(env!("CARGO_BIN_EXE_hostweave")),
+    };
+    runtime.block_on(async { Fabric::start(config).unwrap() })
+}
+
 fn count(reasons: &[(DropReason, u64)], wanted: DropReason) -> u64 {
     reasons.iter().find(|(reason, _)| *reason == wanted).map_or(0, |(_, count)| *count)
 }
@@ -213,4 +253,30 @@ pub fn network(name: &str, vni: u16, mtu: u16) -> Network {
 /// The port's addresses, IPv4 first.
 pub fn addresses(spec: &PortSpec) -> Vec<IpAddr> {
     spec.addresses().collect()
+}
+
+/// The way from one port to another: IPv4 first.
+pub fn paths(from: &PortSpec, to: &PortSpec) -> Vec<Path> {
+    let pairs = addresses(from).into_iter().zip(addresses(to));
+    pairs.map(|(src, dst)| Path::new(from.mac.0, MacAddr::ROUTER.0, src, dst)).collect()
+}
+
+/// The way from a port to an address of the same version as one of its own.
+pub fn path_to(from: &PortSpec, to: impl Into<IpAddr>) -> Path {
+    let to = to.into();
+    let src = from.addresses().find(|address| address.is_ipv4() == to.is_ipv4()).unwrap();
+    Path::new(from.mac.0, MacAddr::ROUTER.0, src, to)
+}
+
+/// Connects and waits until the backend has started the rings: a frame for this guest is then delivered.
+pub trait Up {
+    fn up(self) -> Guest;
+}
+
+impl Up for GuestBuilder {
+    fn up(self) -> Guest {
+        let mut guest = self.connect().unwrap();
+        guest.nic().frontend.barrier().unwrap();
+        guest
+    }
 }

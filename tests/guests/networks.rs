@@ -1,0 +1,236 @@
+//! What a network is: isolated, routed, without flooding; ICMP errors, learned addresses, ports that are down.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use hostweave::fabric::spec::FabricEvent;
+use hostweave_guest::frames::{self, BROADCAST, Body, Frame, L4, Path, Segment};
+use hostweave_guest::{Guest, VnetHeader};
+use hostweave_switch::MacAddr;
+use hostweave_switch::stage::DropReason;
+
+use crate::support::{Host, PATIENCE, Up, addresses, eventually, network, path_to, paths};
+
+/// The ICMP error that the guest gets next: type, code, the four octets behind the checksum.
+fn icmp_error(guest: &mut Guest, from: IpAddr) -> (u8, u8, [u8; 4]) {
+    let (header, frame) = guest.recv_frame(PATIENCE).unwrap();
+    match Frame::parse(&header, &frame).unwrap().body {
+        Body::Ip { src, l4: L4::Icmp { kind, code, rest, .. }, .. } => {
+            assert_eq!(src, from);
+            (kind, code, rest)
+        }
+        body => panic!("no ICMP error: {body:?}"),
+    }
+}
+
+fn gateway(version: &Path) -> IpAddr {
+    if version.src.is_ipv4() { "192.0.2.1".parse().unwrap() } else { "2001:db8:1::1".parse().unwrap() }
+}
+
+#[test]
+fn two_networks_with_the_same_addresses_never_meet() {
+    let mut host = Host::new(1);
+    // The same IPv4 and IPv6 ranges under two names.
+    host.desired.networks.push(network("other", 1, 1500));
+    let ports = [("default", "a", 10), ("default", "b", 11), ("other", "c", 10), ("other", "d", 11)];
+    let specs = ports.map(|(network, name, n)| host.port_in(network, name, n, 1));
+    let mut guests: Vec<Guest> = specs.iter().map(|spec| host.guest(spec).up()).collect();
+    for (from, to, other) in [(0, 1, 3), (2, 3, 1)] {
+        for path in paths(&specs[from], &specs[to]) {
+            guests[from].send_frame(&path.udp(1, 2, b"mine"), &VnetHeader::default()).unwrap();
+            let (header, frame) = guests[to].recv_frame(PATIENCE).unwrap();
+            assert_eq!(Frame::parse(&header, &frame).unwrap().udp_payload(), Some(&b"mine"[..]));
+        }
+        assert!(guests[other].recv_frame(Duration::from_millis(10)).is_err(), "the namesake hears nothing");
+    }
+    // An address that exists only over there is unreachable here.
+    let lonely = host.port_in("other", "e", 50, 1);
+    let mut guest_e = host.guest(&lonely).up();
+    for address in addresses(&lonely) {
+        let path = path_to(&specs[0], address);
+        guests[0].send_frame(&path.udp(1, 2, b"hello?"), &VnetHeader::default()).unwrap();
+        let (kind, _, _) = icmp_error(&mut guests[0], gateway(&path));
+        assert_eq!(kind, if path.src.is_ipv4() { 3 } else { 1 });
+    }
+    assert!(guest_e.recv_frame(Duration::from_millis(20)).is_err());
+    assert_eq!(host.dropped("a", DropReason::NoRoute), 2);
+}
+
+#[test]
+fn unknown_destinations_are_told_unreachable() {
+    let mut host = Host::new(1);
+    let a = host.port("a", 10);
+    let mut guest = host.guest(&a).up();
+    let cases: [(IpAddr, u8, u8); 4] = [
+        ("192.0.2.77".parse().unwrap(), 3, 1),
+        ("198.51.100.1".parse().unwrap(), 3, 0),
+        ("2001:db8:1::77".parse().unwrap(), 1, 3),
+        ("2001:db8:ffff::1".parse().unwrap(), 1, 0),
+    ];
+    for (to, kind, code) in cases {
+        let path = path_to(&a, to);
+        guest.send_frame(&path.udp(1, 2, b"?"), &VnetHeader::default()).unwrap();
+        assert_eq!(icmp_error(&mut guest, gateway(&path)), (kind, code, [0; 4]), "{to}");
+    }
+    let totals = host.status("a").totals;
+    assert_eq!((totals.dropped, totals.originated), (vec![(DropReason::NoRoute, 4)], 4));
+}
+
+#[test]
+fn a_packet_whose_hops_are_used_up_is_reported() {
+    let mut host = Host::new(1);
+    let (a, b) = (host.port("a", 10), host.port("b", 11));
+    let mut guest_a = host.guest(&a).up();
+    let mut guest_b = host.guest(&b).up();
+    for path in paths(&a, &b) {
+        for ttl in [0, 1] {
+            guest_a.send_frame(&path.ttl(ttl).udp(1, 2, b"?"), &VnetHeader::default()).unwrap();
+            let expected = if path.src.is_ipv4() { 11 } else { 3 };
+            assert_eq!(icmp_error(&mut guest_a, gateway(&path)), (expected, 0, [0; 4]));
+        }
+        guest_a.send_frame(&path.ttl(2).udp(1, 2, b"last"), &VnetHeader::default()).unwrap();
+        let (header, frame) = guest_b.recv_frame(PATIENCE).unwrap();
+        assert!(matches!(Frame::parse(&header, &frame).unwrap().body, Body::Ip { ttl: 1, .. }));
+    }
+    assert_eq!(host.dropped("a", DropReason::TtlExceeded), 4);
+}
+
+#[test]
+fn what_is_longer_than_the_mtu_is_reported_segment_by_segment() {
+    let mut host = Host::new(1);
+    let (a, b) = (host.port("a", 10), host.port("b", 11));
+    let mut guest_a = host.guest(&a).mtu(9_000).up();
+    let mut guest_b = host.guest(&b).up();
+    for path in paths(&a, &b) {
+        let ip = path.header_bytes() - 14;
+        let [fits, too_long] = [1_500, 1_501].map(|octets| path.udp(1, 2, &vec![7; octets - ip - 8]));
+        let segment = Segment { src_port: 1, dst_port: 2, ..Segment::default() };
+        let gso = |octets: usize| path.tcp_gso(&segment, &[9; 20_000], (octets - ip - 20) as u16);
+        for (header, frame, goes) in [
+            (VnetHeader::default(), fits, true),
+            (VnetHeader::default(), too_long, false),
+            (gso(1_500).0, gso(1_500).1, true),
+            (gso(1_501).0, gso(1_501).1, false),
+        ] {
+            guest_a.send_frame(&frame, &header).unwrap();
+            if goes {
+                assert_eq!(guest_b.recv_frame(PATIENCE).unwrap().1.len(), frame.len());
+            } else {
+                let (kind, code, rest) = icmp_error(&mut guest_a, gateway(&path));
+                assert_eq!((kind, code), if path.src.is_ipv4() { (3, 4) } else { (2, 0) });
+                assert_eq!(u32::from_be_bytes(rest), 1_500);
+            }
+        }
+    }
+    assert_eq!(host.dropped("a", DropReason::MtuExceeded), 4);
+}
+
+#[test]
+fn broadcast_and_multicast_reach_nobody() {
+    let mut host = Host::new(1);
+    host.desired.networks.push(network("other", 2, 1500));
+    let a = host.port("a", 10);
+    let others = [host.port("b", 11), host.port_in("other", "c", 12, 1)];
+    let mut guest = host.guest(&a).up();
+    let mut listeners: Vec<Guest> = others.iter().map(|spec| host.guest(spec).up()).collect();
+    let groups: [(frames::Mac, IpAddr); 6] = [
+        (BROADCAST, Ipv4Addr::BROADCAST.into()),
+        (BROADCAST, Ipv4Addr::new(192, 0, 2, 255).into()),
+        (BROADCAST, Ipv4Addr::new(192, 0, 2, 11).into()),
+        ([1, 0, 0x5e, 0, 0, 251], Ipv4Addr::new(224, 0, 0, 251).into()),
+        ([0x33, 0x33, 0, 0, 0, 1], "ff02::1".parse().unwrap()),
+        ([0x33, 0x33, 0, 0, 0, 0xfb], "ff02::fb".parse().unwrap()),
+    ];
+    for (mac, to) in groups {
+        let path = Path { dst_mac: mac, ..path_to(&a, to) };
+        guest.send_frame(&path.udp(5_353, 5_353, b"who?"), &VnetHeader::default()).unwrap();
+    }
+    eventually("all dropped", || host.status("a").totals.dropped_all() == groups.len() as u64);
+    assert_eq!(host.dropped("a", DropReason::MulticastNotForwarded), groups.len() as u64);
+    for listener in &mut listeners {
+        assert!(listener.recv_frame(Duration::from_millis(10)).is_err());
+    }
+    assert!(guest.recv_frame(Duration::from_millis(10)).is_err(), "no ICMP error about a group");
+}
+
+#[test]
+fn a_slaac_address_of_the_guest_s_own_choice_is_learned() {
+    let mut host = Host::new(1);
+    let (mut a, b) = (host.port("a", 10), host.port("b", 11));
+    let mut guest_a = host.guest(&a).up();
+    let mut guest_b = host.guest(&b).up();
+    let chosen: Ipv6Addr = "2001:db8:1::5eed:1".parse().unwrap();
+    let probe = frames::neighbor_solicitation(a.mac.0, Ipv6Addr::UNSPECIFIED, chosen);
+    let path = Path::new(a.mac.0, MacAddr::ROUTER.0, chosen, b.v6[0]);
+    // Before it is known, its packets are spoofed ones.
+    guest_a.send_frame(&path.udp(1, 2, b"early"), &VnetHeader::default()).unwrap();
+    eventually("drop", || host.dropped("a", DropReason::SpoofedIp) == 1);
+    guest_a.send_frame(&probe, &VnetHeader::default()).unwrap();
+    host.event(
+        "the address",
+        |event| matches!(event, FabricEvent::AddressSeen { port, address } if port == "test/a" && *address == chosen),
+    );
+    a.v6.push(chosen);
+    host.desired.ports[0] = a.clone();
+    host.apply();
+    guest_a.send_frame(&path.udp(1, 2, b"known"), &VnetHeader::default()).unwrap();
+    let (header, frame) = guest_b.recv_frame(PATIENCE).unwrap();
+    assert_eq!(Frame::parse(&header, &frame).unwrap().udp_payload(), Some(&b"known"[..]));
+    // And the way back.
+    let back = path_to(&b, chosen);
+    guest_b.send_frame(&back.udp(2, 1, b"back"), &VnetHeader::default()).unwrap();
+    assert_eq!(guest_a.recv_frame(PATIENCE).unwrap().1.len(), back.udp(2, 1, b"back").len());
+}
+
+#[test]
+fn duplicate_address_detection_for_another_guest_s_address_is_answered() {
+    let mut host = Host::new(1);
+    let (a, b) = (host.port("a", 10), host.port("b", 11));
+    let mut guest = host.guest(&a).up();
+    for (target, conflict) in [(b.v6[0], true), ("2001:db8:1::1".parse().unwrap(), true), (a.v6[0], false)] {
+        let probe = frames::neighbor_solicitation(a.mac.0, Ipv6Addr::UNSPECIFIED, target);
+        guest.send_frame(&probe, &VnetHeader::default()).unwrap();
+        if conflict {
+            let (header, frame) = guest.recv_frame(PATIENCE).unwrap();
+            assert_eq!(Frame::parse(&header, &frame).unwrap().icmp(), Some((136, 0)), "{target}");
+            assert_eq!(frame[62..78], target.octets());
+        } else {
+            eventually("no answer", || host.dropped("a", DropReason::NeighborNoAnswer) == 1);
+            assert!(guest.recv_frame(Duration::from_millis(10)).is_err());
+        }
+    }
+}
+
+#[test]
+fn a_port_that_is_down_neither_sends_nor_receives() {
+    let mut host = Host::new(1);
+    let (a, b) = (host.port("a", 10), host.port("b", 11));
+    let mut guest_a = host.guest(&a).up();
+    let mut guest_b = host.guest(&b).up();
+    let path = paths(&a, &b)[0];
+    let back = paths(&b, &a)[0];
+    host.desired.ports[1].up = false;
+    host.apply();
+    // The worker takes the new tables with its next burst.
+    guest_a.send_frame(&path.udp(1, 2, b"to"), &VnetHeader::default()).unwrap();
+    guest_b.send_frame(&back.udp(1, 2, b"from"), &VnetHeader::default()).unwrap();
+    eventually("drops", || {
+        host.dropped("a", DropReason::PortDown) == 1 && host.dropped("b", DropReason::PortDown) == 1
+    });
+    host.desired.ports[1].up = true;
+    host.apply();
+    guest_a.send_frame(&path.udp(1, 2, b"again"), &VnetHeader::default()).unwrap();
+    guest_b.recv_frame(PATIENCE).unwrap();
+    assert!(guest_b.recv_frame(Duration::from_millis(10)).is_err(), "only the last one");
+}
+
+#[test]
+fn a_port_without_a_guest_is_a_drop_with_a_reason() {
+    let mut host = Host::new(1);
+    let (a, b) = (host.port("a", 10), host.port("b", 11));
+    let mut guest = host.guest(&a).up();
+    for path in paths(&a, &b) {
+        guest.send_frame(&path.udp(1, 2, b"anybody?"), &VnetHeader::default()).unwrap();
+    }
+    eventually("drops", || host.tx_dropped("b", DropReason::PortNotRunning) == 2);
+}
