@@ -22,7 +22,7 @@ use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use hostweave_switch::counters::PortTotals;
 use hostweave_switch::limits::{NETWORKS_MAX, PORTS_MAX, WORKERS_MAX};
-use hostweave_switch::tables::{AddressKey, Network, NetworkId, PortId, Tables};
+use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables};
 use hostweave_uplink::uring::Uring;
 use tokio::sync::mpsc;
 
@@ -59,6 +59,10 @@ struct State {
     port_ids: IdPool,
     /// Planes that a worker may still hold. Control frees them, never a worker.
     retired: Vec<Arc<Plane>>,
+    /// Ports that were removed and that a worker may still count for.
+    departed: Vec<Arc<Port>>,
+    /// What all ports counted that are gone for good: without it the ledger of the host would not close.
+    departed_totals: PortTotals,
     stopping: bool,
 }
 
@@ -187,9 +191,13 @@ impl Fabric {
         ports.map(|port| (port.name().to_owned(), port.status())).collect()
     }
 
-    /// Counters of all ports, for the ledger.
+    /// Counters of all ports, for the ledger; the last entry adds up those that were removed.
     pub fn totals(&self) -> Vec<PortTotals> {
-        self.port_statuses().into_iter().map(|(_, status)| status.totals).collect()
+        let state = self.inner.lock();
+        let ports = state.ports.values().chain(state.networks.values().map(|network| &network.port));
+        let mut gone = state.departed_totals.clone();
+        state.departed.iter().for_each(|port| gone.add(&PortTotals::of(&port.counters)));
+        ports.map(|port| port.status().totals).chain([gone]).collect()
     }
 
     /// Time and packets of each worker.
@@ -246,13 +254,14 @@ impl Inner {
     fn update_networks(&self, state: &mut State, desired: &[Network]) -> Vec<NetworkId> {
         let mut changed = Vec::new();
         let names: HashSet<&str> = desired.iter().map(|network| network.name.as_str()).collect();
-        let State { networks, network_ids, port_ids, .. } = state;
+        let State { networks, network_ids, port_ids, departed, .. } = state;
         networks.retain(|name, network| {
             let keep = names.contains(name.as_str());
             if !keep {
                 self.sockets.remove_network(name);
                 network_ids.give_back(u32::from(network.id.0));
                 port_ids.give_back(network.port.id().0);
+                departed.push(Arc::clone(network.port.port()));
             }
             keep
         });
@@ -287,7 +296,10 @@ impl Inner {
         let names: Vec<String> =
             state.ports.values().filter(|port| !stays(port)).map(|port| port.name().to_owned()).collect();
         let gone: Vec<PortRuntime> = names.iter().filter_map(|name| state.ports.remove(name)).collect();
-        gone.iter().for_each(|port| state.port_ids.give_back(port.id().0));
+        for port in &gone {
+            state.port_ids.give_back(port.id().0);
+            state.departed.push(Arc::clone(port.port()));
+        }
         gone
     }
 
@@ -352,6 +364,14 @@ impl State {
     /// Frees the planes that no worker holds any more.
     fn purge(&mut self) {
         self.retired.retain(|plane| Arc::strong_count(plane) > 1);
+        let State { departed, departed_totals, .. } = self;
+        departed.retain(|port| {
+            let held = Arc::strong_count(port) > 1;
+            if !held {
+                departed_totals.add(&PortTotals::of(&port.counters));
+            }
+            held
+        });
     }
 }
 

@@ -164,6 +164,35 @@ impl PortTotals {
         }
     }
 
+    /// Adds another port's totals.
+    pub fn add(&mut self, other: &PortTotals) {
+        let fields: [(&mut u64, u64); 12] = [
+            (&mut self.received, other.received),
+            (&mut self.received_bytes, other.received_bytes),
+            (&mut self.forwarded, other.forwarded),
+            (&mut self.replied, other.replied),
+            (&mut self.queued, other.queued),
+            (&mut self.originated, other.originated),
+            (&mut self.extra_segments, other.extra_segments),
+            (&mut self.transmitted, other.transmitted),
+            (&mut self.transmitted_bytes, other.transmitted_bytes),
+            (&mut self.tx_queued, other.tx_queued),
+            (&mut self.calls, other.calls),
+            (&mut self.bursts, other.bursts),
+        ];
+        for (field, more) in fields {
+            *field = field.wrapping_add(more);
+        }
+        for (sums, more) in [(&mut self.dropped, &other.dropped), (&mut self.tx_dropped, &other.tx_dropped)] {
+            for (reason, count) in more {
+                match sums.iter_mut().find(|(known, _)| known == reason) {
+                    Some((_, sum)) => *sum += count,
+                    None => sums.push((*reason, *count)),
+                }
+            }
+        }
+    }
+
     /// Frames from the port that ended, all reasons.
     pub fn dropped_all(&self) -> u64 {
         self.dropped.iter().map(|(_, count)| count).sum()
@@ -208,5 +237,10 @@ mod tests {
         assert_eq!(totals.dropped, [(DropReason::SpoofedIp, 2)]);
         assert!(totals.input_closes());
         assert!(output_closes([&totals]));
+        let mut twice = totals.clone();
+        twice.add(&totals);
+        assert_eq!((twice.received, twice.transmitted), (8, 4));
+        assert_eq!(twice.dropped, [(DropReason::SpoofedIp, 4)]);
+        assert!(twice.input_closes());
     }
 }

@@ -7,5 +7,6 @@ mod idle;
 mod networks;
 mod offloads;
 mod queues;
+mod restart;
 mod sockets;
 mod support;

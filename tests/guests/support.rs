@@ -62,7 +62,6 @@ impl Host {
     }
 
     /// Ends the packet path and starts another one with the same sockets, as a restart of the daemon does.
-    #[allow(dead_code)]
     pub fn restart(&mut self) {
         let workers = self.fabric.worker_reports().len();
         self.fabric.shutdown();
