@@ -46,6 +46,9 @@ impl Kind {
     }
 }
 
+/// What lets hostweave sleep under valgrind.
+const VALGRIND_SHIM: &str = include_str!("../valgrind_io_uring.c");
+
 /// Largest frame that Open vSwitch takes without segmentation offload (`NETDEV_DPDK_MAX_PKT_LEN`), in octets.
 const OVS_FRAME_BYTES_MAX: usize = 9_728;
 
@@ -160,7 +163,14 @@ impl Switch {
         if !needs.callgrind {
             return self.command(program);
         }
+        let shim = self.path("valgrind_io_uring.so");
+        let mut cc = self.command("cc")?;
+        cc.args(["-O2", "-shared", "-fPIC", "-x", "c", "-o"]).arg(&shim).arg("-").stdin(Stdio::piped());
+        let mut cc = cc.spawn().context("cc")?;
+        cc.stdin.take().context("cc")?.write_all(VALGRIND_SHIM.as_bytes())?;
+        ensure!(cc.wait()?.success(), "cc of the shim: see {}", self.path("log").display());
         let mut command = self.command("valgrind")?;
+        command.env("LD_PRELOAD", &shim);
         command.args(["--tool=callgrind", &format!("--callgrind-out-file={}", self.path("callgrind").display())]);
         command.arg(program);
         Ok(command)
@@ -203,15 +213,8 @@ impl Switch {
     fn start_testpmd(&mut self, needs: Needs) -> Result<()> {
         // One buffer a frame, as large as they come: 65,535 octets with 128 of headroom.
         let (mbuf, count) = if needs.frame_bytes > 1600 { (65_535, 6_144) } else { (2_176, 32_768) };
-        // `stdbuf` would be the process that callgrind counts; without it only the statistics come late.
-        let mut command = match needs.callgrind {
-            true => self.forwarder("dpdk-testpmd", needs)?,
-            false => {
-                let mut command = self.command("stdbuf")?;
-                command.args(["-oL", "dpdk-testpmd"]);
-                command
-            }
-        };
+        let mut command = self.command("stdbuf")?;
+        command.args(["-oL", "dpdk-testpmd"]);
         command.args(["--lcores", &format!("0@0,1@{SWITCH_CPU}"), "--in-memory", "--no-pci"]);
         command.args(["-m", "1024", "--no-telemetry", "--file-prefix=hwb"]);
         for i in 0..needs.ports {
