@@ -423,7 +423,7 @@ pub fn instructions(case: &Case, options: &Options<'_>) -> Result<Instructions> 
     let mut switch = Switch::start(kind, Needs { callgrind: true, ..case.needs() }, options.binary)?;
     let mut generator = attach(&mut switch, case, options)?;
     generator.run(Duration::from_secs(1))?;
-    switch.clear_instructions()?;
+    switch.count_instructions()?;
     let sample = generator.run(Duration::from_secs(4))?;
     let count = switch.instructions()?;
     switch.check_alive()?;

@@ -171,17 +171,21 @@ impl Switch {
         ensure!(cc.wait()?.success(), "cc of the shim: see {}", self.path("log").display());
         let mut command = self.command("valgrind")?;
         command.env("LD_PRELOAD", &shim);
-        command.args(["--tool=callgrind", &format!("--callgrind-out-file={}", self.path("callgrind").display())]);
+        command.args([
+            "--tool=callgrind",
+            "--instr-atstart=no",
+            &format!("--callgrind-out-file={}", self.path("callgrind").display()),
+        ]);
         command.arg(program);
         Ok(command)
     }
 
-    /// Counts from zero again, under callgrind.
-    pub fn clear_instructions(&self) -> Result<()> {
-        self.callgrind_control("--zero")
+    /// Begins to count, under callgrind.
+    pub fn count_instructions(&self) -> Result<()> {
+        self.callgrind_control("--instr=on")
     }
 
-    /// Instructions of the whole process since [`Switch::clear_instructions`].
+    /// Instructions of the whole process since [`Switch::count_instructions`].
     pub fn instructions(&self) -> Result<u64> {
         self.callgrind_control("--dump=bench")?;
         let dump = fs::read_dir(self.dir.path())?
