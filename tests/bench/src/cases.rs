@@ -361,7 +361,7 @@ pub struct Idle {
     pub among_mpps: Vec<f64>,
     /// Share of one CPU that the whole process takes when nobody sends.
     pub idle_cpu_share: f64,
-    /// Growth of resident memory for each idle port, KiB.
+    /// Growth of resident private memory for each idle port, KiB: the rings themselves are the guest's.
     pub kib_per_port: f64,
 }
 
@@ -371,7 +371,7 @@ pub fn idle(options: &Options<'_>, kind: Kind, ports: usize) -> Result<Idle> {
     let mut alone = Switch::start_for(kind, case, options)?;
     let mut alone_generator = attach(&mut alone, case, options)?;
     alone_generator.run(WARM_UP)?;
-    let rss_alone = measure::rss_kib(alone.pid()).unwrap_or(0);
+    let kib_alone = measure::private_kib(alone.pid()).unwrap_or(0);
     alone.pause()?;
     let mut among = Switch::start(kind, Needs { ports: ports + 2, ..case.needs() }, options.binary)?;
     let mut among_generator = attach(&mut among, case, options)?;
@@ -384,7 +384,7 @@ pub fn idle(options: &Options<'_>, kind: Kind, ports: usize) -> Result<Idle> {
         cards.push(Nic::connect(config).with_context(|| format!("idle port {i}"))?);
     }
     among_generator.run(WARM_UP)?;
-    let rss_among = measure::rss_kib(among.pid()).unwrap_or(0);
+    let kib_among = measure::private_kib(among.pid()).unwrap_or(0);
     let idle_cpu_share = idle_cpu(&among);
     among.pause()?;
     let (mut alone_mpps, mut among_mpps) = (Vec::new(), Vec::new());
@@ -392,7 +392,7 @@ pub fn idle(options: &Options<'_>, kind: Kind, ports: usize) -> Result<Idle> {
         alone_mpps.push(measure_one(round, &mut alone, &mut alone_generator, options)?.mpps);
         among_mpps.push(measure_one(round, &mut among, &mut among_generator, options)?.mpps);
     }
-    let kib_per_port = (rss_among as f64 - rss_alone as f64) / ports as f64;
+    let kib_per_port = (kib_among as f64 - kib_alone as f64) / ports as f64;
     Ok(Idle { switch: kind, ports, alone_mpps, among_mpps, idle_cpu_share, kib_per_port })
 }
 

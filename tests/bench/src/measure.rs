@@ -104,10 +104,10 @@ pub fn cpu_hz() -> f64 {
     mhz.unwrap_or(1000.0) * 1e6
 }
 
-/// Resident memory of a process in KiB.
-pub fn rss_kib(pid: u32) -> Option<u64> {
+/// Resident memory of a process in KiB without what it shares: guest memory, rings included, is the guests'.
+pub fn private_kib(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
