@@ -22,6 +22,7 @@ const STAR: &[(&str, &[&str])] = &[
 
 /// Files that may contain `unsafe`, each with the reason.
 const UNSAFE_PLACES: &[(&str, &str)] = &[
+    ("tests/allocations.rs", "an allocator that counts"),
     ("switch/src/packet.rs", "its unit tests make segments of a buffer of their own"),
     ("switch/src/payload.rs", "segments of another party's memory: raw pointers that a borrow cannot describe"),
     ("switch/src/testing.rs", "packets of tests and fuzz targets: segments of a buffer of their own"),

@@ -63,20 +63,41 @@ impl PortObserver {
     }
 
     fn tell_worker(&self, pair: usize, message: fn(SourceKey) -> Message) {
+        self.tell_worker_of(self.serial, pair, message);
+    }
+
+    fn tell_worker_of(&self, serial: u32, pair: usize, message: fn(SourceKey) -> Message) {
         if let Some(inner) = self.inner.upgrade() {
-            let key = SourceKey { port: self.id, attachment: self.serial, pair: pair as u16 };
+            let key = SourceKey { port: self.id, attachment: serial, pair: pair as u16 };
             inner.workers[owner(self.id, pair, inner.workers.len())].mailbox.send(message(key));
         }
     }
 
     /// Makes this attachment the one that the port's traffic uses: its guest is the one that runs now. Only while
     /// `switching` is held.
-    fn activate(&self, output: &VhostOutput) {
-        if output.active.swap(self.index, Ordering::Relaxed) != self.index {
+    fn activate(output: &VhostOutput, active: usize) {
+        if output.active.swap(active, Ordering::Relaxed) != active {
             output.running.store(0, Ordering::Relaxed);
         }
         for (index, attachment) in output.attachments.iter().enumerate() {
-            attachment.activate(index == self.index);
+            attachment.activate(index == active);
+        }
+    }
+
+    /// The guest here has ended. One that runs on the port's other socket has the traffic then: it is the source of a
+    /// migration that failed.
+    fn hand_back(&self, output: &VhostOutput) {
+        for (index, attachment) in output.attachments.iter().enumerate().filter(|(index, _)| *index != self.index) {
+            let started = attachment.started_pairs();
+            if started != 0 {
+                Self::activate(output, index);
+                output.running.store(started, Ordering::Relaxed);
+                // Serials of a port's attachments follow each other.
+                let serial = self.serial.wrapping_sub(self.index as u32).wrapping_add(index as u32);
+                let pairs = (0..attachment.queues().len()).filter(|pair| started >> pair & 1 != 0);
+                pairs.for_each(|pair| self.tell_worker_of(serial, pair, Message::SourceStarted));
+                return;
+            }
         }
     }
 }
@@ -92,10 +113,11 @@ impl Observer for PortObserver {
         if let Some(output) = self.gate.output()
             && let Output::Vhost(output) = &*output
         {
+            let _change = output.change.lock().unwrap_or_else(PoisonError::into_inner);
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
             *running |= 1 << pair;
             let _switching = output.switching.lock().unwrap_or_else(PoisonError::into_inner);
-            self.activate(output);
+            Self::activate(output, self.index);
             output.running.store(*running, Ordering::Relaxed);
         }
         self.tell_worker(pair, Message::SourceStarted);
@@ -105,11 +127,14 @@ impl Observer for PortObserver {
         if let Some(output) = self.gate.output()
             && let Output::Vhost(output) = &*output
         {
+            let _change = output.change.lock().unwrap_or_else(PoisonError::into_inner);
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
             *running &= !(1 << pair);
-            let _switching = output.switching.lock().unwrap_or_else(PoisonError::into_inner);
             if output.active.load(Ordering::Relaxed) == self.index {
                 output.running.store(*running, Ordering::Relaxed);
+                if *running == 0 {
+                    self.hand_back(output);
+                }
             }
         }
         self.tell_worker(pair, Message::SourceStopped);

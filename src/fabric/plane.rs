@@ -60,6 +60,8 @@ pub struct VhostOutput {
     pub active: AtomicUsize,
     /// Bit per receive queue that the active guest runs.
     pub running: AtomicU64,
+    /// Held by a protocol thread while it changes the two. Not for workers.
+    pub change: Mutex<()>,
     /// Held by the protocol thread that changes the two above: two guests may start at once.
     pub switching: Mutex<()>,
 }

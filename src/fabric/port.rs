@@ -197,6 +197,7 @@ impl PortRuntime {
             attachments,
             active: AtomicUsize::new(0),
             running: AtomicU64::new(0),
+            change: std::sync::Mutex::default(),
             switching: Mutex::new(()),
         })));
         self.sources = sources;

@@ -5,6 +5,7 @@
 mod basics;
 mod hostile;
 mod idle;
+mod migration;
 mod networks;
 mod offloads;
 mod queues;

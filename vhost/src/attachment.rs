@@ -350,6 +350,13 @@ impl Attachment {
         }
     }
 
+    /// Bit per queue pair of which both queues are started, active or not.
+    pub fn started_pairs(&self) -> u64 {
+        let started = |pair: &QueuePair| pair.from_guest.0.is_started() && pair.to_guest.0.is_started();
+        let pairs = self.shared.queues.iter().enumerate().filter(|(_, pair)| started(pair));
+        pairs.fold(0, |bits, (index, _)| bits | 1 << index)
+    }
+
     /// Whether the guest itself tells its neighbours where it is after a migration (`VIRTIO_NET_F_GUEST_ANNOUNCE`; its
     /// VMM asks it to). If not, the caller should announce its addresses.
     pub fn announce(&self) -> bool {
