@@ -81,7 +81,8 @@ fn files(folder: &str, accept: impl Fn(&str) -> bool + Copy) -> Vec<PathBuf> {
     }
     let mut found = Vec::new();
     walk(&root().join(folder), &mut found);
-    let mut found: Vec<PathBuf> = found.into_iter().map(|path| path.strip_prefix(root()).unwrap().to_owned()).collect();
+    let mut found: Vec<PathBuf> =
+        found.into_iter().map(|path| path.strip_prefix(root()).map_or_else(|_| path.clone(), Path::to_owned)).collect();
     found.retain(|path| accept(&path.to_string_lossy()));
     found.sort();
     found

@@ -3,7 +3,7 @@
 //! # Theory of operation
 //!
 //! Readers take the current [`Snapshot`]. A change takes the writer's lock and goes through five steps: put the new
-//! objects together, check them ([`super::plan`]), write the difference to the store, hand the result to the packet
+//! objects together, check them (`super::plan`), write the difference to the store, hand the result to the packet
 //! path, publish the new snapshot. A failure of the first two changes nothing; if the packet path refuses, the store is
 //! put back as it was.
 //!

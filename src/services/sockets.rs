@@ -1,7 +1,7 @@
 //! Sockets inside the networks, for the host's own services: tokio streams that carry the guest's (network, address,
 //! port). No service opens a kernel socket inside a workload network.
 //!
-//! Each network has its own TCP/IP stack ([`super::stack`]) behind its internal port. A service names the network; the
+//! Each network has its own TCP/IP stack (`super::stack`) behind its internal port. A service names the network; the
 //! same L4 port in two networks is two listeners. Networks come and go at run time: streams of one that goes away see
 //! a reset, its listeners an error. Nothing here runs on a worker.
 

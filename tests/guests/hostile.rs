@@ -257,11 +257,9 @@ fn whoever_lies_about_itself_is_not_heard() {
     let mut neighbours = Neighbours::new(&mut host);
     let liar = host.port("liar", 10);
     let mut guest = host.guest(&liar).up();
-    let mut expected = 0;
-    for (what, frame, reason) in lies(&liar, &neighbours.b) {
+    for (expected, (what, frame, reason)) in (1..).zip(lies(&liar, &neighbours.b)) {
         let before = host.dropped("liar", reason);
         guest.send_frame(&frame, &VnetHeader::default()).unwrap();
-        expected += 1;
         eventually(what, || host.status("liar").totals.received == expected);
         assert_eq!(host.dropped("liar", reason), before + 1, "{what}: {:?}", host.status("liar").totals.dropped);
     }

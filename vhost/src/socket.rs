@@ -16,7 +16,7 @@ pub const PATH_MAX: usize = 107;
 /// A socket that cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// See [`PATH_MAX`].
+    /// See `PATH_MAX`.
     #[error("the socket path {path} has {len} octets; UNIX sockets allow {PATH_MAX}")]
     PathTooLong {
         /// The path.

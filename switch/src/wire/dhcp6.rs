@@ -1,6 +1,6 @@
 //! DHCPv6 messages between clients and servers (RFC 8415 §8, options §21): a checked view, and the writer of a reply.
 //!
-//! Options nest (an address lies in an identity association); [`Options`] walks one level. Relay messages have another
+//! Options nest (an address lies in an identity association); `Options` walks one level. Relay messages have another
 //! header and are not read here. What a message means is decided in `src/services/dhcp6.rs`.
 
 use std::net::Ipv6Addr;
