@@ -325,10 +325,10 @@ mod tests {
     }
 
     /// Destination MAC and address of the answer, and what smoltcp reads in it.
-    fn read(frame: &[u8], check: impl FnOnce(MacAddr, Ipv6Addr, NdiscRepr<'_>)) {
+    fn read(frame: &[u8], from: Ipv6Addr, check: impl FnOnce(MacAddr, Ipv6Addr, NdiscRepr<'_>)) {
         let frame = EthernetFrame::new_checked(frame).unwrap();
         let packet = Ipv6Packet::new_checked(frame.payload()).unwrap();
-        assert_eq!((packet.src_addr(), packet.hop_limit()), (ROUTER_LINK_LOCAL, 255));
+        assert_eq!((packet.src_addr(), packet.hop_limit()), (from, 255));
         let icmp = Icmpv6Packet::new_checked(packet.payload()).unwrap();
         let checks = ChecksumCapabilities::default();
         let repr = Icmpv6Repr::parse(&packet.src_addr(), &packet.dst_addr(), &icmp, &checks).unwrap();
@@ -337,7 +337,7 @@ mod tests {
     }
 
     fn advertised(outcome: Outcome, to: Ipv6Addr, target: Ipv6Addr, flags: NdiscNeighborFlags) {
-        read(&outcome.reply(), |mac, dst, repr| {
+        read(&outcome.reply(), target, |mac, dst, repr| {
             let router = EthernetAddress(MacAddr::ROUTER.0);
             let expected = NdiscRepr::NeighborAdvert { flags, target_addr: target, lladdr: Some(router.into()) };
             assert_eq!((dst, repr), (to, expected));
@@ -398,7 +398,7 @@ mod tests {
         for (from, to, lladdr) in [(A_LINK_LOCAL, A_LINK_LOCAL, Some(mac)), (NOBODY, ALL_NODES, None)] {
             let message = Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit { lladdr });
             let frame = world.ask(&icmpv6(from, ALL_ROUTERS, 255, &message)).reply();
-            read(&frame, |_, dst, repr| {
+            read(&frame, ROUTER_LINK_LOCAL, |_, dst, repr| {
                 assert_eq!(dst, to);
                 let NdiscRepr::RouterAdvert { hop_limit, flags, router_lifetime, lladdr, mtu, prefix_info, .. } = repr
                 else {
@@ -428,7 +428,7 @@ mod tests {
             let mut frame = [0; 512];
             let len = router_advertisement(&world.network, GUEST_A, ALL_NODES, &mut frame).unwrap();
             let mut found = None;
-            read(&frame[..len], |_, _, repr| match repr {
+            read(&frame[..len], ROUTER_LINK_LOCAL, |_, _, repr| match repr {
                 NdiscRepr::RouterAdvert { prefix_info, .. } => found = prefix_info.map(|prefix| prefix.flags),
                 _ => panic!("{repr:?}"),
             });

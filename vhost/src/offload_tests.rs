@@ -1,3 +1,5 @@
+//! Tests of [`super`]: checksums and segmentation in software.
+
 use super::*;
 use crate::features::*;
 
