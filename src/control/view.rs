@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use hostweave_switch::counters::PortTotals;
+use hostweave_switch::stage::DropReason;
 use serde_json::{Map, Value, json};
 
 use super::controller::{Controller, Snapshot};
@@ -148,28 +150,32 @@ impl<'a> PortView<'a> {
 
     /// Counters, with drops by reason.
     pub fn counters(&self) -> Value {
-        let Some(PortStatus { totals, .. }) = &self.status else { return Value::Null };
-        let drops = |drops: &[(hostweave_switch::stage::DropReason, u64)]| -> Map<String, Value> {
-            drops.iter().map(|(reason, count)| (reason.name().to_owned(), json!(count))).collect()
-        };
-        json!({
-            "receivedPackets": totals.received,
-            "receivedBytes": totals.received_bytes,
-            "transmittedPackets": totals.transmitted,
-            "transmittedBytes": totals.transmitted_bytes,
-            "forwarded": totals.forwarded,
-            "replied": totals.replied,
-            "originated": totals.originated,
-            "extraSegments": totals.extra_segments,
-            "queued": totals.queued,
-            "transmitQueued": totals.tx_queued,
-            "interrupts": totals.calls,
-            "bursts": totals.bursts,
-            "dropped": drops(&totals.dropped),
-            "transmitDropped": drops(&totals.tx_dropped),
-            "ledgerCloses": totals.input_closes(),
-        })
+        self.status.as_ref().map_or(Value::Null, |status| counters(&status.totals))
     }
+}
+
+/// Counters of a port, or of all of them added up.
+pub fn counters(totals: &PortTotals) -> Value {
+    let drops = |drops: &[(DropReason, u64)]| -> Map<String, Value> {
+        drops.iter().map(|(reason, count)| (reason.name().to_owned(), json!(count))).collect()
+    };
+    json!({
+        "receivedPackets": totals.received,
+        "receivedBytes": totals.received_bytes,
+        "transmittedPackets": totals.transmitted,
+        "transmittedBytes": totals.transmitted_bytes,
+        "forwarded": totals.forwarded,
+        "replied": totals.replied,
+        "originated": totals.originated,
+        "extraSegments": totals.extra_segments,
+        "queued": totals.queued,
+        "transmitQueued": totals.tx_queued,
+        "interrupts": totals.calls,
+        "bursts": totals.bursts,
+        "dropped": drops(&totals.dropped),
+        "transmitDropped": drops(&totals.tx_dropped),
+        "ledgerCloses": totals.input_closes(),
+    })
 }
 
 fn attachment(status: &AttachmentStatus) -> Value {

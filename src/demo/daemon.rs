@@ -116,6 +116,11 @@ impl Counters {
         self.0.pointer(pointer).and_then(Value::as_u64).unwrap_or(0)
     }
 
+    /// All reasons of one list, `dropped` or `transmitDropped`, together.
+    pub fn sum(&self, list: &str) -> u64 {
+        self.0[list].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum()
+    }
+
     /// The frames of the guest that ended for a reason.
     pub fn dropped(&self, reason: &str) -> u64 {
         self.get(&format!("/dropped/{reason}"))

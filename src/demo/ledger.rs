@@ -54,10 +54,6 @@ impl Ledger {
         for port in stats["ports"].as_array().into_iter().flatten() {
             let counters = Counters(port["counters"].clone());
             let of = |name: &str| counters.get(name);
-            let sum = |list: &str| -> u64 {
-                let counts = counters.0[list].as_object().into_iter().flatten();
-                counts.filter_map(|(_, count)| count.as_u64()).sum()
-            };
             ledger.received += of("/receivedPackets");
             ledger.forwarded += of("/forwarded");
             ledger.replied += of("/replied");
@@ -65,12 +61,15 @@ impl Ledger {
             for (reason, count) in counters.all_dropped() {
                 *ledger.dropped.entry(reason.to_owned()).or_default() += count;
             }
-            let ended = of("/forwarded") + of("/replied") + sum("dropped") + of("/queued");
+            let ended = of("/forwarded") + of("/replied") + counters.sum("dropped") + of("/queued");
             ledger.open[0] += i128::from(of("/receivedPackets")) - i128::from(ended);
-            let made = of("/forwarded") + of("/replied") + of("/originated") + of("/extraSegments");
-            let gone = of("/transmittedPackets") + sum("transmitDropped") + of("/transmitQueued");
-            ledger.open[1] += i128::from(made) - i128::from(gone);
         }
+        // The output sum closes over the whole host: the networks' own ports are in it, too.
+        let host = Counters(stats["host"].clone());
+        let of = |name: &str| host.get(name);
+        let made = of("/forwarded") + of("/replied") + of("/originated") + of("/extraSegments");
+        let gone = of("/transmittedPackets") + host.sum("transmitDropped") + of("/transmitQueued");
+        ledger.open[1] = i128::from(made) - i128::from(gone);
         ledger
     }
 
@@ -103,7 +102,7 @@ mod tests {
             {"name": "a", "counters": {"receivedPackets": 10, "forwarded": forwarded, "replied": 3,
                 "dropped": {"spoofed_ip": 2}, "transmittedPackets": 3}},
             {"name": "b", "counters": {"transmittedPackets": transmitted, "transmitDropped": {"guest_ring_full": 1}}},
-        ]})
+        ], "host": {"forwarded": forwarded, "replied": 3, "transmittedPackets": 3 + transmitted, "transmitDropped": {"guest_ring_full": 1}}})
     }
 
     #[test]

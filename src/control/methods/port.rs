@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hostweave_switch::counters::PortTotals;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use crate::control::controller::{Edit, EditOptions, Snapshot, not_found};
 use crate::control::error::{ErrorKind, RpcError};
 use crate::control::method::Call;
 use crate::control::selector::Selector;
-use crate::control::view::PortView;
+use crate::control::view::{PortView, counters};
 use crate::observe::events::Filter;
 
 /// Events that `port.describe` shows.
@@ -235,7 +236,10 @@ pub fn stats(call: &Call<'_>, params: List) -> Result<Value, RpcError> {
         json!({"namespace": key.namespace, "name": key.name, "state": view.state().0, "counters": view.counters()})
     };
     let ports: Vec<Value> = selected(call, &snapshot, &params)?.iter().map(row).collect();
-    Ok(json!({"ports": ports}))
+    // The output sum closes over all of the host: the networks' own ports and ports that were deleted count, too.
+    let mut host = PortTotals::default();
+    call.controller.parts.fabric.totals().iter().for_each(|totals| host.add(totals));
+    Ok(json!({"ports": ports, "host": counters(&host)}))
 }
 
 pub fn up(call: &Call<'_>, params: Name) -> Result<Value, RpcError> {
