@@ -44,7 +44,9 @@ fn the_demo_passes_and_says_what_it_saw() {
     for (line, part) in passed.iter().zip(parts) {
         assert!(line.starts_with(part), "{part} is not the next part:\n{text}");
     }
-    for seen in ["15 of 15 passed", "10.77.0.20", "fd77::", "round trip", "Gbit/s", "spoofed_ip 40", "closed"] {
+    for seen in
+        ["15 of 15 passed", "10.77.0.20", "fd77::", "round trip", "Gbit/s", "spoofed_ip 40", "closed", "kill -9"]
+    {
         assert!(text.contains(seen), "{seen} was not seen:\n{text}");
     }
     assert_eq!(left_behind(temporary.path()), Vec::<PathBuf>::new());
@@ -56,4 +58,17 @@ fn a_demo_that_cannot_begin_says_why() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{errors}");
     assert!(errors.contains("/nonexistent") && errors.contains("TMPDIR"), "{errors}");
+}
+
+#[test]
+fn without_its_pieces_the_demo_with_qemu_says_what_to_run() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hostweave"));
+    command.args(["demo", "--qemu", "--headless"]).env("TMPDIR", temporary.path());
+    let output = command.env("HOSTWEAVE_QEMU_GUEST", "/nonexistent").stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("FAIL  pieces"), "{text}");
+    assert!(text.contains("tests/qemu/setup.sh") || text.contains("apt install qemu-system-x86"), "{text}");
+    assert_eq!(left_behind(temporary.path()), Vec::<PathBuf>::new());
 }

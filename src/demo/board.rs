@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
+/// Columns of the summary.
+const WIDTH: usize = 80;
+
 /// What became of a part of the story.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
@@ -215,12 +218,32 @@ impl Board {
         }
         let mut last = "";
         for (label, line) in &scene.facts {
-            let shown = if *label == last { "" } else { label };
-            text += &format!("  {shown:<10} {line}\n");
+            let mut shown = if *label == last { "" } else { label };
+            // A table keeps its columns.
+            let lines = if line.contains("  ") { vec![line.clone()] } else { wrap(line, WIDTH - 13) };
+            for line in lines {
+                text += &format!("  {shown:<10} {line}\n");
+                shown = "";
+            }
             last = label;
         }
         text
     }
+}
+
+/// Breaks a text between words.
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -247,6 +270,12 @@ mod tests {
         board.stop();
         assert!(board.passed(), "somebody wanted to stop");
         assert!(!board.step("late", || Ok(String::new())), "nothing is played afterwards");
+    }
+
+    #[test]
+    fn lines_break_between_words() {
+        assert_eq!(wrap("a bb  ccc", 4), ["a bb", "ccc"]);
+        assert_eq!(wrap("longer than that", 3), ["longer", "than", "that"]);
     }
 
     #[test]

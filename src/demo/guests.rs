@@ -14,9 +14,10 @@ use super::daemon::Control;
 /// How long a guest may take for anything that has to work, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Where guests echo TCP (RFC 862), and where they discard it (RFC 863).
+/// Where guests echo TCP (RFC 862).
 pub const ECHO: u16 = 7;
-#[allow(missing_docs, reason = "said above")]
+
+/// Where guests discard TCP (RFC 863).
 pub const DISCARD: u16 = 9;
 
 /// What the daemon says about a port, as far as its VM must know it.

@@ -85,6 +85,19 @@ impl Ledger {
     }
 }
 
+/// Reads the ledger of the running daemon when nothing moves any more, and puts it into words.
+///
+/// # Errors
+/// A sum does not close.
+pub fn balance(control: &Control, board: &Board) -> anyhow::Result<(Ledger, String)> {
+    let ledger = Ledger::close(control, board)?;
+    let Ledger { received, forwarded, replied, .. } = ledger;
+    let ended = received - forwarded - replied;
+    let seen =
+        format!("closes: {received} frames from VMs = {forwarded} forwarded + {replied} answered + {ended} dropped");
+    Ok((ledger, seen))
+}
+
 /// Reasons with their counts, the most frequent first.
 pub fn reasons(dropped: &BTreeMap<String, u64>) -> String {
     let mut sorted: Vec<(&String, &u64)> = dropped.iter().filter(|(_, count)| **count > 0).collect();

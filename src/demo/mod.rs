@@ -8,11 +8,13 @@ mod board;
 mod daemon;
 mod guests;
 mod ledger;
+mod qemu;
 mod run;
 mod sampler;
 mod story;
 mod traffic;
 mod trouble;
 mod view;
+mod vm;
 
 pub use run::{Options, run};

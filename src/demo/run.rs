@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::board::Board;
 use super::daemon::Folder;
-use super::{story, view};
+use super::{qemu, story, view};
 
 /// How long each TCP connection of the story is kept full in all, unless said otherwise: for programs, for people.
 const DURATION: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(10)];
@@ -38,15 +38,25 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     on_signals(&board)?;
     let duration = options.duration.unwrap_or(DURATION[usize::from(board.live)]);
     let story = {
-        let (board, path, Options { keep, .. }) = (Arc::clone(&board), folder.path().to_owned(), *options);
+        let (board, path, Options { qemu, keep, .. }) = (Arc::clone(&board), folder.path().to_owned(), *options);
         let thread = std::thread::Builder::new().name("story".into());
-        thread.spawn(move || story::play(&board, &path, duration, keep))?
+        thread.spawn(move || if qemu { qemu::play } else { story::play }(&board, &path, duration, keep))?
     };
     if board.live {
-        let shown = view::run(&board, &story, options.color);
+        // In a thread of its own, so that a view that breaks off does not leave the daemon behind.
+        let shown = std::thread::scope(|scope| scope.spawn(|| view::run(&board, &story, options.color)).join());
         // Whatever ended the view, nobody watches any more.
         board.stop();
-        shown.context("the live view (without one: --headless)")?;
+        let failure = match shown {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(anyhow!(error)),
+            Err(_) => Some(anyhow!("it broke off, which is a bug")),
+        };
+        if let Some(failure) = failure {
+            // The story still ends its daemon; what it found out does not matter.
+            let _ = story.join();
+            return Err(failure.context("the live view (without one: --headless)"));
+        }
     }
     story.join().map_err(|_| anyhow!("the story broke off, which is a bug"))?;
     // Ends the sampler.

@@ -15,12 +15,12 @@ use serde_json::json;
 use super::board::Board;
 use super::daemon::{Control, Daemon};
 use super::guests::{ECHO, Member, PATIENCE, Pings, Port, short};
-use super::ledger::{Ledger, reasons};
+use super::ledger::{Ledger, balance, reasons};
 use super::traffic::{Carried, Stream};
 use super::{sampler, trouble};
 
 /// The objects of the story.
-const SCENE: &str = include_str!("../../configs/demo.yaml");
+pub const SCENE: &str = include_str!("../../configs/demo.yaml");
 
 /// Octets that are sent to and fro and compared.
 const COMPARED_BYTES: u64 = 2 << 20;
@@ -187,32 +187,16 @@ impl Story<'_> {
         let carried = stream.end()?;
         let after = frames()?;
         let mean = (after[1] - before[1]) / (after[0] - before[0]).max(1);
-        let how = if mean > 1514 { "passed on whole (TSO)" } else { "of one segment each" };
-        let seen = format!("{:.1} Gbit/s, frames of {mean} octets on average, {how}", carried.gbit_per_s());
+        let how = if mean > 1514 { "passed on whole" } else { "of one segment each" };
+        let seen = format!("{:.1} Gbit/s, frames of {mean} octets, {how}", carried.gbit_per_s());
         self.board.fact("TCP", format!("{} {seen}", &name[4..]));
         Ok(format!("web to db {seen}"))
-    }
-
-    /// Reads the ledger of the running daemon when nothing moves any more.
-    ///
-    /// # Errors
-    /// A sum does not close.
-    pub fn balance(&self) -> anyhow::Result<(Ledger, String)> {
-        let ledger = Ledger::close(self.control(), self.board)?;
-        let seen = format!(
-            "closes: {} frames from VMs = {} forwarded + {} answered + {} dropped",
-            ledger.received,
-            ledger.forwarded,
-            ledger.replied,
-            ledger.received - ledger.forwarded - ledger.replied,
-        );
-        Ok((ledger, seen))
     }
 
     fn finish(mut self, keep: bool) {
         let board = self.board;
         let passed = board.step("ledger", || {
-            let (mut ledger, seen) = self.balance()?;
+            let (mut ledger, seen) = balance(self.control(), board)?;
             ledger.add(&self.before);
             board.fact("drops", reasons(&ledger.dropped));
             board
@@ -232,7 +216,7 @@ impl Story<'_> {
 
     /// Keeps the network up, with a little traffic, until somebody wants to stop.
     fn keep(&self) {
-        hint(self.board, self.control());
+        hint(self.board, self.control(), "cache");
         while !self.board.stopped() {
             for to in self.cast.db.port.addresses() {
                 // What happens from here on is up to the user: a port that is down does not answer.
@@ -244,15 +228,13 @@ impl Story<'_> {
 }
 
 /// Says what a person can try on the running daemon.
-pub fn hint(board: &Board, control: &Control) {
+pub fn hint(board: &Board, control: &Control, port: &str) {
     let program = std::env::args().next().unwrap_or_else(|| "hostweave".to_owned());
-    let commands =
-        ["status", "port list", "port describe cache", "port stats", "observe --last 20", "get networks -o yaml"];
-    let mut hints = vec![
-        "The daemon stays until Ctrl-C. In another terminal:".to_owned(),
-        format!("  export HOSTWEAVE_CONTROL={}", control.path().display()),
-    ];
-    hints.extend(commands.iter().map(|command| format!("  {program} {command}")));
-    hints.iter().for_each(|line| board.print(line));
+    let describe = format!("port describe {port}");
+    let mut hints = vec![format!("export HOSTWEAVE_CONTROL={}", control.path().display())];
+    let commands = ["status", "port list", &describe, "observe --last 20"];
+    hints.extend(commands.iter().map(|command| format!("{program} {command}")));
+    board.print("The daemon stays until Ctrl-C. In another terminal:");
+    hints.iter().for_each(|line| board.print(&format!("  {line}")));
     board.scene().hints = hints;
 }

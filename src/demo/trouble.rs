@@ -10,6 +10,7 @@ use hostweave_guest::{Error, Guest, Profile};
 use hostweave_switch::MacAddr;
 
 use super::guests::{PATIENCE, Port, short};
+use super::ledger::balance;
 use super::story::{Cast, Story};
 use super::traffic::Stream;
 
@@ -27,7 +28,7 @@ pub fn play(story: &mut Story<'_>) {
     under_load(story);
     board.pause();
     board.step("first sums", || {
-        let (ledger, seen) = story.balance()?;
+        let (ledger, seen) = balance(story.control(), board)?;
         story.before = ledger;
         Ok(seen)
     });
@@ -155,15 +156,14 @@ fn killed(story: &mut Story<'_>) -> anyhow::Result<String> {
     let stream = Stream::start(&story.cast.web, story.cast.db.port.v4.into())?;
     stream.moves()?;
     story.daemon.kill()?;
-    let gone = Instant::now();
     story.board.progress("the daemon is gone");
     story.board.pause();
-    let down = Instant::now();
+    let asked = Instant::now();
     story.daemon.start_again(story.board)?;
-    let ready = down.elapsed();
+    let ready = asked.elapsed();
     story.board.wait("the TCP connection goes on", PATIENCE, || Ok((stream.reconnects() > 0).then_some(())))?;
     stream.moves()?;
-    let gap = gone.elapsed();
+    let goes_on = asked.elapsed();
     for member in story.cast.members() {
         let name = member.port.name.as_str();
         story.board.wait("every port runs again", PATIENCE, || {
@@ -179,8 +179,7 @@ fn killed(story: &mut Story<'_>) -> anyhow::Result<String> {
     story.board.rest(Duration::from_millis(500));
     stream.moves()?;
     let carried = stream.end()?;
-    let line =
-        format!("ready again in {}; the same TCP connection went on {} after the kill", short(ready), short(gap));
+    let line = format!("ready again in {}, the same TCP connection goes on after {}", short(ready), short(goes_on));
     story.board.fact("kill -9", format!("{line}, {} MB in all", carried.bytes / 1_000_000));
     Ok(format!("{line}, all VMs have their addresses, none was restarted"))
 }

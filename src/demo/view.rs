@@ -14,7 +14,7 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Paragraph, Row, Table, Wrap};
 
-use super::board::{Board, Outcome, PortRow, Scene, Step};
+use super::board::{Board, Outcome, PortRow, Scene, Step, wrap};
 
 /// Time between two pictures.
 const INTERVAL: Duration = Duration::from_millis(150);
@@ -80,10 +80,12 @@ impl Palette {
 
 fn draw(frame: &mut Frame<'_>, scene: &Scene, palette: Palette, elapsed: Duration) {
     let port_lines = u16::try_from(scene.ports.len()).unwrap_or(u16::MAX).saturating_add(3).clamp(4, 12);
-    let [title, ports, middle, foot] = Layout::vertical([
+    let hint_lines = if scene.hints.is_empty() { 0 } else { scene.hints.len() as u16 + 2 };
+    let [title, ports, middle, hints, foot] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(port_lines),
         Constraint::Min(3),
+        Constraint::Length(hint_lines),
         Constraint::Length(1),
     ])
     .areas(frame.area());
@@ -94,6 +96,10 @@ fn draw(frame: &mut Frame<'_>, scene: &Scene, palette: Palette, elapsed: Duratio
     let [story, drops] = Layout::horizontal([Constraint::Min(30), Constraint::Length(30)]).areas(middle);
     draw_story(frame, scene, palette, story);
     frame.render_widget(drop_list(scene, palette), drops);
+    if hint_lines > 0 {
+        let block = Block::bordered().title(" The daemon stays until q. In another terminal: ");
+        frame.render_widget(Paragraph::new(scene.hints.join("\n")).block(block), hints);
+    }
     let keys = if scene.over { " q leave   the story is over" } else { " q leave" };
     frame.render_widget(Line::styled(keys, Style::new().add_modifier(Modifier::REVERSED)), foot);
 }
@@ -121,7 +127,6 @@ fn port_table(ports: &[PortRow], palette: Palette) -> Table<'_> {
 fn draw_story(frame: &mut Frame<'_>, scene: &Scene, palette: Palette, area: Rect) {
     let width = usize::from(area.width.saturating_sub(2)).max(1);
     let mut lines: Vec<Line<'_>> = scene.steps.iter().flat_map(|step| step_lines(step, palette, width)).collect();
-    lines.extend(scene.hints.iter().map(|hint| Line::raw(hint.clone())));
     // What is newest must be seen.
     let hidden = lines.len().saturating_sub(usize::from(area.height.saturating_sub(2)));
     let shown: Vec<Line<'_>> = lines.split_off(hidden);
@@ -141,21 +146,6 @@ fn step_lines(step: &Step, palette: Palette, width: usize) -> Vec<Line<'_>> {
         Span::styled(step.name, Style::new().add_modifier(Modifier::BOLD)),
     ])];
     lines.extend(wrap(text, width.saturating_sub(4)).into_iter().map(|line| Line::raw(format!("    {line}"))));
-    lines
-}
-
-/// Breaks a text between words.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
     lines
 }
 
@@ -273,9 +263,15 @@ mod tests {
     }
 
     #[test]
+    fn hints_stand_below_the_story() {
+        let hints = ["export HOSTWEAVE_CONTROL=/tmp/hostweave-demo.abcdef/run/control.sock", "hostweave status"];
+        let (text, _) = picture(&Scene { hints: hints.map(str::to_owned).to_vec(), ..scene() }, false);
+        assert!(hints.iter().all(|hint| text.contains(hint)) && text.contains("cache pretends"), "{text}");
+    }
+
+    #[test]
     fn numbers_are_short() {
         assert_eq!([count(9.6), count(12_345.0), count(2_345_678.0)], ["10", "12.3k", "2.35M"]);
         assert_eq!([gbit(0.0), gbit(1.234)], ["     -", "  1.23"]);
-        assert_eq!(wrap("a bb  ccc", 4), ["a bb", "ccc"]);
     }
 }
