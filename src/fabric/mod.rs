@@ -17,6 +17,7 @@ pub mod spec;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
@@ -161,6 +162,7 @@ impl Fabric {
         let gone = inner.remove_ports(&mut state, &desired.ports);
         if !gone.is_empty() {
             inner.publish(&mut state);
+            state.wait_for_workers();
             for mut port in gone {
                 port.detach(&inner.config, !desired.ports.iter().any(|spec| spec.full_name() == port.name()));
             }
@@ -360,7 +362,21 @@ impl Inner {
     }
 }
 
+/// How long a worker may take to let go of a plane: it is one burst, unless the kernel took the CPU from it.
+const LET_GO_LIMIT: Duration = Duration::from_millis(200);
+
 impl State {
+    /// Waits until the workers have let go of every plane but the published one, and with it of devices that are to
+    /// be removed or opened anew.
+    fn wait_for_workers(&mut self) {
+        let end = Instant::now() + LET_GO_LIMIT;
+        self.purge();
+        while !self.retired.is_empty() && Instant::now() < end {
+            std::thread::sleep(Duration::from_micros(100));
+            self.purge();
+        }
+    }
+
     /// Frees the planes that no worker holds any more.
     fn purge(&mut self) {
         self.retired.retain(|plane| Arc::strong_count(plane) > 1);
