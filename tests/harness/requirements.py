@@ -24,4 +24,4 @@ def tun():
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR))
     except OSError as error:
-        raise Skip("no /dev/net/tun: %s" % error) from error
+        raise Skip("the kernel has no usable /dev/net/tun: %s" % error) from error
