@@ -195,9 +195,10 @@ impl Story<'_> {
             Ok(counters.dropped("spoofed_ip") + counters.dropped("spoofed_arp"))
         };
         let before = lies(control)?;
-        let [victim, to] = [self.ports[1].v4, std::net::Ipv4Addr::from(u32::from(self.ports[1].v4) & !0xff | 1)];
+        let gateway = control.port("web")?["gateways"][0].as_str().context("the gateway of web")?.to_owned();
+        let victim = self.ports[1].v4;
         let script = format!(
-            "ip addr add {victim}/32 dev eth0; ping -c 3 -i 0.2 -W 1 -I {victim} {to} >/dev/null; echo $?; \
+            "ip addr add {victim}/32 dev eth0; ping -c 3 -i 0.2 -W 1 -I {victim} {gateway} >/dev/null; echo $?; \
              ip addr del {victim}/32 dev eth0"
         );
         let said = self.web.sh(self.board, &script, PATIENCE)?;

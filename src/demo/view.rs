@@ -112,7 +112,8 @@ fn port_table(ports: &[PortRow], palette: Palette) -> Table<'_> {
             Cell::new(port.network.as_str()),
             Cell::new(port.addresses[0].as_str()),
             Cell::new(port.addresses[1].as_str()),
-            Cell::new(Span::styled(port.state.as_str(), palette.of_state(&port.state))),
+            // `waiting-for-frontend` is too long for 80 columns; what it waits for is a VMM.
+            Cell::new(Span::styled(port.state.split("-for-").next().unwrap_or("-"), palette.of_state(&port.state))),
             Cell::new(format!("{:>8}", count(port.packets_per_s))),
             Cell::new(gbit(port.sent_gbit_per_s)),
             Cell::new(gbit(port.got_gbit_per_s)),
@@ -213,7 +214,7 @@ mod tests {
                 step("ping", Outcome::Passed("round trip 40 µs".into())),
                 step("spoofing", Outcome::Running("cache pretends to be db".into())),
             ],
-            ports: vec![port("stranger", "running"), port("db", "faulted")],
+            ports: vec![port("stranger", "running"), port("db", "faulted"), port("web", "waiting-for-frontend")],
             drops: [("spoofed_ip".to_owned(), 40)].into(),
             daemon: "process 4711, up 3s, 1 worker 42 % busy".into(),
             ..Scene::default()
@@ -231,6 +232,7 @@ mod tests {
             "10.77.0.20",
             "fd77::aff:fe4d:14",
             "faulted",
+            "waiting ",
             "123.5k",
             "12.35",
             "ok  ping",
