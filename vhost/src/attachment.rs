@@ -226,6 +226,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    fn new(config: AttachmentConfig, observer: Arc<dyn Observer>) -> io::Result<Arc<Self>> {
+        let link = Arc::new(Link {
+            stop: AtomicBool::new(false),
+            wake: sys::eventfd()?,
+            connection: Mutex::default(),
+            fault: Mutex::default(),
+            ended: Mutex::default(),
+            ended_changed: Condvar::new(),
+        });
+        let active = Arc::new(AtomicBool::new(true));
+        let sink: Arc<dyn FaultSink> = link.clone();
+        let queues = (0..config.queue_pairs).map(|_| QueuePair::new(&active, &sink)).collect();
+        let status = Mutex::new(Status { path: config.path.clone(), ..Status::default() });
+        Ok(Arc::new(Self { config, queues, active, observer, status, link }))
+    }
+
     pub(crate) fn queues(&self) -> &[QueuePair] {
         &self.queues
     }
@@ -298,20 +314,8 @@ impl Attachment {
             Mode::Listen => Some(Listening::bind(&config.path, config.group)?),
             Mode::Connect => None,
         };
-        let link = Arc::new(Link {
-            stop: AtomicBool::new(false),
-            wake: sys::eventfd().map_err(system)?,
-            connection: Mutex::default(),
-            fault: Mutex::default(),
-            ended: Mutex::default(),
-            ended_changed: Condvar::new(),
-        });
-        let active = Arc::new(AtomicBool::new(true));
-        let sink: Arc<dyn FaultSink> = link.clone();
-        let queues = (0..config.queue_pairs).map(|_| QueuePair::new(&active, &sink)).collect();
-        let status = Mutex::new(Status { path: config.path.clone(), ..Status::default() });
         let thread_name: String = format!("vu-{}", config.name).chars().take(15).collect();
-        let shared = Arc::new(Shared { config, queues, active, observer, status, link });
+        let shared = Shared::new(config.clone(), observer).map_err(system)?;
         let service = Service { shared: shared.clone(), listening, pace: Pace::new() };
         let ending = Ending(shared.link.clone());
         let body = move || {
@@ -401,6 +405,26 @@ impl Drop for Attachment {
     fn drop(&mut self) {
         self.shutdown();
     }
+}
+
+/// Serves one connection to its end on the calling thread, for fuzzing. `started` gets the queues first. A panic goes
+/// through.
+pub(crate) fn serve_here(
+    stream: UnixStream,
+    config: AttachmentConfig,
+    observer: Arc<dyn Observer>,
+    started: impl FnOnce(Arc<Shared>),
+) -> io::Result<Option<String>> {
+    let shared = Shared::new(config, observer)?;
+    let service = Service { shared: shared.clone(), listening: None, pace: Pace::new() };
+    *lock(&shared.link.connection) = Some(stream.try_clone()?);
+    started(shared.clone());
+    let backend = Arc::new(Mutex::new(Backend::new(shared.clone())));
+    let refused = service.messages(stream, &backend);
+    lock(&shared.link.connection).take();
+    lock(&backend).close();
+    let fault = lock(&shared.link.fault).take();
+    Ok(fault.or(refused))
 }
 
 /// The thread.

@@ -14,6 +14,8 @@ mod claim;
 mod early;
 mod fault;
 pub mod features;
+#[doc(hidden)]
+pub mod fuzz;
 #[allow(unsafe_code, reason = "mappings that a guest writes to at any time")]
 mod memory;
 mod offload;

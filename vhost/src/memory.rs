@@ -568,14 +568,10 @@ impl DirtyLog {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use std::os::fd::FromRawFd;
 
     /// A memory file of `len` octets.
     pub(crate) fn memfd(len: u64) -> File {
-        // SAFETY: a constant name; the descriptor is new. JUSTIFICATION: no safe wrapper in std.
-        let file = unsafe { File::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
-        file.set_len(len).unwrap();
-        file
+        sys::memory_file(len).unwrap()
     }
 
     fn region(gpa: u64, len: u64, uva: u64, offset: u64, file: &File) -> Arc<Region> {
