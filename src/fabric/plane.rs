@@ -67,6 +67,12 @@ pub struct VhostOutput {
 }
 
 impl VhostOutput {
+    /// Whether every flow has the same receive queue.
+    #[inline]
+    pub fn is_single(&self) -> bool {
+        self.running.load(Ordering::Relaxed).is_power_of_two()
+    }
+
     /// The receive queue for a flow hash; `None` when no queue runs.
     #[inline]
     pub fn queue(&self, hash: u32) -> Option<(u16, &ToGuestQueue)> {
@@ -74,7 +80,12 @@ impl VhostOutput {
         if running == 0 {
             return None;
         }
-        let pair = nth_set_bit(running, hash % running.count_ones());
+        // Nearly every guest runs one queue.
+        let pair = if running & (running - 1) == 0 {
+            running.trailing_zeros()
+        } else {
+            nth_set_bit(running, hash % running.count_ones())
+        };
         let attachment = self.attachments.get(self.active.load(Ordering::Relaxed))?;
         Some((pair as u16, &attachment.queues().get(pair as usize)?.to_guest))
     }

@@ -19,16 +19,33 @@ use crate::fabric::plane::{Output, Plane, VhostOutput};
 struct Open<'p> {
     port: PortId,
     pair: u16,
+    /// The guest runs no other queue.
+    single: bool,
     queue: ToGuest<'p>,
     counters: &'p PortCounters,
     frames: u64,
     octets: u64,
 }
 
+impl Open<'_> {
+    #[inline]
+    fn transmit(&mut self, packet: &Packet, arena: &[Segment]) -> Result<(), DropReason> {
+        let frames = self.queue.transmit(packet, arena)?;
+        self.frames += u64::from(frames.max(1));
+        self.octets += packet.len() as u64;
+        if frames > 1 {
+            self.counters.extra_segments.add(u64::from(frames - 1));
+        }
+        Ok(())
+    }
+}
+
 /// Deliveries of one burst.
 pub struct Delivery<'p> {
     plane: &'p Plane,
     worker: usize,
+    /// About how many packets there are.
+    burst_len: usize,
     open: ArrayVec<Open<'p>, BURST>,
 }
 
@@ -45,43 +62,56 @@ pub enum Outcome {
 impl<'p> Delivery<'p> {
     /// Nothing claimed yet.
     #[inline]
-    pub fn new(plane: &'p Plane, worker: usize) -> Self {
-        Self { plane, worker, open: ArrayVec::new() }
+    pub fn new(plane: &'p Plane, worker: usize, burst_len: usize) -> Self {
+        Self { plane, worker, burst_len, open: ArrayVec::new() }
     }
 
     /// Hands a packet to `to`. A drop is counted here; a busy packet is the caller's to keep.
     #[inline]
     pub fn deliver(&mut self, uring: &mut Uring, packet: &Packet, arena: &[Segment], to: PortId) -> Outcome {
+        // A burst goes mostly to one place.
+        if let Some(last) = self.open.last_mut()
+            && last.port == to
+            && last.single
+        {
+            return match last.transmit(packet, arena) {
+                Ok(()) => Outcome::Done,
+                Err(reason) => self.dropped(to, reason),
+            };
+        }
         let outcome = match self.plane.output(to) {
             Some(Output::Vhost(output)) => self.vhost(output, packet, arena, to),
             Some(Output::Tap(tap)) => self.count_sent(to, packet, tap.transmit(packet, arena, uring)),
             Some(Output::Internal(port)) => self.count_sent(to, packet, port.deliver(packet, arena)),
             None => Outcome::Dropped(DropReason::PortNotRunning),
         };
-        if let Outcome::Dropped(reason) = outcome
-            && let Some(counters) = counters(self.plane, to, self.worker)
-        {
+        match outcome {
+            Outcome::Dropped(reason) => self.dropped(to, reason),
+            outcome => outcome,
+        }
+    }
+
+    /// Counts a drop.
+    #[cold]
+    fn dropped(&self, to: PortId, reason: DropReason) -> Outcome {
+        if let Some(counters) = counters(self.plane, to, self.worker) {
             counters.tx_dropped.add(reason, 1);
         }
-        outcome
+        Outcome::Dropped(reason)
     }
 
     fn vhost(&mut self, output: &'p VhostOutput, packet: &Packet, arena: &[Segment], to: PortId) -> Outcome {
         let Some((pair, queue)) = output.queue(packet.meta.hash) else {
             return Outcome::Dropped(DropReason::PortNotRunning);
         };
-        let found = match self.open.last() {
-            // A burst goes mostly to one place.
-            Some(last) if last.port == to && last.pair == pair => Some(self.open.len() - 1),
-            _ => self.open.iter().position(|open| open.port == to && open.pair == pair),
-        };
+        let found = self.open.iter().position(|open| open.port == to && open.pair == pair);
         let index = match found {
             Some(index) => index,
             None => {
                 let Some(counters) = counters(self.plane, to, self.worker) else {
                     return Outcome::Dropped(DropReason::Internal);
                 };
-                let Some(queue) = queue.try_claim() else {
+                let Some(mut queue) = queue.try_claim() else {
                     return Outcome::Busy;
                 };
                 // A burst has at most `BURST` packets, so at most as many destinations; retries of the stash finish
@@ -89,21 +119,14 @@ impl<'p> Delivery<'p> {
                 if self.open.is_full() {
                     return Outcome::Busy;
                 }
-                self.open.push(Open { port: to, pair, queue, counters, frames: 0, octets: 0 });
+                queue.prefetch(self.burst_len);
+                let single = output.is_single();
+                self.open.push(Open { port: to, pair, single, queue, counters, frames: 0, octets: 0 });
                 self.open.len() - 1
             }
         };
-        let open = &mut self.open[index];
-        match open.queue.transmit(packet, arena) {
-            Ok(frames) => {
-                open.frames += 1;
-                open.octets += packet.len() as u64;
-                if frames > 1 {
-                    open.frames += u64::from(frames - 1);
-                    open.counters.extra_segments.add(u64::from(frames - 1));
-                }
-                Outcome::Done
-            }
+        match self.open[index].transmit(packet, arena) {
+            Ok(()) => Outcome::Done,
             Err(reason) => Outcome::Dropped(reason),
         }
     }

@@ -316,7 +316,7 @@ impl Path {
         else {
             return;
         };
-        let mut out = Delivery::new(plane, self.shared.index);
+        let mut out = Delivery::new(plane, self.shared.index, self.burst.len());
         let (mut forwarded, mut replied, mut octets) = (0, 0, 0);
         for index in 0..self.burst.len() {
             let (packet, arena) = self.burst.packet_mut(index);
@@ -379,7 +379,7 @@ impl Path {
         let mut frame = [0; FRAME_LEN_MAX];
         let Ok(len) = router_advertisement(network, MULTICAST_ALL_NODES, ALL_NODES, &mut frame) else { return };
         let Path { uring, stash, burst, .. } = self;
-        let mut out = Delivery::new(plane, worker);
+        let mut out = Delivery::new(plane, worker, 1);
         count.originated.add(1);
         burst.with_frame(Meta::default(), &frame[..len], len, |packet, arena| {
             if matches!(out.deliver(uring, packet, arena, port), Outcome::Busy) {
@@ -392,7 +392,7 @@ impl Path {
     #[cold]
     fn retry_stash(&mut self, plane: &Plane, now: Instant) {
         let worker = self.shared.index;
-        let mut out = Delivery::new(plane, worker);
+        let mut out = Delivery::new(plane, worker, 1);
         let uring = &mut self.uring;
         let left = |to: PortId| counters(plane, to, worker).inspect(|counters| counters.tx_queued.sub(1));
         self.stash.retry(

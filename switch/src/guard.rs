@@ -56,7 +56,8 @@ fn check(port: &Port, network: &Network, packet: &Packet) -> Result<(), DropReas
 fn v4(port: &Port, packet: &Packet) -> Result<(), DropReason> {
     let header = v4_header(packet)?;
     let src = header.src();
-    if !port.v4.contains(&src) {
+    // Most ports have one address, and of several the first is used most.
+    if port.v4.first() != Some(&src) && !port.v4.contains(&src) {
         may_be_unspecified_v4(packet, src, header.dst())?;
     }
     // Of a fragment behind the first, the L4 ports are zero.
@@ -82,7 +83,7 @@ fn may_be_unspecified_v4(packet: &Packet, src: Ipv4Addr, dst: Ipv4Addr) -> Resul
 fn v6(port: &Port, packet: &Packet) -> Result<(), DropReason> {
     let header = v6_header(packet)?;
     let src = header.src();
-    if !port.v6.contains(&src) {
+    if port.v6.first() != Some(&src) && !port.v6.contains(&src) {
         not_global(packet, src, header.dst())?;
     }
     match packet.meta.proto {

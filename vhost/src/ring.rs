@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use crate::fault::Fault;
-use crate::memory::{DirtyLog, GuestMemory, Translator};
+use crate::memory::{DirtyLog, GuestMemory, Translator, prefetch_write};
 
 /// Largest ring, in descriptors.
 pub const RING_SIZE_MAX: u16 = 4096;
@@ -363,14 +363,26 @@ impl SplitRing {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
-    /// Asks for the lines of the next descriptor and of its buffer.
+    /// Asks for what a frame needs that is written `offset` chains from now: its buffer's first lines and its used
+    /// element. The descriptor is read again when its turn comes, and only that reading counts.
     #[inline]
-    pub fn prefetch(&mut self) {
-        if self.available_hint() > 0
-            && let Ok((_, first)) = self.peek(0)
+    pub fn prefetch_ahead(&self, offset: u16) {
+        if self.available_hint() > offset
+            && let Ok((_, first)) = self.peek(offset)
             && let Some(slice) = self.memory.slice(first.address, first.len)
         {
-            slice.prefetch();
+            slice.prefetch_write();
+        }
+        self.prefetch_used(offset);
+    }
+
+    /// Asks for the line of the used element `offset` places from now, once for each line.
+    #[inline]
+    pub fn prefetch_used(&self, offset: u16) {
+        let place = self.next_used.wrapping_add(offset) & self.mask;
+        // Eight elements a line, and they begin 4 octets behind its start.
+        if place & 7 == 0 {
+            prefetch_write(self.parts.used.wrapping_add(2 + 4 * usize::from(place)).cast(), 65);
         }
     }
 

@@ -69,7 +69,11 @@ impl Receiver<'_> {
             && first.len as usize >= len
             && let Some(slice) = ring.memory().slice(first.address, len as u32)
         {
-            slice.write(&header[..self.header_len]);
+            if self.header_len == HEADER_MAX {
+                slice.write(header);
+            } else {
+                slice.write(&header[..self.header_len]);
+            }
             slice.part(self.header_len, head.len()).write(head);
             let mut at = self.header_len + head.len();
             for segment in segments {
