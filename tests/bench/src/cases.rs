@@ -64,6 +64,8 @@ pub struct Round {
     pub gbit: f64,
     /// Frames lost.
     pub lost: u64,
+    /// Frames that waited for the switch on average: near 768 the switch was the limit, near 0 the generator.
+    pub backlog: f64,
     /// CPU time of the switch's busiest thread by wall time.
     pub cpu_share: f64,
     /// Busy cycles per packet by the switch's own account, if it keeps one.
@@ -199,13 +201,14 @@ pub fn throughput(case: &Case, options: &Options<'_>) -> Result<Outcome> {
             let result =
                 measure_one(round, switch, generator, options).with_context(|| switch.kind.name().to_owned())?;
             eprintln!(
-                "  {} round {}: {:9} {:7.3} Mpps {:6.1} Gbit/s, lost {}, CPU {:.2}, calibration {:.2} ms, line {:.0} ns",
+                "  {} round {}: {:9} {:7.3} Mpps {:6.1} Gbit/s, lost {}, backlog {:.0}, CPU {:.2}, calibration {:.2} ms, line {:.0} ns",
                 case.name,
                 round + 1,
                 switch.kind.name(),
                 result.mpps,
                 result.gbit,
                 result.lost,
+                result.backlog,
                 result.cpu_share,
                 result.calibration_ms,
                 result.line_ns,
@@ -239,6 +242,7 @@ fn measure_one(number: usize, switch: &mut Switch, generator: &mut Generator, op
         mpps: sample.frames as f64 / seconds / 1e6,
         gbit: sample.frames as f64 * generator.frame_bytes as f64 * 8.0 / seconds / 1e9,
         lost: sample.lost,
+        backlog: sample.backlog(),
         cpu_share: cpu.as_secs_f64() / seconds,
         busy_cycles,
         calibration_ms,

@@ -80,8 +80,17 @@ pub struct Sample {
     pub frames: u64,
     /// Frames that did not.
     pub lost: u64,
+    /// Sum over all looks at the transmit ring of the frames that the switch had not given back, and the looks.
+    backlog: (u64, u64),
     /// How long it took.
     pub elapsed: Duration,
+}
+
+impl Sample {
+    /// Frames that waited for the switch on average. Near the window the switch is the limit, near 0 the generator is.
+    pub fn backlog(&self) -> f64 {
+        self.backlog.0 as f64 / self.backlog.1.max(1) as f64
+    }
 }
 
 /// Traffic from A to B.
@@ -184,7 +193,7 @@ impl Generator {
         let before = sample.frames;
         for _ in 0..8 {
             if send {
-                self.post()?;
+                self.post(sample)?;
             }
             self.take(sample)?;
         }
@@ -193,9 +202,12 @@ impl Generator {
 
     /// Posts up to a burst.
     #[inline]
-    fn post(&mut self) -> Result<()> {
+    fn post(&mut self, sample: &mut Sample) -> Result<()> {
         let on_the_way = self.sent.wrapping_sub(self.received);
-        let count = self.a.reclaim()?.min(WINDOW.saturating_sub(on_the_way)).min(BURST);
+        let free = self.a.reclaim()?;
+        sample.backlog.0 += u64::from(RING_SIZE - free);
+        sample.backlog.1 += 1;
+        let count = free.min(WINDOW.saturating_sub(on_the_way)).min(BURST);
         if count == 0 {
             return Ok(());
         }

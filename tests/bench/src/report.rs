@@ -102,8 +102,19 @@ impl Report {
     fn table(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:9} {:10} {:>8} {:>17} {:>8} {:>8} {:>10} {:>6} {:>14} {:>9}",
-            "case", "switch", "Mpps", "IQR", "best", "Gbit/s", "busy cyc/p", "lost", "ours/theirs", "rounds"
+            "{:9} {:10} {:>8} {:>17} {:>8} {:>8} {:>10} {:>7} {:>7} {:>6} {:>16} {:>6}",
+            "case",
+            "switch",
+            "Mpps",
+            "IQR",
+            "best",
+            "Gbit/s",
+            "busy cyc/p",
+            "backlog",
+            "line ns",
+            "lost",
+            "ours/theirs",
+            "rounds"
         )?;
         let limit = self.best_calibration() * CALIBRATION_SLACK;
         for outcome in &self.throughput {
@@ -120,7 +131,7 @@ impl Report {
                     .map_or_else(|| "-".into(), |r| format!("{:.2} ({:.2}-{:.2})", r.median, r.q1, r.q3));
                 writeln!(
                     f,
-                    "{:9} {:10} {:8.3} {:>17} {:8.3} {:8.1} {:>10} {:>6} {:>14} {:>9}",
+                    "{:9} {:10} {:8.3} {:>17} {:8.3} {:8.1} {:>10} {:7.0} {:7.0} {:>6} {:>16} {:>6}",
                     outcome.case,
                     series.switch.name(),
                     mpps.median,
@@ -128,6 +139,8 @@ impl Report {
                     best,
                     series.spread(|r| r.gbit).median,
                     cycles,
+                    series.spread(|r| r.backlog).median,
+                    series.spread(|r| r.line_ns).median,
                     series.rounds.iter().map(|r| r.lost).sum::<u64>(),
                     ratio,
                     format!("{}/{}", series.rounds.len(), series.rounds.len() + series.discarded),
