@@ -321,7 +321,7 @@ def attach_args_start_a_guest(case):
     daemon.check_ledger()
 
 
-@suite.test("live migration between two QEMUs under ping and TCP: TCP goes on, every octet arrives, no write is lost", timeout=420)
+@suite.test("live migration between two QEMUs under ping and TCP: TCP goes on, every octet arrives, there and back", timeout=420)
 def live_migration(case):
     daemon, (a, b), (vm_a, vm_b) = two_guests(case)
     digest = serve(vm_b, 48)
@@ -352,6 +352,43 @@ def live_migration(case):
     received = int(out.split(" packets received")[0].split(",")[-1])
     assert received >= 240, "only %d of 300 pings came back" % received
     addresses(source, a)
+    daemon.check_ledger()
+
+
+@suite.test("what the switch writes into a guest while QEMU copies its memory is there at the target: no dirty page is lost")
+def writes_during_migration_arrive(case):
+    daemon, (a, b), (vm_a, vm_b) = two_guests(case)
+    digest = serve(vm_b, 5)
+    # Received data stays in the socket's buffer, in pages that nobody but the switch has written.
+    vm_a.sh("echo 4096 16777216 16777216 >/proc/sys/net/ipv4/tcp_rmem; rm -f /tmp/go")
+    target = Guest(case, "a", incoming="defer", options=nic_options(0, a.incoming_socket(), a.mac), tag="a-target")
+    address = "unix:%s/migration" % target.dir
+    target.qmp("migrate-incoming", uri=address)
+    # With a downtime limit that cannot be met, QEMU copies dirty pages again and again until told otherwise.
+    vm_a.start("while [ ! -e /tmp/go ]; do dd if=/dev/zero of=/tmp/dirty bs=1M count=32 conv=notrunc 2>/dev/null; done", 2, 200)
+    vm_a.qmp("migrate-set-parameters", **{"max-bandwidth": 20_000_000, "downtime-limit": 1})
+    vm_a.qmp("migrate", uri=address)
+    passes = lambda: vm_a.qmp("query-migrate").get("ram", {}).get("dirty-sync-count", 0)  # noqa: E731
+    until(lambda: passes() >= 2, "every page was copied once", 60)
+    before = daemon.stats()["a"]["transmittedBytes"]
+    vm_a.start("curl -sS -m 200 http://%s/blob | (until [ -e /tmp/go ]; do sleep 0.1; done; sha256sum)" % b.v4, 1, 240)
+
+    def buffered():
+        """Octets that wait in the guest, once no more are taken."""
+        first = daemon.stats()["a"]["transmittedBytes"]
+        time.sleep(1)
+        return first if daemon.stats()["a"]["transmittedBytes"] == first and first > before + 200_000 else 0
+
+    case.note("%d octets wait in the guest" % (until(buffered, "the guest's buffer is full", 60) - before))
+    assert vm_a.qmp("query-migrate")["status"] == "active", "the migration was over too early to prove anything"
+    vm_a.qmp("migrate-set-parameters", **{"max-bandwidth": 10_000_000_000, "downtime-limit": 2000})
+    until(lambda: vm_a.qmp("query-migrate")["status"] == "completed", "the migration completes", 60, 0.02)
+    target.reconnect(vm_a)
+    until(lambda: target.qmp("query-status")["status"] == "running", "the guest runs at the target", 30)
+    vm_a.kill()
+    target.sh("touch /tmp/go")
+    assert target.finish(1, timeout=100).split()[0] == digest, "data that the switch wrote during the migration is lost"
+    ping(vm_b, a.v4)
     daemon.check_ledger()
 
 
