@@ -17,8 +17,9 @@ const STAR: &[(&str, &[&str])] = &[
     ("hostweave-guest", &[]),
     ("hostweave-vhost", &["hostweave-switch"]),
     ("hostweave-uplink", &["hostweave-switch"]),
+    ("hostweave-policy", &["hostweave-switch"]),
     ("hostweave-bench", &["hostweave-guest"]),
-    ("hostweave", &["hostweave-guest", "hostweave-switch", "hostweave-uplink", "hostweave-vhost"]),
+    ("hostweave", &["hostweave-guest", "hostweave-policy", "hostweave-switch", "hostweave-uplink", "hostweave-vhost"]),
 ];
 
 /// Files that may contain `unsafe`, each with the reason.
