@@ -35,6 +35,9 @@ pub const IPV6_EXTENSION_HEADERS_MAX: usize = 8;
 /// Ports of one host. A `PortId` is smaller.
 pub const PORTS_MAX: usize = 16_384;
 
+/// Connections of one host that a table may have room for.
+pub const CONNECTIONS_MAX: u32 = 1 << 26;
+
 /// Networks of one host.
 pub const NETWORKS_MAX: usize = 4_096;
 
