@@ -18,6 +18,7 @@ pub mod rewrite;
 pub mod route;
 pub mod stage;
 pub mod tables;
+pub mod tcp_track;
 #[cfg(test)]
 mod testing;
 pub mod wire;
