@@ -24,6 +24,7 @@ pub mod route;
 pub mod shared;
 pub mod stage;
 pub mod tables;
+pub mod tcp_track;
 #[cfg(test)]
 mod testing;
 pub mod wire;
