@@ -32,7 +32,11 @@ pub fn spawn() -> anyhow::Result<(JoinHandle<()>, SyncSender<Weak<Inner>>)> {
 
 fn run(receiver: &Receiver<Weak<Inner>>) {
     let Ok(inner) = receiver.recv() else { return };
+    if let Some(inner) = inner.upgrade() {
+        super::connections::allocate_all(&inner.connections);
+    }
     let mut advertised = Instant::now();
+    let mut expired = Instant::now();
     loop {
         {
             let Some(inner) = inner.upgrade() else { return };
@@ -41,6 +45,10 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
                 while let Some(note) = worker.notes.pop() {
                     handle(&inner, note, &mut failed_taps);
                 }
+            }
+            if expired.elapsed() >= PERIOD {
+                expired = Instant::now();
+                inner.expire_connections(|_| ());
             }
             let mut state = inner.lock();
             if state.stopping {

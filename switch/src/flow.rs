@@ -146,7 +146,7 @@ impl FlowKey {
 
 /// Identifier and type of an ICMP message as ports. A query and its answer are two directions of one connection.
 #[cold]
-fn query(protocol: u8, ident: u16, kind: u8) -> (u16, u16, Kind) {
+pub fn query(protocol: u8, ident: u16, kind: u8) -> (u16, u16, Kind) {
     const ECHO_REPLY_V6: u8 = 129;
     const ECHO_REQUEST_V6: u8 = 128;
     let (request, answer) = match (protocol, kind) {

@@ -134,6 +134,11 @@ impl Record {
         self.epoch.store(epoch, Relaxed);
     }
 
+    /// It goes on without being decided anew.
+    pub fn keep_epoch(&self, epoch: u32) {
+        self.epoch.store(epoch, Relaxed);
+    }
+
     /// Whether the other side has sent.
     #[inline]
     pub fn is_replied(&self) -> bool {

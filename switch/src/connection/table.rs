@@ -168,6 +168,21 @@ impl Connections {
         self.quotas.share(self.capacity, limits);
     }
 
+    /// The file, to have its blocks allocated.
+    pub fn file(&self) -> &std::fs::File {
+        self.file.file()
+    }
+
+    /// Octets of the file up to a number of records.
+    pub fn file_len(&self, records: u32) -> usize {
+        super::adopt::RECORDS_AT + records as usize * size_of::<Record>()
+    }
+
+    /// Records that were ever used, by earlier runs too.
+    pub fn ever_used(&self) -> u32 {
+        self.used_mark().load(Relaxed).min(u64::from(self.capacity)) as u32
+    }
+
     /// Blocks of records are allocated up to here: a full file system is an error of ours, not a signal.
     pub fn make_available(&self, records: u32) {
         self.available.store(records.min(self.capacity), Relaxed);
