@@ -77,6 +77,11 @@ pub enum Basis {
     NotCompiled,
     /// Allowed: a port cannot be blocked from itself (SEMANTICS NP24).
     Myself,
+    /// Allowed by a built-in rule for the host's own services (SEMANTICS NP28, NP34). Said by the caller of
+    /// [`Table::builtin`], never by [`Table::decide`].
+    BuiltIn(BuiltIn),
+    /// Allowed: the side is the host's own, which no policy selects (SEMANTICS NP29). Said by the caller, too.
+    Host,
 }
 
 /// Number of a rule. It stays as long as the policy object stays as it is; a changed object gets numbers that none had before.
@@ -317,11 +322,15 @@ impl Basis {
             Basis::NoRule => 2,
             Basis::NotCompiled => 3,
             Basis::Myself => 4,
+            Basis::BuiltIn(BuiltIn::Dns) => 5,
+            Basis::BuiltIn(BuiltIn::Metadata) => 6,
+            Basis::BuiltIn(BuiltIn::HealthProbes) => 7,
+            Basis::Host => 8,
             Basis::Rule(RuleId(id)) => id.saturating_add(Self::RULES),
         }
     }
 
-    /// The reverse; `None` for numbers that it does not give (5 to 15 are free for the caller's own).
+    /// The reverse; `None` for numbers that it does not give (9 to 15 are free).
     pub const fn from_u32(bits: u32) -> Option<Self> {
         match bits {
             0 => Some(Basis::NotSelected),
@@ -329,6 +338,10 @@ impl Basis {
             2 => Some(Basis::NoRule),
             3 => Some(Basis::NotCompiled),
             4 => Some(Basis::Myself),
+            5 => Some(Basis::BuiltIn(BuiltIn::Dns)),
+            6 => Some(Basis::BuiltIn(BuiltIn::Metadata)),
+            7 => Some(Basis::BuiltIn(BuiltIn::HealthProbes)),
+            8 => Some(Basis::Host),
             Self::RULES.. => Some(Basis::Rule(RuleId(bits - Self::RULES))),
             _ => None,
         }

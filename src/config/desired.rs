@@ -63,11 +63,14 @@ pub fn to_desired(set: &ObjectSet, assignments: &Assignments, host: &HostFacts<'
                 hostname: port.hostname.clone(),
                 up: port.up,
                 backend,
+                labels: set.labels(key),
+                named_ports: Vec::new(),
+                flows_max: crate::fabric::spec::FLOWS_MAX_DEFAULT,
             }),
             Err(problem) => problems.push(object.diagnose(problem)),
         }
     }
-    (Desired { networks, ports }, problems)
+    (Desired { networks, ports, ..Desired::default() }, problems)
 }
 
 fn network_of(name: &str, network: &checked::Network) -> Network {

@@ -1,6 +1,8 @@
 //! `egress`, `route`, `ingress`, `commit`: may a new connection begin, and where does it go? And the same question again, of
 //! one that began under tables which are gone.
 
+use std::net::Ipv6Addr;
+
 use hostweave_policy::model::Direction;
 use hostweave_policy::table::{Basis, Decision, Flow as Question};
 use hostweave_switch::connection::{CommitError, NewConnection, Record};
@@ -86,12 +88,12 @@ fn judge<R: Recorder>(
     let workload = |port: &&Port| port.kind != PortKind::Internal;
     let builtin = to.and_then(|to| {
         let (from, to) = (from.kind == PortKind::Internal, to.kind == PortKind::Internal);
-        ctx.policy.builtin(from, to, key.proto(), key.l4_dst_port(), key.dst())
+        ctx.policy.builtin(from, to, key.proto(), key.l4_dst_port(), Ipv6Addr::from(key.dst()).to_canonical())
     });
     if let Some(rule) = builtin {
         record.stage("egress", Detail::BuiltIn(rule));
     }
-    let exempt = Decision { allowed: true, basis: Basis::from(builtin), audit: None };
+    let exempt = Decision { allowed: true, basis: builtin.map_or(Basis::Host, Basis::BuiltIn), audit: None };
     let question = |direction, subject: &Port, peer: Option<&Port>, peer_address| Question {
         direction,
         subject: subject.id,

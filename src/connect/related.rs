@@ -9,7 +9,7 @@ use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
 use hostweave_switch::wire::ipv4::Ipv4;
 use hostweave_switch::wire::ipv6::{self, Ipv6};
-use hostweave_switch::wire::proto;
+use hostweave_switch::wire::{icmpv4, proto};
 
 use super::{Flows, Way};
 use crate::datapath::Context;
@@ -30,6 +30,10 @@ pub(super) fn related<R: Recorder>(
     record: &mut R,
 ) -> Result<Way, DropReason> {
     let key = quoted(packet, arena).ok_or(DropReason::IcmpUnrelated)?;
+    // A guest is no router (SEMANTICS RA4); `guard` drops those of IPv6.
+    if packet.meta.l3 == L3::V4 && (packet.meta.dst_port >> 8) as u8 == icmpv4::kind::REDIRECT {
+        return Err(DropReason::IcmpUnrelated);
+    }
     let outer = FlowKey::of(packet, 0).ok_or(DropReason::IcmpUnrelated)?;
     let hash = flows.connections.keys().hash(&key, ctx.network.vni);
     let found = flows.connections.find(&key, hash, ctx.network.vni).ok_or(DropReason::IcmpUnrelated)?;

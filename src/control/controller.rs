@@ -621,7 +621,7 @@ mod tests {
         let entered = runtime.enter();
         std::fs::create_dir_all(dir.path().join("ports")).unwrap();
         let config =
-            FabricConfig { workers: vec![None], runtime_dir: dir.path().to_owned(), helper: "/proc/self/exe".into() };
+            FabricConfig { workers: vec![None], runtime_dir: dir.path().to_owned(), helper: "/proc/self/exe".into(), connections_max: 4096 };
         let (fabric, _events) = Fabric::start(config).unwrap();
         let (store, contents) = Store::open(dir.path()).unwrap();
         let initial = Initial::new(Vec::new(), contents, false, dir.path()).unwrap();

@@ -17,10 +17,10 @@ use hostweave_switch::tables::Network;
 use uuid::Uuid;
 
 /// Connections that a host has room for, where nothing is written.
-pub const CONNECTIONS_MAX_DEFAULT: u32 = 1 << 20;
+pub const CONNECTIONS_MAX_DEFAULT: u32 = 1 << 18;
 
 /// Connections that a port may have opened at a time, where nothing is written.
-pub const FLOWS_MAX_DEFAULT: u32 = 1 << 18;
+pub const FLOWS_MAX_DEFAULT: u32 = 1 << 16;
 
 /// How the packet path is laid out. Fixed for the life of the process.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use hostweave_switch::tables::{Network, PortId};
 use super::delivery::{Delivery, Outcome};
 use super::stash::Stash;
 use super::{Note, Path, add, counters};
-use crate::connect::Flows;
+use crate::connect::{Denied, Flows, Opened};
 use crate::datapath::{self, Context, Lookup};
 use crate::fabric::plane::Plane;
 use crate::observe::flow_event::FlowEvent;
@@ -139,17 +139,34 @@ impl Path {
         let (packet, arena) = self.burst.packet_mut(index);
         let verdict = datapath::forward(ctx, &mut flows, lookup, packet, arena, &mut Unwatched);
         let (opened, denied) = (flows.opened, flows.denied);
-        if (opened.is_some() || matches!(verdict, Verdict::Drop(_))) && self.may_log(ctx.port.id, now) {
-            let packet = &self.burst.packets()[index];
-            match (opened, verdict) {
-                (Some(opened), _) => self.shared.log(FlowEvent::opened(ctx, lookup, packet, &opened)),
-                (None, Verdict::Drop(reason)) => {
-                    self.shared.log(FlowEvent::dropped(ctx, &lookup.key, packet, reason, denied));
-                }
-                _ => {}
-            }
+        if opened.is_some() || matches!(verdict, Verdict::Drop(_)) {
+            self.log(ctx, index, verdict, opened, denied, now);
         }
         verdict
+    }
+
+    /// Tells the flow log of a packet that began a connection or ended.
+    #[cold]
+    fn log(
+        &mut self,
+        ctx: &Context<'_>,
+        index: usize,
+        verdict: Verdict,
+        opened: Option<Opened>,
+        denied: Option<Denied>,
+        now: Instant,
+    ) {
+        if !self.may_log(ctx.port.id, now) {
+            return;
+        }
+        let (lookup, packet) = (&self.lookups[index], &self.burst.packets()[index]);
+        match (opened, verdict) {
+            (Some(opened), _) => self.shared.log(FlowEvent::opened(ctx, lookup, packet, &opened)),
+            (None, Verdict::Drop(reason)) => {
+                self.shared.log(FlowEvent::dropped(ctx, &lookup.key, packet, reason, denied));
+            }
+            _ => {}
+        }
     }
 
     /// A packet that ended in the first half.

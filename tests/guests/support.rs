@@ -57,7 +57,7 @@ impl Host {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (fabric, events) = start_fabric(&runtime, workers, dir.path());
-        let desired = Desired { networks: vec![network("default", 1, 1500)], ports: Vec::new() };
+        let desired = Desired { networks: vec![network("default", 1, 1500)], ..Desired::default() };
         Self { fabric, desired, events, seen: Vec::new(), runtime, dir, share }
     }
 
@@ -211,6 +211,7 @@ fn start_fabric(
         workers: vec![None; workers],
         runtime_dir: dir.to_owned(),
         helper: PathBuf::from(env!("CARGO_BIN_EXE_hostweave")),
+        connections_max: 65_536,
     };
     runtime.block_on(async { Fabric::start(config).unwrap() })
 }
