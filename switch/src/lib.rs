@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod counters;
+pub mod fragment;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod guard;

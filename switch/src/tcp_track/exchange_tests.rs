@@ -325,7 +325,7 @@ fn overtaken(segment: &Segment, sender: &Side) -> bool {
     behind(segment.end(), sender.end) || behind(segment.ack, sender.ack)
 }
 
-const CASES: u32 = 64;
+const CASES: u32 = 192;
 const PORTS: [u16; 2] = [40_000, 80];
 
 proptest! {
