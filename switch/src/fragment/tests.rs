@@ -41,7 +41,7 @@ impl Piece {
         } else {
             let mut frame = ipv4_frame(v4(GUEST_A), v4(GUEST_B), proto::UDP, 64, payload);
             frame[18..20].copy_from_slice(&self.ident.to_be_bytes());
-            let flags = self.start as u16 / 8 | u16::from(self.more) << 13;
+            let flags = (self.start as u16 / 8) | (u16::from(self.more) << 13);
             frame[20..22].copy_from_slice(&flags.to_be_bytes());
             ipv4::fill_checksum(frame[14..34].first_chunk_mut().unwrap());
             frame
@@ -341,6 +341,36 @@ fn expiry_keeps_to_its_budget() {
         assert_eq!(fragments.usage().datagrams, left);
     }
     assert_eq!(told, 100);
+}
+
+#[test]
+fn workers_share_fragments_and_every_frame_that_waited_comes_out_once() {
+    let fragments = Fragments::new();
+    let out = AtomicUsize::new(0);
+    let waited: usize = std::thread::scope(|scope| {
+        let work = |worker: usize| {
+            let (fragments, out) = (&fragments, &out);
+            move || {
+                let mut waited = 0;
+                for ident in 0..400u16 {
+                    // Two workers see the two halves of each datagram, in either order.
+                    let half = if (worker + usize::from(ident)) % 2 == 0 { (0, 80, true) } else { (80, 96, false) };
+                    let frame = piece(worker < 2, ident, half.0, half.1, half.2).frame();
+                    match admit_at(fragments, GUEST_A, &frame, u64::from(ident)) {
+                        Admit::Queued => waited += 1,
+                        Admit::First(released) => _ = out.fetch_add(released.len(), Ordering::Relaxed),
+                        Admit::Known(_) | Admit::Drop(_) => {}
+                    }
+                }
+                waited
+            }
+        };
+        let workers: Vec<_> = (0..4).map(|worker| scope.spawn(work(worker))).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+    });
+    let ended: u64 = expire(&fragments, u64::MAX).iter().map(|(_, _, count)| count).sum();
+    assert_eq!(waited, out.load(Ordering::Relaxed) + ended as usize);
+    assert_eq!(fragments.usage(), Usage::default());
 }
 
 /// What should come of a piece, by a map of octets: who brought each, and whether it was the last.
