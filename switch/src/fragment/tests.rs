@@ -354,7 +354,8 @@ fn workers_share_fragments_and_every_frame_that_waited_comes_out_once() {
                 let mut waited = 0;
                 for ident in 0..400u16 {
                     // Two workers see the two halves of each datagram, in either order.
-                    let half = if (worker + usize::from(ident)) % 2 == 0 { (0, 80, true) } else { (80, 96, false) };
+                    let half =
+                        if (worker + usize::from(ident)).is_multiple_of(2) { (0, 80, true) } else { (80, 96, false) };
                     let frame = piece(worker < 2, ident, half.0, half.1, half.2).frame();
                     match admit_at(fragments, GUEST_A, &frame, u64::from(ident)) {
                         Admit::Queued => waited += 1,
