@@ -20,6 +20,7 @@ use hostweave_switch::tables::{Network, Port, Tables};
 use hostweave_switch::{guard, parse, rewrite, route};
 
 use crate::connect::{self, Flows};
+use crate::fabric::plane::Plane;
 use crate::observe::recorder::{Detail, Recorder};
 use crate::services::{self, LocalContext, LocalNote};
 
@@ -40,6 +41,15 @@ pub struct Context<'a> {
     pub queue: u8,
     /// Seconds of the monotonic clock.
     pub now: u32,
+}
+
+impl<'a> Context<'a> {
+    /// Of packets that queue pair `queue` of `port` sent.
+    #[inline]
+    pub fn new(plane: &'a Plane, port: &'a Port, network: &'a Network, queue: u8, now: u32) -> Self {
+        let epoch = plane.tables.epoch(port.network);
+        Self { tables: &plane.tables, policy: &plane.policy, port, network, epoch, queue, now }
+    }
 }
 
 /// What a packet's flow is looked up by.

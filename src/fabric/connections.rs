@@ -10,7 +10,7 @@ use hostweave_policy::compile::{Compiler, Update};
 use hostweave_policy::model::{Endpoint, World};
 use hostweave_policy::table::Table;
 use hostweave_switch::connection::{Claim, Connections, Entry, Options};
-use hostweave_switch::tables::{NetworkId, PortId, Tables};
+use hostweave_switch::tables::{NetworkId, Port, PortId, Tables};
 
 use super::spec::{FabricConfig, PolicySpec};
 use super::{Established, IdPool, Inner, State};
@@ -197,6 +197,15 @@ impl Inner {
         }
     }
 
+    /// Ends the fragments that a removed port left waiting. Workers have let go of it, so its counters are ours.
+    pub(super) fn forget_fragments_of(&self, port: &Port) {
+        let Some(count) = port.counters.first() else { return };
+        self.fragments.forget(port.id, |reason, frames| {
+            count.queued.sub(frames);
+            count.dropped.add(reason, frames);
+        });
+    }
+
     /// Frees connections whose time has come. Called once a second by the maintenance thread.
     pub(super) fn expire_connections(&self, mut log: impl FnMut(FlowEvent)) {
         let timeouts = self.plane.load().tables.timeouts;
@@ -209,7 +218,7 @@ impl Inner {
 }
 
 /// What policy sees of a port.
-pub(super) fn endpoint(port: &hostweave_switch::tables::Port, spec: &super::PortSpec) -> Endpoint {
+pub(super) fn endpoint(port: &Port, spec: &super::PortSpec) -> Endpoint {
     Endpoint {
         id: port.id,
         network: port.network,

@@ -49,6 +49,10 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
             if expired.elapsed() >= PERIOD {
                 expired = Instant::now();
                 inner.expire_connections(|_| ());
+                if !inner.fragments.is_idle() {
+                    // Only workers may count what has waited too long.
+                    inner.workers.iter().take(1).for_each(|worker| worker.mailbox.wake());
+                }
             }
             let mut state = inner.lock();
             if state.stopping {

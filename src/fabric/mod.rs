@@ -28,6 +28,7 @@ use hostweave_policy::table::Table;
 use hostweave_switch::connection::Connections;
 use hostweave_switch::counters::PortTotals;
 use hostweave_switch::flow::FlowCache;
+use hostweave_switch::fragment::Fragments;
 use hostweave_switch::limits::{NETWORKS_MAX, PORTS_MAX, WORKERS_MAX};
 use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables};
 use hostweave_uplink::uring::Uring;
@@ -56,6 +57,7 @@ struct Inner {
     events: mpsc::UnboundedSender<FabricEvent>,
     sockets: Sockets,
     connections: Arc<Connections>,
+    fragments: Arc<Fragments>,
     clock: Clock,
 }
 
@@ -152,6 +154,7 @@ impl Fabric {
         let (listener, wait_for_inner) = maintenance::spawn()?;
         let clock = Clock::new().context("reading the clock")?;
         let connections = Arc::new(connections::open(&config, clock.seconds(Instant::now()))?);
+        let fragments = Arc::new(Fragments::new());
         let mut workers = Vec::new();
         let mut threads = Vec::new();
         for (index, cpu) in config.workers.iter().enumerate() {
@@ -161,6 +164,7 @@ impl Fabric {
                 count: config.workers.len(),
                 plane: Arc::clone(&plane),
                 connections: Arc::clone(&connections),
+                fragments: Arc::clone(&fragments),
                 clock,
                 listener: listener.thread().clone(),
             };
@@ -171,7 +175,7 @@ impl Fabric {
         threads.push(listener);
         let state = Mutex::new(State::new(&connections));
         let sockets = Sockets::new().context("starting the host's own services")?;
-        let inner = Arc::new(Inner { config, plane, workers, state, events, sockets, connections, clock });
+        let inner = Arc::new(Inner { config, plane, workers, state, events, sockets, connections, fragments, clock });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))
     }
@@ -197,6 +201,7 @@ impl Fabric {
             inner.publish(&mut state);
             state.wait_for_workers();
             for mut port in gone {
+                inner.forget_fragments_of(port.port());
                 port.detach(&inner.config, !desired.ports.iter().any(|spec| spec.full_name() == port.name()));
             }
         }
@@ -476,6 +481,7 @@ struct Seat {
     count: usize,
     plane: Arc<ArcSwap<Plane>>,
     connections: Arc<Connections>,
+    fragments: Arc<Fragments>,
     clock: Clock,
     listener: std::thread::Thread,
 }
@@ -509,7 +515,7 @@ fn or_abort(body: impl FnOnce()) {
 }
 
 fn prepare_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, Uring, FlowCache)> {
-    let Seat { index, cpu, count, plane, connections, clock, listener } = seat;
+    let Seat { index, cpu, count, plane, connections, fragments, clock, listener } = seat;
     if let Some(cpu) = cpu {
         let mut set = nix::sched::CpuSet::new();
         set.set(cpu).with_context(|| format!("worker {index}: CPU {cpu} is out of range"))?;
@@ -524,6 +530,7 @@ fn prepare_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, Uring, FlowCache)>
         index,
         plane,
         connections,
+        fragments,
         clock,
         flows: crossbeam_queue::ArrayQueue::new(FLOWS_MAX),
         mailbox: Mailbox::new(uring.waker()),

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use hostweave_switch::flow::FlowKey;
+use hostweave_switch::flow::{FlowKey, NO_QUEUE};
+use hostweave_switch::fragment::{Admit, QueuedFrame};
 use hostweave_switch::icmp_error::{self, ErrorKind};
 use hostweave_switch::limits::BURST;
 use hostweave_switch::packet::{Offload, Packet};
@@ -12,12 +13,15 @@ use hostweave_switch::tables::{Network, PortId};
 
 use super::delivery::{Delivery, Outcome};
 use super::stash::Stash;
-use super::{Note, Path, add, counters};
+use super::{Note, Path, Shared, add, counters};
 use crate::connect::{Denied, Flows, Opened};
 use crate::datapath::{self, Context, Lookup};
 use crate::fabric::plane::Plane;
 use crate::observe::flow_event::FlowEvent;
 use crate::observe::recorder::Unwatched;
+
+/// Fragments looked at in one loop for being too old.
+const FRAGMENTS_BUDGET: usize = 16;
 
 impl Path {
     /// Takes the packets in the burst, all from queue pair `queue` of `port`, through the pipeline and into their
@@ -28,15 +32,7 @@ impl Path {
         else {
             return;
         };
-        let ctx = Context {
-            tables: &plane.tables,
-            policy: &plane.policy,
-            port: input,
-            network,
-            epoch: plane.tables.epoch(input.network),
-            queue,
-            now: self.shared.clock.seconds(now),
-        };
+        let ctx = Context::new(plane, input, network, queue, self.shared.clock.seconds(now));
         let mut verdicts = [Verdict::Continue; BURST];
         let octets = self.classify(&ctx, &mut verdicts, now);
         let mut out = Delivery::new(plane, self.shared.index, self.burst.len());
@@ -69,6 +65,10 @@ impl Path {
                     count.originated.add(1);
                     port
                 }
+                Verdict::Queued => {
+                    count.queued.add(1);
+                    continue;
+                }
                 Verdict::Continue => {
                     count.dropped.add(DropReason::Internal, 1);
                     continue;
@@ -88,6 +88,56 @@ impl Path {
         count.bursts.add(1);
     }
 
+    /// Sends the fragments that waited for a first one of the burst before. The burst is empty.
+    #[cold]
+    pub(super) fn release(&mut self, plane: &Plane, now: Instant) {
+        for frame in std::mem::take(&mut self.released) {
+            let port = frame.meta.in_port;
+            let Some(input) = plane.tables.port(port) else { continue };
+            let (Some(network), Some(count)) =
+                (plane.tables.network(input.network), input.counters.get(self.shared.index))
+            else {
+                continue;
+            };
+            let ctx = Context::new(plane, input, network, NO_QUEUE, self.shared.clock.seconds(now));
+            let mut out = Delivery::new(plane, self.shared.index, 1);
+            let Path { shared, uring, burst, cache, free, stash, .. } = self;
+            // Counts are per worker, and another one may have queued it: only their sum is never below zero.
+            count.queued.sub(1);
+            let ended = burst.with_frame(frame.meta, &frame.frame, frame.head_len, |packet, arena| {
+                let key = FlowKey::of(packet, port.0 as u16).ok_or(DropReason::Internal)?;
+                let lookup = Lookup { key, hash: shared.connections.keys().hash(&key, network.vni) };
+                let mut flows = Flows { cache, connections: &shared.connections, free, denied: None, opened: None };
+                match datapath::forward(&ctx, &mut flows, &lookup, packet, arena, &mut Unwatched) {
+                    Verdict::Forward => {}
+                    Verdict::Drop(reason) => return Err(reason),
+                    _ => return Err(DropReason::Internal),
+                }
+                let to = packet.meta.out_port;
+                if stash.holds(to) || matches!(out.deliver(uring, packet, arena, to), Outcome::Busy) {
+                    keep(stash, plane, shared.index, packet, arena, to, now);
+                }
+                Ok(())
+            });
+            match ended {
+                Ok(()) => count.forwarded.add(1),
+                Err(reason) => count.dropped.add(reason, 1),
+            }
+            out.finish(uring);
+        }
+    }
+
+    /// Ends fragments whose first one never came.
+    #[cold]
+    pub(super) fn expire_fragments(&self, plane: &Plane, now: Instant) {
+        self.shared.fragments.expire(self.shared.clock.millis(now), FRAGMENTS_BUDGET, |port, reason, frames| {
+            if let Some(count) = counters(plane, port, self.shared.index) {
+                count.queued.sub(frames);
+                count.dropped.add(reason, frames);
+            }
+        });
+    }
+
     /// The first half of the pipeline for the whole burst; flows of packets that go on are asked for ahead. Returns the
     /// octets of all frames.
     #[inline]
@@ -104,6 +154,9 @@ impl Path {
                     true => self.shared.note(Note::Local(ctx.port.id, note)),
                     false => add(&self.shared.stats.notes_lost, 1),
                 }
+            }
+            if *verdict == Verdict::Continue && packet.meta.fragment {
+                *verdict = fragment(&self.shared, &mut self.released, ctx, packet, arena, now);
             }
             if *verdict == Verdict::Continue {
                 // `PORTS_MAX` fits.
@@ -189,6 +242,25 @@ impl Path {
         }
         may
     }
+}
+
+/// A fragment: a later one takes the L4 ports of its first, or waits for it (SEMANTICS CT6, CT7).
+#[cold]
+fn fragment(
+    shared: &Shared,
+    released: &mut Vec<QueuedFrame>,
+    ctx: &Context<'_>,
+    packet: &mut Packet,
+    arena: &[Segment],
+    now: Instant,
+) -> Verdict {
+    match shared.fragments.admit(packet, arena, ctx.network.vni, shared.clock.millis(now)) {
+        Admit::Known(ports) => ports.write(&mut packet.meta),
+        Admit::First(frames) => released.extend(frames),
+        Admit::Queued => return Verdict::Queued,
+        Admit::Drop(reason) => return Verdict::Drop(reason),
+    }
+    Verdict::Continue
 }
 
 /// Puts a copy of a packet aside whose destination is busy.

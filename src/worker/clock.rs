@@ -23,6 +23,13 @@ impl Clock {
         Ok(Self { start: Instant::now(), at })
     }
 
+    /// Milliseconds at `now`.
+    #[inline]
+    pub fn millis(&self, now: Instant) -> u64 {
+        // More of them than anything runs.
+        (self.at + now.saturating_duration_since(self.start)).as_millis() as u64
+    }
+
     /// Whole seconds at `now`.
     #[inline]
     pub fn seconds(&self, now: Instant) -> u32 {

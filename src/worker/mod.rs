@@ -26,6 +26,7 @@ use arc_swap::{ArcSwap, Cache};
 use crossbeam_queue::ArrayQueue;
 use hostweave_switch::connection::{Connections, FreeRecords};
 use hostweave_switch::flow::{FlowCache, NO_QUEUE};
+use hostweave_switch::fragment::{Fragments, QueuedFrame};
 use hostweave_switch::limits::BURST;
 use hostweave_switch::packet::{Burst, Meta};
 use hostweave_switch::stage::DropReason;
@@ -89,6 +90,8 @@ pub struct Shared {
     pub plane: Arc<ArcSwap<Plane>>,
     /// The connections of all workers.
     pub connections: Arc<Connections>,
+    /// Fragments of all workers.
+    pub fragments: Arc<Fragments>,
     /// Seconds of the monotonic clock.
     pub clock: Clock,
     /// What happened to connections, for the flow log.
@@ -142,6 +145,7 @@ impl Worker {
             burst: Burst::new(),
             lookups: vec![Lookup::default(); BURST].into(),
             free: FreeRecords::new(),
+            released: Vec::new(),
             stash: Stash::new(),
             pace: Pace::default(),
         };
@@ -189,6 +193,12 @@ impl Worker {
         }
         if !self.path.stash.is_empty() {
             self.path.retry_stash(plane, now);
+        }
+        if !self.path.released.is_empty() {
+            self.path.release(plane, now);
+        }
+        if !self.path.shared.fragments.is_idle() {
+            self.path.expire_fragments(plane, now);
         }
         self.path.uring.submit();
         packets
@@ -257,6 +267,8 @@ struct Path {
     lookups: Box<[Lookup]>,
     cache: FlowCache,
     free: FreeRecords,
+    /// Fragments whose first one came with the burst that is under way.
+    released: Vec<QueuedFrame>,
     stash: Stash,
     pace: Pace,
 }

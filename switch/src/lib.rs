@@ -5,6 +5,7 @@
 pub mod connection;
 pub mod counters;
 pub mod flow;
+pub mod fragment;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod guard;

@@ -10,12 +10,15 @@ pub enum Verdict {
     Reply,
     /// `meta.out_port` says where; rewrite and transmit.
     Forward,
+    /// A copy of it waits in a bounded buffer: a fragment before its first.
+    Queued,
     /// The packet ends here.
     Drop(DropReason),
 }
 
 /// The stages in the order packets meet them. `trace` prints these names, ARCHITECTURE.md draws them; a test compares.
-pub const STAGES: [&str; 7] = ["rx", "parse", "guard", "local", "route", "rewrite", "tx"];
+pub const STAGES: [&str; 12] =
+    ["rx", "parse", "guard", "local", "flow", "conn", "egress", "route", "ingress", "commit", "rewrite", "tx"];
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {

@@ -13,6 +13,9 @@
 //! §3.2), a SYN on a synchronised connection changes nothing (§4.2), and both pass, so that the receiver can challenge
 //! them. A FIN or RST behind which its side sends new data was not its own, and is forgotten.
 //!
+//! When both ends forget a connection at once (both reboot) and reuse its ports, the new SYN-ACK does not fit and is
+//! refused until the old connection has expired: nothing tells it from a forged one.
+//!
 //! Not here: timers, urgent data, checksums, timestamps (RFC 7323 PAWS), and SACK blocks, which only narrow the bounds.
 //! A split handshake whose first answer is an ACK is refused; one that begins with a SYN cannot be told from a
 //! simultaneous open, and the direction stays that of the first SYN.

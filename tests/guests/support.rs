@@ -9,6 +9,7 @@ use hostweave::fabric::Fabric;
 use hostweave::fabric::spec::{BackendSpec, Desired, FabricConfig, FabricEvent, PortSpec, PortStatus, SocketMode};
 use hostweave_guest::frames::Path;
 use hostweave_guest::{Guest, GuestBuilder};
+use hostweave_policy::model::Labels;
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortTotals, output_closes};
 use hostweave_switch::stage::DropReason;
@@ -114,6 +115,9 @@ impl Host {
                 group: None,
                 allowed_uids: Vec::new(),
             },
+            labels: Labels::new(),
+            named_ports: Vec::new(),
+            flows_max: 65_536,
         }
     }
 

@@ -279,8 +279,7 @@ fn exchange(plan: &Plan) -> Result<(), TestCaseError> {
     let mut now = 0;
     // A minute more than the longest exchange needs at this loss.
     while now < 900_000_000 {
-        for index in 0..2 {
-            let host = &mut hosts[index];
+        for (index, host) in hosts.iter_mut().enumerate() {
             host.work(Instant::from_micros(now as i64), plan.pace);
             for packet in std::mem::take(&mut host.link.sent) {
                 path.fly(plan, now, 1 - index, false, &packet);
@@ -325,7 +324,7 @@ fn overtaken(segment: &Segment, sender: &Side) -> bool {
     behind(segment.end(), sender.end) || behind(segment.ack, sender.ack)
 }
 
-const CASES: u32 = 64;
+const CASES: u32 = 192;
 const PORTS: [u16; 2] = [40_000, 80];
 
 proptest! {
