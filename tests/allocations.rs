@@ -11,10 +11,10 @@ mod support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use hostweave_guest::frames::{self, Segment};
+use hostweave_guest::frames;
 use hostweave_guest::{Guest, VnetHeader, features};
 
-use support::{Host, PATIENCE, Up, path_to, paths};
+use support::{Host, PATIENCE, Up, handshake, path_to, paths};
 
 /// The system's allocator, which counts the allocations of workers while [`COUNTING`].
 struct Counted;
@@ -81,7 +81,7 @@ fn a_worker_allocates_nothing_for_a_packet() {
         kinds.push((plain, path.udp(1, 2, &[1; 20])));
         kinds.push((plain, path.udp(1, 2, &[1; 1_400])));
         // Cut into segments by the switch: the receiver has no offloads.
-        let segment = Segment { src_port: 1, dst_port: 2, ..Segment::default() };
+        let segment = handshake(&mut guest_a, &mut guest_b, &path, 1, 2);
         kinds.push(path.tcp_gso(&segment, &[3; 30_000], 1_440));
         // Answered with an ICMP error, and dropped.
         kinds.push((plain, path.ttl(1).udp(1, 2, b"x")));

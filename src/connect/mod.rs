@@ -20,11 +20,14 @@ use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
 use hostweave_switch::tcp_track::{self, Outcome, Side, State};
 use hostweave_switch::wire::proto;
+use hostweave_switch::wire::tcp::flags;
 
 use crate::datapath::{Context, Lookup};
 use crate::observe::recorder::{Detail, Recorder};
 
 pub use decide::{Allowed, Denied};
+
+const SYN_ACK: u8 = flags::SYN | flags::ACK;
 
 /// What a worker knows of flows and connections.
 pub struct Flows<'a> {
@@ -176,7 +179,15 @@ fn segment(
             }
             Ok(true)
         }
-        Outcome::OutOfWindow => Err(DropReason::TcpOutOfWindow),
+        Outcome::OutOfWindow => {
+            // Both ends have forgotten the connection and begin another: the SYN that this answers passed as one that the
+            // receiver would challenge. Whoever sends it has the address (`guard`), and can cut nobody's connection but
+            // its own; the next SYN begins anew.
+            if segment.flags & SYN_ACK == SYN_ACK {
+                flows.connections.remove(flow.connection, flow.generation);
+            }
+            Err(DropReason::TcpOutOfWindow)
+        }
         Outcome::Invalid => Err(DropReason::TcpInvalid),
         Outcome::Reopen => {
             flows.connections.remove(flow.connection, flow.generation);

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use hostweave_switch::stage::DropReason;
 
-use crate::support::{Host, PATIENCE, Up, addresses};
+use crate::support::{Host, PATIENCE, Up, addresses, handshake};
 
 #[test]
 fn two_guests_get_addresses_and_reach_each_other() {
@@ -63,16 +63,16 @@ fn frames_in_one_batch_all_arrive() {
 
 #[test]
 fn gso_frames_cross_whole() {
-    use hostweave_guest::frames::{Frame, Path, Segment};
+    use hostweave_guest::frames::{Frame, Path};
     let mut host = Host::new(1);
     let (a, b) = (host.port("a", 10), host.port("b", 11));
     let mut guest_a = host.guest(&a).up();
     let mut guest_b = host.guest(&b).up();
     for (from, to) in addresses(&a).into_iter().zip(addresses(&b)) {
         let path = Path::new(a.mac.0, hostweave_switch::MacAddr::ROUTER.0, from, to);
+        let segment = handshake(&mut guest_a, &mut guest_b, &path, 1, 2);
         for len in [2_880, 60_000] {
             let payload: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
-            let segment = Segment { src_port: 1, dst_port: 2, seq: 3, ..Segment::default() };
             let (header, frame) = path.tcp_gso(&segment, &payload, 1_440);
             guest_a.send_frame(&frame, &header).unwrap();
             let (header, frame) = guest_b.recv_frame(PATIENCE).unwrap();

@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 
 use hostweave::fabric::spec::{BackendSpec, PortSpec};
-use hostweave_guest::frames::{Frame, Path, Segment};
+use hostweave_guest::frames::{Frame, Path};
 use hostweave_guest::{Guest, GuestBuilder, Nic, VnetHeader, features};
 use hostweave_switch::stage::DropReason;
 
-use crate::support::{Host, PATIENCE, Up, eventually, paths};
+use crate::support::{Host, PATIENCE, Up, eventually, handshake, paths};
 
 const PAGE: usize = 4_096;
 
@@ -145,7 +145,8 @@ fn the_dirty_log_misses_no_page_that_was_written() {
         for (version, path) in paths(&a, &b).into_iter().enumerate() {
             // No octet is written again as it was: a changed page shows.
             let fill = |n: usize, len: usize| vec![(16 * (version + 1) + n) as u8; len];
-            let segment = Segment { src_port: 1, dst_port: 2, ..Segment::default() };
+            let segment = handshake(&mut from, &mut to, &path, 1, 2);
+            to.nic().take_dirty_pages().unwrap();
             let frames = [
                 (VnetHeader::default(), path.udp(1, 2, &fill(0, 20))),
                 (VnetHeader::default(), path.udp(1, 2, &fill(1, 1_400))),

@@ -4,12 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use hostweave::fabric::spec::FabricEvent;
-use hostweave_guest::frames::{self, BROADCAST, Body, Frame, L4, Path, Segment};
+use hostweave_guest::frames::{self, BROADCAST, Body, Frame, L4, Path};
 use hostweave_guest::{Guest, VnetHeader};
 use hostweave_switch::MacAddr;
 use hostweave_switch::stage::DropReason;
 
-use crate::support::{Host, PATIENCE, Up, addresses, eventually, network, path_to, paths};
+use crate::support::{Host, PATIENCE, Up, addresses, eventually, handshake, network, path_to, paths};
 
 /// The ICMP error that the guest gets next: type, code, the four octets behind the checksum.
 fn icmp_error(guest: &mut Guest, from: IpAddr) -> (u8, u8, [u8; 4]) {
@@ -104,7 +104,7 @@ fn what_is_longer_than_the_mtu_is_reported_segment_by_segment() {
     for path in paths(&a, &b) {
         let ip = path.header_bytes() - 14;
         let [fits, too_long] = [1_500, 1_501].map(|octets| path.udp(1, 2, &vec![7; octets - ip - 8]));
-        let segment = Segment { src_port: 1, dst_port: 2, ..Segment::default() };
+        let segment = handshake(&mut guest_a, &mut guest_b, &path, 1, 2);
         let gso = |octets: usize| path.tcp_gso(&segment, &[9; 20_000], (octets - ip - 20) as u16);
         for (header, frame, goes) in [
             (VnetHeader::default(), fits, true),

@@ -7,7 +7,7 @@ use hostweave_guest::frames::{Frame, Path, Segment, partial_checksum};
 use hostweave_guest::{Guest, GuestBuilder, MemoryConfig, Profile, Split, VnetHeader, features};
 use hostweave_switch::MacAddr;
 
-use crate::support::{Host, PATIENCE, Up, addresses, network, path_to, paths};
+use crate::support::{Host, PATIENCE, Up, addresses, handshake_before, network, path_to, paths};
 
 /// What a driver takes.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +90,7 @@ fn small_frames(from: &mut Guest, to: &mut Guest, path: &Path, sizes: &[usize], 
 fn tcp_gso(from: &mut Guest, to: &mut Guest, path: &Path, len: usize, mss: u16, what: &str) {
     let payload = pattern(len);
     let segment = Segment { src_port: 1, dst_port: 2, seq: u32::MAX - 1_000, ack: 7, flags: 0x19, window: 9 };
+    handshake_before(from, to, path, &segment);
     let (header, frame) = path.tcp_gso(&segment, &payload, mss);
     from.send_frame(&frame, &header).unwrap();
     let got = receive(to, path, len, what);

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use hostweave::fabric::spec::{BackendSpec, PortSpec, SocketMode};
 use hostweave_guest::{Guest, GuestBuilder, GuestHandle, Mode, Profile, VnetHeader, features};
 
+use hostweave_switch::stage::DropReason;
+
 use crate::support::{Host, PATIENCE, Up, addresses, eventually, paths};
 
 const BYTES: usize = 4_000_000;
@@ -202,7 +204,10 @@ fn a_port_is_removed_and_added_again_under_traffic() {
         host.apply();
         std::thread::sleep(Duration::from_millis(20));
     }
-    transfer.recv().unwrap().unwrap();
+    // Its connections went with the port; new ones begin.
+    transfer.recv().unwrap().unwrap_err();
+    assert!(host.dropped("a", DropReason::NoConnection) > 0);
+    start_transfer(&guests[0], addresses(&b)[1]).recv().unwrap().unwrap();
     noise.nic().drain_tx(PATIENCE).unwrap();
     assert_eq!(noise.nic().violations(), []);
     assert_rings(guests);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use hostweave::fabric::Fabric;
 use hostweave::fabric::spec::{BackendSpec, Desired, FabricConfig, FabricEvent, PortSpec, PortStatus, SocketMode};
-use hostweave_guest::frames::Path;
-use hostweave_guest::{Guest, GuestBuilder};
+use hostweave_guest::frames::{Frame, Path, Segment};
+use hostweave_guest::{Guest, GuestBuilder, VnetHeader};
 use hostweave_policy::model::Labels;
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortTotals, output_closes};
@@ -282,5 +282,39 @@ impl Up for GuestBuilder {
         let mut guest = self.connect().unwrap();
         guest.nic().frontend.barrier().unwrap();
         guest
+    }
+}
+
+/// Opens a TCP connection with bare segments, so that the switch lets data through. Returns the segment that data of `from`
+/// begins with.
+pub fn handshake(from: &mut Guest, to: &mut Guest, path: &Path, src_port: u16, dst_port: u16) -> Segment {
+    let data = Segment { src_port, dst_port, seq: 1_001, ack: 5_001, flags: ACK, window: 65_535 };
+    handshake_before(from, to, path, &data);
+    data
+}
+
+/// Opens the TCP connection in which `data` may follow; again, if it is open already.
+pub fn handshake_before(from: &mut Guest, to: &mut Guest, path: &Path, data: &Segment) {
+    const SYN: u8 = 2;
+    let back = Path::new(to.mac(), MacAddr::ROUTER.0, path.dst, path.src);
+    let (src_port, dst_port, window) = (data.src_port, data.dst_port, 65_535);
+    let (seq, ack) = (data.seq.wrapping_sub(1), data.ack.wrapping_sub(1));
+    send_segment(from, to, path, &Segment { src_port, dst_port, seq, ack: 0, flags: SYN, window });
+    let (src_port, dst_port) = (dst_port, src_port);
+    send_segment(to, from, &back, &Segment { src_port, dst_port, seq: ack, ack: data.seq, flags: SYN | ACK, window });
+    send_segment(from, to, path, &Segment { flags: ACK, ..*data });
+}
+
+const ACK: u8 = 16;
+
+/// Sends a segment without data and waits until it arrived.
+pub fn send_segment(from: &mut Guest, to: &mut Guest, path: &Path, segment: &Segment) {
+    from.send_frame(&path.tcp(segment, &[]), &VnetHeader::default()).unwrap();
+    loop {
+        let (header, frame) = to.recv_frame(PATIENCE).unwrap();
+        let frame = Frame::parse(&header, &frame).unwrap();
+        if frame.tcp().is_some_and(|(got, _)| (got.seq, got.flags) == (segment.seq, segment.flags)) {
+            return;
+        }
     }
 }
