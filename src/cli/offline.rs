@@ -8,7 +8,7 @@ use clap::CommandFactory;
 use super::failure::{Failure, code};
 use super::{Cli, Session, output};
 use crate::config::explain::{self, schema_of_all};
-use crate::config::{Diagnostics, Kind, check_set, ipam, load_paths};
+use crate::config::{Diagnostics, Kind, check_set, ipam, load_paths, policies};
 use crate::control::paths::Paths;
 
 /// Arguments of `validate`.
@@ -62,8 +62,14 @@ pub fn validate(session: &Session, args: &ValidateArgs) -> Result<(), Failure> {
     if !plan.problems.is_empty() {
         return Err(Diagnostics(plan.problems).into());
     }
+    let dubious = policies::dubious(&set, set.iter().map(|(key, _)| key));
     let color = session.global.color.on_stderr();
-    loaded.warnings.iter().chain(&warnings).for_each(|warning| output::hint(warning.render(color).trim_end()));
+    loaded
+        .warnings
+        .iter()
+        .chain(&warnings)
+        .chain(&dubious)
+        .for_each(|warning| output::hint(warning.render(color).trim_end()));
     output::print(&format!("{count} object{} valid\n", if count == 1 { " is" } else { "s are" }))
 }
 

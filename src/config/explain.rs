@@ -22,6 +22,8 @@ pub fn schema(kind: Kind) -> Value {
         Kind::Network => generator.into_root_schema_for::<raw::Network>(),
         Kind::Port => generator.into_root_schema_for::<raw::Port>(),
         Kind::Pod => generator.into_root_schema_for::<raw::Pod>(),
+        Kind::NetworkPolicy => generator.into_root_schema_for::<raw::NetworkPolicy>(),
+        Kind::ClusterNetworkPolicy => generator.into_root_schema_for::<raw::ClusterNetworkPolicy>(),
     };
     let mut schema = schema.to_value();
     for (field, value) in [("kind", kind.as_str()), ("apiVersion", kind.api_version())] {

@@ -9,7 +9,7 @@
 //!
 //! Everything here blocks on the disk: call it off the runtime's threads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -25,7 +25,8 @@ use super::error::{ErrorKind, RpcError};
 use super::plan::{self, Identity, Objects, Plan};
 use super::selector::Selector;
 use crate::config::checked::{Object, Origin, Spec};
-use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, load_paths};
+use crate::config::kind::DEFAULT_NAMESPACE;
+use crate::config::{Assignments, Diagnostic, Diagnostics, Kind, ObjectKey, ObjectSet, load_paths, policies};
 use crate::fabric::Fabric;
 use crate::observe::events::{EventLog, EventType};
 use crate::store::{Batch, Contents, Store, StoredObject};
@@ -207,11 +208,13 @@ impl Controller {
             }
         }
         refuse(refused)?;
+        draft.cascade()?;
         let plan = plan::plan(&draft.objects, &before.assignments, &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
         let changed = draft.changes.iter().any(|(action, _)| *action != Action::Unchanged);
-        let applied =
-            Applied { revision: before.revision, changes: draft.changes.clone(), warnings: plan.warnings.clone() };
+        let changed_keys = draft.changes.iter().map(|(_, object)| &object.key);
+        let warnings = plan.warnings.iter().cloned().chain(policies::dubious(&plan.set, changed_keys)).collect();
+        let applied = Applied { revision: before.revision, changes: draft.changes.clone(), warnings };
         if options.dry_run || !changed {
             return Ok(applied);
         }
@@ -246,12 +249,13 @@ impl Controller {
         let loaded = load_paths(&self.parts.config)?;
         let mut writer = self.lock();
         let before = self.snapshot();
-        let files = loaded.objects.into_iter().map(Arc::new).collect();
+        let files = reread(loaded.objects, &writer.files);
         let (objects, batch) = with_files(files, writer.stored.clone(), self.parts.adopt)?;
         let plan = plan::plan(&objects, &before.assignments, &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
         let changes = difference(&before.set, &plan.set);
-        let warnings = loaded.warnings.into_iter().chain(plan.warnings.iter().cloned()).collect();
+        let dubious = policies::dubious(&plan.set, plan.set.iter().map(|(key, _)| key));
+        let warnings = loaded.warnings.into_iter().chain(plan.warnings.iter().cloned()).chain(dubious).collect();
         if plan.set.host().workers != before.set.host().workers {
             tracing::warn!("HostConfig.spec.workers was changed: it takes effect when the daemon is restarted");
         }
@@ -402,11 +406,44 @@ fn with_files(
         let diagnostics = Diagnostics(claimed.iter().map(claim).collect());
         return Err(RpcError::diagnostics(ErrorKind::Conflict, diagnostics));
     }
-    let objects_gone: Vec<ObjectKey> = claimed.into_iter().map(|object| object.key.clone()).collect();
+    let mut objects_gone: Vec<ObjectKey> = claimed.into_iter().map(|object| object.key.clone()).collect();
     for key in &objects_gone {
         stored.remove(key);
     }
+    for key in orphans(&files, &stored) {
+        tracing::warn!("{key} is deleted: its namespace is gone");
+        stored.remove(&key);
+        objects_gone.push(key);
+    }
     Ok((Objects { files, stored }, Batch { objects_gone, ..Batch::default() }))
+}
+
+/// Objects that were read again; what means the same as before shares what was made of it.
+fn reread(objects: Vec<Object>, before: &[Arc<Object>]) -> Vec<Arc<Object>> {
+    let before: HashMap<&ObjectKey, &Arc<Object>> = before.iter().map(|object| (&object.key, object)).collect();
+    let share = |mut object: Object| {
+        if let Some(before) = before.get(&object.key) {
+            object.share(before);
+        }
+        Arc::new(object)
+    };
+    objects.into_iter().map(share).collect()
+}
+
+/// Whether objects of a kind go with their namespace (SEMANTICS NP9). Ports do not: no NIC is unplugged by the way.
+fn goes_with_namespace(kind: Kind) -> bool {
+    matches!(kind, Kind::NetworkPolicy | Kind::Pod)
+}
+
+/// Stored objects whose namespace is gone, and that go with it.
+fn orphans(files: &[Arc<Object>], stored: &BTreeMap<ObjectKey, (Arc<Object>, Identity)>) -> Vec<ObjectKey> {
+    let keys = files.iter().map(|object| &object.key).chain(stored.keys());
+    let named = keys.filter(|key| key.kind == Kind::Namespace).map(|key| key.name.as_str());
+    let namespaces: HashSet<&str> = named.chain([DEFAULT_NAMESPACE]).collect();
+    let is_orphan = |key: &&ObjectKey| {
+        goes_with_namespace(key.kind) && key.namespace.as_deref().is_some_and(|name| !namespaces.contains(name))
+    };
+    stored.keys().filter(is_orphan).cloned().collect()
 }
 
 /// The batch that takes `batch` back.
@@ -499,7 +536,7 @@ impl Draft {
         }
         let known = self.objects.stored.get(&key).cloned();
         check_revision(&object, known.as_ref().map(|(_, identity)| *identity), before)?;
-        object.origin = Origin::Store;
+        object.set_origin(Origin::Store);
         let object = Arc::new(object);
         let action = match &known {
             None => Action::Created,
@@ -529,12 +566,52 @@ impl Draft {
         if must_exist { Err(not_found(key, before)) } else { Ok(()) }
     }
 
+    /// Deletes what goes with the namespaces that were deleted.
+    fn cascade(&mut self) -> Result<(), RpcError> {
+        let deleted = |(action, object): &&(Action, Arc<Object>)| {
+            *action == Action::Deleted && object.key.kind == Kind::Namespace && object.key.name != DEFAULT_NAMESPACE
+        };
+        let gone: Vec<ObjectKey> = self.changes.iter().filter(deleted).map(|(_, object)| object.key.clone()).collect();
+        for namespace in gone {
+            let inside = |key: &&ObjectKey| key.namespace.as_ref() == Some(&namespace.name);
+            let ports: Vec<String> =
+                self.objects.keys().filter(inside).filter(|key| key.kind == Kind::Port).map(ObjectKey::path).collect();
+            if let Some(first) = ports.first() {
+                let count = ports.len();
+                let message = format!(
+                    "{namespace} still has {count} port{}: {}",
+                    if count == 1 { "" } else { "s" },
+                    listed(&ports)
+                );
+                let help = format!("delete them first: hostweave port delete {first}");
+                return Err(conflict(&namespace, "conflict", message, &help));
+            }
+            let put = |key: &ObjectKey| self.changes.iter().any(|(_, object)| object.key == *key);
+            let stored = self.objects.stored.keys().filter(inside);
+            let with_it: Vec<ObjectKey> =
+                stored.filter(|key| goes_with_namespace(key.kind) && !put(key)).cloned().collect();
+            for key in with_it {
+                let Some((object, _)) = self.objects.stored.remove(&key) else { continue };
+                self.batch.objects_gone.push(key);
+                self.changes.push((Action::Deleted, object));
+            }
+        }
+        Ok(())
+    }
+
     /// What comes from a file is changed only there (UX §2).
     fn check_origin(&self, key: &ObjectKey) -> Result<(), RpcError> {
         let Some(object) = self.objects.file(key) else { return Ok(()) };
         let message = format!("{key} comes from {} and is changed only there", object.origin);
         Err(conflict(key, "origin", message, "edit that file, then reload the daemon (SIGHUP)"))
     }
+}
+
+/// The first of several names.
+fn listed(names: &[String]) -> String {
+    const LISTED_MAX: usize = 5;
+    let more = if names.len() > LISTED_MAX { ", …" } else { "" };
+    names.iter().take(LISTED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ") + more
 }
 
 /// Optimistic concurrency: what was read before must still be so.

@@ -20,6 +20,7 @@ pub mod method;
 mod methods;
 pub mod paths;
 mod plan;
+mod policy_view;
 pub mod rpc;
 pub mod selector;
 mod service_manager;

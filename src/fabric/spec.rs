@@ -3,12 +3,23 @@
 //! Control (objects, IPAM, store) produces a [`Desired`]; [`super::Fabric::apply`] makes it so. What happens below
 //! (a VMM connects, a guest forms an address) comes back as [`FabricEvent`].
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use hostweave_policy::model::{
+    ClusterNetworkPolicy, DefaultPolicy, Infrastructure, Labels, NamedPort, Namespace, NetworkPolicy,
+};
 use hostweave_switch::MacAddr;
 use hostweave_switch::tables::Network;
 use uuid::Uuid;
+
+/// Connections that a host has room for, where nothing is written.
+pub const CONNECTIONS_MAX_DEFAULT: u32 = 1 << 20;
+
+/// Connections that a port may have opened at a time, where nothing is written.
+pub const FLOWS_MAX_DEFAULT: u32 = 1 << 18;
 
 /// How the packet path is laid out. Fixed for the life of the process.
 #[derive(Clone, Debug)]
@@ -22,12 +33,124 @@ pub struct FabricConfig {
 }
 
 /// Everything that is to exist.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Desired {
     /// Networks, by unique name. `internal` is filled in by the fabric.
     pub networks: Vec<Network>,
     /// Ports, by unique (namespace, name).
     pub ports: Vec<PortSpec>,
+    /// What policy depends on, besides ports.
+    pub policy: PolicySpec,
+    /// What becomes of established connections when policies change.
+    pub established: Established,
+    /// What the host answers itself, before policy.
+    pub local: LocalServices,
+    /// Connections that the host has room for.
+    pub connections_max: u32,
+    /// When an idle connection is forgotten.
+    pub timeouts: Timeouts,
+}
+
+impl Default for Desired {
+    fn default() -> Self {
+        Self {
+            networks: Vec::new(),
+            ports: Vec::new(),
+            policy: PolicySpec::default(),
+            established: Established::default(),
+            local: LocalServices::default(),
+            connections_max: CONNECTIONS_MAX_DEFAULT,
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// What policy depends on, besides ports: the fabric adds an endpoint for each port and has a
+/// [`World`](hostweave_policy::model::World). An object that did not change is the same `Arc` as last time.
+#[derive(Clone, Debug, Default)]
+pub struct PolicySpec {
+    /// What happens in a direction that no policy isolates.
+    pub default: DefaultPolicy,
+    /// What passes whatever policies say.
+    pub infrastructure: Infrastructure,
+    /// By name.
+    pub namespaces: BTreeMap<String, Arc<Namespace>>,
+    /// By namespace and name.
+    pub policies: Vec<Arc<NetworkPolicy>>,
+    /// By name.
+    pub cluster_policies: Vec<Arc<ClusterNetworkPolicy>>,
+}
+
+/// What becomes of established connections when policies change (SEMANTICS NP31).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Established {
+    /// What is no longer allowed is cut on its next packet.
+    #[default]
+    Recheck,
+    /// They live until they end.
+    Keep,
+}
+
+/// What the host answers itself, before policy (SEMANTICS NP34). Each can be switched off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LocalServices {
+    /// DHCP and DHCPv6.
+    pub dhcp: bool,
+    /// Router advertisements.
+    pub ra: bool,
+    /// Echo to the gateway.
+    pub ping: bool,
+}
+
+impl Default for LocalServices {
+    fn default() -> Self {
+        Self { dhcp: true, ra: true, ping: true }
+    }
+}
+
+/// When a connection without packets is forgotten, in seconds, each at least 1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timeouts {
+    /// TCP with both directions open.
+    pub tcp_established_s: u32,
+    /// TCP before the handshake is complete.
+    pub tcp_opening_s: u32,
+    /// TCP after the first FIN.
+    pub tcp_closing_s: u32,
+    /// TCP after both FINs.
+    pub tcp_time_wait_s: u32,
+    /// TCP after a RST.
+    pub tcp_closed_s: u32,
+    /// UDP that was not answered.
+    pub udp_unreplied_s: u32,
+    /// UDP in both directions.
+    pub udp_stream_s: u32,
+    /// ICMP and ICMPv6 echo.
+    pub icmp_s: u32,
+    /// SCTP.
+    pub sctp_s: u32,
+    /// Any other IP protocol.
+    pub other_s: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            // RFC 5382 REQ-5: 2 h 4 min at least.
+            tcp_established_s: 7440,
+            tcp_opening_s: 60,
+            // RFC 5382 REQ-5: 4 min at least.
+            tcp_closing_s: 240,
+            tcp_time_wait_s: 60,
+            tcp_closed_s: 10,
+            // SEMANTICS CT12.
+            udp_unreplied_s: 30,
+            udp_stream_s: 180,
+            icmp_s: 30,
+            sctp_s: 210,
+            other_s: 600,
+        }
+    }
 }
 
 /// One port, with its addresses assigned.
@@ -53,6 +176,12 @@ pub struct PortSpec {
     pub up: bool,
     /// What is attached.
     pub backend: BackendSpec,
+    /// What selectors match: its own labels and its Pod's.
+    pub labels: Labels,
+    /// Names of its L4 ports.
+    pub named_ports: Vec<NamedPort>,
+    /// Connections that it may have opened at a time.
+    pub flows_max: u32,
 }
 
 impl PortSpec {

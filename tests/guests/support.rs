@@ -6,9 +6,12 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use hostweave::fabric::Fabric;
-use hostweave::fabric::spec::{BackendSpec, Desired, FabricConfig, FabricEvent, PortSpec, PortStatus, SocketMode};
+use hostweave::fabric::spec::{
+    BackendSpec, Desired, FLOWS_MAX_DEFAULT, FabricConfig, FabricEvent, PortSpec, PortStatus, SocketMode,
+};
 use hostweave_guest::frames::Path;
 use hostweave_guest::{Guest, GuestBuilder};
+use hostweave_policy::model::Labels;
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortTotals, output_closes};
 use hostweave_switch::stage::DropReason;
@@ -57,7 +60,7 @@ impl Host {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (fabric, events) = start_fabric(&runtime, workers, dir.path());
-        let desired = Desired { networks: vec![network("default", 1, 1500)], ports: Vec::new() };
+        let desired = Desired { networks: vec![network("default", 1, 1500)], ..Desired::default() };
         Self { fabric, desired, events, seen: Vec::new(), runtime, dir, share }
     }
 
@@ -114,6 +117,9 @@ impl Host {
                 group: None,
                 allowed_uids: Vec::new(),
             },
+            labels: Labels::new(),
+            named_ports: Vec::new(),
+            flows_max: FLOWS_MAX_DEFAULT,
         }
     }
 
