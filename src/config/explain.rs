@@ -111,7 +111,10 @@ fn kinds() -> String {
 fn page(kind: Kind, place: &str, description: &str, node: &Value, root: &Value) -> String {
     let mut text = format!("KIND     {kind}\nVERSION  {}\n", kind.api_version());
     if place != kind.as_str() {
-        let _ = writeln!(text, "FIELD    {} <{}>", place, type_of(node, root));
+        let line = format!("FIELD    {place} <{}>", type_of(node, root));
+        // Neither a path nor a type is torn apart.
+        let fits = line.chars().count() <= WIDTH;
+        let _ = writeln!(text, "{}", if fits { line } else { line.replacen(" <", "\nTYPE     <", 1) });
     }
     text.push('\n');
     wrap(description, "", &mut text);

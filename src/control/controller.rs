@@ -795,6 +795,97 @@ mod tests {
         assert_eq!(host.controller.snapshot().set.of_kind(Kind::Port).count(), 0);
     }
 
+    fn shop_policy(name: &str) -> String {
+        format!(
+            "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, namespace: shop}}, \
+             spec: {{podSelector: {{matchLabels: {{app: {name}}}}}}}}}\n"
+        )
+    }
+
+    fn namespace(name: &str) -> String {
+        format!("---\n{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}\n")
+    }
+
+    fn shop_port() -> String {
+        port("web").replace("{name: web}", "{name: web, namespace: shop, labels: {app: a}}")
+    }
+
+    fn kinds(applied: &Applied) -> Vec<String> {
+        applied.changes.iter().map(|(action, object)| format!("{action:?} {}", object.key)).collect()
+    }
+
+    #[test]
+    fn np9_deleting_a_namespace_removes_its_policies_and_never_a_port() {
+        let host = host(tempfile::tempdir().unwrap());
+        let first = host.apply(&[namespace("shop"), shop_policy("a"), shop_policy("b"), shop_port()].concat()).unwrap();
+        // Only what selects nothing is dubious.
+        let warnings: Vec<&str> = first.warnings.iter().map(|warning| warning.message.as_str()).collect();
+        assert_eq!(warnings, ["policy shop/b selects 0 ports (podSelector app=b)"]);
+        let delete = |kind, name: &str| {
+            let _entered = host.runtime.enter();
+            let gone = Edit::Delete { key: ObjectKey::new(kind, Some("shop"), name), must_exist: true };
+            host.controller.edit(vec![gone], &EditOptions::default())
+        };
+        let error = delete(Kind::Namespace, "shop").unwrap_err();
+        assert!(error.message.contains("Namespace shop still has 1 port: shop/web"), "{error}");
+        assert_eq!(host.controller.snapshot().revision, first.revision);
+        delete(Kind::Port, "web").unwrap();
+        let gone = delete(Kind::Namespace, "shop").unwrap();
+        assert_eq!(
+            kinds(&gone),
+            ["Deleted Namespace shop", "Deleted NetworkPolicy shop/a", "Deleted NetworkPolicy shop/b"]
+        );
+        let empty = |host: &Host| host.controller.snapshot().set.of_kind(Kind::NetworkPolicy).count() == 0;
+        assert!(empty(&host));
+        // From the store as well: a new namespace of that name begins without them.
+        let host = host.restarted();
+        host.apply(&namespace("shop")).unwrap();
+        assert!(empty(&host));
+    }
+
+    #[test]
+    fn a_policy_needs_its_namespace() {
+        let host = host(tempfile::tempdir().unwrap());
+        let error = host.apply(&shop_policy("a")).unwrap_err();
+        assert!(error.to_diagnostics().to_string().contains("namespace shop does not exist"), "{error}");
+    }
+
+    #[test]
+    fn policies_whose_namespace_left_the_files_are_orphans() {
+        let stored = |text: &str| {
+            let source = Source { name: "t".to_owned(), text: text.to_owned() };
+            let objects = load_sources(vec![source]).unwrap().objects;
+            let identity = Identity { uid: Uuid::new_v4(), revision: 1 };
+            objects.into_iter().map(|object| (object.key.clone(), (Arc::new(object), identity))).collect()
+        };
+        let files = |text: &str| -> Vec<Arc<Object>> {
+            let source = Source { name: "t".to_owned(), text: text.to_owned() };
+            load_sources(vec![source]).unwrap().objects.into_iter().map(Arc::new).collect()
+        };
+        let paths = |keys: Vec<ObjectKey>| keys.iter().map(ObjectKey::path).collect::<Vec<_>>();
+        let policy = shop_policy("a");
+        assert_eq!(paths(orphans(&files(&namespace("shop")), &stored(&policy))), Vec::<String>::new());
+        assert_eq!(paths(orphans(&files(""), &stored(&(policy.clone() + &namespace("shop"))))), Vec::<String>::new());
+        assert_eq!(paths(orphans(&files(&namespace("other")), &stored(&policy))), ["shop/a"]);
+        assert_eq!(paths(orphans(&files(""), &stored(&policy.replace("shop", "default")))), Vec::<String>::new());
+        // Ports stay, and so stop the daemon: somebody must decide about them.
+        assert_eq!(paths(orphans(&files(""), &stored(&shop_port()))), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_applied_policy_lives_in_the_store_and_is_compiled_once() {
+        let host = host(tempfile::tempdir().unwrap());
+        let text = [namespace("shop"), shop_policy("a")].concat();
+        host.apply(&text).unwrap();
+        let policy = |host: &Host| Arc::clone(&policies::spec(&host.controller.snapshot().set).policies[0]);
+        let before = policy(&host);
+        assert_eq!(before.origin, "applied at run time");
+        host.apply(&(text + &shop_port())).unwrap();
+        assert!(Arc::ptr_eq(&before, &policy(&host)));
+        host.apply(&shop_policy("a").replace("app: a", "app: x")).unwrap();
+        assert!(!Arc::ptr_eq(&before, &policy(&host)));
+    }
+
     #[test]
     fn paths_of_the_host_cannot_be_applied_at_run_time() {
         let host = host(tempfile::tempdir().unwrap());

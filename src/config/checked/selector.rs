@@ -41,7 +41,7 @@ pub(super) fn check_required(
     problems: &mut Vec<Problem>,
 ) -> model::Selector {
     let Some(raw) = raw else {
-        let problem = Problem::key(&path.parent(), "missing_field", format!("field {path} is missing"));
+        let problem = Problem::key(path, "missing_field", format!("field {path} is missing"));
         problems.push(problem.label("podSelector is required here").help("write podSelector: {} to select every port"));
         return model::Selector::default();
     };
