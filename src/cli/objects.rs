@@ -166,7 +166,7 @@ fn print_changes(session: &Session, result: &Value, dry_run: bool) -> Result<(),
             continue;
         }
         let mut end = if dry_run { " (dry run)".to_owned() } else { String::new() };
-        if change["action"] == "deleted" && change["namespace"].as_str().is_some_and(|name| gone(name)) {
+        if change["action"] == "deleted" && change["namespace"].as_str().is_some_and(&gone) {
             end = format!(" with its namespace{end}");
         }
         text += &format!("{} {path} {}{end}\n", cell(change, "/kind"), cell(change, "/action"));

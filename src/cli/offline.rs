@@ -62,7 +62,9 @@ pub fn validate(session: &Session, args: &ValidateArgs) -> Result<(), Failure> {
     if !plan.problems.is_empty() {
         return Err(Diagnostics(plan.problems).into());
     }
-    let dubious = policies::dubious(&set, set.iter().map(|(key, _)| key));
+    // Files of policies alone say nothing about the ports that the daemon has.
+    let has_ports = set.ports().next().is_some();
+    let dubious = policies::dubious(&set, set.iter().map(|(key, _)| key).filter(|_| has_ports));
     let color = session.global.color.on_stderr();
     loaded
         .warnings
@@ -101,8 +103,20 @@ pub fn schema(args: &SchemaArgs) -> Result<(), Failure> {
 /// Nobody reads.
 pub fn completion(args: &CompletionArgs) -> Result<(), Failure> {
     let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "hostweave", &mut text);
+    clap_complete::generate(args.shell, &mut completed(), "hostweave", &mut text);
     output::print(&String::from_utf8_lossy(&text))
+}
+
+/// The command line, with the kinds as values where a kind is wanted. Only for completion: KIND/NAME is accepted as well.
+fn completed() -> clap::Command {
+    let kinds = || {
+        let names = |kind: Kind| [kind.plural()].into_iter().chain(kind.short_names().iter().copied());
+        clap::builder::PossibleValuesParser::new(Kind::ALL.into_iter().flat_map(names))
+    };
+    let with_kinds = |command: clap::Command, name: &str| {
+        command.mut_subcommand(name, |command| command.mut_arg("kind", |argument| argument.value_parser(kinds())))
+    };
+    ["get", "describe", "delete", "edit", "schema"].into_iter().fold(Cli::command(), with_kinds)
 }
 
 /// Writes man pages.
@@ -112,4 +126,19 @@ pub fn completion(args: &CompletionArgs) -> Result<(), Failure> {
 pub fn man(args: &ManArgs) -> Result<(), Failure> {
     std::fs::create_dir_all(&args.dir)?;
     Ok(clap_mangen::generate_to(Cli::command(), &args.dir)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn completion_knows_the_kinds() {
+        let mut text = Vec::new();
+        clap_complete::generate(clap_complete::Shell::Bash, &mut completed(), "hostweave", &mut text);
+        let text = String::from_utf8(text).unwrap();
+        for word in ["networkpolicies", "netpol", "cnp", "ports"] {
+            assert!(text.contains(&format!(" {word} ")), "{word}");
+        }
+    }
 }
