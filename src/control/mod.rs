@@ -13,6 +13,7 @@ pub mod attach_args;
 pub mod connection;
 pub mod controller;
 pub mod daemon;
+mod draft;
 pub mod error;
 mod fabric_events;
 mod http;
