@@ -1,56 +1,122 @@
 //! The packet path: every stage, in the order in which packets meet it, on one screen.
 //!
 //! ```text
-//! rx ─ parse ─ guard ─ local ─ route ─ rewrite ─ tx
-//!                      reply ◄┘
+//! rx ─ parse ─ guard ─ local ─ flow ──hit──────────────────────────────────────► rewrite ─ tx
+//!                      reply ◄┘ └miss─ conn ──hit─ (fill the cache) ────────────┘
+//!                                       └miss─► egress ─ route ─ ingress ─ commit ─┘
 //! ```
 //!
-//! `rx` and `tx` are the worker's ([`crate::worker`]): they know rings and devices. What stands between them is this
-//! function, and only this file knows the order. Each stage is a plain function that answers with a [`Verdict`].
+//! `rx` and `tx` are the worker's ([`crate::worker`]): they know rings and devices. What stands between them are these
+//! two functions, and only this file knows the order: [`classify`] looks at the packet alone, [`forward`] at what is
+//! known of its flow. A burst goes through the first as a whole before the second begins, so that the lines that the
+//! second needs are on their way by then. `trace` calls the same two with a [`Recorder`].
 
+use hostweave_policy::table::Table;
+use hostweave_switch::flow::FlowKey;
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{Network, Port, Tables};
 use hostweave_switch::{guard, parse, rewrite, route};
 
+use crate::connect::{self, Flows};
+use crate::fabric::plane::Plane;
+use crate::observe::recorder::{Detail, Recorder};
 use crate::services::{self, LocalContext, LocalNote};
 
-/// Takes one packet that `rx` received from `port` through the stages.
-///
-/// `Forward` leaves the rewritten packet with `meta.out_port` set, `Reply` the answer to `port`; `note` holds what
-/// control must hear of it, if anything.
+/// Where a packet stands, and when. The same for a whole burst.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// Networks, ports, addresses.
+    pub tables: &'a Tables,
+    /// Who may talk to whom.
+    pub policy: &'a Table,
+    /// The port that sent it.
+    pub port: &'a Port,
+    /// Its network.
+    pub network: &'a Network,
+    /// Epoch of that network.
+    pub epoch: u32,
+    /// Queue pair on which it was sent.
+    pub queue: u8,
+    /// Seconds of the monotonic clock.
+    pub now: u32,
+}
+
+impl<'a> Context<'a> {
+    /// Of packets that queue pair `queue` of `port` sent.
+    #[inline]
+    pub fn new(plane: &'a Plane, port: &'a Port, network: &'a Network, queue: u8, now: u32) -> Self {
+        let epoch = plane.tables.epoch(port.network);
+        Self { tables: &plane.tables, policy: &plane.policy, port, network, epoch, queue, now }
+    }
+}
+
+/// What a packet's flow is looked up by.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Lookup {
+    /// Its tuple, and the port that sent it.
+    pub key: FlowKey,
+    /// Hash of the tuple and the network.
+    pub hash: u64,
+}
+
+/// `parse`, `guard`, `local`. `Continue` when the packet goes on to [`forward`]; `note` holds what control must hear of it.
 #[inline]
-pub fn process(
-    tables: &Tables,
-    port: &Port,
-    network: &Network,
+pub fn classify<R: Recorder>(
+    ctx: &Context<'_>,
     packet: &mut Packet,
     arena: &mut [Segment],
     note: &mut Option<LocalNote>,
+    record: &mut R,
 ) -> Verdict {
     macro_rules! stage {
-        ($verdict:expr) => {
-            match $verdict {
-                Verdict::Continue => {}
-                end => return end,
+        ($name:literal, $verdict:expr) => {
+            let verdict = $verdict;
+            record.stage($name, Detail::Verdict(verdict));
+            if verdict != Verdict::Continue {
+                return verdict;
             }
         };
     }
-    if !port.up {
+    if !ctx.port.up {
         return Verdict::Drop(DropReason::PortDown);
     }
-    stage!(parse::parse(packet, arena));
-    stage!(guard::guard(port, network, packet));
-    stage!(services::local(&LocalContext { tables, port, network }, packet, arena, note));
-    match route::route(tables, port.network, packet) {
-        Verdict::Forward => {}
-        end => return end,
-    }
-    match tables.port(packet.meta.out_port) {
-        Some(out) if out.up => rewrite::rewrite(packet, out),
+    stage!("parse", parse::parse(packet, arena));
+    stage!("guard", guard::guard(ctx.port, ctx.network, packet));
+    let local = LocalContext { tables: ctx.tables, port: ctx.port, network: ctx.network };
+    stage!("local", services::local(&local, packet, arena, note));
+    Verdict::Continue
+}
+
+/// `flow`, and on a miss `conn`, `egress`, `route`, `ingress`, `commit` ([`crate::connect`]); then `rewrite`. `Forward`
+/// leaves the rewritten packet with `meta.out_port` set.
+#[inline]
+pub fn forward<R: Recorder>(
+    ctx: &Context<'_>,
+    flows: &mut Flows<'_>,
+    lookup: &Lookup,
+    packet: &mut Packet,
+    arena: &mut [Segment],
+    record: &mut R,
+) -> Verdict {
+    let found = connect::flow(ctx, flows, lookup, packet, arena, record);
+    let way = match found {
+        Ok(way) => way,
+        Err(reason) => return Verdict::Drop(reason),
+    };
+    let out = match ctx.tables.port(way.out_port) {
+        Some(out) if out.up => out,
         Some(_) => return Verdict::Drop(DropReason::PortDown),
         None => return Verdict::Drop(DropReason::Internal),
+    };
+    if let Err(reason) = route::may_go_on(ctx.network, packet, out) {
+        return Verdict::Drop(reason);
     }
+    packet.meta.out_port = way.out_port;
+    packet.meta.queue = way.queue;
+    packet.meta.hash = lookup.hash as u32;
+    rewrite::rewrite(packet, out);
+    record.stage("rewrite", Detail::Verdict(Verdict::Forward));
     Verdict::Forward
 }

@@ -1,5 +1,19 @@
-//! Kubernetes NetworkPolicy and ClusterNetworkPolicy: what they say ([`model`]), compiled into tables whose lookup does
-//! not depend on the number of policies. It knows `switch` and nothing else of ours.
+//! Kubernetes NetworkPolicy and ClusterNetworkPolicy: what they say ([`model`]), compiled ([`compile`]) into tables whose
+//! lookup does not depend on the number of policies ([`table`]), and why a verdict is what it is ([`explain`]). It knows
+//! `switch` and nothing else of ours.
 #![forbid(unsafe_code)]
 
+pub mod compile;
+
+pub mod infrastructure;
 pub mod model;
+pub mod table;
+
+mod assign;
+mod class;
+mod identity;
+mod intervals;
+mod resolve;
+mod selection;
+mod slots;
+mod tier;

@@ -79,7 +79,6 @@ pub fn to_desired(set: &ObjectSet, assignments: &Assignments, host: &HostFacts<'
         policy: policies::spec(set),
         established: config.established,
         local: config.infrastructure.answers,
-        connections_max: config.connections.max,
         timeouts: config.connections.timeouts,
     };
     (desired, problems)

@@ -258,6 +258,9 @@ impl Controller {
         if plan.set.host().workers != before.set.host().workers {
             tracing::warn!("HostConfig.spec.workers was changed: it takes effect when the daemon is restarted");
         }
+        if plan.set.host().connections.max != before.set.host().connections.max {
+            tracing::warn!("HostConfig.spec.connections.max was changed: it takes effect when the daemon is restarted");
+        }
         self.settle(&mut writer, objects, plan, batch, &changes)?;
         Ok(Applied { revision: self.snapshot().revision, changes, warnings })
     }
@@ -539,8 +542,12 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let entered = runtime.enter();
         std::fs::create_dir_all(dir.path().join("ports")).unwrap();
-        let config =
-            FabricConfig { workers: vec![None], runtime_dir: dir.path().to_owned(), helper: "/proc/self/exe".into() };
+        let config = FabricConfig {
+            workers: vec![None],
+            runtime_dir: dir.path().to_owned(),
+            helper: "/proc/self/exe".into(),
+            connections_max: 4096,
+        };
         let (fabric, _events) = Fabric::start(config).unwrap();
         let (store, contents) = Store::open(dir.path()).unwrap();
         let initial = Initial::new(Vec::new(), contents, false, dir.path()).unwrap();

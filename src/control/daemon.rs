@@ -136,6 +136,7 @@ impl Daemon {
             workers: initial.plan.set.host().workers.clone(),
             runtime_dir: layout.runtime.clone(),
             helper: "/proc/self/exe".into(),
+            connections_max: initial.plan.set.host().connections.max,
         })?;
         let parts = Parts {
             config: layout.config,

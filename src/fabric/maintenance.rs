@@ -32,7 +32,11 @@ pub fn spawn() -> anyhow::Result<(JoinHandle<()>, SyncSender<Weak<Inner>>)> {
 
 fn run(receiver: &Receiver<Weak<Inner>>) {
     let Ok(inner) = receiver.recv() else { return };
+    if let Some(inner) = inner.upgrade() {
+        super::connections::allocate_all(&inner.connections);
+    }
     let mut advertised = Instant::now();
+    let mut expired = Instant::now();
     loop {
         {
             let Some(inner) = inner.upgrade() else { return };
@@ -40,6 +44,14 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
             for worker in &inner.workers {
                 while let Some(note) = worker.notes.pop() {
                     handle(&inner, note, &mut failed_taps);
+                }
+            }
+            if expired.elapsed() >= PERIOD {
+                expired = Instant::now();
+                inner.expire_connections(|_| ());
+                if !inner.fragments.is_idle() {
+                    // Only workers may count what has waited too long.
+                    inner.workers.iter().take(1).for_each(|worker| worker.mailbox.wake());
                 }
             }
             let mut state = inner.lock();

@@ -7,6 +7,7 @@
 //! none, one, or, during a live migration on this host, two, of which one is active: the one whose guest last
 //! started its queues.
 
+mod connections;
 pub mod mailbox;
 mod maintenance;
 mod observer;
@@ -21,18 +22,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
+use hostweave_policy::compile::Compiler;
+use hostweave_policy::model::World;
+use hostweave_policy::table::Table;
+use hostweave_switch::connection::Connections;
 use hostweave_switch::counters::PortTotals;
+use hostweave_switch::flow::FlowCache;
+use hostweave_switch::fragment::Fragments;
 use hostweave_switch::limits::{NETWORKS_MAX, PORTS_MAX, WORKERS_MAX};
 use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables};
 use hostweave_uplink::uring::Uring;
 use tokio::sync::mpsc;
 
 use crate::services::sockets::Sockets;
-use crate::worker::{NOTES_MAX, Shared, Worker, WorkerStats};
+use crate::worker::clock::Clock;
+use crate::worker::{FLOWS_MAX, NOTES_MAX, Shared, Worker, WorkerStats};
 use mailbox::{Mailbox, Message};
 use plane::Plane;
 use port::PortRuntime;
-use spec::{Desired, FabricConfig, FabricEvent, PortSpec, PortStatus};
+use spec::{Desired, Established, FabricConfig, FabricEvent, PortSpec, PortStatus, Timeouts};
 
 /// The running packet path.
 pub struct Fabric {
@@ -48,12 +56,27 @@ struct Inner {
     state: Mutex<State>,
     events: mpsc::UnboundedSender<FabricEvent>,
     sockets: Sockets,
+    connections: Arc<Connections>,
+    fragments: Arc<Fragments>,
+    clock: Clock,
 }
 
 /// What exists, by name.
-#[derive(Default)]
 struct State {
     revision: u64,
+    compiler: Compiler,
+    /// Policies as compiled last, with what control said then.
+    policy: Arc<Table>,
+    /// What it was compiled from.
+    world: Arc<World>,
+    timeouts: Timeouts,
+    established: Established,
+    /// By [`NetworkId`]; see [`Tables::epochs`].
+    epochs: Vec<u32>,
+    /// Slots of ports that an earlier run knew, by the ports' ids; taken back by whoever comes first.
+    remembered: HashMap<u128, u32>,
+    /// Whether connections of an earlier run were looked at.
+    adopted: bool,
     networks: HashMap<String, NetworkRuntime>,
     ports: HashMap<String, PortRuntime>,
     network_ids: IdPool,
@@ -129,17 +152,30 @@ impl Fabric {
         let (events, receiver) = mpsc::unbounded_channel();
         let plane = Arc::new(ArcSwap::from_pointee(Plane::default()));
         let (listener, wait_for_inner) = maintenance::spawn()?;
+        let clock = Clock::new().context("reading the clock")?;
+        let connections = Arc::new(connections::open(&config, clock.seconds(Instant::now()))?);
+        let fragments = Arc::new(Fragments::new());
         let mut workers = Vec::new();
         let mut threads = Vec::new();
         for (index, cpu) in config.workers.iter().enumerate() {
-            let (shared, thread) = start_worker(index, *cpu, &plane, listener.thread().clone())?;
+            let seat = Seat {
+                index,
+                cpu: *cpu,
+                count: config.workers.len(),
+                plane: Arc::clone(&plane),
+                connections: Arc::clone(&connections),
+                fragments: Arc::clone(&fragments),
+                clock,
+                listener: listener.thread().clone(),
+            };
+            let (shared, thread) = start_worker(seat)?;
             workers.push(shared);
             threads.push(thread);
         }
         threads.push(listener);
-        let state = Mutex::new(State::default());
+        let state = Mutex::new(State::new(&connections));
         let sockets = Sockets::new().context("starting the host's own services")?;
-        let inner = Arc::new(Inner { config, plane, workers, state, events, sockets });
+        let inner = Arc::new(Inner { config, plane, workers, state, events, sockets, connections, fragments, clock });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))
     }
@@ -160,17 +196,26 @@ impl Fabric {
         check(desired)?;
         let changed = inner.update_networks(&mut state, &desired.networks);
         let gone = inner.remove_ports(&mut state, &desired.ports);
+        let gone_ids: Vec<PortId> = gone.iter().map(PortRuntime::id).collect();
         if !gone.is_empty() {
             inner.publish(&mut state);
             state.wait_for_workers();
             for mut port in gone {
+                inner.forget_fragments_of(port.port());
                 port.detach(&inner.config, !desired.ports.iter().any(|spec| spec.full_name() == port.name()));
             }
         }
         for spec in &desired.ports {
             inner.update_port(&mut state, spec)?;
         }
+        state.timeouts = desired.timeouts;
+        state.established = desired.established;
+        let update = state.compile(&desired.policy);
+        state.bump(&update);
+        inner.adopt(&mut state);
+        inner.share_connections(&state);
         inner.publish(&mut state);
+        inner.forget_connections_of(&gone_ids);
         for port in state.ports.values() {
             port.open_gate();
             // RFC 4861 §6.2.4: a router tells of changes at once.
@@ -313,7 +358,10 @@ impl Inner {
             port.set_spec(spec);
             return Ok(());
         }
-        let mut port = PortRuntime::new(self, PortId(state.port_ids.take()), network_id, mtu, spec);
+        let uid = spec.uid.as_u128();
+        let slot = state.remembered.remove(&uid).unwrap_or_else(|| state.port_ids.take());
+        self.connections.set_port_id(slot, uid);
+        let mut port = PortRuntime::new(self, PortId(slot), network_id, mtu, spec);
         port.attach(self);
         state.ports.insert(name, port);
         Ok(())
@@ -322,7 +370,12 @@ impl Inner {
     /// Builds a plane from what exists, swaps the pointer and tells the workers.
     fn publish(&self, state: &mut State) {
         state.revision += 1;
-        let mut tables = Tables { revision: state.revision, ..Tables::default() };
+        let mut tables = Tables {
+            revision: state.revision,
+            timeouts: state.timeouts,
+            keep_established: state.established == Established::Keep,
+            ..Tables::default()
+        };
         let mut plane = Plane::default();
         plane.sources.resize_with(self.workers.len(), Vec::new);
         for runtime in state.networks.values() {
@@ -353,7 +406,9 @@ impl Inner {
                     .push((*key, source.clone()));
             }
         }
+        state.epochs_of(&mut tables, &self.plane.load().tables);
         plane.tables = tables;
+        plane.policy = Arc::clone(&state.policy);
         state.retired.push(self.plane.swap(Arc::new(plane)));
         for worker in &self.workers {
             worker.mailbox.send(Message::PlaneChanged);
@@ -418,27 +473,34 @@ fn check(desired: &Desired) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_worker(
+/// What a worker is given.
+struct Seat {
     index: usize,
     cpu: Option<usize>,
-    plane: &Arc<ArcSwap<Plane>>,
+    /// Workers of the host.
+    count: usize,
+    plane: Arc<ArcSwap<Plane>>,
+    connections: Arc<Connections>,
+    fragments: Arc<Fragments>,
+    clock: Clock,
     listener: std::thread::Thread,
-) -> anyhow::Result<(Arc<Shared>, JoinHandle<()>)> {
+}
+
+fn start_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, JoinHandle<()>)> {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-    let plane = Arc::clone(plane);
+    let name = format!("hw-worker-{}", seat.index);
     let body = move || {
-        let prepared = prepare_worker(index, cpu, plane, listener);
+        let prepared = prepare_worker(seat);
         match prepared {
-            Ok((shared, uring)) => {
+            Ok((shared, uring, cache)) => {
                 if sender.send(Ok(Arc::clone(&shared))).is_ok() {
-                    or_abort(|| Worker::new(shared, uring).run());
+                    or_abort(|| Worker::new(shared, uring, cache).run());
                 }
             }
             Err(error) => drop(sender.send(Err(error))),
         }
     };
-    let thread =
-        std::thread::Builder::new().name(format!("hw-worker-{index}")).spawn(body).context("starting a worker")?;
+    let thread = std::thread::Builder::new().name(name).spawn(body).context("starting a worker")?;
     let shared = receiver.recv().context("a worker ended before it was ready")??;
     Ok((shared, thread))
 }
@@ -452,12 +514,8 @@ fn or_abort(body: impl FnOnce()) {
     }
 }
 
-fn prepare_worker(
-    index: usize,
-    cpu: Option<usize>,
-    plane: Arc<ArcSwap<Plane>>,
-    listener: std::thread::Thread,
-) -> anyhow::Result<(Arc<Shared>, Uring)> {
+fn prepare_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, Uring, FlowCache)> {
+    let Seat { index, cpu, count, plane, connections, fragments, clock, listener } = seat;
     if let Some(cpu) = cpu {
         let mut set = nix::sched::CpuSet::new();
         set.set(cpu).with_context(|| format!("worker {index}: CPU {cpu} is out of range"))?;
@@ -465,15 +523,22 @@ fn prepare_worker(
             .with_context(|| format!("worker {index}: this process may not run on CPU {cpu}"))?;
     }
     let uring = Uring::new().with_context(|| format!("worker {index}: the kernel refused an io_uring"))?;
+    // Both directions of each connection, wherever they are seen; workers share them more or less evenly.
+    let flows = (2 * connections.capacity() as usize).div_ceil(count);
+    let cache = FlowCache::new(flows).with_context(|| format!("worker {index}: no memory for {flows} flows"))?;
     let shared = Arc::new(Shared {
         index,
         plane,
+        connections,
+        fragments,
+        clock,
+        flows: crossbeam_queue::ArrayQueue::new(FLOWS_MAX),
         mailbox: Mailbox::new(uring.waker()),
         notes: crossbeam_queue::ArrayQueue::new(NOTES_MAX),
         listener,
         stats: WorkerStats::default(),
     });
-    Ok((shared, uring))
+    Ok((shared, uring, cache))
 }
 
 fn report(stats: &WorkerStats) -> WorkerReport {

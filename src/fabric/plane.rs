@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use hostweave_policy::table::Table;
 use hostweave_switch::tables::{NetworkId, PortId, Tables};
 use hostweave_uplink::tap::Tap;
 use hostweave_vhost::{Attachment, FromGuestQueue, ToGuestQueue};
@@ -73,9 +74,10 @@ impl VhostOutput {
         self.running.load(Ordering::Relaxed).is_power_of_two()
     }
 
-    /// The receive queue for a flow hash; `None` when no queue runs.
+    /// The receive queue for a flow: the one on which the guest last sent it (`wanted`), else by its hash; `None` when
+    /// no queue runs.
     #[inline]
-    pub fn queue(&self, hash: u32) -> Option<(u16, &ToGuestQueue)> {
+    pub fn queue(&self, wanted: u8, hash: u32) -> Option<(u16, &ToGuestQueue)> {
         let running = self.running.load(Ordering::Relaxed);
         if running == 0 {
             return None;
@@ -83,6 +85,8 @@ impl VhostOutput {
         // Nearly every guest runs one queue.
         let pair = if running & (running - 1) == 0 {
             running.trailing_zeros()
+        } else if running.checked_shr(u32::from(wanted)).is_some_and(|bits| bits & 1 != 0) {
+            u32::from(wanted)
         } else {
             nth_set_bit(running, hash % running.count_ones())
         };
@@ -105,6 +109,8 @@ fn nth_set_bit(mut bits: u64, n: u32) -> u32 {
 pub struct Plane {
     /// Networks, ports, addresses.
     pub tables: Tables,
+    /// Who may talk to whom.
+    pub policy: Arc<Table>,
     /// By [`PortId`].
     pub outputs: Vec<Option<Arc<Output>>>,
     /// By worker.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use hostweave_policy::model::Endpoint;
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortCounters, PortTotals};
 use hostweave_switch::tables::{Network, NetworkId, Port, PortId, PortKind, ROUTER_LINK_LOCAL};
@@ -19,6 +20,9 @@ use super::spec::{AttachmentStatus, BackendSpec, FabricConfig, FabricEvent, Port
 /// Seconds for which DHCP leases an address; the address itself stays with the port for life.
 const LEASE_S: u32 = 86_400;
 
+/// Connections that the host's own services may begin in one network.
+const INTERNAL_FLOWS_MAX: u32 = 65_536;
+
 /// One port at run time.
 pub struct PortRuntime {
     port: Arc<Port>,
@@ -33,6 +37,8 @@ pub struct PortRuntime {
     serial: u32,
     /// Why the last attempt to attach failed.
     failure: Option<String>,
+    /// What policy sees of it; the same as long as nothing of it changes.
+    endpoint: Option<Arc<Endpoint>>,
 }
 
 impl PortRuntime {
@@ -48,6 +54,7 @@ impl PortRuntime {
             gate: Gate::default(),
             serial: 0,
             failure: None,
+            endpoint: None,
         }
     }
 
@@ -79,6 +86,7 @@ impl PortRuntime {
             gate: Gate::default(),
             serial: 1,
             failure: None,
+            endpoint: None,
         };
         runtime.set_network(network);
         runtime
@@ -130,7 +138,22 @@ impl PortRuntime {
         if self.spec.as_ref() != Some(spec) {
             self.port = Arc::new(port_of(self.port.id, self.port.network, spec, Arc::clone(&self.port.counters)));
             self.spec = Some(spec.clone());
+            self.endpoint = None;
         }
+    }
+
+    /// What policy sees of it.
+    pub fn endpoint(&mut self) -> Arc<Endpoint> {
+        let make = || match &self.spec {
+            Some(spec) => Arc::new(super::connections::endpoint(&self.port, spec)),
+            None => unreachable!("internal ports are no endpoints"),
+        };
+        Arc::clone(self.endpoint.get_or_insert_with(make))
+    }
+
+    /// Connections that it may begin.
+    pub fn flows_max(&self) -> u32 {
+        self.spec.as_ref().map_or(INTERNAL_FLOWS_MAX, |spec| spec.flows_max)
     }
 
     /// Whether it waits for another attempt to attach.

@@ -12,14 +12,15 @@ use hostweave_policy::model::{
     ClusterNetworkPolicy, DefaultPolicy, Infrastructure, Labels, NamedPort, Namespace, NetworkPolicy,
 };
 use hostweave_switch::MacAddr;
+pub use hostweave_switch::connection::Timeouts;
 use hostweave_switch::tables::Network;
 use uuid::Uuid;
 
 /// Connections that a host has room for, where nothing is written.
-pub const CONNECTIONS_MAX_DEFAULT: u32 = 1 << 20;
+pub const CONNECTIONS_MAX_DEFAULT: u32 = 1 << 18;
 
 /// Connections that a port may have opened at a time, where nothing is written.
-pub const FLOWS_MAX_DEFAULT: u32 = 1 << 18;
+pub const FLOWS_MAX_DEFAULT: u32 = 1 << 16;
 
 /// How the packet path is laid out. Fixed for the life of the process.
 #[derive(Clone, Debug)]
@@ -30,6 +31,8 @@ pub struct FabricConfig {
     pub runtime_dir: PathBuf,
     /// Executable for `attach-netns`; normally `/proc/self/exe`.
     pub helper: PathBuf,
+    /// Connections that the host has room for.
+    pub connections_max: u32,
 }
 
 /// Everything that is to exist.
@@ -45,8 +48,6 @@ pub struct Desired {
     pub established: Established,
     /// What the host answers itself, before policy.
     pub local: LocalServices,
-    /// Connections that the host has room for.
-    pub connections_max: u32,
     /// When an idle connection is forgotten.
     pub timeouts: Timeouts,
 }
@@ -59,7 +60,6 @@ impl Default for Desired {
             policy: PolicySpec::default(),
             established: Established::default(),
             local: LocalServices::default(),
-            connections_max: CONNECTIONS_MAX_DEFAULT,
             timeouts: Timeouts::default(),
         }
     }
@@ -105,51 +105,6 @@ pub struct LocalServices {
 impl Default for LocalServices {
     fn default() -> Self {
         Self { dhcp: true, ra: true, ping: true }
-    }
-}
-
-/// When a connection without packets is forgotten, in seconds, each at least 1.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Timeouts {
-    /// TCP with both directions open.
-    pub tcp_established_s: u32,
-    /// TCP before the handshake is complete.
-    pub tcp_opening_s: u32,
-    /// TCP after the first FIN.
-    pub tcp_closing_s: u32,
-    /// TCP after both FINs.
-    pub tcp_time_wait_s: u32,
-    /// TCP after a RST.
-    pub tcp_closed_s: u32,
-    /// UDP that was not answered.
-    pub udp_unreplied_s: u32,
-    /// UDP in both directions.
-    pub udp_stream_s: u32,
-    /// ICMP and ICMPv6 echo.
-    pub icmp_s: u32,
-    /// SCTP.
-    pub sctp_s: u32,
-    /// Any other IP protocol.
-    pub other_s: u32,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            // RFC 5382 REQ-5: 2 h 4 min at least.
-            tcp_established_s: 7440,
-            tcp_opening_s: 60,
-            // RFC 5382 REQ-5: 4 min at least.
-            tcp_closing_s: 240,
-            tcp_time_wait_s: 60,
-            tcp_closed_s: 10,
-            // SEMANTICS CT12.
-            udp_unreplied_s: 30,
-            udp_stream_s: 180,
-            icmp_s: 30,
-            sctp_s: 210,
-            other_s: 600,
-        }
     }
 }
 

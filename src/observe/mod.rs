@@ -2,5 +2,7 @@
 //! ever asked by the packet path.
 
 pub mod events;
+pub mod flow_event;
 pub mod metrics;
+pub mod recorder;
 pub mod time;

@@ -101,7 +101,7 @@ impl<'p> Delivery<'p> {
     }
 
     fn vhost(&mut self, output: &'p VhostOutput, packet: &Packet, arena: &[Segment], to: PortId) -> Outcome {
-        let Some((pair, queue)) = output.queue(packet.meta.hash) else {
+        let Some((pair, queue)) = output.queue(packet.meta.queue, packet.meta.hash) else {
             return Outcome::Dropped(DropReason::PortNotRunning);
         };
         let found = self.open.iter().position(|open| open.port == to && open.pair == pair);

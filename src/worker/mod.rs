@@ -11,6 +11,8 @@
 //!
 //! The loop reads the clock once. It never allocates, blocks, or waits for a lock on behalf of a packet.
 
+mod burst;
+pub mod clock;
 pub mod delivery;
 pub mod pace;
 mod sources;
@@ -22,24 +24,32 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
 use crossbeam_queue::ArrayQueue;
-use hostweave_switch::icmp_error::{self, ErrorKind};
-use hostweave_switch::packet::{Burst, Meta, Offload, Packet};
-use hostweave_switch::payload::Segment;
-use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{Network, PortId};
+use hostweave_switch::connection::{Connections, FreeRecords};
+use hostweave_switch::flow::{FlowCache, NO_QUEUE};
+use hostweave_switch::fragment::{Fragments, QueuedFrame};
+use hostweave_switch::limits::BURST;
+use hostweave_switch::packet::{Burst, Meta};
+use hostweave_switch::stage::DropReason;
+use hostweave_switch::tables::PortId;
 use hostweave_switch::wire::frame::FRAME_LEN_MAX;
 use hostweave_uplink::tap::Tap;
 use hostweave_uplink::uring::{Event, Frame, Uring};
 use hostweave_vhost::FromGuestQueue;
 
-use crate::datapath;
+use crate::datapath::Lookup;
 use crate::fabric::mailbox::{Mailbox, Message};
 use crate::fabric::plane::{Plane, Source, SourceKey};
+use crate::observe::flow_event::FlowEvent;
 use crate::services::{ALL_NODES, LocalNote, MULTICAST_ALL_NODES, router_advertisement};
+use burst::keep;
+use clock::Clock;
 use delivery::{Delivery, Outcome, counters};
 use pace::Pace;
 use sources::Sources;
 use stash::{Retry, Stash};
+
+/// Events for the flow log that a worker may leave before control looks; more are lost and counted.
+pub const FLOWS_MAX: usize = 8_192;
 
 /// Notes that a worker may leave for control before it looks; more are lost and counted.
 pub const NOTES_MAX: usize = 4_096;
@@ -68,6 +78,8 @@ pub struct WorkerStats {
     pub sleeps: AtomicU64,
     /// Notes for control that found no room.
     pub notes_lost: AtomicU64,
+    /// Events for the flow log that found no room, or were more than their port may cause.
+    pub flows_lost: AtomicU64,
 }
 
 /// What a worker shares with control.
@@ -76,6 +88,14 @@ pub struct Shared {
     pub index: usize,
     /// The published plane.
     pub plane: Arc<ArcSwap<Plane>>,
+    /// The connections of all workers.
+    pub connections: Arc<Connections>,
+    /// Fragments of all workers.
+    pub fragments: Arc<Fragments>,
+    /// Seconds of the monotonic clock.
+    pub clock: Clock,
+    /// What happened to connections, for the flow log.
+    pub flows: ArrayQueue<FlowEvent>,
     /// Orders.
     pub mailbox: Mailbox,
     /// News.
@@ -87,6 +107,17 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Leaves an event for the flow log; one that finds no room is counted.
+    pub fn log(&self, event: FlowEvent) {
+        let first = self.flows.is_empty();
+        if self.flows.push(event).is_err() {
+            add(&self.stats.flows_lost, 1);
+        }
+        if first {
+            self.listener.unpark();
+        }
+    }
+
     /// Leaves a note and wakes the listener.
     pub fn note(&self, note: Note) {
         if self.notes.push(note).is_err() {
@@ -106,8 +137,18 @@ pub struct Worker {
 
 impl Worker {
     /// A worker that runs on the calling thread, which must be the one that made `uring`.
-    pub fn new(shared: Arc<Shared>, uring: Uring) -> Self {
-        let path = Path { shared, uring, burst: Burst::new(), stash: Stash::new(), pace: Pace::default() };
+    pub fn new(shared: Arc<Shared>, uring: Uring, cache: FlowCache) -> Self {
+        let path = Path {
+            shared,
+            uring,
+            cache,
+            burst: Burst::new(),
+            lookups: vec![Lookup::default(); BURST].into(),
+            free: FreeRecords::new(),
+            released: Vec::new(),
+            stash: Stash::new(),
+            pace: Pace::default(),
+        };
         Self { path, sources: Sources::default(), messages: Vec::new(), events: Vec::new() }
     }
 
@@ -152,6 +193,12 @@ impl Worker {
         }
         if !self.path.stash.is_empty() {
             self.path.retry_stash(plane, now);
+        }
+        if !self.path.released.is_empty() {
+            self.path.release(plane, now);
+        }
+        if !self.path.shared.fragments.is_idle() {
+            self.path.expire_fragments(plane, now);
         }
         self.path.uring.submit();
         packets
@@ -217,6 +264,11 @@ struct Path {
     shared: Arc<Shared>,
     uring: Uring,
     burst: Burst,
+    lookups: Box<[Lookup]>,
+    cache: FlowCache,
+    free: FreeRecords,
+    /// Fragments whose first one came with the burst that is under way.
+    released: Vec<QueuedFrame>,
     stash: Stash,
     pace: Pace,
 }
@@ -248,13 +300,13 @@ impl Path {
     fn serve(&mut self, plane: &Plane, key: SourceKey, source: &Source, tell: bool, now: Instant) -> usize {
         match source {
             Source::Vhost(attachment, pair) => match attachment.queues().get(*pair) {
-                Some(pair) => self.serve_guest(plane, key.port, &pair.from_guest, tell, now),
+                Some(pair) => self.serve_guest(plane, key, &pair.from_guest, tell, now),
                 None => 0,
             },
             Source::Internal(internal) => {
                 let frames = internal.take(&mut self.burst);
                 if frames > 0 {
-                    self.run_burst(plane, key.port, now);
+                    self.run_burst(plane, key.port, NO_QUEUE, now);
                     self.burst.clear();
                     internal.release();
                 }
@@ -267,7 +319,15 @@ impl Path {
     /// `rx` from a guest. The ring stays claimed until the burst was delivered: payloads are copied straight from
     /// the guest's memory, which nobody can take away meanwhile.
     #[inline]
-    fn serve_guest(&mut self, plane: &Plane, port: PortId, queue: &FromGuestQueue, tell: bool, now: Instant) -> usize {
+    fn serve_guest(
+        &mut self,
+        plane: &Plane,
+        key: SourceKey,
+        queue: &FromGuestQueue,
+        tell: bool,
+        now: Instant,
+    ) -> usize {
+        let port = key.port;
         let Some(mut ring) = queue.try_claim() else { return 0 };
         if tell {
             ring.disable_notifications();
@@ -283,7 +343,8 @@ impl Path {
             }
         });
         if !self.burst.is_empty() {
-            self.run_burst(plane, port, now);
+            // At most 16 queue pairs.
+            self.run_burst(plane, port, key.pair as u8, now);
         }
         let frames = self.burst.len() + dropped;
         self.burst.clear();
@@ -304,69 +365,9 @@ impl Path {
             count.dropped.add(reason, 1);
         }
         if !self.burst.is_empty() {
-            self.run_burst(plane, port, now);
+            self.run_burst(plane, port, NO_QUEUE, now);
             self.burst.clear();
         }
-    }
-
-    /// Takes the packets in the burst, all from `port`, through the pipeline and into their destinations.
-    fn run_burst(&mut self, plane: &Plane, port: PortId, now: Instant) {
-        let Some(input) = plane.tables.port(port) else { return };
-        let (Some(network), Some(count)) = (plane.tables.network(input.network), input.counters.get(self.shared.index))
-        else {
-            return;
-        };
-        let mut out = Delivery::new(plane, self.shared.index, self.burst.len());
-        let (mut forwarded, mut replied, mut octets) = (0, 0, 0);
-        for index in 0..self.burst.len() {
-            let (packet, arena) = self.burst.packet_mut(index);
-            octets += packet.len() as u64;
-            let mut note = None;
-            let verdict = datapath::process(&plane.tables, input, network, packet, arena, &mut note);
-            if let Some(note) = note {
-                match self.pace.note(port, now) {
-                    true => self.shared.note(Note::Local(port, note)),
-                    false => add(&self.shared.stats.notes_lost, 1),
-                }
-            }
-            let to = match verdict {
-                Verdict::Forward => {
-                    forwarded += 1;
-                    packet.meta.out_port
-                }
-                Verdict::Reply if self.pace.local(port, now) => {
-                    replied += 1;
-                    port
-                }
-                Verdict::Reply => {
-                    count.dropped.add(DropReason::LocalRateLimited, 1);
-                    continue;
-                }
-                Verdict::Drop(reason) => {
-                    count.dropped.add(reason, 1);
-                    if !error_reply(packet, arena, network, reason) || !self.pace.icmp_error(port, now) {
-                        continue;
-                    }
-                    count.originated.add(1);
-                    port
-                }
-                Verdict::Continue => {
-                    count.dropped.add(DropReason::Internal, 1);
-                    continue;
-                }
-            };
-            // Behind a packet that waits for the same port, or its flow would be out of order.
-            let behind = !self.stash.is_empty() && self.stash.holds(to);
-            if behind || matches!(out.deliver(&mut self.uring, packet, arena, to), Outcome::Busy) {
-                keep(&mut self.stash, plane, self.shared.index, packet, arena, to, now);
-            }
-        }
-        out.finish(&mut self.uring);
-        count.received.add(self.burst.len() as u64);
-        count.received_bytes.add(octets);
-        count.forwarded.add(forwarded);
-        count.replied.add(replied);
-        count.bursts.add(1);
     }
 
     /// Sends a router advertisement that nobody asked for, so that the lifetimes of the last one never run out.
@@ -411,35 +412,6 @@ impl Path {
             },
         );
         out.finish(&mut self.uring);
-    }
-}
-
-/// Puts a copy of a packet aside whose destination is busy.
-#[cold]
-fn keep(stash: &mut Stash, plane: &Plane, worker: usize, packet: &Packet, arena: &[Segment], to: PortId, now: Instant) {
-    let Some(counters) = counters(plane, to, worker) else { return };
-    if stash.push(packet, arena, to, now) {
-        counters.tx_queued.add(1);
-    } else {
-        counters.tx_dropped.add(DropReason::GuestRingBusy, 1);
-    }
-}
-
-/// Turns a dropped packet into the ICMP error that its sender must hear of, if any.
-#[cold]
-fn error_reply(packet: &mut Packet, arena: &mut [Segment], network: &Network, reason: DropReason) -> bool {
-    let Some(kind) = icmp_error_for(reason) else { return false };
-    packet.meta.offload = Offload::default();
-    icmp_error::icmp_error(packet, arena, network, kind)
-}
-
-/// Which ICMP error a drop is answered with, if any.
-fn icmp_error_for(reason: DropReason) -> Option<ErrorKind> {
-    match reason {
-        DropReason::TtlExceeded => Some(ErrorKind::TimeExceeded),
-        DropReason::NoRoute => Some(ErrorKind::NoRoute),
-        DropReason::MtuExceeded => Some(ErrorKind::TooBig),
-        _ => None,
     }
 }
 

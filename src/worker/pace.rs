@@ -20,6 +20,12 @@ const NOTES_PER_S: u32 = 8;
 /// Burst of notes: a guest that boots leases two addresses and forms a few.
 const NOTES_BURST: u32 = 32;
 
+/// Events for the flow log that a port may cause, per second and worker: a flood of new connections or drops must not drown
+/// what others do. Each new connection is one.
+const FLOW_EVENTS_PER_S: u32 = 1_000;
+/// Burst of events.
+const FLOW_EVENTS_BURST: u32 = 2_000;
+
 /// Tokens, refilled with time.
 #[derive(Clone, Copy)]
 struct Bucket {
@@ -48,6 +54,7 @@ struct Buckets {
     local: Bucket,
     icmp_errors: Bucket,
     notes: Bucket,
+    flow_events: Bucket,
 }
 
 /// The buckets of every port, as one worker sees them.
@@ -81,6 +88,13 @@ impl Pace {
         self.buckets(port, now).is_some_and(|buckets| buckets.notes.take(now, NOTES_PER_S, NOTES_BURST))
     }
 
+    /// Whether the flow log may hear of another thing that happened to packets of this port.
+    #[cold]
+    pub fn flow_event(&mut self, port: PortId, now: Instant) -> bool {
+        let buckets = self.buckets(port, now);
+        buckets.is_some_and(|buckets| buckets.flow_events.take(now, FLOW_EVENTS_PER_S, FLOW_EVENTS_BURST))
+    }
+
     fn buckets(&mut self, port: PortId, now: Instant) -> Option<&mut Buckets> {
         let full = |tokens| Bucket { tokens, at: now };
         let slot = self.ports.get_mut(port.0 as usize)?;
@@ -88,6 +102,7 @@ impl Pace {
             local: full(LOCAL_BURST),
             icmp_errors: full(ICMP_ERRORS_BURST),
             notes: full(NOTES_BURST),
+            flow_events: full(FLOW_EVENTS_BURST),
         }))
     }
 }

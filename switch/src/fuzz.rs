@@ -214,9 +214,13 @@ fn stages(tables: &Tables, packet: &mut Packet, arena: &mut [Segment]) -> Verdic
         end => return end,
     }
     let before = frame_of(packet, arena);
-    match route::route(tables, in_port.network, packet) {
-        Verdict::Forward => {}
-        Verdict::Drop(reason) => {
+    let routed = route::route(tables, in_port.network, packet).and_then(|out| {
+        let port = tables.port(out).expect("the route leads to a port");
+        route::may_go_on(network, packet, port).map(|()| out)
+    });
+    match routed {
+        Ok(out) => packet.meta.out_port = out,
+        Err(reason) => {
             let kind = match reason {
                 DropReason::TtlExceeded => ErrorKind::TimeExceeded,
                 DropReason::MtuExceeded => ErrorKind::TooBig,
@@ -229,7 +233,6 @@ fn stages(tables: &Tables, packet: &mut Packet, arena: &mut [Segment]) -> Verdic
             }
             return Verdict::Drop(reason);
         }
-        other => panic!("route said {other:?}"),
     }
     let out = tables.port(packet.meta.out_port).expect("the route leads to a port");
     assert_eq!(out.network, in_port.network, "no packet leaves its network");

@@ -2,7 +2,10 @@
 //! tables themselves. It knows no other crate of ours (ARCHITECTURE.md, "dependency star").
 #![deny(unsafe_code)]
 
+pub mod connection;
 pub mod counters;
+pub mod flow;
+pub mod fragment;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod guard;
@@ -14,10 +17,15 @@ pub mod packet;
 pub mod parse;
 #[allow(unsafe_code, reason = "segments point into memory that somebody else may write")]
 pub mod payload;
+#[allow(unsafe_code, reason = "prefetch instructions")]
+pub mod prefetch;
 pub mod rewrite;
 pub mod route;
+#[allow(unsafe_code, reason = "mappings that outlive the process")]
+pub mod shared;
 pub mod stage;
 pub mod tables;
+pub mod tcp_track;
 #[cfg(test)]
 mod testing;
 pub mod wire;

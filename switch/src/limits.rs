@@ -32,8 +32,30 @@ pub const GSO_SIZE_MIN: usize = 48;
 /// IPv6 extension headers that `parse` walks (SEMANTICS CT9).
 pub const IPV6_EXTENSION_HEADERS_MAX: usize = 8;
 
+/// How long a fragment is remembered or waits, in milliseconds from the first of its datagram that came (SEMANTICS CT6).
+pub const FRAGMENT_LIFETIME_MS: u64 = 2_000;
+
+/// Datagrams of one port, and of the host, of which fragments are remembered.
+pub const FRAGMENT_DATAGRAMS_PER_PORT_MAX: usize = 128;
+/// See [`FRAGMENT_DATAGRAMS_PER_PORT_MAX`].
+pub const FRAGMENT_DATAGRAMS_MAX: usize = 16_384;
+
+/// Fragments of one datagram: 64 KiB in pieces for a link with an MTU of 576 octets (RFC 791) are 119.
+pub const FRAGMENTS_PER_DATAGRAM_MAX: usize = 128;
+
+/// Fragments of one port that wait for the first of their datagram (SEMANTICS CT7), and their octets.
+pub const FRAGMENTS_QUEUED_PER_PORT_MAX: usize = 256;
+/// See [`FRAGMENTS_QUEUED_PER_PORT_MAX`].
+pub const FRAGMENT_OCTETS_PER_PORT_MAX: usize = 256 * 1024;
+
+/// Octets of all fragments of the host that wait.
+pub const FRAGMENT_OCTETS_MAX: usize = 64 * 1024 * 1024;
+
 /// Ports of one host. A `PortId` is smaller.
 pub const PORTS_MAX: usize = 16_384;
+
+/// Connections of one host that a table may have room for.
+pub const CONNECTIONS_MAX: u32 = 1 << 26;
 
 /// Networks of one host.
 pub const NETWORKS_MAX: usize = 4_096;
@@ -51,3 +73,8 @@ pub const MTU_MAX: u16 = 65_520;
 
 const _: () = assert!(HEADROOM + HEAD_MAX < HEAD_CAPACITY);
 const _: () = assert!(HEAD_FIRST + 12 == 128);
+// A port may have one whole datagram wait, and no port may use up the host's share.
+const _: () = assert!(2 * FRAME_MAX < FRAGMENT_OCTETS_PER_PORT_MAX);
+const _: () = assert!(FRAGMENTS_PER_DATAGRAM_MAX <= FRAGMENTS_QUEUED_PER_PORT_MAX);
+const _: () = assert!(64 * FRAGMENT_DATAGRAMS_PER_PORT_MAX <= FRAGMENT_DATAGRAMS_MAX);
+const _: () = assert!(64 * FRAGMENT_OCTETS_PER_PORT_MAX <= FRAGMENT_OCTETS_MAX);

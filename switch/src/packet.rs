@@ -111,6 +111,8 @@ pub struct Meta {
     pub l3_len: u32,
     /// Symmetric hash of the flow, for the choice of a receive queue.
     pub hash: u32,
+    /// Receive queue that the destination uses for this flow, [`crate::flow::NO_QUEUE`] while it has not sent.
+    pub queue: u8,
 }
 
 const _: () = assert!(size_of::<Meta>() <= 64);
@@ -130,6 +132,7 @@ impl Default for Meta {
             fragment: false,
             l3_len: 0,
             hash: 0,
+            queue: crate::flow::NO_QUEUE,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Where to? One exact lookup of (network, destination) in the address table (RFC 1812 §5.2.4: what a router does with a
-//! destination), then TTL and MTU.
+//! destination), for the first packet of a connection; TTL and MTU, for every packet.
 //!
 //! Every local destination is a host route, and the gateway's addresses belong to the network's internal port, so a
 //! hit needs no look at address classes; they only say why a miss ends.
@@ -7,53 +7,58 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::packet::{L3, Packet};
-use crate::stage::{DropReason, Verdict};
-use crate::tables::{AddressKey, Network, NetworkId, ROUTER_LINK_LOCAL, Tables};
-use crate::wire::ethernet::{self, Ethernet};
+use crate::stage::DropReason;
+use crate::tables::{AddressKey, Network, NetworkId, Port, PortId, PortKind, ROUTER_LINK_LOCAL, Tables};
+use crate::wire::ethernet;
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
 use crate::wire::{icmpv6, proto};
 
-/// Finds the port of a packet from `network`. `Forward` with `meta.out_port` set, or `Drop`.
+/// Finds the port of a packet from `network`.
+///
+/// # Errors
+/// No port owns the destination, or it may not be forwarded to one.
 #[inline]
-pub fn route(tables: &Tables, network: NetworkId, packet: &mut Packet) -> Verdict {
-    match decide(tables, network, packet) {
-        Ok(()) => Verdict::Forward,
-        Err(reason) => Verdict::Drop(reason),
-    }
+pub fn route(tables: &Tables, network: NetworkId, packet: &Packet) -> Result<PortId, DropReason> {
+    let key = match destination(packet) {
+        Some(IpAddr::V4(dst)) => AddressKey::v4(network, dst),
+        Some(IpAddr::V6(dst)) => AddressKey::v6(network, dst),
+        // `local` ends all ARP; of a port that it does not serve, nothing is left to do.
+        None if packet.meta.l3 == L3::Arp => return Err(DropReason::NeighborNoAnswer),
+        None => return Err(DropReason::Internal),
+    };
+    let Some(out_port) = tables.owner(key) else {
+        let network = tables.network(network).ok_or(DropReason::Internal)?;
+        return Err(unowned(network, packet));
+    };
+    Ok(out_port)
 }
 
+/// Whether a packet may go on to `out`: link address, TTL and MTU, for each packet anew.
+///
+/// # Errors
+/// `MulticastNotForwarded`, `TtlExceeded` or `MtuExceeded`.
 #[inline]
-fn decide(tables: &Tables, id: NetworkId, packet: &mut Packet) -> Result<(), DropReason> {
-    let network = tables.network(id).ok_or(DropReason::Internal)?;
-    let octets = packet.head().get(ethernet::HEADER_LEN..).ok_or(DropReason::Internal)?;
-    let (key, ttl) = match packet.meta.l3 {
-        L3::V4 => {
-            let header = Ipv4::new_checked(octets).ok_or(DropReason::Internal)?;
-            (AddressKey::v4(id, header.dst()), header.ttl())
-        }
-        L3::V6 => {
-            let header = Ipv6::new_checked(octets).ok_or(DropReason::Internal)?;
-            (AddressKey::v6(id, header.dst()), header.hop_limit())
-        }
-        // `local` ends all ARP; of a port that it does not serve, nothing is left to do.
-        L3::Arp => return Err(DropReason::NeighborNoAnswer),
-        L3::None => return Err(DropReason::Internal),
-    };
-    let Some(out_port) = tables.owner(key) else { return Err(unowned(network, packet)) };
+pub fn may_go_on(network: &Network, packet: &Packet, out: &Port) -> Result<(), DropReason> {
+    const TTL_V4: usize = ethernet::HEADER_LEN + 8;
+    const HOP_LIMIT_V6: usize = ethernet::HEADER_LEN + 7;
+    /// Bit of the first octet of a MAC address.
+    const GROUP: u8 = 1;
+    let at = if packet.meta.l3 == L3::V4 { TTL_V4 } else { HOP_LIMIT_V6 };
+    let head = packet.head();
+    let (Some(&ttl), Some(&first)) = (head.get(at), head.first()) else { return Err(DropReason::Internal) };
     // RFC 1122 §3.3.6, RFC 1812 §5.3.4: a packet to a group of the link may not be forwarded to one host.
-    if Ethernet::new_checked(packet.head()).is_none_or(|header| header.dst().is_multicast()) {
+    if first & GROUP != 0 {
         return Err(DropReason::MulticastNotForwarded);
     }
     // RFC 1812 §5.3.1: "a router MUST NOT ... discard a packet just because it has a TTL of zero or one, if it has
     // otherwise determined that the router is the packet's destination".
-    if ttl <= 1 && out_port != network.internal {
+    if ttl <= 1 && out.kind != PortKind::Internal {
         return Err(DropReason::TtlExceeded);
     }
     if widest(packet) > u32::from(network.mtu) {
         return Err(DropReason::MtuExceeded);
     }
-    packet.meta.out_port = out_port;
     Ok(())
 }
 
@@ -140,18 +145,16 @@ mod tests {
     use crate::fuzz::{GATEWAY_V4, GATEWAY_V6, GUEST_A, GUEST_B, INTERNAL, NETWORK, tables, v4, v6};
     use crate::packet::{Offload, virtio_net};
     use crate::parse::parse;
-    use crate::tables::PortId;
+    use crate::stage::Verdict;
     use crate::testing::{self, ipv4_frame, ipv6_frame, udp};
 
     fn routed(frame: &[u8], offload: Offload) -> Result<PortId, DropReason> {
         testing::with(frame, |packet, arena| {
             packet.meta.offload = offload;
             assert_eq!(parse(packet, arena), Verdict::Continue);
-            match route(&tables(), NETWORK, packet) {
-                Verdict::Forward => Ok(packet.meta.out_port),
-                Verdict::Drop(reason) => Err(reason),
-                other => panic!("{other:?}"),
-            }
+            let tables = tables();
+            let out = route(&tables, NETWORK, packet)?;
+            may_go_on(tables.network(NETWORK).unwrap(), packet, tables.port(out).unwrap()).map(|()| out)
         })
     }
 

@@ -10,12 +10,15 @@ pub enum Verdict {
     Reply,
     /// `meta.out_port` says where; rewrite and transmit.
     Forward,
+    /// A copy of it waits in a bounded buffer: a fragment before its first.
+    Queued,
     /// The packet ends here.
     Drop(DropReason),
 }
 
 /// The stages in the order packets meet them. `trace` prints these names, ARCHITECTURE.md draws them; a test compares.
-pub const STAGES: [&str; 7] = ["rx", "parse", "guard", "local", "route", "rewrite", "tx"];
+pub const STAGES: [&str; 12] =
+    ["rx", "parse", "guard", "local", "flow", "conn", "egress", "route", "ingress", "commit", "rewrite", "tx"];
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
@@ -124,6 +127,28 @@ drop_reasons! {
     DeviceQueueFull = "device_queue_full",
     /// The TAP device refused the frame (device down, or gone).
     DeviceError = "device_error",
+    /// A TCP segment that is not a SYN and belongs to no connection.
+    NoConnection = "no_connection",
+    /// A TCP segment outside the windows that both sides of its connection have shown (RFC 9293 §3.4, RFC 5961).
+    TcpOutOfWindow = "tcp_out_of_window",
+    /// A TCP segment that no TCP sends: impossible flags, or a handshake out of order.
+    TcpInvalid = "tcp_invalid",
+    /// The port has as many connections as it may have.
+    ConnectionQuota = "connection_quota",
+    /// The host's table of connections is full.
+    ConnectionTableFull = "connection_table_full",
+    /// A policy, or the host's default, denies it; `observe` and `trace` say which rule.
+    PolicyDenied = "policy_denied",
+    /// The port's policy is not compiled yet.
+    PolicyPending = "policy_pending",
+    /// An ICMP error about no connection of the port that it goes to.
+    IcmpUnrelated = "icmp_unrelated",
+    /// A fragment of a datagram whose fragments overlap or contradict each other, or a second copy of one (RFC 5722).
+    FragmentOverlap = "fragment_overlap",
+    /// A fragment beyond what the port may have remembered or queued: datagrams, fragments or octets.
+    FragmentQueueFull = "fragment_queue_full",
+    /// A fragment that waited for the first fragment of its datagram, which did not come in time.
+    FragmentTimeout = "fragment_timeout",
     /// Something in the switch is wrong; the packet is dropped to be safe.
     Internal = "internal",
 }

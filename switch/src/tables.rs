@@ -11,6 +11,7 @@ use hashbrown::HashMap;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::MacAddr;
+use crate::connection::Timeouts;
 use crate::counters::PortCounters;
 
 /// Index of a port in [`Tables::ports`], below [`crate::limits::PORTS_MAX`]. Reused after a port is deleted.
@@ -100,6 +101,15 @@ pub struct Port {
 }
 
 impl Port {
+    /// Whether an address, IPv4-mapped for IPv4, is one of its own.
+    pub fn owns(&self, address: u128) -> bool {
+        let address = Ipv6Addr::from(address);
+        match address.to_ipv4_mapped() {
+            Some(v4) => self.v4.contains(&v4),
+            None => self.v6.contains(&address),
+        }
+    }
+
     /// The link-local address that the guest's MAC implies (RFC 4291 §2.5.6).
     pub fn link_local(&self) -> Ipv6Addr {
         link_local(self.mac)
@@ -163,6 +173,12 @@ pub struct Tables {
     pub ports: Vec<Option<Arc<Port>>>,
     /// Host routes.
     pub addresses: AddressTable,
+    /// By [`NetworkId`]: changes whenever a decision about a packet of that network may come out differently. Never zero.
+    pub epochs: Vec<u32>,
+    /// How long connections live.
+    pub timeouts: Timeouts,
+    /// Whether connections that policy does not allow any more go on (`HostConfig.spec.established: keep`).
+    pub keep_established: bool,
 }
 
 impl Tables {
@@ -176,6 +192,12 @@ impl Tables {
     #[inline]
     pub fn network(&self, id: NetworkId) -> Option<&Network> {
         self.networks.get(usize::from(id.0))?.as_deref()
+    }
+
+    /// Epoch of a network.
+    #[inline]
+    pub fn epoch(&self, id: NetworkId) -> u32 {
+        self.epochs.get(usize::from(id.0)).copied().unwrap_or(1)
     }
 
     /// Who owns an address in a network.

@@ -5,14 +5,22 @@ use std::cell::RefCell;
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
-use hostweave::datapath;
+use hostweave::connect::Flows;
+use hostweave::datapath::{self, Context, Lookup};
+use hostweave::observe::recorder::Unwatched;
+use hostweave_policy::compile::Compiler;
+use hostweave_policy::model::{Endpoint, Labels, World};
+use hostweave_policy::table::Table;
 use hostweave_switch::MacAddr;
+use hostweave_switch::connection::{Connections, FreeRecords, Options};
+use hostweave_switch::flow::{FlowCache, FlowKey};
 use hostweave_switch::limits::HEAD_FIRST;
 use hostweave_switch::packet::{Burst, Meta};
 use hostweave_switch::parse;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::Tables;
+use hostweave_switch::tables::{Port, PortKind, Tables};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -56,20 +64,78 @@ pub fn rpc(data: &[u8]) {
     hostweave::control::rpc::fuzz_rpc(data);
 }
 
-/// The whole packet path with the services that answer on the worker: ARP, ND, DHCP, echo.
+/// What the packet path works with, for one thread.
+struct Path {
+    burst: Burst,
+    tables: Tables,
+    policy: Arc<Table>,
+    cache: FlowCache,
+    connections: Connections,
+    free: FreeRecords,
+    now: u32,
+}
+
+impl Path {
+    fn new() -> Self {
+        let tables = hostweave_switch::fuzz::tables();
+        let endpoints = tables.ports.iter().flatten().filter(|port| port.kind != PortKind::Internal);
+        let endpoint = |port: &Arc<Port>| {
+            Arc::new(Endpoint {
+                id: port.id,
+                network: port.network,
+                namespace: "default".to_owned(),
+                name: port.name.clone(),
+                labels: Labels::new(),
+                named_ports: Vec::new(),
+            })
+        };
+        let world = World { endpoints: endpoints.map(endpoint).collect(), ..World::default() };
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        // The table keeps its own descriptor.
+        let options = Options { capacity: 1024, boot: 1, now: 0 };
+        let connections = Connections::open(file.path(), &options).expect("a table");
+        connections.make_available(1024);
+        connections.share((0..4).map(|port| (port, 256)));
+        Self {
+            burst: Burst::new(),
+            tables,
+            policy: Compiler::new().update(&world).table,
+            cache: FlowCache::new(1024).expect("a cache"),
+            connections,
+            free: FreeRecords::new(),
+            now: 1,
+        }
+    }
+}
+
+/// The whole packet path: the services that answer on the worker (ARP, ND, DHCP, echo), and connections with policy.
 pub fn local(data: &[u8]) {
     thread_local! {
-        static STATE: RefCell<(Burst, Tables)> = RefCell::new((Burst::new(), hostweave_switch::fuzz::tables()));
+        static STATE: RefCell<Path> = RefCell::new(Path::new());
     }
     let Some((id, offload, frame)) = hostweave_switch::fuzz::prepare(data) else { return };
-    STATE.with_borrow_mut(|(burst, tables)| {
+    STATE.with_borrow_mut(|Path { burst, tables, policy, cache, connections, free, now }| {
         let tables = &*tables;
         let port = tables.port(id).expect("a port of the tables");
         let network = tables.network(port.network).expect("a network of the tables");
         let meta = Meta { in_port: id, offload, ..Meta::default() };
+        // Now and then time passes, and connections end.
+        *now += u32::from(data.first().is_some_and(|octet| octet % 16 == 0));
+        let ctx = Context { tables, policy, port, network, epoch: 1, queue: 0, now: *now };
+        for shard in 0..Connections::shards() {
+            connections.expire(shard, &tables.timeouts, *now, 4, |_| ());
+        }
         let reply = burst.with_frame(meta, &frame, HEAD_FIRST, |packet, arena| {
             let mut note = None;
-            let verdict = datapath::process(tables, port, network, packet, arena, &mut note);
+            let mut verdict = datapath::classify(&ctx, packet, arena, &mut note, &mut Unwatched);
+            if verdict == Verdict::Continue
+                && let Some(key) = FlowKey::of(packet, id.0 as u16)
+            {
+                let lookup = Lookup { key, hash: connections.keys().hash(&key, network.vni) };
+                let mut flows = Flows { cache, connections, free, denied: None, opened: None };
+                verdict = datapath::forward(&ctx, &mut flows, &lookup, packet, arena, &mut Unwatched);
+                assert_ne!(verdict, Verdict::Drop(DropReason::PolicyDenied), "nothing is isolated");
+            }
             assert_ne!(verdict, Verdict::Drop(DropReason::Internal));
             if verdict != Verdict::Reply {
                 return None;

@@ -6,9 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use hostweave::fabric::Fabric;
-use hostweave::fabric::spec::{
-    BackendSpec, Desired, FLOWS_MAX_DEFAULT, FabricConfig, FabricEvent, PortSpec, PortStatus, SocketMode,
-};
+use hostweave::fabric::spec::{BackendSpec, Desired, FabricConfig, FabricEvent, PortSpec, PortStatus, SocketMode};
 use hostweave_guest::frames::Path;
 use hostweave_guest::{Guest, GuestBuilder};
 use hostweave_policy::model::Labels;
@@ -119,7 +117,7 @@ impl Host {
             },
             labels: Labels::new(),
             named_ports: Vec::new(),
-            flows_max: FLOWS_MAX_DEFAULT,
+            flows_max: 65_536,
         }
     }
 
@@ -217,6 +215,7 @@ fn start_fabric(
         workers: vec![None; workers],
         runtime_dir: dir.to_owned(),
         helper: PathBuf::from(env!("CARGO_BIN_EXE_hostweave")),
+        connections_max: 65_536,
     };
     runtime.block_on(async { Fabric::start(config).unwrap() })
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use hostweave_policy::model::{self, DefaultPolicy};
-use hostweave_switch::limits::WORKERS_MAX;
+use hostweave_switch::limits::{CONNECTIONS_MAX, WORKERS_MAX};
 
 use super::{Account, absolute_path, account, queues, range};
 use crate::config::names;
@@ -15,9 +15,6 @@ use crate::fabric::spec::{CONNECTIONS_MAX_DEFAULT, Established, FLOWS_MAX_DEFAUL
 
 /// CPUs are numbered below this (`CPU_SETSIZE` of Linux).
 const CPUS_MAX: u32 = 1024;
-
-/// Connections that a host can be told to have room for, and a port to open.
-pub(super) const FLOWS_MAX: u32 = 1 << 27;
 
 /// The least that `connections.max` can be.
 const CONNECTIONS_MIN: u32 = 1024;
@@ -141,7 +138,7 @@ impl HostConfig {
             host.defaults.queues = queues(defaults.queues, &path.key("queues"), problems).unwrap_or(1);
             host.defaults.group = defaults.group.as_ref().map(|group| account(group, &path.key("group"), problems));
             host.defaults.flows_max =
-                range(defaults.flows, 1, FLOWS_MAX, &path.key("flows"), problems).unwrap_or(FLOWS_MAX_DEFAULT);
+                range(defaults.flows, 1, CONNECTIONS_MAX, &path.key("flows"), problems).unwrap_or(FLOWS_MAX_DEFAULT);
         }
         host
     }
@@ -161,22 +158,22 @@ fn infrastructure_of(raw: &raw::host_config::Infrastructure) -> Infrastructure {
 
 fn check_connections(raw: &raw::host_config::Connections, path: &Path, problems: &mut Vec<Problem>) -> Connections {
     let mut connections = Connections::default();
-    if let Some(max) = range(raw.max, CONNECTIONS_MIN, FLOWS_MAX, &path.key("max"), problems) {
+    if let Some(max) = range(raw.max, CONNECTIONS_MIN, CONNECTIONS_MAX, &path.key("max"), problems) {
         connections.max = max;
     }
     let Some(raw) = &raw.timeouts else { return connections };
     let timeouts = &mut connections.timeouts;
     for (field, written, timeout) in [
-        ("tcpEstablished", raw.tcp_established, &mut timeouts.tcp_established_s),
-        ("tcpOpening", raw.tcp_opening, &mut timeouts.tcp_opening_s),
-        ("tcpClosing", raw.tcp_closing, &mut timeouts.tcp_closing_s),
-        ("tcpTimeWait", raw.tcp_time_wait, &mut timeouts.tcp_time_wait_s),
-        ("tcpClosed", raw.tcp_closed, &mut timeouts.tcp_closed_s),
-        ("udpUnreplied", raw.udp_unreplied, &mut timeouts.udp_unreplied_s),
-        ("udpStream", raw.udp_stream, &mut timeouts.udp_stream_s),
-        ("icmp", raw.icmp, &mut timeouts.icmp_s),
-        ("sctp", raw.sctp, &mut timeouts.sctp_s),
-        ("other", raw.other, &mut timeouts.other_s),
+        ("tcpEstablished", raw.tcp_established, &mut timeouts.tcp_established),
+        ("tcpOpening", raw.tcp_opening, &mut timeouts.tcp_opening),
+        ("tcpClosing", raw.tcp_closing, &mut timeouts.tcp_closing),
+        ("tcpTimeWait", raw.tcp_time_wait, &mut timeouts.tcp_time_wait),
+        ("tcpClosed", raw.tcp_closed, &mut timeouts.tcp_closed),
+        ("udpUnreplied", raw.udp_unreplied, &mut timeouts.udp_unreplied),
+        ("udpStream", raw.udp_stream, &mut timeouts.udp_stream),
+        ("icmp", raw.icmp, &mut timeouts.icmp),
+        ("sctp", raw.sctp, &mut timeouts.sctp),
+        ("other", raw.other, &mut timeouts.other),
     ] {
         let path = path.key("timeouts").key(field);
         if let Some(seconds) = range(written, 1, TIMEOUT_MAX_S, &path, problems) {

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use hostweave_switch::MacAddr;
+use hostweave_switch::limits::CONNECTIONS_MAX;
 
-use super::host_config::FLOWS_MAX;
 use super::{absolute_path, account, queues, range};
 use crate::config::kind::{DEFAULT_NETWORK, ObjectKey};
 use crate::config::node::Path;
@@ -115,7 +115,7 @@ impl Port {
             up: raw.admin_state != Some(raw::port::AdminState::Down),
             flows_max: {
                 let flows = raw.limits.as_ref().and_then(|limits| limits.flows);
-                range(flows, 1, FLOWS_MAX, &spec.key("limits").key("flows"), problems)
+                range(flows, 1, CONNECTIONS_MAX, &spec.key("limits").key("flows"), problems)
             },
         };
         port.check_addresses(&raw.addresses, &spec.key("addresses"), problems);

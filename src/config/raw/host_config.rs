@@ -139,10 +139,10 @@ pub struct Infrastructure {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Connections {
-    /// Connections that the host has room for, 1024 to 134217728; 1048576 if left out. Changes take effect at the next
+    /// Connections that the host has room for, 1024 to 67108864; 262144 if left out. Changes take effect at the next
     /// start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1024, max = 134_217_728))]
+    #[schemars(range(min = 1024, max = 67_108_864))]
     pub max: Option<u32>,
     /// When an idle connection is forgotten.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -206,9 +206,9 @@ pub struct Defaults {
     /// Group (name or number) that may open vhost-user sockets; the daemon's own if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<NameOrId>,
-    /// Connections that a port may have opened at a time, 1 to 134217728; 262144 if left out.
+    /// Connections that a port may have opened at a time, 1 to 67108864; 65536 if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 134_217_728))]
+    #[schemars(range(min = 1, max = 67_108_864))]
     pub flows: Option<u32>,
 }
 

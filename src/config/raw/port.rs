@@ -56,10 +56,10 @@ pub struct PortSpec {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Limits {
-    /// Connections that the port may have opened at a time, 1 to 134217728; `HostConfig.spec.defaults.flows` (262144) if
+    /// Connections that the port may have opened at a time, 1 to 67108864; `HostConfig.spec.defaults.flows` (65536) if
     /// left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 134_217_728))]
+    #[schemars(range(min = 1, max = 67_108_864))]
     pub flows: Option<u32>,
 }
 

@@ -5,7 +5,7 @@ use hostweave_policy::model::{Action, ClusterPeer, DefaultPolicy, PortMatch, Pro
 use super::super::policies::{dubious, spec};
 use super::policies::{EVERYONE, cluster, egress, first, model, model_spec, policy};
 use super::*;
-use crate::fabric::spec::{Established, LocalServices, Timeouts};
+use crate::fabric::spec::{CONNECTIONS_MAX_DEFAULT, Established, FLOWS_MAX_DEFAULT, LocalServices, Timeouts};
 
 #[test]
 fn cluster_policies_that_are_refused() {
@@ -147,8 +147,34 @@ fn the_host_decides_what_no_policy_says() {
     let host_config = default.host();
     assert_eq!(host_config.default_policy, DefaultPolicy::Allow);
     assert_eq!(host_config.established, Established::Recheck);
-    assert_eq!((host_config.connections.max, host_config.defaults.flows_max), (1_048_576, 262_144));
+    assert_eq!(
+        (host_config.connections.max, host_config.defaults.flows_max),
+        (CONNECTIONS_MAX_DEFAULT, FLOWS_MAX_DEFAULT)
+    );
     assert_eq!(host_config.connections.timeouts, Timeouts::default());
+    // The help says the numbers that the program has.
+    let timeouts = Timeouts::default();
+    for (field, default) in [
+        ("HostConfig.spec.connections.max", CONNECTIONS_MAX_DEFAULT),
+        ("HostConfig.spec.defaults.flows", FLOWS_MAX_DEFAULT),
+        ("Port.spec.limits.flows", FLOWS_MAX_DEFAULT),
+        ("HostConfig.spec.connections.timeouts.tcpEstablished", timeouts.tcp_established),
+        ("HostConfig.spec.connections.timeouts.tcpOpening", timeouts.tcp_opening),
+        ("HostConfig.spec.connections.timeouts.tcpClosing", timeouts.tcp_closing),
+        ("HostConfig.spec.connections.timeouts.tcpTimeWait", timeouts.tcp_time_wait),
+        ("HostConfig.spec.connections.timeouts.tcpClosed", timeouts.tcp_closed),
+        ("HostConfig.spec.connections.timeouts.udpUnreplied", timeouts.udp_unreplied),
+        ("HostConfig.spec.connections.timeouts.udpStream", timeouts.udp_stream),
+        ("HostConfig.spec.connections.timeouts.icmp", timeouts.icmp),
+        ("HostConfig.spec.connections.timeouts.sctp", timeouts.sctp),
+        ("HostConfig.spec.connections.timeouts.other", timeouts.other),
+    ] {
+        let text = explain::explain(field).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            text.contains(&format!("{default} if left out")) || text.contains(&format!("({default}) if left")),
+            "{text}"
+        );
+    }
     let set = valid(&host(
         "{defaultPolicy: deny, established: keep, infrastructure: {dns: false, ping: false}, \
          connections: {max: 4096, timeouts: {tcpEstablished: 100, other: 1}}, defaults: {flows: 7}}",
@@ -160,7 +186,7 @@ fn the_host_decides_what_no_policy_says() {
     assert_eq!(host_config.infrastructure.answers, LocalServices { dhcp: true, ra: true, ping: false });
     assert_eq!(host_config.established, Established::Keep);
     assert_eq!((host_config.connections.max, host_config.defaults.flows_max), (4096, 7));
-    let expected = Timeouts { tcp_established_s: 100, other_s: 1, ..Timeouts::default() };
+    let expected = Timeouts { tcp_established: 100, other: 1, ..Timeouts::default() };
     assert_eq!(host_config.connections.timeouts, expected);
     check(&[
         (host("{defaultPolicy: dney}"), &["unknown_value 4 dney"]),

@@ -71,6 +71,12 @@ impl<'a> Tcp<'a> {
         self.0[13]
     }
 
+    /// Receive window, not scaled.
+    #[inline]
+    pub fn window(self) -> u16 {
+        be16(self.0, 14)
+    }
+
     /// The checksum.
     #[inline]
     pub fn checksum(self) -> u16 {

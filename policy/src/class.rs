@@ -1,0 +1,231 @@
+//! What rules say about L4 protocols and ports, for one class of peers: the first rule that matches.
+//!
+//! All tiers use it: rules have a rank within their tier (lower first). NetworkPolicy v1 only needs to know whether any rule
+//! matches (SEMANTICS NP1), and the lowest rank answers that as well.
+
+use crate::intervals::Intervals;
+use crate::model::Protocol;
+
+/// Ranks of the first matching rules; [`Match::NO_RULE`] where none matches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Match {
+    /// Of those in force.
+    pub rule: u32,
+    /// Of `Deny` rules of policies in audit mode, which are only reported.
+    pub audit: u32,
+}
+
+impl Match {
+    pub(crate) const NO_RULE: u32 = u32::MAX;
+    pub(crate) const NONE: Match = Match { rule: Self::NO_RULE, audit: Self::NO_RULE };
+
+    #[inline]
+    pub(crate) fn min(self, other: Match) -> Match {
+        Match { rule: self.rule.min(other.rule), audit: self.audit.min(other.audit) }
+    }
+}
+
+/// A name that the destination declares for an L4 port (SEMANTICS NP15). Sorted by protocol, then port.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(crate) struct Declared {
+    pub protocol: Protocol,
+    pub port: u16,
+    /// Number of the name.
+    pub name: u32,
+}
+
+/// What a new connection asks of a class.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Query<'a> {
+    /// Protocol and destination port; `None` when only rules without `ports` can match (SEMANTICS NP25, CT10).
+    pub l4: Option<(Protocol, u16)>,
+    /// Names that the destination declares for just this protocol and port.
+    pub names: &'a [Declared],
+}
+
+/// `PortMatch` with its name numbered and its protocol spelled out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum PortRange {
+    Numbers(Protocol, u16, u16),
+    Named(Protocol, u32),
+}
+
+/// One rule, as far as a class needs it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ClassRule<'a> {
+    pub rank: u32,
+    /// A `Deny` of a policy in audit mode.
+    pub audited: bool,
+    /// `None`: any protocol (SEMANTICS NP12).
+    pub ports: Option<&'a [PortRange]>,
+}
+
+/// First matching rules by protocol and port.
+#[derive(Debug)]
+pub(crate) struct Class {
+    /// Of rules without `ports`.
+    any: Match,
+    /// Of the others.
+    ports: Option<Box<Ports>>,
+}
+
+#[derive(Debug)]
+struct Ports {
+    /// By protocol, whole range of ports.
+    ranges: [Intervals<u16, Match>; 3],
+    /// Sorted by name and protocol.
+    names: Box<[(u32, Protocol, Match)]>,
+}
+
+impl Class {
+    pub(crate) fn new<'a>(rules: impl Iterator<Item = ClassRule<'a>>) -> Self {
+        let mut any = Match::NONE;
+        let mut ranges: [Vec<(u16, u16, Match)>; 3] = Default::default();
+        let mut names: Vec<(u32, Protocol, Match)> = Vec::new();
+        for rule in rules {
+            let found = if rule.audited {
+                Match { rule: Match::NO_RULE, audit: rule.rank }
+            } else {
+                Match { rule: rule.rank, audit: Match::NO_RULE }
+            };
+            let Some(ports) = rule.ports else {
+                any = any.min(found);
+                continue;
+            };
+            for port in ports {
+                match *port {
+                    PortRange::Numbers(protocol, first, last) if first <= last => {
+                        ranges[protocol as usize].push((first, last, found));
+                    }
+                    PortRange::Numbers(..) => {}
+                    PortRange::Named(protocol, name) => names.push((name, protocol, found)),
+                }
+            }
+        }
+        if names.is_empty() && ranges.iter().all(Vec::is_empty) {
+            return Self { any, ports: None };
+        }
+        names.sort_unstable_by_key(|(name, protocol, _)| (*name, *protocol));
+        names.dedup_by(|next, kept| {
+            let same = (next.0, next.1) == (kept.0, kept.1);
+            if same {
+                kept.2 = kept.2.min(next.2);
+            }
+            same
+        });
+        Self { any, ports: Some(Box::new(Ports { ranges: ranges.map(flatten), names: names.into() })) }
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, query: &Query<'_>) -> Match {
+        match (&self.ports, query.l4) {
+            (Some(ports), Some((protocol, port))) => self.any.min(ports.get(protocol, port, query.names)),
+            _ => self.any,
+        }
+    }
+
+    /// Memory, in octets.
+    pub(crate) fn bytes(&self) -> usize {
+        let ports = self.ports.as_ref().map_or(0, |ports| {
+            size_of::<Ports>() + size_of_val(&*ports.names) + ports.ranges.iter().map(Intervals::bytes).sum::<usize>()
+        });
+        size_of::<Self>() + ports
+    }
+}
+
+impl Ports {
+    #[inline]
+    fn get(&self, protocol: Protocol, port: u16, names: &[Declared]) -> Match {
+        let mut found = self.ranges[protocol as usize].get(port).unwrap_or(Match::NONE);
+        if !self.names.is_empty() {
+            for declared in names {
+                let at = self.names.binary_search_by_key(&(declared.name, protocol), |entry| (entry.0, entry.1));
+                if let Ok(at) = at {
+                    found = found.min(self.names[at].2);
+                }
+            }
+        }
+        found
+    }
+}
+
+/// Overlapping ranges to disjoint ones, each with the lowest ranks of those over it: a sweep from port 0 upward.
+fn flatten(mut ranges: Vec<(u16, u16, Match)>) -> Intervals<u16, Match> {
+    use std::cmp::Reverse;
+    use std::collections::BinaryHeap;
+
+    ranges.sort_unstable_by_key(|(first, ..)| *first);
+    let mut bounds: Vec<u16> = ranges.iter().map(|(first, ..)| *first).collect();
+    bounds.extend(ranges.iter().filter_map(|(_, last, _)| last.checked_add(1)));
+    bounds.sort_unstable();
+    bounds.dedup();
+    // Ranks of open ranges, lowest first, with where they end; what has ended is thrown away when it comes to the top.
+    let (mut rules, mut audits): (BinaryHeap<Reverse<(u32, u16)>>, BinaryHeap<Reverse<(u32, u16)>>) =
+        Default::default();
+    let lowest = |heap: &mut BinaryHeap<Reverse<(u32, u16)>>, bound: u16| loop {
+        match heap.peek() {
+            Some(Reverse((_, last))) if *last < bound => drop(heap.pop()),
+            Some(Reverse((rank, _))) => return *rank,
+            None => return Match::NO_RULE,
+        }
+    };
+    let mut next = ranges.iter().peekable();
+    Intervals::new(bounds.into_iter().map(|bound| {
+        while let Some((_, last, found)) = next.next_if(|(first, ..)| *first <= bound) {
+            if found.rule != Match::NO_RULE {
+                rules.push(Reverse((found.rule, *last)));
+            }
+            if found.audit != Match::NO_RULE {
+                audits.push(Reverse((found.audit, *last)));
+            }
+        }
+        (bound, Match { rule: lowest(&mut rules, bound), audit: lowest(&mut audits, bound) })
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Protocol::{Sctp, Tcp, Udp};
+
+    fn class(rules: &[(u32, bool, Option<&[PortRange]>)]) -> Class {
+        Class::new(rules.iter().map(|(rank, audited, ports)| ClassRule {
+            rank: *rank,
+            audited: *audited,
+            ports: *ports,
+        }))
+    }
+
+    fn ask(class: &Class, protocol: Protocol, port: u16) -> Match {
+        class.get(&Query { l4: Some((protocol, port)), names: &[] })
+    }
+
+    #[test]
+    fn the_lowest_rank_wins_where_ranges_overlap() {
+        let class = class(&[
+            (3, false, Some(&[PortRange::Numbers(Tcp, 0, 65_535)])),
+            (1, false, Some(&[PortRange::Numbers(Tcp, 80, 90), PortRange::Numbers(Tcp, 65_535, 65_535)])),
+            (2, false, Some(&[PortRange::Numbers(Tcp, 85, 100)])),
+            (0, true, Some(&[PortRange::Numbers(Tcp, 100, 101)])),
+            (7, false, None),
+        ]);
+        let ranks = [(0, 3), (79, 3), (80, 1), (90, 1), (91, 2), (100, 2), (101, 3), (65_534, 3), (65_535, 1)];
+        for (port, rank) in ranks {
+            assert_eq!(ask(&class, Tcp, port).rule, rank, "port {port}");
+            assert_eq!(ask(&class, Tcp, port).audit == 0, (100..=101).contains(&port), "port {port}");
+        }
+        assert_eq!(ask(&class, Udp, 80).rule, 7);
+        assert_eq!(class.get(&Query { l4: None, names: &[] }).rule, 7, "CT10");
+    }
+
+    #[test]
+    fn np15_names_match_by_protocol() {
+        let class = class(&[(0, false, Some(&[PortRange::Named(Tcp, 5), PortRange::Named(Sctp, 6)]))]);
+        let declared = |protocol, name| [Declared { protocol, port: 9, name }];
+        let ask = |protocol, name| class.get(&Query { l4: Some((protocol, 9)), names: &declared(protocol, name) }).rule;
+        assert_eq!(ask(Tcp, 5), 0);
+        assert_eq!(ask(Sctp, 6), 0);
+        assert_eq!(ask(Udp, 5), Match::NO_RULE);
+        assert_eq!(ask(Tcp, 6), Match::NO_RULE);
+    }
+}

@@ -1,0 +1,249 @@
+//! The stages `flow`, `conn`, `egress`, `route`, `ingress` and `commit`: which connection a packet belongs to, and whether
+//! a new one may begin.
+//!
+//! Theory of operation: nearly every packet finds its flow in this worker's cache, and if that was checked against its
+//! connection during the current second and the current epoch, nothing else is looked at ([`flow`]). Otherwise the
+//! connection is asked ([`refresh`]): is it still there, is it still allowed? Without a flow the shared table is asked
+//! ([`connection`]), and without a connection policy is ([`decide`]). Only [`commit`] adds connections.
+//!
+//! A TCP segment also has to fit into its connection, each time (SEMANTICS CT1–CT4). An ICMP error is no connection of
+//! its own: it goes where the packet that it speaks about came from, if that belongs to one (CT5).
+
+mod decide;
+mod related;
+
+use hostweave_switch::connection::{Connections, Direction, FreeRecords, Record};
+use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error};
+use hostweave_switch::packet::Packet;
+use hostweave_switch::payload::Segment;
+use hostweave_switch::stage::DropReason;
+use hostweave_switch::tables::PortId;
+use hostweave_switch::tcp_track::{self, Outcome, Side, State};
+use hostweave_switch::wire::proto;
+
+use crate::datapath::{Context, Lookup};
+use crate::observe::recorder::{Detail, Recorder};
+
+pub use decide::{Allowed, Denied};
+
+/// What a worker knows of flows and connections.
+pub struct Flows<'a> {
+    /// Its own cache.
+    pub cache: &'a mut FlowCache,
+    /// The table of all workers.
+    pub connections: &'a Connections,
+    /// Records for its next connections.
+    pub free: &'a mut FreeRecords,
+    /// What policy said against the packet, when it was dropped for `PolicyDenied`.
+    pub denied: Option<Denied>,
+    /// The connection that the packet began.
+    pub opened: Option<Opened>,
+}
+
+/// A connection that has just begun.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// Where it goes.
+    pub out_port: PortId,
+    /// What allowed it.
+    pub allowed: Allowed,
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Way {
+    /// The port.
+    pub out_port: PortId,
+    /// Its receive queue, [`NO_QUEUE`] for one by hash.
+    pub queue: u8,
+}
+
+/// Finds a packet's way.
+///
+/// # Errors
+/// Why it ends here.
+#[inline]
+pub fn flow<R: Recorder>(
+    ctx: &Context<'_>,
+    flows: &mut Flows<'_>,
+    lookup: &Lookup,
+    packet: &mut Packet,
+    arena: &mut [Segment],
+    record: &mut R,
+) -> Result<Way, DropReason> {
+    if let Some(place) = flows.cache.find(&lookup.key, lookup.hash) {
+        let flow = flows.cache.get(place);
+        let current = flow.epoch == ctx.epoch && flow.tick == ctx.now;
+        if current && flow.flags & (ASSURED | TCP) == ASSURED {
+            record.stage("flow", Detail::Hit);
+            return Ok(way(&flow));
+        }
+        if let Some(result) = known(ctx, flows, place, flow, packet, record) {
+            return result;
+        }
+    }
+    record.stage("flow", Detail::Miss);
+    connection(ctx, flows, lookup, packet, arena, record)
+}
+
+#[inline]
+fn way(flow: &Flow) -> Way {
+    Way { out_port: PortId(u32::from(flow.out_port)), queue: flow.queue }
+}
+
+/// A flow that is in the cache, of a connection that has to be looked at. `None` when it is not that connection's any
+/// more, or begins a new one.
+#[inline]
+fn known<R: Recorder>(
+    ctx: &Context<'_>,
+    flows: &mut Flows<'_>,
+    place: usize,
+    mut flow: Flow,
+    packet: &Packet,
+    record: &mut R,
+) -> Option<Result<Way, DropReason>> {
+    let connection = flows.connections.get(flow.connection, flow.generation)?;
+    if flow.epoch != ctx.epoch || flow.tick != ctx.now || flow.flags & ASSURED == 0 {
+        if let Err(reason) = refresh(ctx, flows, &mut flow, record)? {
+            return Some(Err(reason));
+        }
+        flows.cache.set(place, &flow);
+    }
+    if flow.flags & TCP != 0 {
+        match segment(ctx, flows, &flow, connection, packet) {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(reason) => return Some(Err(reason)),
+        }
+    }
+    record.stage("flow", Detail::Hit);
+    Some(Ok(way(&flow)))
+}
+
+/// Brings a flow up to date with its connection, and the connection with the packet. `None` when policy has to decide
+/// about a new connection, because this one is gone.
+fn refresh<R: Recorder>(
+    ctx: &Context<'_>,
+    flows: &mut Flows<'_>,
+    flow: &mut Flow,
+    record: &mut R,
+) -> Option<Result<(), DropReason>> {
+    let connection = flows.connections.get(flow.connection, flow.generation)?;
+    if connection.epoch() != ctx.epoch
+        && let Err(reason) = decide::again(ctx, flows, connection, record)
+    {
+        flows.connections.remove(flow.connection, flow.generation);
+        return Some(Err(reason));
+    }
+    let direction = direction(flow);
+    if R::MASKED {
+        return Some(Ok(()));
+    }
+    connection.touch(direction, ctx.now, ctx.queue);
+    flow.epoch = ctx.epoch;
+    flow.tick = ctx.now;
+    flow.queue = connection.queue(1 - direction);
+    flow.out_port = connection.port(1 - direction) as u16;
+    if connection.is_assured() {
+        flow.flags |= ASSURED;
+    }
+    Some(Ok(()))
+}
+
+#[inline]
+fn direction(flow: &Flow) -> Direction {
+    usize::from(flow.flags & REPLY != 0)
+}
+
+/// A TCP segment of a known connection. `false` when it begins a new one in its place.
+#[inline]
+fn segment(
+    ctx: &Context<'_>,
+    flows: &Flows<'_>,
+    flow: &Flow,
+    connection: &Record,
+    packet: &Packet,
+) -> Result<bool, DropReason> {
+    // Of a later fragment there is nothing to see; the first one was looked at.
+    let Some(segment) = tcp_track::Segment::of(packet) else { return Ok(true) };
+    let direction = direction(flow);
+    let (sender, receiver) = (connection.side(direction), connection.side(1 - direction));
+    match tcp_track::track(&sender, &receiver, &segment) {
+        Outcome::Pass(side) => {
+            connection.set_side(direction, &sender, &side);
+            if (side.flags | receiver.flags) & (Side::FIN | Side::RST) != 0 {
+                ending(ctx, flows, flow, [sender, side, receiver]);
+            }
+            Ok(true)
+        }
+        Outcome::OutOfWindow => Err(DropReason::TcpOutOfWindow),
+        Outcome::Invalid => Err(DropReason::TcpInvalid),
+        Outcome::Reopen => {
+            flows.connections.remove(flow.connection, flow.generation);
+            Ok(false)
+        }
+    }
+}
+
+/// A connection that has begun to end may be forgotten sooner.
+#[cold]
+fn ending(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, [before, after, receiver]: [Side; 3]) {
+    let state = tcp_track::state(&after, &receiver);
+    if state != State::Established && state != tcp_track::state(&before, &receiver) {
+        flows.connections.reschedule(flow.connection, flow.generation, &ctx.tables.timeouts);
+    }
+}
+
+/// `conn`: a packet whose flow is not in the cache.
+#[cold]
+#[inline(never)]
+fn connection<R: Recorder>(
+    ctx: &Context<'_>,
+    flows: &mut Flows<'_>,
+    lookup: &Lookup,
+    packet: &mut Packet,
+    arena: &mut [Segment],
+    record: &mut R,
+) -> Result<Way, DropReason> {
+    if is_icmp_error(lookup.key.proto(), (packet.meta.dst_port >> 8) as u8) && !packet.meta.later_fragment {
+        return related::related(ctx, flows, packet, arena, record);
+    }
+    // Twice at most: a connection that is removed on the way is not found again.
+    for _ in 0..2 {
+        let Some(found) = flows.connections.find(&lookup.key, lookup.hash, ctx.network.vni) else { break };
+        record.stage("conn", Detail::Connection(found));
+        let Some(connection) = flows.connections.get(found.index, found.generation) else { continue };
+        // The address moved to another port since: what that one sends is no part of this connection.
+        if connection.port(found.direction) != ctx.port.id.0 {
+            flows.connections.remove(found.index, found.generation);
+            break;
+        }
+        let mut flow = Flow {
+            key: lookup.key,
+            connection: found.index,
+            generation: found.generation,
+            epoch: 0,
+            tick: 0,
+            out_port: connection.port(1 - found.direction) as u16,
+            queue: NO_QUEUE,
+            flags: if found.direction == 1 { REPLY } else { 0 }
+                | if lookup.key.proto() == proto::TCP { TCP } else { 0 },
+        };
+        match refresh(ctx, flows, &mut flow, record) {
+            Some(result) => result?,
+            None => continue,
+        }
+        if flow.flags & TCP != 0 && !R::MASKED {
+            let Some(connection) = flows.connections.get(found.index, found.generation) else { continue };
+            if !segment(ctx, flows, &flow, connection, packet)? {
+                continue;
+            }
+        }
+        if !R::MASKED {
+            flows.cache.insert(&flow, lookup.hash);
+        }
+        return Ok(way(&flow));
+    }
+    record.stage("conn", Detail::Miss);
+    decide::decide(ctx, flows, lookup, packet, record)
+}

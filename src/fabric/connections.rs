@@ -1,0 +1,232 @@
+//! The table of connections as the fabric keeps it: where its file lies, what a new run takes over, what a change of ports
+//! and policies means for it, and who ends connections whose time has come.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use hostweave_policy::compile::{Compiler, Update};
+use hostweave_policy::model::{Endpoint, World};
+use hostweave_policy::table::Table;
+use hostweave_switch::connection::{Claim, Connections, Entry, Options};
+use hostweave_switch::tables::{NetworkId, Port, PortId, Tables};
+
+use super::spec::{FabricConfig, PolicySpec};
+use super::{Established, IdPool, Inner, State};
+use crate::observe::flow_event::FlowEvent;
+
+/// Connections looked at in one go, between two of which a worker may have the shard.
+const EXPIRE_BUDGET: usize = 64;
+
+/// Records whose blocks are allocated in one go: 8 MiB.
+const STEP: u32 = 65_536;
+
+/// Records that are there before the first packet.
+const FIRST_STEP: u32 = 8_192;
+
+/// Opens the table under the runtime directory.
+pub fn open(config: &FabricConfig, now: u32) -> anyhow::Result<Connections> {
+    let path = config.runtime_dir.join("connections");
+    let options = Options { capacity: config.connections_max, boot: boot_id(), now };
+    let connections = Connections::open(&path, &options).with_context(|| format!("opening {}", path.display()))?;
+    let at_once = connections.ever_used().max(FIRST_STEP);
+    allocate(&connections, at_once).with_context(|| format!("no room for {}", path.display()))?;
+    Ok(connections)
+}
+
+/// Names this start of the machine; what stands in a file of another one is void, as the clock began anew.
+fn boot_id() -> u128 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    uuid::Uuid::parse_str(text.trim()).map_or(0, |id| id.as_u128())
+}
+
+/// Has blocks allocated up to a number of records, so that touching one can never fail.
+fn allocate(connections: &Connections, records: u32) -> nix::Result<()> {
+    let end = connections.file_len(records);
+    let end = nix::libc::off_t::try_from(end).unwrap_or(nix::libc::off_t::MAX);
+    nix::fcntl::posix_fallocate(connections.file(), 0, end)?;
+    connections.make_available(records);
+    Ok(())
+}
+
+/// Allocates the rest of the table, step by step. A file system that is full ends it: the table is smaller then.
+pub fn allocate_all(connections: &Connections) {
+    while connections.available() < connections.capacity() {
+        let next = connections.available().saturating_add(STEP).min(connections.capacity());
+        if let Err(error) = allocate(connections, next) {
+            let (room, wanted) = (connections.available(), connections.capacity());
+            tracing::warn!(%error, "the runtime directory has room for {room} connections only, not {wanted}");
+            return;
+        }
+    }
+}
+
+impl State {
+    pub(super) fn new(connections: &Connections) -> Self {
+        let mut port_ids = IdPool::default();
+        let slots = (0..).zip(connections.port_ids());
+        let remembered: std::collections::HashMap<u128, u32> =
+            slots.filter_map(|(slot, id)| Some((id?, slot))).collect();
+        // Slots between those that are remembered are free.
+        let taken: HashSet<u32> = remembered.values().copied().collect();
+        port_ids.next = taken.iter().max().map_or(0, |last| last + 1);
+        port_ids.free.extend((0..port_ids.next).filter(|slot| !taken.contains(slot)));
+        State {
+            revision: 0,
+            compiler: Compiler::new(),
+            policy: Arc::new(Table::default()),
+            world: Arc::default(),
+            timeouts: super::Timeouts::default(),
+            established: Established::default(),
+            epochs: Vec::new(),
+            remembered,
+            adopted: false,
+            networks: Default::default(),
+            ports: Default::default(),
+            network_ids: IdPool::default(),
+            port_ids,
+            retired: Vec::new(),
+            departed: Vec::new(),
+            departed_totals: Default::default(),
+            stopping: false,
+        }
+    }
+
+    /// Compiles policies for the ports that exist now.
+    pub(super) fn compile(&mut self, spec: &PolicySpec) -> Update {
+        let endpoints = self.ports.values_mut().map(super::PortRuntime::endpoint).collect();
+        let world = World {
+            default: spec.default,
+            infrastructure: spec.infrastructure,
+            namespaces: spec.namespaces.clone(),
+            endpoints,
+            policies: spec.policies.clone(),
+            cluster_policies: spec.cluster_policies.clone(),
+        };
+        let update = self.compiler.update(&world);
+        self.policy = Arc::clone(&update.table);
+        self.world = Arc::new(world);
+        update
+    }
+
+    /// Networks about which policy now says something else get a new epoch.
+    pub(super) fn bump(&mut self, update: &Update) {
+        update.changed.iter().for_each(|network| self.bump_network(*network));
+    }
+
+    fn bump_network(&mut self, NetworkId(id): NetworkId) {
+        let index = usize::from(id);
+        if self.epochs.len() <= index {
+            self.epochs.resize(index + 1, 1);
+        }
+        // Zero is what an earlier run decided.
+        self.epochs[index] = self.epochs[index].checked_add(1).unwrap_or(1);
+    }
+
+    /// Fills in the epochs of tables that are about to replace `old`: a network one of whose ports or whose own settings
+    /// are different gets a new one.
+    pub(super) fn epochs_of(&mut self, tables: &mut Tables, old: &Tables) {
+        let mut changed = HashSet::new();
+        for index in 0..tables.ports.len().max(old.ports.len()) {
+            let port = |tables: &Tables| tables.ports.get(index).cloned().flatten();
+            match (port(old), port(tables)) {
+                (Some(before), Some(after)) if Arc::ptr_eq(&before, &after) => {}
+                (before, after) => changed.extend([before, after].into_iter().flatten().map(|port| port.network)),
+            }
+        }
+        for index in 0..tables.networks.len() {
+            let network = |tables: &Tables| tables.networks.get(index).cloned().flatten();
+            if network(old) != network(tables) {
+                changed.insert(NetworkId(index as u16));
+            }
+        }
+        if (old.timeouts, old.keep_established) != (tables.timeouts, tables.keep_established) {
+            changed.extend((0..tables.networks.len()).map(|index| NetworkId(index as u16)));
+        }
+        changed.into_iter().for_each(|network| self.bump_network(network));
+        self.epochs.resize(self.epochs.len().max(tables.networks.len()), 1);
+        tables.epochs.clone_from(&self.epochs);
+    }
+}
+
+impl Inner {
+    /// Takes over the connections of an earlier run whose ports are there and still have their addresses. Each is decided
+    /// anew on its next packet. Before the first plane is published.
+    pub(super) fn adopt(&self, state: &mut State) {
+        if std::mem::replace(&mut state.adopted, true) {
+            return;
+        }
+        let vnis: std::collections::HashMap<u32, NetworkId> =
+            state.networks.values().map(|network| (network.network.vni, network.id)).collect();
+        let ports: std::collections::HashMap<u32, _> =
+            state.ports.values().map(|port| (port.id().0, Arc::clone(port.port()))).collect();
+        let owns = |slot: u32, vni: u32, address: u128| {
+            ports.get(&slot).is_some_and(|port| vnis.get(&vni) == Some(&port.network) && port.owns(address))
+        };
+        let claim = |entry: &Entry| {
+            let right =
+                owns(entry.in_port, entry.vni, entry.key.src()) && owns(entry.out_port, entry.vni, entry.key.dst());
+            if right { Claim::Keep } else { Claim::Forget }
+        };
+        let adopted = self.connections.adopt(&state.timeouts, self.clock.seconds(Instant::now()), claim);
+        if adopted.kept + adopted.forgotten > 0 {
+            tracing::info!(kept = adopted.kept, forgotten = adopted.forgotten, "connections of the last run");
+        }
+        for (_, slot) in std::mem::take(&mut state.remembered) {
+            self.connections.set_port_id(slot, 0);
+            state.port_ids.give_back(slot);
+        }
+    }
+
+    /// Shares the table out among the ports that there are.
+    pub(super) fn share_connections(&self, state: &State) {
+        let internal = state.networks.values().map(|network| &network.port);
+        let limits = state.ports.values().chain(internal).map(|port| (port.id().0, port.flows_max()));
+        self.connections.share(limits);
+    }
+
+    /// Ends the connections of ports that were removed. No worker's plane knows the ports any more.
+    pub(super) fn forget_connections_of(&self, gone: &[PortId]) {
+        if gone.is_empty() {
+            return;
+        }
+        let gone: HashSet<u32> = gone.iter().map(|port| port.0).collect();
+        for entry in self.connections.entries() {
+            if gone.contains(&entry.in_port) || gone.contains(&entry.out_port) {
+                self.connections.remove(entry.index, entry.generation);
+            }
+        }
+    }
+
+    /// Ends the fragments that a removed port left waiting. Workers have let go of it, so its counters are ours.
+    pub(super) fn forget_fragments_of(&self, port: &Port) {
+        let Some(count) = port.counters.first() else { return };
+        self.fragments.forget(port.id, |reason, frames| {
+            count.queued.sub(frames);
+            count.dropped.add(reason, frames);
+        });
+    }
+
+    /// Frees connections whose time has come. Called once a second by the maintenance thread.
+    pub(super) fn expire_connections(&self, mut log: impl FnMut(FlowEvent)) {
+        let timeouts = self.plane.load().tables.timeouts;
+        let now = self.clock.seconds(Instant::now());
+        for shard in 0..Connections::shards() {
+            let mut closed = |entry: &Entry| log(FlowEvent::closed(entry, now));
+            while self.connections.expire(shard, &timeouts, now, EXPIRE_BUDGET, &mut closed) == EXPIRE_BUDGET {}
+        }
+    }
+}
+
+/// What policy sees of a port.
+pub(super) fn endpoint(port: &Port, spec: &super::PortSpec) -> Endpoint {
+    Endpoint {
+        id: port.id,
+        network: port.network,
+        namespace: spec.namespace.clone(),
+        name: spec.name.clone(),
+        labels: spec.labels.clone(),
+        named_ports: spec.named_ports.clone(),
+    }
+}

@@ -1,0 +1,103 @@
+//! What a worker tells the flow log of a connection: plain values, nothing that allocates.
+
+use hostweave_policy::model::Direction;
+use hostweave_policy::table::{Basis, RuleId};
+use hostweave_switch::connection::Entry;
+use hostweave_switch::flow::FlowKey;
+use hostweave_switch::packet::Packet;
+use hostweave_switch::stage::DropReason;
+use hostweave_switch::tables::PortId;
+
+use crate::connect::{Denied, Opened};
+use crate::datapath::{Context, Lookup};
+
+/// Something that happened to a connection, or to a packet that belongs to none.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowEvent {
+    /// What happened.
+    pub kind: FlowEventKind,
+    /// Tuple, in the direction of the packet; of a connection that ended, in that of its first.
+    pub key: FlowKey,
+    /// Network.
+    pub vni: u32,
+    /// The port that sent it.
+    pub from: PortId,
+    /// The port that it was for, [`PortId::NONE`] if that is not known.
+    pub to: PortId,
+    /// Flags of the TCP header, 0 of others.
+    pub tcp_flags: u8,
+    /// Seconds of the monotonic clock.
+    pub at: u32,
+}
+
+/// See [`FlowEvent`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlowEventKind {
+    /// A connection began; what allowed it at the sender and at the receiver, and what a policy in audit mode says against it.
+    Opened {
+        /// Of the sender.
+        egress: Basis,
+        /// Of the receiver.
+        ingress: Basis,
+        /// Would have been denied by, and whose policy that is.
+        audit: Option<(Direction, RuleId)>,
+    },
+    /// It ended: nothing was heard of it for its timeout.
+    Closed,
+    /// A packet ended.
+    Dropped {
+        /// Why.
+        reason: DropReason,
+        /// What policy said, where that is the reason.
+        denied: Option<(Direction, Basis)>,
+    },
+}
+
+impl FlowEvent {
+    /// A connection began with a packet.
+    pub fn opened(ctx: &Context<'_>, lookup: &Lookup, packet: &Packet, opened: &Opened) -> Self {
+        let allowed = &opened.allowed;
+        let audit = allowed.egress.audit.map(|rule| (Direction::Egress, rule));
+        let kind = FlowEventKind::Opened {
+            egress: allowed.egress.basis,
+            ingress: allowed.ingress.basis,
+            audit: audit.or_else(|| allowed.ingress.audit.map(|rule| (Direction::Ingress, rule))),
+        };
+        Self::new(ctx, &lookup.key, packet, opened.out_port, kind)
+    }
+
+    /// A packet ended.
+    pub fn dropped(
+        ctx: &Context<'_>,
+        key: &FlowKey,
+        packet: &Packet,
+        reason: DropReason,
+        denied: Option<Denied>,
+    ) -> Self {
+        let to = denied.map_or(PortId::NONE, |denied| denied.out_port);
+        let denied = denied.map(|denied| (denied.direction, denied.decision.basis));
+        Self::new(ctx, key, packet, to, FlowEventKind::Dropped { reason, denied })
+    }
+
+    /// A connection ended.
+    pub fn closed(entry: &Entry, now: u32) -> Self {
+        Self {
+            kind: FlowEventKind::Closed,
+            key: entry.key,
+            vni: entry.vni,
+            from: PortId(entry.in_port),
+            to: PortId(entry.out_port),
+            tcp_flags: 0,
+            at: now,
+        }
+    }
+
+    fn new(ctx: &Context<'_>, key: &FlowKey, packet: &Packet, to: PortId, kind: FlowEventKind) -> Self {
+        use hostweave_switch::wire::proto;
+        const FLAGS: usize = 13;
+        let l4 = usize::from(packet.meta.layers.l4);
+        let is_tcp = packet.meta.proto == proto::TCP && !packet.meta.later_fragment;
+        let tcp_flags = if is_tcp { packet.head().get(l4 + FLAGS).copied().unwrap_or(0) } else { 0 };
+        Self { kind, key: key.unscoped(), vni: ctx.network.vni, from: ctx.port.id, to, tcp_flags, at: ctx.now }
+    }
+}

@@ -1,0 +1,301 @@
+//! One burst through the pipeline: all packets through `classify`, then each through `forward` and into its destination.
+
+use std::time::Instant;
+
+use hostweave_switch::flow::{FlowKey, NO_QUEUE};
+use hostweave_switch::fragment::{Admit, QueuedFrame};
+use hostweave_switch::icmp_error::{self, ErrorKind};
+use hostweave_switch::limits::BURST;
+use hostweave_switch::packet::{Offload, Packet};
+use hostweave_switch::payload::Segment;
+use hostweave_switch::stage::{DropReason, Verdict};
+use hostweave_switch::tables::{Network, PortId};
+
+use super::delivery::{Delivery, Outcome};
+use super::stash::Stash;
+use super::{Note, Path, Shared, add, counters};
+use crate::connect::{Denied, Flows, Opened};
+use crate::datapath::{self, Context, Lookup};
+use crate::fabric::plane::Plane;
+use crate::observe::flow_event::FlowEvent;
+use crate::observe::recorder::Unwatched;
+
+/// Fragments looked at in one loop for being too old.
+const FRAGMENTS_BUDGET: usize = 16;
+
+impl Path {
+    /// Takes the packets in the burst, all from queue pair `queue` of `port`, through the pipeline and into their
+    /// destinations.
+    pub(super) fn run_burst(&mut self, plane: &Plane, port: PortId, queue: u8, now: Instant) {
+        let Some(input) = plane.tables.port(port) else { return };
+        let (Some(network), Some(count)) = (plane.tables.network(input.network), input.counters.get(self.shared.index))
+        else {
+            return;
+        };
+        let ctx = Context::new(plane, input, network, queue, self.shared.clock.seconds(now));
+        let mut verdicts = [Verdict::Continue; BURST];
+        let octets = self.classify(&ctx, &mut verdicts, now);
+        let mut out = Delivery::new(plane, self.shared.index, self.burst.len());
+        let (mut forwarded, mut replied) = (0, 0);
+        for (index, verdict) in verdicts.iter().enumerate().take(self.burst.len()) {
+            let verdict = match verdict {
+                Verdict::Continue => self.forward(&ctx, index, now),
+                Verdict::Drop(reason) => self.refused(&ctx, index, *reason, now),
+                ended => *ended,
+            };
+            let (packet, arena) = self.burst.packet_mut(index);
+            let to = match verdict {
+                Verdict::Forward => {
+                    forwarded += 1;
+                    packet.meta.out_port
+                }
+                Verdict::Reply if self.pace.local(port, now) => {
+                    replied += 1;
+                    port
+                }
+                Verdict::Reply => {
+                    count.dropped.add(DropReason::LocalRateLimited, 1);
+                    continue;
+                }
+                Verdict::Drop(reason) => {
+                    count.dropped.add(reason, 1);
+                    if !error_reply(packet, arena, network, reason) || !self.pace.icmp_error(port, now) {
+                        continue;
+                    }
+                    count.originated.add(1);
+                    port
+                }
+                Verdict::Queued => {
+                    count.queued.add(1);
+                    continue;
+                }
+                Verdict::Continue => {
+                    count.dropped.add(DropReason::Internal, 1);
+                    continue;
+                }
+            };
+            // Behind a packet that waits for the same port, or its flow would be out of order.
+            let behind = !self.stash.is_empty() && self.stash.holds(to);
+            if behind || matches!(out.deliver(&mut self.uring, packet, arena, to), Outcome::Busy) {
+                keep(&mut self.stash, plane, self.shared.index, packet, arena, to, now);
+            }
+        }
+        out.finish(&mut self.uring);
+        count.received.add(self.burst.len() as u64);
+        count.received_bytes.add(octets);
+        count.forwarded.add(forwarded);
+        count.replied.add(replied);
+        count.bursts.add(1);
+    }
+
+    /// Sends the fragments that waited for a first one of the burst before. The burst is empty.
+    #[cold]
+    pub(super) fn release(&mut self, plane: &Plane, now: Instant) {
+        for frame in std::mem::take(&mut self.released) {
+            let port = frame.meta.in_port;
+            let Some(input) = plane.tables.port(port) else { continue };
+            let (Some(network), Some(count)) =
+                (plane.tables.network(input.network), input.counters.get(self.shared.index))
+            else {
+                continue;
+            };
+            let ctx = Context::new(plane, input, network, NO_QUEUE, self.shared.clock.seconds(now));
+            let mut out = Delivery::new(plane, self.shared.index, 1);
+            let Path { shared, uring, burst, cache, free, stash, .. } = self;
+            // Counts are per worker, and another one may have queued it: only their sum is never below zero.
+            count.queued.sub(1);
+            let ended = burst.with_frame(frame.meta, &frame.frame, frame.head_len, |packet, arena| {
+                let key = FlowKey::of(packet, port.0 as u16).ok_or(DropReason::Internal)?;
+                let lookup = Lookup { key, hash: shared.connections.keys().hash(&key, network.vni) };
+                let mut flows = Flows { cache, connections: &shared.connections, free, denied: None, opened: None };
+                match datapath::forward(&ctx, &mut flows, &lookup, packet, arena, &mut Unwatched) {
+                    Verdict::Forward => {}
+                    Verdict::Drop(reason) => return Err(reason),
+                    _ => return Err(DropReason::Internal),
+                }
+                let to = packet.meta.out_port;
+                if stash.holds(to) || matches!(out.deliver(uring, packet, arena, to), Outcome::Busy) {
+                    keep(stash, plane, shared.index, packet, arena, to, now);
+                }
+                Ok(())
+            });
+            match ended {
+                Ok(()) => count.forwarded.add(1),
+                Err(reason) => count.dropped.add(reason, 1),
+            }
+            out.finish(uring);
+        }
+    }
+
+    /// Ends fragments whose first one never came.
+    #[cold]
+    pub(super) fn expire_fragments(&self, plane: &Plane, now: Instant) {
+        self.shared.fragments.expire(self.shared.clock.millis(now), FRAGMENTS_BUDGET, |port, reason, frames| {
+            if let Some(count) = counters(plane, port, self.shared.index) {
+                count.queued.sub(frames);
+                count.dropped.add(reason, frames);
+            }
+        });
+    }
+
+    /// The first half of the pipeline for the whole burst; flows of packets that go on are asked for ahead. Returns the
+    /// octets of all frames.
+    #[inline]
+    fn classify(&mut self, ctx: &Context<'_>, verdicts: &mut [Verdict; BURST], now: Instant) -> u64 {
+        let mut octets = 0;
+        let keys = self.shared.connections.keys();
+        for (index, verdict) in verdicts.iter_mut().enumerate().take(self.burst.len()) {
+            let (packet, arena) = self.burst.packet_mut(index);
+            octets += packet.len() as u64;
+            let mut note = None;
+            *verdict = datapath::classify(ctx, packet, arena, &mut note, &mut Unwatched);
+            if let Some(note) = note {
+                match self.pace.note(ctx.port.id, now) {
+                    true => self.shared.note(Note::Local(ctx.port.id, note)),
+                    false => add(&self.shared.stats.notes_lost, 1),
+                }
+            }
+            if *verdict == Verdict::Continue && packet.meta.fragment {
+                *verdict = fragment(&self.shared, &mut self.released, ctx, packet, arena, now);
+            }
+            if *verdict == Verdict::Continue {
+                // `PORTS_MAX` fits.
+                match FlowKey::of(packet, ctx.port.id.0 as u16) {
+                    Some(key) => {
+                        let lookup = Lookup { key, hash: keys.hash(&key, ctx.network.vni) };
+                        self.cache.prefetch(lookup.hash);
+                        self.lookups[index] = lookup;
+                    }
+                    None => *verdict = Verdict::Drop(DropReason::NeighborNoAnswer),
+                }
+            }
+        }
+        for (index, verdict) in verdicts.iter().enumerate().take(self.burst.len()) {
+            if *verdict == Verdict::Continue {
+                self.cache.prefetch_flow(self.lookups[index].hash);
+            }
+        }
+        octets
+    }
+
+    /// The second half, for one packet.
+    #[inline]
+    fn forward(&mut self, ctx: &Context<'_>, index: usize, now: Instant) -> Verdict {
+        let lookup = &self.lookups[index];
+        let mut flows = Flows {
+            cache: &mut self.cache,
+            connections: &self.shared.connections,
+            free: &mut self.free,
+            denied: None,
+            opened: None,
+        };
+        let (packet, arena) = self.burst.packet_mut(index);
+        let verdict = datapath::forward(ctx, &mut flows, lookup, packet, arena, &mut Unwatched);
+        let (opened, denied) = (flows.opened, flows.denied);
+        if opened.is_some() || matches!(verdict, Verdict::Drop(_)) {
+            self.log(ctx, index, verdict, opened, denied, now);
+        }
+        verdict
+    }
+
+    /// Tells the flow log of a packet that began a connection or ended.
+    #[cold]
+    fn log(
+        &mut self,
+        ctx: &Context<'_>,
+        index: usize,
+        verdict: Verdict,
+        opened: Option<Opened>,
+        denied: Option<Denied>,
+        now: Instant,
+    ) {
+        if !self.may_log(ctx.port.id, now) {
+            return;
+        }
+        let (lookup, packet) = (&self.lookups[index], &self.burst.packets()[index]);
+        match (opened, verdict) {
+            (Some(opened), _) => self.shared.log(FlowEvent::opened(ctx, lookup, packet, &opened)),
+            (None, Verdict::Drop(reason)) => {
+                self.shared.log(FlowEvent::dropped(ctx, &lookup.key, packet, reason, denied));
+            }
+            _ => {}
+        }
+    }
+
+    /// A packet that ended in the first half.
+    #[cold]
+    fn refused(&mut self, ctx: &Context<'_>, index: usize, reason: DropReason, now: Instant) -> Verdict {
+        let key = FlowKey::of(&self.burst.packets()[index], 0);
+        if let Some(key) = key
+            && self.may_log(ctx.port.id, now)
+        {
+            let event = FlowEvent::dropped(ctx, &key, &self.burst.packets()[index], reason, None);
+            self.shared.log(event);
+        }
+        Verdict::Drop(reason)
+    }
+
+    fn may_log(&mut self, port: PortId, now: Instant) -> bool {
+        let may = self.pace.flow_event(port, now);
+        if !may {
+            add(&self.shared.stats.flows_lost, 1);
+        }
+        may
+    }
+}
+
+/// A fragment: a later one takes the L4 ports of its first, or waits for it (SEMANTICS CT6, CT7).
+#[cold]
+fn fragment(
+    shared: &Shared,
+    released: &mut Vec<QueuedFrame>,
+    ctx: &Context<'_>,
+    packet: &mut Packet,
+    arena: &[Segment],
+    now: Instant,
+) -> Verdict {
+    match shared.fragments.admit(packet, arena, ctx.network.vni, shared.clock.millis(now)) {
+        Admit::Known(ports) => ports.write(&mut packet.meta),
+        Admit::First(frames) => released.extend(frames),
+        Admit::Queued => return Verdict::Queued,
+        Admit::Drop(reason) => return Verdict::Drop(reason),
+    }
+    Verdict::Continue
+}
+
+/// Puts a copy of a packet aside whose destination is busy.
+#[cold]
+pub(super) fn keep(
+    stash: &mut Stash,
+    plane: &Plane,
+    worker: usize,
+    packet: &Packet,
+    arena: &[Segment],
+    to: PortId,
+    now: Instant,
+) {
+    let Some(counters) = counters(plane, to, worker) else { return };
+    if stash.push(packet, arena, to, now) {
+        counters.tx_queued.add(1);
+    } else {
+        counters.tx_dropped.add(DropReason::GuestRingBusy, 1);
+    }
+}
+
+/// Turns a dropped packet into the ICMP error that its sender must hear of, if any.
+#[cold]
+fn error_reply(packet: &mut Packet, arena: &mut [Segment], network: &Network, reason: DropReason) -> bool {
+    let Some(kind) = icmp_error_for(reason) else { return false };
+    packet.meta.offload = Offload::default();
+    icmp_error::icmp_error(packet, arena, network, kind)
+}
+
+/// Which ICMP error a drop is answered with, if any.
+fn icmp_error_for(reason: DropReason) -> Option<ErrorKind> {
+    match reason {
+        DropReason::TtlExceeded => Some(ErrorKind::TimeExceeded),
+        DropReason::NoRoute => Some(ErrorKind::NoRoute),
+        DropReason::MtuExceeded => Some(ErrorKind::TooBig),
+        _ => None,
+    }
+}

@@ -1,0 +1,34 @@
+//! Connections: the authoritative records that all workers share and that outlive the process (DESIGN §3).
+//!
+//! # Theory of operation
+//!
+//! [`Connections`] keeps [`Record`]s in a file under the runtime directory. A record says who talks to whom, which rules
+//! allowed it, and what each direction has shown. Its key fields are written once, by `commit`, under the lock of one
+//! shard; what a direction shows is written by the worker that sees that direction, without a lock.
+//!
+//! A shard owns the chains of the buckets that belong to it, and a timer wheel. A record stands in one chain and in
+//! one slot of the wheel of the same shard from `commit` until it is freed. A packet that finds its connection alive does
+//! not touch the wheel: when the record's turn comes, its deadline is worked out from what it shows then, and it is
+//! put further back. Only a change to a shorter timeout (a TCP connection that ends) moves a record, under the lock.
+//!
+//! Chains, wheels, the list of free records and the counts are private memory: a new run of the daemon rebuilds them
+//! from the records that are still right (`adopt`).
+//!
+//! Each port has a quota of connections that it may have begun, of which a share is guaranteed: the rest of the table is
+//! for everybody. A port that has used up its quota gives up its own oldest connection that nobody has answered
+//! yet, or is refused; nobody else's ever goes.
+
+mod adopt;
+mod quota;
+mod record;
+mod table;
+mod timeouts;
+mod wheel;
+
+#[cfg(test)]
+mod tests;
+
+pub use adopt::{Adopted, Claim};
+pub use record::{Direction, Entry, Record};
+pub use table::{CommitError, Connections, Found, FreeRecords, NewConnection, Options};
+pub use timeouts::Timeouts;

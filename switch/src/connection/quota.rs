@@ -1,0 +1,126 @@
+//! How many connections each port may have begun (SEMANTICS CT11): a limit, and within it a guaranteed share.
+//!
+//! What ports have beyond their guaranteed share comes out of one pool, which is the table less all guarantees. So the
+//! connections of one port, however many, never take another's share.
+
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::limits::PORTS_MAX;
+
+/// Count and limit of one port.
+#[derive(Default)]
+struct Port {
+    used: AtomicU32,
+    max: AtomicU32,
+}
+
+/// Counts of all ports.
+pub(super) struct Quotas {
+    ports: Box<[Port]>,
+    /// Connections that each port may have whatever others do.
+    guaranteed: AtomicU32,
+    /// Connections beyond guarantees: how many there are, and may be.
+    shared_used: AtomicU32,
+    shared_max: AtomicU32,
+}
+
+/// Why a port may not begin another connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Refusal {
+    /// It has as many as it may.
+    Quota,
+    /// It has its share, and the rest of the table is taken.
+    Shared,
+}
+
+impl Quotas {
+    pub(super) fn new() -> Self {
+        Self {
+            ports: (0..PORTS_MAX).map(|_| Port::default()).collect(),
+            guaranteed: AtomicU32::new(0),
+            shared_used: AtomicU32::new(0),
+            shared_max: AtomicU32::new(0),
+        }
+    }
+
+    /// Shares `capacity` records out: half is guaranteed in equal parts to the ports given with their limits.
+    pub(super) fn share(&self, capacity: u32, limits: impl Iterator<Item = (u32, u32)>) {
+        let mut count = 0;
+        for (port, max) in limits {
+            self.ports[port as usize % PORTS_MAX].max.store(max, Relaxed);
+            count += 1;
+        }
+        let guaranteed = capacity / 2 / count.max(1);
+        self.guaranteed.store(guaranteed, Relaxed);
+        self.shared_max.store(capacity - guaranteed * count, Relaxed);
+        let beyond = |port: &Port| port.used.load(Relaxed).saturating_sub(guaranteed);
+        self.shared_used.store(self.ports.iter().map(beyond).sum(), Relaxed);
+    }
+
+    /// One more for a port, within its limits.
+    #[inline]
+    pub(super) fn take(&self, port: u32) -> Result<(), Refusal> {
+        let quota = &self.ports[port as usize % PORTS_MAX];
+        let before = quota.used.fetch_add(1, Relaxed);
+        if before >= quota.max.load(Relaxed) {
+            quota.used.fetch_sub(1, Relaxed);
+            return Err(Refusal::Quota);
+        }
+        if before >= self.guaranteed.load(Relaxed)
+            && self.shared_used.fetch_add(1, Relaxed) >= self.shared_max.load(Relaxed)
+        {
+            self.shared_used.fetch_sub(1, Relaxed);
+            quota.used.fetch_sub(1, Relaxed);
+            return Err(Refusal::Shared);
+        }
+        Ok(())
+    }
+
+    /// One more for a port, whatever the limits: the connection is there already.
+    pub(super) fn take_anyway(&self, port: u32) {
+        if self.ports[port as usize % PORTS_MAX].used.fetch_add(1, Relaxed) >= self.guaranteed.load(Relaxed) {
+            self.shared_used.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// One less.
+    #[inline]
+    pub(super) fn give_back(&self, port: u32) {
+        let before = self.ports[port as usize % PORTS_MAX].used.fetch_sub(1, Relaxed);
+        if before > self.guaranteed.load(Relaxed) {
+            // `share` may have counted anew in between: never below zero.
+            let less = |used: u32| Some(used.saturating_sub(1));
+            let _ = self.shared_used.fetch_update(Relaxed, Relaxed, less);
+        }
+    }
+
+    /// Connections that a port has begun.
+    pub(super) fn used(&self, port: u32) -> u32 {
+        self.ports[port as usize % PORTS_MAX].used.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ct11_a_greedy_port_leaves_every_other_its_share() {
+        let quotas = Quotas::new();
+        quotas.share(1000, [(0, 10_000), (1, 10_000), (2, 100)].into_iter());
+        let greedy = std::iter::repeat_with(|| quotas.take(0)).take_while(Result::is_ok).count();
+        assert_eq!(greedy, 1000 - 2 * 166);
+        assert_eq!(quotas.take(0), Err(Refusal::Shared));
+        assert_eq!((0..166).filter(|_| quotas.take(1).is_ok()).count(), 166);
+        assert_eq!(quotas.take(1), Err(Refusal::Shared));
+        assert_eq!(std::iter::repeat_with(|| quotas.take(2)).take_while(Result::is_ok).count(), 100);
+        assert_eq!(quotas.take(2), Err(Refusal::Quota));
+        quotas.give_back(0);
+        assert_eq!(quotas.take(1), Ok(()));
+        assert_eq!(quotas.take(0), Err(Refusal::Shared));
+        (0..167).for_each(|_| quotas.give_back(1));
+        assert_eq!(quotas.used(1), 0);
+        assert_eq!(quotas.take(0), Ok(()));
+    }
+}

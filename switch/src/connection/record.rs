@@ -1,0 +1,251 @@
+//! One connection as it lies in the shared file: two cache lines of atomics.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+
+use crate::flow::{FlowKey, NO_QUEUE};
+use crate::shared::Plain;
+use crate::tcp_track::Side;
+
+/// A direction of a connection: 0 is that of the packet which began it, 1 the other.
+pub type Direction = usize;
+
+/// What one direction has shown. One writer, the worker that sees the direction.
+#[derive(Default)]
+#[repr(C)]
+struct Shown {
+    /// Second of its last packet, plus one; 0 for none.
+    seen: AtomicU32,
+    end: AtomicU32,
+    ack: AtomicU32,
+    limit: AtomicU32,
+    window_max: AtomicU32,
+}
+
+/// A connection. All fields are atomics, because other processes and workers may look at any time; zero is a free record.
+#[derive(Default)]
+#[repr(C, align(128))]
+pub struct Record {
+    addresses: [AtomicU64; 4],
+    l4: AtomicU64,
+    vni: AtomicU32,
+    /// Changes whenever the record changes its owner: an index with another generation means somebody else.
+    generation: AtomicU32,
+    /// Slots of the two ports, the one that began it in the upper half.
+    ports: AtomicU32,
+    /// What allowed it (packed by the policy crate), egress and ingress.
+    basis: [AtomicU32; 2],
+    shown: [Shown; 2],
+    flags: [AtomicU8; 2],
+    scale: [AtomicU8; 2],
+    /// Queue pair on which the direction was last sent, plus one; 0 for none.
+    queue: [AtomicU8; 2],
+    status: AtomicU8,
+    spare: AtomicU8,
+    epoch: AtomicU32,
+    /// Second in which it began.
+    created: AtomicU32,
+    /// Next record of the chain, or of the free list.
+    pub(super) next: AtomicU32,
+    pub(super) wheel_next: AtomicU32,
+    /// The record before it in its wheel slot; with [`super::wheel::HEAD`], the slot itself.
+    pub(super) wheel_prev: AtomicU32,
+}
+
+const _: () = assert!(size_of::<Record>() == 128);
+
+// SAFETY: atomics only, any pattern is a value, no padding (`spare` stands for it). JUSTIFICATION: a promise about memory.
+#[allow(unsafe_code, reason = "the trait is a promise about memory")]
+unsafe impl Plain for Record {}
+
+const FREE: u8 = 0;
+const VALID: u8 = 1;
+
+/// A record's plain values, for lists and events.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Its place in the table.
+    pub index: u32,
+    /// Its generation.
+    pub generation: u32,
+    /// Tuple of the packet that began it.
+    pub key: FlowKey,
+    /// Network.
+    pub vni: u32,
+    /// Slot of the port that began it.
+    pub in_port: u32,
+    /// Slot of the other port.
+    pub out_port: u32,
+    /// What allowed it, egress and ingress.
+    pub basis: [u32; 2],
+    /// Second in which it began.
+    pub created: u32,
+    /// Second of the last packet of each direction; 0 for none.
+    pub seen: [u32; 2],
+    /// What each direction has shown (TCP).
+    pub sides: [Side; 2],
+}
+
+impl Record {
+    /// The tuple of the packet that began it, without scope.
+    #[inline]
+    pub fn key(&self) -> FlowKey {
+        FlowKey { addresses: std::array::from_fn(|i| self.addresses[i].load(Relaxed)), l4: self.l4.load(Relaxed) }
+    }
+
+    /// Its network.
+    #[inline]
+    pub fn vni(&self) -> u32 {
+        self.vni.load(Relaxed)
+    }
+
+    /// Whether it is in use.
+    #[inline]
+    pub fn is_valid(&self) -> bool {
+        self.status.load(Acquire) == VALID
+    }
+
+    /// See [`Entry::generation`].
+    #[inline]
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Acquire)
+    }
+
+    /// Slot of the port that sends a direction.
+    #[inline]
+    pub fn port(&self, direction: Direction) -> u32 {
+        let ports = self.ports.load(Relaxed);
+        if direction == 0 { ports >> 16 } else { ports & 0xffff }
+    }
+
+    /// Epoch of its network when it was last decided.
+    #[inline]
+    pub fn epoch(&self) -> u32 {
+        self.epoch.load(Relaxed)
+    }
+
+    /// It was decided anew, with the same result.
+    pub fn set_epoch(&self, epoch: u32, basis: [u32; 2]) {
+        self.basis[0].store(basis[0], Relaxed);
+        self.basis[1].store(basis[1], Relaxed);
+        self.epoch.store(epoch, Relaxed);
+    }
+
+    /// It goes on without being decided anew.
+    pub fn keep_epoch(&self, epoch: u32) {
+        self.epoch.store(epoch, Relaxed);
+    }
+
+    /// Whether the other side has sent.
+    #[inline]
+    pub fn is_replied(&self) -> bool {
+        self.shown[1].seen.load(Relaxed) != 0
+    }
+
+    /// Whether it will not be given up to make room: it was answered, or has gone on for two seconds.
+    #[inline]
+    pub fn is_assured(&self) -> bool {
+        self.is_replied() || self.last_seen(0) >= self.created.load(Relaxed).saturating_add(2)
+    }
+
+    /// Second of the last packet of a direction; 0 for none.
+    #[inline]
+    pub fn last_seen(&self, direction: Direction) -> u32 {
+        self.shown[direction].seen.load(Relaxed).saturating_sub(1)
+    }
+
+    /// A packet of a direction came, on a queue pair of its sender.
+    #[inline]
+    pub fn touch(&self, direction: Direction, now: u32, queue: u8) {
+        if self.shown[direction].seen.load(Relaxed) != now + 1 {
+            self.shown[direction].seen.store(now + 1, Relaxed);
+        }
+        let queue = queue.wrapping_add(1);
+        if self.queue[direction].load(Relaxed) != queue {
+            self.queue[direction].store(queue, Relaxed);
+        }
+    }
+
+    /// Queue pair on which a direction was last sent, [`NO_QUEUE`] before.
+    #[inline]
+    pub fn queue(&self, direction: Direction) -> u8 {
+        self.queue[direction].load(Relaxed).wrapping_sub(1)
+    }
+
+    /// What a direction has shown of TCP.
+    #[inline]
+    pub fn side(&self, direction: Direction) -> Side {
+        let shown = &self.shown[direction];
+        Side {
+            end: shown.end.load(Relaxed),
+            ack: shown.ack.load(Relaxed),
+            limit: shown.limit.load(Relaxed),
+            window_max: shown.window_max.load(Relaxed),
+            scale: self.scale[direction].load(Relaxed),
+            flags: self.flags[direction].load(Relaxed),
+        }
+    }
+
+    /// Replaces what a direction has shown, where it differs from `old`: a line that did not change stays shared.
+    #[inline]
+    pub fn set_side(&self, direction: Direction, old: &Side, new: &Side) {
+        if old == new {
+            return;
+        }
+        let shown = &self.shown[direction];
+        shown.end.store(new.end, Relaxed);
+        shown.ack.store(new.ack, Relaxed);
+        shown.limit.store(new.limit, Relaxed);
+        shown.window_max.store(new.window_max, Relaxed);
+        self.scale[direction].store(new.scale, Relaxed);
+        self.flags[direction].store(new.flags, Relaxed);
+    }
+
+    /// Its plain values; `None` when it is free or changes its owner right now.
+    pub fn entry(&self, index: u32) -> Option<Entry> {
+        let generation = self.generation();
+        if !self.is_valid() {
+            return None;
+        }
+        let entry = Entry {
+            index,
+            generation,
+            key: self.key(),
+            vni: self.vni(),
+            in_port: self.port(0),
+            out_port: self.port(1),
+            basis: [self.basis[0].load(Relaxed), self.basis[1].load(Relaxed)],
+            created: self.created.load(Relaxed),
+            seen: [self.last_seen(0), self.last_seen(1)],
+            sides: [self.side(0), self.side(1)],
+        };
+        (self.generation() == generation).then_some(entry)
+    }
+
+    /// Becomes a connection. Only under the lock of its shard, and only while it is free.
+    pub(super) fn fill(&self, new: &super::NewConnection, now: u32) {
+        for (word, value) in self.addresses.iter().zip(new.key.addresses) {
+            word.store(value, Relaxed);
+        }
+        self.l4.store(new.key.l4 & !0xffff, Relaxed);
+        self.vni.store(new.vni, Relaxed);
+        self.ports.store(new.in_port << 16 | new.out_port & 0xffff, Relaxed);
+        self.set_epoch(new.epoch, new.basis);
+        self.created.store(now, Relaxed);
+        for direction in 0..2 {
+            self.shown[direction].seen.store(0, Relaxed);
+            self.queue[direction].store(NO_QUEUE.wrapping_add(1), Relaxed);
+            let none = Side { flags: u8::MAX, ..Side::default() };
+            let side = if direction == 0 { new.side } else { Side::default() };
+            self.set_side(direction, &none, &side);
+        }
+        self.touch(0, now, new.queue);
+        self.status.store(VALID, Release);
+    }
+
+    /// Stops being a connection. Only under the lock of its shard.
+    pub(super) fn clear(&self) {
+        self.status.store(FREE, Release);
+        self.generation.store(self.generation.load(Relaxed).wrapping_add(1), Release);
+    }
+}

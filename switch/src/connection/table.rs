@@ -1,0 +1,475 @@
+//! The table of connections: find, commit, free, expire.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crossbeam_utils::CachePadded;
+
+use super::quota::{Quotas, Refusal};
+use super::record::{Direction, Entry, Record};
+use super::timeouts::Timeouts;
+use super::wheel::{NONE, Wheel};
+use crate::flow::{FlowKey, HashKeys, Kind};
+use crate::limits::{CONNECTIONS_MAX, PORTS_MAX};
+use crate::prefetch::prefetch;
+use crate::shared::SharedFile;
+use crate::tcp_track::Side;
+
+/// Locks of the table. Each guards the chains and the wheel of the buckets that belong to it.
+const SHARDS: usize = 64;
+
+/// Records that a worker keeps for its next connections.
+const KEEP: usize = 64;
+
+/// Records looked at for one to give up.
+const EVICT_LOOKS: usize = 16;
+
+/// How a table is made.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Records, at most [`CONNECTIONS_MAX`].
+    pub capacity: u32,
+    /// Names this boot: what another one left is not looked at.
+    pub boot: u128,
+    /// Seconds of the monotonic clock.
+    pub now: u32,
+}
+
+/// What a new connection is.
+#[derive(Clone, Copy, Debug)]
+pub struct NewConnection {
+    /// Tuple of the packet that begins it.
+    pub key: FlowKey,
+    /// Its hash.
+    pub hash: u64,
+    /// Its network.
+    pub vni: u32,
+    /// Slot of the port that begins it, and is charged for it.
+    pub in_port: u32,
+    /// Slot of the other port.
+    pub out_port: u32,
+    /// What allowed it, egress and ingress.
+    pub basis: [u32; 2],
+    /// Epoch of its network.
+    pub epoch: u32,
+    /// Queue pair of the packet.
+    pub queue: u8,
+    /// What its first segment shows (TCP).
+    pub side: Side,
+}
+
+/// A connection that was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// Its record.
+    pub index: u32,
+    /// The record's generation.
+    pub generation: u32,
+    /// Which direction the key that was looked for has.
+    pub direction: Direction,
+}
+
+/// Why a connection cannot begin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CommitError {
+    /// The port has as many as it may, all of them answered.
+    Quota,
+    /// The table is full.
+    Full,
+}
+
+/// Free records that a worker has at hand.
+#[derive(Default)]
+pub struct FreeRecords(Vec<u32>);
+
+/// The shared table.
+pub struct Connections {
+    pub(super) file: SharedFile,
+    pub(super) capacity: u32,
+    /// Records whose blocks are allocated.
+    available: AtomicU32,
+    keys: HashKeys,
+    /// First record of each chain.
+    heads: Box<[AtomicU32]>,
+    shards: Box<[CachePadded<Mutex<Wheel>>]>,
+    free: Mutex<Free>,
+    quotas: Quotas,
+    count: AtomicU64,
+    evicted: AtomicU64,
+}
+
+/// Records that nobody has.
+struct Free {
+    /// First of a list linked through `next`.
+    first: u32,
+    /// Those from here on were never used.
+    fresh: u32,
+}
+
+impl Connections {
+    /// Opens or makes the table at `path`. Nothing of what is in it counts until it is adopted.
+    ///
+    /// # Errors
+    /// The file cannot be made or mapped.
+    pub fn open(path: &Path, options: &Options) -> io::Result<Self> {
+        let capacity = options.capacity.clamp(1, CONNECTIONS_MAX);
+        let file = super::adopt::open_file(path, capacity, options)?;
+        let buckets = (capacity as usize).next_power_of_two();
+        let fill = |count: usize| (0..count).map(|_| AtomicU32::new(NONE)).collect();
+        Ok(Self {
+            file,
+            capacity,
+            available: AtomicU32::new(0),
+            keys: HashKeys::random(),
+            heads: fill(buckets),
+            shards: (0..SHARDS).map(|_| CachePadded::new(Mutex::new(Wheel::new(options.now)))).collect(),
+            free: Mutex::new(Free { first: NONE, fresh: 0 }),
+            quotas: Quotas::new(),
+            count: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+        })
+    }
+
+    /// Keys of the flow hash.
+    pub fn keys(&self) -> &HashKeys {
+        &self.keys
+    }
+
+    /// Most connections at a time.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// Connections now.
+    pub fn len(&self) -> u64 {
+        self.count.load(Relaxed)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Connections that a port gave up for newer ones of its own.
+    pub fn evicted(&self) -> u64 {
+        self.evicted.load(Relaxed)
+    }
+
+    /// Connections that a port has begun.
+    pub fn used_by(&self, port: u32) -> u32 {
+        self.quotas.used(port)
+    }
+
+    /// Says which ports there are and how many connections each may begin.
+    pub fn share(&self, limits: impl Iterator<Item = (u32, u32)>) {
+        self.quotas.share(self.capacity, limits);
+    }
+
+    /// The file, to have its blocks allocated.
+    pub fn file(&self) -> &std::fs::File {
+        self.file.file()
+    }
+
+    /// Octets of the file up to a number of records.
+    pub fn file_len(&self, records: u32) -> usize {
+        super::adopt::RECORDS_AT + records as usize * size_of::<Record>()
+    }
+
+    /// Records that were ever used, by earlier runs too.
+    pub fn ever_used(&self) -> u32 {
+        self.used_mark().load(Relaxed).min(u64::from(self.capacity)) as u32
+    }
+
+    /// Blocks of records are allocated up to here: a full file system is an error of ours, not a signal.
+    pub fn make_available(&self, records: u32) {
+        self.available.store(records.min(self.capacity), Relaxed);
+    }
+
+    /// See [`Connections::make_available`].
+    pub fn available(&self) -> u32 {
+        self.available.load(Relaxed)
+    }
+
+    /// All records.
+    #[inline]
+    pub fn records(&self) -> &[Record] {
+        self.file.slice(super::adopt::RECORDS_AT, self.capacity as usize)
+    }
+
+    /// The record of an index and generation, if it is still the same connection.
+    #[inline]
+    pub fn get(&self, index: u32, generation: u32) -> Option<&Record> {
+        let record = self.records().get(index as usize)?;
+        (record.generation() == generation && record.is_valid()).then_some(record)
+    }
+
+    /// Every connection, as it is when its turn comes.
+    pub fn entries(&self) -> impl Iterator<Item = Entry> {
+        let used = self.lock_free().fresh as usize;
+        self.records()[..used].iter().enumerate().filter_map(|(index, record)| record.entry(index as u32))
+    }
+
+    /// Asks for the chain of a hash ahead of its use.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        prefetch(&self.heads[self.bucket(hash)]);
+    }
+
+    /// Looks a packet's connection up.
+    pub fn find(&self, key: &FlowKey, hash: u64, vni: u32) -> Option<Found> {
+        let bucket = self.bucket(hash);
+        let _shard = self.lock(bucket);
+        self.find_in(bucket, key, vni)
+    }
+
+    fn find_in(&self, bucket: usize, key: &FlowKey, vni: u32) -> Option<Found> {
+        let (same, reverse) = (key.unscoped(), key.reversed());
+        let records = self.records();
+        let mut index = self.heads[bucket].load(Relaxed);
+        while index != NONE {
+            let record = &records[index as usize];
+            let found = record.key();
+            if record.vni() == vni && (found == same || found == reverse) {
+                // Of a query, the direction is in the kind.
+                let direction = usize::from(found != same);
+                return Some(Found { index, generation: record.generation(), direction });
+            }
+            index = record.next.load(Relaxed);
+        }
+        None
+    }
+
+    /// Adds a connection, or finds the one that another worker has just added.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    pub fn commit(
+        &self,
+        new: &NewConnection,
+        timeouts: &Timeouts,
+        free: &mut FreeRecords,
+        now: u32,
+    ) -> Result<Found, CommitError> {
+        debug_assert!(new.key.kind() != Kind::Answer);
+        if free.0.is_empty() {
+            self.take_free(free);
+        }
+        let bucket = self.bucket(new.hash);
+        let mut shard = self.lock(bucket);
+        if let Some(found) = self.find_in(bucket, &new.key, new.vni) {
+            return Ok(found);
+        }
+        let refused = match self.quotas.take(new.in_port) {
+            Ok(()) if !free.0.is_empty() => None,
+            Ok(()) => {
+                self.quotas.give_back(new.in_port);
+                Some(CommitError::Full)
+            }
+            Err(Refusal::Quota) => Some(CommitError::Quota),
+            Err(Refusal::Shared) => Some(CommitError::Full),
+        };
+        if let Some(error) = refused {
+            // Its own oldest unanswered connection makes room, if there is one.
+            let index = self.evict(&mut shard, new.in_port).ok_or(error)?;
+            free.0.push(index);
+            self.quotas.take_anyway(new.in_port);
+        }
+        let index = free.0.pop().ok_or(CommitError::Full)?;
+        let record = &self.records()[index as usize];
+        record.fill(new, now);
+        self.link(&mut shard, bucket, index, timeouts);
+        Ok(Found { index, generation: record.generation(), direction: 0 })
+    }
+
+    /// Puts a filled record into its chain and wheel.
+    pub(super) fn link(&self, shard: &mut Wheel, bucket: usize, index: u32, timeouts: &Timeouts) {
+        let record = &self.records()[index as usize];
+        record.next.store(self.heads[bucket].load(Relaxed), Relaxed);
+        self.heads[bucket].store(index, Relaxed);
+        shard.insert(self.records(), index, deadline(record, timeouts));
+        self.count.fetch_add(1, Relaxed);
+    }
+
+    /// As [`Connections::link`], for a record that was there before this run.
+    pub(super) fn relink_adopted(&self, index: u32, timeouts: &Timeouts) {
+        let record = &self.records()[index as usize];
+        let bucket = self.bucket(self.keys.hash(&record.key(), record.vni()));
+        let mut shard = self.lock(bucket);
+        self.quotas.take_anyway(record.port(0));
+        self.link(&mut shard, bucket, index, timeouts);
+    }
+
+    /// Forgets a connection, unless it is another one by now. Returns whether it was there.
+    pub fn remove(&self, index: u32, generation: u32) -> bool {
+        let Some(record) = self.get(index, generation) else { return false };
+        let bucket = self.bucket(self.keys.hash(&record.key(), record.vni()));
+        {
+            let mut shard = self.lock(bucket);
+            if self.get(index, generation).is_none() {
+                return false;
+            }
+            shard.remove(self.records(), index);
+            self.unlink(bucket, index);
+        }
+        self.give_back(&[index]);
+        true
+    }
+
+    /// A connection has ended or will soon: its deadline came closer.
+    pub fn reschedule(&self, index: u32, generation: u32, timeouts: &Timeouts) {
+        let Some(record) = self.get(index, generation) else { return };
+        let bucket = self.bucket(self.keys.hash(&record.key(), record.vni()));
+        let mut shard = self.lock(bucket);
+        if self.get(index, generation).is_some() {
+            shard.remove(self.records(), index);
+            shard.insert(self.records(), index, deadline(record, timeouts));
+        }
+    }
+
+    /// Frees connections of one shard whose time has come, at most `budget` looked at; each is shown to `closed` before.
+    /// Returns how many were looked at.
+    pub fn expire(
+        &self,
+        shard: usize,
+        timeouts: &Timeouts,
+        now: u32,
+        budget: usize,
+        mut closed: impl FnMut(&Entry),
+    ) -> usize {
+        let mut freed = [0; KEEP];
+        let (mut looked, mut count) = (0, 0);
+        {
+            let mut wheel = lock(&self.shards[shard]);
+            while looked < budget && count < KEEP {
+                let Some(index) = wheel.due(self.records(), now) else { break };
+                looked += 1;
+                let record = &self.records()[index as usize];
+                let deadline = deadline(record, timeouts);
+                if deadline > now {
+                    wheel.insert(self.records(), index, deadline);
+                    continue;
+                }
+                if let Some(entry) = record.entry(index) {
+                    closed(&entry);
+                }
+                self.unlink(self.bucket(self.keys.hash(&record.key(), record.vni())), index);
+                freed[count] = index;
+                count += 1;
+            }
+        }
+        self.give_back(&freed[..count]);
+        looked
+    }
+
+    /// Shards, for [`Connections::expire`].
+    pub const fn shards() -> usize {
+        SHARDS
+    }
+
+    /// Takes a record out of its chain and clears it. Its shard is locked, and it is in no wheel.
+    fn unlink(&self, bucket: usize, index: u32) {
+        let records = self.records();
+        let mut at = &self.heads[bucket];
+        while at.load(Relaxed) != index {
+            let next = at.load(Relaxed);
+            if next == NONE {
+                debug_assert!(false, "a record is in its chain");
+                return;
+            }
+            at = &records[next as usize].next;
+        }
+        let record = &records[index as usize];
+        at.store(record.next.load(Relaxed), Relaxed);
+        self.quotas.give_back(record.port(0));
+        record.clear();
+        self.count.fetch_sub(1, Relaxed);
+    }
+
+    /// Frees the oldest connection of a port in this shard that nobody has answered.
+    #[cold]
+    fn evict(&self, shard: &mut Wheel, port: u32) -> Option<u32> {
+        let records = self.records();
+        let own = |index: &u32| {
+            let record = &records[*index as usize];
+            record.port(0) == port && !record.is_assured()
+        };
+        let index = shard.soonest(records, EVICT_LOOKS).find(own)?;
+        let record = &records[index as usize];
+        shard.remove(records, index);
+        self.unlink(self.bucket(self.keys.hash(&record.key(), record.vni())), index);
+        self.evicted.fetch_add(1, Relaxed);
+        Some(index)
+    }
+
+    #[cold]
+    fn take_free(&self, into: &mut FreeRecords) {
+        let mut free = self.lock_free();
+        let records = self.records();
+        let available = self.available.load(Relaxed);
+        while into.0.len() < KEEP {
+            let index = free.first;
+            if index != NONE {
+                free.first = records[index as usize].next.load(Relaxed);
+                into.0.push(index);
+            } else if free.fresh < available {
+                into.0.push(free.fresh);
+                free.fresh += 1;
+            } else {
+                break;
+            }
+        }
+        self.used_mark().fetch_max(u64::from(free.fresh), Relaxed);
+    }
+
+    pub(super) fn give_back(&self, indices: &[u32]) {
+        if indices.is_empty() {
+            return;
+        }
+        let mut free = self.lock_free();
+        for &index in indices {
+            self.records()[index as usize].next.store(free.first, Relaxed);
+            free.first = index;
+        }
+    }
+
+    /// Says which records were used by an earlier run.
+    pub(super) fn set_fresh(&self, fresh: u32) {
+        self.lock_free().fresh = fresh;
+    }
+
+    #[inline]
+    fn bucket(&self, hash: u64) -> usize {
+        // The lower half chooses a bucket of the flow caches, the upper half the other: a mix of both.
+        (hash ^ hash >> 23) as usize & (self.heads.len() - 1)
+    }
+
+    fn lock(&self, bucket: usize) -> MutexGuard<'_, Wheel> {
+        lock(&self.shards[bucket % SHARDS])
+    }
+
+    fn lock_free(&self) -> MutexGuard<'_, Free> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A panic under the lock would end the process (`fabric::or_abort`).
+fn lock(shard: &Mutex<Wheel>) -> MutexGuard<'_, Wheel> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Second in which a connection ends if nothing comes.
+fn deadline(record: &Record, timeouts: &Timeouts) -> u32 {
+    record.last_seen(0).max(record.last_seen(1)).saturating_add(timeouts.of(record)).saturating_add(1)
+}
+
+impl FreeRecords {
+    /// None yet; taken from the table as needed.
+    pub fn new() -> Self {
+        Self(Vec::with_capacity(KEEP + 1))
+    }
+}
+
+const _: () = assert!(PORTS_MAX <= 1 << 16);

@@ -1,0 +1,291 @@
+//! Tests of the connection table.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::flow::{FlowKey, Kind, NO_QUEUE};
+use crate::tcp_track::Side;
+use crate::wire::proto;
+
+struct Host {
+    connections: Connections,
+    path: PathBuf,
+    timeouts: Timeouts,
+    free: Mutex<FreeRecords>,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+const BOOT: u128 = 0x1234;
+
+fn open(path: &std::path::Path, capacity: u32, boot: u128) -> Connections {
+    let connections = Connections::open(path, &Options { capacity, boot, now: 100 }).unwrap();
+    connections.make_available(capacity);
+    connections.share((0..4).map(|port| (port, capacity)));
+    connections
+}
+
+fn host(capacity: u32) -> Host {
+    static SERIAL: AtomicU32 = AtomicU32::new(0);
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("hostweave-connections-{}-{serial}", std::process::id()));
+    let free = Mutex::new(FreeRecords::new());
+    Host { connections: open(&path, capacity, BOOT), path, timeouts: Timeouts::default(), free }
+}
+
+fn udp(i: u32) -> FlowKey {
+    let (src, dst) = (0xffff_0a00_0001, 0x2001_0db8 << 96 | u128::from(i));
+    FlowKey::new(src, dst, i as u16, 53, proto::UDP, Kind::Ports)
+}
+
+impl Host {
+    fn hash(&self, key: &FlowKey) -> u64 {
+        self.connections.keys().hash(key, 7)
+    }
+
+    fn commit(&self, key: FlowKey, in_port: u32, now: u32) -> Result<Found, CommitError> {
+        self.commit_with(&mut self.free.lock().unwrap(), key, in_port, now)
+    }
+
+    fn commit_with(&self, free: &mut FreeRecords, key: FlowKey, in_port: u32, now: u32) -> Result<Found, CommitError> {
+        let new = NewConnection {
+            key,
+            hash: self.hash(&key),
+            vni: 7,
+            in_port,
+            out_port: 3,
+            basis: [1, 2],
+            epoch: 5,
+            queue: NO_QUEUE,
+            side: Side::default(),
+        };
+        self.connections.commit(&new, &self.timeouts, free, now)
+    }
+
+    fn find(&self, key: FlowKey) -> Option<Found> {
+        self.connections.find(&key, self.hash(&key), 7)
+    }
+
+    fn expire(&self, now: u32) -> usize {
+        let mut closed = 0;
+        for shard in 0..Connections::shards() {
+            while self.connections.expire(shard, &self.timeouts, now, 64, |_| closed += 1) > 0 {}
+        }
+        closed
+    }
+}
+
+#[test]
+fn both_directions_find_one_connection_and_other_networks_none() {
+    let host = host(1000);
+    let found = host.commit(udp(1), 0, 100).unwrap();
+    assert_eq!(host.find(udp(1)), Some(found));
+    assert_eq!(host.find(udp(1).reversed()), Some(Found { direction: 1, ..found }));
+    assert_eq!(host.find(udp(2)), None);
+    assert_eq!(host.connections.find(&udp(1), host.hash(&udp(1)), 8), None);
+    assert_eq!(host.commit(udp(1), 0, 101).unwrap(), found, "it is there already");
+    assert_eq!(host.commit(udp(1).reversed(), 3, 101).unwrap(), Found { direction: 1, ..found });
+    assert_eq!((host.connections.len(), host.connections.used_by(0), host.connections.used_by(3)), (1, 1, 0));
+    assert!(host.connections.remove(found.index, found.generation));
+    assert!(!host.connections.remove(found.index, found.generation));
+    assert_eq!(host.find(udp(1)), None);
+    assert_eq!(host.connections.used_by(0), 0);
+}
+
+#[test]
+fn a_ping_is_answered_by_an_answer_only() {
+    let host = host(1000);
+    let ping = FlowKey::new(1, 2, 0x0008, 8, proto::ICMPV4, Kind::Query);
+    host.commit(ping, 0, 100).unwrap();
+    assert_eq!(host.find(ping.reversed()).unwrap().direction, 1);
+    // The other side asks with an identifier that looks like the type of a request.
+    let other = FlowKey::new(2, 1, 0x0008, 8, proto::ICMPV4, Kind::Query);
+    assert_eq!(host.find(other), None);
+}
+
+#[test]
+fn ct12_udp_lives_longer_once_it_is_answered() {
+    let host = host(1000);
+    let unanswered = host.commit(udp(1), 0, 100).unwrap();
+    let answered = host.commit(udp(2), 0, 100).unwrap();
+    host.connections.get(answered.index, answered.generation).unwrap().touch(1, 110, 0);
+    assert_eq!(host.expire(130), 0);
+    assert_eq!(host.expire(131), 1);
+    assert!(host.connections.get(unanswered.index, unanswered.generation).is_none());
+    assert_eq!(host.expire(290), 0);
+    assert_eq!(host.expire(291), 1);
+    assert!(host.connections.is_empty());
+}
+
+#[test]
+fn a_packet_keeps_a_connection_without_touching_the_wheel() {
+    let host = host(1000);
+    let found = host.commit(udp(1), 0, 100).unwrap();
+    for now in 101..400 {
+        host.connections.get(found.index, found.generation).unwrap().touch(0, now, 2);
+        assert_eq!(host.expire(now), 0);
+    }
+    assert_eq!(host.connections.get(found.index, found.generation).unwrap().queue(0), 2);
+    assert_eq!(host.expire(399 + 31), 1);
+}
+
+#[test]
+fn a_tcp_connection_that_ends_goes_soon() {
+    let host = host(1000);
+    let key = FlowKey::new(1, 2, 1000, 80, proto::TCP, Kind::Ports);
+    let found = host.commit(key, 0, 100).unwrap();
+    let record = host.connections.get(found.index, found.generation).unwrap();
+    let acked = Side { flags: Side::SEEN | Side::ACKED, ..Side::default() };
+    for direction in 0..2 {
+        record.touch(direction, 100, 0);
+        record.set_side(direction, &Side::default(), &acked);
+    }
+    assert_eq!(host.expire(100 + 60 + 10), 0, "established by now");
+    let reset = Side { flags: acked.flags | Side::RST, ..acked };
+    record.set_side(0, &acked, &reset);
+    record.touch(0, 200, 0);
+    host.connections.reschedule(found.index, found.generation, &host.timeouts);
+    assert_eq!(host.expire(210), 0);
+    assert_eq!(host.expire(211), 1);
+}
+
+#[test]
+fn ct11_a_full_port_gives_up_its_own_oldest_unanswered_connection_and_nobody_elses() {
+    let host = host(4096);
+    host.connections.share([(0, 1000), (1, 1000), (2, 0), (3, 0)].into_iter());
+    let theirs: Vec<_> = (0..500).map(|i| host.commit(udp(i), 1, 100).unwrap()).collect();
+    let answered: Vec<_> = (500..800).map(|i| host.commit(udp(i), 0, 100).unwrap()).collect();
+    for found in &answered {
+        host.connections.get(found.index, found.generation).unwrap().touch(1, 100, 0);
+    }
+    let mut refused = 0;
+    for i in 10_000..40_000 {
+        refused += u32::from(host.commit(udp(i), 0, 102) == Err(CommitError::Quota));
+    }
+    assert!(host.connections.used_by(0) <= 1000);
+    assert!(host.connections.evicted() > 20_000, "{} evicted, {refused} refused", host.connections.evicted());
+    for found in theirs.iter().chain(&answered) {
+        assert!(host.connections.get(found.index, found.generation).is_some());
+    }
+    assert_eq!(host.commit(udp(1_000_000), 2, 102), Err(CommitError::Quota));
+}
+
+#[test]
+fn the_next_run_adopts_what_is_still_right() {
+    let host = host(1000);
+    host.connections.set_port_id(0, 77);
+    let kept = host.commit(udp(1), 0, 100).unwrap();
+    let other = host.commit(udp(2), 1, 100).unwrap();
+    let future = host.commit(udp(3), 0, 5000).unwrap();
+    let removed = host.commit(udp(4), 0, 100).unwrap();
+    host.connections.remove(removed.index, removed.generation);
+
+    let next = open(&host.path, 1000, BOOT);
+    next.share([(0, 1000)].into_iter());
+    assert_eq!(next.port_ids().next().unwrap(), Some(77));
+    let claim = |entry: &Entry| if entry.in_port == 0 { Claim::Keep } else { Claim::Forget };
+    assert_eq!(next.adopt(&host.timeouts, 105, claim), Adopted { kept: 1, forgotten: 2 });
+    let hash = next.keys().hash(&udp(1), 7);
+    assert_eq!(next.find(&udp(1), hash, 7), Some(kept));
+    assert_eq!(next.get(kept.index, kept.generation).unwrap().epoch(), 0, "to be decided anew");
+    assert!(next.get(other.index, other.generation).is_none());
+    assert!(next.get(future.index, future.generation).is_none());
+    assert_eq!((next.len(), next.used_by(0)), (1, 1));
+    // All other records are free again, each once.
+    let mut free = FreeRecords::new();
+    let mut indices = std::collections::HashSet::new();
+    for i in 100..1099 {
+        let key = udp(i);
+        let new = NewConnection {
+            key,
+            hash: next.keys().hash(&key, 7),
+            vni: 7,
+            in_port: 0,
+            out_port: 3,
+            basis: [0, 0],
+            epoch: 1,
+            queue: 0,
+            side: Side::default(),
+        };
+        assert!(indices.insert(next.commit(&new, &host.timeouts, &mut free, 105).unwrap().index));
+    }
+    assert_eq!(next.len(), 1000);
+    drop(next);
+
+    let other_boot = open(&host.path, 1000, BOOT + 1);
+    assert_eq!(other_boot.adopt(&host.timeouts, 105, |_| Claim::Keep), Adopted::default());
+    let other_size = open(&host.path, 999, BOOT + 1);
+    assert_eq!(other_size.adopt(&host.timeouts, 105, |_| Claim::Keep), Adopted::default());
+}
+
+#[test]
+fn several_workers_agree_on_one_connection() {
+    let host = host(20_000);
+    let results: Vec<Vec<Found>> = std::thread::scope(|scope| {
+        let worker = |reverse: bool| {
+            let host = &host;
+            move || {
+                let key = |i| if reverse { udp(i).reversed() } else { udp(i) };
+                let mut free = FreeRecords::new();
+                let mut commit = |i| host.commit_with(&mut free, key(i), u32::from(reverse), 100).unwrap();
+                (0..5000).map(&mut commit).collect::<Vec<_>>()
+            }
+        };
+        let threads = [scope.spawn(worker(false)), scope.spawn(worker(true))];
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for (a, b) in results[0].iter().zip(&results[1]) {
+        assert_eq!((a.index, a.generation), (b.index, b.generation));
+        assert_ne!((a.direction, b.direction), (1, 1));
+    }
+    assert_eq!(host.connections.len(), 5000);
+    assert_eq!(host.connections.used_by(0) + host.connections.used_by(1), 5000);
+}
+
+proptest! {
+    /// Against a map: whatever is committed, touched, removed and expired, the table says the same.
+    #[test]
+    fn the_table_is_a_map_with_deadlines(steps in proptest::collection::vec((0u32..60, 0u8..5), 1..300)) {
+        let host = host(64);
+        let mut model: HashMap<u32, (Found, u32, bool)> = HashMap::new();
+        let mut now = 100;
+        for (i, action) in steps {
+            match action {
+                0 | 1 => {
+                    let found = host.commit(udp(i), i % 3, now).unwrap();
+                    model.entry(i).or_insert((found, now, false));
+                }
+                2 => if let Some((found, seen, replied)) = model.get_mut(&i) {
+                    host.connections.get(found.index, found.generation).unwrap().touch(1, now, 0);
+                    (*seen, *replied) = (now, true);
+                },
+                3 => if let Some((found, ..)) = model.remove(&i) {
+                    prop_assert!(host.connections.remove(found.index, found.generation));
+                },
+                _ => {
+                    now += i;
+                    host.expire(now);
+                    model.retain(|_, (_, seen, replied)| *seen + if *replied { 180 } else { 30 } + 1 > now);
+                }
+            }
+            prop_assert_eq!(host.connections.len(), model.len() as u64);
+            for (i, (found, ..)) in &model {
+                prop_assert_eq!(host.find(udp(*i)), Some(*found));
+            }
+            prop_assert_eq!(host.connections.entries().count(), model.len());
+        }
+        for port in 0..3 {
+            let count = model.keys().filter(|i| *i % 3 == port).count();
+            prop_assert_eq!(host.connections.used_by(port), count as u32);
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! How long a connection lives without a packet.
+
+use super::record::Record;
+use crate::tcp_track::{self, State};
+use crate::wire::proto;
+
+/// Seconds without a packet after which a connection is forgotten (SEMANTICS CT12, NA14; RFC 5382, RFC 4787).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timeouts {
+    /// TCP: both sides have acknowledged each other's SYN.
+    pub tcp_established: u32,
+    /// TCP: the handshake is not complete.
+    pub tcp_opening: u32,
+    /// TCP: one side or both have sent a FIN.
+    pub tcp_closing: u32,
+    /// TCP: both FINs are acknowledged.
+    pub tcp_time_wait: u32,
+    /// TCP: reset.
+    pub tcp_closed: u32,
+    /// UDP that nobody has answered.
+    pub udp_unreplied: u32,
+    /// UDP in both directions.
+    pub udp_stream: u32,
+    /// ICMP queries.
+    pub icmp: u32,
+    /// SCTP.
+    pub sctp: u32,
+    /// Any other protocol.
+    pub other: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            tcp_established: 7440,
+            tcp_opening: 60,
+            tcp_closing: 240,
+            tcp_time_wait: 60,
+            tcp_closed: 10,
+            udp_unreplied: 30,
+            udp_stream: 180,
+            icmp: 30,
+            sctp: 210,
+            other: 600,
+        }
+    }
+}
+
+impl Timeouts {
+    /// Seconds that a connection may live from its last packet.
+    pub fn of(&self, record: &Record) -> u32 {
+        match record.key().proto() {
+            proto::TCP => match tcp_track::state(&record.side(0), &record.side(1)) {
+                State::Opening => self.tcp_opening,
+                State::Established => self.tcp_established,
+                State::Closing => self.tcp_closing,
+                State::TimeWait => self.tcp_time_wait,
+                State::Closed => self.tcp_closed,
+            },
+            proto::UDP if record.is_replied() => self.udp_stream,
+            proto::UDP => self.udp_unreplied,
+            proto::ICMPV4 | proto::ICMPV6 => self.icmp,
+            proto::SCTP => self.sctp,
+            _ => self.other,
+        }
+    }
+}

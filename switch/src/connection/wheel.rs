@@ -1,0 +1,154 @@
+//! A hierarchical timer wheel over records, linked through the records themselves.
+//!
+//! Three levels of 64 slots: seconds, minutes (64 s), hours (4096 s). A record that is due later than the
+//! last level reaches is looked at when that comes round. Whatever is found in a slot whose time has come is handed to
+//! the caller, who frees it or puts it back with its new deadline.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::record::Record;
+
+/// Marks `wheel_prev` of the first record of a slot.
+pub(super) const HEAD: u32 = 1 << 31;
+/// No record.
+pub(super) const NONE: u32 = u32::MAX;
+
+const SLOTS: u32 = 64;
+const BITS: u32 = 6;
+const LEVELS: u32 = 3;
+
+/// The wheel of one shard.
+pub(super) struct Wheel {
+    slots: [u32; (SLOTS * LEVELS) as usize],
+    /// The second whose slots are being emptied.
+    current: u32,
+}
+
+impl Wheel {
+    pub(super) fn new(now: u32) -> Self {
+        Self { slots: [NONE; (SLOTS * LEVELS) as usize], current: now }
+    }
+
+    /// Puts a record where it will be found at `deadline`, or soon after now if that is past.
+    pub(super) fn insert(&mut self, records: &[Record], index: u32, deadline: u32) {
+        let deadline = deadline.max(self.current.wrapping_add(1));
+        let ahead = deadline - self.current;
+        let slot = if ahead < SLOTS {
+            deadline % SLOTS
+        } else if ahead < SLOTS << BITS {
+            SLOTS + (deadline >> BITS) % SLOTS
+        } else {
+            let farthest = self.current + (SLOTS << 2 * BITS) - (1 << 2 * BITS);
+            2 * SLOTS + (deadline.min(farthest) >> (2 * BITS)) % SLOTS
+        };
+        let record = &records[index as usize];
+        let first = self.slots[slot as usize];
+        record.wheel_next.store(first, Relaxed);
+        record.wheel_prev.store(HEAD | slot, Relaxed);
+        if first != NONE {
+            records[first as usize].wheel_prev.store(index, Relaxed);
+        }
+        self.slots[slot as usize] = index;
+    }
+
+    /// Takes a record out.
+    pub(super) fn remove(&mut self, records: &[Record], index: u32) {
+        let record = &records[index as usize];
+        let (next, prev) = (record.wheel_next.load(Relaxed), record.wheel_prev.load(Relaxed));
+        if prev & HEAD != 0 {
+            self.slots[(prev & !HEAD) as usize] = next;
+        } else {
+            records[prev as usize].wheel_next.store(next, Relaxed);
+        }
+        if next != NONE {
+            records[next as usize].wheel_prev.store(prev, Relaxed);
+        }
+    }
+
+    /// Takes out the next record whose time has come by `now`; `None` when there is none left.
+    pub(super) fn due(&mut self, records: &[Record], now: u32) -> Option<u32> {
+        loop {
+            let t = self.current;
+            let levels = if t.is_multiple_of(1 << (2 * BITS)) {
+                3
+            } else if t.is_multiple_of(SLOTS) {
+                2
+            } else {
+                1
+            };
+            for level in 0..levels {
+                let index = self.slots[(level * SLOTS + (t >> (level * BITS)) % SLOTS) as usize];
+                if index != NONE {
+                    self.remove(records, index);
+                    return Some(index);
+                }
+            }
+            if self.current >= now {
+                return None;
+            }
+            self.current += 1;
+        }
+    }
+
+    /// Up to `count` records that come first, soonest first, without those due later than the first level reaches.
+    pub(super) fn soonest<'a>(&'a self, records: &'a [Record], count: usize) -> impl Iterator<Item = u32> + 'a {
+        let slots = (1..SLOTS).map(|ahead| self.slots[((self.current + ahead) % SLOTS) as usize]);
+        slots
+            .flat_map(|first| {
+                std::iter::successors(next(first), |&i| next(records[i as usize].wheel_next.load(Relaxed)))
+            })
+            .take(count)
+    }
+}
+
+fn next(index: u32) -> Option<u32> {
+    (index != NONE).then_some(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn records(count: usize) -> Vec<Record> {
+        (0..count).map(|_| Record::default()).collect()
+    }
+
+    proptest! {
+        /// Each record comes out once, at or after its deadline, and within a slot of its level, if it is put back as long as it is not due.
+        #[test]
+        fn everything_comes_out_exactly_when_due(
+            start in 0u32..100_000,
+            deadlines in proptest::collection::vec(1u32..300_000, 1..60),
+            removed in proptest::collection::vec(any::<bool>(), 60),
+        ) {
+            let records = records(deadlines.len());
+            let mut wheel = Wheel::new(start);
+            for (index, ahead) in deadlines.iter().enumerate() {
+                wheel.insert(&records, index as u32, start + ahead);
+            }
+            let mut left: Vec<Option<u32>> = deadlines.iter().map(|ahead| Some(start + ahead)).collect();
+            for (index, gone) in removed.iter().take(deadlines.len()).enumerate() {
+                if *gone {
+                    wheel.remove(&records, index as u32);
+                    left[index] = None;
+                }
+            }
+            let mut now = start;
+            while left.iter().any(Option::is_some) {
+                now += 1 + now % 7;
+                prop_assert!(now < start + 310_000);
+                while let Some(index) = wheel.due(&records, now) {
+                    let deadline = left[index as usize].expect("it was not removed before");
+                    if deadline <= wheel.current {
+                        prop_assert!(now - deadline < 8, "late: {} for {deadline}", now);
+                        left[index as usize] = None;
+                    } else {
+                        wheel.insert(&records, index, deadline);
+                    }
+                }
+                prop_assert!(left.iter().flatten().all(|deadline| *deadline + 8 > now));
+            }
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! Flows: the key of a packet, and each worker's own cache of what was decided about it (DESIGN §3).
+//!
+//! # Theory of operation
+//!
+//! A [`Flow`] is one direction of a connection with a ready-made decision, in one cache line. The cache is private to a
+//! worker: no atomics, no locks. It only ever answers what the connection table would; losing an entry costs a look
+//! there. An entry is trusted while its *epoch* is its network's (tables and policies have not changed) and its *tick* is
+//! the current second. Otherwise, and as long as its connection is not *assured*, the connection itself is asked,
+//! which is also when it learns that it is alive. A connection that was seen within two ticks and is assured is never
+//! freed without a new epoch, so nothing stale is ever trusted.
+//!
+//! Each key has two buckets of eight places. A bucket's tags and ages lie together in sixteen octets, so that
+//! a lookup touches one line of tags and the line of the entry. When both buckets are full the oldest entry goes.
+//! The cache begins small and grows as it fills; what was in it is then looked up once more.
+
+use crate::packet::{L3, Packet};
+use crate::prefetch::prefetch;
+use crate::shared::{Anonymous, Line, Pair};
+use crate::wire::ethernet;
+use crate::wire::{icmpv4, icmpv6, proto};
+
+/// The tuple of a packet, for both families: IPv4 addresses are IPv4-mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+#[repr(C)]
+pub struct FlowKey {
+    /// Source and destination address, each as two words of network order.
+    pub addresses: [u64; 4],
+    /// Source port, destination port, protocol, [`Kind`], and a scope that the caller gives.
+    pub l4: u64,
+}
+
+/// What the L4 ports of a key are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Kind {
+    /// L4 ports.
+    Ports = 0,
+    /// Of an ICMP query: source port is the identifier, destination port the type of the request.
+    Query = 1,
+    /// Of its answer, the other way round.
+    Answer = 2,
+    /// There are none: the connection is that of two addresses.
+    Addresses = 3,
+}
+
+impl FlowKey {
+    /// The key of a parsed packet. `None` for ARP.
+    #[inline]
+    pub fn of(packet: &Packet, scope: u16) -> Option<Self> {
+        let head = packet.head();
+        let l3 = head.get(ethernet::HEADER_LEN..)?;
+        let addresses = match packet.meta.l3 {
+            L3::V4 => {
+                let octets: &[u8; 8] = l3.get(12..20)?.first_chunk()?;
+                let word = u64::from_be_bytes(*octets);
+                [0, MAPPED | word >> 32, 0, MAPPED | word & 0xffff_ffff]
+            }
+            L3::V6 => {
+                let octets: &[u8; 32] = l3.get(8..40)?.first_chunk()?;
+                let word = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| octets[at + i]));
+                [word(0), word(8), word(16), word(24)]
+            }
+            L3::Arp | L3::None => return None,
+        };
+        let meta = &packet.meta;
+        let (src_port, dst_port, kind) = match meta.proto {
+            proto::TCP | proto::UDP | proto::SCTP => (meta.src_port, meta.dst_port, Kind::Ports),
+            proto::ICMPV4 | proto::ICMPV6 => query(meta.proto, meta.src_port, (meta.dst_port >> 8) as u8),
+            _ => (0, 0, Kind::Addresses),
+        };
+        Some(Self { addresses, l4: pack(src_port, dst_port, meta.proto, kind, scope) })
+    }
+
+    /// A key of its parts. Addresses are IPv4-mapped for IPv4.
+    pub fn new(src: u128, dst: u128, src_port: u16, dst_port: u16, proto: u8, kind: Kind) -> Self {
+        let words = |address: u128| [(address >> 64) as u64, address as u64];
+        let ([a, b], [c, d]) = (words(src), words(dst));
+        Self { addresses: [a, b, c, d], l4: pack(src_port, dst_port, proto, kind, 0) }
+    }
+
+    /// Source address.
+    #[inline]
+    pub fn src(&self) -> u128 {
+        u128::from(self.addresses[0]) << 64 | u128::from(self.addresses[1])
+    }
+
+    /// Destination address.
+    #[inline]
+    pub fn dst(&self) -> u128 {
+        u128::from(self.addresses[2]) << 64 | u128::from(self.addresses[3])
+    }
+
+    /// Source port, or what [`Kind`] says.
+    #[inline]
+    pub fn src_port(&self) -> u16 {
+        (self.l4 >> 48) as u16
+    }
+
+    /// Destination port, or what [`Kind`] says.
+    #[inline]
+    pub fn dst_port(&self) -> u16 {
+        (self.l4 >> 32) as u16
+    }
+
+    /// IANA protocol number.
+    #[inline]
+    pub fn proto(&self) -> u8 {
+        (self.l4 >> 24) as u8
+    }
+
+    /// What the ports are.
+    #[inline]
+    pub fn kind(&self) -> Kind {
+        match (self.l4 >> 16) as u8 & 3 {
+            0 => Kind::Ports,
+            1 => Kind::Query,
+            2 => Kind::Answer,
+            _ => Kind::Addresses,
+        }
+    }
+
+    /// The same without scope: what the connection table keeps.
+    #[inline]
+    pub fn unscoped(&self) -> Self {
+        Self { l4: self.l4 & !0xffff, ..*self }
+    }
+
+    /// The key of the other direction, without scope.
+    #[inline]
+    pub fn reversed(&self) -> Self {
+        let [a, b, c, d] = self.addresses;
+        let kind = match self.kind() {
+            Kind::Query => Kind::Answer,
+            Kind::Answer => Kind::Query,
+            kind => kind,
+        };
+        Self { addresses: [c, d, a, b], l4: pack(self.dst_port(), self.src_port(), self.proto(), kind, 0) }
+    }
+
+    /// The L4 destination port, where the protocol has one.
+    #[inline]
+    pub fn l4_dst_port(&self) -> Option<u16> {
+        (self.kind() == Kind::Ports).then(|| self.dst_port())
+    }
+}
+
+/// Identifier and type of an ICMP message as ports. A query and its answer are two directions of one connection.
+#[cold]
+pub fn query(protocol: u8, ident: u16, kind: u8) -> (u16, u16, Kind) {
+    const ECHO_REPLY_V6: u8 = 129;
+    const ECHO_REQUEST_V6: u8 = 128;
+    let (request, answer) = match (protocol, kind) {
+        (proto::ICMPV4, icmpv4::kind::ECHO_REQUEST | icmpv4::kind::TIMESTAMP) => (kind, false),
+        (proto::ICMPV4, icmpv4::kind::ECHO_REPLY) => (icmpv4::kind::ECHO_REQUEST, true),
+        (proto::ICMPV4, icmpv4::kind::TIMESTAMP_REPLY) => (icmpv4::kind::TIMESTAMP, true),
+        (proto::ICMPV6, ECHO_REQUEST_V6) => (kind, false),
+        (proto::ICMPV6, ECHO_REPLY_V6) => (ECHO_REQUEST_V6, true),
+        _ => return (0, 0, Kind::Addresses),
+    };
+    if answer { (u16::from(request), ident, Kind::Answer) } else { (ident, u16::from(request), Kind::Query) }
+}
+
+/// Whether an ICMP message is an error about another packet.
+#[inline]
+pub fn is_icmp_error(protocol: u8, kind: u8) -> bool {
+    match protocol {
+        proto::ICMPV4 => icmpv4::is_error(kind),
+        proto::ICMPV6 => icmpv6::is_error(kind),
+        _ => false,
+    }
+}
+
+#[inline]
+fn pack(src_port: u16, dst_port: u16, proto: u8, kind: Kind, scope: u16) -> u64 {
+    u64::from(src_port) << 48
+        | u64::from(dst_port) << 32
+        | u64::from(proto) << 24
+        | u64::from(kind as u8) << 16
+        | u64::from(scope)
+}
+
+/// `::ffff:0:0/96`, the lower word.
+const MAPPED: u64 = 0xffff_0000_0000;
+
+/// Keys of the flow hash, drawn at start: who does not know them cannot make tuples collide.
+#[derive(Clone, Copy, Debug)]
+pub struct HashKeys([u64; 4]);
+
+impl HashKeys {
+    /// Keys out of 32 random octets.
+    pub fn new(random: [u64; 4]) -> Self {
+        // Odd: the second multiplies.
+        Self([random[0], random[1], random[2] | 1, random[3]])
+    }
+
+    /// Keys that nobody outside this process knows.
+    pub fn random() -> Self {
+        use std::hash::{BuildHasher, Hasher};
+        // `RandomState` is seeded by the operating system and differs with every call.
+        let word = |i: u64| {
+            let mut hasher = std::hash::RandomState::new().build_hasher();
+            hasher.write_u64(i);
+            hasher.finish()
+        };
+        Self::new([word(0), word(1), word(2), word(3)])
+    }
+
+    /// The same for both directions of a flow. `vni` keeps equal addresses of different networks apart.
+    #[inline]
+    pub fn hash(&self, key: &FlowKey, vni: u32) -> u64 {
+        let [k0, k1, k2, k3] = self.0;
+        let end =
+            |high: u64, low: u64, port: u16| mix(high ^ k0, low ^ k1).wrapping_add(u64::from(port).wrapping_mul(k2));
+        let [a, b, c, d] = key.addresses;
+        let (src, dst) = (end(a, b, key.src_port()), end(c, d, key.dst_port()));
+        let scope = u64::from(vni) << 8 | u64::from(key.proto());
+        mix(src.min(dst) ^ k3, src.max(dst) ^ scope.wrapping_mul(k2))
+    }
+}
+
+/// One folded multiplication.
+#[inline]
+fn mix(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
+/// What was decided about one direction of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flow {
+    /// Its key; the scope is the port that sends it.
+    pub key: FlowKey,
+    /// Index of the connection's record.
+    pub connection: u32,
+    /// Generation of that record.
+    pub generation: u32,
+    /// Epoch of the network when it was decided.
+    pub epoch: u32,
+    /// Second in which the connection was last asked.
+    pub tick: u32,
+    /// Where it goes.
+    pub out_port: u16,
+    /// Receive queue of the destination, [`NO_QUEUE`] for one by hash.
+    pub queue: u8,
+    /// `REPLY`, `ASSURED`, `TCP`.
+    pub flags: u8,
+}
+
+/// The connection's other direction started it.
+pub const REPLY: u8 = 1;
+/// The connection may be trusted for a tick.
+pub const ASSURED: u8 = 2;
+/// It is TCP: each segment is tracked.
+pub const TCP: u8 = 4;
+
+/// The destination has not sent yet: its receive queue is chosen by hash.
+pub const NO_QUEUE: u8 = u8::MAX;
+
+impl Flow {
+    #[inline]
+    fn to_line(self) -> Line {
+        let [a, b, c, d] = self.key.addresses;
+        let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+        let place = u64::from(self.out_port) << 16 | u64::from(self.queue) << 8 | u64::from(self.flags);
+        Line([a, b, c, d, self.key.l4, pair(self.connection, self.generation), pair(self.epoch, self.tick), place])
+    }
+
+    #[inline]
+    fn of_line(line: &Line) -> Self {
+        let [a, b, c, d, l4, record, when, place] = line.0;
+        Self {
+            key: FlowKey { addresses: [a, b, c, d], l4 },
+            connection: (record >> 32) as u32,
+            generation: record as u32,
+            epoch: (when >> 32) as u32,
+            tick: when as u32,
+            out_port: (place >> 16) as u16,
+            queue: (place >> 8) as u8,
+            flags: place as u8,
+        }
+    }
+}
+
+/// Tags and ages of the eight places of a bucket, an octet each: a tag of zero is an empty place, an age the low octet of
+/// the tick in which the place was written last.
+type Bucket = Pair;
+
+const TAGS: usize = 0;
+const AGES: usize = 1;
+
+/// Places of a bucket.
+const PLACES: usize = 8;
+
+/// Buckets that a new cache uses.
+const BUCKETS_MIN: usize = 512;
+
+/// How many times more buckets a full cache takes.
+const GROWTH: usize = 4;
+
+/// A worker's cache of flows.
+pub struct FlowCache {
+    buckets: Anonymous<Bucket>,
+    lines: Anonymous<Line>,
+    /// Buckets in use now.
+    active: usize,
+    filled: usize,
+}
+
+impl FlowCache {
+    /// A cache for up to `flows` flows.
+    ///
+    /// # Errors
+    /// The kernel refuses the memory.
+    pub fn new(flows: usize) -> std::io::Result<Self> {
+        // At three quarters of its places taken, two buckets are full with a chance of one in thousands.
+        let buckets = (flows * 4 / 3).div_ceil(PLACES).max(BUCKETS_MIN);
+        Ok(Self {
+            buckets: Anonymous::new(buckets)?,
+            lines: Anonymous::new(buckets * PLACES)?,
+            active: first_step(buckets),
+            filled: 0,
+        })
+    }
+
+    /// Asks for the tags of a hash.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        let [first, second] = self.places(hash);
+        prefetch(&self.buckets[first]);
+        prefetch(&self.buckets[second]);
+    }
+
+    /// Asks for the line in which the flow of this hash most likely stands. Its tags should have been asked for.
+    #[inline]
+    pub fn prefetch_flow(&self, hash: u64) {
+        for bucket in self.places(hash) {
+            let matches = matching(self.buckets[bucket].0[TAGS], tag(hash));
+            if matches != 0 {
+                prefetch(&self.lines[bucket * PLACES + matches.trailing_zeros() as usize / 8]);
+                return;
+            }
+        }
+    }
+
+    /// Where the flow of a key stands.
+    #[inline]
+    pub fn find(&self, key: &FlowKey, hash: u64) -> Option<usize> {
+        for bucket in self.places(hash) {
+            let mut matches = matching(self.buckets[bucket].0[TAGS], tag(hash));
+            while matches != 0 {
+                let place = bucket * PLACES + matches.trailing_zeros() as usize / 8;
+                let line = &self.lines[place].0;
+                let [a, b, c, d] = key.addresses;
+                let differs = (line[0] ^ a) | (line[1] ^ b) | (line[2] ^ c) | (line[3] ^ d) | (line[4] ^ key.l4);
+                if differs == 0 {
+                    return Some(place);
+                }
+                matches &= matches - 1;
+            }
+        }
+        None
+    }
+
+    /// The flow at a place that [`FlowCache::find`] gave.
+    #[inline]
+    pub fn get(&self, place: usize) -> Flow {
+        Flow::of_line(&self.lines[place])
+    }
+
+    /// Writes a flow back to its place.
+    #[inline]
+    pub fn set(&mut self, place: usize, flow: &Flow) {
+        self.lines[place] = flow.to_line();
+        set_octet(&mut self.buckets[place / PLACES].0[AGES], place % PLACES, flow.tick as u8);
+    }
+
+    /// Adds a flow, or replaces the one with its key.
+    pub fn insert(&mut self, flow: &Flow, hash: u64) {
+        if let Some(place) = self.find(&flow.key, hash) {
+            return self.set(place, flow);
+        }
+        let [first, second] = self.places(hash);
+        let room = |bucket: usize| (0..PLACES).filter(|&place| octet(self.buckets[bucket].0[TAGS], place) == 0).count();
+        let (room_first, room_second) = (room(first), room(second));
+        let (bucket, place) = if room_first + room_second > 0 {
+            self.filled += 1;
+            // The emptier one: so both stay even.
+            let bucket = if room_first >= room_second { first } else { second };
+            (bucket, (0..PLACES).find(|&place| octet(self.buckets[bucket].0[TAGS], place) == 0).unwrap_or(0))
+        } else {
+            self.oldest([first, second], flow.tick as u8)
+        };
+        set_octet(&mut self.buckets[bucket].0[TAGS], place, tag(hash));
+        self.set(bucket * PLACES + place, flow);
+        if self.filled * 4 > self.active * PLACES * 3 {
+            self.grow();
+        }
+    }
+
+    /// The place of two full buckets that was written longest ago.
+    #[cold]
+    fn oldest(&self, buckets: [usize; 2], now: u8) -> (usize, usize) {
+        let places = buckets.into_iter().flat_map(|bucket| (0..PLACES).map(move |place| (bucket, place)));
+        let age = |&(bucket, place): &(usize, usize)| now.wrapping_sub(octet(self.buckets[bucket].0[AGES], place));
+        places.max_by_key(age).unwrap_or((buckets[0], 0))
+    }
+
+    /// Takes more buckets into use. What is cached is found no more, and looked up once again.
+    #[cold]
+    fn grow(&mut self) {
+        if self.active == self.buckets.len() {
+            return;
+        }
+        self.active = (self.active * GROWTH).min(self.buckets.len());
+        // What was filled stays so until its age gives it away: there is nothing to clear.
+        let used = self.active;
+        if used * PLACES * size_of::<Line>() >= HUGE {
+            self.lines.advise_random(used * PLACES);
+        }
+    }
+
+    /// The two buckets of a hash.
+    #[inline]
+    fn places(&self, hash: u64) -> [usize; 2] {
+        let scaled = |word: u64| ((word & 0xffff_ffff) * self.active as u64 >> 32) as usize;
+        [scaled(hash >> 32), scaled(hash)]
+    }
+}
+
+/// From where on huge pages serve a cache better.
+const HUGE: usize = 64 << 20;
+
+/// The first size of a cache whose last is `buckets`: growing by [`GROWTH`] reaches it exactly.
+fn first_step(mut buckets: usize) -> usize {
+    while buckets.div_ceil(GROWTH) >= BUCKETS_MIN {
+        buckets = buckets.div_ceil(GROWTH);
+    }
+    buckets
+}
+
+/// Never zero.
+#[inline]
+fn tag(hash: u64) -> u8 {
+    // Bits that choose neither bucket but among thousands of millions.
+    (hash >> 32) as u8 ^ (hash as u8).rotate_left(4) | 1
+}
+
+/// The top bit of each octet of `tags` that equals `tag`; octets above a match may be marked falsely, keys tell.
+#[inline]
+fn matching(tags: u64, tag: u8) -> u64 {
+    const LOW: u64 = 0x0101_0101_0101_0101;
+    let differs = tags ^ LOW * u64::from(tag);
+    differs.wrapping_sub(LOW) & !differs & LOW << 7
+}
+
+#[inline]
+fn octet(word: u64, place: usize) -> u8 {
+    (word >> (8 * place)) as u8
+}
+
+#[inline]
+fn set_octet(word: &mut u64, place: usize, value: u8) {
+    let shift = 8 * place;
+    *word = *word & !(0xff << shift) | u64::from(value) << shift;
+}
+
+#[cfg(test)]
+#[path = "flow_tests.rs"]
+mod tests;

@@ -1,0 +1,77 @@
+//! Tests of `flow.rs`.
+
+use super::*;
+
+fn key(i: u32) -> FlowKey {
+    let v4 = |address: u32| 0xffff_0000_0000 | u128::from(address);
+    FlowKey::new(v4(0x0a00_0000 + i), v4(0x0a40_0001), (i >> 16) as u16, 53, proto::UDP, Kind::Ports)
+}
+
+fn flow(i: u32, tick: u32) -> Flow {
+    Flow { key: key(i), connection: i, generation: 7, epoch: 3, tick, out_port: 5, queue: NO_QUEUE, flags: ASSURED }
+}
+
+#[test]
+fn a_flow_fits_one_cache_line_and_comes_back_as_it_was() {
+    let flow = Flow { queue: 3, flags: REPLY | TCP, ..flow(9, 0x1234_5678) };
+    assert_eq!(Flow::of_line(&flow.to_line()), flow);
+}
+
+#[test]
+fn both_directions_have_one_hash_and_networks_different_ones() {
+    let keys = HashKeys::random();
+    let v6 = FlowKey::new(1 << 100, 2 << 90, 1, 2, proto::TCP, Kind::Ports);
+    let ping = FlowKey::new(1 << 100, 2 << 90, 77, 128, proto::ICMPV6, Kind::Query);
+    for key in [key(1), v6, ping] {
+        assert_eq!(keys.hash(&key, 5), keys.hash(&key.reversed(), 5));
+        assert_ne!(keys.hash(&key, 5), keys.hash(&key, 6));
+        assert_eq!(key.reversed().reversed(), key);
+    }
+    assert_ne!(keys.hash(&v6, 5), HashKeys::random().hash(&v6, 5));
+}
+
+#[test]
+fn each_flow_is_found_until_the_cache_is_full_and_survivors_are_right() {
+    let keys = HashKeys::random();
+    let mut cache = FlowCache::new(40_000).unwrap();
+    for i in 0..40_000 {
+        cache.insert(&flow(i, 1), keys.hash(&key(i), 1));
+    }
+    // It grew on the way: what was lost then comes in again, and what nobody uses goes first.
+    for tick in 2..5 {
+        for i in 0..40_000 {
+            let hash = keys.hash(&key(i), 1);
+            match cache.find(&key(i), hash) {
+                Some(place) => {
+                    assert_eq!(Flow { tick: 0, ..cache.get(place) }, flow(i, 0));
+                    cache.set(place, &flow(i, tick));
+                }
+                None => cache.insert(&flow(i, tick), hash),
+            }
+        }
+    }
+    let lost = (0..40_000).filter(|&i| cache.find(&key(i), keys.hash(&key(i), 1)).is_none()).count();
+    assert!(lost < 200, "{lost} of 40,000 flows do not fit");
+}
+
+#[test]
+fn the_oldest_goes_when_there_is_no_room() {
+    let keys = HashKeys::random();
+    let mut cache = FlowCache::new(1).unwrap();
+    let many = (BUCKETS_MIN * PLACES * 2) as u32;
+    (many..many * 2).for_each(|i| cache.insert(&flow(i, 900), keys.hash(&key(i), 1)));
+    cache.insert(&flow(0, 950), keys.hash(&key(0), 1));
+    (1..many / 8).for_each(|i| cache.insert(&flow(i, 950), keys.hash(&key(i), 1)));
+    assert!(cache.find(&key(0), keys.hash(&key(0), 1)).is_some(), "the youngest stays");
+    assert!(cache.find(&key(many / 8 - 1), keys.hash(&key(many / 8 - 1), 1)).is_some(), "the last one is in");
+}
+
+#[test]
+fn tags_match_exactly_where_they_are_equal_first() {
+    for tag in [1u8, 3, 0x7f, 0x81, 0xff] {
+        let tags = u64::from_le_bytes([0, 1, 3, 0x7f, 0x80, 0x81, 0xfe, 0xff]);
+        let first = matching(tags, tag).trailing_zeros() as usize / 8;
+        assert_eq!(octet(tags, first), tag);
+    }
+    assert_eq!(matching(0, 1), 0);
+}

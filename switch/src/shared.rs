@@ -1,0 +1,161 @@
+//! Memory mappings as typed slices: anonymous ones for flow caches, and one file under the runtime directory for what
+//! must survive the process (DESIGN §3).
+//!
+//! What lies in a file may be written by another process at any time, so its type is made of atomics only ([`Plain`]).
+//! Pages of a mapping are zero and cost nothing until they are touched.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use memmap2::{MmapMut, MmapOptions, MmapRaw};
+
+/// Types of which every pattern of octets is a value.
+///
+/// # Safety
+/// The type has no padding that matters, no pointers, no references, and no invalid values; zero is its empty value. For
+/// [`SharedFile`] it consists of atomics only.
+pub unsafe trait Plain: Sized {}
+
+/// One cache line of plain words.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Line(pub [u64; 8]);
+
+// SAFETY: eight integers. JUSTIFICATION: the trait is a promise about memory.
+unsafe impl Plain for Line {}
+
+/// Two plain words.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(16))]
+pub struct Pair(pub [u64; 2]);
+
+// SAFETY: two integers. JUSTIFICATION: the trait is a promise about memory.
+unsafe impl Plain for Pair {}
+
+/// An anonymous, private, zeroed mapping of `T`s.
+pub struct Anonymous<T> {
+    map: MmapMut,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<T: Plain> Anonymous<T> {
+    /// Room for `len` values, none of which takes memory yet. Large ones ask for huge pages.
+    ///
+    /// # Errors
+    /// The kernel refuses the mapping.
+    pub fn new(len: usize) -> io::Result<Self> {
+        let octets = len.checked_mul(size_of::<T>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let map = MmapOptions::new().len(octets.max(1)).map_anon()?;
+        Ok(Self { map, len, of: PhantomData })
+    }
+
+    /// Tells the kernel that the first `len` values will be used at random: huge pages serve that best.
+    pub fn advise_random(&self, len: usize) {
+        // Only advice: a kernel without transparent huge pages refuses it.
+        let _ = self.map.advise_range(memmap2::Advice::HugePage, 0, len.min(self.len) * size_of::<T>());
+    }
+}
+
+impl<T: Plain> Deref for Anonymous<T> {
+    type Target = [T];
+
+    #[inline]
+    fn deref(&self) -> &[T] {
+        // SAFETY: the mapping has `len * size_of::<T>()` octets, is aligned to a page, lives as long as `self`, and any
+        // pattern is a `T`. JUSTIFICATION: a zeroed allocation that touches no page has no safe form.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Plain> DerefMut for Anonymous<T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as for `deref`, and `&mut self` makes it the only reference. JUSTIFICATION: as for `deref`.
+        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+/// A file that several runs of the daemon share, mapped whole.
+pub struct SharedFile {
+    map: MmapRaw,
+    file: File,
+}
+
+impl SharedFile {
+    /// Opens or makes the file, `len` octets long, readable by this user only. A file of another length is begun anew.
+    /// Returns whether it was there before.
+    ///
+    /// # Errors
+    /// The file cannot be made or mapped.
+    pub fn open(path: &Path, len: usize) -> io::Result<(Self, bool)> {
+        let open = || {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+        };
+        let mut file = open()?;
+        let existed = file.metadata()?.len() == len as u64;
+        if !existed {
+            // A new file: a process that still maps the old one keeps it whole.
+            std::fs::remove_file(path)?;
+            file = open()?;
+            file.set_len(len as u64)?;
+        }
+        let map = MmapOptions::new().len(len).map_raw(&file)?;
+        Ok((Self { map, file }, existed))
+    }
+
+    /// The file, to have its blocks allocated.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The values that begin `offset` octets into the file.
+    ///
+    /// # Panics
+    /// When they do not lie in the file, or are not aligned.
+    #[inline]
+    pub fn slice<T: Plain>(&self, offset: usize, len: usize) -> &[T] {
+        assert!(offset.is_multiple_of(align_of::<T>()) && offset + len * size_of::<T>() <= self.map.len());
+        // SAFETY: checked above; the mapping lives as long as `self`, any pattern is a `T`, and `T` is atomics only, so
+        // that writes of others are no data race. JUSTIFICATION: memory that outlives the process has no safe form.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(offset).cast(), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    // SAFETY: one atomic. JUSTIFICATION: the trait is a promise about memory.
+    unsafe impl Plain for AtomicU32 {}
+
+    #[test]
+    fn what_was_written_is_there_for_the_next_one_who_opens_it() {
+        let path = std::env::temp_dir().join(format!("hostweave-shared-{}", std::process::id()));
+        let (file, existed) = SharedFile::open(&path, 8192).unwrap();
+        assert!(!existed);
+        file.slice::<AtomicU32>(4096, 4)[3].store(7, Ordering::Relaxed);
+        drop(file);
+        let (file, existed) = SharedFile::open(&path, 8192).unwrap();
+        assert!(existed);
+        assert_eq!(file.slice::<AtomicU32>(4096, 4)[3].load(Ordering::Relaxed), 7);
+        let (file, existed) = SharedFile::open(&path, 4096).unwrap();
+        assert!(!existed, "another length is another layout");
+        assert_eq!(file.slice::<AtomicU32>(0, 1024).iter().map(|word| word.load(Ordering::Relaxed)).sum::<u32>(), 0);
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn anonymous_memory_is_zero_and_aligned() {
+        let mut lines = Anonymous::<Line>::new(1 << 16).unwrap();
+        lines[65_535].0[7] = 1;
+        assert_eq!(lines.iter().map(|line| line.0[7]).sum::<u64>(), 1);
+        assert!(lines.as_ptr().is_aligned());
+    }
+}
