@@ -7,6 +7,7 @@ mod attach_netns;
 pub(crate) mod client;
 mod daemon;
 mod demo;
+mod describe_policy;
 pub mod failure;
 mod objects;
 mod observe;

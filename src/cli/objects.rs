@@ -149,6 +149,12 @@ fn print_changes(session: &Session, result: &Value, dry_run: bool) -> Result<(),
         Format::Yaml => return output::print_yaml(result),
         Format::Table | Format::Wide | Format::Name => {}
     }
+    let gone = |namespace: &str| {
+        let is = |change: &Value| {
+            change["kind"] == "Namespace" && change["action"] == "deleted" && change["name"] == namespace
+        };
+        result["changes"].as_array().is_some_and(|changes| changes.iter().any(is))
+    };
     let mut text = String::new();
     for change in result["changes"].as_array().into_iter().flatten() {
         let path = match change["namespace"].as_str() {
@@ -159,7 +165,10 @@ fn print_changes(session: &Session, result: &Value, dry_run: bool) -> Result<(),
             text += &format!("{}/{}\n", cell(change, "/kind").to_lowercase(), cell(change, "/name"));
             continue;
         }
-        let end = if dry_run { " (dry run)" } else { "" };
+        let mut end = if dry_run { " (dry run)".to_owned() } else { String::new() };
+        if change["action"] == "deleted" && change["namespace"].as_str().is_some_and(&gone) {
+            end = format!(" with its namespace{end}");
+        }
         text += &format!("{} {path} {}{end}\n", cell(change, "/kind"), cell(change, "/action"));
     }
     print(&text)
@@ -271,7 +280,24 @@ fn objects_table(kind: Kind, items: &[Value], namespaces: bool, wide: bool) -> S
             ("VNI", "/object/status/vni"),
             ("PORTS", "/object/status/ports"),
         ],
-        Kind::Namespace => &[("PORTS", "/object/status/ports")],
+        Kind::Namespace => &[
+            ("PORTS", "/object/status/ports"),
+            ("POLICIES", "/object/status/policies"),
+            ("DEFAULT", "/object/status/defaultPolicy"),
+        ],
+        Kind::NetworkPolicy => &[
+            ("POD-SELECTOR", "/object/status/podSelector"),
+            ("TYPES", "/object/status/policyTypes"),
+            ("MODE", "/object/status/mode"),
+            ("PORTS", "/object/status/ports"),
+        ],
+        Kind::ClusterNetworkPolicy => &[
+            ("TIER", "/object/status/tier"),
+            ("PRIORITY", "/object/status/priority"),
+            ("SUBJECT", "/object/status/subject"),
+            ("MODE", "/object/status/mode"),
+            ("PORTS", "/object/status/ports"),
+        ],
         Kind::Pod => &[("PORT", "/object/status/port")],
         Kind::HostConfig | Kind::Port => &[],
     });
@@ -306,6 +332,12 @@ pub fn describe(session: &Session, args: &DescribeArgs) -> Result<(), Failure> {
         }
         Format::Yaml => {
             output::print_yaml(&json!({"object": item["object"], "origin": item["origin"], "events": events}))
+        }
+        Format::Table | Format::Wide | Format::Name
+            if matches!(kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy) =>
+        {
+            print(&super::describe_policy::describe(&item))?;
+            print(&events_text(&events))
         }
         Format::Table | Format::Wide | Format::Name => {
             let mut object = item["object"].clone();

@@ -8,7 +8,7 @@ use clap::CommandFactory;
 use super::failure::{Failure, code};
 use super::{Cli, Session, output};
 use crate::config::explain::{self, schema_of_all};
-use crate::config::{Diagnostics, Kind, check_set, ipam, load_paths};
+use crate::config::{Diagnostics, Kind, check_set, ipam, load_paths, policies};
 use crate::control::paths::Paths;
 
 /// Arguments of `validate`.
@@ -62,8 +62,16 @@ pub fn validate(session: &Session, args: &ValidateArgs) -> Result<(), Failure> {
     if !plan.problems.is_empty() {
         return Err(Diagnostics(plan.problems).into());
     }
+    // Files of policies alone say nothing about the ports that the daemon has.
+    let has_ports = set.ports().next().is_some();
+    let dubious = policies::dubious(&set, set.iter().map(|(key, _)| key).filter(|_| has_ports));
     let color = session.global.color.on_stderr();
-    loaded.warnings.iter().chain(&warnings).for_each(|warning| output::hint(warning.render(color).trim_end()));
+    loaded
+        .warnings
+        .iter()
+        .chain(&warnings)
+        .chain(&dubious)
+        .for_each(|warning| output::hint(warning.render(color).trim_end()));
     output::print(&format!("{count} object{} valid\n", if count == 1 { " is" } else { "s are" }))
 }
 
@@ -95,8 +103,26 @@ pub fn schema(args: &SchemaArgs) -> Result<(), Failure> {
 /// Nobody reads.
 pub fn completion(args: &CompletionArgs) -> Result<(), Failure> {
     let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "hostweave", &mut text);
+    clap_complete::generate(args.shell, &mut completed(), "hostweave", &mut text);
     output::print(&String::from_utf8_lossy(&text))
+}
+
+/// The command line, with the kinds as values where a kind is wanted. Only for completion: KIND/NAME is accepted as well.
+fn completed() -> clap::Command {
+    let kinds = || {
+        let names = |kind: Kind| [kind.plural()].into_iter().chain(kind.short_names().iter().copied());
+        clap::builder::PossibleValuesParser::new(Kind::ALL.into_iter().flat_map(names))
+    };
+    let with_kinds = |command: clap::Command, name: &str| {
+        // Not `mut_arg`: it would change the order of the arguments.
+        command.mut_subcommand(name, |command| {
+            command.mut_args(|argument| match argument.get_id() == "kind" {
+                true => argument.value_parser(kinds()),
+                false => argument,
+            })
+        })
+    };
+    ["get", "describe", "delete", "edit", "schema"].into_iter().fold(Cli::command(), with_kinds)
 }
 
 /// Writes man pages.
@@ -106,4 +132,21 @@ pub fn completion(args: &CompletionArgs) -> Result<(), Failure> {
 pub fn man(args: &ManArgs) -> Result<(), Failure> {
     std::fs::create_dir_all(&args.dir)?;
     Ok(clap_mangen::generate_to(Cli::command(), &args.dir)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn completion_knows_the_kinds() {
+        let mut text = Vec::new();
+        clap_complete::generate(clap_complete::Shell::Bash, &mut completed(), "hostweave", &mut text);
+        let text = String::from_utf8(text).unwrap();
+        completed().debug_assert();
+        for word in ["networkpolicies", "netpol", "cnp", "ports"] {
+            let mut words = text.split(|c: char| !c.is_alphanumeric());
+            assert!(words.any(|known| known == word), "{word}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hostweave_policy::model::NamedPort;
 use hostweave_switch::tables::{Network, PortId};
 
 use super::checked;
@@ -9,6 +10,7 @@ use super::diagnostic::Diagnostic;
 use super::ipam::Assignments;
 use super::kind::ObjectKey;
 use super::node::Path as FieldPath;
+use super::policies;
 use super::problem::Problem;
 use super::set::ObjectSet;
 use crate::fabric::spec::{BackendSpec, Desired, PortSpec, SocketMode};
@@ -64,13 +66,26 @@ pub fn to_desired(set: &ObjectSet, assignments: &Assignments, host: &HostFacts<'
                 up: port.up,
                 backend,
                 labels: set.labels(key),
-                named_ports: Vec::new(),
-                flows_max: crate::fabric::spec::FLOWS_MAX_DEFAULT,
+                named_ports: port.named_ports.iter().map(named_port).collect(),
+                flows_max: port.flows_max.unwrap_or(set.host().defaults.flows_max),
             }),
             Err(problem) => problems.push(object.diagnose(problem)),
         }
     }
-    (Desired { networks, ports, ..Desired::default() }, problems)
+    let config = set.host();
+    let desired = Desired {
+        networks,
+        ports,
+        policy: policies::spec(set),
+        established: config.established,
+        local: config.infrastructure.answers,
+        timeouts: config.connections.timeouts,
+    };
+    (desired, problems)
+}
+
+fn named_port(named: &checked::NamedPort) -> NamedPort {
+    NamedPort { name: named.name.clone(), protocol: checked::protocol(named.protocol), port: named.port }
 }
 
 fn network_of(name: &str, network: &checked::Network) -> Network {

@@ -148,7 +148,11 @@ impl Diagnostic {
 
     /// The message with the object before it.
     fn sentence(&self) -> String {
+        let path = self.object.as_ref().and_then(|object| object.split(' ').nth(1)).unwrap_or_default();
+        let named = self.message.strip_prefix("policy ").and_then(|rest| rest.strip_prefix(path));
         match &self.object {
+            // `policy shop/lock-down selects 0 ports` says which object it is about.
+            Some(_) if named.is_some_and(|rest| rest.starts_with(' ')) => self.message.clone(),
             Some(object) => format!("{object}: {}", self.message),
             None => self.message.clone(),
         }

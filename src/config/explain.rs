@@ -22,6 +22,8 @@ pub fn schema(kind: Kind) -> Value {
         Kind::Network => generator.into_root_schema_for::<raw::Network>(),
         Kind::Port => generator.into_root_schema_for::<raw::Port>(),
         Kind::Pod => generator.into_root_schema_for::<raw::Pod>(),
+        Kind::NetworkPolicy => generator.into_root_schema_for::<raw::NetworkPolicy>(),
+        Kind::ClusterNetworkPolicy => generator.into_root_schema_for::<raw::ClusterNetworkPolicy>(),
     };
     let mut schema = schema.to_value();
     for (field, value) in [("kind", kind.as_str()), ("apiVersion", kind.api_version())] {
@@ -109,7 +111,10 @@ fn kinds() -> String {
 fn page(kind: Kind, place: &str, description: &str, node: &Value, root: &Value) -> String {
     let mut text = format!("KIND     {kind}\nVERSION  {}\n", kind.api_version());
     if place != kind.as_str() {
-        let _ = writeln!(text, "FIELD    {} <{}>", place, type_of(node, root));
+        let line = format!("FIELD    {place} <{}>", type_of(node, root));
+        // Neither a path nor a type is torn apart.
+        let fits = line.chars().count() <= WIDTH;
+        let _ = writeln!(text, "{}", if fits { line } else { line.replacen(" <", "\nTYPE     <", 1) });
     }
     text.push('\n');
     wrap(description, "", &mut text);

@@ -32,7 +32,6 @@ const EVERY_KIND: &[(&str, Fate)] = &[
 const ONE_KIND: &[(Kind, &str, Fate)] = &[
     (Kind::HostConfig, "spec.uplink", Fate::NotYet),
     (Kind::HostConfig, "spec.overlay", Fate::NotYet),
-    (Kind::HostConfig, "spec.established", Fate::NotYet),
     (Kind::HostConfig, "spec.store.etcd", Fate::NotYet),
     (Kind::HostConfig, "spec.dns", Fate::NotYet),
     (Kind::HostConfig, "spec.ingress", Fate::NotYet),
@@ -41,12 +40,18 @@ const ONE_KIND: &[(Kind, &str, Fate)] = &[
     (Kind::HostConfig, "spec.nat", Fate::NotYet),
     (Kind::HostConfig, "spec.limits", Fate::NotYet),
     (Kind::Network, "spec.bridged", Fate::NotYet),
-    (Kind::Port, "spec.limits", Fate::NotYet),
+    (Kind::Port, "spec.limits.txMbps", Fate::NotYet),
+    (Kind::Port, "spec.limits.rxMbps", Fate::NotYet),
     (Kind::Port, "spec.workload", Fate::NotYet),
     (Kind::Port, "spec.primary", Fate::NotYet),
     (Kind::Namespace, "spec", Fate::Ignored("a namespace is its name and labels")),
+    (Kind::ClusterNetworkPolicy, "spec.ingress.ports", OLDER_PORTS),
+    (Kind::ClusterNetworkPolicy, "spec.egress.ports", OLDER_PORTS),
     (Kind::Pod, "spec", Fate::Ignored("hostweave runs no containers; it takes a Pod for its labels and annotations")),
 ];
+
+/// How AdminNetworkPolicy and older drafts of ClusterNetworkPolicy wrote L4 ports.
+const OLDER_PORTS: Fate = Fate::Refused("v1alpha2 writes protocols: [{tcp: {destinationPort: {number: 80}}}]");
 
 /// Kinds that exist, by name, with their `apiVersion`, but are not supported yet.
 pub const KINDS_NOT_YET: &[(&str, &str)] = &[
@@ -55,9 +60,7 @@ pub const KINDS_NOT_YET: &[(&str, &str)] = &[
     ("Service", "v1"),
     ("Secret", "v1"),
     ("EndpointSlice", "discovery.k8s.io/v1"),
-    ("NetworkPolicy", "networking.k8s.io/v1"),
     ("Ingress", "networking.k8s.io/v1"),
-    ("ClusterNetworkPolicy", "policy.networking.k8s.io/v1alpha2"),
 ];
 
 /// What becomes of a field that the strict types do not have; `None` for one that nobody knows.

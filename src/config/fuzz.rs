@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::desired::{HostFacts, to_desired};
 use super::ipam::{Assignments, assign};
 use super::node::Source;
+use super::policies::{dubious, spec};
 use super::{Object, Origin, check_set, load_sources};
 
 /// Takes `data` through everything that a file goes through. Panics only if the program is wrong: a diagnostic that
@@ -25,6 +26,11 @@ pub fn fuzz_yaml(data: &[u8]) {
         Ok((set, _)) => set,
         Err(diagnostics) => return check_diagnostics(&diagnostics),
     };
+    for diagnostic in dubious(&set, set.iter().map(|(key, _)| key)) {
+        assert!(!diagnostic.is_error() && !diagnostic.render(false).is_empty());
+    }
+    let (spec, same) = (spec(&set), spec(&set));
+    assert!(spec.policies.iter().zip(&same.policies).all(|(a, b)| Arc::ptr_eq(a, b)), "a policy is compiled once");
     let mut count = 0;
     let mut new_uid = || {
         count += 1;

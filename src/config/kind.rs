@@ -27,11 +27,23 @@ pub enum Kind {
     Port,
     /// The metadata of a port, as Kubernetes writes it.
     Pod,
+    /// Who may talk to the ports of a namespace, in Kubernetes' words.
+    NetworkPolicy,
+    /// What the operator decides for all namespaces.
+    ClusterNetworkPolicy,
 }
 
 impl Kind {
     /// Every kind, in the order in which they are applied.
-    pub const ALL: [Kind; 5] = [Kind::HostConfig, Kind::Namespace, Kind::Network, Kind::Port, Kind::Pod];
+    pub const ALL: [Kind; 7] = [
+        Kind::HostConfig,
+        Kind::Namespace,
+        Kind::Network,
+        Kind::Port,
+        Kind::Pod,
+        Kind::NetworkPolicy,
+        Kind::ClusterNetworkPolicy,
+    ];
 
     /// `kind` as it is written.
     pub fn as_str(self) -> &'static str {
@@ -41,6 +53,8 @@ impl Kind {
             Kind::Network => "Network",
             Kind::Port => "Port",
             Kind::Pod => "Pod",
+            Kind::NetworkPolicy => "NetworkPolicy",
+            Kind::ClusterNetworkPolicy => "ClusterNetworkPolicy",
         }
     }
 
@@ -52,6 +66,8 @@ impl Kind {
             Kind::Network => "networks",
             Kind::Port => "ports",
             Kind::Pod => "pods",
+            Kind::NetworkPolicy => "networkpolicies",
+            Kind::ClusterNetworkPolicy => "clusternetworkpolicies",
         }
     }
 
@@ -63,6 +79,8 @@ impl Kind {
             Kind::Network => &["net"],
             Kind::Port => &[],
             Kind::Pod => &["po"],
+            Kind::NetworkPolicy => &["netpol"],
+            Kind::ClusterNetworkPolicy => &["cnp"],
         }
     }
 
@@ -71,12 +89,14 @@ impl Kind {
         match self {
             Kind::Namespace | Kind::Pod => "v1",
             Kind::HostConfig | Kind::Network | Kind::Port => API_VERSION,
+            Kind::NetworkPolicy => "networking.k8s.io/v1",
+            Kind::ClusterNetworkPolicy => "policy.networking.k8s.io/v1alpha2",
         }
     }
 
     /// Whether its objects live in a namespace.
     pub fn is_namespaced(self) -> bool {
-        matches!(self, Kind::Port | Kind::Pod)
+        matches!(self, Kind::Port | Kind::Pod | Kind::NetworkPolicy)
     }
 }
 

@@ -20,9 +20,11 @@ pub mod kind;
 pub mod load;
 pub mod names;
 pub mod node;
+pub mod policies;
 mod problem;
 pub mod raw;
 pub mod set;
+pub mod words;
 
 #[cfg(test)]
 mod tests;

@@ -130,12 +130,18 @@ pub fn check_device_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// How much one letter too much, too few, wrong or swapped is like the word.
+const SLIP_SCORE: f64 = 0.9;
+
 /// The candidate most like `word`, if one is like it at all.
 pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = word.to_ascii_lowercase();
     let scored = candidates.into_iter().map(|candidate| {
-        let score = strsim::jaro_winkler(&lower, &candidate.to_ascii_lowercase());
-        (candidate, score.max(strsim::normalized_damerau_levenshtein(&lower, &candidate.to_ascii_lowercase())))
+        let other = candidate.to_ascii_lowercase();
+        let score = strsim::jaro_winkler(&lower, &other).max(strsim::normalized_damerau_levenshtein(&lower, &other));
+        // In a short word a single slip is a large part: `tpc` is TCP.
+        let slip = other.len() >= 3 && strsim::damerau_levenshtein(&lower, &other) == 1;
+        (candidate, if slip { score.max(SLIP_SCORE) } else { score })
     });
     let best = scored.max_by(|a, b| a.1.total_cmp(&b.1))?;
     (best.1 >= 0.75).then_some(best.0)
@@ -189,6 +195,8 @@ mod tests {
     fn the_closest_word_is_found_or_none() {
         assert_eq!(closest("netwrok", ["network", "backend"]), Some("network"));
         assert_eq!(closest("adresses", ["addresses", "mac"]), Some("addresses"));
+        assert_eq!(closest("tpc", ["TCP", "UDP", "SCTP"]), Some("TCP"));
+        assert_eq!(closest("tcp", ["UDP", "IP"]), None);
         assert_eq!(closest("frobnicate", ["addresses", "mac"]), None);
     }
 }

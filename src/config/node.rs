@@ -218,6 +218,11 @@ impl Document {
         }
     }
 
+    /// Line of the field or element at `path`, or of the nearest ancestor that is written; 0 where the source is unknown.
+    pub fn line_of(&self, path: &Path) -> u32 {
+        self.find(path).1.line
+    }
+
     /// The place of the value at `path`, or of the nearest ancestor that is written.
     pub fn place_of_value(&self, path: &Path, label: &str) -> Option<Place> {
         place(&self.source, self.find(path).0, label)

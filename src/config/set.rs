@@ -1,11 +1,13 @@
 //! The whole of the objects of a host, checked together.
 
+use std::borrow::Cow;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
+use hostweave_policy::model;
 use hostweave_switch::MacAddr;
 use hostweave_switch::limits::{NETWORKS_MAX, PORTS_MAX};
 use hostweave_switch::tables::Addressing;
@@ -82,11 +84,32 @@ impl ObjectSet {
         &self.host
     }
 
+    /// The objects of one kind in one namespace, by name.
+    pub fn of_namespace<'a>(&'a self, kind: Kind, namespace: &str) -> impl Iterator<Item = &'a Arc<Object>> + use<'a> {
+        // No name is empty: this stands before all of them.
+        let first = ObjectKey { kind, namespace: Some(namespace.to_owned()), name: String::new() };
+        let all = self.objects.range(first.clone()..).map(|(_, object)| object);
+        all.take_while(move |object| object.key.kind == kind && object.key.namespace == first.namespace)
+    }
+
     /// Labels of a port: its own and those of the Pod of the same namespace and name.
     pub fn labels(&self, port: &ObjectKey) -> BTreeMap<String, String> {
-        let pod = ObjectKey::new(Kind::Pod, port.namespace.as_deref(), &port.name);
-        let objects = [self.get(&pod), self.get(port)].into_iter().flatten();
-        objects.flat_map(|object| object.metadata.labels.clone()).collect()
+        self.labels_of(port).into_owned()
+    }
+
+    /// As [`Self::labels`], without a copy where no Pod adds any.
+    pub fn labels_of(&self, port: &ObjectKey) -> Cow<'_, BTreeMap<String, String>> {
+        let pod = self.get(&ObjectKey::new(Kind::Pod, port.namespace.as_deref(), &port.name));
+        let own = self.get(port).map(|object| &object.metadata.labels);
+        match (pod, own) {
+            (None, None) => Cow::default(),
+            (None, Some(own)) => Cow::Borrowed(own),
+            (Some(pod), own) => {
+                let mut labels = pod.metadata.labels.clone();
+                labels.extend(own.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
+                Cow::Owned(labels)
+            }
+        }
     }
 }
 
@@ -109,8 +132,8 @@ pub fn check_set(
             Entry::Occupied(first) => found.push(written_twice(&object, &first.get().origin)),
         }
     }
-    for object in built_in() {
-        by_key.entry(object.key.clone()).or_insert_with(|| Arc::new(object));
+    for object in BUILT_IN.iter() {
+        by_key.entry(object.key.clone()).or_insert_with(|| Arc::clone(object));
     }
     let host = check_host_config(&by_key, &mut found);
     let set = ObjectSet { objects: Arc::new(by_key), host: Arc::new(host) };
@@ -121,6 +144,9 @@ pub fn check_set(
         check_namespace(&set, key, object, &mut found);
         check_port(&set, object, port, &mut claims, &mut found);
         check_attachment(object, port, runtime_dir, &mut claims, &mut found);
+    }
+    for policy in set.of_kind(Kind::NetworkPolicy) {
+        check_namespace(&set, &policy.key, policy, &mut found);
     }
     for pod in set.of_kind(Kind::Pod) {
         check_namespace(&set, &pod.key, pod, &mut found);
@@ -150,7 +176,9 @@ impl<'a> Claims<'a> {
     }
 }
 
-/// The namespace and the network that exist without being written.
+/// The namespace and the network that exist without being written: always the same ones, as what follows from them is.
+static BUILT_IN: LazyLock<[Arc<Object>; 2]> = LazyLock::new(|| built_in().map(Arc::new));
+
 fn built_in() -> [Object; 2] {
     let metadata = |name: &str| raw::Metadata { name: name.to_owned(), ..raw::Metadata::default() };
     let namespace = raw::Namespace {
@@ -182,8 +210,10 @@ fn built_in() -> [Object; 2] {
     };
     let namespace_key = ObjectKey::new(Kind::Namespace, None, DEFAULT_NAMESPACE);
     let network_key = ObjectKey::new(Kind::Network, None, DEFAULT_NETWORK);
+    let namespace_spec =
+        model::Namespace { name: DEFAULT_NAMESPACE.to_owned(), labels: model::Labels::new(), default: None };
     [
-        Object::built_in(RawObject::Namespace(namespace), namespace_key, Spec::Namespace),
+        Object::built_in(RawObject::Namespace(namespace), namespace_key, Spec::Namespace(Arc::new(namespace_spec))),
         Object::built_in(RawObject::Network(network), network_key, Spec::Network(checked)),
     ]
 }

@@ -148,10 +148,11 @@ fn commit(
         queue: ctx.queue,
         side,
     };
-    let found = flows.connections.commit(&new, &ctx.tables.timeouts, flows.free, ctx.now).map_err(|error| match error {
-        CommitError::Quota => DropReason::ConnectionQuota,
-        CommitError::Full => DropReason::ConnectionTableFull,
-    })?;
+    let found =
+        flows.connections.commit(&new, &ctx.tables.timeouts, flows.free, ctx.now).map_err(|error| match error {
+            CommitError::Quota => DropReason::ConnectionQuota,
+            CommitError::Full => DropReason::ConnectionTableFull,
+        })?;
     flows.opened = Some(Opened { out_port: out.id, allowed });
     let flow = Flow {
         key: lookup.key,

@@ -237,7 +237,8 @@ fn connection<R: Recorder>(
             tick: 0,
             out_port: connection.port(1 - found.direction) as u16,
             queue: NO_QUEUE,
-            flags: if found.direction == 1 { REPLY } else { 0 } | if lookup.key.proto() == proto::TCP { TCP } else { 0 },
+            flags: if found.direction == 1 { REPLY } else { 0 }
+                | if lookup.key.proto() == proto::TCP { TCP } else { 0 },
         };
         match refresh(ctx, flows, &mut flow, record) {
             Some(result) => result?,

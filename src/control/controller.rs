@@ -9,7 +9,7 @@
 //!
 //! Everything here blocks on the disk: call it off the runtime's threads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -19,16 +19,16 @@ use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
-use uuid::Uuid;
 
+use super::draft::{Draft, orphans, record};
 use super::error::{ErrorKind, RpcError};
 use super::plan::{self, Identity, Objects, Plan};
 use super::selector::Selector;
-use crate::config::checked::{Object, Origin, Spec};
-use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, load_paths};
+use crate::config::checked::{Object, Origin};
+use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, load_paths, policies};
 use crate::fabric::Fabric;
 use crate::observe::events::{EventLog, EventType};
-use crate::store::{Batch, Contents, Store, StoredObject};
+use crate::store::{Batch, Contents, Store};
 
 /// Changes of objects that a watcher may be behind.
 const CHANGES_BACKLOG_MAX: usize = 4096;
@@ -207,11 +207,13 @@ impl Controller {
             }
         }
         refuse(refused)?;
+        draft.cascade()?;
         let plan = plan::plan(&draft.objects, &before.assignments, &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
         let changed = draft.changes.iter().any(|(action, _)| *action != Action::Unchanged);
-        let applied =
-            Applied { revision: before.revision, changes: draft.changes.clone(), warnings: plan.warnings.clone() };
+        let changed_keys = draft.changes.iter().map(|(_, object)| &object.key);
+        let warnings = plan.warnings.iter().cloned().chain(policies::dubious(&plan.set, changed_keys)).collect();
+        let applied = Applied { revision: before.revision, changes: draft.changes.clone(), warnings };
         if options.dry_run || !changed {
             return Ok(applied);
         }
@@ -246,14 +248,18 @@ impl Controller {
         let loaded = load_paths(&self.parts.config)?;
         let mut writer = self.lock();
         let before = self.snapshot();
-        let files = loaded.objects.into_iter().map(Arc::new).collect();
+        let files = reread(loaded.objects, &writer.files);
         let (objects, batch) = with_files(files, writer.stored.clone(), self.parts.adopt)?;
         let plan = plan::plan(&objects, &before.assignments, &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
         let changes = difference(&before.set, &plan.set);
-        let warnings = loaded.warnings.into_iter().chain(plan.warnings.iter().cloned()).collect();
+        let dubious = policies::dubious(&plan.set, plan.set.iter().map(|(key, _)| key));
+        let warnings = loaded.warnings.into_iter().chain(plan.warnings.iter().cloned()).chain(dubious).collect();
         if plan.set.host().workers != before.set.host().workers {
             tracing::warn!("HostConfig.spec.workers was changed: it takes effect when the daemon is restarted");
+        }
+        if plan.set.host().connections.max != before.set.host().connections.max {
+            tracing::warn!("HostConfig.spec.connections.max was changed: it takes effect when the daemon is restarted");
         }
         self.settle(&mut writer, objects, plan, batch, &changes)?;
         Ok(Applied { revision: self.snapshot().revision, changes, warnings })
@@ -402,11 +408,28 @@ fn with_files(
         let diagnostics = Diagnostics(claimed.iter().map(claim).collect());
         return Err(RpcError::diagnostics(ErrorKind::Conflict, diagnostics));
     }
-    let objects_gone: Vec<ObjectKey> = claimed.into_iter().map(|object| object.key.clone()).collect();
+    let mut objects_gone: Vec<ObjectKey> = claimed.into_iter().map(|object| object.key.clone()).collect();
     for key in &objects_gone {
         stored.remove(key);
     }
+    for key in orphans(&files, &stored) {
+        tracing::warn!("{key} is deleted: its namespace is gone");
+        stored.remove(&key);
+        objects_gone.push(key);
+    }
     Ok((Objects { files, stored }, Batch { objects_gone, ..Batch::default() }))
+}
+
+/// Objects that were read again; what means the same as before shares what was made of it.
+fn reread(objects: Vec<Object>, before: &[Arc<Object>]) -> Vec<Arc<Object>> {
+    let before: HashMap<&ObjectKey, &Arc<Object>> = before.iter().map(|object| (&object.key, object)).collect();
+    let share = |mut object: Object| {
+        if let Some(before) = before.get(&object.key) {
+            object.share(before);
+        }
+        Arc::new(object)
+    };
+    objects.into_iter().map(share).collect()
 }
 
 /// The batch that takes `batch` back.
@@ -425,11 +448,6 @@ fn undo(batch: &Batch, objects: &Objects, before: &Snapshot) -> Batch {
         }
     }
     back
-}
-
-fn record(object: &Object, identity: Identity) -> StoredObject {
-    let object = object.with_identity(None, None).to_json();
-    StoredObject { uid: identity.uid, revision: identity.revision, object }
 }
 
 /// One error for several.
@@ -469,104 +487,6 @@ fn difference(before: &ObjectSet, after: &ObjectSet) -> Vec<(Action, Arc<Object>
     changes
 }
 
-/// A change in the making.
-struct Draft {
-    objects: Objects,
-    changes: Vec<(Action, Arc<Object>)>,
-    batch: Batch,
-    revision: u64,
-}
-
-impl Draft {
-    fn edit(&mut self, edit: Edit, before: &Snapshot) -> Result<(), RpcError> {
-        match edit {
-            Edit::Put(object) => self.put(*object, before),
-            Edit::Delete { key, must_exist } => self.delete(&key, must_exist, before),
-        }
-    }
-
-    fn put(&mut self, mut object: Object, before: &Snapshot) -> Result<(), RpcError> {
-        let key = object.key.clone();
-        self.check_origin(&key)?;
-        if self.changes.iter().any(|(_, other)| other.key == key) {
-            return Err(conflict(&key, "duplicate", format!("{key} is written twice"), "leave one of them out"));
-        }
-        if let Spec::HostConfig(host) = &object.spec
-            && (host.runtime_dir.is_some() || host.state_dir.is_some())
-        {
-            let message = "spec.paths can only be written in a configuration file: it says where the store is";
-            return Err(conflict(&key, "origin", message, "write it under the folder given by --config"));
-        }
-        let known = self.objects.stored.get(&key).cloned();
-        check_revision(&object, known.as_ref().map(|(_, identity)| *identity), before)?;
-        object.origin = Origin::Store;
-        let object = Arc::new(object);
-        let action = match &known {
-            None => Action::Created,
-            Some((old, _)) if old.says_the_same(&object) => Action::Unchanged,
-            Some(_) => Action::Updated,
-        };
-        if action != Action::Unchanged {
-            let uid = known.map_or_else(Uuid::new_v4, |(_, identity)| identity.uid);
-            let identity = Identity { uid, revision: self.revision };
-            self.batch.objects.push((key.clone(), record(&object, identity)));
-            self.objects.stored.insert(key, (Arc::clone(&object), identity));
-        }
-        self.changes.push((action, object));
-        Ok(())
-    }
-
-    fn delete(&mut self, key: &ObjectKey, must_exist: bool, before: &Snapshot) -> Result<(), RpcError> {
-        self.check_origin(key)?;
-        if let Some((object, _)) = self.objects.stored.remove(key) {
-            self.batch.objects_gone.push(key.clone());
-            self.changes.push((Action::Deleted, object));
-            return Ok(());
-        }
-        if before.set.get(key).is_some() {
-            return Err(conflict(key, "origin", format!("{key} is built in"), "apply your own to change it"));
-        }
-        if must_exist { Err(not_found(key, before)) } else { Ok(()) }
-    }
-
-    /// What comes from a file is changed only there (UX §2).
-    fn check_origin(&self, key: &ObjectKey) -> Result<(), RpcError> {
-        let Some(object) = self.objects.file(key) else { return Ok(()) };
-        let message = format!("{key} comes from {} and is changed only there", object.origin);
-        Err(conflict(key, "origin", message, "edit that file, then reload the daemon (SIGHUP)"))
-    }
-}
-
-/// Optimistic concurrency: what was read before must still be so.
-fn check_revision(object: &Object, known: Option<Identity>, before: &Snapshot) -> Result<(), RpcError> {
-    let key = &object.key;
-    let help = format!("read it again: hostweave get {} {} -o yaml", key.kind, key.path());
-    if let Some(wanted) = object.metadata.resource_version
-        && known.map(|identity| identity.revision) != Some(wanted)
-    {
-        let now = known.map_or("it does not exist".to_owned(), |identity| format!("it is at {}", identity.revision));
-        let message = format!("{key} was changed by somebody else: metadata.resourceVersion is {wanted}, {now}");
-        return Err(conflict(key, "conflict", message, &help));
-    }
-    let uid = known.map(|identity| before.assignments.get(key).map_or(identity.uid, |assignment| assignment.uid));
-    if let Some(wanted) = object.metadata.uid
-        && uid != Some(wanted)
-    {
-        let message = format!("{key} is another object than the one that was read: metadata.uid {wanted} is gone");
-        return Err(conflict(key, "conflict", message, &help));
-    }
-    Ok(())
-}
-
-fn conflict(key: &ObjectKey, code: &str, message: impl Into<String>, help: &str) -> RpcError {
-    let code = format!("hostweave::config::{code}");
-    let diagnostic = Diagnostic::error(&code, message).with_help(help);
-    let mut error = RpcError::diagnostics(ErrorKind::Conflict, diagnostic.into());
-    "name".clone_into(&mut error.data.field);
-    tracing::debug!(object = %key, %error, "a change was refused");
-    error
-}
-
 /// The error for an object that is not there, with the name that may have been meant.
 pub fn not_found(key: &ObjectKey, snapshot: &Snapshot) -> RpcError {
     let error = RpcError::new(ErrorKind::NotFound, "name", format!("{key} does not exist"));
@@ -584,6 +504,8 @@ pub fn not_found(key: &ObjectKey, snapshot: &Snapshot) -> RpcError {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv6Addr;
+
+    use uuid::Uuid;
 
     use super::*;
     use crate::config::ipam::learn;
@@ -620,8 +542,12 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let entered = runtime.enter();
         std::fs::create_dir_all(dir.path().join("ports")).unwrap();
-        let config =
-            FabricConfig { workers: vec![None], runtime_dir: dir.path().to_owned(), helper: "/proc/self/exe".into(), connections_max: 4096 };
+        let config = FabricConfig {
+            workers: vec![None],
+            runtime_dir: dir.path().to_owned(),
+            helper: "/proc/self/exe".into(),
+            connections_max: 4096,
+        };
         let (fabric, _events) = Fabric::start(config).unwrap();
         let (store, contents) = Store::open(dir.path()).unwrap();
         let initial = Initial::new(Vec::new(), contents, false, dir.path()).unwrap();
@@ -716,6 +642,97 @@ mod tests {
         let error = host.apply(&format!("{}{}", port("a"), port("a"))).unwrap_err();
         assert!(error.message.contains("written twice"), "{error}");
         assert_eq!(host.controller.snapshot().set.of_kind(Kind::Port).count(), 0);
+    }
+
+    fn shop_policy(name: &str) -> String {
+        format!(
+            "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, namespace: shop}}, \
+             spec: {{podSelector: {{matchLabels: {{app: {name}}}}}}}}}\n"
+        )
+    }
+
+    fn namespace(name: &str) -> String {
+        format!("---\n{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}\n")
+    }
+
+    fn shop_port() -> String {
+        port("web").replace("{name: web}", "{name: web, namespace: shop, labels: {app: a}}")
+    }
+
+    fn kinds(applied: &Applied) -> Vec<String> {
+        applied.changes.iter().map(|(action, object)| format!("{action:?} {}", object.key)).collect()
+    }
+
+    #[test]
+    fn np9_deleting_a_namespace_removes_its_policies_and_never_a_port() {
+        let host = host(tempfile::tempdir().unwrap());
+        let first = host.apply(&[namespace("shop"), shop_policy("a"), shop_policy("b"), shop_port()].concat()).unwrap();
+        // Only what selects nothing is dubious.
+        let warnings: Vec<&str> = first.warnings.iter().map(|warning| warning.message.as_str()).collect();
+        assert_eq!(warnings, ["policy shop/b selects 0 ports (podSelector app=b)"]);
+        let delete = |kind, name: &str| {
+            let _entered = host.runtime.enter();
+            let gone = Edit::Delete { key: ObjectKey::new(kind, Some("shop"), name), must_exist: true };
+            host.controller.edit(vec![gone], &EditOptions::default())
+        };
+        let error = delete(Kind::Namespace, "shop").unwrap_err();
+        assert!(error.message.contains("Namespace shop still has 1 port: shop/web"), "{error}");
+        assert_eq!(host.controller.snapshot().revision, first.revision);
+        delete(Kind::Port, "web").unwrap();
+        let gone = delete(Kind::Namespace, "shop").unwrap();
+        assert_eq!(
+            kinds(&gone),
+            ["Deleted Namespace shop", "Deleted NetworkPolicy shop/a", "Deleted NetworkPolicy shop/b"]
+        );
+        let empty = |host: &Host| host.controller.snapshot().set.of_kind(Kind::NetworkPolicy).count() == 0;
+        assert!(empty(&host));
+        // From the store as well: a new namespace of that name begins without them.
+        let host = host.restarted();
+        host.apply(&namespace("shop")).unwrap();
+        assert!(empty(&host));
+    }
+
+    #[test]
+    fn a_policy_needs_its_namespace() {
+        let host = host(tempfile::tempdir().unwrap());
+        let error = host.apply(&shop_policy("a")).unwrap_err();
+        assert!(error.to_diagnostics().to_string().contains("namespace shop does not exist"), "{error}");
+    }
+
+    #[test]
+    fn policies_whose_namespace_left_the_files_are_orphans() {
+        let stored = |text: &str| {
+            let source = Source { name: "t".to_owned(), text: text.to_owned() };
+            let objects = load_sources(vec![source]).unwrap().objects;
+            let identity = Identity { uid: Uuid::new_v4(), revision: 1 };
+            objects.into_iter().map(|object| (object.key.clone(), (Arc::new(object), identity))).collect()
+        };
+        let files = |text: &str| -> Vec<Arc<Object>> {
+            let source = Source { name: "t".to_owned(), text: text.to_owned() };
+            load_sources(vec![source]).unwrap().objects.into_iter().map(Arc::new).collect()
+        };
+        let paths = |keys: Vec<ObjectKey>| keys.iter().map(ObjectKey::path).collect::<Vec<_>>();
+        let policy = shop_policy("a");
+        assert_eq!(paths(orphans(&files(&namespace("shop")), &stored(&policy))), Vec::<String>::new());
+        assert_eq!(paths(orphans(&files(""), &stored(&(policy.clone() + &namespace("shop"))))), Vec::<String>::new());
+        assert_eq!(paths(orphans(&files(&namespace("other")), &stored(&policy))), ["shop/a"]);
+        assert_eq!(paths(orphans(&files(""), &stored(&policy.replace("shop", "default")))), Vec::<String>::new());
+        // Ports stay, and so stop the daemon: somebody must decide about them.
+        assert_eq!(paths(orphans(&files(""), &stored(&shop_port()))), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_applied_policy_lives_in_the_store_and_is_compiled_once() {
+        let host = host(tempfile::tempdir().unwrap());
+        let text = [namespace("shop"), shop_policy("a")].concat();
+        host.apply(&text).unwrap();
+        let policy = |host: &Host| Arc::clone(&policies::spec(&host.controller.snapshot().set).policies[0]);
+        let before = policy(&host);
+        assert_eq!(before.origin, "applied at run time");
+        host.apply(&(text + &shop_port())).unwrap();
+        assert!(Arc::ptr_eq(&before, &policy(&host)));
+        host.apply(&shop_policy("a").replace("app: a", "app: x")).unwrap();
+        assert!(!Arc::ptr_eq(&before, &policy(&host)));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use super::{fabric_events, service_manager};
 use crate::config::checked::{Account, HostConfig, Object, Spec};
 use crate::config::load_paths;
 use crate::fabric::Fabric;
-use crate::fabric::spec::{CONNECTIONS_MAX_DEFAULT, FabricConfig, FabricEvent};
+use crate::fabric::spec::{FabricConfig, FabricEvent};
 use crate::observe::events::{EventLog, EventType};
 use crate::store::Store;
 
@@ -136,7 +136,7 @@ impl Daemon {
             workers: initial.plan.set.host().workers.clone(),
             runtime_dir: layout.runtime.clone(),
             helper: "/proc/self/exe".into(),
-            connections_max: CONNECTIONS_MAX_DEFAULT,
+            connections_max: initial.plan.set.host().connections.max,
         })?;
         let parts = Parts {
             config: layout.config,

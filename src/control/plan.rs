@@ -37,6 +37,11 @@ impl Objects {
         self.files.iter().find(|object| object.key == *key)
     }
 
+    /// Keys of all of them.
+    pub fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.files.iter().map(|object| &object.key).chain(self.stored.keys())
+    }
+
     fn all(&self) -> impl Iterator<Item = Arc<Object>> {
         self.files.iter().chain(self.stored.values().map(|(object, _)| object)).map(Arc::clone)
     }

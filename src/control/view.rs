@@ -3,11 +3,13 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use hostweave_policy::model::DefaultPolicy;
 use hostweave_switch::counters::PortTotals;
 use hostweave_switch::stage::DropReason;
 use serde_json::{Map, Value, json};
 
 use super::controller::{Controller, Snapshot};
+use super::policy_view;
 use crate::config::checked::{Backend, Object, Port, Spec};
 use crate::config::desired::{default_socket, incoming_socket};
 use crate::config::{Diagnostic, Kind, ObjectKey};
@@ -263,6 +265,22 @@ pub fn object(controller: &Controller, snapshot: &Snapshot, object: &Object) -> 
     json!({"object": json, "yaml": yaml, "origin": object.origin.to_string()})
 }
 
+/// As [`object`], with what takes longer to find out than a list should take.
+pub fn described(controller: &Controller, snapshot: &Snapshot, of: &Object) -> Value {
+    let mut view = object(controller, snapshot, of);
+    if let Spec::NetworkPolicy(_) | Spec::ClusterNetworkPolicy(_) = &of.spec {
+        view["object"]["status"] = policy_view::described(&snapshot.set, of);
+    }
+    view
+}
+
+fn default_policy(policy: DefaultPolicy) -> &'static str {
+    match policy {
+        DefaultPolicy::Allow => "allow",
+        DefaultPolicy::Deny => "deny",
+    }
+}
+
 fn status(controller: &Controller, snapshot: &Snapshot, object: &Object) -> Value {
     match &object.spec {
         Spec::Port(_) => PortView::new(controller, snapshot, &object.key).map_or(Value::Null, |view| view.to_json()),
@@ -272,12 +290,19 @@ fn status(controller: &Controller, snapshot: &Snapshot, object: &Object) -> Valu
             let cidrs: Vec<String> = cidrs.chain(network.v6.map(|(net, _)| net.to_string())).collect();
             json!({"cidrs": cidrs, "gateways": gateways(network), "mtu": network.mtu, "vni": network.vni, "ports": ports})
         }
-        Spec::HostConfig(host) => json!({"workers": host.workers}),
-        Spec::Namespace => {
-            let in_it = |key: &&ObjectKey| key.namespace.as_ref() == Some(&object.key.name);
-            let ports = snapshot.set.ports().map(|(key, ..)| key).filter(in_it).count();
-            json!({"ports": ports})
+        Spec::HostConfig(host) => json!({
+            "workers": host.workers,
+            "defaultPolicy": default_policy(host.default_policy),
+        }),
+        Spec::Namespace(namespace) => {
+            let count = |kind| snapshot.set.of_namespace(kind, &object.key.name).count();
+            json!({
+                "ports": count(Kind::Port),
+                "policies": count(Kind::NetworkPolicy),
+                "defaultPolicy": default_policy(namespace.default.unwrap_or(snapshot.set.host().default_policy)),
+            })
         }
+        Spec::NetworkPolicy(_) | Spec::ClusterNetworkPolicy(_) => policy_view::status(&snapshot.set, object),
         Spec::Pod => {
             let port = ObjectKey::new(Kind::Port, object.key.namespace.as_deref(), &object.key.name);
             json!({"port": snapshot.set.get(&port).map(|_| port.path())})

@@ -66,7 +66,8 @@ impl State {
     pub(super) fn new(connections: &Connections) -> Self {
         let mut port_ids = IdPool::default();
         let slots = (0..).zip(connections.port_ids());
-        let remembered: std::collections::HashMap<u128, u32> = slots.filter_map(|(slot, id)| Some((id?, slot))).collect();
+        let remembered: std::collections::HashMap<u128, u32> =
+            slots.filter_map(|(slot, id)| Some((id?, slot))).collect();
         // Slots between those that are remembered are free.
         let taken: HashSet<u32> = remembered.values().copied().collect();
         port_ids.next = taken.iter().max().map_or(0, |last| last + 1);
@@ -164,7 +165,8 @@ impl Inner {
             ports.get(&slot).is_some_and(|port| vnis.get(&vni) == Some(&port.network) && port.owns(address))
         };
         let claim = |entry: &Entry| {
-            let right = owns(entry.in_port, entry.vni, entry.key.src()) && owns(entry.out_port, entry.vni, entry.key.dst());
+            let right =
+                owns(entry.in_port, entry.vni, entry.key.src()) && owns(entry.out_port, entry.vni, entry.key.dst());
             if right { Claim::Keep } else { Claim::Forget }
         };
         let adopted = self.connections.adopt(&state.timeouts, self.clock.seconds(Instant::now()), claim);

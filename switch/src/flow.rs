@@ -157,11 +157,7 @@ pub fn query(protocol: u8, ident: u16, kind: u8) -> (u16, u16, Kind) {
         (proto::ICMPV6, ECHO_REPLY_V6) => (ECHO_REQUEST_V6, true),
         _ => return (0, 0, Kind::Addresses),
     };
-    if answer {
-        (u16::from(request), ident, Kind::Answer)
-    } else {
-        (ident, u16::from(request), Kind::Query)
-    }
+    if answer { (u16::from(request), ident, Kind::Answer) } else { (ident, u16::from(request), Kind::Query) }
 }
 
 /// Whether an ICMP message is an error about another packet.
@@ -213,9 +209,8 @@ impl HashKeys {
     #[inline]
     pub fn hash(&self, key: &FlowKey, vni: u32) -> u64 {
         let [k0, k1, k2, k3] = self.0;
-        let end = |high: u64, low: u64, port: u16| {
-            mix(high ^ k0, low ^ k1).wrapping_add(u64::from(port).wrapping_mul(k2))
-        };
+        let end =
+            |high: u64, low: u64, port: u16| mix(high ^ k0, low ^ k1).wrapping_add(u64::from(port).wrapping_mul(k2));
         let [a, b, c, d] = key.addresses;
         let (src, dst) = (end(a, b, key.src_port()), end(c, d, key.dst_port()));
         let scope = u64::from(vni) << 8 | u64::from(key.proto());
@@ -267,16 +262,7 @@ impl Flow {
         let [a, b, c, d] = self.key.addresses;
         let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
         let place = u64::from(self.out_port) << 16 | u64::from(self.queue) << 8 | u64::from(self.flags);
-        Line([
-            a,
-            b,
-            c,
-            d,
-            self.key.l4,
-            pair(self.connection, self.generation),
-            pair(self.epoch, self.tick),
-            place,
-        ])
+        Line([a, b, c, d, self.key.l4, pair(self.connection, self.generation), pair(self.epoch, self.tick), place])
     }
 
     #[inline]

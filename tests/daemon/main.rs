@@ -5,4 +5,5 @@
 
 mod cli;
 mod control;
+mod policy;
 mod support;

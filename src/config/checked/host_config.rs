@@ -3,16 +3,24 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use hostweave_switch::limits::WORKERS_MAX;
+use hostweave_policy::model::{self, DefaultPolicy};
+use hostweave_switch::limits::{CONNECTIONS_MAX, WORKERS_MAX};
 
-use super::{Account, absolute_path, account, queues};
+use super::{Account, absolute_path, account, queues, range};
 use crate::config::names;
 use crate::config::node::Path;
 use crate::config::problem::Problem;
 use crate::config::raw;
+use crate::fabric::spec::{CONNECTIONS_MAX_DEFAULT, Established, FLOWS_MAX_DEFAULT, LocalServices, Timeouts};
 
 /// CPUs are numbered below this (`CPU_SETSIZE` of Linux).
 const CPUS_MAX: u32 = 1024;
+
+/// The least that `connections.max` can be.
+const CONNECTIONS_MIN: u32 = 1024;
+
+/// The longest timeout, in seconds: 31 days.
+const TIMEOUT_MAX_S: u32 = 31 * 24 * 3600;
 
 /// How the host runs hostweave, defaults filled in.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,6 +37,38 @@ pub struct HostConfig {
     pub control_group: Option<Account>,
     /// What ports get that do not say otherwise.
     pub defaults: Defaults,
+    /// What happens in a direction of a port that no policy isolates.
+    pub default_policy: DefaultPolicy,
+    /// What becomes of established connections when policies change.
+    pub established: Established,
+    /// Traffic of the host's own services.
+    pub infrastructure: Infrastructure,
+    /// The table of connections.
+    pub connections: Connections,
+}
+
+/// Traffic between ports and the host's own services.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Infrastructure {
+    /// What passes whatever policies say.
+    pub passes: model::Infrastructure,
+    /// What is answered before policy.
+    pub answers: LocalServices,
+}
+
+/// The table of connections.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Connections {
+    /// Connections that the host has room for.
+    pub max: u32,
+    /// When an idle one is forgotten.
+    pub timeouts: Timeouts,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self { max: CONNECTIONS_MAX_DEFAULT, timeouts: Timeouts::default() }
+    }
 }
 
 /// What ports get that do not say otherwise.
@@ -38,6 +78,8 @@ pub struct Defaults {
     pub queues: u16,
     /// Group that may open vhost-user sockets; `None` is the daemon's own.
     pub group: Option<Account>,
+    /// Connections that a port may have opened at a time.
+    pub flows_max: u32,
 }
 
 impl Default for HostConfig {
@@ -48,7 +90,11 @@ impl Default for HostConfig {
             runtime_dir: None,
             state_dir: None,
             control_group: None,
-            defaults: Defaults { queues: 1, group: None },
+            defaults: Defaults { queues: 1, group: None, flows_max: FLOWS_MAX_DEFAULT },
+            default_policy: DefaultPolicy::Allow,
+            established: Established::Recheck,
+            infrastructure: Infrastructure::default(),
+            connections: Connections::default(),
         }
     }
 }
@@ -66,10 +112,16 @@ impl HostConfig {
             problems.push(Problem::value(&path, "invalid_name", message).label("not a valid name"));
         }
         if raw.default_policy == Some(raw::host_config::DefaultPolicy::Deny) {
-            let path = spec.key("defaultPolicy");
-            let message = "spec.defaultPolicy deny is not supported yet by this version: it enforces no policies";
-            let problem = Problem::value(&path, "not_yet_supported", message).label("not supported yet");
-            problems.push(problem.help("write allow, or remove it"));
+            host.default_policy = DefaultPolicy::Deny;
+        }
+        if raw.established == Some(raw::host_config::Established::Keep) {
+            host.established = Established::Keep;
+        }
+        if let Some(infrastructure) = &raw.infrastructure {
+            host.infrastructure = infrastructure_of(infrastructure);
+        }
+        if let Some(connections) = &raw.connections {
+            host.connections = check_connections(connections, &spec.key("connections"), problems);
         }
         if let Some(workers) = &raw.workers {
             host.workers = check_workers(workers, &spec.key("workers"), problems);
@@ -85,9 +137,50 @@ impl HostConfig {
             let path = spec.key("defaults");
             host.defaults.queues = queues(defaults.queues, &path.key("queues"), problems).unwrap_or(1);
             host.defaults.group = defaults.group.as_ref().map(|group| account(group, &path.key("group"), problems));
+            host.defaults.flows_max =
+                range(defaults.flows, 1, CONNECTIONS_MAX, &path.key("flows"), problems).unwrap_or(FLOWS_MAX_DEFAULT);
         }
         host
     }
+}
+
+fn infrastructure_of(raw: &raw::host_config::Infrastructure) -> Infrastructure {
+    let on = |written: Option<bool>| written.unwrap_or(true);
+    Infrastructure {
+        passes: model::Infrastructure {
+            dns: on(raw.dns),
+            metadata: on(raw.metadata),
+            health_probes: on(raw.health_probes),
+        },
+        answers: LocalServices { dhcp: on(raw.dhcp), ra: on(raw.ra), ping: on(raw.ping) },
+    }
+}
+
+fn check_connections(raw: &raw::host_config::Connections, path: &Path, problems: &mut Vec<Problem>) -> Connections {
+    let mut connections = Connections::default();
+    if let Some(max) = range(raw.max, CONNECTIONS_MIN, CONNECTIONS_MAX, &path.key("max"), problems) {
+        connections.max = max;
+    }
+    let Some(raw) = &raw.timeouts else { return connections };
+    let timeouts = &mut connections.timeouts;
+    for (field, written, timeout) in [
+        ("tcpEstablished", raw.tcp_established, &mut timeouts.tcp_established),
+        ("tcpOpening", raw.tcp_opening, &mut timeouts.tcp_opening),
+        ("tcpClosing", raw.tcp_closing, &mut timeouts.tcp_closing),
+        ("tcpTimeWait", raw.tcp_time_wait, &mut timeouts.tcp_time_wait),
+        ("tcpClosed", raw.tcp_closed, &mut timeouts.tcp_closed),
+        ("udpUnreplied", raw.udp_unreplied, &mut timeouts.udp_unreplied),
+        ("udpStream", raw.udp_stream, &mut timeouts.udp_stream),
+        ("icmp", raw.icmp, &mut timeouts.icmp),
+        ("sctp", raw.sctp, &mut timeouts.sctp),
+        ("other", raw.other, &mut timeouts.other),
+    ] {
+        let path = path.key("timeouts").key(field);
+        if let Some(seconds) = range(written, 1, TIMEOUT_MAX_S, &path, problems) {
+            *timeout = seconds;
+        }
+    }
+    connections
 }
 
 fn check_workers(workers: &raw::host_config::Workers, path: &Path, problems: &mut Vec<Problem>) -> Vec<Option<usize>> {
@@ -100,7 +193,7 @@ fn check_workers(workers: &raw::host_config::Workers, path: &Path, problems: &mu
         (Some(cpus), None) => check_cpus(cpus, &path.key("cpus"), problems),
         (None, count) => {
             let most = u32::try_from(WORKERS_MAX).unwrap_or(u32::MAX);
-            let count = super::range(count, 1, most, &path.key("count"), problems).unwrap_or(1);
+            let count = range(count, 1, most, &path.key("count"), problems).unwrap_or(1);
             vec![None; count as usize]
         }
     }

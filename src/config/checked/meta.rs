@@ -56,7 +56,12 @@ fn parsed<T: std::str::FromStr>(text: &str, path: &Path, wanted: &str, problems:
 fn check_name(kind: Kind, name: &str, path: &Path, problems: &mut Vec<Problem>) {
     let result = match kind {
         Kind::Namespace => names::check_dns_label(name),
-        Kind::HostConfig | Kind::Network | Kind::Port | Kind::Pod => names::check_dns_subdomain(name),
+        Kind::HostConfig
+        | Kind::Network
+        | Kind::Port
+        | Kind::Pod
+        | Kind::NetworkPolicy
+        | Kind::ClusterNetworkPolicy => names::check_dns_subdomain(name),
     };
     if let Err(reason) = result {
         problems.push(name_problem(path, name, &reason));

@@ -1,15 +1,20 @@
 //! Objects that are valid by construction. The conversion from [`super::raw`] is the only place that can fail; it
 //! reports every problem of an object at once. What concerns several objects is checked in [`super::set`].
 
+pub mod annotations;
+mod cluster_network_policy;
 mod host_config;
 mod meta;
 mod network;
+mod network_policy;
 mod port;
+mod selector;
 
 use std::fmt;
 use std::path::{Component, PathBuf};
 use std::sync::Arc;
 
+use hostweave_policy::model;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -20,9 +25,11 @@ use super::node::{Document, Node, Path, Value};
 use super::problem::Problem;
 use super::raw::{NameOrId, RawObject};
 
-pub use host_config::{Defaults, HostConfig};
+pub use host_config::{Connections, Defaults, HostConfig, Infrastructure};
 pub use meta::Metadata;
 pub use network::Network;
+use network_policy::Places;
+pub use network_policy::protocol;
 pub use port::{Account, Backend, NamedPort, Port, Tap, VhostUser};
 
 /// Queue pairs of one port.
@@ -60,14 +67,19 @@ impl fmt::Display for Origin {
 pub enum Spec {
     /// How the host runs hostweave.
     HostConfig(HostConfig),
-    /// Nothing: a namespace is its metadata.
-    Namespace,
+    /// Its labels, and what its annotations decide.
+    Namespace(Arc<model::Namespace>),
     /// An isolated L3 network.
     Network(Network),
     /// A NIC.
     Port(Port),
     /// Nothing: a pod is its metadata.
     Pod,
+    /// Who may talk to the ports of a namespace. The same `Arc` as long as the object is the same: what depends on it need
+    /// not be compiled again.
+    NetworkPolicy(Arc<model::NetworkPolicy>),
+    /// What the operator decides for all namespaces, likewise.
+    ClusterNetworkPolicy(Arc<model::ClusterNetworkPolicy>),
 }
 
 /// A valid object.
@@ -98,7 +110,7 @@ impl Object {
         origin: Origin,
     ) -> Result<(Self, Vec<Diagnostic>), Diagnostics> {
         let mut problems = Vec::new();
-        let parts = check_kind(&document, kind, &mut problems);
+        let parts = check_kind(&Places { origin: &origin, document: &document }, kind, &mut problems);
         let name = match &parts {
             Some((_, key, ..)) => key.to_string(),
             None => unchecked_name(&document, kind),
@@ -155,6 +167,24 @@ impl Object {
         plain(self) == plain(other)
     }
 
+    /// Says that it comes from somewhere else: an object of a file that was applied at run time lives in the store.
+    pub fn set_origin(&mut self, origin: Origin) {
+        match &mut self.spec {
+            Spec::NetworkPolicy(policy) => network_policy::relabel(Arc::make_mut(policy), &origin),
+            Spec::ClusterNetworkPolicy(policy) => cluster_network_policy::relabel(Arc::make_mut(policy), &origin),
+            Spec::HostConfig(_) | Spec::Namespace(_) | Spec::Network(_) | Spec::Port(_) | Spec::Pod => {}
+        }
+        self.origin = origin;
+    }
+
+    /// Takes over what `before`, an earlier reading of the same file, means, where it means the same: what was compiled
+    /// from it stays good.
+    pub fn share(&mut self, before: &Object) {
+        if self.spec == before.spec {
+            self.spec = before.spec.clone();
+        }
+    }
+
     /// As it was written.
     pub fn raw(&self) -> &RawObject {
         &self.raw
@@ -174,30 +204,50 @@ impl Object {
 
 /// Reads and checks; the parts are there whenever the object could be read, even if it has problems.
 fn check_kind(
-    document: &Document,
+    places: &Places<'_>,
     kind: Kind,
     problems: &mut Vec<Problem>,
 ) -> Option<(RawObject, ObjectKey, Metadata, Spec)> {
+    let document = places.document;
     let raw = match kind {
         Kind::HostConfig => read(document, kind, problems).map(RawObject::HostConfig),
         Kind::Network => read(document, kind, problems).map(RawObject::Network),
         Kind::Namespace => read(document, kind, problems).map(RawObject::Namespace),
         Kind::Port => read(document, kind, problems).map(RawObject::Port),
         Kind::Pod => read(document, kind, problems).map(RawObject::Pod),
+        Kind::NetworkPolicy => read(document, kind, problems).map(RawObject::NetworkPolicy),
+        Kind::ClusterNetworkPolicy => read(document, kind, problems).map(RawObject::ClusterNetworkPolicy),
     }?;
     let mut found = Vec::new();
     let (key, metadata) = Metadata::check(raw.metadata(), kind, &mut found);
+    annotations::check_known(kind, &metadata, &mut found);
     let spec = match &raw {
         RawObject::HostConfig(raw) => Spec::HostConfig(HostConfig::check(&raw.spec, &mut found)),
         RawObject::Network(raw) => Spec::Network(Network::check(&key.name, &raw.spec, &mut found)),
-        RawObject::Namespace(_) => Spec::Namespace,
+        RawObject::Namespace(_) => Spec::Namespace(Arc::new(namespace(&key, &metadata, &mut found))),
         RawObject::Port(raw) => Spec::Port(Port::check(&key, &raw.spec, &mut found)),
         RawObject::Pod(_) => Spec::Pod,
+        RawObject::NetworkPolicy(raw) => {
+            Spec::NetworkPolicy(Arc::new(network_policy::check(&key, &metadata, &raw.spec, places, &mut found)))
+        }
+        RawObject::ClusterNetworkPolicy(raw) => Spec::ClusterNetworkPolicy(Arc::new(cluster_network_policy::check(
+            &key, &metadata, &raw.spec, places, &mut found,
+        ))),
     };
     // A value that could not be read was left out: what is missing because of that was reported at its place.
     found.retain(|problem: &Problem| !problems.iter().any(|known| known.path.0.starts_with(&problem.path.0)));
     problems.append(&mut found);
     Some((raw, key, metadata, spec))
+}
+
+/// A namespace in the words of the compiler.
+fn namespace(key: &ObjectKey, metadata: &Metadata, problems: &mut Vec<Problem>) -> model::Namespace {
+    let choices = [("allow", model::DefaultPolicy::Allow), ("deny", model::DefaultPolicy::Deny)];
+    model::Namespace {
+        name: key.name.clone(),
+        labels: metadata.labels.clone(),
+        default: annotations::choice(metadata, annotations::DEFAULT_POLICY, choices, problems),
+    }
 }
 
 fn read<'de, T: Deserialize<'de>>(document: &'de Document, kind: Kind, problems: &mut Vec<Problem>) -> Option<T> {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use hostweave_switch::MacAddr;
+use hostweave_switch::limits::CONNECTIONS_MAX;
 
 use super::{absolute_path, account, queues, range};
 use crate::config::kind::{DEFAULT_NETWORK, ObjectKey};
@@ -36,6 +37,8 @@ pub struct Port {
     pub named_ports: Vec<NamedPort>,
     /// Administratively up.
     pub up: bool,
+    /// Connections that it may have opened at a time, where written.
+    pub flows_max: Option<u32>,
 }
 
 /// What is attached.
@@ -110,6 +113,10 @@ impl Port {
             hostname: check_hostname(key, raw.hostname.as_deref(), &spec.key("hostname"), problems),
             named_ports: check_named_ports(&raw.named_ports, &spec.key("namedPorts"), problems),
             up: raw.admin_state != Some(raw::port::AdminState::Down),
+            flows_max: {
+                let flows = raw.limits.as_ref().and_then(|limits| limits.flows);
+                range(flows, 1, CONNECTIONS_MAX, &spec.key("limits").key("flows"), problems)
+            },
         };
         port.check_addresses(&raw.addresses, &spec.key("addresses"), problems);
         port

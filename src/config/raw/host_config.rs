@@ -36,9 +36,19 @@ pub struct HostConfigSpec {
     /// The control socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<Control>,
-    /// What happens to traffic that no policy speaks about. Only `allow` so far.
+    /// What happens in a direction of a port that no policy isolates: `allow` (default), or `deny` for zero trust on every
+    /// port. A namespace replaces it by its annotation `hostweave.dev/default-policy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_policy: Option<DefaultPolicy>,
+    /// What becomes of established connections when policies change: `recheck` (default) or `keep`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub established: Option<Established>,
+    /// Traffic between ports and the host's own services, which passes whatever policies say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub infrastructure: Option<Infrastructure>,
+    /// The table of connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Connections>,
     /// What ports get that do not say otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defaults: Option<Defaults>,
@@ -87,8 +97,102 @@ pub struct Control {
 pub enum DefaultPolicy {
     /// It passes.
     Allow,
-    /// It is dropped, on every port. Refused until policies are enforced.
+    /// It is dropped, on every port.
     Deny,
+}
+
+/// What becomes of established connections when policies change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Established {
+    /// What is no longer allowed is cut on its next packet.
+    Recheck,
+    /// They live until they end; only new connections are judged by the new policies.
+    Keep,
+}
+
+/// Traffic between ports and the host's own services, which passes whatever policies say. Each can be switched off.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Infrastructure {
+    /// DNS (UDP and TCP 53) from a port to its gateway; `true` if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<bool>,
+    /// Metadata (TCP 80) from a port to 169.254.169.254; `true` if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<bool>,
+    /// Health probes from the gateway to a port; `true` if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_probes: Option<bool>,
+    /// DHCP and DHCPv6, answered for every port; `true` if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhcp: Option<bool>,
+    /// IPv6 router advertisements; `true` if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ra: Option<bool>,
+    /// Answers of the gateway to ICMP and ICMPv6 echo; `true` if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ping: Option<bool>,
+}
+
+/// The table of connections.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Connections {
+    /// Connections that the host has room for, 1024 to 67108864; 262144 if left out. Changes take effect at the next
+    /// start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1024, max = 67_108_864))]
+    pub max: Option<u32>,
+    /// When an idle connection is forgotten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeouts: Option<Timeouts>,
+}
+
+/// When a connection without packets is forgotten, in seconds, 1 to 2678400 (31 days) each.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Timeouts {
+    /// TCP with both directions open; 7440 if left out (RFC 5382 REQ-5).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_678_400))]
+    pub tcp_established: Option<u32>,
+    /// TCP before the handshake is complete; 60 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_678_400))]
+    pub tcp_opening: Option<u32>,
+    /// TCP after the first FIN; 240 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_678_400))]
+    pub tcp_closing: Option<u32>,
+    /// TCP after both FINs, in TIME-WAIT; 60 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_678_400))]
+    pub tcp_time_wait: Option<u32>,
+    /// TCP after a RST; 10 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_678_400))]
+    pub tcp_closed: Option<u32>,
+    /// UDP that was not answered; 30 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_678_400))]
+    pub udp_unreplied: Option<u32>,
+    /// UDP in both directions; 180 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_678_400))]
+    pub udp_stream: Option<u32>,
+    /// ICMP and ICMPv6 echo; 30 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_678_400))]
+    pub icmp: Option<u32>,
+    /// SCTP; 210 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_678_400))]
+    pub sctp: Option<u32>,
+    /// Any other IP protocol; 600 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_678_400))]
+    pub other: Option<u32>,
 }
 
 /// What ports get that do not say otherwise.
@@ -102,6 +206,10 @@ pub struct Defaults {
     /// Group (name or number) that may open vhost-user sockets; the daemon's own if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<NameOrId>,
+    /// Connections that a port may have opened at a time, 1 to 67108864; 65536 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 67_108_864))]
+    pub flows: Option<u32>,
 }
 
 /// Where objects and addresses are kept.

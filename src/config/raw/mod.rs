@@ -4,21 +4,26 @@
 //! doc comments are what `explain` and the JSON Schema say. Unknown fields are errors (SEMANTICS NP32); where each field
 //! stands in the source is kept beside them, by path ([`super::node`]). What is valid is decided in [`super::checked`].
 
+pub mod cluster_network_policy;
 pub mod host_config;
 pub mod meta;
 pub mod namespace;
 pub mod network;
+pub mod network_policy;
 pub mod port;
+pub mod selector;
 
 use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de};
 
+pub use cluster_network_policy::ClusterNetworkPolicy;
 pub use host_config::HostConfig;
 pub use meta::Metadata;
 pub use namespace::{Namespace, Pod};
 pub use network::Network;
+pub use network_policy::NetworkPolicy;
 pub use port::Port;
 
 /// An object of any kind, as written.
@@ -35,6 +40,10 @@ pub enum RawObject {
     Port(Port),
     /// Labels of a port, the way Kubernetes writes them.
     Pod(Pod),
+    /// Who may talk to the ports of a namespace.
+    NetworkPolicy(NetworkPolicy),
+    /// What the operator decides for all namespaces.
+    ClusterNetworkPolicy(ClusterNetworkPolicy),
 }
 
 impl RawObject {
@@ -46,6 +55,8 @@ impl RawObject {
             RawObject::Namespace(object) => &object.metadata,
             RawObject::Port(object) => &object.metadata,
             RawObject::Pod(object) => &object.metadata,
+            RawObject::NetworkPolicy(object) => &object.metadata,
+            RawObject::ClusterNetworkPolicy(object) => &object.metadata,
         }
     }
 
@@ -57,6 +68,8 @@ impl RawObject {
             RawObject::Namespace(object) => &mut object.metadata,
             RawObject::Port(object) => &mut object.metadata,
             RawObject::Pod(object) => &mut object.metadata,
+            RawObject::NetworkPolicy(object) => &mut object.metadata,
+            RawObject::ClusterNetworkPolicy(object) => &mut object.metadata,
         }
     }
 }

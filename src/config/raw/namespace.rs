@@ -7,7 +7,10 @@ use super::Metadata;
 
 /// A scope for the names of ports, with labels that selectors match.
 ///
-/// The namespace `default` exists without being written.
+/// The namespace `default` exists without being written. Deleting a namespace deletes its policies; it is refused while
+/// the namespace has ports. Every namespace has the label `kubernetes.io/metadata.name` with its name.
+///
+/// The annotation `hostweave.dev/default-policy: allow` or `deny` replaces `HostConfig.spec.defaultPolicy` for its ports.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Namespace {

@@ -47,6 +47,20 @@ pub struct PortSpec {
     /// `up` (default), or `down`: the link is down and no traffic passes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin_state: Option<AdminState>,
+    /// What the port may use at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+}
+
+/// What a port may use at most.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Limits {
+    /// Connections that the port may have opened at a time, 1 to 67108864; `HostConfig.spec.defaults.flows` (65536) if
+    /// left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 67_108_864))]
+    pub flows: Option<u32>,
 }
 
 /// What is attached: exactly one of the two.

@@ -1,6 +1,8 @@
 //! Files in, objects or diagnostics out: one table of what is refused, one of what passes, and the examples.
 
+mod cluster_policies;
 mod ipam;
+mod policies;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,16 +57,18 @@ fn host(spec: &str) -> String {
 
 /// Each case with the problems it must show, in order.
 fn check(cases: &[(String, &[&str])]) {
-    for (text, expected) in cases {
-        assert_eq!(summary(text), *expected, "{text}");
-    }
+    let wrong = |(text, expected): &(String, &[&str])| {
+        let found = summary(text);
+        (found != *expected).then(|| format!("{text}expected {expected:?}\n   found {found:?}\n"))
+    };
+    let wrong: Vec<String> = cases.iter().filter_map(wrong).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
 fn ports_that_are_refused() {
     check(&[
         (port("{netwrok: default}"), &["unknown_field 4 netwrok"]),
-        (port("{limits: {flows: 1}}"), &["not_yet_supported 4 limits"]),
         (port("{network: nowhere}"), &["not_found 4 nowhere"]),
         (port("{backend: {vhostUser: {mode: lisen}}}"), &["unknown_value 4 lisen"]),
         (port("{backend: {vhostUser: {mode: connect}}}"), &["missing_field 4 mode"]),
@@ -118,7 +122,6 @@ fn networks_and_hosts_that_are_refused() {
         (network("{cidrs: [10.0.0.0/24], bridged: true}"), &["not_yet_supported 4 bridged"]),
         (network("{cidrs: [10.0.0.0/24], addressLearning: maybe}"), &["unknown_value 4 maybe"]),
         (network("{cidrs: [10.0.0.0/24], dns: {servers: [dns.example]}}"), &["invalid_address 4 dns.example"]),
-        (host("{defaultPolicy: deny}"), &["not_yet_supported 4 deny"]),
         (host("{uplink: {interface: eth1}}"), &["not_yet_supported 4 uplink"]),
         (host("{store: {etcd: {endpoints: []}}}"), &["not_yet_supported 4 etcd"]),
         (host("{workers: {cpus: [2, 2]}}"), &["duplicate 4 2"]),
@@ -158,7 +161,11 @@ fn documents_that_are_no_objects() {
         ("apiVersion: v1\nkind: Prot\n".to_owned(), &["unknown_kind 2 Prot"]),
         ("apiVersion: v1\nkind: Port\n".to_owned(), &["unknown_value 1 v1"]),
         ("apiVersion: v1\nkind: [Port]\n".to_owned(), &["wrong_type 2 kind"]),
-        ("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n".to_owned(), &["not_yet_supported 2 NetworkPolicy"]),
+        ("apiVersion: networking.k8s.io/v1\nkind: Ingress\n".to_owned(), &["not_yet_supported 2 Ingress"]),
+        (
+            "apiVersion: networking.k8s.io/v1beta1\nkind: NetworkPolicy\n".to_owned(),
+            &["unknown_value 1 networking.k8s.io/v1beta1"],
+        ),
         ("apiVersion: hostweave.dev/v1alpha1\nkind: NatPool\n".to_owned(), &["not_yet_supported 2 NatPool"]),
     ];
     check(cases);
@@ -307,7 +314,12 @@ fn every_example_is_valid_and_comes_back_unchanged() {
         for (key, object) in set.iter().filter(|(_, object)| object.origin != Origin::BuiltIn) {
             let again = load_sources(vec![Source { name: "again".to_owned(), text: object.to_yaml() }]).unwrap();
             assert!(again.objects[0].says_the_same(object), "{key}\n{}", object.to_yaml());
-            assert_eq!(again.objects[0].spec, object.spec);
+            let mut again = again.objects[0].clone();
+            let mut object = (**object).clone();
+            // Policies hold the lines of their rules.
+            again.set_origin(Origin::Store);
+            object.set_origin(Origin::Store);
+            assert_eq!(again.spec, object.spec);
         }
         fuzz_yaml(source.text.as_bytes());
         count += 1;

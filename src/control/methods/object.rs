@@ -204,7 +204,7 @@ pub fn get(call: &Call<'_>, params: Get) -> Result<Value, RpcError> {
     let key = ObjectKey::new(kind(&params.kind)?, params.namespace.as_deref(), &params.name);
     let snapshot = call.controller.snapshot();
     let object = snapshot.set.get(&key).ok_or_else(|| not_found(&key, &snapshot))?;
-    Ok(view::object(call.controller, &snapshot, object))
+    Ok(view::described(call.controller, &snapshot, object))
 }
 
 pub fn list(call: &Call<'_>, params: List) -> Result<Value, RpcError> {

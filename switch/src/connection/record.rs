@@ -90,10 +90,7 @@ impl Record {
     /// The tuple of the packet that began it, without scope.
     #[inline]
     pub fn key(&self) -> FlowKey {
-        FlowKey {
-            addresses: std::array::from_fn(|i| self.addresses[i].load(Relaxed)),
-            l4: self.l4.load(Relaxed),
-        }
+        FlowKey { addresses: std::array::from_fn(|i| self.addresses[i].load(Relaxed)), l4: self.l4.load(Relaxed) }
     }
 
     /// Its network.

@@ -56,13 +56,7 @@ impl Host {
         self.commit_with(&mut self.free.lock().unwrap(), key, in_port, now)
     }
 
-    fn commit_with(
-        &self,
-        free: &mut FreeRecords,
-        key: FlowKey,
-        in_port: u32,
-        now: u32,
-    ) -> Result<Found, CommitError> {
+    fn commit_with(&self, free: &mut FreeRecords, key: FlowKey, in_port: u32, now: u32) -> Result<Found, CommitError> {
         let new = NewConnection {
             key,
             hash: self.hash(&key),

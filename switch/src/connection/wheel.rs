@@ -93,7 +93,11 @@ impl Wheel {
     /// Up to `count` records that come first, soonest first, without those due later than the first level reaches.
     pub(super) fn soonest<'a>(&'a self, records: &'a [Record], count: usize) -> impl Iterator<Item = u32> + 'a {
         let slots = (1..SLOTS).map(|ahead| self.slots[((self.current + ahead) % SLOTS) as usize]);
-        slots.flat_map(|first| std::iter::successors(next(first), |&i| next(records[i as usize].wheel_next.load(Relaxed)))).take(count)
+        slots
+            .flat_map(|first| {
+                std::iter::successors(next(first), |&i| next(records[i as usize].wheel_next.load(Relaxed)))
+            })
+            .take(count)
     }
 }
 

@@ -1,0 +1,65 @@
+//! Annotations that mean something to hostweave.
+
+use crate::config::kind::Kind;
+use crate::config::names::closest;
+use crate::config::node::Path;
+use crate::config::problem::Problem;
+
+use super::Metadata;
+
+/// Begins every annotation of ours.
+const PREFIX: &str = "hostweave.dev/";
+
+/// On a Namespace: `allow` or `deny`, instead of `HostConfig.spec.defaultPolicy`.
+pub const DEFAULT_POLICY: &str = "hostweave.dev/default-policy";
+
+/// On a policy: `on` reports what it would deny, and denies nothing.
+pub const AUDIT: &str = "hostweave.dev/audit";
+
+/// Warns of annotations with our prefix that mean nothing on this kind: a misspelt one would silently not close what it
+/// is meant to close.
+pub(super) fn check_known(kind: Kind, metadata: &Metadata, problems: &mut Vec<Problem>) {
+    let known: &[&str] = match kind {
+        Kind::Namespace => &[DEFAULT_POLICY],
+        Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => &[AUDIT],
+        Kind::HostConfig | Kind::Network | Kind::Port | Kind::Pod => &[],
+    };
+    for key in metadata.annotations.keys().filter(|key| key.starts_with(PREFIX) && !known.contains(&key.as_str())) {
+        let message = format!("annotation {key} means nothing on a {kind}");
+        let label = match closest(key, known.iter().copied()) {
+            Some(similar) => format!("did you mean {similar}?"),
+            None => "ignored".to_owned(),
+        };
+        problems.push(Problem::key(&path_of(key), "ignored_field", message).label(label).warning());
+    }
+}
+
+/// The meaning of an annotation, if it is there; a problem if it says none of `choices`.
+pub(super) fn choice<T: Copy>(
+    metadata: &Metadata,
+    key: &str,
+    choices: [(&str, T); 2],
+    problems: &mut Vec<Problem>,
+) -> Option<T> {
+    let written = metadata.annotations.get(key)?;
+    if let Some((_, meaning)) = choices.iter().find(|(word, _)| word == written) {
+        return Some(*meaning);
+    }
+    let words = choices.map(|(word, _)| word);
+    let label = match closest(written, words) {
+        Some(similar) => format!("did you mean {similar}?"),
+        None => format!("one of {}", words.join(", ")),
+    };
+    let message = format!("annotation {key} {written:?} is not one of {}", words.join(", "));
+    problems.push(Problem::value(&path_of(key), "unknown_value", message).label(label));
+    None
+}
+
+/// Whether a policy is in audit mode.
+pub(super) fn audit(metadata: &Metadata, problems: &mut Vec<Problem>) -> bool {
+    choice(metadata, AUDIT, [("on", true), ("off", false)], problems).unwrap_or(false)
+}
+
+fn path_of(key: &str) -> Path {
+    Path::of("metadata").key("annotations").key(key)
+}

@@ -1,0 +1,187 @@
+//! A change in the making: wishes carried out on a copy of the objects, before anything is checked or written.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::controller::{Action, Edit, Snapshot, not_found};
+use super::error::{ErrorKind, RpcError};
+use super::plan::{Identity, Objects};
+use crate::config::checked::{Object, Origin, Spec};
+use crate::config::kind::DEFAULT_NAMESPACE;
+use crate::config::{Diagnostic, Kind, ObjectKey};
+use crate::store::{Batch, StoredObject};
+
+/// Ports that an error names.
+const PORTS_LISTED_MAX: usize = 5;
+
+/// A change in the making.
+pub struct Draft {
+    /// What is to exist.
+    pub objects: Objects,
+    /// What became of each object that was asked for, or that went with one.
+    pub changes: Vec<(Action, Arc<Object>)>,
+    /// The difference for the store.
+    pub batch: Batch,
+    /// Of the change.
+    pub revision: u64,
+}
+
+impl Draft {
+    /// Carries out one wish.
+    ///
+    /// # Errors
+    /// It contradicts an object's origin or revision, or what is to be deleted is not there.
+    pub fn edit(&mut self, edit: Edit, before: &Snapshot) -> Result<(), RpcError> {
+        match edit {
+            Edit::Put(object) => self.put(*object, before),
+            Edit::Delete { key, must_exist } => self.delete(&key, must_exist, before),
+        }
+    }
+
+    fn put(&mut self, mut object: Object, before: &Snapshot) -> Result<(), RpcError> {
+        let key = object.key.clone();
+        self.check_origin(&key)?;
+        if self.changes.iter().any(|(_, other)| other.key == key) {
+            return Err(conflict(&key, "duplicate", format!("{key} is written twice"), "leave one of them out"));
+        }
+        if let Spec::HostConfig(host) = &object.spec
+            && (host.runtime_dir.is_some() || host.state_dir.is_some())
+        {
+            let message = "spec.paths can only be written in a configuration file: it says where the store is";
+            return Err(conflict(&key, "origin", message, "write it under the folder given by --config"));
+        }
+        let known = self.objects.stored.get(&key).cloned();
+        check_revision(&object, known.as_ref().map(|(_, identity)| *identity), before)?;
+        object.set_origin(Origin::Store);
+        let object = Arc::new(object);
+        let action = match &known {
+            None => Action::Created,
+            Some((old, _)) if old.says_the_same(&object) => Action::Unchanged,
+            Some(_) => Action::Updated,
+        };
+        if action != Action::Unchanged {
+            let uid = known.map_or_else(Uuid::new_v4, |(_, identity)| identity.uid);
+            let identity = Identity { uid, revision: self.revision };
+            self.batch.objects.push((key.clone(), record(&object, identity)));
+            self.objects.stored.insert(key, (Arc::clone(&object), identity));
+        }
+        self.changes.push((action, object));
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &ObjectKey, must_exist: bool, before: &Snapshot) -> Result<(), RpcError> {
+        self.check_origin(key)?;
+        if let Some((object, _)) = self.objects.stored.remove(key) {
+            self.batch.objects_gone.push(key.clone());
+            self.changes.push((Action::Deleted, object));
+            return Ok(());
+        }
+        if before.set.get(key).is_some() {
+            return Err(conflict(key, "origin", format!("{key} is built in"), "apply your own to change it"));
+        }
+        if must_exist { Err(not_found(key, before)) } else { Ok(()) }
+    }
+
+    /// Deletes what goes with the namespaces that were deleted (SEMANTICS NP9).
+    ///
+    /// # Errors
+    /// A namespace still has ports.
+    pub fn cascade(&mut self) -> Result<(), RpcError> {
+        let deleted = |(action, object): &&(Action, Arc<Object>)| {
+            *action == Action::Deleted && object.key.kind == Kind::Namespace && object.key.name != DEFAULT_NAMESPACE
+        };
+        let gone: Vec<ObjectKey> = self.changes.iter().filter(deleted).map(|(_, object)| object.key.clone()).collect();
+        for namespace in gone {
+            let inside = |key: &&ObjectKey| key.namespace.as_ref() == Some(&namespace.name);
+            let ports: Vec<String> =
+                self.objects.keys().filter(inside).filter(|key| key.kind == Kind::Port).map(ObjectKey::path).collect();
+            if let Some(first) = ports.first() {
+                let count = ports.len();
+                let message = format!(
+                    "{namespace} still has {count} port{}: {}",
+                    if count == 1 { "" } else { "s" },
+                    listed(&ports)
+                );
+                let help = format!("delete them first: hostweave port delete {first}");
+                return Err(conflict(&namespace, "conflict", message, &help));
+            }
+            let put = |key: &ObjectKey| self.changes.iter().any(|(_, object)| object.key == *key);
+            let stored = self.objects.stored.keys().filter(inside);
+            let with_it: Vec<ObjectKey> =
+                stored.filter(|key| goes_with_namespace(key.kind) && !put(key)).cloned().collect();
+            for key in with_it {
+                let Some((object, _)) = self.objects.stored.remove(&key) else { continue };
+                self.batch.objects_gone.push(key);
+                self.changes.push((Action::Deleted, object));
+            }
+        }
+        Ok(())
+    }
+
+    /// What comes from a file is changed only there (UX §2).
+    fn check_origin(&self, key: &ObjectKey) -> Result<(), RpcError> {
+        let Some(object) = self.objects.file(key) else { return Ok(()) };
+        let message = format!("{key} comes from {} and is changed only there", object.origin);
+        Err(conflict(key, "origin", message, "edit that file, then reload the daemon (SIGHUP)"))
+    }
+}
+
+/// The first of several names.
+fn listed(names: &[String]) -> String {
+    let more = if names.len() > PORTS_LISTED_MAX { ", …" } else { "" };
+    names.iter().take(PORTS_LISTED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ") + more
+}
+
+/// Optimistic concurrency: what was read before must still be so.
+fn check_revision(object: &Object, known: Option<Identity>, before: &Snapshot) -> Result<(), RpcError> {
+    let key = &object.key;
+    let help = format!("read it again: hostweave get {} {} -o yaml", key.kind, key.path());
+    if let Some(wanted) = object.metadata.resource_version
+        && known.map(|identity| identity.revision) != Some(wanted)
+    {
+        let now = known.map_or("it does not exist".to_owned(), |identity| format!("it is at {}", identity.revision));
+        let message = format!("{key} was changed by somebody else: metadata.resourceVersion is {wanted}, {now}");
+        return Err(conflict(key, "conflict", message, &help));
+    }
+    let uid = known.map(|identity| before.assignments.get(key).map_or(identity.uid, |assignment| assignment.uid));
+    if let Some(wanted) = object.metadata.uid
+        && uid != Some(wanted)
+    {
+        let message = format!("{key} is another object than the one that was read: metadata.uid {wanted} is gone");
+        return Err(conflict(key, "conflict", message, &help));
+    }
+    Ok(())
+}
+
+fn conflict(key: &ObjectKey, code: &str, message: impl Into<String>, help: &str) -> RpcError {
+    let code = format!("hostweave::config::{code}");
+    let diagnostic = Diagnostic::error(&code, message).with_help(help);
+    let mut error = RpcError::diagnostics(ErrorKind::Conflict, diagnostic.into());
+    "name".clone_into(&mut error.data.field);
+    tracing::debug!(object = %key, %error, "a change was refused");
+    error
+}
+
+/// Whether objects of a kind go with their namespace (SEMANTICS NP9). Ports do not: no NIC is unplugged by the way.
+fn goes_with_namespace(kind: Kind) -> bool {
+    matches!(kind, Kind::NetworkPolicy | Kind::Pod)
+}
+
+/// Stored objects whose namespace is gone, and that go with it.
+pub fn orphans(files: &[Arc<Object>], stored: &BTreeMap<ObjectKey, (Arc<Object>, Identity)>) -> Vec<ObjectKey> {
+    let keys = files.iter().map(|object| &object.key).chain(stored.keys());
+    let named = keys.filter(|key| key.kind == Kind::Namespace).map(|key| key.name.as_str());
+    let namespaces: HashSet<&str> = named.chain([DEFAULT_NAMESPACE]).collect();
+    let is_orphan = |key: &&ObjectKey| {
+        goes_with_namespace(key.kind) && key.namespace.as_deref().is_some_and(|name| !namespaces.contains(name))
+    };
+    stored.keys().filter(is_orphan).cloned().collect()
+}
+
+/// An object as the store keeps it.
+pub fn record(object: &Object, identity: Identity) -> StoredObject {
+    let object = object.with_identity(None, None).to_json();
+    StoredObject { uid: identity.uid, revision: identity.revision, object }
+}
