@@ -3,6 +3,9 @@
 //! All tiers use it: rules have a rank within their tier (lower first). NetworkPolicy v1 only needs to know whether any rule
 //! matches (SEMANTICS NP1), and the lowest rank answers that as well.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use crate::intervals::Intervals;
 use crate::model::Protocol;
 
@@ -149,20 +152,19 @@ impl Ports {
     }
 }
 
+/// Ranks of open ranges, lowest first, with where they end.
+type Open = BinaryHeap<Reverse<(u32, u16)>>;
+
 /// Overlapping ranges to disjoint ones, each with the lowest ranks of those over it: a sweep from port 0 upward.
 fn flatten(mut ranges: Vec<(u16, u16, Match)>) -> Intervals<u16, Match> {
-    use std::cmp::Reverse;
-    use std::collections::BinaryHeap;
-
     ranges.sort_unstable_by_key(|(first, ..)| *first);
     let mut bounds: Vec<u16> = ranges.iter().map(|(first, ..)| *first).collect();
     bounds.extend(ranges.iter().filter_map(|(_, last, _)| last.checked_add(1)));
     bounds.sort_unstable();
     bounds.dedup();
-    // Ranks of open ranges, lowest first, with where they end; what has ended is thrown away when it comes to the top.
-    let (mut rules, mut audits): (BinaryHeap<Reverse<(u32, u16)>>, BinaryHeap<Reverse<(u32, u16)>>) =
-        Default::default();
-    let lowest = |heap: &mut BinaryHeap<Reverse<(u32, u16)>>, bound: u16| loop {
+    // What has ended is thrown away when it comes to the top.
+    let (mut rules, mut audits) = (Open::new(), Open::new());
+    let lowest = |heap: &mut Open, bound: u16| loop {
         match heap.peek() {
             Some(Reverse((_, last))) if *last < bound => drop(heap.pop()),
             Some(Reverse((rank, _))) => return *rank,

@@ -389,7 +389,8 @@ struct RuleNumbers {
 impl RuleNumbers {
     /// The first of `count` numbers that no policy has.
     fn take(&mut self, count: usize, policies: &Slots<Policy>) -> RuleId {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        // One even for a policy without rules, so that no two policies begin with the same.
+        let count = u32::try_from(count.max(1)).unwrap_or(u32::MAX);
         loop {
             let first = self.next;
             match first.checked_add(count) {

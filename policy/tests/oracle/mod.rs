@@ -40,7 +40,7 @@ pub fn judge(world: &World, flow: &Flow) -> Verdict {
         return Verdict { allowed: true, reason: Reason::Myself, audit: None };
     }
     // "podSelector never matches an equal address in another network."
-    let peer = world.endpoints.iter().find(|e| Some(e.id) == flow.peer && e.network == subject.network);
+    let peer = world.endpoints.iter().map(|e| &**e).find(|e| Some(e.id) == flow.peer && e.network == subject.network);
     let judge = Judge { world, flow, subject, peer };
     let mut audit = None;
 
