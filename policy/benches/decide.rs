@@ -69,7 +69,8 @@ fn policy(i: u32, namespace: &str, rules: u32, shift: u16) -> NetworkPolicy {
     NetworkPolicy {
         name: PolicyName { namespace: Some(namespace.into()), name: format!("policy-{i}") },
         origin: String::new(),
-        selector: is("app", format!("app-{}", i % 10)),
+        // Together they select every port.
+        selector: if rules < 100_000 { is("app", format!("app-{}", i / 100 % 10)) } else { Selector::default() },
         ingress: Some((0..rules).map(rule).collect()),
         egress: Some(vec![Rule { origin: String::new(), peers: vec![], ports: vec![] }]),
         audit: false,
@@ -116,26 +117,36 @@ fn milliseconds(duration: Duration) -> f64 {
 }
 
 fn main() {
-    println!("{:<64} {:>12}", "decide: ports, policies x rules", "ns");
-    for (ports, policies, rules) in [
-        (10_000, 0, 0),
-        (10_000, 100, 1),
-        (10_000, 1000, 10),
-        (10_000, 1000, 100),
-        (10_000, 1, 100_000),
-        (100_000, 1000, 100),
-    ] {
-        let world = world(ports, ports.min(10_000), policies, rules);
-        let table = Compiler::new().update(&world).table;
-        let name = format!("decide/{ports} ports/{policies} x {rules}");
-        println!(
-            "{name:<64} {:>12.1}   tables {} {} MB",
-            decide(&table, ports),
-            table.stats().tables,
-            table.stats().bytes >> 20
-        );
+    decisions();
+    cold();
+    for ports in [10_000, 100_000] {
+        changes(ports);
     }
+}
 
+fn decisions() {
+    println!("{:<64} {:>12}", "decide: ports, policies x rules", "ns");
+    let cases = [
+        (10_000, 10_000, 0, 0),
+        (10_000, 10_000, 1000, 1),
+        (10_000, 10_000, 1000, 10),
+        (10_000, 10_000, 1000, 100),
+        (10_000, 100, 0, 0),
+        (10_000, 100, 1, 1),
+        (10_000, 100, 1, 100_000),
+        (100_000, 10_000, 0, 0),
+        (100_000, 10_000, 1000, 1),
+        (100_000, 10_000, 1000, 100),
+    ];
+    for (ports, sets, policies, rules) in cases {
+        let table = Compiler::new().update(&world(ports, sets, policies, rules)).table;
+        let name = format!("decide/{ports} ports/{policies} x {rules}");
+        let stats = table.stats();
+        println!("{name:<64} {:>12.1}   tables {} {} KB", decide(&table, ports), stats.tables, stats.bytes >> 10);
+    }
+}
+
+fn cold() {
     println!("\n{:<64} {:>12}", "compile", "ms");
     for (ports, sets, policies, rules) in
         [(100_000, 10_000, 1000, 10), (100_000, 100_000, 1000, 10), (100_000, 10_000, 1000, 100)]
@@ -143,50 +154,42 @@ fn main() {
         let world = world(ports, sets, policies, rules);
         let start = Instant::now();
         black_box(Compiler::new().update(&world));
-        println!(
-            "{:<64} {:>12.1}",
-            format!("cold/{ports} ports/{sets} label sets/{policies} x {rules}"),
-            milliseconds(start.elapsed())
-        );
+        let name = format!("cold/{ports} ports/{sets} label sets/{policies} x {rules}");
+        println!("{name:<64} {:>12.1}", milliseconds(start.elapsed()));
     }
+}
 
-    for (ports, rules) in [(10_000, 10), (100_000, 10)] {
-        let mut world = world(ports, 10_000, 1000, rules);
-        let mut compiler = Compiler::new();
-        let mut published = compiler.update(&world).table;
-        let mut step = |name: &str, change: &mut dyn FnMut(&mut World, u32)| {
-            let mut times: Vec<f64> = (0..20)
-                .map(|i| {
-                    change(&mut world, i);
-                    let start = Instant::now();
-                    published = compiler.update(&world).table;
-                    milliseconds(start.elapsed())
-                })
-                .collect();
-            times.sort_unstable_by(f64::total_cmp);
-            println!(
-                "{:<64} {:>12.3}   worst {:.3}",
-                format!("{name}/{ports} ports/1000 x {rules}"),
-                times[10],
-                times[19]
-            );
-        };
-        step("nothing changed", &mut |_, _| {});
-        step("one policy changed", &mut |world, i| {
-            let old = &world.policies[500];
-            let namespace = old.name.namespace.clone().expect("a namespace");
-            world.policies[500] = Arc::new(policy(500, &namespace, rules, i as u16 + 1));
-        });
-        step("one port's label changed", &mut |world, i| {
-            let mut endpoint = (*world.endpoints[77]).clone();
-            endpoint.labels.insert("app".into(), format!("app-{}", i % 10));
-            world.endpoints[77] = Arc::new(endpoint);
-        });
-        step("one namespace's label changed", &mut |world, i| {
-            let mut namespace = (*world.namespaces["team-3"]).clone();
-            namespace.labels.insert("tier".into(), format!("tier-{}", i % 10));
-            world.namespaces.insert("team-3".into(), Arc::new(namespace));
-        });
-        black_box(&published);
-    }
+fn changes(ports: u32) {
+    let mut world = world(ports, 10_000, 1000, 10);
+    let mut compiler = Compiler::new();
+    let mut published = compiler.update(&world).table;
+    let mut step = |name: &str, change: &mut dyn FnMut(&mut World, u32)| {
+        let mut times: Vec<f64> = (0..20)
+            .map(|i| {
+                change(&mut world, i);
+                let start = Instant::now();
+                published = compiler.update(&world).table;
+                milliseconds(start.elapsed())
+            })
+            .collect();
+        times.sort_unstable_by(f64::total_cmp);
+        println!("{:<64} {:>12.3}   worst {:.3}", format!("{name}/{ports} ports/1000 x 10"), times[10], times[19]);
+    };
+    step("nothing changed", &mut |_, _| {});
+    step("one policy changed", &mut |world, i| {
+        let old = &world.policies[500];
+        let namespace = old.name.namespace.clone().expect("a namespace");
+        world.policies[500] = Arc::new(policy(500, &namespace, 10, i as u16 + 1));
+    });
+    step("one port's label changed", &mut |world, i| {
+        let mut endpoint = (*world.endpoints[77]).clone();
+        endpoint.labels.insert("app".into(), format!("app-{}", i % 10));
+        world.endpoints[77] = Arc::new(endpoint);
+    });
+    step("one namespace's label changed", &mut |world, i| {
+        let mut namespace = (*world.namespaces["team-3"]).clone();
+        namespace.labels.insert("tier".into(), format!("tier-{}", i % 10));
+        world.namespaces.insert("team-3".into(), Arc::new(namespace));
+    });
+    black_box(&published);
 }
