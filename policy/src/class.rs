@@ -74,8 +74,8 @@ pub(crate) struct Class {
 
 #[derive(Debug)]
 struct Ports {
-    /// By protocol, whole range of ports.
-    ranges: [Intervals<u16, Match>; 3],
+    /// By protocol and port, see [`place`].
+    ranges: Intervals<u32, Match>,
     /// Sorted by name and protocol.
     names: Box<[(u32, Protocol, Match)]>,
 }
@@ -83,7 +83,7 @@ struct Ports {
 impl Class {
     pub(crate) fn new<'a>(rules: impl Iterator<Item = ClassRule<'a>>) -> Self {
         let mut any = Match::NONE;
-        let mut ranges: [Vec<(u16, u16, Match)>; 3] = Default::default();
+        let mut ranges: Vec<(u32, u32, Match)> = Vec::new();
         let mut names: Vec<(u32, Protocol, Match)> = Vec::new();
         for rule in rules {
             let found = if rule.audited {
@@ -98,14 +98,14 @@ impl Class {
             for port in ports {
                 match *port {
                     PortRange::Numbers(protocol, first, last) if first <= last => {
-                        ranges[protocol as usize].push((first, last, found));
+                        ranges.push((place(protocol, first), place(protocol, last), found));
                     }
                     PortRange::Numbers(..) => {}
                     PortRange::Named(protocol, name) => names.push((name, protocol, found)),
                 }
             }
         }
-        if names.is_empty() && ranges.iter().all(Vec::is_empty) {
+        if names.is_empty() && ranges.is_empty() {
             return Self { any, ports: None };
         }
         names.sort_unstable_by_key(|(name, protocol, _)| (*name, *protocol));
@@ -116,7 +116,7 @@ impl Class {
             }
             same
         });
-        Self { any, ports: Some(Box::new(Ports { ranges: ranges.map(flatten), names: names.into() })) }
+        Self { any, ports: Some(Box::new(Ports { ranges: flatten(ranges), names: names.into() })) }
     }
 
     #[inline]
@@ -129,9 +129,10 @@ impl Class {
 
     /// Memory, in octets.
     pub(crate) fn bytes(&self) -> usize {
-        let ports = self.ports.as_ref().map_or(0, |ports| {
-            size_of::<Ports>() + size_of_val(&*ports.names) + ports.ranges.iter().map(Intervals::bytes).sum::<usize>()
-        });
+        let ports = self
+            .ports
+            .as_ref()
+            .map_or(0, |ports| size_of::<Ports>() + size_of_val(&*ports.names) + ports.ranges.bytes());
         size_of::<Self>() + ports
     }
 }
@@ -139,7 +140,7 @@ impl Class {
 impl Ports {
     #[inline]
     fn get(&self, protocol: Protocol, port: u16, names: &[Declared]) -> Match {
-        let mut found = self.ranges[protocol as usize].get(port).unwrap_or(Match::NONE);
+        let mut found = self.ranges.get(place(protocol, port)).unwrap_or(Match::NONE);
         if !self.names.is_empty() {
             for declared in names {
                 let at = self.names.binary_search_by_key(&(declared.name, protocol), |entry| (entry.0, entry.1));
@@ -152,19 +153,25 @@ impl Ports {
     }
 }
 
-/// Ranks of open ranges, lowest first, with where they end.
-type Open = BinaryHeap<Reverse<(u32, u16)>>;
+/// All ports of all protocols in one line.
+#[inline]
+fn place(protocol: Protocol, port: u16) -> u32 {
+    (protocol as u32) << 16 | u32::from(port)
+}
 
-/// Overlapping ranges to disjoint ones, each with the lowest ranks of those over it: a sweep from port 0 upward.
-fn flatten(mut ranges: Vec<(u16, u16, Match)>) -> Intervals<u16, Match> {
+/// Ranks of open ranges, lowest first, with where they end.
+type Open = BinaryHeap<Reverse<(u32, u32)>>;
+
+/// Overlapping ranges to disjoint ones, each with the lowest ranks of those over it: a sweep upward.
+fn flatten(mut ranges: Vec<(u32, u32, Match)>) -> Intervals<u32, Match> {
     ranges.sort_unstable_by_key(|(first, ..)| *first);
-    let mut bounds: Vec<u16> = ranges.iter().map(|(first, ..)| *first).collect();
-    bounds.extend(ranges.iter().filter_map(|(_, last, _)| last.checked_add(1)));
+    let mut bounds: Vec<u32> = ranges.iter().map(|(first, ..)| *first).collect();
+    bounds.extend(ranges.iter().map(|(_, last, _)| last + 1));
     bounds.sort_unstable();
     bounds.dedup();
     // What has ended is thrown away when it comes to the top.
     let (mut rules, mut audits) = (Open::new(), Open::new());
-    let lowest = |heap: &mut Open, bound: u16| loop {
+    let lowest = |heap: &mut Open, bound: u32| loop {
         match heap.peek() {
             Some(Reverse((_, last))) if *last < bound => drop(heap.pop()),
             Some(Reverse((rank, _))) => return *rank,

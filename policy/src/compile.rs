@@ -68,6 +68,8 @@ pub(crate) struct Changes {
     pub subjects: HashSet<u32, RandomState>,
     /// Policies whose rules of a direction are others now.
     pub policies: HashSet<(u32, usize), RandomState>,
+    /// Policies whose peers of a direction are others now, by the same rules.
+    pub members: HashSet<(u32, usize), RandomState>,
 }
 
 impl Compiler {
@@ -344,7 +346,7 @@ impl Compiler {
         for (id, policy) in self.policies.iter() {
             for (direction, resolved) in policy.directions.iter().enumerate() {
                 if resolved.iter().flat_map(|resolved| &resolved.rules).any(|rule| rule.selections.iter().any(dirty)) {
-                    changes.policies.insert((id, direction));
+                    changes.members.insert((id, direction));
                 }
             }
         }
