@@ -37,7 +37,7 @@ pub(crate) struct Tier {
     known: Class,
     /// By selections of the policies' own namespace, and by the others. The maps of the latter are large, and many tiers
     /// have the same.
-    peers: [Option<(Arc<PeerMap>, Box<[Class]>)>; 2],
+    peers: [Option<PeerClasses>; 2],
     blocks: Option<Arc<Blocks>>,
     bytes: usize,
 }
@@ -50,6 +50,9 @@ pub(crate) struct PeerMap {
     /// Positions in the list of selections, sorted.
     signatures: Vec<Box<[u32]>>,
 }
+
+/// Which class an identity has, and the classes by that.
+type PeerClasses = (Arc<PeerMap>, Box<[Class]>);
 
 /// Classes by address.
 #[derive(Debug)]
@@ -168,7 +171,7 @@ impl Tier {
     }
 
     fn measure(&self) -> usize {
-        let of = |(map, classes): &(Arc<PeerMap>, Box<[Class]>)| {
+        let of = |(map, classes): &PeerClasses| {
             map.classes.allocation_size() / Arc::strong_count(map).max(1)
                 + classes.iter().map(Class::bytes).sum::<usize>()
         };
