@@ -69,11 +69,23 @@ pub(crate) struct Class {
     /// Of rules without `ports`.
     any: Match,
     /// Of the others.
-    ports: Option<Box<Ports>>,
+    ports: Ports,
 }
 
 #[derive(Debug)]
-struct Ports {
+enum Ports {
+    None,
+    /// One range of numbers, as most have: no further access to memory. Ends as in [`place`].
+    Range {
+        first: u32,
+        last: u32,
+        found: Match,
+    },
+    Table(Box<PortTable>),
+}
+
+#[derive(Debug)]
+struct PortTable {
     /// By protocol and port, see [`place`].
     ranges: Intervals<u32, Match>,
     /// Sorted by name and protocol.
@@ -105,8 +117,12 @@ impl Class {
                 }
             }
         }
-        if names.is_empty() && ranges.is_empty() {
-            return Self { any, ports: None };
+        if names.is_empty() {
+            match ranges[..] {
+                [] => return Self { any, ports: Ports::None },
+                [(first, last, found)] => return Self { any, ports: Ports::Range { first, last, found } },
+                _ => {}
+            }
         }
         names.sort_unstable_by_key(|(name, protocol, _)| (*name, *protocol));
         names.dedup_by(|next, kept| {
@@ -116,28 +132,37 @@ impl Class {
             }
             same
         });
-        Self { any, ports: Some(Box::new(Ports { ranges: flatten(ranges), names: names.into() })) }
+        let table = PortTable { ranges: flatten(ranges), names: names.into() };
+        Self { any, ports: Ports::Table(Box::new(table)) }
     }
 
     #[inline]
     pub(crate) fn get(&self, query: &Query<'_>) -> Match {
-        match (&self.ports, query.l4) {
-            (Some(ports), Some((protocol, port))) => self.any.min(ports.get(protocol, port, query.names)),
-            _ => self.any,
+        let Some((protocol, port)) = query.l4 else { return self.any };
+        match &self.ports {
+            Ports::None => self.any,
+            Ports::Range { first, last, found } => {
+                if (*first..=*last).contains(&place(protocol, port)) {
+                    self.any.min(*found)
+                } else {
+                    self.any
+                }
+            }
+            Ports::Table(table) => self.any.min(table.get(protocol, port, query.names)),
         }
     }
 
     /// Memory, in octets.
     pub(crate) fn bytes(&self) -> usize {
-        let ports = self
-            .ports
-            .as_ref()
-            .map_or(0, |ports| size_of::<Ports>() + size_of_val(&*ports.names) + ports.ranges.bytes());
+        let ports = match &self.ports {
+            Ports::None | Ports::Range { .. } => 0,
+            Ports::Table(table) => size_of::<PortTable>() + size_of_val(&*table.names) + table.ranges.bytes(),
+        };
         size_of::<Self>() + ports
     }
 }
 
-impl Ports {
+impl PortTable {
     #[inline]
     fn get(&self, protocol: Protocol, port: u16, names: &[Declared]) -> Match {
         let mut found = self.ranges.get(place(protocol, port)).unwrap_or(Match::NONE);
