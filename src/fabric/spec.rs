@@ -13,6 +13,7 @@ use hostweave_policy::model::{
 };
 use hostweave_switch::MacAddr;
 pub use hostweave_switch::connection::Timeouts;
+pub use hostweave_switch::tables::LocalServices;
 use hostweave_switch::tables::Network;
 use uuid::Uuid;
 
@@ -36,13 +37,23 @@ pub struct FabricConfig {
 }
 
 /// Everything that is to exist.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Desired {
     /// Networks, by unique name. `internal` is filled in by the fabric.
     pub networks: Vec<Network>,
     /// Ports, by unique (namespace, name).
     pub ports: Vec<PortSpec>,
     /// What policy depends on, besides ports.
+    pub policy: PolicySpec,
+    /// What becomes of established connections when policies change.
+    pub established: Established,
+    /// What the host answers itself, before policy.
+    pub local: LocalServices,
+    /// When an idle connection is forgotten.
+    pub timeouts: Timeouts,
+}
+
+/// What policy depends on, besides ports.
     pub policy: PolicySpec,
     /// What becomes of established connections when policies change.
     pub established: Established,
@@ -89,23 +100,6 @@ pub enum Established {
     Recheck,
     /// They live until they end.
     Keep,
-}
-
-/// What the host answers itself, before policy (SEMANTICS NP34). Each can be switched off.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LocalServices {
-    /// DHCP and DHCPv6.
-    pub dhcp: bool,
-    /// Router advertisements.
-    pub ra: bool,
-    /// Echo to the gateway.
-    pub ping: bool,
-}
-
-impl Default for LocalServices {
-    fn default() -> Self {
-        Self { dhcp: true, ra: true, ping: true }
-    }
 }
 
 /// One port, with its addresses assigned.
