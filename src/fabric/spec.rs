@@ -53,29 +53,6 @@ pub struct Desired {
     pub timeouts: Timeouts,
 }
 
-/// What policy depends on, besides ports.
-    pub policy: PolicySpec,
-    /// What becomes of established connections when policies change.
-    pub established: Established,
-    /// What the host answers itself, before policy.
-    pub local: LocalServices,
-    /// When an idle connection is forgotten.
-    pub timeouts: Timeouts,
-}
-
-impl Default for Desired {
-    fn default() -> Self {
-        Self {
-            networks: Vec::new(),
-            ports: Vec::new(),
-            policy: PolicySpec::default(),
-            established: Established::default(),
-            local: LocalServices::default(),
-            timeouts: Timeouts::default(),
-        }
-    }
-}
-
 /// What policy depends on, besides ports: the fabric adds an endpoint for each port and has a
 /// [`World`](hostweave_policy::model::World). An object that did not change is the same `Arc` as last time.
 #[derive(Clone, Debug, Default)]
