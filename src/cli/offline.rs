@@ -89,14 +89,12 @@ pub fn schema(args: &SchemaArgs) -> Result<(), Failure> {
     output::print_json(&args.kind.map_or_else(schema_of_all, explain::schema))
 }
 
-/// Prints completions.
+/// Prints what a shell has to read to complete.
 ///
 /// # Errors
 /// Nobody reads.
 pub fn completion(args: &CompletionArgs) -> Result<(), Failure> {
-    let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "hostweave", &mut text);
-    output::print(&String::from_utf8_lossy(&text))
+    output::print(&super::complete::script(args.shell)?)
 }
 
 /// Writes man pages.
