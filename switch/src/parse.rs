@@ -9,8 +9,6 @@
 //! from one borrowed slice, without a cold branch, and `meta` is written at the end. IPv4 options, fragments, extension
 //! headers and other transports are cold and extend the head as they go.
 
-use std::net::Ipv4Addr;
-
 use crate::limits::{HEAD_FIRST, HEAD_MAX, IPV6_EXTENSION_HEADERS_MAX};
 use crate::packet::{L3, Layers, Packet};
 use crate::payload::Segment;
