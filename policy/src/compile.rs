@@ -68,6 +68,8 @@ pub(crate) struct Changes {
     pub subjects: HashSet<u32, RandomState>,
     /// Policies whose rules of a direction are others now.
     pub policies: HashSet<(u32, usize), RandomState>,
+    /// Policies whose peers of a direction are others now, by the same rules.
+    pub members: HashSet<(u32, usize), RandomState>,
 }
 
 impl Compiler {
@@ -344,7 +346,7 @@ impl Compiler {
         for (id, policy) in self.policies.iter() {
             for (direction, resolved) in policy.directions.iter().enumerate() {
                 if resolved.iter().flat_map(|resolved| &resolved.rules).any(|rule| rule.selections.iter().any(dirty)) {
-                    changes.policies.insert((id, direction));
+                    changes.members.insert((id, direction));
                 }
             }
         }
@@ -389,7 +391,8 @@ struct RuleNumbers {
 impl RuleNumbers {
     /// The first of `count` numbers that no policy has.
     fn take(&mut self, count: usize, policies: &Slots<Policy>) -> RuleId {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        // One even for a policy without rules, so that no two policies begin with the same.
+        let count = u32::try_from(count.max(1)).unwrap_or(u32::MAX);
         loop {
             let first = self.next;
             match first.checked_add(count) {

@@ -128,9 +128,10 @@ impl Identities {
     /// Takes over the namespace objects.
     pub(crate) fn set_namespaces(&mut self, namespaces: &BTreeMap<String, Arc<Namespace>>) -> NamespaceChanges {
         let mut changes = NamespaceChanges::default();
-        let same =
-            |(a, b): ((&String, &Arc<Namespace>), (&String, &Arc<Namespace>))| a.0 == b.0 && Arc::ptr_eq(a.1, b.1);
-        if self.written.len() == namespaces.len() && self.written.iter().zip(namespaces).all(same) {
+        let mut pairs = self.written.iter().zip(namespaces);
+        if self.written.len() == namespaces.len()
+            && pairs.all(|((name, written), (other, now))| name == other && Arc::ptr_eq(written, now))
+        {
             return changes;
         }
         for (id, entry) in self.namespaces.iter_mut() {

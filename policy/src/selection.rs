@@ -133,6 +133,13 @@ impl SelectionKey {
     }
 }
 
+impl Selection {
+    /// Whether it is of the ports of a policy's own namespace.
+    pub(crate) fn is_own(&self) -> bool {
+        matches!(self.key.scope, Scope::Own(_))
+    }
+}
+
 impl Selections {
     pub(crate) fn get(&self, id: u32) -> Option<&Selection> {
         self.slots.get(id)
