@@ -73,6 +73,8 @@ pub fn explain(world: &World, table: &Table, flow: &Flow) -> Explanation {
         (Basis::Myself, ..) => "a port cannot be blocked from itself".to_owned(),
         (Basis::NotSelected, ..) => asked.nothing_matches(&selecting),
         (Basis::HostDefault, ..) => format!("default policy deny: {}", asked.nothing_matches(&selecting)),
+        (Basis::BuiltIn(rule), ..) => format!("allowed by {}", rule.name()),
+        (Basis::Host, ..) => "the host's own side, which no policy selects".to_owned(),
     };
     Explanation { decision, selecting, rule, miss, audit, sentence }
 }

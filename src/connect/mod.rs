@@ -25,7 +25,7 @@ use hostweave_switch::wire::tcp::flags;
 use crate::datapath::{Context, Lookup};
 use crate::observe::recorder::{Detail, Recorder};
 
-pub use decide::{Allowed, Denied};
+pub use decide::{Allowed, Denied, anew};
 
 const SYN_ACK: u8 = flags::SYN | flags::ACK;
 
@@ -133,9 +133,11 @@ fn refresh<R: Recorder>(
 ) -> Option<Result<(), DropReason>> {
     let connection = flows.connections.get(flow.connection, flow.generation)?;
     if connection.epoch() != ctx.epoch
-        && let Err(reason) = decide::again(ctx, flows, connection, record)
+        && let Err(reason) = decide::again(ctx, &mut flows.denied, connection, record)
     {
-        flows.connections.remove(flow.connection, flow.generation);
+        if !R::MASKED {
+            flows.connections.remove(flow.connection, flow.generation);
+        }
         return Some(Err(reason));
     }
     let direction = direction(flow);
@@ -226,7 +228,9 @@ fn connection<R: Recorder>(
         let Some(connection) = flows.connections.get(found.index, found.generation) else { continue };
         // The address moved to another port since: what that one sends is no part of this connection.
         if connection.port(found.direction) != ctx.port.id.0 {
-            flows.connections.remove(found.index, found.generation);
+            if !R::MASKED {
+                flows.connections.remove(found.index, found.generation);
+            }
             break;
         }
         let mut flow = Flow {
