@@ -122,7 +122,9 @@ fn judge<R: Recorder>(
     let to = out.inspect_err(|reason| record.stage("route", Detail::Verdict(Verdict::Drop(*reason))))?;
     record.stage("route", Detail::Port(to.id));
     let ingress = match builtin {
-        None if workload(&to) => ask(record, "ingress", question(Direction::Ingress, to, Some(from), key.src()), out_port)?,
+        None if workload(&to) => {
+            ask(record, "ingress", question(Direction::Ingress, to, Some(from), key.src()), out_port)?
+        }
         _ => exempt,
     };
     Ok(Allowed { egress, ingress })

@@ -35,6 +35,13 @@ pub struct Picture {
     pub world: Arc<World>,
 }
 
+impl Picture {
+    /// The tables of a host that has nothing but what `desired` says.
+    pub fn of(desired: &Desired) -> Self {
+        Known::default().draft(desired)
+    }
+}
+
 /// What a draft would mean for the traffic that there is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Impact {
@@ -239,11 +246,13 @@ fn by_policy(reason: DropReason) -> bool {
 }
 
 /// Numbers that are taken.
+#[derive(Default)]
 struct Known {
     networks: HashMap<String, (NetworkId, PortId)>,
     ports: HashMap<String, (PortId, Arc<Port>)>,
-    /// Whether a port may stay what it is, as [`Fabric::apply`] decides.
+    /// One in which no live connection was decided.
     epoch: u32,
+    /// Identities of the ports' objects: another one of the same name is another port.
     specs: HashMap<String, uuid::Uuid>,
 }
 
@@ -285,9 +294,8 @@ impl Known {
         for spec in &desired.ports {
             let name = spec.full_name();
             let Some(network) = networks.get(spec.network.as_str()).copied() else { continue };
-            let stays = |(_, port): &&(PortId, Arc<Port>)| {
-                port.network == network && self.specs.get(&name) == Some(&spec.uid)
-            };
+            let stays =
+                |(_, port): &&(PortId, Arc<Port>)| port.network == network && self.specs.get(&name) == Some(&spec.uid);
             let known = self.ports.get(&name).filter(stays).map(|(id, _)| *id);
             let Some(id) = known.or_else(|| free_ports.next()) else { continue };
             let port = Arc::new(port_of(id, network, spec, Arc::default()));

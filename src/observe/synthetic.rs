@@ -111,6 +111,18 @@ pub fn address(address: IpAddr, port: Option<u16>) -> String {
     }
 }
 
+/// An IP protocol by its number, as people know it.
+pub fn protocol_name(proto: u8) -> String {
+    match proto {
+        proto::TCP => "tcp".to_owned(),
+        proto::UDP => "udp".to_owned(),
+        proto::SCTP => "sctp".to_owned(),
+        proto::ICMPV4 => "icmp".to_owned(),
+        proto::ICMPV6 => "icmpv6".to_owned(),
+        other => format!("protocol {other}"),
+    }
+}
+
 /// What a TCP segment says apart from its ports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TcpFields {
@@ -211,8 +223,7 @@ fn ip(
         }
         (IpAddr::V6(src), IpAddr::V6(dst)) => {
             let mut header = [0; ipv6::HEADER_LEN];
-            let repr =
-                ipv6::Repr { src, dst, next_header: protocol, hop_limit: ttl, traffic_class: 0, payload_len };
+            let repr = ipv6::Repr { src, dst, next_header: protocol, hop_limit: ttl, traffic_class: 0, payload_len };
             repr.emit(&mut header);
             let pseudo = checksum::pseudo_v6(src, dst, protocol, u32::from(payload_len));
             (pseudo, header.to_vec(), ether_type::IPV6)

@@ -478,8 +478,7 @@ pub fn key(tuple: &Tuple) -> Option<FlowKey> {
         Protocol::Tcp | Protocol::Udp | Protocol::Sctp => (tuple.src_port, tuple.dst_port, Kind::Ports),
         Protocol::Icmp => {
             use hostweave_switch::wire::{icmpv4, icmpv6};
-            let request =
-                if tuple.dst.is_ipv4() { icmpv4::kind::ECHO_REQUEST } else { icmpv6::kind::ECHO_REQUEST };
+            let request = if tuple.dst.is_ipv4() { icmpv4::kind::ECHO_REQUEST } else { icmpv6::kind::ECHO_REQUEST };
             hostweave_switch::flow::query(tuple.proto(), tuple.src_port, request)
         }
         Protocol::Arp | Protocol::Nd => return None,
