@@ -17,6 +17,7 @@ pub mod output;
 mod port;
 mod rpc;
 mod status;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -95,6 +96,8 @@ enum Command {
     Validate(offline::ValidateArgs),
     /// Explain a kind of object or a field, such as Port.spec.backend
     Explain(offline::ExplainArgs),
+    /// Say what would become of a packet, stage by stage, and why; exit code 1 if it would be dropped
+    Trace(trace::Args),
     /// Show what happened
     Observe(observe::Args),
     /// Show everything that happens, as JSON lines
@@ -203,6 +206,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Edit(args) => done(objects::edit(&session, &args)),
         Command::Validate(args) => done(offline::validate(&session, &args)),
         Command::Explain(args) => done(offline::explain(&args)),
+        Command::Trace(args) => trace::run(&session, &args),
         Command::Observe(args) => done(observe::observe(&session, &args)),
         Command::Monitor(args) => done(observe::monitor(&session, &args)),
         Command::Rpc(args) => done(rpc::run(&session, &args)),

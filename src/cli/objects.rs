@@ -144,11 +144,38 @@ pub fn apply(session: &Session, args: &ApplyArgs) -> Result<(), Failure> {
     let result = session.call("object.apply", params)?;
     session.warn(&result["warnings"]);
     print_changes(session, &result, dry_run)?;
+    if dry_run && matches!(session.global.output, Format::Table | Format::Wide) {
+        print(&impact_text(&result["impact"]))?;
+    }
     let changed = |change: &Value| change["action"] != "unchanged";
     if !dry_run && result["changes"].as_array().is_some_and(|changes| changes.iter().any(changed)) {
         hint("next: hostweave status");
     }
     Ok(())
+}
+
+/// What a dry run says about the traffic that there is.
+fn impact_text(impact: &Value) -> String {
+    let mut text = String::new();
+    let mut section = |title: &str, affected: &Value, verb: &str| {
+        let flows = affected["flows"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let count = affected["count"].as_u64().unwrap_or(0);
+        text += &format!("{title}, of which {count} would {verb}{}\n", if count > 0 { ":" } else { "" });
+        for flow in flows {
+            let [from, source, to, destination, protocol, why] =
+                ["/from", "/source", "/to", "/destination", "/protocol", "/why"]
+                    .map(|pointer| output::printable(&cell(flow, pointer)));
+            text += &format!("  {from} {source} -> {to} {destination} {protocol}  {why}\n");
+        }
+        if count > flows.len() as u64 {
+            text += &format!("  and {} more\n", count - flows.len() as u64);
+        }
+    };
+    section(&format!("live connections: {}", cell(impact, "/connections")), &impact["broken"], "break");
+    if impact["denied"].as_u64().is_some_and(|denied| denied > 0) {
+        section(&format!("denied lately: {}", cell(impact, "/denied")), &impact["admitted"], "pass");
+    }
+    text
 }
 
 fn print_changes(session: &Session, result: &Value, dry_run: bool) -> Result<(), Failure> {

@@ -25,7 +25,7 @@ use hostweave_switch::wire::tcp::flags;
 use crate::datapath::{Context, Lookup};
 use crate::observe::recorder::{Detail, Recorder};
 
-pub use decide::{Allowed, Denied};
+pub use decide::{Allowed, Denied, anew};
 
 const SYN_ACK: u8 = flags::SYN | flags::ACK;
 
@@ -131,7 +131,7 @@ fn refresh<R: Recorder>(
 ) -> Option<Result<(), DropReason>> {
     let connection = flows.connections.get(flow.connection, flow.generation)?;
     if connection.epoch() != ctx.epoch
-        && let Err(reason) = decide::again(ctx, flows, connection, record)
+        && let Err(reason) = decide::again(ctx, &mut flows.denied, connection, record)
     {
         if !R::MASKED {
             flows.connections.remove(flow.connection, flow.generation);

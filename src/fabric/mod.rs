@@ -14,6 +14,7 @@ mod observer;
 pub mod plane;
 mod port;
 pub mod spec;
+mod what_if;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,6 +42,7 @@ use mailbox::{Mailbox, Message};
 use plane::Plane;
 use port::PortRuntime;
 use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Timeouts};
+pub use what_if::{Affected, AffectedFlow, DeniedFlow, Impact, Picture};
 
 /// The running packet path.
 pub struct Fabric {
