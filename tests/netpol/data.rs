@@ -83,8 +83,8 @@ pub struct Case {
     _context: Option<String>,
     #[serde(default, rename = "upstreamFile")]
     _upstream_file: Option<String>,
-    #[serde(default)]
-    pub tags: Vec<String>,
+    #[serde(default, rename = "tags")]
+    _tags: Vec<String>,
     /// The part of the file's world that there is.
     #[serde(default)]
     pub pods: Option<Vec<String>>,
@@ -243,6 +243,24 @@ impl File {
             bail!("there is no case in it");
         }
         Ok(file)
+    }
+
+    /// Every address that a pod of the cluster has in some case.
+    ///
+    /// # Errors
+    /// When a case names a pod that is not there.
+    pub fn addresses(&self) -> anyhow::Result<Vec<IpAddr>> {
+        let mut addresses = Vec::new();
+        for case in &self.cases {
+            let starting = self.pods_of(case)?;
+            let actions = case.steps.iter().flat_map(|step| &step.actions);
+            let created = actions.filter_map(|action| match action {
+                Action::CreatePod(pod) => Some(pod),
+                _ => None,
+            });
+            addresses.extend(starting.iter().chain(created).filter(|pod| !pod.external).map(|pod| pod.ip));
+        }
+        Ok(addresses)
     }
 
     /// The world in which a case starts.
