@@ -40,7 +40,7 @@ use crate::worker::{FLOWS_MAX, NOTES_MAX, Shared, Worker, WorkerStats};
 use mailbox::{Mailbox, Message};
 use plane::Plane;
 use port::PortRuntime;
-use spec::{Desired, Established, FabricConfig, FabricEvent, PortSpec, PortStatus, Timeouts};
+use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Timeouts};
 
 /// The running packet path.
 pub struct Fabric {
@@ -71,6 +71,7 @@ struct State {
     world: Arc<World>,
     timeouts: Timeouts,
     established: Established,
+    local: LocalServices,
     /// By [`NetworkId`]; see [`Tables::epochs`].
     epochs: Vec<u32>,
     /// Slots of ports that an earlier run knew, by the ports' ids; taken back by whoever comes first.
@@ -210,6 +211,7 @@ impl Fabric {
         }
         state.timeouts = desired.timeouts;
         state.established = desired.established;
+        state.local = desired.local;
         let update = state.compile(&desired.policy);
         state.bump(&update);
         inner.adopt(&mut state);
@@ -375,6 +377,7 @@ impl Inner {
         let mut tables = Tables {
             revision: state.revision,
             timeouts: state.timeouts,
+            local: state.local,
             keep_established: state.established == Established::Keep,
             ..Tables::default()
         };

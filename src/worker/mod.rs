@@ -374,6 +374,9 @@ impl Path {
     #[cold]
     fn advertise(&mut self, plane: &Plane, port: PortId, now: Instant) {
         let worker = self.shared.index;
+        if !plane.tables.local.ra {
+            return;
+        }
         let Some(output) = plane.tables.port(port) else { return };
         let Some(network) = plane.tables.network(output.network) else { return };
         let Some(count) = output.counters.get(worker) else { return };
