@@ -219,6 +219,8 @@ impl Fabric {
         inner.adopt(&mut state);
         inner.share_connections(&state);
         inner.publish(&mut state);
+        // What is acknowledged holds: no packet that is sent from now on meets the plane before.
+        state.wait_for_workers();
         inner.forget_connections_of(&gone_ids);
         for port in state.ports.values() {
             port.open_gate();
@@ -423,7 +425,7 @@ impl Inner {
 }
 
 /// How long a worker may take to let go of a plane: it is one burst, unless the kernel took the CPU from it.
-const LET_GO_LIMIT: Duration = Duration::from_millis(200);
+const LET_GO_LIMIT: Duration = Duration::from_secs(2);
 
 impl State {
     /// Waits until the workers have let go of every plane but the published one, and with it of devices that are to
