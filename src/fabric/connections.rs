@@ -77,6 +77,8 @@ impl State {
             compiler: Compiler::new(),
             policy: Arc::new(Table::default()),
             world: Arc::default(),
+            policy_revision: 0,
+            compile_duration: std::time::Duration::ZERO,
             timeouts: super::Timeouts::default(),
             established: Established::default(),
             epochs: Vec::new(),
@@ -104,7 +106,10 @@ impl State {
             policies: spec.policies.clone(),
             cluster_policies: spec.cluster_policies.clone(),
         };
+        let started = Instant::now();
         let update = self.compiler.update(&world);
+        self.compile_duration = started.elapsed();
+        self.policy_revision += u64::from(!update.changed.is_empty());
         self.policy = Arc::clone(&update.table);
         self.world = Arc::new(world);
         update
