@@ -120,7 +120,8 @@ impl State {
         update.changed.iter().for_each(|network| self.bump_network(*network));
     }
 
-    fn bump_network(&mut self, NetworkId(id): NetworkId) {
+    /// A network gets a new epoch: workers ask connections and policy again about whatever they know.
+    pub(super) fn bump_network(&mut self, NetworkId(id): NetworkId) {
         let index = usize::from(id);
         if self.epochs.len() <= index {
             self.epochs.resize(index + 1, 1);

@@ -8,6 +8,7 @@
 //! started its queues.
 
 mod connections;
+pub mod conntrack;
 mod flows;
 pub mod mailbox;
 mod maintenance;

@@ -372,7 +372,7 @@ mod tests {
             ("protocol", json!("tpc")),
             ("sourceIp", json!("10.0.0")),
             ("destinationIp", json!("10.0.0.0/33")),
-            ("sourceLabel", json!("app==")),
+            ("sourceLabel", json!("app in web")),
             ("dropReasonDesc", json!("spoofed")),
             ("tcpFlags", json!("SYM")),
             ("trafficDirection", json!("up")),
