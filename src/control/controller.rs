@@ -179,6 +179,14 @@ impl Controller {
         self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What this host calls itself: the name of its `HostConfig`, or what the kernel says.
+    pub fn node_name(&self) -> String {
+        let snapshot = self.snapshot();
+        let host = snapshot.set.of_kind(crate::config::Kind::HostConfig).next();
+        let kernel = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+        host.map_or_else(kernel, |object| object.key.name.clone())
+    }
+
     /// Carries out wishes, all or none.
     ///
     /// # Errors

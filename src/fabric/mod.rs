@@ -8,6 +8,8 @@
 //! started its queues.
 
 mod connections;
+pub mod conntrack;
+mod flows;
 pub mod mailbox;
 mod maintenance;
 mod observer;
@@ -35,6 +37,7 @@ use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tab
 use hostweave_uplink::uring::Uring;
 use tokio::sync::mpsc;
 
+use crate::observe::flow_log::FlowLog;
 use crate::services::sockets::Sockets;
 use crate::worker::clock::Clock;
 use crate::worker::{FLOWS_MAX, NOTES_MAX, Shared, Worker, WorkerStats};
@@ -61,6 +64,7 @@ struct Inner {
     connections: Arc<Connections>,
     fragments: Arc<Fragments>,
     clock: Clock,
+    flow_log: Arc<FlowLog>,
 }
 
 /// What exists, by name.
@@ -71,6 +75,10 @@ struct State {
     policy: Arc<Table>,
     /// What it was compiled from.
     world: Arc<World>,
+    /// Compilations that changed something.
+    policy_revision: u64,
+    /// How long the last compilation took.
+    compile_duration: Duration,
     timeouts: Timeouts,
     established: Established,
     local: LocalServices,
@@ -178,7 +186,9 @@ impl Fabric {
         threads.push(listener);
         let state = Mutex::new(State::new(&connections));
         let sockets = Sockets::new().context("starting the host's own services")?;
-        let inner = Arc::new(Inner { config, plane, workers, state, events, sockets, connections, fragments, clock });
+        let flow_log = Arc::new(FlowLog::default());
+        let inner =
+            Arc::new(Inner { config, plane, workers, state, events, sockets, connections, fragments, clock, flow_log });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))
     }
@@ -256,6 +266,11 @@ impl Fabric {
     /// Time and packets of each worker.
     pub fn worker_reports(&self) -> Vec<WorkerReport> {
         self.inner.workers.iter().map(|worker| report(&worker.stats)).collect()
+    }
+
+    /// What happened to connections.
+    pub fn flow_log(&self) -> &Arc<FlowLog> {
+        &self.inner.flow_log
     }
 
     /// Sockets inside the networks, for the host's own services.
@@ -416,6 +431,8 @@ impl Inner {
         state.epochs_of(&mut tables, &self.plane.load().tables);
         plane.tables = tables;
         plane.policy = Arc::clone(&state.policy);
+        plane.world = Arc::clone(&state.world);
+        plane.policy_revision = state.policy_revision;
         state.retired.push(self.plane.swap(Arc::new(plane)));
         for worker in &self.workers {
             worker.mailbox.send(Message::PlaneChanged);
@@ -540,6 +557,7 @@ fn prepare_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, Uring, FlowCache)>
         fragments,
         clock,
         flows: crossbeam_queue::ArrayQueue::new(FLOWS_MAX),
+        flows_awaited: std::sync::atomic::AtomicBool::new(true),
         mailbox: Mailbox::new(uring.waker()),
         notes: crossbeam_queue::ArrayQueue::new(NOTES_MAX),
         listener,
