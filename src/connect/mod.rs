@@ -13,7 +13,7 @@ mod decide;
 mod related;
 
 use hostweave_switch::connection::{Connections, Direction, FreeRecords, Record};
-use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, stamp};
+use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::DropReason;
@@ -75,7 +75,7 @@ pub fn flow<R: Recorder>(
     record: &mut R,
 ) -> Result<Way, DropReason> {
     if let Some(place) = flows.cache.find(&lookup.key, lookup.hash) {
-        if let Some((out_port, queue)) = flows.cache.ready(place, stamp(ctx.epoch, ctx.now)) {
+        if let Some((out_port, queue)) = flows.cache.ready(place, stamp(ctx.epoch, round(ctx.now))) {
             record.stage("flow", Detail::Hit);
             return Ok(Way { out_port: PortId(u32::from(out_port)), queue });
         }
@@ -104,7 +104,7 @@ fn known<R: Recorder>(
 ) -> Option<Result<Way, DropReason>> {
     let mut flow = flows.cache.get(place);
     let connection = flows.connections.get(flow.connection, flow.generation)?;
-    if flow.epoch != ctx.epoch || flow.tick != ctx.now || flow.flags & ASSURED == 0 {
+    if flow.epoch != ctx.epoch || flow.round != round(ctx.now) || flow.flags & ASSURED == 0 {
         if let Err(reason) = refresh(ctx, flows, &mut flow, record)? {
             return Some(Err(reason));
         }
@@ -144,7 +144,7 @@ fn refresh<R: Recorder>(
     }
     connection.touch(direction, ctx.now, ctx.queue);
     flow.epoch = ctx.epoch;
-    flow.tick = ctx.now;
+    flow.round = round(ctx.now);
     flow.queue = connection.queue(1 - direction);
     flow.out_port = connection.port(1 - direction) as u16;
     if connection.is_assured() {
@@ -236,7 +236,7 @@ fn connection<R: Recorder>(
             connection: found.index,
             generation: found.generation,
             epoch: 0,
-            tick: 0,
+            round: 0,
             out_port: connection.port(1 - found.direction) as u16,
             queue: NO_QUEUE,
             flags: if found.direction == 1 { REPLY } else { 0 }
