@@ -14,6 +14,7 @@ mod related;
 
 use hostweave_switch::connection::{Connections, Direction, FreeRecords, Record};
 use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp};
+use hostweave_switch::guard;
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::DropReason;
@@ -216,6 +217,7 @@ fn connection<R: Recorder>(
     arena: &mut [Segment],
     record: &mut R,
 ) -> Result<Way, DropReason> {
+    guard::source(ctx.port, ctx.network, packet)?;
     if is_icmp_error(lookup.key.proto(), (packet.meta.dst_port >> 8) as u8) && !packet.meta.later_fragment {
         return related::related(ctx, flows, packet, arena, record);
     }

@@ -217,7 +217,8 @@ impl HashKeys {
             let (src, dst) = (end(b, key.src_port()), end(d, key.dst_port()));
             return mix(src.min(dst) ^ k0 ^ scope >> 16 << 48, src.max(dst) ^ k1 ^ scope << 48);
         }
-        let end = |high: u64, low: u64, port: u16| mix(high ^ k0, low ^ k1).wrapping_add(u64::from(port).wrapping_mul(k2));
+        let end =
+            |high: u64, low: u64, port: u16| mix(high ^ k0, low ^ k1).wrapping_add(u64::from(port).wrapping_mul(k2));
         let (src, dst) = (end(a, b, key.src_port()), end(c, d, key.dst_port()));
         mix(src.min(dst) ^ k3, src.max(dst) ^ scope.wrapping_mul(k2))
     }
@@ -371,18 +372,25 @@ impl FlowCache {
     /// Where the flow of a key stands.
     #[inline]
     pub fn find(&self, key: &FlowKey, hash: u64) -> Option<usize> {
-        for bucket in self.places(hash) {
-            let mut matches = matching(self.buckets[bucket].0[TAGS], tag(hash));
-            while matches != 0 {
-                let place = bucket * PLACES + matches.trailing_zeros() as usize / 8;
-                let line = &self.lines[place].0;
-                let [a, b, c, d] = key.addresses;
-                let differs = (line[0] ^ a) | (line[1] ^ b) | (line[2] ^ c) | (line[3] ^ d) | (line[4] ^ key.l4);
-                if differs == 0 {
-                    return Some(place);
-                }
-                matches &= matches - 1;
+        let [first, second] = self.places(hash);
+        match self.find_in(first, key, hash) {
+            None => self.find_in(second, key, hash),
+            found => found,
+        }
+    }
+
+    #[inline]
+    fn find_in(&self, bucket: usize, key: &FlowKey, hash: u64) -> Option<usize> {
+        let mut matches = matching(self.buckets[bucket].0[TAGS], tag(hash));
+        while matches != 0 {
+            let place = bucket * PLACES + matches.trailing_zeros() as usize / 8;
+            let line = &self.lines[place].0;
+            let [a, b, c, d] = key.addresses;
+            let differs = (line[0] ^ a) | (line[1] ^ b) | (line[2] ^ c) | (line[3] ^ d) | (line[4] ^ key.l4);
+            if differs == 0 {
+                return Some(place);
             }
+            matches &= matches - 1;
         }
         None
     }

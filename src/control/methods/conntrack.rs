@@ -75,7 +75,8 @@ pub fn list(call: &Call<'_>, params: List) -> Result<Value, RpcError> {
 
 pub fn flush(call: &Call<'_>, params: Flush) -> Result<Value, RpcError> {
     if params.filter.is_empty() && !params.all {
-        let error = RpcError::new(ErrorKind::InvalidParams, "filter", "a filter without condition means every connection");
+        let error =
+            RpcError::new(ErrorKind::InvalidParams, "filter", "a filter without condition means every connection");
         return Err(error.help("say which ones, or all:true (--all)"));
     }
     let count = call.controller.parts.fabric.flush_connections(&params.filter.understand()?);
@@ -93,7 +94,8 @@ impl Filter {
     }
 
     fn understand(self) -> Result<ConnectionFilter, RpcError> {
-        let bad = |field: &str, message: String| RpcError::new(ErrorKind::InvalidParams, format!("filter.{field}"), message);
+        let bad =
+            |field: &str, message: String| RpcError::new(ErrorKind::InvalidParams, format!("filter.{field}"), message);
         let net = |text: &String| {
             let address = || text.parse::<IpAddr>().map(IpNet::from);
             text.parse::<IpNet>()
