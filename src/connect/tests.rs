@@ -11,7 +11,7 @@ use hostweave_policy::model::{
 };
 use hostweave_switch::MacAddr;
 use hostweave_switch::connection::{Connections, Entry, FreeRecords, Options};
-use hostweave_switch::flow::{FlowCache, FlowKey, NO_QUEUE};
+use hostweave_switch::flow::{TRUST_S, FlowCache, FlowKey, NO_QUEUE};
 use hostweave_switch::limits::HEAD_FIRST;
 use hostweave_switch::packet::{Burst, Meta};
 use hostweave_switch::stage::{DropReason, Verdict};
@@ -239,18 +239,18 @@ fn a_connection_begins_is_answered_and_is_found_in_the_cache() {
 }
 
 #[test]
-fn a_hit_keeps_its_connection_alive_once_a_second() {
+fn a_hit_keeps_its_connection_alive_once_a_round() {
     both(|v6| {
         let mut host = Host::new();
         host.to(A, &udp(A, B, v6, (1, 2))).unwrap();
         host.to(B, &udp(B, A, v6, (2, 1))).unwrap();
-        for now in [101, 102, 150] {
+        for now in [100 + TRUST_S, 100 + 2 * TRUST_S, 152] {
             host.now = now;
             assert_eq!(host.to(A, &udp(A, B, v6, (1, 2))), Ok(B));
             assert_eq!(host.entry().seen, [now, 100]);
         }
         host.to(B, &udp(B, A, v6, (2, 1))).unwrap();
-        assert_eq!(host.entry().seen, [150, 150]);
+        assert_eq!(host.entry().seen, [152, 152]);
     });
 }
 
@@ -313,10 +313,10 @@ fn replies_arrive_on_the_queue_on_which_the_flow_was_last_sent() {
         assert_eq!(host.send(A, &udp(A, B, v6, (1, 2))), Ok((B, NO_QUEUE)), "by hash, until B has sent");
         host.queue = 1;
         assert_eq!(host.send(B, &udp(B, A, v6, (2, 1))), Ok((A, 3)));
-        host.now += 1;
+        host.now += TRUST_S;
         host.queue = 2;
         assert_eq!(host.send(A, &udp(A, B, v6, (1, 2))), Ok((B, 1)));
-        host.now += 1;
+        host.now += TRUST_S;
         host.queue = 1;
         assert_eq!(host.send(B, &udp(B, A, v6, (2, 1))), Ok((A, 2)), "the queue changed with the sender's");
     });
