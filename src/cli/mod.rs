@@ -5,6 +5,7 @@
 
 mod attach_netns;
 pub(crate) mod client;
+mod complete;
 mod daemon;
 mod demo;
 mod describe_policy;
@@ -16,6 +17,7 @@ pub mod output;
 mod port;
 mod rpc;
 mod status;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,7 +49,7 @@ pub struct Global {
     #[arg(long, global = true, env = "HOSTWEAVE_CONTROL", value_name = "PATH")]
     pub control: Option<PathBuf>,
     /// Namespace of the objects
-    #[arg(short, long, global = true, value_name = "NS")]
+    #[arg(short, long, global = true, value_name = "NS", add = complete::namespace())]
     pub namespace: Option<String>,
     /// How results look
     #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
@@ -94,6 +96,8 @@ enum Command {
     Validate(offline::ValidateArgs),
     /// Explain a kind of object or a field, such as Port.spec.backend
     Explain(offline::ExplainArgs),
+    /// Say what would become of a packet, stage by stage, and why; exit code 1 if it would be dropped
+    Trace(trace::Args),
     /// Show what happened
     Observe(observe::Args),
     /// Show everything that happens, as JSON lines
@@ -170,6 +174,7 @@ impl Session {
 
 /// The program.
 pub fn main() -> ExitCode {
+    complete::answer();
     let matches = Cli::command().get_matches();
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
@@ -201,6 +206,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Edit(args) => done(objects::edit(&session, &args)),
         Command::Validate(args) => done(offline::validate(&session, &args)),
         Command::Explain(args) => done(offline::explain(&args)),
+        Command::Trace(args) => trace::run(&session, &args),
         Command::Observe(args) => done(observe::observe(&session, &args)),
         Command::Monitor(args) => done(observe::monitor(&session, &args)),
         Command::Rpc(args) => done(rpc::run(&session, &args)),

@@ -13,7 +13,7 @@ mod decide;
 mod related;
 
 use hostweave_switch::connection::{Connections, Direction, FreeRecords, Record};
-use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error};
+use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, stamp};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::DropReason;
@@ -25,7 +25,7 @@ use hostweave_switch::wire::tcp::flags;
 use crate::datapath::{Context, Lookup};
 use crate::observe::recorder::{Detail, Recorder};
 
-pub use decide::{Allowed, Denied};
+pub use decide::{Allowed, Denied, anew};
 
 const SYN_ACK: u8 = flags::SYN | flags::ACK;
 
@@ -75,13 +75,11 @@ pub fn flow<R: Recorder>(
     record: &mut R,
 ) -> Result<Way, DropReason> {
     if let Some(place) = flows.cache.find(&lookup.key, lookup.hash) {
-        let flow = flows.cache.get(place);
-        let current = flow.epoch == ctx.epoch && flow.tick == ctx.now;
-        if current && flow.flags & (ASSURED | TCP) == ASSURED {
+        if let Some((out_port, queue)) = flows.cache.ready(place, stamp(ctx.epoch, ctx.now)) {
             record.stage("flow", Detail::Hit);
-            return Ok(way(&flow));
+            return Ok(Way { out_port: PortId(u32::from(out_port)), queue });
         }
-        if let Some(result) = known(ctx, flows, place, flow, packet, record) {
+        if let Some(result) = known(ctx, flows, place, packet, record) {
             return result;
         }
     }
@@ -101,10 +99,10 @@ fn known<R: Recorder>(
     ctx: &Context<'_>,
     flows: &mut Flows<'_>,
     place: usize,
-    mut flow: Flow,
     packet: &Packet,
     record: &mut R,
 ) -> Option<Result<Way, DropReason>> {
+    let mut flow = flows.cache.get(place);
     let connection = flows.connections.get(flow.connection, flow.generation)?;
     if flow.epoch != ctx.epoch || flow.tick != ctx.now || flow.flags & ASSURED == 0 {
         if let Err(reason) = refresh(ctx, flows, &mut flow, record)? {
@@ -133,9 +131,11 @@ fn refresh<R: Recorder>(
 ) -> Option<Result<(), DropReason>> {
     let connection = flows.connections.get(flow.connection, flow.generation)?;
     if connection.epoch() != ctx.epoch
-        && let Err(reason) = decide::again(ctx, flows, connection, record)
+        && let Err(reason) = decide::again(ctx, &mut flows.denied, connection, record)
     {
-        flows.connections.remove(flow.connection, flow.generation);
+        if !R::MASKED {
+            flows.connections.remove(flow.connection, flow.generation);
+        }
         return Some(Err(reason));
     }
     let direction = direction(flow);
@@ -226,7 +226,9 @@ fn connection<R: Recorder>(
         let Some(connection) = flows.connections.get(found.index, found.generation) else { continue };
         // The address moved to another port since: what that one sends is no part of this connection.
         if connection.port(found.direction) != ctx.port.id.0 {
-            flows.connections.remove(found.index, found.generation);
+            if !R::MASKED {
+                flows.connections.remove(found.index, found.generation);
+            }
             break;
         }
         let mut flow = Flow {
@@ -258,3 +260,6 @@ fn connection<R: Recorder>(
     record.stage("conn", Detail::Miss);
     decide::decide(ctx, flows, lookup, packet, record)
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use tokio::sync::broadcast;
 
 use super::controller::{Controller, ObjectChange};
 use super::error::{ErrorKind, RpcError};
-use super::methods::{event, object, port, server};
+use super::methods::{event, object, port, server, trace};
 use super::socket::Client;
 use crate::config::names::closest;
 use crate::observe::events::{Event, Filter};
@@ -152,6 +152,7 @@ methods! {
     "object.watch" Read object::Selection => object::watch: "Subscribes to objects: a snapshot, then every change with its revision.",
     "event.list" Read event::List => event::list: "The last events.",
     "event.subscribe" Read event::List => event::subscribe: "Subscribes to events.",
+    "trace.run" Read trace::Run => trace::run: "What would become of a packet, stage by stage, and why.",
     "rpc.discover" Read server::Empty => server::discover: "This table, as OpenRPC.",
 }
 

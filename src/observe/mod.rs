@@ -5,4 +5,6 @@ pub mod events;
 pub mod flow_event;
 pub mod metrics;
 pub mod recorder;
+pub mod synthetic;
 pub mod time;
+pub mod trace;

@@ -4,6 +4,8 @@
 
 mod basics;
 mod cluster_policy;
+mod established;
+mod floods;
 mod hostile;
 mod idle;
 mod migration;

@@ -14,7 +14,6 @@ use hostweave_switch::stage::DropReason;
 use crate::scene::{DENIED, PASSED, Scene};
 use crate::support::{PATIENCE, eventually, handshake, path_to};
 
-const ACK: u8 = 16;
 const GATEWAYS: [&str; 2] = ["192.0.2.1", "2001:db8:1::1"];
 
 /// NetworkPolicies of namespace `test`: name and spec, one a line.
@@ -130,15 +129,13 @@ fn np25_echo_and_other_protocols_need_a_rule_without_ports() {
     let with = |ports: &str| {
         format!("podSelector: {{matchLabels: {{app: b}}}}, ingress: [{{from: [{{podSelector: {{}}}}]{ports}}}]")
     };
-    let mut id = 0;
-    for (ports, others, sctp_fate) in [
+    for (id, (ports, others, sctp_fate)) in (1..).zip([
         (", ports: [{port: 80}, {protocol: UDP}]", DENIED, DENIED),
         (", ports: [{protocol: SCTP}]", DENIED, PASSED),
         ("", PASSED, PASSED),
         (", ports: []", PASSED, PASSED),
-    ] {
+    ]) {
         scene.policies(&policies(&[("p", &with(ports))]));
-        id += 1;
         assert_eq!(scene.both(0, 1, |path| path.echo_request(id, 1, b"ping")), others, "{ports}");
         assert_eq!(scene.both(0, 1, |path| path.ip(GRE, &[0; 16])), others, "{ports}");
         assert_eq!(scene.both(0, 1, sctp), sctp_fate, "{ports}");

@@ -4,3 +4,4 @@ pub mod event;
 pub mod object;
 pub mod port;
 pub mod server;
+pub mod trace;
