@@ -9,6 +9,7 @@ mod data;
 mod lab;
 mod packets;
 mod tables;
+mod trace;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,7 +27,7 @@ Runs NetworkPolicy cases from JSON files and compares every verdict.
   tests/conformance [--tables|--packets] FILE.json...
 
   --tables   ask the compiled tables only
-  --packets  send packets between in-process guests only
+  --packets  send packets between in-process guests only, and compare what `trace` says of each
 
 Every case, every verdict. One line a file: cases, verdicts, wrong. Exit 1 if a verdict is wrong or a file cannot be read, 2 for a
 wrong call.";
@@ -173,9 +174,14 @@ fn run_packets(file: &File) -> anyhow::Result<Outcome> {
                     inside.push(verdict);
                 }
             }
-            let allowed = packets.allows(&cluster, &inside).with_context(|| place.clone())?;
-            let wrong = inside.iter().zip(allowed).filter(|(verdict, allowed)| verdict.allow != *allowed);
-            outcome.wrong.extend(wrong.map(|(verdict, _)| format!("{place}: {verdict}")));
+            let answers = packets.allows(&cluster, &inside).with_context(|| place.clone())?;
+            for (verdict, answer) in inside.iter().zip(answers) {
+                if answer.passed != verdict.allow {
+                    outcome.wrong.push(format!("{place}: {verdict}"));
+                } else if answer.traced != answer.passed {
+                    outcome.wrong.push(format!("{place}: {verdict}, and trace says otherwise"));
+                }
+            }
             outcome.verdicts += inside.len();
             outcome.without_packets += verdicts.len() - inside.len();
         }

@@ -12,6 +12,7 @@ use hostweave_switch::stage::DropReason;
 use crate::cluster::Cluster;
 use crate::data::{Protocol, Verdict};
 use crate::lab::{Lab, RING_SIZE};
+use crate::trace::Tracer;
 
 /// Flows at a time. Of each, two packets are on their way to one guest at most.
 const BATCH: usize = RING_SIZE as usize / 2;
@@ -28,6 +29,15 @@ pub struct Packets {
     lab: Lab,
     /// Next source port, by sender, receiver, protocol and L4 port.
     src_ports: HashMap<(IpAddr, IpAddr, Protocol, u16), u16>,
+}
+
+/// What came of a new flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// It got through.
+    pub passed: bool,
+    /// `trace` said before that it would.
+    pub traced: bool,
 }
 
 /// A new flow.
@@ -76,19 +86,23 @@ impl Packets {
     ///
     /// # Errors
     /// When a packet is lost that policy did not drop, or arrives where it should not.
-    pub fn allows(&mut self, cluster: &Cluster, verdicts: &[&Verdict]) -> anyhow::Result<Vec<bool>> {
-        let mut passed = Vec::with_capacity(verdicts.len());
+    pub fn allows(&mut self, cluster: &Cluster, verdicts: &[&Verdict]) -> anyhow::Result<Vec<Answer>> {
+        let mut answers = Vec::with_capacity(verdicts.len());
         for batch in verdicts.chunks(BATCH) {
             let mut flows = Vec::with_capacity(batch.len());
             for verdict in batch {
                 flows.push(self.flow(cluster, verdict)?);
             }
+            let tracer = Tracer::new(&self.lab.fabric);
+            let trace = |flow: &Flow<'_>| tracer.probe_verdict(flow.verdict, &flow.paths[0], flow.src_port);
+            let traced: Vec<bool> = flows.iter().map(trace).collect::<anyhow::Result<_>>()?;
             self.send_first(&mut flows)?;
             self.answer(&mut flows)?;
             self.finish(&mut flows)?;
-            passed.extend(flows.iter().map(|flow| flow.state != State::Sent));
+            let answer = |(flow, traced): (&Flow<'_>, bool)| Answer { passed: flow.state != State::Sent, traced };
+            answers.extend(flows.iter().zip(traced).map(answer));
         }
-        Ok(passed)
+        Ok(answers)
     }
 
     fn flow<'a>(&mut self, cluster: &Cluster, verdict: &'a Verdict) -> anyhow::Result<Flow<'a>> {
