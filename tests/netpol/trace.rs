@@ -16,7 +16,7 @@ use crate::data::{Protocol, Verdict};
 pub struct Tracer<'a> {
     fabric: &'a Fabric,
     picture: Picture,
-    /// By pod.
+    /// By name.
     ports: HashMap<String, PortId>,
 }
 
@@ -28,12 +28,12 @@ impl<'a> Tracer<'a> {
         Self { fabric, picture, ports }
     }
 
-    /// Whether the first packet of a flow would go on; if not, it is policy that drops it.
+    /// Whether the first packet of a flow would go on, sent by port `from`; if not, it is policy that drops it.
     ///
     /// # Errors
     /// There is no such port or packet, or it would end for another reason.
-    pub fn probe_verdict(&self, verdict: &Verdict, path: &Path, src_port: u16) -> anyhow::Result<bool> {
-        let from = *self.ports.get(&verdict.from).with_context(|| format!("no port {}", verdict.from))?;
+    pub fn probe_verdict(&self, from: &str, verdict: &Verdict, path: &Path, src_port: u16) -> anyhow::Result<bool> {
+        let from = *self.ports.get(from).with_context(|| format!("no port {from}"))?;
         let protocol = match verdict.protocol {
             Protocol::Tcp => synthetic::Protocol::Tcp,
             Protocol::Udp => synthetic::Protocol::Udp,
