@@ -108,6 +108,8 @@ pub struct Shared {
     pub notes: ArrayQueue<Note>,
     /// The thread that reads the news.
     pub listener: std::thread::Thread,
+    /// Revision of the tables that the worker works with; it looks at no older ones any more.
+    pub revision: AtomicU64,
     /// Time and packets.
     pub stats: WorkerStats,
 }
@@ -167,6 +169,7 @@ impl Worker {
             let plane = published.load();
             if plane.tables.revision != loaded {
                 loaded = plane.tables.revision;
+                self.path.shared.revision.store(loaded, Ordering::Release);
                 self.plane_changed(plane);
             }
             if self.mail(plane, before) {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod basics;
+mod cluster_policy;
 mod established;
 mod floods;
 mod hostile;
@@ -10,7 +11,9 @@ mod idle;
 mod migration;
 mod networks;
 mod offloads;
+mod policy;
 mod queues;
 mod restart;
+mod scene;
 mod sockets;
 mod support;

@@ -7,8 +7,10 @@
 mod cluster;
 mod data;
 mod lab;
+mod outside;
 mod packets;
 mod tables;
+mod trace;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,7 +28,7 @@ Runs NetworkPolicy cases from JSON files and compares every verdict.
   tests/conformance [--tables|--packets] FILE.json...
 
   --tables   ask the compiled tables only
-  --packets  send packets between in-process guests only
+  --packets  send packets between in-process guests only, and compare what `trace` says of each
 
 Every case, every verdict. One line a file: cases, verdicts, wrong. Exit 1 if a verdict is wrong or a file cannot be read, 2 for a
 wrong call.";
@@ -35,7 +37,7 @@ wrong call.";
 const TOLD_MAX: usize = 20;
 
 /// Which verdicts are not asked with packets.
-const WITHOUT_PACKETS: &str = "one end is outside the cluster";
+const WITHOUT_PACKETS: &str = "SCTP with the outside, or between two addresses there";
 
 /// What was asked for.
 #[derive(Default)]
@@ -121,7 +123,7 @@ fn report(path: &Path, outcome: anyhow::Result<Outcome>) -> bool {
             }
             let note = match without_packets {
                 0 => String::new(),
-                count => format!(" ({count} more without packets: {WITHOUT_PACKETS})"),
+                count => format!(" ({count} not asked with packets: {WITHOUT_PACKETS})"),
             };
             println!("{name}: {cases} cases, {verdicts} verdicts, {} wrong{note}", wrong.len());
             wrong.is_empty()
@@ -166,22 +168,44 @@ fn run_packets(file: &File) -> anyhow::Result<Outcome> {
             let place = format!("{} step {number}", case.id);
             let verdicts = advance(file, case, step, &mut cluster).with_context(|| place.clone())?;
             packets.update(at, &cluster).with_context(|| place.clone())?;
-            let mut inside = Vec::new();
-            for verdict in &verdicts {
-                let ends = cluster.ends(verdict).with_context(|| place.clone())?;
-                if ends.iter().all(|pod| !pod.external) {
-                    inside.push(verdict);
-                }
-            }
-            let allowed = packets.allows(&cluster, &inside).with_context(|| place.clone())?;
-            let wrong = inside.iter().zip(allowed).filter(|(verdict, allowed)| verdict.allow != *allowed);
-            outcome.wrong.extend(wrong.map(|(verdict, _)| format!("{place}: {verdict}")));
-            outcome.verdicts += inside.len();
-            outcome.without_packets += verdicts.len() - inside.len();
+            judge_packets(&mut packets, &cluster, &verdicts, &place, &mut outcome).with_context(|| place.clone())?;
         }
         outcome.cases += 1;
     }
     Ok(outcome)
+}
+
+/// Asks for the verdicts of a step with packets.
+fn judge_packets(
+    packets: &mut Packets,
+    cluster: &Cluster,
+    verdicts: &[Verdict],
+    place: &str,
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    let mut inside = Vec::new();
+    let mut answers = Vec::new();
+    for verdict in verdicts {
+        if cluster.ends(verdict)?.iter().all(|pod| !pod.external) {
+            inside.push(verdict);
+        } else {
+            match packets.allows_outside(cluster, verdict)? {
+                Some(answer) => answers.push((verdict, answer)),
+                None => outcome.without_packets += 1,
+            }
+        }
+    }
+    let answered = packets.allows(cluster, &inside)?;
+    answers.extend(inside.into_iter().zip(answered));
+    for (verdict, answer) in &answers {
+        if answer.passed != verdict.allow {
+            outcome.wrong.push(format!("{place}: {verdict}"));
+        } else if answer.traced != answer.passed {
+            outcome.wrong.push(format!("{place}: {verdict}, and trace says otherwise"));
+        }
+    }
+    outcome.verdicts += answers.len();
+    Ok(())
 }
 
 /// Does what a step does; returns what must then be so.
@@ -230,6 +254,48 @@ mod tests {
             assert_eq!((outcome.verdicts, outcome.wrong), (4, wrong.map(String::from).to_vec()));
             assert!(!report(Path::new("f"), run(&file("-X", "-X"))));
             assert!(report(Path::new("f"), run(&file("-.", "-X"))));
+        }
+    }
+
+    #[test]
+    fn the_outside_is_an_address_to_policy_and_no_pod() {
+        for [pod, outside, block] in
+            [["10.0.0.1", "192.0.2.1", "192.0.2.0/24"], ["fd00::1", "2001:db8::1", "2001:db8::/64"]]
+        {
+            let policy = |name: &str, rules: serde_json::Value| {
+                serde_json::json!({"op": "createPolicy", "policy": {
+                    "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+                    "metadata": {"name": name, "namespace": "x"},
+                    "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": rules, "egress": []},
+                }})
+            };
+            let expect = |from: &str, to: &str, protocol: &str, port: u16, allow: bool| serde_json::json!({"from": from, "to": to, "protocol": protocol, "port": port, "allow": allow});
+            let all = |allow: [bool; 4]| {
+                let [tcp_in, udp_in, tcp_out, udp_out] = allow;
+                [
+                    expect("o/o", "x/a", "TCP", 80, tcp_in),
+                    expect("o/o", "x/a", "UDP", 80, udp_in),
+                    expect("o/o", "x/a", "SCTP", 80, tcp_in && udp_in),
+                    expect("x/a", "o/o", "TCP", 81, tcp_out),
+                    expect("x/a", "o/o", "UDP", 81, udp_out),
+                ]
+            };
+            let by_block = serde_json::json!([{"from": [{"ipBlock": {"cidr": block}}], "ports": [{"port": 80}]}]);
+            let by_label = serde_json::json!([{"from": [{"namespaceSelector": {}}]}]);
+            let text = serde_json::json!({"cases": [{
+                "id": "1", "name": "outside",
+                "topology": [{"pod": "x/a", "ip": pod}, {"pod": "o/o", "ip": outside, "external": true}],
+                "steps": [
+                    {"expect": all([true; 4])},
+                    {"actions": [policy("labels", by_label)], "expect": all([false; 4])},
+                    {"actions": [policy("block", by_block)], "expect": all([true, false, false, false])},
+                ],
+            }]});
+            let file = File::parse(&text.to_string()).unwrap();
+            let tables = run_tables(&file).unwrap();
+            assert_eq!((tables.verdicts, tables.wrong), (15, Vec::new()));
+            let packets = run_packets(&file).unwrap();
+            assert_eq!((packets.verdicts, packets.without_packets, packets.wrong), (12, 3, Vec::new()));
         }
     }
 

@@ -245,7 +245,7 @@ impl File {
         Ok(file)
     }
 
-    /// Every address that a pod of the cluster has in some case.
+    /// Every address that a pod has in some case, in the cluster or outside.
     ///
     /// # Errors
     /// When a case names a pod that is not there.
@@ -258,7 +258,7 @@ impl File {
                 Action::CreatePod(pod) => Some(pod),
                 _ => None,
             });
-            addresses.extend(starting.iter().chain(created).filter(|pod| !pod.external).map(|pod| pod.ip));
+            addresses.extend(starting.iter().chain(created).map(|pod| pod.ip));
         }
         Ok(addresses)
     }

@@ -13,6 +13,7 @@ use hostweave_guest::features::VERSION_1;
 use hostweave_guest::frames::{Frame, Path};
 use hostweave_guest::nic::{Nic, NicConfig};
 use hostweave_guest::{Profile, VnetHeader};
+use hostweave_policy::model::Infrastructure;
 use hostweave_switch::MacAddr;
 use hostweave_switch::connection::Timeouts;
 use hostweave_switch::counters::{PortTotals, output_closes};
@@ -24,7 +25,7 @@ use uuid::Uuid;
 use crate::cluster::{Cluster, Pod};
 
 /// How long the packet path may take to deal with a handful of frames, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Connections that a host has room for: those of a file, as long as they live.
 const CONNECTIONS_MAX: u32 = 1 << 18;
@@ -35,12 +36,17 @@ pub const RING_SIZE: u16 = 256;
 /// The network that all pods are in.
 pub const NETWORK: &str = "cluster";
 
+/// Its port to the host's own services.
+pub const INTERNAL: &str = "network/cluster/internal";
+
 /// The host.
 pub struct Lab {
     pub fabric: Arc<Fabric>,
     pub runtime: tokio::runtime::Runtime,
     _events: UnboundedReceiver<FabricEvent>,
     desired: Desired,
+    /// The network with its own gateway.
+    network: Network,
     /// By pod.
     seats: BTreeMap<String, Seat>,
     /// Seats that there have been.
@@ -74,8 +80,9 @@ impl Lab {
             connections_max: CONNECTIONS_MAX,
         };
         let (fabric, events) = runtime.block_on(async { Fabric::start(config) })?;
-        let desired = Desired { networks: vec![network(pods)], timeouts: short_timeouts(), ..Desired::default() };
-        Ok(Self { fabric, runtime, _events: events, desired, seats: BTreeMap::new(), seats_made: 0, dir })
+        let network = network(pods);
+        let desired = Desired { networks: vec![network.clone()], timeouts: short_timeouts(), ..Desired::default() };
+        Ok(Self { fabric, runtime, _events: events, desired, network, seats: BTreeMap::new(), seats_made: 0, dir })
     }
 
     /// Makes ports, labels and policies those of the world as it is now. Acknowledged when this returns.
@@ -106,12 +113,34 @@ impl Lab {
             self.desired.ports.push(spec);
         }
         self.desired.policy = cluster.policy_spec();
+        // The cases know no rules of ours.
+        self.desired.policy.infrastructure = Infrastructure { dns: false, metadata: false, health_probes: false };
+        self.desired.networks = vec![self.network.clone()];
         self.fabric.apply(&self.desired)?;
         for (name, pod, address, spec) in new {
             let nic = connect(&spec).with_context(|| format!("the guest of {name}"))?;
             self.seats.insert(name, Seat { pod, address, spec, nic, sent: 0 });
         }
         Ok(())
+    }
+
+    /// Gives the gateway an address, until the next [`Lab::apply`].
+    ///
+    /// # Errors
+    /// When the fabric refuses.
+    pub fn take_address(&mut self, address: IpAddr) -> anyhow::Result<()> {
+        let mut network = self.network.clone();
+        match address {
+            IpAddr::V4(address) => network.v4.iter_mut().for_each(|(_, gateway)| *gateway = address),
+            IpAddr::V6(address) => network.v6.iter_mut().for_each(|(_, gateway)| *gateway = address),
+        }
+        self.desired.networks = vec![network];
+        self.fabric.apply(&self.desired)
+    }
+
+    /// Whether it is the address of a pod.
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.seats.values().any(|seat| seat.address == address)
     }
 
     /// The way from one pod to another.
@@ -128,15 +157,34 @@ impl Lab {
         Ok(())
     }
 
-    /// Sends everything pushed, waits until all of it has arrived or was dropped, and returns what arrived where.
+    /// Sends everything pushed and waits until all of it has arrived or was dropped.
     ///
     /// # Errors
     /// When frames are neither there nor dropped in the end.
-    pub fn exchange(&mut self) -> anyhow::Result<Vec<(String, Frame)>> {
+    pub fn settle(&mut self) -> anyhow::Result<BTreeMap<String, PortTotals>> {
         for seat in self.seats.values_mut() {
             seat.nic.flush(0)?;
         }
-        let totals = self.rest()?;
+        self.rest()
+    }
+
+    /// The next frame that a guest has got, if there is one.
+    ///
+    /// # Errors
+    /// When it is no frame.
+    pub fn take(&mut self, pod: &str) -> anyhow::Result<Option<Frame>> {
+        let seat = self.seats.get_mut(pod).with_context(|| format!("no guest {pod}"))?;
+        let mut frame = Vec::new();
+        let found = seat.nic.recv_frame(&mut frame)?;
+        found.map(|(_, header)| Frame::parse(&header, &frame).map_err(anyhow::Error::msg)).transpose()
+    }
+
+    /// As [`Lab::settle`]; returns what arrived where.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn exchange(&mut self) -> anyhow::Result<Vec<(String, Frame)>> {
+        let totals = self.settle()?;
         let mut arrived = Vec::new();
         for (name, seat) in &mut self.seats {
             let due = totals.get(name).map_or(0, |totals| totals.transmitted);
@@ -165,8 +213,28 @@ impl Lab {
         self.seats.keys().map(dropped).collect()
     }
 
+    /// Frames of a port that policy dropped so far.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn denied(&self, port: &str) -> anyhow::Result<u64> {
+        let dropped = self.totals_of(port)?.dropped;
+        Ok(dropped.iter().find(|(reason, _)| *reason == DropReason::PolicyDenied).map_or(0, |(_, count)| *count))
+    }
+
+    /// Frames of a port that were dropped so far.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn dropped_of(&self, port: &str) -> anyhow::Result<u64> {
+        Ok(self.totals_of(port)?.dropped_all())
+    }
+
     fn totals_of(&self, name: &str) -> anyhow::Result<PortTotals> {
-        Ok(self.fabric.port_status(name).with_context(|| format!("no port {name}"))?.totals)
+        let inside = self.fabric.port_status(name);
+        // Internal ports are found among all of them only.
+        let find = || self.fabric.port_statuses().into_iter().find(|(port, _)| port == name).map(|(_, status)| status);
+        Ok(inside.or_else(find).with_context(|| format!("no port {name}"))?.totals)
     }
 
     /// Waits until every frame sent is accounted for.

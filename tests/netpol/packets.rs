@@ -9,9 +9,10 @@ use anyhow::bail;
 use hostweave_guest::frames::{Body, Frame, L4, Path, Segment};
 use hostweave_switch::stage::DropReason;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Pod};
 use crate::data::{Protocol, Verdict};
 use crate::lab::{Lab, RING_SIZE};
+use crate::trace::Tracer;
 
 /// Flows at a time. Of each, two packets are on their way to one guest at most.
 const BATCH: usize = RING_SIZE as usize / 2;
@@ -25,9 +26,18 @@ const ACK: u8 = 16;
 
 /// Asks with packets.
 pub struct Packets {
-    lab: Lab,
+    pub lab: Lab,
     /// Next source port, by sender, receiver, protocol and L4 port.
     src_ports: HashMap<(IpAddr, IpAddr, Protocol, u16), u16>,
+}
+
+/// What came of a new flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// It got through.
+    pub passed: bool,
+    /// `trace` said before that it would.
+    pub traced: bool,
 }
 
 /// A new flow.
@@ -76,29 +86,40 @@ impl Packets {
     ///
     /// # Errors
     /// When a packet is lost that policy did not drop, or arrives where it should not.
-    pub fn allows(&mut self, cluster: &Cluster, verdicts: &[&Verdict]) -> anyhow::Result<Vec<bool>> {
-        let mut passed = Vec::with_capacity(verdicts.len());
+    pub fn allows(&mut self, cluster: &Cluster, verdicts: &[&Verdict]) -> anyhow::Result<Vec<Answer>> {
+        let mut answers = Vec::with_capacity(verdicts.len());
         for batch in verdicts.chunks(BATCH) {
             let mut flows = Vec::with_capacity(batch.len());
             for verdict in batch {
                 flows.push(self.flow(cluster, verdict)?);
             }
+            let tracer = Tracer::new(&self.lab.fabric);
+            let trace =
+                |flow: &Flow<'_>| tracer.probe_verdict(&flow.verdict.from, flow.verdict, &flow.paths[0], flow.src_port);
+            let traced: Vec<bool> = flows.iter().map(trace).collect::<anyhow::Result<_>>()?;
             self.send_first(&mut flows)?;
             self.answer(&mut flows)?;
             self.finish(&mut flows)?;
-            passed.extend(flows.iter().map(|flow| flow.state != State::Sent));
+            let answer = |(flow, traced): (&Flow<'_>, bool)| Answer { passed: flow.state != State::Sent, traced };
+            answers.extend(flows.iter().zip(traced).map(answer));
         }
-        Ok(passed)
+        Ok(answers)
     }
 
     fn flow<'a>(&mut self, cluster: &Cluster, verdict: &'a Verdict) -> anyhow::Result<Flow<'a>> {
         let [from, to] = cluster.ends(verdict)?;
         let paths = [self.lab.path(&verdict.from, to.address)?, self.lab.path(&verdict.to, from.address)?];
+        let src_port = self.src_port(from, to, verdict);
+        Ok(Flow { verdict, paths, src_port, state: State::Sent })
+    }
+
+    /// One that makes the flow a new one.
+    pub fn src_port(&mut self, from: &Pod, to: &Pod, verdict: &Verdict) -> u16 {
         let key = (from.address, to.address, verdict.protocol, verdict.port);
         let next = self.src_ports.entry(key).or_insert(SRC_PORT_FIRST);
         let src_port = *next;
         *next = next.checked_add(1).unwrap_or(SRC_PORT_FIRST);
-        Ok(Flow { verdict, paths, src_port, state: State::Sent })
+        src_port
     }
 
     /// The first packet of each flow. What does not arrive was dropped by policy, and by nothing else.
@@ -163,8 +184,8 @@ impl Packets {
         let known: HashMap<Tuple, usize> =
             flows.iter().enumerate().map(|(at, flow)| (flow.tuple(direction), at)).collect();
         for (pod, frame) in self.lab.exchange()? {
-            // Router advertisements are no part of this.
-            let Some(tuple) = tuple_of(&frame) else { continue };
+            // Router advertisements are no part of this, nor are late words from outside.
+            let Some(tuple) = tuple_of(&frame).filter(|(src, ..)| self.lab.has(*src)) else { continue };
             let Some(flow) = known.get(&tuple).and_then(|at| flows.get_mut(*at)) else {
                 bail!("{pod} got a packet that nobody sent now: {tuple:?}");
             };
