@@ -172,7 +172,7 @@ impl Host {
         let (port, network) = (plane.tables.port(PortId(from)).unwrap(), plane.tables.network(NETWORK).unwrap());
         let ctx = Context::new(plane, port, network, *queue, *now);
         let meta = Meta { in_port: PortId(from), ..Meta::default() };
-        let verdict = Burst::new().with_frame(meta, frame, HEAD_FIRST, |packet, arena| {
+        Burst::new().with_frame(meta, frame, HEAD_FIRST, |packet, arena| {
             match datapath::classify(&ctx, packet, arena, &mut None, record) {
                 Verdict::Continue => {}
                 Verdict::Drop(reason) => return Err(reason),
@@ -189,8 +189,7 @@ impl Host {
                 Verdict::Drop(reason) => Err(reason),
                 other => panic!("{other:?} of forward"),
             }
-        });
-        verdict
+        })
     }
 
     /// A frame of a port, on the first worker.

@@ -339,7 +339,7 @@ fn fragment(path: &Path, ident: u32, offset: u16, more: bool, payload: &[u8]) ->
         return path.ip(44, &[header, octets].concat());
     }
     let mut frame = path.ip(17, &octets);
-    let word = offset / 8 | if more { 0x2000 } else { 0 };
+    let word = (offset / 8) | if more { 0x2000 } else { 0 };
     frame[18..20].copy_from_slice(&(ident as u16).to_be_bytes());
     frame[20..22].copy_from_slice(&word.to_be_bytes());
     frame[24..26].fill(0);
