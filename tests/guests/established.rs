@@ -2,6 +2,7 @@
 //! NP30, NP31).
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hostweave::fabric::spec::{Established, PortSpec};
@@ -10,6 +11,7 @@ use hostweave_guest::{Guest, VnetHeader};
 use hostweave_policy::model::{DefaultPolicy, Protocol};
 use hostweave_switch::stage::DropReason;
 
+use crate::floods::SetOnDrop;
 use crate::support::{Host, PATIENCE, Up, eventually, only, paths};
 
 /// Connections to each of [`PORTS`], of each family.
@@ -201,4 +203,41 @@ fn np31_a_policy_change_cuts_or_keeps_what_is_established() {
         let left = if established == Established::Keep { kept } else { HashSet::new() };
         assert_eq!(pair.send(&names(), true, 16, b"on"), left);
     }
+}
+
+#[test]
+fn np33_no_packet_is_lost_that_both_old_and_new_policy_allow() {
+    let (mut host, mut pair) = host(&PORTS);
+    let held: Vec<_> = to_port(80).into_iter().collect();
+    pair.open(&held);
+    let (begins, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let _stop = SetOnDrop(&stop);
+        let (begins, stop) = (&begins, &stop);
+        let traffic = scope.spawn(move || {
+            let mut number = 0;
+            while !stop.load(Ordering::Relaxed) {
+                // What is established, in both directions, and what begins: all of it arrives, each time.
+                assert_eq!(pair.send(&held[..50], true, 16, b"on").len(), 50);
+                assert_eq!(pair.send(&held[..50], false, 16, b"on").len(), 50);
+                let new: Vec<_> = (0..60).map(|i| (i % 2, 2_000 + (number * 60 + i as u16) % 60_000, 81)).collect();
+                assert_eq!(pair.send(&new, true, 2, &[]).len(), 60);
+                number += 1;
+                begins.fetch_add(60, Ordering::Relaxed);
+            }
+        });
+        for round in 0..40 {
+            let ports: &[u16] = if round % 2 == 0 { &[80, 81] } else { &[81, 83, 80, 82] };
+            allow(&mut host, ports);
+            if round % 5 == 0 {
+                host.desired.policy.policies.push(only("elsewhere", &[]));
+            }
+            host.apply();
+            std::thread::sleep(Duration::from_millis(15));
+        }
+        stop.store(true, Ordering::Relaxed);
+        traffic.join().unwrap();
+    });
+    assert!(begins.load(Ordering::Relaxed) > 60);
+    assert_eq!((host.status("a").totals.dropped, host.status("b").totals.dropped), (vec![], vec![]));
 }

@@ -184,6 +184,11 @@ def two_queue_pairs(case):
 def traffic_goes_on(case, mode, end):
     """Ping and TCP between two guests while the daemon ends by `end(daemon)` and is started again, twice."""
     daemon, (a, b), (vm_a, vm_b) = two_guests(case, mode=mode)
+    # With policy on: each connection that outlives the daemon is judged anew by the next one.
+    own = [{"podSelector": {}}]
+    daemon.host(defaultPolicy="deny")
+    daemon.policy("inside", podSelector={}, policyTypes=["Ingress", "Egress"], ingress=[{"from": own}], egress=[{"to": own}])
+    daemon.reload()
     digest = serve(vm_b, 24)
     vm_b.sh("iperf3 -s -D >/dev/null 2>&1")
     ids = [boot_id(vm) for vm in (vm_a, vm_b)]
