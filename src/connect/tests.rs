@@ -172,7 +172,7 @@ impl Host {
         let (port, network) = (plane.tables.port(PortId(from)).unwrap(), plane.tables.network(NETWORK).unwrap());
         let ctx = Context::new(plane, port, network, *queue, *now);
         let meta = Meta { in_port: PortId(from), ..Meta::default() };
-        let verdict = Burst::new().with_frame(meta, frame, HEAD_FIRST, |packet, arena| {
+        Burst::new().with_frame(meta, frame, HEAD_FIRST, |packet, arena| {
             match datapath::classify(&ctx, packet, arena, &mut None, record) {
                 Verdict::Continue => {}
                 Verdict::Drop(reason) => return Err(reason),
@@ -189,8 +189,7 @@ impl Host {
                 Verdict::Drop(reason) => Err(reason),
                 other => panic!("{other:?} of forward"),
             }
-        });
-        verdict
+        })
     }
 
     /// A frame of a port, on the first worker.
@@ -280,28 +279,31 @@ fn a_record_that_has_a_new_owner_is_no_answer_for_the_flow_of_the_old_one() {
 #[test]
 fn an_address_that_moved_to_another_port_takes_no_connection_along() {
     both(|v6| {
-        let mut host = Host::new();
-        host.to(A, &udp(A, B, v6, (1, 2))).unwrap();
-        host.to(B, &udp(B, A, v6, (2, 1))).unwrap();
-        // Port C gets the address of B.
-        let mut moved = port(C, PortKind::Tap);
-        let donor = port(B, PortKind::VhostUser);
-        (moved.v4, moved.v6) = (donor.v4, donor.v6);
-        host.plane.tables.ports[C as usize] = Some(Arc::new(moved));
-        host.plane.tables.addresses.insert(AddressKey::new(NETWORK, address(B, v6)), PortId(C));
-        host.publish();
-        // Whoever speaks first: the old peer, or the new owner. Neither is let into the old connection.
-        let mut stranger = path(B, A, v6);
-        stranger.src_mac = mac(C).0;
-        let frame = stranger.udp(2, 1, b"data");
-        assert_eq!(host.to(C, &frame), Ok(A), "a connection of its own");
-        assert_eq!((host.entry().in_port, host.entry().out_port), (C, A));
-        assert_eq!(host.to(A, &udp(A, B, v6, (1, 2))), Ok(C), "the answer of that one");
-        // The port that had it is judged as anybody: in its eyes there is no connection any more.
-        let mut late = port(B, PortKind::VhostUser);
-        (late.v4, late.v6) = (Vec::new(), Vec::new());
-        host.plane.tables.ports[B as usize] = Some(Arc::new(late));
-        assert_eq!(host.to(B, &udp(B, A, v6, (2, 1))), Err(DropReason::SpoofedIp));
+        for old_peer_first in [true, false] {
+            let mut host = Host::new();
+            host.to(A, &udp(A, B, v6, (1, 2))).unwrap();
+            host.to(B, &udp(B, A, v6, (2, 1))).unwrap();
+            // Port C gets the addresses of B, which has none any more.
+            let (mut giver, mut taker) = (port(B, PortKind::VhostUser), port(C, PortKind::Tap));
+            (taker.v4, taker.v6) = (std::mem::take(&mut giver.v4), std::mem::take(&mut giver.v6));
+            host.plane.tables.ports[B as usize] = Some(Arc::new(giver));
+            host.plane.tables.ports[C as usize] = Some(Arc::new(taker));
+            host.plane.tables.addresses.insert(AddressKey::new(NETWORK, address(B, v6)), PortId(C));
+            host.publish();
+            let stranger = Path { src_mac: mac(C).0, ..path(B, A, v6) }.udp(2, 1, b"data");
+            if old_peer_first {
+                assert_eq!(host.to(A, &udp(A, B, v6, (1, 2))), Err(DropReason::NoConnection), "the old one ends");
+                assert_eq!(host.entries(), []);
+                assert_eq!(host.to(A, &udp(A, B, v6, (1, 2))), Ok(C), "and another begins");
+                assert_eq!(host.to(C, &stranger), Ok(A));
+                assert_eq!((host.entry().in_port, host.entry().out_port), (A, C));
+            } else {
+                assert_eq!(host.to(C, &stranger), Ok(A), "a connection of its own");
+                assert_eq!((host.entry().in_port, host.entry().out_port), (C, A));
+                assert_eq!(host.to(A, &udp(A, B, v6, (1, 2))), Ok(C), "the answer of that one");
+            }
+            assert_eq!(host.to(B, &udp(B, A, v6, (2, 1))), Err(DropReason::SpoofedIp));
+        }
     });
 }
 

@@ -187,7 +187,6 @@ fn flood(flood: Flood, flows_max: u32, counted: &[DropReason]) -> Vec<u64> {
     let (targets, home) = (paths(&flooder, &sink), paths(&flooder, &b)[0]);
     let (mut calm, mut stormy) = (0.0, 0.0);
     std::thread::scope(|scope| {
-        // Also when an assertion fails.
         let _ends = [&stop, &end].map(SetOnDrop);
         let end = &end;
         scope.spawn(move || echo(server, end));
@@ -244,7 +243,8 @@ fn flood(flood: Flood, flows_max: u32, counted: &[DropReason]) -> Vec<u64> {
     counted.iter().map(|reason| host.dropped("flooder", *reason)).collect()
 }
 
-struct SetOnDrop<'a>(&'a AtomicBool);
+/// Says that it is over, also when an assertion fails.
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
@@ -339,7 +339,7 @@ fn fragment(path: &Path, ident: u32, offset: u16, more: bool, payload: &[u8]) ->
         return path.ip(44, &[header, octets].concat());
     }
     let mut frame = path.ip(17, &octets);
-    let word = offset / 8 | if more { 0x2000 } else { 0 };
+    let word = (offset / 8) | if more { 0x2000 } else { 0 };
     frame[18..20].copy_from_slice(&(ident as u16).to_be_bytes());
     frame[20..22].copy_from_slice(&word.to_be_bytes());
     frame[24..26].fill(0);

@@ -24,7 +24,7 @@ class Port:
 
     def __init__(self, daemon, name, network, mode, queues, tap, netns, labels=None):
         self.daemon, self.name, self.network, self.queues, self.tap = daemon, name, network, queues, tap
-        self.labels = labels or {}
+        self.labels, self.flows = labels or {}, None
         if tap:
             self.backend = {"tap": {"name": tap, **({"netns": netns} if netns else {})}}
         else:
@@ -36,7 +36,8 @@ class Port:
     def object(self):
         return {"apiVersion": "hostweave.dev/v1alpha1", "kind": "Port",
                 "metadata": {"name": self.name, "labels": self.labels},
-                "spec": {"network": self.network, "backend": self.backend}}
+                "spec": {"network": self.network, "backend": self.backend,
+                         **({"limits": {"flows": self.flows}} if self.flows else {})}}
 
     def get(self):
         return self.daemon.rpc("port.get", name=self.name)["port"]

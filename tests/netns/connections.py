@@ -15,7 +15,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from harness import packets, process, requirements  # noqa: E402
 from harness.daemon import ROUTER_MAC, Daemon  # noqa: E402
 from harness.namespace import Namespace  # noqa: E402
-from harness.packets import ACK, RST  # noqa: E402
+from harness.packets import ACK, RST, SYN  # noqa: E402
 from harness.process import until  # noqa: E402
 from harness.suite import Suite  # noqa: E402
 
@@ -169,6 +169,34 @@ def half_open_connections_recover(case):
         a.peer("forget", group="one")
         a.peer("forget", group="two")
         b.peer("forget", port=ECHO)
+    daemon.check_ledger()
+
+
+@suite.test("ct11: 4000 SYNs that nobody completes are held to the port's quota, and hinder nobody else")
+def half_open_connections_pile_up(case):
+    daemon, (a, b, c) = spaces(case, "a", "b", "c")
+    a.port.flows = 1000
+    daemon.reload()
+    b.peer("serve", port=ECHO)
+    assert a.peer("open", group="own", host=b.port.v4, port=ECHO, count=20)["opened"] == 20
+    assert a.peer("echo", group="own") == {"ok": 20}
+    # The kernel of `a` knows nothing of what is sent past it, and must not answer: its own way to `b` is cut.
+    a.sh("ip route add blackhole %s; ip -6 route add blackhole %s metric 1" % families(b.port))
+    for number, host in enumerate(families(b.port)):
+        made = [packets.tcp_frame(a.port.mac, ROUTER_MAC, families(a.port)[number], host, (20_000 + i, ECHO), i, 0, SYN)
+                for i in range(2000)]
+        for at in range(0, len(made), 250):
+            a.peer("frames", device=a.device, frames=frames(*made[at:at + 250]))
+        opened = c.peer("open", group=host, host=host, port=ECHO, count=200)
+        assert opened == {"opened": 200, "failed": {}}, opened
+        assert c.peer("echo", group=host) == {"ok": 200}
+    a.sh("ip route del blackhole %s; ip -6 route del blackhole %s metric 1" % families(b.port))
+    # Answered by `b`, those are as good as established: beyond the quota there is no more.
+    assert dropped(daemon, "a", "connection_quota") > 1000, daemon.stats()["a"]
+    assert a.peer("echo", group="own") == {"ok": 20}, "its own that were there before go on"
+    for name in ("b", "c"):
+        for reason in ("connection_quota", "connection_table_full", "no_connection"):
+            assert name == "b" and reason == "no_connection" or dropped(daemon, name, reason) == 0, daemon.stats()[name]
     daemon.check_ledger()
 
 
@@ -391,6 +419,27 @@ def policy_change_recheck(case):
 @suite.test("np31: a policy changes under load, `keep`: what is established goes on, what is new is judged")
 def policy_change_keep(case):
     change_under_load(case, "keep")
+
+
+@suite.test("np33: policies change twenty times under 4000 short connections that all of them allow: not one is lost or late")
+def policies_change_all_the_time(case):
+    daemon, (a, b) = spaces(case, "a", "b")
+    b.peer("serve", port=ECHO)
+    b.peer("serve", port=OTHER)
+    assert a.peer("open", group="other", host=b.port.v6, port=OTHER, count=50)["opened"] == 50
+    a.peer.start("churn", hosts=families(b.port), port=ECHO, count=4000)
+    for number in range(20):
+        allow(daemon, *((ECHO, OTHER) if number % 2 else (OTHER, ECHO, LATE, IPERF)))
+        # Others that come and go select both ports as well, and allow nothing that matters here.
+        daemon.policy("more", **({} if number % 2 else {"podSelector": {}, "ingress": [{"ports": [{"port": 1}]}]}))
+        daemon.reload()
+        time.sleep(0.05)
+    assert a.peer.finish() == {"ok": 4000}
+    assert a.peer("echo", group="other") == {"ok": 50}
+    for name in ("a", "b"):
+        for reason in ("policy_denied", "policy_pending", "no_connection", "tcp_out_of_window"):
+            assert dropped(daemon, name, reason) == 0, (reason, daemon.stats()[name])
+    daemon.check_ledger()
 
 
 @suite.test("ct1, np30: kill -9 under 10,000 TCP connections: none breaks, and those that the policy of now forbids are cut, exactly",
