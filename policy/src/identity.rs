@@ -273,6 +273,14 @@ impl Identities {
         }
     }
 
+    /// Sizes of what grows with ports and namespaces.
+    #[cfg(test)]
+    pub(crate) fn counts(&self) -> [usize; 7] {
+        let (slots, content) = (self.slots.count(), self.by_content.len());
+        let (namespaces, names) = (self.namespaces.count(), self.by_name.len());
+        [slots, content, namespaces, names, self.by_label.len(), self.declared.count(), self.by_declared.len()]
+    }
+
     /// The list with a number.
     pub(crate) fn declared(&self, id: u32) -> Option<&Arc<[Declared]>> {
         self.declared.get(id).map(|(list, _)| list)

@@ -239,6 +239,12 @@ impl Selections {
         found
     }
 
+    /// Sizes of what grows with policies.
+    #[cfg(test)]
+    pub(crate) fn counts(&self) -> [usize; 4] {
+        [self.slots.count(), self.by_key.len(), self.anchors.len(), self.dirty.len()]
+    }
+
     /// An identity becomes or ceases to be a member.
     pub(crate) fn set_member(&mut self, selection: u32, identity: u32, member: bool) {
         let Some(entry) = self.slots.get_mut(selection) else { return };

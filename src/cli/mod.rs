@@ -5,6 +5,7 @@
 
 mod attach_netns;
 pub(crate) mod client;
+mod complete;
 mod daemon;
 mod demo;
 mod describe_policy;
@@ -48,7 +49,7 @@ pub struct Global {
     #[arg(long, global = true, env = "HOSTWEAVE_CONTROL", value_name = "PATH")]
     pub control: Option<PathBuf>,
     /// Namespace of the objects
-    #[arg(short, long, global = true, value_name = "NS")]
+    #[arg(short, long, global = true, value_name = "NS", add = complete::namespace())]
     pub namespace: Option<String>,
     /// How results look
     #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
@@ -173,6 +174,7 @@ impl Session {
 
 /// The program.
 pub fn main() -> ExitCode {
+    complete::answer();
     let matches = Cli::command().get_matches();
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,

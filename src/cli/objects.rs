@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use similar::TextDiff;
 
 use super::Session;
+use super::complete;
 use super::failure::{Failure, code};
 use super::output::{self, Format, cell, hint, print};
 use crate::config::{Kind, read_paths};
@@ -40,8 +41,10 @@ pub struct DiffArgs {
 #[derive(clap::Args, Debug)]
 pub struct GetArgs {
     /// Kind, or KIND/NAME
+    #[arg(add = complete::kind())]
     kind: String,
     /// Name, or NAMESPACE/NAME; every object if left out
+    #[arg(add = complete::name())]
     name: Option<String>,
     /// Every namespace
     #[arg(short = 'A', long)]
@@ -55,8 +58,10 @@ pub struct GetArgs {
 #[derive(clap::Args, Debug)]
 pub struct DescribeArgs {
     /// Kind, or KIND/NAME
+    #[arg(add = complete::kind())]
     kind: String,
     /// Name, or NAMESPACE/NAME
+    #[arg(add = complete::name())]
     name: Option<String>,
 }
 
@@ -64,9 +69,10 @@ pub struct DescribeArgs {
 #[derive(clap::Args, Debug)]
 pub struct DeleteArgs {
     /// Kind, or KIND/NAME
-    #[arg(required_unless_present = "files")]
+    #[arg(required_unless_present = "files", add = complete::kind())]
     kind: Option<String>,
     /// Name, or NAMESPACE/NAME
+    #[arg(add = complete::name())]
     name: Option<String>,
     /// Delete what these files name
     #[arg(short, long = "filename", value_name = "FILE|DIR|-", conflicts_with_all = ["kind", "name"])]
@@ -80,8 +86,10 @@ pub struct DeleteArgs {
 #[derive(clap::Args, Debug)]
 pub struct EditArgs {
     /// Kind, or KIND/NAME
+    #[arg(add = complete::kind())]
     kind: String,
     /// Name, or NAMESPACE/NAME
+    #[arg(add = complete::name())]
     name: Option<String>,
 }
 

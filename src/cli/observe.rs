@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Session;
+use super::complete;
 use super::failure::Failure;
 use super::output::{self, Format, cell, printable};
 use crate::observe::events::EventType;
@@ -20,7 +21,7 @@ pub struct Args {
     #[arg(long = "type", value_name = "TYPE", value_parser = event_type)]
     types: Vec<EventType>,
     /// Only events of this port, NAME or NAMESPACE/NAME
-    #[arg(long, alias = "port-name", value_name = "NAME")]
+    #[arg(long, alias = "port-name", value_name = "NAME", add = complete::port())]
     pod: Vec<String>,
     /// Only events about this address
     #[arg(long, value_name = "ADDRESS")]

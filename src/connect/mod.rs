@@ -13,7 +13,7 @@ mod decide;
 mod related;
 
 use hostweave_switch::connection::{Connections, Direction, FreeRecords, Record};
-use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error};
+use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, stamp};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::DropReason;
@@ -26,6 +26,7 @@ use crate::datapath::{Context, Lookup};
 use crate::observe::recorder::{Detail, Recorder};
 
 pub use decide::{Allowed, Denied, anew};
+pub use related::quoted;
 
 const SYN_ACK: u8 = flags::SYN | flags::ACK;
 
@@ -75,13 +76,11 @@ pub fn flow<R: Recorder>(
     record: &mut R,
 ) -> Result<Way, DropReason> {
     if let Some(place) = flows.cache.find(&lookup.key, lookup.hash) {
-        let flow = flows.cache.get(place);
-        let current = flow.epoch == ctx.epoch && flow.tick == ctx.now;
-        if current && flow.flags & (ASSURED | TCP) == ASSURED {
+        if let Some((out_port, queue)) = flows.cache.ready(place, stamp(ctx.epoch, ctx.now)) {
             record.stage("flow", Detail::Hit);
-            return Ok(way(&flow));
+            return Ok(Way { out_port: PortId(u32::from(out_port)), queue });
         }
-        if let Some(result) = known(ctx, flows, place, flow, packet, record) {
+        if let Some(result) = known(ctx, flows, place, packet, record) {
             return result;
         }
     }
@@ -101,10 +100,10 @@ fn known<R: Recorder>(
     ctx: &Context<'_>,
     flows: &mut Flows<'_>,
     place: usize,
-    mut flow: Flow,
     packet: &Packet,
     record: &mut R,
 ) -> Option<Result<Way, DropReason>> {
+    let mut flow = flows.cache.get(place);
     let connection = flows.connections.get(flow.connection, flow.generation)?;
     if flow.epoch != ctx.epoch || flow.tick != ctx.now || flow.flags & ASSURED == 0 {
         if let Err(reason) = refresh(ctx, flows, &mut flow, record)? {

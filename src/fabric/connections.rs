@@ -79,6 +79,7 @@ impl State {
             world: Arc::default(),
             timeouts: super::Timeouts::default(),
             established: Established::default(),
+            local: Default::default(),
             epochs: Vec::new(),
             remembered,
             adopted: false,

@@ -37,11 +37,12 @@ use tokio::sync::mpsc;
 
 use crate::services::sockets::Sockets;
 use crate::worker::clock::Clock;
+use crate::worker::watch::Watch;
 use crate::worker::{FLOWS_MAX, NOTES_MAX, Shared, Worker, WorkerStats};
 use mailbox::{Mailbox, Message};
 use plane::Plane;
 use port::PortRuntime;
-use spec::{Desired, Established, FabricConfig, FabricEvent, PortSpec, PortStatus, Timeouts};
+use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Timeouts};
 pub use what_if::{Affected, AffectedFlow, DeniedFlow, Impact, Picture};
 
 /// The running packet path.
@@ -61,6 +62,7 @@ struct Inner {
     connections: Arc<Connections>,
     fragments: Arc<Fragments>,
     clock: Clock,
+    watch: Arc<Watch>,
 }
 
 /// What exists, by name.
@@ -73,6 +75,7 @@ struct State {
     world: Arc<World>,
     timeouts: Timeouts,
     established: Established,
+    local: LocalServices,
     /// By [`NetworkId`]; see [`Tables::epochs`].
     epochs: Vec<u32>,
     /// Slots of ports that an earlier run knew, by the ports' ids; taken back by whoever comes first.
@@ -157,6 +160,7 @@ impl Fabric {
         let clock = Clock::new().context("reading the clock")?;
         let connections = Arc::new(connections::open(&config, clock.seconds(Instant::now()))?);
         let fragments = Arc::new(Fragments::new());
+        let watch = Arc::new(Watch::default());
         let mut workers = Vec::new();
         let mut threads = Vec::new();
         for (index, cpu) in config.workers.iter().enumerate() {
@@ -168,6 +172,7 @@ impl Fabric {
                 connections: Arc::clone(&connections),
                 fragments: Arc::clone(&fragments),
                 clock,
+                watch: Arc::clone(&watch),
                 listener: listener.thread().clone(),
             };
             let (shared, thread) = start_worker(seat)?;
@@ -177,7 +182,8 @@ impl Fabric {
         threads.push(listener);
         let state = Mutex::new(State::new(&connections));
         let sockets = Sockets::new().context("starting the host's own services")?;
-        let inner = Arc::new(Inner { config, plane, workers, state, events, sockets, connections, fragments, clock });
+        let inner =
+            Arc::new(Inner { config, plane, workers, state, events, sockets, connections, fragments, clock, watch });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))
     }
@@ -212,6 +218,7 @@ impl Fabric {
         }
         state.timeouts = desired.timeouts;
         state.established = desired.established;
+        state.local = desired.local;
         let update = state.compile(&desired.policy);
         state.bump(&update);
         inner.adopt(&mut state);
@@ -375,6 +382,7 @@ impl Inner {
         let mut tables = Tables {
             revision: state.revision,
             timeouts: state.timeouts,
+            local: state.local,
             keep_established: state.established == Established::Keep,
             ..Tables::default()
         };
@@ -485,6 +493,7 @@ struct Seat {
     connections: Arc<Connections>,
     fragments: Arc<Fragments>,
     clock: Clock,
+    watch: Arc<Watch>,
     listener: std::thread::Thread,
 }
 
@@ -517,7 +526,7 @@ fn or_abort(body: impl FnOnce()) {
 }
 
 fn prepare_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, Uring, FlowCache)> {
-    let Seat { index, cpu, count, plane, connections, fragments, clock, listener } = seat;
+    let Seat { index, cpu, count, plane, connections, fragments, clock, watch, listener } = seat;
     if let Some(cpu) = cpu {
         let mut set = nix::sched::CpuSet::new();
         set.set(cpu).with_context(|| format!("worker {index}: CPU {cpu} is out of range"))?;
@@ -539,6 +548,7 @@ fn prepare_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, Uring, FlowCache)>
         notes: crossbeam_queue::ArrayQueue::new(NOTES_MAX),
         listener,
         stats: WorkerStats::default(),
+        watch,
     });
     Ok((shared, uring, cache))
 }

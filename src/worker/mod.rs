@@ -12,11 +12,14 @@
 //! The loop reads the clock once. It never allocates, blocks, or waits for a lock on behalf of a packet.
 
 mod burst;
+pub mod capture;
 pub mod clock;
 pub mod delivery;
 pub mod pace;
+pub mod probe;
 mod sources;
 mod stash;
+pub mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,6 +50,7 @@ use delivery::{Delivery, Outcome, counters};
 use pace::Pace;
 use sources::Sources;
 use stash::{Retry, Stash};
+use watch::Watch;
 
 /// Events for the flow log that a worker may leave before control looks; more are lost and counted.
 pub const FLOWS_MAX: usize = 8_192;
@@ -104,6 +108,8 @@ pub struct Shared {
     pub listener: std::thread::Thread,
     /// Time and packets.
     pub stats: WorkerStats,
+    /// Probes and captures, of all workers.
+    pub watch: Arc<Watch>,
 }
 
 impl Shared {
@@ -246,6 +252,7 @@ impl Worker {
                 Message::SourceStarted(key) => self.sources.started(key),
                 Message::SourceStopped(key) => self.sources.stopped(key, &mut self.path.uring),
                 Message::Advertise(port) => self.path.advertise(plane, port, now),
+                Message::Probe(shot) => self.path.shoot(plane, &shot, now),
                 Message::Stop => stop = true,
             }
         }
@@ -374,6 +381,9 @@ impl Path {
     #[cold]
     fn advertise(&mut self, plane: &Plane, port: PortId, now: Instant) {
         let worker = self.shared.index;
+        if !plane.tables.local.ra {
+            return;
+        }
         let Some(output) = plane.tables.port(port) else { return };
         let Some(network) = plane.tables.network(output.network) else { return };
         let Some(count) = output.counters.get(worker) else { return };

@@ -47,18 +47,18 @@ impl FlowKey {
     /// The key of a parsed packet. `None` for ARP.
     #[inline]
     pub fn of(packet: &Packet, scope: u16) -> Option<Self> {
+        const L3: usize = ethernet::HEADER_LEN;
         let head = packet.head();
-        let l3 = head.get(ethernet::HEADER_LEN..)?;
         let addresses = match packet.meta.l3 {
             L3::V4 => {
-                let octets: &[u8; 8] = l3.get(12..20)?.first_chunk()?;
-                let word = u64::from_be_bytes(*octets);
-                [0, MAPPED | word >> 32, 0, MAPPED | word & 0xffff_ffff]
+                let head: &[u8; L3 + 20] = head.first_chunk()?;
+                let word = |at: usize| u64::from(u32::from_be_bytes(std::array::from_fn(|i| head[at + i])));
+                [0, MAPPED | word(L3 + 12), 0, MAPPED | word(L3 + 16)]
             }
             L3::V6 => {
-                let octets: &[u8; 32] = l3.get(8..40)?.first_chunk()?;
-                let word = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| octets[at + i]));
-                [word(0), word(8), word(16), word(24)]
+                let head: &[u8; L3 + 40] = head.first_chunk()?;
+                let word = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| head[at + i]));
+                [word(L3 + 8), word(L3 + 16), word(L3 + 24), word(L3 + 32)]
             }
             L3::Arp | L3::None => return None,
         };
@@ -209,11 +209,17 @@ impl HashKeys {
     #[inline]
     pub fn hash(&self, key: &FlowKey, vni: u32) -> u64 {
         let [k0, k1, k2, k3] = self.0;
+        let [a, b, c, d] = key.addresses;
+        let scope = u64::from(vni & 0xff_ffff) << 8 | u64::from(key.proto());
+        if a | c == 0 {
+            // An IPv4 address, an L4 port and half of the scope are one word: no two inputs are alike.
+            let end = |low: u64, port: u16| (low & 0xffff_ffff) << 16 | u64::from(port);
+            let (src, dst) = (end(b, key.src_port()), end(d, key.dst_port()));
+            return mix(src.min(dst) ^ k0 ^ scope >> 16 << 48, src.max(dst) ^ k1 ^ scope << 48);
+        }
         let end =
             |high: u64, low: u64, port: u16| mix(high ^ k0, low ^ k1).wrapping_add(u64::from(port).wrapping_mul(k2));
-        let [a, b, c, d] = key.addresses;
         let (src, dst) = (end(a, b, key.src_port()), end(c, d, key.dst_port()));
-        let scope = u64::from(vni) << 8 | u64::from(key.proto());
         mix(src.min(dst) ^ k3, src.max(dst) ^ scope.wrapping_mul(k2))
     }
 }
@@ -255,6 +261,12 @@ pub const TCP: u8 = 4;
 
 /// The destination has not sent yet: its receive queue is chosen by hash.
 pub const NO_QUEUE: u8 = u8::MAX;
+
+/// Epoch and second as a flow keeps them.
+#[inline]
+pub fn stamp(epoch: u32, tick: u32) -> u64 {
+    u64::from(epoch) << 32 | u64::from(tick)
+}
 
 impl Flow {
     #[inline]
@@ -322,6 +334,12 @@ impl FlowCache {
         })
     }
 
+    /// Whether what it holds lies in the nearest caches anyway: there is nothing to ask for ahead.
+    #[inline]
+    pub fn is_small(&self) -> bool {
+        self.active <= BUCKETS_MIN * GROWTH
+    }
+
     /// Asks for the tags of a hash.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
@@ -359,6 +377,16 @@ impl FlowCache {
             }
         }
         None
+    }
+
+    /// Where the flow at a place goes, if nothing has to be asked: it was looked at during this second and epoch
+    /// ([`stamp`]), and its connection is assured and not TCP.
+    #[inline]
+    pub fn ready(&self, place: usize, stamp: u64) -> Option<(u16, u8)> {
+        let line = &self.lines[place].0;
+        let way = line[7];
+        let ready = line[6] == stamp && way as u8 & (ASSURED | TCP) == ASSURED;
+        ready.then_some(((way >> 16) as u16, (way >> 8) as u8))
     }
 
     /// The flow at a place that [`FlowCache::find`] gave.

@@ -62,7 +62,17 @@ def brief(text):
     return "\n".join(lines)
 
 
-@suite.test("rates beside dpdk-testpmd reach the goals, less the margin of a noisy machine", timeout=900)
+@suite.test("the program is built as users get it, all of it optimised at once", timeout=1800)
+def build(case):
+    log = case.log("build.log")
+    with open(log, "w") as file:
+        code = subprocess.run(["cargo", "build", "--release", "--quiet", "--locked", "-p", "hostweave", "-p", "hostweave-bench"],
+                              cwd=HERE, stdin=subprocess.DEVNULL, stdout=file, stderr=file).returncode
+    with open(log) as file:
+        assert code == 0, file.read()[-4000:]
+
+
+@suite.test("rates beside dpdk-testpmd reach the goals, less the margin of a noisy machine", timeout=600)
 def ratios(case):
     if os.geteuid() != 0:
         requirements.programs("dpdk-testpmd")
