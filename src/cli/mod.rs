@@ -14,6 +14,7 @@ mod objects;
 mod observe;
 mod offline;
 pub mod output;
+mod ping;
 mod port;
 mod rpc;
 mod status;
@@ -98,6 +99,8 @@ enum Command {
     Explain(offline::ExplainArgs),
     /// Say what would become of a packet, stage by stage, and why; exit code 1 if it would be dropped
     Trace(trace::Args),
+    /// Send real probes through the packet path; exit code 1 if one was denied or not answered
+    Ping(ping::Args),
     /// Show what happened
     Observe(observe::Args),
     /// Show everything that happens, as JSON lines
@@ -207,6 +210,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Validate(args) => done(offline::validate(&session, &args)),
         Command::Explain(args) => done(offline::explain(&args)),
         Command::Trace(args) => trace::run(&session, &args),
+        Command::Ping(args) => ping::run(&session, &args),
         Command::Observe(args) => done(observe::observe(&session, &args)),
         Command::Monitor(args) => done(observe::monitor(&session, &args)),
         Command::Rpc(args) => done(rpc::run(&session, &args)),

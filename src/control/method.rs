@@ -12,7 +12,7 @@ use tokio::sync::broadcast;
 
 use super::controller::{Controller, ObjectChange};
 use super::error::{ErrorKind, RpcError};
-use super::methods::{event, object, port, server, trace};
+use super::methods::{event, object, port, probe, server, trace};
 use super::socket::Client;
 use crate::config::names::closest;
 use crate::observe::events::{Event, Filter};
@@ -153,6 +153,7 @@ methods! {
     "event.list" Read event::List => event::list: "The last events.",
     "event.subscribe" Read event::List => event::subscribe: "Subscribes to events.",
     "trace.run" Read trace::Run => trace::run: "What would become of a packet, stage by stage, and why.",
+    "probe.run" Write probe::Run => probe::run: "Sends a real packet for a port, and says what became of it and of its answer.",
     "rpc.discover" Read server::Empty => server::discover: "This table, as OpenRPC.",
 }
 

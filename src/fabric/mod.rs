@@ -13,6 +13,7 @@ mod maintenance;
 mod observer;
 pub mod plane;
 mod port;
+pub mod probe;
 pub mod spec;
 mod what_if;
 

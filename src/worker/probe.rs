@@ -51,6 +51,8 @@ pub enum ProbeEvent {
 pub struct Sent {
     /// When it began.
     pub at: Instant,
+    /// When it was out of the worker's hands.
+    pub done: Instant,
     /// What the stages told.
     pub stages: Vec<(&'static str, Detail)>,
     /// How it ended.
@@ -162,7 +164,7 @@ impl Path {
         let mut story = Story::default();
         let at = super::now();
         let (verdict, refused) = self.try_shoot(plane, shot, now, &mut story);
-        shot.probe.tell(ProbeEvent::Sent(Sent { at, stages: story.0, verdict, refused }));
+        shot.probe.tell(ProbeEvent::Sent(Sent { at, done: super::now(), stages: story.0, verdict, refused }));
     }
 
     fn try_shoot(

@@ -3,5 +3,6 @@
 pub mod event;
 pub mod object;
 pub mod port;
+pub mod probe;
 pub mod server;
 pub mod trace;
