@@ -4,6 +4,7 @@
 //! nothing more (STYLE rule 34). Results go to stdout, everything else to stderr.
 
 mod attach_netns;
+mod capture;
 pub(crate) mod client;
 mod complete;
 mod daemon;
@@ -101,6 +102,8 @@ enum Command {
     Trace(trace::Args),
     /// Send real probes through the packet path; exit code 1 if one was denied or not answered
     Ping(ping::Args),
+    /// Write packets of ports as pcapng, with verdict and rule of each
+    Capture(capture::Args),
     /// Show what happened
     Observe(observe::Args),
     /// Show everything that happens, as JSON lines
@@ -211,6 +214,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Explain(args) => done(offline::explain(&args)),
         Command::Trace(args) => trace::run(&session, &args),
         Command::Ping(args) => ping::run(&session, &args),
+        Command::Capture(args) => done(capture::run(&session, &args)),
         Command::Observe(args) => done(observe::observe(&session, &args)),
         Command::Monitor(args) => done(observe::monitor(&session, &args)),
         Command::Rpc(args) => done(rpc::run(&session, &args)),

@@ -7,6 +7,7 @@
 //! none, one, or, during a live migration on this host, two, of which one is active: the one whose guest last
 //! started its queues.
 
+pub mod capture;
 mod connections;
 pub mod mailbox;
 mod maintenance;

@@ -415,12 +415,15 @@ pub fn rule_text(rule: &RuleInfo) -> String {
 /// What a decision rests on, for lists: as [`basis_text`], with the isolating policies named.
 pub fn denied_text(table: &Table, subject: PortId, direction: Direction, decision: Decision) -> String {
     match decision.basis {
-        Basis::NoRule => {
-            let isolating: Vec<&PolicyInfo> = table.isolating(subject, direction).map(|policy| &**policy).collect();
-            default_deny(&isolating)
-        }
+        Basis::NoRule => default_deny_text(table, subject, direction),
         basis => basis_text(table, basis.to_u32()),
     }
+}
+
+/// `default deny: selected by shop/db-only`.
+pub fn default_deny_text(table: &Table, subject: PortId, direction: Direction) -> String {
+    let isolating: Vec<&PolicyInfo> = table.isolating(subject, direction).map(|policy| &**policy).collect();
+    default_deny(&isolating)
 }
 
 fn decided(stage: &mut Stage, policy: &str, origin: &str) {

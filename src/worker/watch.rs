@@ -43,8 +43,8 @@ pub struct Watch {
 pub struct Watching {
     /// Probes whose answers are awaited.
     pub probes: Vec<Arc<Probe>>,
-    /// Captures that run.
-    pub captures: Vec<Arc<Capture>>,
+    /// Captures that run, with their numbers.
+    pub captures: Vec<(u64, Arc<Capture>)>,
 }
 
 impl Watch {
@@ -140,7 +140,7 @@ impl<'a> Somebody<'a> {
     /// For one burst of a worker.
     pub fn new(watching: &'a Watching, worker: usize, now: Instant) -> Self {
         let mut captures = ArrayVec::new();
-        for capture in watching.captures.iter().take(CAPTURES_MAX) {
+        for (_, capture) in watching.captures.iter().take(CAPTURES_MAX) {
             if let Some(ring) = capture.try_ring(worker) {
                 captures.push(Open { capture, ring, arrived: [NO_RECORD; BURST] });
             }

@@ -1,5 +1,6 @@
 //! Handlers of the methods, one file per noun: parameters as they are sent, and what is done with them.
 
+pub mod capture;
 pub mod event;
 pub mod object;
 pub mod port;
