@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hostweave_policy::table::{Basis, Table};
-use hostweave_switch::flow::FlowKey;
 use hostweave_switch::stage::Verdict;
 use hostweave_switch::tables::PortId;
 
@@ -113,7 +112,7 @@ impl CaptureHandle {
                     len: record.len,
                     octets: octets.to_vec(),
                     verdict: verdict_word(verdict),
-                    comment: self.comment(&plane.policy, record, verdict),
+                    comment: comment(&plane.policy, record, verdict),
                 });
             }
         }
@@ -121,31 +120,22 @@ impl CaptureHandle {
         all.sort_by_key(|captured| captured.at);
         all
     }
+}
 
-    fn comment(&self, table: &Table, record: &Record, verdict: Verdict) -> String {
-        let word = verdict_word(verdict);
-        if let Verdict::Drop(reason) = verdict {
-            let rule = record.denied.map(|(direction, subject, bits)| match Basis::from_u32(bits) {
-                Some(Basis::NoRule) => format!("; {}", default_deny_text(table, subject, direction)),
-                _ => format!("; {}", basis_text(table, bits)),
-            });
-            return format!("{word}: {}{}", reason.name(), rule.unwrap_or_default());
-        }
-        let known = record.opened.or_else(|| self.basis_of(&record.flow?));
-        match known {
-            Some([egress, ingress]) => {
-                format!("{word}; egress: {}; ingress: {}", basis_text(table, egress), basis_text(table, ingress))
-            }
-            None => word.to_owned(),
-        }
+fn comment(table: &Table, record: &Record, verdict: Verdict) -> String {
+    let word = verdict_word(verdict);
+    if let Verdict::Drop(reason) = verdict {
+        let rule = record.denied.map(|(direction, subject, bits)| match Basis::from_u32(bits) {
+            Some(Basis::NoRule) => format!("; {}", default_deny_text(table, subject, direction)),
+            _ => format!("; {}", basis_text(table, bits)),
+        });
+        return format!("{word}: {}{}", reason.name(), rule.unwrap_or_default());
     }
-
-    /// What allowed the connection of a packet.
-    fn basis_of(&self, (key, vni): &(FlowKey, u32)) -> Option<[u32; 2]> {
-        let connections = &self.inner.connections;
-        let key = key.unscoped();
-        let found = connections.find(&key, connections.keys().hash(&key, *vni), *vni)?;
-        Some(connections.get(found.index, found.generation)?.entry(found.index)?.basis)
+    match record.basis {
+        Some([egress, ingress]) => {
+            format!("{word}; egress: {}; ingress: {}", basis_text(table, egress), basis_text(table, ingress))
+        }
+        None => word.to_owned(),
     }
 }
 

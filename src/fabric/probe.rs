@@ -16,7 +16,8 @@ use super::what_if::Picture;
 use super::{Fabric, Inner};
 use crate::observe::synthetic::{Protocol, TcpFields, Tuple, frame, tcp_frame};
 use crate::observe::trace::{Narrator, Request, Trace, TraceError, is_free, key};
-use crate::worker::probe::{Answer, AnswerKind, Probe, ProbeEvent, Sent, Shot};
+pub use crate::worker::probe::{Answer, AnswerKind};
+use crate::worker::probe::{Probe, ProbeEvent, Sent, Shot};
 use crate::worker::watch::PROBES_MAX;
 
 /// How long a worker may take to send: it is busy with one burst, or asleep.

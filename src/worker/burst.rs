@@ -226,7 +226,7 @@ impl Path {
         let (packet, arena) = self.burst.packet_mut(index);
         let verdict = datapath::forward(ctx, &mut flows, lookup, packet, arena, &mut Unwatched);
         let (opened, denied) = (flows.opened, flows.denied);
-        watcher.spoken(lookup, opened, denied);
+        watcher.spoken(&self.shared.connections, lookup, denied);
         if opened.is_some() || matches!(verdict, Verdict::Drop(_)) {
             self.log(ctx, index, verdict, opened, denied, now);
         }

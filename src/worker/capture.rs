@@ -8,7 +8,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use hostweave_policy::model::Direction;
-use hostweave_switch::flow::FlowKey;
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
@@ -62,10 +61,8 @@ pub struct Record {
     pub captured: u32,
     /// What became of it; `None` if that is not known, or nobody wants to see it.
     pub verdict: Option<Verdict>,
-    /// Its tuple and network, where it has a flow.
-    pub flow: Option<(FlowKey, u32)>,
-    /// Bases of the connection that it began, egress and ingress.
-    pub opened: Option<[u32; 2]>,
+    /// What allowed its connection, egress and ingress.
+    pub basis: Option<[u32; 2]>,
     /// Whose policy denied it, that port, and the basis.
     pub denied: Option<(Direction, PortId, u32)>,
 }
@@ -74,8 +71,6 @@ pub struct Record {
 pub struct Seen {
     /// The port.
     pub port: PortId,
-    /// Its network, 0 where that is not asked.
-    pub vni: u32,
     /// On its way to the guest.
     pub to_guest: bool,
     /// When.
@@ -148,8 +143,7 @@ impl Capture {
             len: u32::try_from(packet.len()).unwrap_or(u32::MAX),
             captured: captured as u32,
             verdict: None,
-            flow: FlowKey::of(packet, 0).filter(|_| seen.to_guest).map(|key| (key, seen.vni)),
-            opened: None,
+            basis: None,
             denied: None,
         });
         Some(ring.records.len() as u32 - 1)
@@ -162,16 +156,12 @@ impl Capture {
             return;
         }
         record.verdict = Some(verdict);
-        record.opened =
-            spoken.opened.map(|opened| [opened.allowed.egress.basis.to_u32(), opened.allowed.ingress.basis.to_u32()]);
+        record.basis = spoken.basis;
         let denied = spoken.denied.filter(|_| matches!(verdict, Verdict::Drop(DropReason::PolicyDenied)));
         record.denied = denied.map(|denied| {
             let subject = if denied.direction == Direction::Egress { record.port } else { denied.out_port };
             (denied.direction, subject, denied.decision.basis.to_u32())
         });
-        if let Some(key) = spoken.key {
-            record.flow = Some((key, record.flow.map_or(0, |(_, vni)| vni)));
-        }
     }
 }
 
@@ -184,7 +174,7 @@ mod tests {
     fn add(capture: &Capture, len: usize) -> Option<u32> {
         let frame = vec![0x5a; len];
         let mut burst = hostweave_switch::packet::Burst::new();
-        let seen = Seen { port: PortId(1), vni: 1, to_guest: false, at: Instant::now() };
+        let seen = Seen { port: PortId(1), to_guest: false, at: Instant::now() };
         let mut ring = capture.try_ring(0).unwrap();
         burst.with_frame(Meta::default(), &frame, frame.len().min(64), |packet, arena| {
             let place = capture.add(&mut ring, &seen, packet, arena);

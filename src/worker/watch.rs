@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use arrayvec::ArrayVec;
-use hostweave_switch::flow::FlowKey;
+use hostweave_switch::connection::Connections;
 use hostweave_switch::limits::BURST;
 use hostweave_switch::packet::{Burst, Packet};
 use hostweave_switch::payload::Segment;
@@ -21,7 +21,7 @@ use hostweave_switch::tables::PortId;
 use super::capture::{Capture, Ring, Seen};
 use super::delivery::Outcome;
 use super::probe::Probe;
-use crate::connect::{Denied, Opened};
+use crate::connect::Denied;
 use crate::datapath::{Context, Lookup};
 
 /// Captures that may run at a time on a host.
@@ -82,8 +82,8 @@ pub trait Watcher {
     /// The burst, as the port sent it.
     fn arrived(&mut self, _ctx: &Context<'_>, _burst: &Burst) {}
 
-    /// Policy spoke about the packet that is under way.
-    fn spoken(&mut self, _lookup: &Lookup, _opened: Option<Opened>, _denied: Option<Denied>) {}
+    /// The packet that is under way went through the second half of the pipeline.
+    fn spoken(&mut self, _connections: &Connections, _lookup: &Lookup, _denied: Option<Denied>) {}
 
     /// What became of a packet.
     fn decided(&mut self, _index: usize, _verdict: Verdict) {}
@@ -112,16 +112,17 @@ pub struct Somebody<'a> {
     /// What policy said about the packet that is under way.
     spoken: Spoken,
     from: PortId,
+    vni: u32,
 }
 
 /// What policy said.
 #[derive(Clone, Copy, Default)]
 pub struct Spoken {
-    /// The tuple.
-    pub key: Option<FlowKey>,
-    /// What began.
-    pub opened: Option<Opened>,
-    /// What was denied.
+    /// The packet has a flow.
+    pub flow: bool,
+    /// What allowed its connection, egress and ingress.
+    pub basis: Option<[u32; 2]>,
+    /// What policy said against it.
     pub denied: Option<Denied>,
 }
 
@@ -145,7 +146,7 @@ impl<'a> Somebody<'a> {
                 captures.push(Open { capture, ring, arrived: [NO_RECORD; BURST] });
             }
         }
-        Self { watching, captures, now, spoken: Spoken::default(), from: PortId::NONE }
+        Self { watching, captures, now, spoken: Spoken::default(), from: PortId::NONE, vni: 0 }
     }
 }
 
@@ -153,17 +154,20 @@ impl Watcher for Somebody<'_> {
     const ON: bool = true;
 
     fn arrived(&mut self, ctx: &Context<'_>, burst: &Burst) {
-        self.from = ctx.port.id;
+        (self.from, self.vni) = (ctx.port.id, ctx.network.vni);
         for open in self.captures.iter_mut().filter(|open| open.capture.wants(ctx.port.id)) {
             for (place, packet) in open.arrived.iter_mut().zip(burst.packets()) {
-                let seen = Seen { port: ctx.port.id, vni: ctx.network.vni, to_guest: false, at: self.now };
+                let seen = Seen { port: ctx.port.id, to_guest: false, at: self.now };
                 *place = open.capture.add(&mut open.ring, &seen, packet, &burst.segments).unwrap_or(NO_RECORD);
             }
         }
     }
 
-    fn spoken(&mut self, lookup: &Lookup, opened: Option<Opened>, denied: Option<Denied>) {
-        self.spoken = Spoken { key: Some(lookup.key.unscoped()), opened, denied };
+    fn spoken(&mut self, connections: &Connections, lookup: &Lookup, denied: Option<Denied>) {
+        let wanted = !self.captures.is_empty();
+        let found = wanted.then(|| connections.find(&lookup.key, lookup.hash, self.vni)).flatten();
+        let entry = found.and_then(|found| connections.get(found.index, found.generation)?.entry(found.index));
+        self.spoken = Spoken { flow: true, basis: entry.map(|entry| entry.basis), denied };
     }
 
     fn decided(&mut self, index: usize, verdict: Verdict) {
@@ -184,11 +188,11 @@ impl Watcher for Somebody<'_> {
     fn delivered(&mut self, packet: &Packet, arena: &[Segment], to: PortId, outcome: &Outcome) {
         let spoken = std::mem::take(&mut self.spoken);
         for open in self.captures.iter_mut().filter(|open| open.capture.wants(to)) {
-            let seen = Seen { port: to, vni: 0, to_guest: true, at: self.now };
+            let seen = Seen { port: to, to_guest: true, at: self.now };
             let Some(place) = open.capture.add(&mut open.ring, &seen, packet, arena) else { continue };
             let verdict = match outcome {
                 Outcome::Dropped(reason) => Verdict::Drop(*reason),
-                Outcome::Done | Outcome::Busy if to == self.from && spoken.key.is_none() => Verdict::Reply,
+                Outcome::Done | Outcome::Busy if to == self.from && !spoken.flow => Verdict::Reply,
                 Outcome::Done | Outcome::Busy => Verdict::Forward,
             };
             open.capture.decided(&mut open.ring, place, verdict, &spoken);

@@ -12,3 +12,4 @@ mod queues;
 mod restart;
 mod sockets;
 mod support;
+mod watch;
