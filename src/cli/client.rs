@@ -69,6 +69,14 @@ impl Client {
         }
     }
 
+    /// The connection, for whoever ends it while this waits.
+    ///
+    /// # Errors
+    /// The process has no file descriptor left.
+    pub fn stream(&self) -> std::io::Result<UnixStream> {
+        self.stream.get_ref().try_clone()
+    }
+
     fn line(&mut self) -> Result<Value, Failure> {
         let mut line = Vec::new();
         match self.stream.read_until(b'\n', &mut line) {

@@ -4,6 +4,7 @@
 //! nothing more (STYLE rule 34). Results go to stdout, everything else to stderr.
 
 mod attach_netns;
+mod capture;
 pub(crate) mod client;
 mod complete;
 mod conntrack;
@@ -17,6 +18,7 @@ mod observe_events;
 mod observe_filter;
 mod offline;
 pub mod output;
+mod ping;
 mod port;
 mod rpc;
 mod status;
@@ -101,6 +103,10 @@ enum Command {
     Explain(offline::ExplainArgs),
     /// Say what would become of a packet, stage by stage, and why; exit code 1 if it would be dropped
     Trace(trace::Args),
+    /// Send real probes through the packet path; exit code 1 if one was denied or not answered
+    Ping(ping::Args),
+    /// Write packets of ports as pcapng, with verdict and rule of each
+    Capture(capture::Args),
     /// Show connections that began, ended or were refused, and dropped packets; with --type port what happened to ports
     Observe(observe::Args),
     /// Show and forget connections
@@ -223,6 +229,8 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Validate(args) => done(offline::validate(&session, &args)),
         Command::Explain(args) => done(offline::explain(&args)),
         Command::Trace(args) => trace::run(&session, &args),
+        Command::Ping(args) => ping::run(&session, &args),
+        Command::Capture(args) => done(capture::run(&session, &args)),
         Command::Observe(args) => done(observe::observe(&session, &args)),
         Command::Conntrack(command) => done(conntrack::run(&session, &command)),
         Command::Monitor(args) => done(observe_events::monitor(&session, &args)),

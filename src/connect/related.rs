@@ -52,7 +52,7 @@ pub(super) fn related<R: Recorder>(
 }
 
 /// The tuple of the packet that an error quotes. The head is extended as far as its headers reach.
-fn quoted(packet: &mut Packet, arena: &mut [Segment]) -> Option<FlowKey> {
+pub fn quoted(packet: &mut Packet, arena: &mut [Segment]) -> Option<FlowKey> {
     let at = usize::from(packet.meta.layers.l4) + ICMP_HEADER;
     let (src, dst, protocol, l4) = match packet.meta.l3 {
         L3::V4 => quoted_v4(packet, arena, at)?,

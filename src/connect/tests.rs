@@ -11,7 +11,7 @@ use hostweave_policy::model::{
 };
 use hostweave_switch::MacAddr;
 use hostweave_switch::connection::{Connections, Entry, FreeRecords, Options};
-use hostweave_switch::flow::{TRUST_S, FlowCache, FlowKey, NO_QUEUE};
+use hostweave_switch::flow::{FlowCache, FlowKey, NO_QUEUE, TRUST_S};
 use hostweave_switch::limits::HEAD_FIRST;
 use hostweave_switch::packet::{Burst, Meta};
 use hostweave_switch::stage::{DropReason, Verdict};

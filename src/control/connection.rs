@@ -289,6 +289,7 @@ pub async fn next(feed: &mut Feed, controller: &Controller) -> Option<Value> {
                 Err(RecvError::Lagged(count)) => count,
                 Err(RecvError::Closed) => return None,
             },
+            Feed::Capture(capture) => return capture.next().await,
         };
         controller.parts.events.count_lost(missed);
         return Some(json!({"type": "LOST", "lost": missed}));

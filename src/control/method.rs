@@ -3,8 +3,11 @@
 //! A call has two halves. [`prepare`] finds the method and reads its parameters, refusing what it does not know;
 //! only then the handler may run. Handlers are plain blocking functions; the transport runs them off its own threads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
 
+use hostweave_switch::tables::PortId;
 use schemars::Schema;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -12,9 +15,10 @@ use tokio::sync::broadcast;
 
 use super::controller::{Controller, ObjectChange};
 use super::error::{ErrorKind, RpcError};
-use super::methods::{conntrack, event, flow, object, port, server, trace};
+use super::methods::{capture, conntrack, event, flow, object, port, probe, server, trace};
 use super::socket::Client;
 use crate::config::names::closest;
+use crate::fabric::capture::CaptureHandle;
 use crate::observe::events::{Event, Filter};
 use crate::observe::flow_filter::Selection;
 use crate::observe::flow_log::Entry;
@@ -84,6 +88,52 @@ pub enum Feed {
         /// Which ones.
         selection: object::Selection,
     },
+    /// Packets of a capture.
+    Capture(CaptureFeed),
+}
+
+/// A capture and what is to be told of it.
+pub struct CaptureFeed {
+    /// Ends with the feed.
+    handle: Arc<CaptureHandle>,
+    /// Its ports, as notifications number them.
+    ports: Arc<[PortId]>,
+    /// Notifications that wait.
+    waiting: VecDeque<Value>,
+    /// The last one is among them.
+    ended: bool,
+}
+
+impl CaptureFeed {
+    /// Nothing was told yet.
+    pub fn new(handle: CaptureHandle, ports: Vec<PortId>) -> Self {
+        Self { handle: Arc::new(handle), ports: ports.into(), waiting: VecDeque::new(), ended: false }
+    }
+
+    /// The next notification; `None` after the one that says that the capture has ended.
+    pub async fn next(&mut self) -> Option<Value> {
+        /// How long packets wait in the workers' rings.
+        const FETCH_EVERY: Duration = Duration::from_millis(50);
+        loop {
+            if let Some(told) = self.waiting.pop_front() {
+                return Some(told);
+            }
+            tokio::time::sleep(FETCH_EVERY).await;
+            if self.ended {
+                return None;
+            }
+            let (handle, ports) = (Arc::clone(&self.handle), Arc::clone(&self.ports));
+            // Copies and encodes megabytes: not on the runtime's threads.
+            let fetch = move || {
+                // In this order: what came before the end is told.
+                let runs = handle.runs();
+                (runs, capture::notifications(&handle, &ports, !runs))
+            };
+            let (runs, told) = tokio::task::spawn_blocking(fetch).await.ok()?;
+            self.ended = !runs;
+            self.waiting.extend(told);
+        }
+    }
 }
 
 type Handler = Box<dyn FnOnce(&Call<'_>) -> Result<Outcome, RpcError> + Send>;
@@ -171,6 +221,9 @@ methods! {
     "flow.list" Read flow::List => flow::list: "The last connections that began, ended or were refused, and dropped packets.",
     "flow.subscribe" Read flow::List => flow::subscribe: "Subscribes to the flow log.",
     "flow.unsubscribe" Read flow::Unsubscribe => flow::unsubscribe: "Ends a subscription of this connection.",
+    "probe.run" Write probe::Run => probe::run: "Sends a real packet for a port, and says what became of it and of its answer.",
+    "capture.start" Write capture::Start => capture::start: "Subscribes to the packets of ports, with what became of each.",
+    "capture.stop" Write capture::Stop => capture::stop: "Ends a capture.",
     "rpc.discover" Read server::Empty => server::discover: "This table, as OpenRPC.",
 }
 

@@ -3,15 +3,16 @@
 //! The flag is a plain load for the worker. Sending wakes the worker when it sleeps in its `io_uring`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hostweave_switch::tables::PortId;
 use hostweave_uplink::uring::Waker;
 
 use super::plane::SourceKey;
+use crate::worker::probe::Shot;
 
 /// What a worker is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Message {
     /// A new plane was published.
     PlaneChanged,
@@ -21,8 +22,23 @@ pub enum Message {
     SourceStopped(SourceKey),
     /// Send a router advertisement to every guest behind this port (RFC 4861 §6.2.4).
     Advertise(PortId),
+    /// Send a frame for a port (`hostweave ping`).
+    Probe(Arc<Shot>),
     /// End the thread.
     Stop,
+}
+
+impl PartialEq for Message {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Message::PlaneChanged, Message::PlaneChanged) | (Message::Stop, Message::Stop) => true,
+            (Message::SourceStarted(a), Message::SourceStarted(b)) => a == b,
+            (Message::SourceStopped(a), Message::SourceStopped(b)) => a == b,
+            (Message::Advertise(a), Message::Advertise(b)) => a == b,
+            (Message::Probe(a), Message::Probe(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
 }
 
 /// One worker's mailbox.

@@ -7,6 +7,7 @@
 //! none, one, or, during a live migration on this host, two, of which one is active: the one whose guest last
 //! started its queues.
 
+pub mod capture;
 mod connections;
 pub mod conntrack;
 mod flows;
@@ -15,6 +16,7 @@ mod maintenance;
 mod observer;
 pub mod plane;
 mod port;
+pub mod probe;
 pub mod spec;
 mod what_if;
 
@@ -41,6 +43,7 @@ use tokio::sync::mpsc;
 use crate::observe::flow_log::FlowLog;
 use crate::services::sockets::Sockets;
 use crate::worker::clock::Clock;
+use crate::worker::watch::Watch;
 use crate::worker::{FLOWS_MAX, NOTES_MAX, Shared, Worker, WorkerStats};
 use mailbox::{Mailbox, Message};
 use plane::Plane;
@@ -66,6 +69,7 @@ struct Inner {
     fragments: Arc<Fragments>,
     clock: Clock,
     flow_log: Arc<FlowLog>,
+    watch: Arc<Watch>,
 }
 
 /// What exists, by name.
@@ -167,6 +171,7 @@ impl Fabric {
         let clock = Clock::new().context("reading the clock")?;
         let connections = Arc::new(connections::open(&config, clock.seconds(Instant::now()))?);
         let fragments = Arc::new(Fragments::new());
+        let watch = Arc::new(Watch::default());
         let mut workers = Vec::new();
         let mut threads = Vec::new();
         for (index, cpu) in config.workers.iter().enumerate() {
@@ -178,6 +183,7 @@ impl Fabric {
                 connections: Arc::clone(&connections),
                 fragments: Arc::clone(&fragments),
                 clock,
+                watch: Arc::clone(&watch),
                 listener: listener.thread().clone(),
             };
             let (shared, thread) = start_worker(seat)?;
@@ -189,7 +195,8 @@ impl Fabric {
         let sockets = Sockets::new().context("starting the host's own services")?;
         let flow_log = Arc::new(FlowLog::default());
         let inner =
-            Arc::new(Inner { config, plane, workers, state, events, sockets, connections, fragments, clock, flow_log });
+            Inner { config, plane, workers, state, events, sockets, connections, fragments, clock, flow_log, watch };
+        let inner = Arc::new(inner);
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))
     }
@@ -521,6 +528,7 @@ struct Seat {
     connections: Arc<Connections>,
     fragments: Arc<Fragments>,
     clock: Clock,
+    watch: Arc<Watch>,
     listener: std::thread::Thread,
 }
 
@@ -553,7 +561,7 @@ fn or_abort(body: impl FnOnce()) {
 }
 
 fn prepare_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, Uring, FlowCache)> {
-    let Seat { index, cpu, count, plane, connections, fragments, clock, listener } = seat;
+    let Seat { index, cpu, count, plane, connections, fragments, clock, watch, listener } = seat;
     if let Some(cpu) = cpu {
         let mut set = nix::sched::CpuSet::new();
         set.set(cpu).with_context(|| format!("worker {index}: CPU {cpu} is out of range"))?;
@@ -577,6 +585,7 @@ fn prepare_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, Uring, FlowCache)>
         listener,
         revision: AtomicU64::new(0),
         stats: WorkerStats::default(),
+        watch,
     });
     Ok((shared, uring, cache))
 }

@@ -199,7 +199,7 @@ impl<'a> Judge<'a> {
         let mut denied = None;
         let refused = |reason, denied| Refused { reason, denied, ports };
         let ctx = self.context(vni, ports[0]).ok_or_else(|| refused(DropReason::NoRoute, None))?;
-        let up = |port: u32| self.plane.tables.port(PortId(port)).is_some_and(|port| port.up);
+        let up = |port: u32| self.plane.tables.port(PortId(port)).is_none_or(|port| port.up);
         if !ports.into_iter().all(up) {
             return Err(refused(DropReason::PortDown, None));
         }
@@ -276,6 +276,7 @@ impl Known {
         let mut free_networks = (0..).filter(|id| !taken.contains(id)).map(NetworkId);
         let mut tables = Tables {
             timeouts: desired.timeouts,
+            local: desired.local,
             keep_established: desired.established == Established::Keep,
             ..Tables::default()
         };

@@ -44,6 +44,7 @@ pub fn hubble(reason: DropReason) -> (u32, &'static str) {
         R::LocalRateLimited
         | R::NeighborNoAnswer
         | R::DhcpNoAnswer
+        | R::ProbeAnswer
         | R::GroupMembership
         | R::GuestRingFull
         | R::GuestRingBusy

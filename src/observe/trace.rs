@@ -415,12 +415,15 @@ pub fn rule_text(rule: &RuleInfo) -> String {
 /// What a decision rests on, for lists: as [`basis_text`], with the isolating policies named.
 pub fn denied_text(table: &Table, subject: PortId, direction: Direction, decision: Decision) -> String {
     match decision.basis {
-        Basis::NoRule => {
-            let isolating: Vec<&PolicyInfo> = table.isolating(subject, direction).map(|policy| &**policy).collect();
-            default_deny(&isolating)
-        }
+        Basis::NoRule => default_deny_text(table, subject, direction),
         basis => basis_text(table, basis.to_u32()),
     }
+}
+
+/// `default deny: selected by shop/db-only`.
+pub fn default_deny_text(table: &Table, subject: PortId, direction: Direction) -> String {
+    let isolating: Vec<&PolicyInfo> = table.isolating(subject, direction).map(|policy| &**policy).collect();
+    default_deny(&isolating)
 }
 
 fn decided(stage: &mut Stage, policy: &str, origin: &str) {
@@ -459,12 +462,15 @@ fn stage_of(reason: DropReason, last: Option<&str>) -> &'static str {
 pub fn free_source_port(scene: &Scene<'_>, network: &Network, tuple: &Tuple) -> u16 {
     const FIRST: u16 = 49_152;
     const TRIED: u16 = 1_024;
-    let used = |src_port: u16| {
-        let Some(key) = key(&Tuple { src_port, ..*tuple }) else { return false };
-        let hash = scene.connections.keys().hash(&key, network.vni);
-        scene.connections.find(&key, hash, network.vni).is_some()
-    };
-    (FIRST..FIRST + TRIED).find(|port| !used(*port)).unwrap_or(FIRST)
+    let free = |src_port: &u16| is_free(scene, network, &Tuple { src_port: *src_port, ..*tuple });
+    (FIRST..FIRST + TRIED).find(free).unwrap_or(FIRST)
+}
+
+/// Whether no connection has this tuple.
+pub fn is_free(scene: &Scene<'_>, network: &Network, tuple: &Tuple) -> bool {
+    let Some(key) = key(tuple) else { return true };
+    let hash = scene.connections.keys().hash(&key, network.vni);
+    scene.connections.find(&key, hash, network.vni).is_none()
 }
 
 /// The key that a packet of this tuple has, without scope. `None` for those that belong to no connection.

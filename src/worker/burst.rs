@@ -13,6 +13,7 @@ use hostweave_switch::tables::{Network, PortId};
 
 use super::delivery::{Delivery, Outcome};
 use super::stash::Stash;
+use super::watch::{ANSWER_ENDS, Nobody, Somebody, Watcher};
 use super::{Note, Path, Shared, add, counters};
 use crate::connect::{Denied, Flows, Opened};
 use crate::datapath::{self, Context, Lookup};
@@ -26,7 +27,24 @@ const FRAGMENTS_BUDGET: usize = 16;
 impl Path {
     /// Takes the packets in the burst, all from queue pair `queue` of `port`, through the pipeline and into their
     /// destinations.
+    #[inline]
     pub(super) fn run_burst(&mut self, plane: &Plane, port: PortId, queue: u8, now: Instant) {
+        if self.shared.watch.is_on() {
+            return self.run_watched(plane, port, queue, now);
+        }
+        self.run(plane, port, queue, now, &mut Nobody);
+    }
+
+    /// The same, while somebody watches.
+    #[cold]
+    #[inline(never)]
+    fn run_watched(&mut self, plane: &Plane, port: PortId, queue: u8, now: Instant) {
+        let watching = self.shared.watch.watching();
+        let worker = self.shared.index;
+        self.run(plane, port, queue, now, &mut Somebody::new(&watching, worker, now));
+    }
+
+    fn run<W: Watcher>(&mut self, plane: &Plane, port: PortId, queue: u8, now: Instant, watcher: &mut W) {
         let Some(input) = plane.tables.port(port) else { return };
         let (Some(network), Some(count)) = (plane.tables.network(input.network), input.counters.get(self.shared.index))
         else {
@@ -34,15 +52,17 @@ impl Path {
         };
         let ctx = Context::new(plane, input, network, queue, self.shared.clock.seconds(now));
         let mut verdicts = [Verdict::Continue; BURST];
+        watcher.arrived(&ctx, &self.burst);
         let octets = self.classify(&ctx, &mut verdicts, now);
         let mut out = Delivery::new(plane, self.shared.index, self.burst.len());
         let (mut forwarded, mut replied) = (0, 0);
         for (index, verdict) in verdicts.iter().enumerate().take(self.burst.len()) {
             let verdict = match verdict {
-                Verdict::Continue => self.forward(&ctx, index, now),
+                Verdict::Continue => self.forward(&ctx, index, now, watcher),
                 Verdict::Drop(reason) => self.refused(&ctx, index, *reason, now),
                 ended => *ended,
             };
+            watcher.decided(index, verdict);
             let (packet, arena) = self.burst.packet_mut(index);
             let to = match verdict {
                 Verdict::Forward => {
@@ -76,9 +96,15 @@ impl Path {
                     continue;
                 }
             };
+            if W::ON && watcher.takes(&ctx, packet, arena, to) {
+                counters(plane, to, self.shared.index).inspect(|count| count.tx_dropped.add(ANSWER_ENDS, 1));
+                continue;
+            }
             // Behind a packet that waits for the same port, or its flow would be out of order.
             let behind = !self.stash.is_empty() && self.stash.holds(to);
-            if behind || matches!(out.deliver(&mut self.uring, packet, arena, to), Outcome::Busy) {
+            let outcome = if behind { Outcome::Busy } else { out.deliver(&mut self.uring, packet, arena, to) };
+            watcher.delivered(packet, arena, to, &outcome);
+            if matches!(outcome, Outcome::Busy) {
                 keep(&mut self.stash, plane, self.shared.index, packet, arena, to, now);
             }
         }
@@ -188,7 +214,7 @@ impl Path {
 
     /// The second half, for one packet.
     #[inline]
-    fn forward(&mut self, ctx: &Context<'_>, index: usize, now: Instant) -> Verdict {
+    fn forward<W: Watcher>(&mut self, ctx: &Context<'_>, index: usize, now: Instant, watcher: &mut W) -> Verdict {
         let lookup = &self.lookups[index];
         let mut flows = Flows {
             cache: &mut self.cache,
@@ -200,6 +226,7 @@ impl Path {
         let (packet, arena) = self.burst.packet_mut(index);
         let verdict = datapath::forward(ctx, &mut flows, lookup, packet, arena, &mut Unwatched);
         let (opened, denied) = (flows.opened, flows.denied);
+        watcher.spoken(&self.shared.connections, lookup, denied);
         if opened.is_some() || matches!(verdict, Verdict::Drop(_)) {
             self.log(ctx, index, verdict, opened, denied, now);
         }

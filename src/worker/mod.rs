@@ -12,12 +12,15 @@
 //! The loop reads the clock once. It never allocates, blocks, or waits for a lock on behalf of a packet.
 
 mod burst;
+pub mod capture;
 pub mod clock;
 pub mod delivery;
 pub mod pace;
+pub mod probe;
 mod sources;
 mod stash;
 pub mod verdicts;
+pub mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -49,6 +52,7 @@ use pace::Pace;
 use sources::Sources;
 use stash::{Retry, Stash};
 use verdicts::Verdicts;
+use watch::Watch;
 
 /// Events for the flow log that a worker may leave before control looks; more are lost and counted.
 pub const FLOWS_MAX: usize = 8_192;
@@ -112,6 +116,8 @@ pub struct Shared {
     pub revision: AtomicU64,
     /// Time and packets.
     pub stats: WorkerStats,
+    /// Probes and captures, of all workers.
+    pub watch: Arc<Watch>,
 }
 
 impl Shared {
@@ -255,6 +261,7 @@ impl Worker {
                 Message::SourceStarted(key) => self.sources.started(key),
                 Message::SourceStopped(key) => self.sources.stopped(key, &mut self.path.uring),
                 Message::Advertise(port) => self.path.advertise(plane, port, now),
+                Message::Probe(shot) => self.path.shoot(plane, &shot, now),
                 Message::Stop => stop = true,
             }
         }

@@ -299,6 +299,14 @@ impl Packet {
         self.segment_count = count;
     }
 
+    /// Copies the first octets of the frame, as many as fit. Returns how many.
+    pub fn copy_prefix(&self, arena: &[Segment], into: &mut [u8]) -> usize {
+        let len = self.len().min(into.len());
+        let (head, rest) = into[..len].split_at_mut(len.min(usize::from(self.head_len)));
+        head.copy_from_slice(&self.head()[..head.len()]);
+        head.len() + gather(self.segments(arena), 0, rest)
+    }
+
     /// Copies the whole frame into `into`. Returns its length, or `None` when it does not fit.
     pub fn copy_frame(&self, arena: &[Segment], into: &mut [u8]) -> Option<usize> {
         let into = into.get_mut(..self.len())?;
@@ -437,6 +445,11 @@ mod tests {
         assert_eq!((packet.len(), packet.payload_len(), packet.segments(arena).len()), (6, 2, 1));
         let mut out = [0xa5; 6];
         assert_eq!(packet.copy_frame(arena, &mut out), Some(6));
+        for len in 0..=8 {
+            let mut prefix = [0xa5; 8];
+            assert_eq!(packet.copy_prefix(arena, &mut prefix[..len]), len.min(6));
+            assert_eq!(prefix[..len.min(6)], [1, 2, 3, 4, 5, 6][..len.min(6)]);
+        }
         assert_eq!(out, [1, 2, 3, 4, 5, 6]);
         assert_eq!(packet.extend_head(7, arena), Err(DropReason::FrameTooShort));
         packet.extend_head(6, arena).unwrap();

@@ -149,6 +149,8 @@ drop_reasons! {
     FragmentQueueFull = "fragment_queue_full",
     /// A fragment that waited for the first fragment of its datagram, which did not come in time.
     FragmentTimeout = "fragment_timeout",
+    /// The answer to a probe of `hostweave ping`: it ends at the port that the probe was sent for, and its guest does not get it.
+    ProbeAnswer = "probe_answer",
     /// Something in the switch is wrong; the packet is dropped to be safe.
     Internal = "internal",
 }

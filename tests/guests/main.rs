@@ -17,3 +17,4 @@ mod restart;
 mod scene;
 mod sockets;
 mod support;
+mod watch;
