@@ -16,6 +16,7 @@ mod observe_events;
 mod observe_filter;
 mod offline;
 pub mod output;
+mod policy;
 mod port;
 mod rpc;
 mod status;
@@ -99,6 +100,9 @@ enum Command {
     Explain(offline::ExplainArgs),
     /// Show connections that began, ended or were refused, and dropped packets; with --type port what happened to ports
     Observe(observe::Args),
+    /// Work with policies: who may talk to whom, audit mode, recommendations
+    #[command(subcommand)]
+    Policy(policy::Command),
     /// Show and forget connections
     #[command(subcommand)]
     Conntrack(conntrack::Command),
@@ -216,6 +220,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Validate(args) => done(offline::validate(&session, &args)),
         Command::Explain(args) => done(offline::explain(&args)),
         Command::Observe(args) => done(observe::observe(&session, &args)),
+        Command::Policy(command) => done(policy::run(&session, &command)),
         Command::Conntrack(command) => done(conntrack::run(&session, &command)),
         Command::Monitor(args) => done(observe_events::monitor(&session, &args)),
         Command::Rpc(args) => done(rpc::run(&session, &args)),

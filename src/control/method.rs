@@ -12,7 +12,7 @@ use tokio::sync::broadcast;
 
 use super::controller::{Controller, ObjectChange};
 use super::error::{ErrorKind, RpcError};
-use super::methods::{conntrack, event, flow, object, port, server};
+use super::methods::{conntrack, event, flow, object, policy, port, server};
 use super::socket::Client;
 use crate::config::names::closest;
 use crate::observe::events::{Event, Filter};
@@ -170,6 +170,10 @@ methods! {
     "flow.list" Read flow::List => flow::list: "The last connections that began, ended or were refused, and dropped packets.",
     "flow.subscribe" Read flow::List => flow::subscribe: "Subscribes to the flow log.",
     "flow.unsubscribe" Read flow::Unsubscribe => flow::unsubscribe: "Ends a subscription of this connection.",
+    "policy.list" Read policy::List => policy::list: "Policies, with what they select and whether they are enforced.",
+    "policy.matrix" Read policy::Matrix => policy::matrix: "Which ports may talk to which, as the policies in force decide.",
+    "policy.audit" Write policy::Audit => policy::audit: "Has a policy only report what it would deny, or enforce it.",
+    "policy.recommend" Read policy::Recommend => policy::recommend: "NetworkPolicies that allow what the flow log has seen, and nothing else.",
     "rpc.discover" Read server::Empty => server::discover: "This table, as OpenRPC.",
 }
 

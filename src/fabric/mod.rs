@@ -36,6 +36,8 @@ use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tab
 use hostweave_uplink::uring::Uring;
 use tokio::sync::mpsc;
 
+pub use flows::policy as policy_of;
+
 use crate::observe::flow_log::FlowLog;
 use crate::services::sockets::Sockets;
 use crate::worker::clock::Clock;
@@ -260,6 +262,11 @@ impl Fabric {
     /// Time and packets of each worker.
     pub fn worker_reports(&self) -> Vec<WorkerReport> {
         self.inner.workers.iter().map(|worker| report(&worker.stats)).collect()
+    }
+
+    /// What workers decide by now.
+    pub fn plane(&self) -> Arc<Plane> {
+        self.inner.plane.load_full()
     }
 
     /// What happened to connections.

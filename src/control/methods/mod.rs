@@ -4,5 +4,6 @@ pub mod conntrack;
 pub mod event;
 pub mod flow;
 pub mod object;
+pub mod policy;
 pub mod port;
 pub mod server;
