@@ -60,7 +60,8 @@ pub struct FlushArgs {
 
 impl Filter {
     fn to_json(&self, session: &Session) -> Value {
-        let ports: Vec<String> = self.pod.iter().map(|name| session.qualified(name)).map(|(ns, name)| format!("{ns}/{name}")).collect();
+        let ports: Vec<String> =
+            self.pod.iter().map(|name| session.qualified(name)).map(|(ns, name)| format!("{ns}/{name}")).collect();
         json!({
             "ports": ports, "addresses": self.ip, "protocols": self.protocol, "l4Ports": self.port,
             "networks": self.network, "states": self.state,
@@ -131,8 +132,11 @@ fn table(connections: &[Value], wide: bool) -> String {
 /// The rules alone; `-` where no rule was needed.
 fn allowed_by(connection: &Value) -> String {
     let sides = ["egressAllowedBy", "ingressAllowedBy"].map(|side| &connection[side]);
-    let rules: Vec<String> =
-        sides.iter().filter(|side| side["by"] == "rule" || side["by"] == "builtin").map(|side| cell(side, "/text")).collect();
+    let rules: Vec<String> = sides
+        .iter()
+        .filter(|side| side["by"] == "rule" || side["by"] == "builtin")
+        .map(|side| cell(side, "/text"))
+        .collect();
     if rules.is_empty() { "-".to_owned() } else { rules.join("; ") }
 }
 
@@ -176,7 +180,10 @@ mod tests {
             "ingressAllowedBy": {"by": "rule", "text": "shop/db rule 1 a.yaml:7"},
         });
         let text = table(std::slice::from_ref(&connection), false);
-        assert!(text.contains("shop/web-0:4000   shop/db-0:5432") && text.contains("shop/db rule 1 a.yaml:7\n"), "{text}");
+        assert!(
+            text.contains("shop/web-0:4000   shop/db-0:5432") && text.contains("shop/db rule 1 a.yaml:7\n"),
+            "{text}"
+        );
         assert!(table(&[connection], true).contains("[2001:db8::1]:4000"));
     }
 }

@@ -203,7 +203,9 @@ fn run(cli: Cli) -> Result<u8, Failure> {
     let session = Session { global: cli.global };
     let lines = matches!(session.global.output, Format::Compact | Format::Dict);
     if lines && !matches!(cli.command, Command::Observe(_)) {
-        return Err(Failure::usage("-o compact and -o dict are for observe").help("use table, wide, json, yaml or name"));
+        return Err(
+            Failure::usage("-o compact and -o dict are for observe").help("use table, wide, json, yaml or name")
+        );
     }
     let done = |result: Result<(), Failure>| result.map(|()| code::OK);
     match cli.command {

@@ -333,9 +333,7 @@ pub fn describe(session: &Session, args: &DescribeArgs) -> Result<(), Failure> {
         Format::Yaml => {
             output::print_yaml(&json!({"object": item["object"], "origin": item["origin"], "events": events}))
         }
-        _
-            if matches!(kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy) =>
-        {
+        _ if matches!(kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy) => {
             print(&super::describe_policy::describe(&item))?;
             print(&events_text(&events))
         }

@@ -202,9 +202,9 @@ fn show(session: &Session, events: &[Value]) -> Result<(), Failure> {
     match session.global.output {
         Format::Json => events.iter().try_for_each(|event| output::print(&format!("{event}\n"))),
         Format::Yaml => events.iter().try_for_each(|event| output::print(&format!("---\n{}", output::yaml(event)))),
-        Format::Name => events.iter().try_for_each(|event| {
-            output::print(&format!("{}\n", output::cell(event, "/flow/uuid")))
-        }),
+        Format::Name => {
+            events.iter().try_for_each(|event| output::print(&format!("{}\n", output::cell(event, "/flow/uuid"))))
+        }
         Format::Dict => events.iter().try_for_each(|event| {
             let block: Vec<String> = flow_text::dict(&typed(event)).lines().map(output::printable).collect();
             output::print(&format!("------------\n{}\n", block.join("\n")))
@@ -232,9 +232,11 @@ mod tests {
 
     #[test]
     fn lines_of_hubble_are_understood() {
-        let line = r#"{"flow":{"time":"2023-01-01T00:00:00Z","verdict":"FORWARDED","unknown_field":1},"node_name":"a"}"#;
+        let line =
+            r#"{"flow":{"time":"2023-01-01T00:00:00Z","verdict":"FORWARDED","unknown_field":1},"node_name":"a"}"#;
         assert_eq!(read_line(line).unwrap().flow.unwrap().verdict, "FORWARDED");
-        let old = r#"{"time":"2023-01-01T00:00:00.5Z","verdict":"DROPPED","node_name":"a","l4":{"UDP":{"source_port":1}}}"#;
+        let old =
+            r#"{"time":"2023-01-01T00:00:00.5Z","verdict":"DROPPED","node_name":"a","l4":{"UDP":{"source_port":1}}}"#;
         let event = read_line(old).unwrap();
         assert_eq!((event.time.as_str(), event.flow.unwrap().ports()), ("2023-01-01T00:00:00.5Z", Some((1, 0))));
         assert!(read_line("{}").is_none() && read_line("nonsense").is_none());

@@ -52,7 +52,11 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ("from-port", "PORT", "From an L4 port"),
     ("to-port", "PORT", "To an L4 port"),
     ("verdict", "VERDICT", "FORWARDED, DROPPED, AUDIT or TRANSLATED"),
-    ("drop-reason-desc", "REASON", "Why it was dropped: Hubble's name such as POLICY_DENIED, or ours such as spoofed_mac"),
+    (
+        "drop-reason-desc",
+        "REASON",
+        "Why it was dropped: Hubble's name such as POLICY_DENIED, or ours such as spoofed_mac",
+    ),
     ("traffic-direction", "DIRECTION", "ingress or egress, seen from the port whose policy is meant"),
     ("ip-version", "VERSION", "4 or 6"),
     ("tcp-flags", "FLAGS", "With these TCP flags, such as SYN,ACK"),
@@ -150,7 +154,10 @@ impl Flags {
         let lists = Lists { whitelist: white.filters(), blacklist: black.filters() };
         // The daemon says the same; a file has no daemon.
         for filter in lists.whitelist.iter().chain(&lists.blacklist) {
-            filter.clone().compile().map_err(|error| Failure::usage(format!("{}: {}", flag_of(error.field), error.message)))?;
+            filter
+                .clone()
+                .compile()
+                .map_err(|error| Failure::usage(format!("{}: {}", flag_of(error.field), error.message)))?;
         }
         Ok(lists)
     }
@@ -184,7 +191,8 @@ impl Tracker {
     fn add(&mut self, flag: &str, value: &str, namespace: Option<&str>) -> Result<(), Failure> {
         self.used = true;
         let number = || value.parse::<u16>().map_err(|_| Failure::usage(format!("--{flag} {value:?} is no L4 port")));
-        let identity = || value.parse::<u32>().map_err(|_| Failure::usage(format!("--{flag} {value:?} is no identity")));
+        let identity =
+            || value.parse::<u32>().map_err(|_| Failure::usage(format!("--{flag} {value:?} is no identity")));
         let pod = || match namespace {
             Some(namespace) if !value.contains('/') => format!("{namespace}/{value}"),
             _ => value.to_owned(),
@@ -338,8 +346,10 @@ mod tests {
     fn help_names_every_word() {
         for (flag, words) in [("verdict", VERDICTS), ("type", EVENT_TYPES), ("protocol", PROTOCOLS)] {
             let help = FLAGS.iter().find(|(name, ..)| *name == flag).unwrap().2;
-            let missing: Vec<_> =
-                words.iter().filter(|word| !help.contains(**word) && !["REDIRECTED", "ERROR", "TRACED"].contains(word)).collect();
+            let missing: Vec<_> = words
+                .iter()
+                .filter(|word| !help.contains(**word) && !["REDIRECTED", "ERROR", "TRACED"].contains(word))
+                .collect();
             assert!(missing.is_empty(), "--{flag}: {missing:?}");
         }
     }

@@ -140,7 +140,8 @@ fn matrix(session: &Session, args: &MatrixArgs) -> Result<(), Failure> {
 
 /// Senders down, receivers across.
 fn matrix_table(result: &Value) -> String {
-    let groups: Vec<String> = result["groups"].as_array().into_iter().flatten().map(|group| cell(group, "/name")).collect();
+    let groups: Vec<String> =
+        result["groups"].as_array().into_iter().flatten().map(|group| cell(group, "/name")).collect();
     let pairs = result["pairs"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut header = vec!["FROM \\ TO"];
     header.extend(groups.iter().map(String::as_str));

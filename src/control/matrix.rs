@@ -72,7 +72,8 @@ pub fn matrix(plane: &Plane, question: &Question) -> Result<Value, RpcError> {
     let groups = groups(plane, question);
     let questions = groups.len() * groups.len() * intervals.len() * 4;
     if questions > QUESTIONS_MAX {
-        let message = format!("{} groups of ports and {} intervals of L4 ports are too many", groups.len(), intervals.len());
+        let message =
+            format!("{} groups of ports and {} intervals of L4 ports are too many", groups.len(), intervals.len());
         let error = RpcError::new(ErrorKind::Exhausted, "namespace", message);
         return Err(error.help("ask for one namespace (-n), ports with some labels (-l), or one L4 port (--port)"));
     }
@@ -293,9 +294,9 @@ fn groups(plane: &Plane, question: &Question) -> Vec<Group> {
         let v6 = port.v6.first().map(|address| u128::from(*address));
         let addresses: [Option<IpAddr>; 2] =
             [port.v4.first().map(|address| (*address).into()), port.v6.first().map(|address| (*address).into())];
-        let inside = addresses
-            .iter()
-            .flat_map(|address| ranges.iter().map(move |range| address.is_some_and(|address| range.contains(&address))));
+        let inside = addresses.iter().flat_map(|address| {
+            ranges.iter().map(move |range| address.is_some_and(|address| range.contains(&address)))
+        });
         let key = (
             endpoint.namespace.as_str(),
             &endpoint.labels,

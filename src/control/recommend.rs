@@ -154,7 +154,12 @@ fn no_ports(record: &FlowRecord) -> String {
     )
 }
 
-fn policy(group: &Group, [ingress, egress]: &[Rules; 2], known: &BTreeSet<Group>, names: &mut BTreeSet<String>) -> Value {
+fn policy(
+    group: &Group,
+    [ingress, egress]: &[Rules; 2],
+    known: &BTreeSet<Group>,
+    names: &mut BTreeSet<String>,
+) -> Value {
     let rules = |rules: &Rules, side: &str| -> Vec<Value> {
         // Peers on the same L4 ports are one rule.
         let mut by_ports: BTreeMap<&BTreeSet<L4>, Vec<&Peer>> = BTreeMap::new();
@@ -242,7 +247,8 @@ mod tests {
     use super::*;
 
     fn endpoint(id: u32, name: &str, labels: &[(&str, &str)], named: &[(&str, u16)]) -> Arc<Endpoint> {
-        let named_port = |(name, port): &(&str, u16)| NamedPort { name: (*name).into(), protocol: Protocol::Tcp, port: *port };
+        let named_port =
+            |(name, port): &(&str, u16)| NamedPort { name: (*name).into(), protocol: Protocol::Tcp, port: *port };
         Arc::new(Endpoint {
             id: PortId(id),
             network: NetworkId(0),
@@ -279,7 +285,8 @@ mod tests {
         let found = recommend(&plane, &entries(seen), None);
         assert_eq!((found.flows, found.policies.len(), found.notes.len()), (4, 2, 1));
         assert!(found.notes[0].starts_with("from shop/cache-0 to shop/db-0, IP protocol 1"), "{:?}", found.notes);
-        let db = json!({"matchLabels": {"app": "db"}, "matchExpressions": [{"key": "debug", "operator": "DoesNotExist"}]});
+        let db =
+            json!({"matchLabels": {"app": "db"}, "matchExpressions": [{"key": "debug", "operator": "DoesNotExist"}]});
         let cache = json!({"matchLabels": {"app": "cache"}});
         let ports = json!([{"port": "psql", "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]);
         assert_eq!(found.policies[0]["metadata"], json!({"name": "recommended-cache", "namespace": "shop"}));

@@ -128,7 +128,10 @@ impl<'a> Names<'a> {
         let timeout = self.plane.tables.timeouts.of(record);
         let idle_s = self.now.saturating_sub(entry.seen[0].max(entry.seen[1]));
         ConnectionView {
-            network: self.networks.get(&entry.vni).map_or_else(|| entry.vni.to_string(), |(_, name)| (*name).to_owned()),
+            network: self
+                .networks
+                .get(&entry.vni)
+                .map_or_else(|| entry.vni.to_string(), |(_, name)| (*name).to_owned()),
             ports: [entry.in_port, entry.out_port].map(|slot| self.port(slot).map(str::to_owned)),
             state,
             replied: record.is_replied(),
@@ -206,10 +209,5 @@ impl Fabric {
             inner.publish(&mut state);
         }
         count
-    }
-
-    /// Connections now, and how many there may be.
-    pub fn connection_counts(&self) -> (u64, u32) {
-        (self.inner.connections.len(), self.inner.connections.capacity())
     }
 }

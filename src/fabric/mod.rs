@@ -15,6 +15,7 @@ mod maintenance;
 mod observer;
 pub mod plane;
 mod port;
+pub mod report;
 pub mod spec;
 
 use std::collections::{HashMap, HashSet, VecDeque};

@@ -26,7 +26,9 @@ pub fn hubble(reason: DropReason) -> (u32, &'static str) {
         | R::DhcpInvalid
         | R::DhcpServerFromGuest
         | R::FragmentOverlap => (134, "INVALID_PACKET_DROPPED"),
-        R::L4Malformed | R::TcpInvalid | R::TcpOutOfWindow | R::IcmpUnrelated => (135, "CT_TRUNCATED_OR_INVALID_HEADER"),
+        R::L4Malformed | R::TcpInvalid | R::TcpOutOfWindow | R::IcmpUnrelated => {
+            (135, "CT_TRUNCATED_OR_INVALID_HEADER")
+        }
         R::NoConnection => (138, "CT_CANNOT_CREATE_ENTRY_FROM_PACKET"),
         R::EtherTypeUnknown => (139, "UNSUPPORTED_L3_PROTOCOL"),
         R::Ipv6ExtensionHeaders => (156, "INVALID_IPV6_EXTENSION_HEADER"),

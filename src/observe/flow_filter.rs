@@ -200,11 +200,13 @@ fn nets(field: &'static str, texts: &[String]) -> Result<Vec<IpNet>, BadFilter> 
 
 /// `app=web`, also as Hubble writes it: `k8s:app=web`.
 fn selectors(field: &'static str, texts: &[String]) -> Result<Vec<Selector>, BadFilter> {
-    let plain = |text: &str| text.split(',').map(|part| part.trim().trim_start_matches("k8s:")).collect::<Vec<_>>().join(",");
+    let plain =
+        |text: &str| text.split(',').map(|part| part.trim().trim_start_matches("k8s:")).collect::<Vec<_>>().join(",");
     let one = |text: &String| {
         let text = text.trim();
         // `reserved:world` is a label without key.
-        let text = if let Some(name) = text.strip_prefix("reserved:") { format!("reserved.{name}") } else { plain(text) };
+        let text =
+            if let Some(name) = text.strip_prefix("reserved:") { format!("reserved.{name}") } else { plain(text) };
         Selector::parse(&text).map_err(|error| BadFilter { field, message: error.message })
     };
     texts.iter().map(one).collect()
@@ -233,7 +235,8 @@ impl Compiled {
         let ports = flow.ports();
         let port = |wanted: &[u16], port: Option<u16>| any(wanted, |wanted| port == Some(*wanted));
         let ends = [&flow.source, &flow.destination].map(Option::as_ref);
-        let addresses = flow.ip.as_ref().map_or([None, None], |ip| [ip.source.parse().ok(), ip.destination.parse().ok()]);
+        let addresses =
+            flow.ip.as_ref().map_or([None, None], |ip| [ip.source.parse().ok(), ip.destination.parse().ok()]);
         any(&filter.verdict, |verdict| verdict.eq_ignore_ascii_case(&flow.verdict))
             && any(&filter.event_type, |word| is_type(flow, word))
             && any(&filter.drop_reason_desc, |word| is_reason(flow, word))
@@ -250,9 +253,11 @@ impl Compiled {
                 .iter()
                 .zip(ends)
                 .all(|(pods, end)| any(pods, |pod| end.is_some_and(|end| is_pod(end, pod))))
-            && self.nets.iter().zip(addresses).all(|(nets, address)| {
-                any(nets, |net| address.is_some_and(|address: IpAddr| net.contains(&address)))
-            })
+            && self
+                .nets
+                .iter()
+                .zip(addresses)
+                .all(|(nets, address)| any(nets, |net| address.is_some_and(|address: IpAddr| net.contains(&address))))
             && self.labels.iter().zip(ends).all(|(selectors, end)| {
                 any(selectors, |selector| end.is_some_and(|end| selector.matches(&labels_of(end))))
             })

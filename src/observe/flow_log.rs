@@ -69,7 +69,8 @@ impl FlowLog {
         for mut record in records {
             let number = self.count.load(Ordering::Relaxed) + 1;
             // Random in its upper half, counted in its lower: no two are the same, also over restarts.
-            record.id = uuid::Builder::from_random_bytes(Uuid::from_u64_pair(self.run, number).into_bytes()).into_uuid();
+            record.id =
+                uuid::Builder::from_random_bytes(Uuid::from_u64_pair(self.run, number).into_bytes()).into_uuid();
             self.push(&mut kept, Entry::Flow(Box::new(record)));
         }
     }

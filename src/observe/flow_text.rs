@@ -87,7 +87,9 @@ fn type_word(flow: &Flow) -> &'static str {
 /// `INGRESS DROPPED POLICY_DENIED by shop/db-only-from-web conf.d/20-shop.yaml:9`.
 fn verdict(flow: &Flow) -> String {
     let mut words = Vec::new();
-    if flow.kind() == TYPE_POLICY_VERDICT && !flow.traffic_direction.is_empty() && !flow.is_new() || flow.verdict == "AUDIT" {
+    if flow.kind() == TYPE_POLICY_VERDICT && !flow.traffic_direction.is_empty() && !flow.is_new()
+        || flow.verdict == "AUDIT"
+    {
         words.push(flow.traffic_direction.clone());
     }
     words.push(flow.verdict.clone());
@@ -96,7 +98,8 @@ fn verdict(flow: &Flow) -> String {
     }
     let denied = [&flow.egress_denied_by, &flow.ingress_denied_by];
     let allowed = [&flow.egress_allowed_by, &flow.ingress_allowed_by];
-    let (preposition, lists) = if denied.iter().any(|list| !list.is_empty()) { ("by", denied) } else { ("by", allowed) };
+    let (preposition, lists) =
+        if denied.iter().any(|list| !list.is_empty()) { ("by", denied) } else { ("by", allowed) };
     let policies: Vec<String> = lists.into_iter().flatten().map(policy).collect();
     if !policies.is_empty() {
         words.push(format!("{preposition} {}", policies.join(", ")));
@@ -119,7 +122,10 @@ mod tests {
     use hostweave_switch::wire::proto;
 
     use super::super::flow_log::Entry;
-    use super::super::flow_record::{FlowRecord, tests::{denied, opened}};
+    use super::super::flow_record::{
+        FlowRecord,
+        tests::{denied, opened},
+    };
     use super::*;
 
     fn export(record: FlowRecord) -> ExportEvent {

@@ -68,14 +68,15 @@ pub fn list(call: &Call<'_>, params: List) -> Result<Value, RpcError> {
     let filter = params.filter.understand()?;
     let fabric = &call.controller.parts.fabric;
     let (views, total) = fabric.connections(&filter, params.limit.unwrap_or(LIMIT_DEFAULT));
-    let (used, capacity) = fabric.connection_counts();
     let connections: Vec<Value> = views.iter().map(connection).collect();
-    Ok(json!({"connections": connections, "total": total, "used": used, "capacity": capacity}))
+    let report = fabric.connection_report();
+    Ok(json!({"connections": connections, "total": total, "used": report.used, "capacity": report.capacity}))
 }
 
 pub fn flush(call: &Call<'_>, params: Flush) -> Result<Value, RpcError> {
     if params.filter.is_empty() && !params.all {
-        let error = RpcError::new(ErrorKind::InvalidParams, "filter", "a filter without condition means every connection");
+        let error =
+            RpcError::new(ErrorKind::InvalidParams, "filter", "a filter without condition means every connection");
         return Err(error.help("say which ones, or all:true (--all)"));
     }
     let count = call.controller.parts.fabric.flush_connections(&params.filter.understand()?);
@@ -93,7 +94,8 @@ impl Filter {
     }
 
     fn understand(self) -> Result<ConnectionFilter, RpcError> {
-        let bad = |field: &str, message: String| RpcError::new(ErrorKind::InvalidParams, format!("filter.{field}"), message);
+        let bad =
+            |field: &str, message: String| RpcError::new(ErrorKind::InvalidParams, format!("filter.{field}"), message);
         let net = |text: &String| {
             let address = || text.parse::<IpAddr>().map(IpNet::from);
             text.parse::<IpNet>()

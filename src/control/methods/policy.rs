@@ -122,10 +122,10 @@ pub fn audit(call: &Call<'_>, params: Audit) -> Result<Value, RpcError> {
     let applied = call.controller.edit_with(&EditOptions::default(), |before, _| {
         let object = keys.iter().find_map(|key| before.set.get(key)).ok_or_else(|| not_found(&keys[0], before))?;
         let mut json = object.to_json();
-        let annotations = &mut json["metadata"]["annotations"];
-        match params.audit {
-            true => annotations[AUDIT] = json!("on"),
-            false => drop(annotations.as_object_mut().and_then(|annotations| annotations.remove(AUDIT))),
+        if params.audit {
+            json["metadata"]["annotations"][AUDIT] = json!("on");
+        } else if let Some(annotations) = json.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
+            annotations.remove(AUDIT);
         }
         let (object, _) = Object::from_json(&json, Origin::Store)?;
         Ok(vec![Edit::Put(Box::new(object))])
@@ -147,7 +147,10 @@ pub fn recommend(call: &Call<'_>, params: Recommend) -> Result<Value, RpcError> 
     let found = seen::recommend(&fabric.plane(), &entries, params.namespace.as_deref());
     let mut notes = found.notes;
     if fabric.flow_log().lost() > 0 {
-        notes.push(format!("{} events are not in the flow log: what they were about is not allowed", fabric.flow_log().lost()));
+        notes.push(format!(
+            "{} events are not in the flow log: what they were about is not allowed",
+            fabric.flow_log().lost()
+        ));
     }
     Ok(json!({"policies": found.policies, "flows": found.flows, "notes": notes}))
 }
