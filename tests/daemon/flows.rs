@@ -211,11 +211,12 @@ fn a_flood_is_told_as_lost_events() {
     let mut shop = Shop::new(SHOP);
     let path = shop.path("cache-0", "db-0", false);
     // More than the burst that a port may cause.
-    for number in 0..4_000_u16 {
-        let frame = path.udp(number, 9, b"flood");
+    for number in 1..=4_000_u16 {
+        let frame = path.udp(10_000 + number, 9, b"flood");
         shop.guest("cache-0").nic().push_frame(0, &VnetHeader::default(), &frame).unwrap();
-        if number % 64 == 63 {
+        if number % 64 == 63 || number == 4_000 {
             shop.guest("cache-0").nic().flush(0).unwrap();
+            shop.guest("cache-0").nic().drain_tx(PATIENCE).unwrap();
         }
     }
     shop.daemon.until("losses are told", || {
@@ -417,4 +418,60 @@ fn events_of_ports_are_still_there() {
     assert_eq!((done.code, done.stderr.contains("two lists")), (2, true), "{}", done.stderr);
     assert_eq!(daemon.cli(&["observe", "--type", "port", "--verdict", "DROPPED"]).code, 2);
     assert_eq!(daemon.cli(&["status", "-o", "compact"]).code, 2);
+}
+
+/// A host that denies by default, with a cluster policy, and connections that are soon forgotten.
+const STRICT: &str = "\
+---
+apiVersion: hostweave.dev/v1alpha1
+kind: HostConfig
+metadata: {name: host-a}
+spec:
+  defaultPolicy: deny
+  connections: {timeouts: {udpUnreplied: 1}}
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: web-out}
+spec:
+  tier: Admin
+  priority: 7
+  subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: web}}}}
+  egress:
+    - {name: no-smtp, action: Deny, to: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {number: 25}}}]}
+    - {name: dns, action: Accept, to: [{namespaces: {}}], protocols: [{udp: {destinationPort: {number: 53}}}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: cache-open, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: cache}}
+  ingress: [{}]
+";
+
+#[test]
+fn np35_cn4_defaults_and_cluster_rules_are_named_and_connections_end() {
+    let (ports, _) = SHOP.rsplit_once("---\n").unwrap();
+    let mut shop = Shop::new(&(ports.to_owned() + STRICT));
+    shop.syn("db-0", "cache-0", 40_000, 80, false);
+    shop.syn("web-0", "cache-0", 40_001, 25, true);
+    let path = shop.path("web-0", "cache-0", false);
+    shop.send("web-0", &path.udp(5000, 53, b"ask"));
+    let denied = |shop: &Shop, port: &str| {
+        shop.observed(&["--verdict", "DROPPED", "--to-port", port], 1).remove(0)["flow"].take()
+    };
+    let default = denied(&shop, "80");
+    assert_eq!((&default["traffic_direction"], &default["node_name"]), (&json!("EGRESS"), &json!("host-a")));
+    assert_eq!(default["egress_denied_by"][0]["name"], "default-deny", "{default:#}");
+    let smtp = &denied(&shop, "25")["egress_denied_by"][0];
+    assert_eq!((&smtp["kind"], &smtp["name"]), (&json!("ClusterNetworkPolicy"), &json!("web-out")));
+    assert_eq!(smtp["labels"][1], "hostweave:rule=no-smtp");
+    let dns = &shop.observed(&["--type", "new", "--to-port", "53"], 1)[0]["flow"];
+    assert_eq!(dns["egress_allowed_by"][0]["labels"][1], "hostweave:rule=dns");
+    assert_eq!(dns["ingress_allowed_by"][0]["name"], "cache-open");
+    let closed = &shop.observed(&["--type", "closed"], 1)[0]["flow"];
+    assert_eq!((&closed["event_type"]["type"], &closed["l4"]["UDP"]["destination_port"]), (&json!(4), &json!(53)));
+    assert!(shop.daemon.json(&["conntrack", "list"]).as_array().unwrap().is_empty());
+    let text = shop.daemon.ok(&["observe", "--type", "closed"]);
+    assert!(text.contains("shop/web-0:5000 -> shop/cache-0:53 closed FORWARDED (closed; UDP)"), "{text}");
 }
