@@ -8,9 +8,9 @@ use hashbrown::{HashMap, HashSet};
 use crate::compile::Changes;
 use crate::identity::Identities;
 use crate::resolve::Policy;
-use crate::selection::Selections;
+use crate::selection::{Selection, Selections};
 use crate::slots::Slots;
-use crate::tier::{NO_TIER, PeerMap, Tier, TierPolicy};
+use crate::tier::{NO_TIER, PeerMap, Source, Tier, TierPolicy};
 
 /// Policies of one tier that select the same identities in one direction.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -109,15 +109,10 @@ impl Assignments {
                 removed.push(id);
             }
         }
-        let stale: HashSet<u32, RandomState> = if changes.policies.is_empty() {
-            HashSet::default()
-        } else {
-            let of = |key: &TierKey| key.policies.iter().any(|id| changes.policies.contains(&(*id, key.direction)));
-            self.slots.iter().filter(|(id, entry)| !fresh.contains(id) && of(&entry.key)).map(|(id, _)| id).collect()
-        };
+        let stale = self.stale(&fresh, changes);
         if !stale.is_empty() {
             for (_, identity) in identities.slots.iter() {
-                if identity.tiers.iter().flatten().any(|tier| stale.contains(tier)) {
+                if identity.tiers.iter().flatten().any(|tier| stale.contains_key(tier)) {
                     changes.networks.extend(identity.networks.iter().map(|(network, _)| *network));
                 }
             }
@@ -131,12 +126,32 @@ impl Assignments {
         if removed.is_empty() && fresh.is_empty() && stale.is_empty() {
             return;
         }
-        let built: Vec<(u32, Arc<Tier>)> =
-            fresh.into_iter().chain(stale).filter_map(|id| Some((id, self.build(id, policies, selections)?))).collect();
+        let built: Vec<(u32, Arc<Tier>)> = fresh
+            .into_iter()
+            .map(|id| (id, false))
+            .chain(stale)
+            .filter_map(|(id, reuse)| Some((id, self.build(id, reuse, policies, selections)?)))
+            .collect();
         let published = Arc::make_mut(&mut self.published);
         published.resize(self.slots.bound(), None);
         removed.into_iter().for_each(|id| published[id as usize] = None);
         built.into_iter().for_each(|(id, tier)| published[id as usize] = Some(tier));
+    }
+
+    /// Tiers to be compiled anew, and whether only members of selections have changed.
+    fn stale(&self, fresh: &HashSet<u32, RandomState>, changes: &Changes) -> HashMap<u32, bool, RandomState> {
+        if changes.policies.is_empty() && changes.members.is_empty() {
+            return HashMap::default();
+        }
+        let old = self.slots.iter().filter(|(id, _)| !fresh.contains(id));
+        old.filter_map(|(id, entry)| {
+            let any = |of: &HashSet<(u32, usize), RandomState>| {
+                entry.key.policies.iter().any(|policy| of.contains(&(*policy, entry.key.direction)))
+            };
+            let changed = any(&changes.policies);
+            (changed || any(&changes.members)).then_some((id, !changed))
+        })
+        .collect()
     }
 
     fn reassign(
@@ -173,7 +188,7 @@ impl Assignments {
         }
     }
 
-    fn build(&mut self, id: u32, policies: &Slots<Policy>, selections: &Selections) -> Option<Arc<Tier>> {
+    fn build(&mut self, id: u32, reuse: bool, policies: &Slots<Policy>, selections: &Selections) -> Option<Arc<Tier>> {
         let key = &self.slots.get(id)?.key;
         let mut ordered: Vec<&Policy> = key.policies.iter().filter_map(|id| policies.get(*id)).collect();
         // Equal priorities by name (SEMANTICS CN2).
@@ -185,15 +200,35 @@ impl Assignments {
                 Some(TierPolicy { info: &policy.info, resolved, isolation: policy.isolation(key.direction) })
             })
             .collect();
-        let maps = &mut self.peer_maps;
-        Some(Arc::new(Tier::new(&ordered, |ids| {
-            if let Some(map) = maps.get(&ids) {
-                return Arc::clone(map);
-            }
-            let members = ids.iter().filter_map(|id| selections.get(*id)).map(|selection| &selection.members);
-            let map = Arc::new(PeerMap::new(members));
-            maps.insert(ids, Arc::clone(&map));
-            map
-        })))
+        let before = self.published.get(id as usize).and_then(Option::as_ref).filter(|_| reuse);
+        let mut source = Shared { maps: &mut self.peer_maps, selections, before: before.map(|tier| &**tier) };
+        Some(Arc::new(Tier::new(&ordered, &mut source)))
+    }
+}
+
+/// What tiers share.
+struct Shared<'a> {
+    maps: &'a mut HashMap<Vec<u32>, Arc<PeerMap>, RandomState>,
+    selections: &'a Selections,
+    before: Option<&'a Tier>,
+}
+
+impl Source for Shared<'_> {
+    fn is_own(&self, selection: u32) -> bool {
+        self.selections.get(selection).is_some_and(Selection::is_own)
+    }
+
+    fn peer_map(&mut self, selections: Vec<u32>) -> Arc<PeerMap> {
+        if let Some(map) = self.maps.get(&selections) {
+            return Arc::clone(map);
+        }
+        let members = selections.iter().filter_map(|id| self.selections.get(*id)).map(|selection| &selection.members);
+        let map = Arc::new(PeerMap::new(members));
+        self.maps.insert(selections, Arc::clone(&map));
+        map
+    }
+
+    fn before(&self) -> Option<&Tier> {
+        self.before
     }
 }

@@ -3,6 +3,9 @@
 //! All tiers use it: rules have a rank within their tier (lower first). NetworkPolicy v1 only needs to know whether any rule
 //! matches (SEMANTICS NP1), and the lowest rank answers that as well.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use crate::intervals::Intervals;
 use crate::model::Protocol;
 
@@ -66,13 +69,25 @@ pub(crate) struct Class {
     /// Of rules without `ports`.
     any: Match,
     /// Of the others.
-    ports: Option<Box<Ports>>,
+    ports: Ports,
 }
 
 #[derive(Debug)]
-struct Ports {
-    /// By protocol, whole range of ports.
-    ranges: [Intervals<u16, Match>; 3],
+enum Ports {
+    None,
+    /// One range of numbers, as most have: no further access to memory. Ends as in [`place`].
+    Range {
+        first: u32,
+        last: u32,
+        found: Match,
+    },
+    Table(Box<PortTable>),
+}
+
+#[derive(Debug)]
+struct PortTable {
+    /// By protocol and port, see [`place`].
+    ranges: Intervals<u32, Match>,
     /// Sorted by name and protocol.
     names: Box<[(u32, Protocol, Match)]>,
 }
@@ -80,7 +95,7 @@ struct Ports {
 impl Class {
     pub(crate) fn new<'a>(rules: impl Iterator<Item = ClassRule<'a>>) -> Self {
         let mut any = Match::NONE;
-        let mut ranges: [Vec<(u16, u16, Match)>; 3] = Default::default();
+        let mut ranges: Vec<(u32, u32, Match)> = Vec::new();
         let mut names: Vec<(u32, Protocol, Match)> = Vec::new();
         for rule in rules {
             let found = if rule.audited {
@@ -95,15 +110,19 @@ impl Class {
             for port in ports {
                 match *port {
                     PortRange::Numbers(protocol, first, last) if first <= last => {
-                        ranges[protocol as usize].push((first, last, found));
+                        ranges.push((place(protocol, first), place(protocol, last), found));
                     }
                     PortRange::Numbers(..) => {}
                     PortRange::Named(protocol, name) => names.push((name, protocol, found)),
                 }
             }
         }
-        if names.is_empty() && ranges.iter().all(Vec::is_empty) {
-            return Self { any, ports: None };
+        if names.is_empty() {
+            match ranges[..] {
+                [] => return Self { any, ports: Ports::None },
+                [(first, last, found)] => return Self { any, ports: Ports::Range { first, last, found } },
+                _ => {}
+            }
         }
         names.sort_unstable_by_key(|(name, protocol, _)| (*name, *protocol));
         names.dedup_by(|next, kept| {
@@ -113,30 +132,40 @@ impl Class {
             }
             same
         });
-        Self { any, ports: Some(Box::new(Ports { ranges: ranges.map(flatten), names: names.into() })) }
+        let table = PortTable { ranges: flatten(ranges), names: names.into() };
+        Self { any, ports: Ports::Table(Box::new(table)) }
     }
 
     #[inline]
     pub(crate) fn get(&self, query: &Query<'_>) -> Match {
-        match (&self.ports, query.l4) {
-            (Some(ports), Some((protocol, port))) => self.any.min(ports.get(protocol, port, query.names)),
-            _ => self.any,
+        let Some((protocol, port)) = query.l4 else { return self.any };
+        match &self.ports {
+            Ports::None => self.any,
+            Ports::Range { first, last, found } => {
+                if (*first..=*last).contains(&place(protocol, port)) {
+                    self.any.min(*found)
+                } else {
+                    self.any
+                }
+            }
+            Ports::Table(table) => self.any.min(table.get(protocol, port, query.names)),
         }
     }
 
     /// Memory, in octets.
     pub(crate) fn bytes(&self) -> usize {
-        let ports = self.ports.as_ref().map_or(0, |ports| {
-            size_of::<Ports>() + size_of_val(&*ports.names) + ports.ranges.iter().map(Intervals::bytes).sum::<usize>()
-        });
+        let ports = match &self.ports {
+            Ports::None | Ports::Range { .. } => 0,
+            Ports::Table(table) => size_of::<PortTable>() + size_of_val(&*table.names) + table.ranges.bytes(),
+        };
         size_of::<Self>() + ports
     }
 }
 
-impl Ports {
+impl PortTable {
     #[inline]
     fn get(&self, protocol: Protocol, port: u16, names: &[Declared]) -> Match {
-        let mut found = self.ranges[protocol as usize].get(port).unwrap_or(Match::NONE);
+        let mut found = self.ranges.get(place(protocol, port)).unwrap_or(Match::NONE);
         if !self.names.is_empty() {
             for declared in names {
                 let at = self.names.binary_search_by_key(&(declared.name, protocol), |entry| (entry.0, entry.1));
@@ -149,20 +178,25 @@ impl Ports {
     }
 }
 
-/// Overlapping ranges to disjoint ones, each with the lowest ranks of those over it: a sweep from port 0 upward.
-fn flatten(mut ranges: Vec<(u16, u16, Match)>) -> Intervals<u16, Match> {
-    use std::cmp::Reverse;
-    use std::collections::BinaryHeap;
+/// All ports of all protocols in one line.
+#[inline]
+fn place(protocol: Protocol, port: u16) -> u32 {
+    (protocol as u32) << 16 | u32::from(port)
+}
 
+/// Ranks of open ranges, lowest first, with where they end.
+type Open = BinaryHeap<Reverse<(u32, u32)>>;
+
+/// Overlapping ranges to disjoint ones, each with the lowest ranks of those over it: a sweep upward.
+fn flatten(mut ranges: Vec<(u32, u32, Match)>) -> Intervals<u32, Match> {
     ranges.sort_unstable_by_key(|(first, ..)| *first);
-    let mut bounds: Vec<u16> = ranges.iter().map(|(first, ..)| *first).collect();
-    bounds.extend(ranges.iter().filter_map(|(_, last, _)| last.checked_add(1)));
+    let mut bounds: Vec<u32> = ranges.iter().map(|(first, ..)| *first).collect();
+    bounds.extend(ranges.iter().map(|(_, last, _)| last + 1));
     bounds.sort_unstable();
     bounds.dedup();
-    // Ranks of open ranges, lowest first, with where they end; what has ended is thrown away when it comes to the top.
-    let (mut rules, mut audits): (BinaryHeap<Reverse<(u32, u16)>>, BinaryHeap<Reverse<(u32, u16)>>) =
-        Default::default();
-    let lowest = |heap: &mut BinaryHeap<Reverse<(u32, u16)>>, bound: u16| loop {
+    // What has ended is thrown away when it comes to the top.
+    let (mut rules, mut audits) = (Open::new(), Open::new());
+    let lowest = |heap: &mut Open, bound: u32| loop {
         match heap.peek() {
             Some(Reverse((_, last))) if *last < bound => drop(heap.pop()),
             Some(Reverse((rank, _))) => return *rank,

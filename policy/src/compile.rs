@@ -68,6 +68,8 @@ pub(crate) struct Changes {
     pub subjects: HashSet<u32, RandomState>,
     /// Policies whose rules of a direction are others now.
     pub policies: HashSet<(u32, usize), RandomState>,
+    /// Policies whose peers of a direction are others now, by the same rules.
+    pub members: HashSet<(u32, usize), RandomState>,
 }
 
 impl Compiler {
@@ -344,7 +346,7 @@ impl Compiler {
         for (id, policy) in self.policies.iter() {
             for (direction, resolved) in policy.directions.iter().enumerate() {
                 if resolved.iter().flat_map(|resolved| &resolved.rules).any(|rule| rule.selections.iter().any(dirty)) {
-                    changes.policies.insert((id, direction));
+                    changes.members.insert((id, direction));
                 }
             }
         }
@@ -389,7 +391,8 @@ struct RuleNumbers {
 impl RuleNumbers {
     /// The first of `count` numbers that no policy has.
     fn take(&mut self, count: usize, policies: &Slots<Policy>) -> RuleId {
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        // One even for a policy without rules, so that no two policies begin with the same.
+        let count = u32::try_from(count.max(1)).unwrap_or(u32::MAX);
         loop {
             let first = self.next;
             match first.checked_add(count) {
@@ -453,4 +456,79 @@ fn differences<T: PartialEq>(old: &mut Vec<Arc<T>>, new: &[Arc<T>]) -> (Vec<Arc<
         }
     }
     (gone, come)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Namespace, Operator, Peer, Requirement, Rule, Selector};
+
+    fn app(value: &str) -> Selector {
+        Selector { requirements: vec![Requirement { key: "app".into(), operator: Operator::In(vec![value.into()]) }] }
+    }
+
+    /// Ports, namespaces and policies of which everything differs from round to round but the names of policies.
+    fn world(round: u32) -> World {
+        let (namespace, value) = (format!("namespace-{round}"), format!("app-{round}"));
+        let endpoint = |id| Endpoint {
+            id: PortId(id),
+            network: NetworkId(0),
+            namespace: namespace.clone(),
+            name: "port".into(),
+            labels: [("app".to_owned(), value.clone())].into(),
+            named_ports: Vec::new(),
+        };
+        let peers = vec![
+            Peer::Ports { namespaces: None, ports: Some(app(&value)) },
+            Peer::Ports { namespaces: Some(app(&value)), ports: None },
+        ];
+        let policy = NetworkPolicy {
+            name: PolicyName { namespace: Some("stays".into()), name: "policy".into() },
+            origin: String::new(),
+            selector: app(&value),
+            ingress: Some(vec![Rule { origin: String::new(), peers, ports: Vec::new() }]),
+            egress: None,
+            audit: false,
+        };
+        let name = PolicyName { namespace: Some(namespace.clone()), name: "other".into() };
+        let other = NetworkPolicy { name, ..policy.clone() };
+        let object =
+            Namespace { name: namespace.clone(), labels: [("app".to_owned(), value.clone())].into(), default: None };
+        World {
+            namespaces: [(namespace.clone(), Arc::new(object))].into(),
+            endpoints: (0..3).map(|id| Arc::new(endpoint(id))).collect(),
+            policies: vec![Arc::new(policy), Arc::new(other)],
+            ..World::default()
+        }
+    }
+
+    #[test]
+    fn what_is_gone_is_forgotten() {
+        let mut compiler = Compiler::new();
+        let sizes = |compiler: &Compiler| {
+            let Compiler { identities, selections, policies, assignments, .. } = compiler;
+            [identities.counts().to_vec(), selections.counts().to_vec(), vec![policies.count(), assignments.count()]]
+                .concat()
+        };
+        compiler.update(&world(0));
+        let first = sizes(&compiler);
+        for round in 1..50 {
+            compiler.update(&world(round));
+            assert_eq!(sizes(&compiler), first, "round {round}");
+        }
+        compiler.update(&World::default());
+        assert!(sizes(&compiler).iter().all(|size| *size == 0), "{:?}", sizes(&compiler));
+        assert_eq!(compiler.update(&World::default()).table.stats().tables, 0);
+    }
+
+    #[test]
+    fn rule_numbers_begin_again_beside_those_in_use() {
+        let mut compiler = Compiler::new();
+        compiler.update(&world(0));
+        let used: Vec<u32> = compiler.infos.iter().map(|info| info.first.0).collect();
+        compiler.rule_numbers.next = RuleNumbers::BOUND - 1;
+        let first = compiler.rule_numbers.take(3, &compiler.policies);
+        assert!(compiler.rule_numbers.again && !used.contains(&first.0));
+        assert!(compiler.infos.iter().all(|info| first.0 >= info.first.0 + info.rules.len() as u32));
+    }
 }

@@ -128,9 +128,10 @@ impl Identities {
     /// Takes over the namespace objects.
     pub(crate) fn set_namespaces(&mut self, namespaces: &BTreeMap<String, Arc<Namespace>>) -> NamespaceChanges {
         let mut changes = NamespaceChanges::default();
-        let same =
-            |(a, b): ((&String, &Arc<Namespace>), (&String, &Arc<Namespace>))| a.0 == b.0 && Arc::ptr_eq(a.1, b.1);
-        if self.written.len() == namespaces.len() && self.written.iter().zip(namespaces).all(same) {
+        let mut pairs = self.written.iter().zip(namespaces);
+        if self.written.len() == namespaces.len()
+            && pairs.all(|((name, written), (other, now))| name == other && Arc::ptr_eq(written, now))
+        {
             return changes;
         }
         for (id, entry) in self.namespaces.iter_mut() {
@@ -270,6 +271,14 @@ impl Identities {
                 self.declared.remove(id);
             }
         }
+    }
+
+    /// Sizes of what grows with ports and namespaces.
+    #[cfg(test)]
+    pub(crate) fn counts(&self) -> [usize; 7] {
+        let (slots, content) = (self.slots.count(), self.by_content.len());
+        let (namespaces, names) = (self.namespaces.count(), self.by_name.len());
+        [slots, content, namespaces, names, self.by_label.len(), self.declared.count(), self.by_declared.len()]
     }
 
     /// The list with a number.

@@ -13,34 +13,51 @@ const LEVELS_MAX: usize = 9;
 #[derive(Debug)]
 pub(crate) struct Intervals<K, V> {
     /// All levels, the lowest (every start) first.
-    keys: Box<[K]>,
-    /// Where each level begins in `keys`, then where the last ends.
-    offsets: [u32; LEVELS_MAX + 1],
+    nodes: Box<[[K; FANOUT]]>,
+    /// Where each level begins in `nodes`.
+    offsets: [u32; LEVELS_MAX],
     levels: usize,
     values: Box<[V]>,
 }
 
-impl<K: Copy + Ord, V: Copy + PartialEq> Intervals<K, V> {
+/// What can be searched: the highest key fills up the last node of a level.
+pub(crate) trait Key: Copy + Ord {
+    const MAX: Self;
+}
+
+impl Key for u32 {
+    const MAX: Self = u32::MAX;
+}
+
+impl Key for u128 {
+    const MAX: Self = u128::MAX;
+}
+
+impl<K: Key, V: Copy + PartialEq> Intervals<K, V> {
     /// `entries`: (start, value), sorted by start, without duplicates of it. Neighbours with one value become one.
     pub(crate) fn new(entries: impl IntoIterator<Item = (K, V)>) -> Self {
-        let (mut keys, mut values): (Vec<K>, Vec<V>) = (Vec::new(), Vec::new());
+        let (mut starts, mut values): (Vec<K>, Vec<V>) = (Vec::new(), Vec::new());
         for (start, value) in entries {
             if values.last() != Some(&value) {
-                keys.push(start);
+                starts.push(start);
                 values.push(value);
             }
         }
-        let mut offsets = [0; LEVELS_MAX + 1];
-        let (mut levels, mut begin) = (1, 0);
-        offsets[1] = to_u32(keys.len());
-        while keys.len() - begin > FANOUT && levels < LEVELS_MAX {
-            let above: Vec<K> = keys[begin..].iter().copied().step_by(FANOUT).collect();
-            begin = keys.len();
-            keys.extend(above);
+        let (mut nodes, mut offsets, mut levels) = (Vec::new(), [0; LEVELS_MAX], 0);
+        while levels < LEVELS_MAX {
+            offsets[levels] = to_u32(nodes.len());
             levels += 1;
-            offsets[levels] = to_u32(keys.len());
+            nodes.extend(starts.chunks(FANOUT).map(|keys| {
+                let mut node = [K::MAX; FANOUT];
+                node[..keys.len()].copy_from_slice(keys);
+                node
+            }));
+            if starts.len() <= FANOUT {
+                break;
+            }
+            starts = starts.into_iter().step_by(FANOUT).collect();
         }
-        Self { keys: keys.into(), offsets, levels, values: values.into() }
+        Self { nodes: nodes.into(), offsets, levels, values: values.into() }
     }
 
     /// Value of the interval that `key` lies in; `None` before the first.
@@ -48,13 +65,22 @@ impl<K: Copy + Ord, V: Copy + PartialEq> Intervals<K, V> {
     pub(crate) fn get(&self, key: K) -> Option<V> {
         let mut at = 0;
         for level in (0..self.levels).rev() {
-            let begin = self.offsets[level] as usize + at * FANOUT;
-            let end = (begin + FANOUT).min(self.offsets[level + 1] as usize);
+            let node = self.nodes.get(self.offsets[level] as usize + at)?;
+            // All of them, without a branch: that is faster than to stop early.
+            let below = node.iter().map(|start| usize::from(*start <= key)).sum::<usize>();
             // Only the top level can have no key that is low enough.
-            let below = self.keys[begin..end].iter().filter(|start| **start <= key).count();
             at = at * FANOUT + below.checked_sub(1)?;
+            if key == K::MAX {
+                // What fills up the node was counted too.
+                at = at.min(self.last(level));
+            }
         }
-        Some(self.values[at])
+        self.values.get(at).copied()
+    }
+
+    /// Index of the last key of a level.
+    fn last(&self, level: usize) -> usize {
+        (self.values.len() - 1) / FANOUT.pow(u32::try_from(level).unwrap_or(0))
     }
 
     /// Number of intervals.
@@ -65,7 +91,7 @@ impl<K: Copy + Ord, V: Copy + PartialEq> Intervals<K, V> {
 
     /// Memory, in octets.
     pub(crate) fn bytes(&self) -> usize {
-        size_of_val(&*self.keys) + size_of_val(&*self.values)
+        size_of_val(&*self.nodes) + size_of_val(&*self.values)
     }
 }
 
@@ -87,12 +113,13 @@ mod tests {
                 assert_eq!(intervals.get(key), Some((key - 10) / 3), "{key} of {count}");
             }
             assert_eq!(intervals.get(u32::MAX), count.checked_sub(1), "after the last of {count}");
+            assert_eq!(intervals.get(u32::MAX - 1), count.checked_sub(1), "after the last of {count}");
         }
     }
 
     #[test]
     fn neighbours_with_one_value_become_one() {
-        let intervals = Intervals::new([(0_u16, 1), (5, 1), (9, 2), (12, 2), (20, 1)]);
+        let intervals = Intervals::new([(0_u32, 1), (5, 1), (9, 2), (12, 2), (20, 1)]);
         assert_eq!(intervals.len(), 3);
         assert_eq!([0, 8, 9, 19, 20].map(|key| intervals.get(key)), [1, 1, 2, 2, 1].map(Some));
     }

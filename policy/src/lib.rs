@@ -5,6 +5,7 @@
 
 pub mod compile;
 
+pub mod explain;
 pub mod infrastructure;
 pub mod model;
 pub mod table;

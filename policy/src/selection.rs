@@ -133,6 +133,13 @@ impl SelectionKey {
     }
 }
 
+impl Selection {
+    /// Whether it is of the ports of a policy's own namespace.
+    pub(crate) fn is_own(&self) -> bool {
+        matches!(self.key.scope, Scope::Own(_))
+    }
+}
+
 impl Selections {
     pub(crate) fn get(&self, id: u32) -> Option<&Selection> {
         self.slots.get(id)
@@ -230,6 +237,12 @@ impl Selections {
             self.slots.get(*selection).is_some_and(|selection| selection.key.matches(identities, id))
         });
         found
+    }
+
+    /// Sizes of what grows with policies.
+    #[cfg(test)]
+    pub(crate) fn counts(&self) -> [usize; 4] {
+        [self.slots.count(), self.by_key.len(), self.anchors.len(), self.dirty.len()]
     }
 
     /// An identity becomes or ceases to be a member.

@@ -35,8 +35,10 @@ pub(crate) struct Tier {
     pub policies: Box<[Arc<PolicyInfo>]>,
     any: Class,
     known: Class,
-    peers: Option<(Arc<PeerMap>, Box<[Class]>)>,
-    blocks: Option<Box<Blocks>>,
+    /// By selections of the policies' own namespace, and by the others. The maps of the latter are large, and many tiers
+    /// have the same.
+    peers: [Option<PeerClasses>; 2],
+    blocks: Option<Arc<Blocks>>,
     bytes: usize,
 }
 
@@ -49,6 +51,9 @@ pub(crate) struct PeerMap {
     signatures: Vec<Box<[u32]>>,
 }
 
+/// Which class an identity has, and the classes by that.
+type PeerClasses = (Arc<PeerMap>, Box<[Class]>);
+
 /// Classes by address.
 #[derive(Debug)]
 struct Blocks {
@@ -57,6 +62,16 @@ struct Blocks {
     v4: Intervals<u32, u32>,
     v6: Intervals<u128, u32>,
     classes: Box<[Class]>,
+}
+
+/// Where a tier finds what it shares with others.
+pub(crate) trait Source {
+    /// Whether a selection is of the ports of a policy's own namespace.
+    fn is_own(&self, selection: u32) -> bool;
+    /// Makes or finds the map for a sorted list of selections.
+    fn peer_map(&mut self, selections: Vec<u32>) -> Arc<PeerMap>;
+    /// The same tier compiled from the same policies, when only members of selections have changed.
+    fn before(&self) -> Option<&Tier>;
 }
 
 /// A policy of the tier, in order of precedence.
@@ -68,8 +83,8 @@ pub(crate) struct TierPolicy<'a> {
 }
 
 impl Tier {
-    /// `peer_map` makes or finds the map for a sorted list of selections.
-    pub(crate) fn new(policies: &[TierPolicy<'_>], peer_map: impl FnOnce(Vec<u32>) -> Arc<PeerMap>) -> Self {
+    /// Compiles the policies of a tier.
+    pub(crate) fn new(policies: &[TierPolicy<'_>], source: &mut impl Source) -> Self {
         let ranked: Vec<(u32, bool, &ResolvedRule)> = (0..)
             .zip(policies.iter().flat_map(|policy| policy.resolved.rules.iter().map(move |rule| (policy, rule))))
             .map(|(rank, (policy, rule))| (rank, policy.info.audit && rule.action == Action::Deny, rule))
@@ -84,24 +99,32 @@ impl Tier {
             class(&mut ranked.iter().filter(|(.., rule)| accept(rule)).map(|(rank, ..)| *rank))
         };
 
-        let mut users: Vec<(u32, u32)> =
+        let users: Vec<(u32, u32)> =
             ranked.iter().flat_map(|(rank, _, rule)| rule.selections.iter().map(|id| (*id, *rank))).collect();
-        users.retain(|(selection, _)| *selection != ALL_PORTS);
-        users.sort_unstable();
-        let peers = (!users.is_empty()).then(|| {
+        let peers = [true, false].map(|own| {
+            let of = |id: u32| id != ALL_PORTS && source.is_own(id) == own;
+            let mut users: Vec<(u32, u32)> = users.iter().copied().filter(|(id, _)| of(*id)).collect();
+            users.sort_unstable();
+            if users.is_empty() {
+                return None;
+            }
             let mut selections: Vec<u32> = users.iter().map(|(selection, _)| *selection).collect();
             selections.dedup();
-            let ranks: Vec<Vec<u32>> =
-                users.chunk_by(|a, b| a.0 == b.0).map(|of| of.iter().map(|(_, rank)| *rank).collect()).collect();
-            let map = peer_map(selections);
+            let ranks: Vec<&[(u32, u32)]> = users.chunk_by(|a, b| a.0 == b.0).collect();
+            let map = source.peer_map(selections);
             let of =
-                |signature: &[u32]| class(&mut signature.iter().flat_map(|at| ranks[*at as usize].iter().copied()));
+                |signature: &[u32]| class(&mut signature.iter().flat_map(|at| ranks[*at as usize]).map(|user| user.1));
             let classes: Box<[Class]> = map.signatures.iter().map(|signature| of(signature)).collect();
-            (map, classes)
+            Some((map, classes))
         });
 
-        let blocks =
-            ranked.iter().any(|(.., rule)| !rule.blocks.is_empty()).then(|| Box::new(Blocks::new(&ranked, &class)));
+        let blocks = match source.before() {
+            Some(before) => before.blocks.clone(),
+            None => {
+                let any = ranked.iter().any(|(.., rule)| !rule.blocks.is_empty());
+                any.then(|| Arc::new(Blocks::new(&ranked, &class)))
+            }
+        };
         let isolating = |audit: bool| policies.iter().filter(move |p| p.info.audit == audit).find_map(|p| p.isolation);
         let mut tier = Self {
             rules: ranked.iter().map(|(.., rule)| (rule.id, rule.action)).collect(),
@@ -124,10 +147,10 @@ impl Tier {
         let mut found = self.any.get(query);
         if let Some(identity) = peer {
             found = found.min(self.known.get(query));
-            if let Some((map, classes)) = &self.peers
-                && let Some(class) = map.classes.get(&identity)
-            {
-                found = found.min(classes[*class as usize].get(query));
+            for (map, classes) in self.peers.iter().flatten() {
+                if let Some(class) = map.classes.get(&identity) {
+                    found = found.min(classes[*class as usize].get(query));
+                }
             }
         }
         if let Some(blocks) = &self.blocks {
@@ -148,10 +171,11 @@ impl Tier {
     }
 
     fn measure(&self) -> usize {
-        let peers = self.peers.as_ref().map_or(0, |(map, classes)| {
+        let of = |(map, classes): &PeerClasses| {
             map.classes.allocation_size() / Arc::strong_count(map).max(1)
                 + classes.iter().map(Class::bytes).sum::<usize>()
-        });
+        };
+        let peers = self.peers.iter().flatten().map(of).sum::<usize>();
         let blocks = self.blocks.as_ref().map_or(0, |blocks| {
             let classes = blocks.classes.iter().chain(&blocks.every).map(Class::bytes).sum::<usize>();
             blocks.v4.bytes() + blocks.v6.bytes() + classes

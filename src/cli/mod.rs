@@ -5,6 +5,7 @@
 
 mod attach_netns;
 pub(crate) mod client;
+mod complete;
 mod conntrack;
 mod daemon;
 mod demo;
@@ -20,6 +21,7 @@ mod policy;
 mod port;
 mod rpc;
 mod status;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,7 +53,7 @@ pub struct Global {
     #[arg(long, global = true, env = "HOSTWEAVE_CONTROL", value_name = "PATH")]
     pub control: Option<PathBuf>,
     /// Namespace of the objects
-    #[arg(short, long, global = true, value_name = "NS")]
+    #[arg(short, long, global = true, value_name = "NS", add = complete::namespace())]
     pub namespace: Option<String>,
     /// How results look
     #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
@@ -98,6 +100,8 @@ enum Command {
     Validate(offline::ValidateArgs),
     /// Explain a kind of object or a field, such as Port.spec.backend
     Explain(offline::ExplainArgs),
+    /// Say what would become of a packet, stage by stage, and why; exit code 1 if it would be dropped
+    Trace(trace::Args),
     /// Show connections that began, ended or were refused, and dropped packets; with --type port what happened to ports
     Observe(observe::Args),
     /// Work with policies: who may talk to whom, audit mode, recommendations
@@ -180,6 +184,7 @@ impl Session {
 
 /// The program.
 pub fn main() -> ExitCode {
+    complete::answer();
     let matches = Cli::command().get_matches();
     let mut cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
@@ -221,6 +226,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Edit(args) => done(objects::edit(&session, &args)),
         Command::Validate(args) => done(offline::validate(&session, &args)),
         Command::Explain(args) => done(offline::explain(&args)),
+        Command::Trace(args) => trace::run(&session, &args),
         Command::Observe(args) => done(observe::observe(&session, &args)),
         Command::Policy(command) => done(policy::run(&session, &command)),
         Command::Conntrack(command) => done(conntrack::run(&session, &command)),

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use similar::TextDiff;
 
 use super::Session;
+use super::complete;
 use super::failure::{Failure, code};
 use super::output::{self, Format, cell, hint, print};
 use crate::config::{Kind, read_paths};
@@ -40,8 +41,10 @@ pub struct DiffArgs {
 #[derive(clap::Args, Debug)]
 pub struct GetArgs {
     /// Kind, or KIND/NAME
+    #[arg(add = complete::kind())]
     kind: String,
     /// Name, or NAMESPACE/NAME; every object if left out
+    #[arg(add = complete::name())]
     name: Option<String>,
     /// Every namespace
     #[arg(short = 'A', long)]
@@ -55,8 +58,10 @@ pub struct GetArgs {
 #[derive(clap::Args, Debug)]
 pub struct DescribeArgs {
     /// Kind, or KIND/NAME
+    #[arg(add = complete::kind())]
     kind: String,
     /// Name, or NAMESPACE/NAME
+    #[arg(add = complete::name())]
     name: Option<String>,
 }
 
@@ -64,9 +69,10 @@ pub struct DescribeArgs {
 #[derive(clap::Args, Debug)]
 pub struct DeleteArgs {
     /// Kind, or KIND/NAME
-    #[arg(required_unless_present = "files")]
+    #[arg(required_unless_present = "files", add = complete::kind())]
     kind: Option<String>,
     /// Name, or NAMESPACE/NAME
+    #[arg(add = complete::name())]
     name: Option<String>,
     /// Delete what these files name
     #[arg(short, long = "filename", value_name = "FILE|DIR|-", conflicts_with_all = ["kind", "name"])]
@@ -80,8 +86,10 @@ pub struct DeleteArgs {
 #[derive(clap::Args, Debug)]
 pub struct EditArgs {
     /// Kind, or KIND/NAME
+    #[arg(add = complete::kind())]
     kind: String,
     /// Name, or NAMESPACE/NAME
+    #[arg(add = complete::name())]
     name: Option<String>,
 }
 
@@ -136,11 +144,38 @@ pub fn apply(session: &Session, args: &ApplyArgs) -> Result<(), Failure> {
     let result = session.call("object.apply", params)?;
     session.warn(&result["warnings"]);
     print_changes(session, &result, dry_run)?;
+    if dry_run && matches!(session.global.output, Format::Table | Format::Wide) {
+        print(&impact_text(&result["impact"]))?;
+    }
     let changed = |change: &Value| change["action"] != "unchanged";
     if !dry_run && result["changes"].as_array().is_some_and(|changes| changes.iter().any(changed)) {
         hint("next: hostweave status");
     }
     Ok(())
+}
+
+/// What a dry run says about the traffic that there is.
+fn impact_text(impact: &Value) -> String {
+    let mut text = String::new();
+    let mut section = |title: &str, affected: &Value, verb: &str| {
+        let flows = affected["flows"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let count = affected["count"].as_u64().unwrap_or(0);
+        text += &format!("{title}, of which {count} would {verb}{}\n", if count > 0 { ":" } else { "" });
+        for flow in flows {
+            let [from, source, to, destination, protocol, why] =
+                ["/from", "/source", "/to", "/destination", "/protocol", "/why"]
+                    .map(|pointer| output::printable(&cell(flow, pointer)));
+            text += &format!("  {from} {source} -> {to} {destination} {protocol}  {why}\n");
+        }
+        if count > flows.len() as u64 {
+            text += &format!("  and {} more\n", count - flows.len() as u64);
+        }
+    };
+    section(&format!("live connections: {}", cell(impact, "/connections")), &impact["broken"], "break");
+    if impact["denied"].as_u64().is_some_and(|denied| denied > 0) {
+        section(&format!("denied lately: {}", cell(impact, "/denied")), &impact["admitted"], "pass");
+    }
+    text
 }
 
 fn print_changes(session: &Session, result: &Value, dry_run: bool) -> Result<(), Failure> {

@@ -97,32 +97,12 @@ pub fn schema(args: &SchemaArgs) -> Result<(), Failure> {
     output::print_json(&args.kind.map_or_else(schema_of_all, explain::schema))
 }
 
-/// Prints completions.
+/// Prints what a shell has to read to complete.
 ///
 /// # Errors
 /// Nobody reads.
 pub fn completion(args: &CompletionArgs) -> Result<(), Failure> {
-    let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut completed(), "hostweave", &mut text);
-    output::print(&String::from_utf8_lossy(&text))
-}
-
-/// The command line, with the kinds as values where a kind is wanted. Only for completion: KIND/NAME is accepted as well.
-fn completed() -> clap::Command {
-    let kinds = || {
-        let names = |kind: Kind| [kind.plural()].into_iter().chain(kind.short_names().iter().copied());
-        clap::builder::PossibleValuesParser::new(Kind::ALL.into_iter().flat_map(names))
-    };
-    let with_kinds = |command: clap::Command, name: &str| {
-        // Not `mut_arg`: it would change the order of the arguments.
-        command.mut_subcommand(name, |command| {
-            command.mut_args(|argument| match argument.get_id() == "kind" {
-                true => argument.value_parser(kinds()),
-                false => argument,
-            })
-        })
-    };
-    ["get", "describe", "delete", "edit", "schema"].into_iter().fold(Cli::command(), with_kinds)
+    output::print(&super::complete::script(args.shell)?)
 }
 
 /// Writes man pages.
@@ -132,21 +112,4 @@ fn completed() -> clap::Command {
 pub fn man(args: &ManArgs) -> Result<(), Failure> {
     std::fs::create_dir_all(&args.dir)?;
     Ok(clap_mangen::generate_to(Cli::command(), &args.dir)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn completion_knows_the_kinds() {
-        let mut text = Vec::new();
-        clap_complete::generate(clap_complete::Shell::Bash, &mut completed(), "hostweave", &mut text);
-        let text = String::from_utf8(text).unwrap();
-        completed().debug_assert();
-        for word in ["networkpolicies", "netpol", "cnp", "ports"] {
-            let mut words = text.split(|c: char| !c.is_alphanumeric());
-            assert!(words.any(|known| known == word), "{word}");
-        }
-    }
 }

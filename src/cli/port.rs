@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Session;
+use super::complete;
 use super::failure::Failure;
 use super::objects::labels_of;
 use super::output::{self, Format, cell, hint, print};
@@ -70,7 +71,7 @@ pub struct AddArgs {
     #[arg(short = 'l', long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
     /// Network [default: default]
-    #[arg(long)]
+    #[arg(long, add = complete::network())]
     network: Option<String>,
     /// Fixed address; may be given several times
     #[arg(long, value_name = "ADDRESS")]
@@ -116,6 +117,7 @@ pub struct ListArgs {
 #[derive(clap::Args, Debug)]
 pub struct NameArgs {
     /// Name, or NAMESPACE/NAME
+    #[arg(add = complete::port())]
     name: String,
 }
 
@@ -123,6 +125,7 @@ pub struct NameArgs {
 #[derive(clap::Args, Debug)]
 pub struct DeleteArgs {
     /// Name, or NAMESPACE/NAME
+    #[arg(add = complete::port())]
     name: String,
     /// A port that does not exist is no error
     #[arg(long)]
@@ -133,6 +136,7 @@ pub struct DeleteArgs {
 #[derive(clap::Args, Debug)]
 pub struct LabelArgs {
     /// Name, or NAMESPACE/NAME
+    #[arg(add = complete::port())]
     name: String,
     /// KEY=VALUE sets, KEY- removes
     #[arg(required = true, value_name = "LABEL")]
@@ -143,6 +147,7 @@ pub struct LabelArgs {
 #[derive(clap::Args, Debug)]
 pub struct StatsArgs {
     /// Name, or NAMESPACE/NAME; every port of the namespace if left out
+    #[arg(add = complete::port())]
     name: Option<String>,
     /// Every namespace
     #[arg(short = 'A', long, conflicts_with = "name")]
@@ -156,6 +161,7 @@ pub struct StatsArgs {
 #[derive(clap::Args, Debug)]
 pub struct AttachArgs {
     /// Name, or NAMESPACE/NAME
+    #[arg(add = complete::port())]
     name: String,
     /// Which VMM
     #[arg(long, value_enum, default_value = "qemu")]

@@ -47,27 +47,43 @@ pub fn spec(set: &ObjectSet) -> PolicySpec {
 }
 
 /// The ports that a policy selects, by namespace and name; none for an object of another kind.
-pub fn selected<'a>(set: &'a ObjectSet, policy: &'a Object) -> Box<dyn Iterator<Item = &'a ObjectKey> + 'a> {
+pub fn selected<'a>(set: &'a ObjectSet, policy: &Object) -> Vec<&'a ObjectKey> {
     match &policy.spec {
         Spec::NetworkPolicy(policy) => {
             let namespace = policy.name.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
-            Box::new(ports_in(set, namespace, Some(&policy.selector)))
+            ports_in(set, namespace, &policy.selector)
         }
         Spec::ClusterNetworkPolicy(policy) => {
+            let every = Selector::default();
+            let ports = policy.ports.as_ref().unwrap_or(&every);
             let namespaces = namespaces_of(set, &policy.namespaces);
-            Box::new(namespaces.flat_map(|namespace| ports_in(set, namespace, policy.ports.as_ref())))
+            namespaces.flat_map(|namespace| ports_in(set, namespace, ports)).collect()
         }
-        _ => Box::new(std::iter::empty()),
+        _ => Vec::new(),
     }
 }
 
-fn ports_in<'a>(
-    set: &'a ObjectSet,
-    namespace: &str,
-    selector: Option<&'a Selector>,
-) -> impl Iterator<Item = &'a ObjectKey> + use<'a> {
-    let ports = set.of_namespace(Kind::Port, namespace).map(|port| &port.key);
-    ports.filter(move |key| selector.is_none_or(|selector| selector.matches(&set.labels_of(key))))
+fn ports_in<'a>(set: &'a ObjectSet, namespace: &str, selector: &Selector) -> Vec<&'a ObjectKey> {
+    let matches = |port: &&'a Arc<Object>| selector.matches(&set.labels_of(&port.key));
+    let mut ports: Vec<&ObjectKey> = match wanted(selector) {
+        None => set.of_namespace(Kind::Port, namespace).filter(matches).map(|port| &port.key).collect(),
+        Some((key, values)) => {
+            let having = values.iter().flat_map(|value| set.ports_with_label(namespace, key, value));
+            having.filter(matches).map(|port| &port.key).collect()
+        }
+    };
+    // Values may come in any order, and more than once.
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+/// A label that everything that is selected has, with one of these values.
+fn wanted(selector: &Selector) -> Option<(&str, &[String])> {
+    selector.requirements.iter().find_map(|requirement| match &requirement.operator {
+        Operator::In(values) => Some((requirement.key.as_str(), values.as_slice())),
+        _ => None,
+    })
 }
 
 /// Names of the namespaces that a selector selects.
@@ -113,7 +129,7 @@ pub fn dubious<'a>(set: &ObjectSet, keys: impl IntoIterator<Item = &'a ObjectKey
     }
     check_priorities(set, &cluster, &mut found);
     for (object, policy) in cluster {
-        if selected(set, object).next().is_none() {
+        if selected(set, object).is_empty() {
             found.extend(subject_selects_nothing(set, policy));
         }
     }
@@ -138,8 +154,8 @@ fn subject_selects_nothing(set: &ObjectSet, policy: &model::ClusterNetworkPolicy
         let labels: Vec<Labels> = set.of_kind(Kind::Namespace).map(|namespace| namespace_labels(namespace)).collect();
         LabelIndex::new(labels.iter()).help("of namespaces", "namespace", &policy.namespaces)
     } else {
-        let keys = namespaces.iter().flat_map(|namespace| ports_in(set, namespace, None));
-        let labels: Vec<Cow<'_, Labels>> = keys.map(|key| set.labels_of(key)).collect();
+        let inside = namespaces.iter().flat_map(|namespace| set.of_namespace(Kind::Port, namespace));
+        let labels: Vec<Cow<'_, Labels>> = inside.map(|port| set.labels_of(&port.key)).collect();
         LabelIndex::new(labels.iter().map(|labels| &**labels)).help("in those namespaces", "port", &ports)
     };
     Some(selects_nothing(Kind::ClusterNetworkPolicy, &policy.name, &what, help))
@@ -194,11 +210,7 @@ impl<'a> LabelIndex<'a> {
 
     /// Whether anything matches. Looks only at what has a wanted label, where the selector wants one.
     fn has(&self, selector: &Selector) -> bool {
-        let wanted = selector.requirements.iter().find_map(|requirement| match &requirement.operator {
-            Operator::In(values) => Some((requirement.key.as_str(), values)),
-            _ => None,
-        });
-        match wanted {
+        match wanted(selector) {
             Some((key, values)) => {
                 let having = values.iter().filter_map(|value| self.by_label.get(&(key, value.as_str()))).flatten();
                 having.into_iter().any(|labels| selector.matches(labels))

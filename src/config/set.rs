@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use hostweave_policy::model;
 use hostweave_switch::MacAddr;
@@ -37,7 +37,11 @@ const DEFAULT_VNI: u32 = 4096;
 pub struct ObjectSet {
     objects: Arc<BTreeMap<ObjectKey, Arc<Object>>>,
     host: Arc<HostConfig>,
+    ports_by_label: Arc<OnceLock<PortsByLabel>>,
 }
+
+/// Ports by namespace, label key and label value.
+type PortsByLabel = HashMap<(String, String, String), Vec<Arc<Object>>>;
 
 impl ObjectSet {
     /// The object with this key.
@@ -92,6 +96,24 @@ impl ObjectSet {
         all.take_while(move |object| object.key.kind == kind && object.key.namespace == first.namespace)
     }
 
+    /// The ports of a namespace that have a label, their Pods' included, by name. The first call for a set looks at every
+    /// port, the others do not.
+    pub fn ports_with_label(&self, namespace: &str, key: &str, value: &str) -> &[Arc<Object>] {
+        let by_label = self.ports_by_label.get_or_init(|| {
+            let mut by_label = PortsByLabel::new();
+            for port in self.of_kind(Kind::Port) {
+                let namespace = port.key.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+                for (key, value) in self.labels_of(&port.key).iter() {
+                    let label = (namespace.to_owned(), key.clone(), value.clone());
+                    by_label.entry(label).or_default().push(Arc::clone(port));
+                }
+            }
+            by_label
+        });
+        let label = (namespace.to_owned(), key.to_owned(), value.to_owned());
+        by_label.get(&label).map(Vec::as_slice).unwrap_or_default()
+    }
+
     /// Labels of a port: its own and those of the Pod of the same namespace and name.
     pub fn labels(&self, port: &ObjectKey) -> BTreeMap<String, String> {
         self.labels_of(port).into_owned()
@@ -136,7 +158,7 @@ pub fn check_set(
         by_key.entry(object.key.clone()).or_insert_with(|| Arc::clone(object));
     }
     let host = check_host_config(&by_key, &mut found);
-    let set = ObjectSet { objects: Arc::new(by_key), host: Arc::new(host) };
+    let set = ObjectSet { objects: Arc::new(by_key), host: Arc::new(host), ports_by_label: Arc::default() };
     check_counts(&set, &mut found);
     check_vnis(&set, &mut found);
     let mut claims = Claims::default();

@@ -12,7 +12,7 @@ use tokio::sync::broadcast;
 
 use super::controller::{Controller, ObjectChange};
 use super::error::{ErrorKind, RpcError};
-use super::methods::{conntrack, event, flow, object, policy, port, server};
+use super::methods::{conntrack, event, flow, object, policy, port, server, trace};
 use super::socket::Client;
 use crate::config::names::closest;
 use crate::observe::events::{Event, Filter};
@@ -165,6 +165,7 @@ methods! {
     "object.watch" Read object::Selection => object::watch: "Subscribes to objects: a snapshot, then every change with its revision.",
     "event.list" Read event::List => event::list: "The last events.",
     "event.subscribe" Read event::List => event::subscribe: "Subscribes to events.",
+    "trace.run" Read trace::Run => trace::run: "What would become of a packet, stage by stage, and why.",
     "conntrack.list" Read conntrack::List => conntrack::list: "Connections, with what allowed them.",
     "conntrack.flush" Write conntrack::Flush => conntrack::flush: "Forgets connections: their next packets are decided anew.",
     "flow.list" Read flow::List => flow::list: "The last connections that began, ended or were refused, and dropped packets.",

@@ -9,7 +9,7 @@ use crate::config::{ObjectKey, ObjectSet, policies, words};
 /// `status` of a policy in lists; null for an object of another kind.
 pub fn status(set: &ObjectSet, object: &Object) -> Value {
     let mode = |audit: bool| if audit { "audit" } else { "enforce" };
-    let ports = policies::selected(set, object).count();
+    let ports = policies::selected(set, object).len();
     match &object.spec {
         Spec::NetworkPolicy(policy) => json!({
             "podSelector": words::selector(&policy.selector),
@@ -40,7 +40,7 @@ pub fn described(set: &ObjectSet, object: &Object) -> Value {
         _ => return status,
     };
     if let Value::Object(fields) = &mut status {
-        fields.insert("selects".into(), policies::selected(set, object).map(ObjectKey::path).collect());
+        fields.insert("selects".into(), policies::selected(set, object).into_iter().map(ObjectKey::path).collect());
         fields.insert("rules".into(), rules);
     }
     status

@@ -81,6 +81,7 @@ impl State {
             compile_duration: std::time::Duration::ZERO,
             timeouts: super::Timeouts::default(),
             established: Established::default(),
+            local: Default::default(),
             epochs: Vec::new(),
             remembered,
             adopted: false,

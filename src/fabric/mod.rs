@@ -17,8 +17,10 @@ pub mod plane;
 mod port;
 pub mod report;
 pub mod spec;
+mod what_if;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -46,7 +48,8 @@ use crate::worker::{FLOWS_MAX, NOTES_MAX, Shared, Worker, WorkerStats};
 use mailbox::{Mailbox, Message};
 use plane::Plane;
 use port::PortRuntime;
-use spec::{Desired, Established, FabricConfig, FabricEvent, PortSpec, PortStatus, Timeouts};
+use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Timeouts};
+pub use what_if::{Affected, AffectedFlow, DeniedFlow, Impact, Picture};
 
 /// The running packet path.
 pub struct Fabric {
@@ -82,6 +85,7 @@ struct State {
     compile_duration: Duration,
     timeouts: Timeouts,
     established: Established,
+    local: LocalServices,
     /// By [`NetworkId`]; see [`Tables::epochs`].
     epochs: Vec<u32>,
     /// Slots of ports that an earlier run knew, by the ports' ids; taken back by whoever comes first.
@@ -223,11 +227,13 @@ impl Fabric {
         }
         state.timeouts = desired.timeouts;
         state.established = desired.established;
+        state.local = desired.local;
         let update = state.compile(&desired.policy);
         state.bump(&update);
         inner.adopt(&mut state);
         inner.share_connections(&state);
         inner.publish(&mut state);
+        inner.wait_until_in_force(state.revision);
         inner.forget_connections_of(&gone_ids);
         for port in state.ports.values() {
             port.open_gate();
@@ -396,6 +402,7 @@ impl Inner {
         let mut tables = Tables {
             revision: state.revision,
             timeouts: state.timeouts,
+            local: state.local,
             keep_established: state.established == Established::Keep,
             ..Tables::default()
         };
@@ -440,10 +447,24 @@ impl Inner {
         }
         state.purge();
     }
+
+    /// What is acknowledged holds: waits until no worker looks at a plane before this one, so that no packet that is sent
+    /// from then on meets the old tables.
+    fn wait_until_in_force(&self, revision: u64) {
+        let end = Instant::now() + TAKE_OVER_LIMIT;
+        let lags = |worker: &Arc<Shared>| worker.revision.load(Ordering::Acquire) < revision;
+        while self.workers.iter().any(lags) && Instant::now() < end {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
 }
 
 /// How long a worker may take to let go of a plane: it is one burst, unless the kernel took the CPU from it.
 const LET_GO_LIMIT: Duration = Duration::from_millis(200);
+
+/// How long control waits for workers to take over a plane before it acknowledges it all the same: a worker that the kernel
+/// gives no time to for that long passes no packets either.
+const TAKE_OVER_LIMIT: Duration = Duration::from_secs(2);
 
 impl State {
     /// Waits until the workers have let go of every plane but the published one, and with it of devices that are to
@@ -562,6 +583,7 @@ fn prepare_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, Uring, FlowCache)>
         mailbox: Mailbox::new(uring.waker()),
         notes: crossbeam_queue::ArrayQueue::new(NOTES_MAX),
         listener,
+        revision: AtomicU64::new(0),
         stats: WorkerStats::default(),
     });
     Ok((shared, uring, cache))

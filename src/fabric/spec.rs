@@ -13,6 +13,7 @@ use hostweave_policy::model::{
 };
 use hostweave_switch::MacAddr;
 pub use hostweave_switch::connection::Timeouts;
+pub use hostweave_switch::tables::LocalServices;
 use hostweave_switch::tables::Network;
 use uuid::Uuid;
 
@@ -36,7 +37,7 @@ pub struct FabricConfig {
 }
 
 /// Everything that is to exist.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Desired {
     /// Networks, by unique name. `internal` is filled in by the fabric.
     pub networks: Vec<Network>,
@@ -50,19 +51,6 @@ pub struct Desired {
     pub local: LocalServices,
     /// When an idle connection is forgotten.
     pub timeouts: Timeouts,
-}
-
-impl Default for Desired {
-    fn default() -> Self {
-        Self {
-            networks: Vec::new(),
-            ports: Vec::new(),
-            policy: PolicySpec::default(),
-            established: Established::default(),
-            local: LocalServices::default(),
-            timeouts: Timeouts::default(),
-        }
-    }
 }
 
 /// What policy depends on, besides ports: the fabric adds an endpoint for each port and has a
@@ -89,23 +77,6 @@ pub enum Established {
     Recheck,
     /// They live until they end.
     Keep,
-}
-
-/// What the host answers itself, before policy (SEMANTICS NP34). Each can be switched off.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LocalServices {
-    /// DHCP and DHCPv6.
-    pub dhcp: bool,
-    /// Router advertisements.
-    pub ra: bool,
-    /// Echo to the gateway.
-    pub ping: bool,
-}
-
-impl Default for LocalServices {
-    fn default() -> Self {
-        Self { dhcp: true, ra: true, ping: true }
-    }
 }
 
 /// One port, with its addresses assigned.

@@ -11,4 +11,6 @@ pub mod flow_record;
 pub mod flow_text;
 pub mod metrics;
 pub mod recorder;
+pub mod synthetic;
 pub mod time;
+pub mod trace;

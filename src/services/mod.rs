@@ -62,12 +62,15 @@ pub fn local(
     note: &mut Option<LocalNote>,
 ) -> Verdict {
     // Nearly all packets are TCP or UDP to somewhere else and leave here.
-    match (packet.meta.l3, packet.meta.proto) {
-        (L3::V4, PROTO_TCP) | (L3::V6, PROTO_TCP) => Verdict::Continue,
-        (L3::V4, PROTO_UDP) if packet.meta.dst_port != wire::dhcp4::SERVER_PORT => Verdict::Continue,
-        (L3::V6, PROTO_UDP) if packet.meta.dst_port != wire::dhcp6::SERVER_PORT => Verdict::Continue,
-        _ => service(ctx, packet, arena, note),
-    }
+    if is_for_others(packet) { Verdict::Continue } else { service(ctx, packet, arena, note) }
+}
+
+/// Whether no service here has anything to do with a packet: TCP, or UDP that is not to a DHCP server.
+#[inline]
+pub fn is_for_others(packet: &Packet) -> bool {
+    let meta = &packet.meta;
+    let dhcp = if meta.l3 == L3::V4 { wire::dhcp4::SERVER_PORT } else { wire::dhcp6::SERVER_PORT };
+    meta.l3 != L3::Arp && (meta.proto == PROTO_TCP || (meta.proto == PROTO_UDP && meta.dst_port != dhcp))
 }
 
 #[cold]
@@ -77,22 +80,27 @@ fn service(
     arena: &mut [Segment],
     note: &mut Option<LocalNote>,
 ) -> Verdict {
+    let on = ctx.tables.local;
     match (packet.meta.l3, packet.meta.proto) {
         (L3::Arp, _) => arp::answer(ctx, packet, arena),
-        (L3::V4, PROTO_ICMP) => ping::answer_v4(ctx, packet),
+        (L3::V4, PROTO_ICMP) if on.ping => ping::answer_v4(ctx, packet),
         (L3::V4, PROTO_IGMP) => Verdict::Drop(DropReason::GroupMembership),
-        (L3::V4, PROTO_UDP) if !packet.meta.fragment => dhcp4::answer(ctx, packet, arena, note),
+        (L3::V4, PROTO_UDP) if on.dhcp && !packet.meta.fragment => dhcp4::answer(ctx, packet, arena, note),
         (L3::V6, PROTO_ICMPV6) => icmpv6(ctx, packet, arena, note),
-        (L3::V6, PROTO_UDP) if !packet.meta.fragment => dhcp6::answer(ctx, packet, arena, note),
+        (L3::V6, PROTO_UDP) if on.dhcp && !packet.meta.fragment => dhcp6::answer(ctx, packet, arena, note),
         _ => Verdict::Continue,
     }
 }
 
 fn icmpv6(ctx: &LocalContext<'_>, packet: &mut Packet, arena: &mut [Segment], note: &mut Option<LocalNote>) -> Verdict {
     let kind = packet.head().get(usize::from(packet.meta.layers.l4)).copied();
+    let on = ctx.tables.local;
     match kind {
-        _ if packet.meta.later_fragment => ping::answer_v6(ctx, packet),
-        Some(ping::ECHO_REQUEST_V6) => ping::answer_v6(ctx, packet),
+        _ if packet.meta.later_fragment && on.ping => ping::answer_v6(ctx, packet),
+        _ if packet.meta.later_fragment => Verdict::Continue,
+        Some(ping::ECHO_REQUEST_V6) if on.ping => ping::answer_v6(ctx, packet),
+        Some(ping::ECHO_REQUEST_V6) => Verdict::Continue,
+        Some(ndp::ROUTER_SOLICITATION) if !on.ra => Verdict::Drop(DropReason::NeighborNoAnswer),
         // MLD query, reports and done (RFC 2710, RFC 3810).
         Some(130..=132 | 143) => Verdict::Drop(DropReason::GroupMembership),
         Some(ndp::ROUTER_SOLICITATION..=ndp::REDIRECT) => ndp::answer(ctx, packet, arena, note),

@@ -51,6 +51,8 @@ impl Path {
                 }
                 Verdict::Reply if self.pace.local(port, now) => {
                     replied += 1;
+                    // The answer goes to the queue on which the question came.
+                    packet.meta.queue = queue;
                     port
                 }
                 Verdict::Reply => {
@@ -144,6 +146,7 @@ impl Path {
     fn classify(&mut self, ctx: &Context<'_>, verdicts: &mut [Verdict; BURST], now: Instant) -> u64 {
         let mut octets = 0;
         let keys = self.shared.connections.keys();
+        let ahead = !self.cache.is_small();
         for (index, verdict) in verdicts.iter_mut().enumerate().take(self.burst.len()) {
             let (packet, arena) = self.burst.packet_mut(index);
             octets += packet.len() as u64;
@@ -163,12 +166,17 @@ impl Path {
                 match FlowKey::of(packet, ctx.port.id.0 as u16) {
                     Some(key) => {
                         let lookup = Lookup { key, hash: keys.hash(&key, ctx.network.vni) };
-                        self.cache.prefetch(lookup.hash);
+                        if ahead {
+                            self.cache.prefetch(lookup.hash);
+                        }
                         self.lookups[index] = lookup;
                     }
                     None => *verdict = Verdict::Drop(DropReason::NeighborNoAnswer),
                 }
             }
+        }
+        if !ahead {
+            return octets;
         }
         for (index, verdict) in verdicts.iter().enumerate().take(self.burst.len()) {
             if *verdict == Verdict::Continue {

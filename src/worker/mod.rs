@@ -108,6 +108,8 @@ pub struct Shared {
     pub notes: ArrayQueue<Note>,
     /// The thread that reads the news.
     pub listener: std::thread::Thread,
+    /// Revision of the tables that the worker works with; it looks at no older ones any more.
+    pub revision: AtomicU64,
     /// Time and packets.
     pub stats: WorkerStats,
 }
@@ -167,6 +169,7 @@ impl Worker {
             let plane = published.load();
             if plane.tables.revision != loaded {
                 loaded = plane.tables.revision;
+                self.path.shared.revision.store(loaded, Ordering::Release);
                 self.plane_changed(plane);
             }
             if self.mail(plane, before) {
@@ -380,6 +383,9 @@ impl Path {
     #[cold]
     fn advertise(&mut self, plane: &Plane, port: PortId, now: Instant) {
         let worker = self.shared.index;
+        if !plane.tables.local.ra {
+            return;
+        }
         let Some(output) = plane.tables.port(port) else { return };
         let Some(network) = plane.tables.network(output.network) else { return };
         let Some(count) = output.counters.get(worker) else { return };

@@ -9,8 +9,6 @@
 //! from one borrowed slice, without a cold branch, and `meta` is written at the end. IPv4 options, fragments, extension
 //! headers and other transports are cold and extend the head as they go.
 
-use std::net::Ipv4Addr;
-
 use crate::limits::{HEAD_FIRST, HEAD_MAX, IPV6_EXTENSION_HEADERS_MAX};
 use crate::packet::{L3, Layers, Packet};
 use crate::payload::Segment;
@@ -74,11 +72,10 @@ fn ipv4(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
     let network = NetworkHeader::v4(header, ipv4::HEADER_LEN, packet.len())?;
     let transport = Transport::read(network.cut(head), network.l4, network.end, network.proto, false)?;
     network.write(packet, arena);
-    let ports = match transport {
+    match transport {
         Some(transport) => transport.write(packet),
         None => other_transport(packet, arena)?,
-    };
-    packet.meta.hash = hash_v4(header, ports);
+    }
     Ok(())
 }
 
@@ -91,9 +88,7 @@ fn ipv4_odd(packet: &mut Packet, arena: &mut [Segment], header: Ipv4<'_>) -> Res
     if header.is_fragment() {
         ipv4_fragment(packet, header, network.end - network.l4)?;
     }
-    let ports = odd_transport(packet, arena, network)?;
-    packet.meta.hash = hash_v4(header, ports);
-    Ok(())
+    odd_transport(packet, arena, network)
 }
 
 /// Checks version, header length, checksum and options. Returns the header's length.
@@ -147,24 +142,22 @@ fn ipv6(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
         return Err(DropReason::AddressNotForwardable);
     }
     let network = NetworkHeader { l3: L3::V6, proto: header.next_header(), l4: L3_START + ipv6::HEADER_LEN, end };
-    let ports = if ipv6::is_extension(network.proto) {
+    if ipv6::is_extension(network.proto) {
         network.write(packet, arena);
-        ipv6_odd(packet, arena, network)?
-    } else {
-        let transport = Transport::read(network.cut(head), network.l4, network.end, network.proto, false)?;
-        network.write(packet, arena);
-        match transport {
-            Some(transport) => transport.write(packet),
-            None => other_transport(packet, arena)?,
-        }
-    };
-    packet.meta.hash = hash_v6(&octets, ports);
+        return ipv6_odd(packet, arena, network);
+    }
+    let transport = Transport::read(network.cut(head), network.l4, network.end, network.proto, false)?;
+    network.write(packet, arena);
+    match transport {
+        Some(transport) => transport.write(packet),
+        None => other_transport(packet, arena)?,
+    }
     Ok(())
 }
 
 /// A packet with extension headers.
 #[cold]
-fn ipv6_odd(packet: &mut Packet, arena: &mut [Segment], network: NetworkHeader) -> Result<(u16, u16), DropReason> {
+fn ipv6_odd(packet: &mut Packet, arena: &mut [Segment], network: NetworkHeader) -> Result<(), DropReason> {
     let (proto, l4) = ipv6_extensions(packet, arena, network)?;
     let network = NetworkHeader { proto, l4, ..network };
     network.write(packet, arena);
@@ -302,20 +295,18 @@ impl Transport {
         }
     }
 
-    /// Writes `meta` and returns the L4 ports.
+    /// Writes `meta`.
     #[inline]
-    fn write(self, packet: &mut Packet) -> (u16, u16) {
+    fn write(self, packet: &mut Packet) {
         packet.meta.layers.l5 = self.l5 as u16;
         (packet.meta.src_port, packet.meta.dst_port) = (self.src_port, self.dst_port);
-        (self.src_port, self.dst_port)
     }
 }
 
-/// The transport header behind an unusual network header. Returns the L4 ports that the flow hash takes: none of
-/// fragments, so that all fragments of a packet go the same way.
-fn odd_transport(packet: &mut Packet, arena: &mut [Segment], network: NetworkHeader) -> Result<(u16, u16), DropReason> {
+/// The transport header behind an unusual network header.
+fn odd_transport(packet: &mut Packet, arena: &mut [Segment], network: NetworkHeader) -> Result<(), DropReason> {
     if packet.meta.later_fragment {
-        return Ok((0, 0));
+        return Ok(());
     }
     let (l4, len) = (network.l4, packet.len());
     // There must be room for the longest transport header, so that no later check meets the limit.
@@ -324,25 +315,24 @@ fn odd_transport(packet: &mut Packet, arena: &mut [Segment], network: NetworkHea
     }
     packet.extend_head(len.min(l4 + TRANSPORT_HEADER_MAX), arena)?;
     let fragment = packet.meta.fragment;
-    let ports = match Transport::read(packet.head(), l4, network.end, network.proto, fragment)? {
+    match Transport::read(packet.head(), l4, network.end, network.proto, fragment)? {
         Some(transport) => transport.write(packet),
         None => other_transport(packet, arena)?,
-    };
-    Ok(if fragment { (0, 0) } else { ports })
+    }
+    Ok(())
 }
 
-/// ICMP, ICMPv6 and SCTP. Anything else has no L4 ports and no header that we know. Returns the ports for the flow hash:
-/// none of ICMP, whose two directions have different types.
+/// ICMP, ICMPv6 and SCTP. Anything else has no L4 ports and no header that we know.
 #[cold]
-fn other_transport(packet: &mut Packet, arena: &mut [Segment]) -> Result<(u16, u16), DropReason> {
+fn other_transport(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
     const MALFORMED: DropReason = DropReason::L4Malformed;
     let l4 = usize::from(packet.meta.layers.l4);
     let octets = packet.head().get(l4..).unwrap_or_default();
-    let (header_len, ports, hashed) = match (packet.meta.l3, packet.meta.proto) {
+    let (header_len, ports) = match (packet.meta.l3, packet.meta.proto) {
         (L3::V4, proto::ICMPV4) => {
             let header = Icmpv4::new_checked(octets).ok_or(MALFORMED)?;
             let ident = if icmpv4::has_ident(header.kind()) { header.ident() } else { 0 };
-            (icmpv4::HEADER_LEN, (ident, be16(octets, 0)), (0, 0))
+            (icmpv4::HEADER_LEN, (ident, be16(octets, 0)))
         }
         (L3::V6, proto::ICMPV6) => {
             let header = Icmpv6::new_checked(octets).ok_or(MALFORMED)?;
@@ -351,18 +341,18 @@ fn other_transport(packet: &mut Packet, arena: &mut [Segment]) -> Result<(u16, u
             if icmpv6::is_ndp(header.kind()) {
                 need(packet, packet.len(), arena, MALFORMED)?;
             }
-            (icmpv6::HEADER_LEN, ports, (0, 0))
+            (icmpv6::HEADER_LEN, ports)
         }
         (_, proto::SCTP) => {
             let header = octets.first_chunk::<SCTP_HEADER_LEN>().ok_or(MALFORMED)?;
             let ports = (be16(header, 0), be16(header, 2));
-            (SCTP_HEADER_LEN, ports, ports)
+            (SCTP_HEADER_LEN, ports)
         }
-        _ => return Ok((0, 0)),
+        _ => return Ok(()),
     };
     (packet.meta.src_port, packet.meta.dst_port) = ports;
     packet.meta.layers.l5 = (l4 + header_len) as u16;
-    Ok(hashed)
+    Ok(())
 }
 
 /// Brings the first `len` octets of the frame into the head; `short` when the frame has fewer.
@@ -385,44 +375,12 @@ fn word(header: &[u8; ipv6::HEADER_LEN], at: usize) -> u64 {
     u64::from_le_bytes(array(header, at))
 }
 
-#[inline]
-fn hash_v4(header: Ipv4<'_>, ports: (u16, u16)) -> u32 {
-    let endpoint = |address: Ipv4Addr, port: u16| u64::from(u32::from(address)) << 16 | u64::from(port);
-    flow_hash(endpoint(header.src(), ports.0), endpoint(header.dst(), ports.1))
-}
-
-#[inline]
-fn hash_v6(header: &[u8; ipv6::HEADER_LEN], ports: (u16, u16)) -> u32 {
-    let endpoint = |at: usize, port: u16| {
-        mix(word(header, at) ^ HASH_KEYS[2], word(header, at + 8) ^ HASH_KEYS[3]).wrapping_add(u64::from(port))
-    };
-    flow_hash(endpoint(8, ports.0), endpoint(24, ports.1))
-}
-
-/// The same for both directions of a flow: the ends are ordered first. It only chooses among receive queues, so
-/// constants serve as keys: who makes them collide fills one queue of the guest that he talks to.
-#[inline]
-fn flow_hash(a: u64, b: u64) -> u32 {
-    let hash = mix(a.min(b) ^ HASH_KEYS[0], a.max(b) ^ HASH_KEYS[1]);
-    (hash ^ hash >> 32) as u32
-}
-
-/// One folded multiplication.
-#[inline]
-fn mix(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    product as u64 ^ (product >> 64) as u64
-}
-
 /// Where the network header starts: there is never a VLAN tag.
 const L3_START: usize = ethernet::HEADER_LEN;
 const VERSION_4_NO_OPTIONS: u8 = 0x45;
 const SCTP_HEADER_LEN: usize = 12;
 /// TCP with all its options.
 const TRANSPORT_HEADER_MAX: usize = 60;
-/// Digits of pi, as in Blowfish.
-const HASH_KEYS: [u64; 4] =
-    [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89];
 
 // The first copy holds all headers of a plain packet.
 const _: () = assert!(L3_START + ipv6::HEADER_LEN + TRANSPORT_HEADER_MAX <= HEAD_FIRST);

@@ -162,6 +162,23 @@ impl AddressKey {
 /// Who owns which address. Exact matches only: every local destination is a host route.
 pub type AddressTable = HashMap<AddressKey, PortId, RandomState>;
 
+/// What the switch answers itself, before policy (SEMANTICS NP34). ARP and neighbour discovery always.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LocalServices {
+    /// DHCP and DHCPv6.
+    pub dhcp: bool,
+    /// Router advertisements.
+    pub ra: bool,
+    /// Echo to the gateway.
+    pub ping: bool,
+}
+
+impl Default for LocalServices {
+    fn default() -> Self {
+        Self { dhcp: true, ra: true, ping: true }
+    }
+}
+
 /// Everything the packet path reads.
 #[derive(Default)]
 pub struct Tables {
@@ -177,6 +194,8 @@ pub struct Tables {
     pub epochs: Vec<u32>,
     /// How long connections live.
     pub timeouts: Timeouts,
+    /// What the switch answers itself.
+    pub local: LocalServices,
     /// Whether connections that policy does not allow any more go on (`HostConfig.spec.established: keep`).
     pub keep_established: bool,
 }

@@ -175,6 +175,33 @@ fn observe_filters_what_happened() {
 }
 
 #[test]
+fn a_shell_completes_the_names_that_the_daemon_knows() {
+    let daemon = Daemon::started();
+    let file = daemon.write("web.yaml", A_PORT);
+    daemon.ok(&["apply", "-f", file.to_str().unwrap()]);
+    daemon.ok(&["port", "add", "web-9"]);
+    // As the script of bash calls it: the words so far, and which of them the cursor is in.
+    let complete = |control: &std::path::Path, words: &[&str]| -> Vec<String> {
+        let mut command = hostweave();
+        command.env("HOSTWEAVE_COMPLETE", "bash").env("HOSTWEAVE_CONTROL", control).env("_CLAP_IFS", "\n");
+        let index = words.len().to_string();
+        command.env("_CLAP_COMPLETE_INDEX", index).args(["--", "hostweave"]).args(words);
+        let output = command.output().unwrap();
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+    };
+    let control = daemon.control();
+    assert_eq!(complete(&control, &["port", "get", "we"]), ["web-9"]);
+    assert_eq!(complete(&control, &["-n", "shop", "port", "attach-args", "we"]), ["web-0"]);
+    assert_eq!(complete(&control, &["port", "stats", "shop/w"]), ["shop/web-0"]);
+    assert_eq!(complete(&control, &["get", "port/web"]), ["port/web-9"]);
+    assert_eq!(complete(&control, &["describe", "ports", "web"]), ["web-9"]);
+    assert_eq!(complete(&control, &["port", "add", "x", "--network", "def"]), ["default"]);
+    assert!(complete(&control, &["port", "list", "--namespace", "sh"]).contains(&"shop".to_owned()));
+    assert_eq!(complete(&control, &["port", "att"]), ["attach-args"]);
+    assert_eq!(complete(&control.with_extension("none"), &["port", "get", "we"]), [""; 0], "a TAB shows no errors");
+}
+
+#[test]
 fn commands_that_need_no_daemon() {
     let run = |arguments: &[&str]| {
         let output = hostweave().args(arguments).output().unwrap();
@@ -185,7 +212,7 @@ fn commands_that_need_no_daemon() {
     assert!(run(&["schema", "port"]).contains("\"$schema\""));
     assert!(run(&["rpc", "--list"]).contains("port.attachArgs"));
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        assert!(run(&["completion", shell]).contains("attach-args"), "{shell}");
+        assert!(run(&["completion", shell]).contains("HOSTWEAVE_COMPLETE"), "{shell}");
     }
     let dir = tempfile::tempdir().unwrap();
     run(&["man", dir.path().to_str().unwrap()]);

@@ -3,12 +3,17 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod basics;
+mod cluster_policy;
+mod established;
+mod floods;
 mod hostile;
 mod idle;
 mod migration;
 mod networks;
 mod offloads;
+mod policy;
 mod queues;
 mod restart;
+mod scene;
 mod sockets;
 mod support;

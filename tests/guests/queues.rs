@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use hostweave_guest::frames::{Frame, Path};
+use hostweave_guest::frames::{Frame, Path, Segment};
 use hostweave_guest::{Guest, VnetHeader};
+use hostweave_policy::model::Protocol;
 use hostweave_switch::stage::DropReason;
 
-use crate::support::{Host, PATIENCE, Up, paths};
+use crate::support::{Host, PATIENCE, Up, eventually, only, paths};
 
 const FLOWS: u32 = 24;
 const ROUNDS: u32 = 60;
@@ -166,4 +167,92 @@ fn two_workers_deliver_into_one_port_at_once() {
     assert_eq!(totals.transmitted + lost, sent.load(Ordering::Relaxed));
     assert!(host.fabric.worker_reports().iter().all(|worker| worker.packets > 0), "both workers took part");
     assert_eq!(to.nic().violations(), []);
+}
+
+/// Sends a frame on a queue pair; returns the queue on which it arrives.
+fn over(from: &mut Guest, pair: usize, frame: &[u8], to: &mut Guest) -> usize {
+    from.nic().send_frame_on(pair, &VnetHeader::default(), frame).unwrap();
+    let mut received = Vec::new();
+    to.nic().recv_within(PATIENCE, &mut received).unwrap().0
+}
+
+#[test]
+fn replies_arrive_on_the_queue_on_which_the_guest_last_sent_the_flow() {
+    let mut host = Host::new(2);
+    let (a, b) = (host.port_in("default", "a", 10, 4), host.port_in("default", "b", 11, 4));
+    let (mut guest_a, mut guest_b) = (host.guest(&a).up(), host.guest(&b).up());
+    for (there, back) in paths(&a, &b).into_iter().zip(paths(&b, &a)) {
+        let ask = |flow: usize| there.udp(1_000 + flow as u16, 2_000, b"?");
+        let answer = |flow: usize| back.udp(2_000, 1_000 + flow as u16, b"!");
+        for flow in 0..16 {
+            // Every pair of queues, and so every pair of workers.
+            let (pair_a, pair_b) = (flow % 4, flow / 4);
+            over(&mut guest_a, pair_a, &ask(flow), &mut guest_b);
+            assert_eq!(over(&mut guest_b, pair_b, &answer(flow), &mut guest_a), pair_a, "flow {flow}: the answer");
+            assert_eq!(over(&mut guest_a, pair_a, &ask(flow), &mut guest_b), pair_b, "flow {flow}: from then on");
+        }
+        // The guest moves a flow to another queue (its thread went to another CPU): the answers follow within a second.
+        for flow in 0..4 {
+            let moved = (flow + 1) % 4;
+            eventually("the answers follow", || {
+                std::thread::sleep(Duration::from_millis(50));
+                over(&mut guest_a, moved, &ask(flow), &mut guest_b);
+                over(&mut guest_b, 0, &answer(flow), &mut guest_a) == moved
+            });
+        }
+    }
+}
+
+#[test]
+fn one_tcp_connection_whose_directions_two_workers_have_keeps_one_state() {
+    const ROUNDS: u32 = 40;
+    let mut host = Host::new(2);
+    let (a, b) = (host.port_in("default", "a", 10, 4), host.port_in("default", "b", 11, 4));
+    host.desired.policy.policies = vec![only("test", &[(Protocol::Tcp, 80)])];
+    host.apply();
+    let (mut guest_a, mut guest_b) = (host.guest(&a).up(), host.guest(&b).up());
+    let head =
+        |from: u16, to: u16, seq, ack, flags| Segment { src_port: from, dst_port: to, seq, ack, flags, window: 4_000 };
+    for (there, back) in paths(&a, &b).into_iter().zip(paths(&b, &a)) {
+        for flow in 0..16 {
+            let (pair_a, pair_b, port) = (usize::from(flow) % 4, usize::from(flow) / 4, 1_000 + flow);
+            over(&mut guest_a, pair_a, &there.tcp(&head(port, 80, 100, 0, 2), &[]), &mut guest_b);
+            over(&mut guest_b, pair_b, &back.tcp(&head(80, port, 500, 101, 18), &[]), &mut guest_a);
+            over(&mut guest_a, pair_a, &there.tcp(&head(port, 80, 101, 501, 16), &[]), &mut guest_b);
+            // Far beyond the windows of the beginning: each worker has to see what the other has seen.
+            for round in 0..ROUNDS {
+                let (seq, ack) = (101 + round * 1_000, 501 + round * 900);
+                over(&mut guest_a, pair_a, &there.tcp(&head(port, 80, seq, ack, 16), &[1; 1_000]), &mut guest_b);
+                let segment = head(80, port, ack, seq + 1_000, 16);
+                assert_eq!(over(&mut guest_b, pair_b, &back.tcp(&segment, &[2; 900]), &mut guest_a), pair_a);
+            }
+        }
+    }
+    for name in ["a", "b"] {
+        assert_eq!(host.status(name).totals.dropped, [], "{name}");
+    }
+    // What began at 80 is not allowed any more: all end, whichever worker has the direction.
+    host.desired.policy.policies = vec![only("test", &[])];
+    host.apply();
+    let (seq, ack) = (101 + ROUNDS * 1_000, 501 + ROUNDS * 900);
+    let mut sent = 0;
+    for (there, back) in paths(&a, &b).into_iter().zip(paths(&b, &a)) {
+        for flow in 0..16 {
+            let (pair_a, pair_b, port) = (usize::from(flow) % 4, usize::from(flow) / 4, 1_000 + flow);
+            let first = there.tcp(&head(port, 80, seq, ack, 16), &[1; 10]);
+            let second = back.tcp(&head(80, port, ack, seq, 16), &[2; 10]);
+            let ((one, pair_one, frame_one), (two, pair_two, frame_two)) = match flow % 2 {
+                0 => ((&mut guest_a, pair_a, first), (&mut guest_b, pair_b, second)),
+                _ => ((&mut guest_b, pair_b, second), (&mut guest_a, pair_a, first)),
+            };
+            one.nic().send_frame_on(pair_one, &VnetHeader::default(), &frame_one).unwrap();
+            one.nic().drain_tx(PATIENCE).unwrap();
+            two.nic().send_frame_on(pair_two, &VnetHeader::default(), &frame_two).unwrap();
+            sent += 1;
+        }
+    }
+    let ended = |reason| host.dropped("a", reason) + host.dropped("b", reason);
+    eventually("each connection ends at its first packet", || {
+        (ended(DropReason::PolicyDenied), ended(DropReason::NoConnection)) == (sent, sent)
+    });
 }

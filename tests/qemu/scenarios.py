@@ -184,6 +184,11 @@ def two_queue_pairs(case):
 def traffic_goes_on(case, mode, end):
     """Ping and TCP between two guests while the daemon ends by `end(daemon)` and is started again, twice."""
     daemon, (a, b), (vm_a, vm_b) = two_guests(case, mode=mode)
+    # With policy on: each connection that outlives the daemon is judged anew by the next one.
+    own = [{"podSelector": {}}]
+    daemon.host(defaultPolicy="deny")
+    daemon.policy("inside", podSelector={}, policyTypes=["Ingress", "Egress"], ingress=[{"from": own}], egress=[{"to": own}])
+    daemon.reload()
     digest = serve(vm_b, 24)
     vm_b.sh("iperf3 -s -D >/dev/null 2>&1")
     ids = [boot_id(vm) for vm in (vm_a, vm_b)]
@@ -430,6 +435,84 @@ def container_fetches_from_vm(case):
     until(lambda: container.v6 in space.sh("ip -6 -o addr show dev hw-c scope global -tentative"), "SLAAC in the container", 30)
     for host in (port.v4, "[%s]" % port.v6):
         assert space.sh("curl -sS -m 120 http://%s/blob | sha256sum" % host, 150).split()[0] == digest
+    daemon.check_ledger()
+
+
+def policy_for_web(daemon, client):
+    """Egress is open; a web server takes TCP 80 of one kind of client, and nothing else."""
+    peers = [{"podSelector": {"matchLabels": {"app": client}}}]
+    daemon.policy("egress", podSelector={}, policyTypes=["Egress"], egress=[{}])
+    daemon.policy("web", podSelector={"matchLabels": {"app": "web"}}, policyTypes=["Ingress"],
+                  ingress=[{"from": peers, "ports": [{"protocol": "TCP", "port": 80}]}])
+
+
+@suite.test("np35, np1: with a default of deny two guests boot, get addresses, and reach what one policy allows and nothing else; "
+            "a label that changes cuts a running transfer")
+def policy_between_guests(case):
+    daemon = Daemon(case, workers=2)
+    daemon.host(defaultPolicy="deny")
+    policy_for_web(daemon, "client")
+    a, b = ports = [daemon.port(name, labels={"app": app}) for name, app in (("a", "client"), ("b", "web"))]
+    daemon.start()
+    vm_a, vm_b = vms = boot(case, "a", "b")
+    for vm, port in zip(vms, ports):
+        vm.plug(0, port.socket, port.mac)
+        addresses(vm, port)  # DHCP and RA are answered before policy (NP34).
+        for gateway in port.describe()["gateways"]:
+            ping(vm, gateway, 2)
+    digest = serve(vm_b, 16)
+    vm_b.sh("busybox httpd -p '[::]:8080' -h /www >/dev/null 2>&1")
+    vm_a.sh("mkdir -p /www; busybox httpd -p '[::]:80' -h /www >/dev/null 2>&1")
+
+    def reaches(vm, host, port):
+        host = "[%s]" % host if ":" in host else host
+        code, _, _ = vm.sh("curl -s -o /dev/null -m 3 http://%s:%d/" % (host, port), 20, check=False)
+        assert code in (0, 28), "curl ended with %d" % code
+        return code == 0
+
+    for host, own in ((b.v4, a.v4), (b.v6, a.v6)):
+        fetch(vm_a, host, digest)
+        assert not reaches(vm_a, host, 8080), "another L4 port"
+        assert not reaches(vm_b, own, 80), "the other way round"
+        assert vm_a.sh("ping -c 2 -i 0.3 -W 1 %s" % host, check=False)[0] != 0, "ICMP needs a rule without ports"
+    stats = daemon.stats()
+    assert stats["a"]["dropped"]["policy_denied"] >= 6 and stats["b"]["dropped"]["policy_denied"] >= 2, stats
+    for reason in ("no_connection", "tcp_out_of_window", "tcp_invalid"):
+        assert reason not in stats["a"]["dropped"] and reason not in stats["b"]["dropped"], stats
+    # A transfer that would take 16 s loses its permission, and ends there; back with it, the next one passes.
+    vm_a.start("curl -sS -m 8 --limit-rate 1M http://%s/blob >/dev/null" % b.v4, 1, 30)
+    time.sleep(2)
+    a.labels["app"] = "stranger"
+    daemon.reload()
+    before = daemon.stats()
+    assert not reaches(vm_a, b.v6, 80), "new connections are refused"
+    assert vm_a.finish(1, check=False)[0] == 28, "the transfer went on"
+    after = daemon.stats()
+    denied = [s["a"]["dropped"].get("policy_denied", 0) + s["b"]["dropped"].get("policy_denied", 0) for s in (before, after)]
+    assert denied[1] > denied[0], denied
+    a.labels["app"] = "client"
+    daemon.reload()
+    fetch(vm_a, b.v4, digest)
+    daemon.check_ledger()
+
+
+@suite.test("path MTU discovery between guests: both believe in 1500 octets, the network has 1400; segmentation offload included")
+def path_mtu_discovery(case):
+    daemon = Daemon(case, mtu=1400)
+    a, b = ports = [daemon.port(name) for name in ("a", "b")]
+    daemon.start()
+    vm_a, vm_b = vms = boot(case, "a", "b")
+    for vm, port in zip(vms, ports):
+        vm.plug(0, port.socket, port.mac, host_mtu=1500)
+        addresses(vm, port)
+        # DHCP and RA say 1400: these guests know better.
+        vm.sh("ip link set eth0 mtu 1500; echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_ra_mtu; "
+              "echo 1500 >/proc/sys/net/ipv6/conf/eth0/mtu; ip link show eth0 | grep -q 'mtu 1500'")
+    digest = serve(vm_b, 8)
+    for host in (b.v4, b.v6):
+        before = daemon.stats()["b"]["dropped"].get("mtu_exceeded", 0)
+        fetch(vm_a, host, digest)
+        assert daemon.stats()["b"]["dropped"].get("mtu_exceeded", 0) > before, "the server met the limit on the way to %s" % host
     daemon.check_ledger()
 
 

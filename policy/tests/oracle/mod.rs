@@ -40,7 +40,7 @@ pub fn judge(world: &World, flow: &Flow) -> Verdict {
         return Verdict { allowed: true, reason: Reason::Myself, audit: None };
     }
     // "podSelector never matches an equal address in another network."
-    let peer = world.endpoints.iter().find(|e| Some(e.id) == flow.peer && e.network == subject.network);
+    let peer = world.endpoints.iter().map(|e| &**e).find(|e| Some(e.id) == flow.peer && e.network == subject.network);
     let judge = Judge { world, flow, subject, peer };
     let mut audit = None;
 
@@ -100,7 +100,7 @@ impl Judge<'_> {
                 Direction::Ingress => policy.ingress.as_ref(),
                 Direction::Egress => policy.egress.as_ref(),
             };
-            for (index, rule) in rules.unwrap().iter().enumerate() {
+            for (index, rule) in rules.into_iter().flatten().enumerate() {
                 // "If this field is empty or missing, this rule matches all sources."
                 let from = rule.peers.is_empty() || rule.peers.iter().any(|peer| self.is_peer(policy, peer));
                 if from && self.is_port(&rule.ports) {

@@ -386,7 +386,30 @@ fn np8_a_namespace_has_its_name_as_a_label() {
         port("{}") + "---\n" + &cluster("subject: {namespaces: {matchLabels: {kubernetes.io/metadata.name: default}}}");
     let set = valid(&text);
     let policy = set.of_kind(Kind::ClusterNetworkPolicy).next().unwrap();
-    assert_eq!(selected(&set, policy).map(ObjectKey::path).collect::<Vec<_>>(), ["default/p"]);
+    assert_eq!(selected(&set, policy).into_iter().map(ObjectKey::path).collect::<Vec<_>>(), ["default/p"]);
+}
+
+#[test]
+fn what_a_policy_selects_is_found_with_and_without_a_wanted_label() {
+    let port = |name: &str, app: &str| port("{}").replace("{name: p}", &format!("{{name: {name}, labels: {{{app}}}}}"));
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: c, labels: {app: db}}\n".to_owned();
+    let world =
+        [port("a", "app: web, tier: x"), port("b", "app: db"), port("c", "tier: y"), pod, port("d", "")].join("---\n");
+    for (selector, expected) in [
+        ("{}", &["a", "b", "c", "d"][..]),
+        ("{matchLabels: {app: db}}", &["b", "c"]),
+        ("{matchLabels: {app: db, tier: y}}", &["c"]),
+        ("{matchExpressions: [{key: app, operator: In, values: [web, db, web]}]}", &["a", "b", "c"]),
+        ("{matchExpressions: [{key: app, operator: NotIn, values: [db]}]}", &["a", "d"]),
+        ("{matchExpressions: [{key: tier, operator: Exists}, {key: app, operator: In, values: [web]}]}", &["a"]),
+        ("{matchExpressions: [{key: tier, operator: DoesNotExist}]}", &["b", "d"]),
+        ("{matchLabels: {app: none}}", &[]),
+    ] {
+        let set = valid(&(world.clone() + "---\n" + &policy(&format!("{{podSelector: {selector}}}"))));
+        let object = set.of_kind(Kind::NetworkPolicy).next().unwrap();
+        let names: Vec<&str> = selected(&set, object).into_iter().map(|key| key.name.as_str()).collect();
+        assert_eq!(names, expected, "{selector}");
+    }
 }
 
 #[test]

@@ -7,3 +7,4 @@ pub mod object;
 pub mod policy;
 pub mod port;
 pub mod server;
+pub mod trace;

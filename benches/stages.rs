@@ -1,7 +1,7 @@
-//! Instructions of each stage of the packet path but `local`, guest to guest: each stage is a function that is not
-//! inlined, so that callgrind tells them apart (ARCHITECTURE.md, "Cost of a packet").
+//! Instructions of each stage of the packet path, guest to guest, one flow whose connection is known: each stage is a
+//! function that is not inlined, so that callgrind tells them apart (ARCHITECTURE.md, "Cost of a packet").
 //!
-//! `cargo bench -p hostweave-vhost --bench stages -- FRAME_OCTETS BURSTS [v6]`; the program that it builds, under
+//! `cargo bench --bench stages -- FRAME_OCTETS BURSTS [v6]`; the program that it builds, under
 //! `valgrind --tool=callgrind --collect-atstart=no --toggle-collect='stages::switch_burst'` for the instructions.
 //! Without callgrind it prints ns a frame, everything hot and in one thread.
 
@@ -9,13 +9,22 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hostweave::connect::Flows;
+use hostweave::datapath::{self, Context, Lookup};
+use hostweave::fabric::plane::Plane;
+use hostweave::observe::recorder::Unwatched;
+use hostweave::services;
 use hostweave_guest::{Nic, NicConfig, VnetHeader, features, frames::Path};
-use hostweave_switch::fuzz::{GUEST_A, GUEST_B, NETWORK, mac, tables, v4, v6};
+use hostweave_policy::compile::Compiler;
+use hostweave_policy::model::{Endpoint, Labels, World};
+use hostweave_switch::connection::{Connections, FreeRecords, Options};
+use hostweave_switch::flow::{FlowCache, FlowKey};
+use hostweave_switch::fuzz::{GUEST_A, GUEST_B, mac, tables, v4, v6};
 use hostweave_switch::packet::{Burst, Packet};
 use hostweave_switch::payload::Segment;
-use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{Port, Tables};
-use hostweave_switch::{MacAddr, guard, parse, rewrite, route};
+use hostweave_switch::stage::Verdict;
+use hostweave_switch::tables::Port;
+use hostweave_switch::{MacAddr, guard, parse};
 use hostweave_vhost::{Attachment, AttachmentConfig, FromGuest, Mode, Observer, Peer, ToGuest};
 
 struct Deaf;
@@ -46,24 +55,32 @@ fn stage_parse(packet: &mut Packet, arena: &mut [Segment]) -> Verdict {
     parse::parse(packet, arena)
 }
 
+/// The link addresses, and whether `local` has anything to do with it.
 #[inline(never)]
-fn stage_guard(tables: &Tables, port: &Port, packet: &Packet) -> Verdict {
-    match tables.network(port.network) {
-        Some(network) => guard::guard(port, network, packet),
-        None => Verdict::Drop(DropReason::Internal),
-    }
+fn stage_guard(ctx: &Context<'_>, packet: &Packet) -> Verdict {
+    if services::is_for_others(packet) { guard::link(ctx.port, packet) } else { Verdict::Reply }
 }
 
+/// The key of the packet's flow and its hash.
 #[inline(never)]
-fn stage_route(tables: &Tables, packet: &mut Packet) -> Verdict {
-    route::route(tables, NETWORK, packet)
+fn stage_key(ctx: &Context<'_>, state: &State, packet: &Packet) -> Lookup {
+    let key = FlowKey::of(packet, ctx.port.id.0 as u16).unwrap_or_default();
+    let lookup = Lookup { key, hash: state.connections.keys().hash(&key, ctx.network.vni) };
+    lookup
 }
 
+/// `flow` on a hit, link address, TTL and MTU, and `rewrite`.
 #[inline(never)]
-fn stage_rewrite(tables: &Tables, packet: &mut Packet) {
-    if let Some(out) = tables.port(packet.meta.out_port) {
-        rewrite::rewrite(packet, out);
-    }
+fn stage_forward(
+    ctx: &Context<'_>,
+    state: &mut State,
+    index: usize,
+    packet: &mut Packet,
+    arena: &mut [Segment],
+) -> Verdict {
+    let State { cache, connections, free, lookups } = state;
+    let mut flows = Flows { cache, connections, free, denied: None, opened: None };
+    datapath::forward(ctx, &mut flows, &lookups[index], packet, arena, &mut Unwatched)
 }
 
 #[inline(never)]
@@ -71,20 +88,36 @@ fn stage_tx(tx: &mut ToGuest<'_>, packet: &Packet, arena: &[Segment]) -> u32 {
     tx.transmit(packet, arena).unwrap_or(0)
 }
 
+/// What the worker knows of flows.
+struct State {
+    cache: FlowCache,
+    connections: Connections,
+    free: FreeRecords,
+    lookups: Box<[Lookup]>,
+}
+
 /// One burst through all stages. Returns how many frames arrived.
 #[inline(never)]
-fn switch_burst(tables: &Tables, burst: &mut Burst, rx: &mut FromGuest<'_>, tx: &mut ToGuest<'_>) -> u32 {
-    let Some(port) = tables.port(GUEST_A) else { return 0 };
+fn switch_burst(
+    ctx: &Context<'_>,
+    state: &mut State,
+    burst: &mut Burst,
+    rx: &mut FromGuest<'_>,
+    tx: &mut ToGuest<'_>,
+) -> u32 {
     let count = stage_rx(rx, burst);
-    tx.prefetch(count);
     let mut arrived = 0;
     for index in 0..count {
         let (packet, arena) = burst.packet_mut(index);
-        if stage_parse(packet, arena) != Verdict::Continue || stage_guard(tables, port, packet) != Verdict::Continue {
-            continue;
+        if stage_parse(packet, arena) != Verdict::Continue || stage_guard(ctx, packet) != Verdict::Continue {
+            return 0;
         }
-        if stage_route(tables, packet) == Verdict::Forward {
-            stage_rewrite(tables, packet);
+        state.lookups[index] = stage_key(ctx, state, packet);
+    }
+    tx.prefetch(count);
+    for index in 0..count {
+        let (packet, arena) = burst.packet_mut(index);
+        if stage_forward(ctx, state, index, packet, arena) == Verdict::Forward {
             arrived += stage_tx(tx, packet, arena);
         }
     }
@@ -92,6 +125,23 @@ fn switch_burst(tables: &Tables, burst: &mut Burst, rx: &mut FromGuest<'_>, tx: 
     burst.clear();
     black_box(rx.complete());
     arrived
+}
+
+/// A plane of two ports, whose policies are compiled and isolate nobody, so that flows differ in nothing but their tuple.
+fn plane() -> Plane {
+    let tables = tables();
+    let endpoint = |port: &Arc<Port>| {
+        Arc::new(Endpoint {
+            id: port.id,
+            network: port.network,
+            namespace: "default".to_owned(),
+            name: port.name.clone(),
+            labels: Labels::new(),
+            named_ports: Vec::new(),
+        })
+    };
+    let world = World { endpoints: tables.ports.iter().flatten().map(endpoint).collect(), ..World::default() };
+    Plane { tables, policy: Compiler::new().update(&world).table, ..Plane::default() }
 }
 
 /// The protocol thread may still be at the last messages of the start.
@@ -137,17 +187,31 @@ fn main() -> Result<(), Failure> {
     };
     let headers = path.udp(1, 2, &[]).len();
     let frame = path.udp(1, 2, &vec![7; len.saturating_sub(headers)]);
-    let tables = tables();
+    let plane = plane();
+    let (Some(port), now) = (plane.tables.port(GUEST_A), 100) else { return Err("no port".into()) };
+    let network = plane.tables.network(port.network).ok_or("no network")?;
+    let mut ctx = Context::new(&plane, port, network, 0, now);
+    let options = Options { capacity: 1024, boot: 1, now: now - 10 };
+    let mut state = State {
+        cache: FlowCache::new(2048)?,
+        connections: Connections::open(&folder.path().join("connections"), &options)?,
+        free: FreeRecords::new(),
+        lookups: vec![Lookup::default(); BURST].into(),
+    };
+    state.connections.make_available(1024);
+    state.connections.share([(GUEST_A.0, 1024)].into_iter());
     let (mut burst, mut received) = (Burst::new(), vec![]);
     let mut samples = Vec::with_capacity(bursts);
-    for _ in 0..bursts {
+    for round in 0..bursts {
+        // The connection begins with the first burst; from the second on it has gone on for long enough to be assured.
+        ctx.now = if round == 0 { now } else { now + 3 };
         for _ in 0..BURST {
             nics[0].push_frame(0, &VnetHeader::default(), &frame)?;
         }
         nics[0].flush(0)?;
         let (mut rx, mut tx) = (claim(|| from.try_claim()), claim(|| to.try_claim()));
         let start = Instant::now();
-        let arrived = switch_burst(&tables, &mut burst, &mut rx, &mut tx);
+        let arrived = switch_burst(&ctx, &mut state, &mut burst, &mut rx, &mut tx);
         samples.push(start.elapsed().as_nanos() as f64 / BURST as f64);
         drop((rx, tx));
         assert_eq!(arrived as usize, BURST);
