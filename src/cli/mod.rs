@@ -19,6 +19,7 @@ mod observe_filter;
 mod offline;
 pub mod output;
 mod ping;
+mod policy;
 mod port;
 mod rpc;
 mod status;
@@ -109,6 +110,9 @@ enum Command {
     Capture(capture::Args),
     /// Show connections that began, ended or were refused, and dropped packets; with --type port what happened to ports
     Observe(observe::Args),
+    /// Work with policies: who may talk to whom, audit mode, recommendations
+    #[command(subcommand)]
+    Policy(policy::Command),
     /// Show and forget connections
     #[command(subcommand)]
     Conntrack(conntrack::Command),
@@ -232,6 +236,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Ping(args) => ping::run(&session, &args),
         Command::Capture(args) => done(capture::run(&session, &args)),
         Command::Observe(args) => done(observe::observe(&session, &args)),
+        Command::Policy(command) => done(policy::run(&session, &command)),
         Command::Conntrack(command) => done(conntrack::run(&session, &command)),
         Command::Monitor(args) => done(observe_events::monitor(&session, &args)),
         Command::Rpc(args) => done(rpc::run(&session, &args)),

@@ -51,7 +51,10 @@ pub struct Args {
 }
 
 /// A time, or how long ago.
-fn moment(text: &str) -> Result<SystemTime, String> {
+///
+/// # Errors
+/// It is neither.
+pub fn moment(text: &str) -> Result<SystemTime, String> {
     if let Some(time) = parse_rfc3339(text) {
         return Ok(time);
     }

@@ -58,11 +58,22 @@ fn screen(status: &Value) -> String {
         cell(status, "/revision"),
     );
     screen += &format!(
-        "networks: {}   ports: {} ({})   events: {}\n\n",
+        "networks: {}   ports: {} ({})   events: {}\n",
         cell(status, "/networks"),
         cell(status, "/ports/total"),
         cell(status, "/ports/states"),
         cell(status, "/events/total"),
+    );
+    screen += &format!(
+        "connections: {} of {}   policies: {} and {} of the cluster, {} rules, revision {}   flows: {}, lost: {}\n\n",
+        cell(status, "/connections/used"),
+        cell(status, "/connections/capacity"),
+        cell(status, "/policy/networkPolicies"),
+        cell(status, "/policy/clusterNetworkPolicies"),
+        cell(status, "/policy/rules"),
+        cell(status, "/policy/revision"),
+        cell(status, "/flows/total"),
+        cell(status, "/flows/lost"),
     );
     let percent = |worker: &Value, field: &str| {
         let of = |field: &str| worker[field].as_f64().unwrap_or(0.0);

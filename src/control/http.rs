@@ -202,6 +202,9 @@ async fn scrape(server: &Server) -> Result<Reply, RpcError> {
             revision: snapshot.revision,
             events: controller.parts.events.count(),
             events_lost: controller.parts.events.lost(),
+            policy: fabric.policy_report(),
+            connections: fabric.connection_report(),
+            flows_lost: fabric.flow_log().lost(),
         };
         sample.encode()
     });

@@ -15,7 +15,7 @@ use tokio::sync::broadcast;
 
 use super::controller::{Controller, ObjectChange};
 use super::error::{ErrorKind, RpcError};
-use super::methods::{capture, conntrack, event, flow, object, port, probe, server, trace};
+use super::methods::{capture, conntrack, event, flow, object, policy, port, probe, server, trace};
 use super::socket::Client;
 use crate::config::names::closest;
 use crate::fabric::capture::CaptureHandle;
@@ -224,6 +224,10 @@ methods! {
     "probe.run" Write probe::Run => probe::run: "Sends a real packet for a port, and says what became of it and of its answer.",
     "capture.start" Write capture::Start => capture::start: "Subscribes to the packets of ports, with what became of each.",
     "capture.stop" Write capture::Stop => capture::stop: "Ends a capture.",
+    "policy.list" Read policy::List => policy::list: "Policies, with what they select and whether they are enforced.",
+    "policy.matrix" Read policy::Matrix => policy::matrix: "Which ports may talk to which, as the policies in force decide.",
+    "policy.audit" Write policy::Audit => policy::audit: "Has a policy only report what it would deny, or enforce it.",
+    "policy.recommend" Read policy::Recommend => policy::recommend: "NetworkPolicies that allow what the flow log has seen, and nothing else.",
     "rpc.discover" Read server::Empty => server::discover: "This table, as OpenRPC.",
 }
 

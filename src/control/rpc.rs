@@ -213,6 +213,9 @@ mod tests {
         r#"{"jsonrpc":"2.0","id":5,"method":"object.apply","params":{"sources":[{"name":"x","text":"kind: Port"}],"dryRun":true}}"#,
         r#"{"jsonrpc":"2.0","id":6,"method":"object.delete","params":{"kind":"port","name":"a","ifExists":false}}"#,
         r#"{"jsonrpc":"2.0","id":7,"method":"event.subscribe","params":{"last":5,"filter":{"types":["PortFaulted"],"ips":["::1"]}}}"#,
+        r#"{"jsonrpc":"2.0","id":9,"method":"flow.subscribe","params":{"since":"2026-11-23T15:30:01Z","filter":{"verdict":["DROPPED"]}}}"#,
+        r#"{"jsonrpc":"2.0","id":10,"method":"conntrack.list","params":{"filter":{"states":["opening"],"l4Ports":[80]},"limit":5}}"#,
+        r#"{"jsonrpc":"2.0","id":11,"method":"policy.matrix","params":{"l4Port":5432,"protocol":"tcp"}}"#,
         r#"[{"jsonrpc":"2.0","id":8,"method":"rpc.discover"},{"jsonrpc":"2.0","method":"server.status"}]"#,
     ];
 

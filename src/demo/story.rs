@@ -232,7 +232,7 @@ pub fn hint(board: &Board, control: &Control, port: &str) {
     let program = std::env::args().next().unwrap_or_else(|| "hostweave".to_owned());
     let describe = format!("port describe {port}");
     let mut hints = vec![format!("export HOSTWEAVE_CONTROL={}", control.path().display())];
-    let commands = ["status", "port list", &describe, "observe --last 20"];
+    let commands = ["status", "port list", &describe, "observe --last 20", "observe --type port --last 20"];
     hints.extend(commands.iter().map(|command| format!("{program} {command}")));
     board.print("The daemon stays until Ctrl-C. In another terminal:");
     hints.iter().for_each(|line| board.print(&format!("  {line}")));

@@ -17,6 +17,7 @@ use ipnet::IpNet;
 use super::plane::Plane;
 use super::{Fabric, Inner, flows};
 use crate::observe::flow::Policy;
+use crate::observe::flow_event::FlowEvent;
 
 /// States by name: those of TCP, and of everything else.
 pub const STATES: [&str; 7] = ["opening", "established", "closing", "time-wait", "closed", "unreplied", "replied"];
@@ -195,11 +196,11 @@ impl Fabric {
         let inner = &self.inner;
         let plane = inner.plane.load_full();
         let names = Names::new(inner, &plane);
-        let (mut count, mut networks) = (0, BTreeSet::new());
+        let (mut closed, mut networks) = (Vec::new(), BTreeSet::new());
         for entry in inner.connections.entries() {
             let Some(record) = inner.connections.get(entry.index, entry.generation) else { continue };
             if names.wants(filter, &entry, state(record)) && inner.connections.remove(entry.index, entry.generation) {
-                count += 1;
+                closed.push(FlowEvent::closed(&entry, names.now));
                 networks.extend(names.networks.get(&entry.vni).map(|(id, _)| id.0));
             }
         }
@@ -208,11 +209,8 @@ impl Fabric {
             networks.into_iter().for_each(|network| state.bump_network(NetworkId(network)));
             inner.publish(&mut state);
         }
+        let count = closed.len();
+        flows::Drain::default().log(inner, closed);
         count
-    }
-
-    /// Connections now, and how many there may be.
-    pub fn connection_counts(&self) -> (u64, u32) {
-        (self.inner.connections.len(), self.inner.connections.capacity())
     }
 }

@@ -18,9 +18,10 @@ use super::plane::Plane;
 use crate::observe::flow::{Endpoint, LABEL_ORIGIN, LABEL_RULE, Policy};
 use crate::observe::flow_event::{FlowEvent, FlowEventKind};
 use crate::observe::flow_record::{FlowRecord, Party, Reasons};
+use crate::worker::FLOWS_MAX;
 
-/// Events of one worker that are taken before another's turn.
-const TAKEN_AT_ONCE: usize = 1_024;
+/// Events of one worker that are taken before another's turn: what it may leave.
+const TAKEN_AT_ONCE: usize = FLOWS_MAX;
 
 /// How often a worker's losses are told at most: each is a record, and a flood must not push everything else out.
 const LOST_EVERY: Duration = Duration::from_secs(1);

@@ -17,6 +17,7 @@ mod observer;
 pub mod plane;
 mod port;
 pub mod probe;
+pub mod report;
 pub mod spec;
 mod what_if;
 
@@ -39,6 +40,8 @@ use hostweave_switch::limits::{NETWORKS_MAX, PORTS_MAX, WORKERS_MAX};
 use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables};
 use hostweave_uplink::uring::Uring;
 use tokio::sync::mpsc;
+
+pub use flows::policy as policy_of;
 
 use crate::observe::flow_log::FlowLog;
 use crate::services::sockets::Sockets;
@@ -273,6 +276,11 @@ impl Fabric {
     /// Time and packets of each worker.
     pub fn worker_reports(&self) -> Vec<WorkerReport> {
         self.inner.workers.iter().map(|worker| report(&worker.stats)).collect()
+    }
+
+    /// What workers decide by now.
+    pub fn plane(&self) -> Arc<Plane> {
+        self.inner.plane.load_full()
     }
 
     /// What happened to connections.

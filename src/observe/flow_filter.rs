@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(wants(std::slice::from_ref(&dropped), &[]), [true, false]);
         assert_eq!(wants(&[dropped.clone(), icmp.clone()], &[]), [true, true]);
         assert_eq!(wants(&[], &[icmp]), [true, false]);
-        assert_eq!(wants(std::slice::from_ref(&dropped), &[dropped.clone()]), [false, false]);
+        assert_eq!(wants(std::slice::from_ref(&dropped), std::slice::from_ref(&dropped)), [false, false]);
     }
 
     #[test]

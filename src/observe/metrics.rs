@@ -13,6 +13,9 @@ use prometheus_client::registry::{Registry, Unit};
 
 use hostweave_switch::counters::PortTotals;
 
+use crate::fabric::report::{ConnectionReport, PolicyReport};
+use crate::worker::verdicts::{ACTIONS, DIRECTIONS, MATCHES};
+
 /// `Content-Type` of the text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -55,6 +58,12 @@ pub struct Sample {
     pub events: u64,
     /// Events that subscribers have missed.
     pub events_lost: u64,
+    /// Policy.
+    pub policy: PolicyReport,
+    /// Connections.
+    pub connections: ConnectionReport,
+    /// What the flow log has not, and what its subscribers missed.
+    pub flows_lost: u64,
 }
 
 impl Sample {
@@ -119,6 +128,31 @@ impl Sample {
         Ok(())
     }
 
+    fn policy_metrics(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        {
+            let help = "What policy said about new connections and denied packets, and what that rests on";
+            let mut metric = encoder.encode_descriptor("policy_verdicts", help, None, MetricType::Counter)?;
+            for (direction, actions) in DIRECTIONS.iter().zip(&self.policy.verdicts) {
+                for (action, matches) in ACTIONS.iter().zip(actions) {
+                    for (basis, count) in MATCHES.iter().zip(matches).filter(|(_, count)| **count > 0) {
+                        let labels = [("direction", *direction), ("action", *action), ("match", *basis)];
+                        ConstCounter::new(*count).encode(metric.encode_family(&labels)?)?;
+                    }
+                }
+            }
+        }
+        let help = "How long the last compilation of policies took";
+        let unit = Unit::Seconds;
+        let metric = encoder.encode_descriptor("policy_compile_duration", help, Some(&unit), MetricType::Gauge)?;
+        ConstGauge::new(self.policy.compile_duration.as_secs_f64()).encode(metric)?;
+        let help = "Connections that were not added to the table";
+        let mut metric = encoder.encode_descriptor("conntrack_insert_failures", help, None, MetricType::Counter)?;
+        for (reason, count) in [("quota", self.connections.refused_quota), ("full", self.connections.refused_full)] {
+            ConstCounter::new(count).encode(metric.encode_family(&[("reason", reason)])?)?;
+        }
+        Ok(())
+    }
+
     fn worker_metrics(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
         let numbered = || self.workers.iter().enumerate().map(|(index, worker)| (index.to_string(), worker));
         {
@@ -157,6 +191,7 @@ impl Collector for Sample {
         self.port_drops(&mut encoder)?;
         self.port_states(&mut encoder)?;
         self.worker_metrics(&mut encoder)?;
+        self.policy_metrics(&mut encoder)?;
         let mut number = |name: &str, help: &str, kind, value: u64| {
             let metric = encoder.encode_descriptor(name, help, None, kind)?;
             match kind {
@@ -167,7 +202,17 @@ impl Collector for Sample {
         number("object_revision", "Revision of the objects", MetricType::Gauge, self.revision)?;
         number("events", "Events so far", MetricType::Counter, self.events)?;
         let help = "Events that were not told or that a subscriber missed";
-        number("events_lost", help, MetricType::Counter, self.events_lost)
+        number("events_lost", help, MetricType::Counter, self.events_lost)?;
+        number("policy_rules", "Rules of the policies in force", MetricType::Gauge, self.policy.stats.rules as u64)?;
+        let help = "Grows whenever policy says something else";
+        number("policy_revision", help, MetricType::Gauge, self.policy.revision)?;
+        number("conntrack_entries", "Connections now", MetricType::Gauge, self.connections.used)?;
+        let capacity = u64::from(self.connections.capacity);
+        number("conntrack_capacity", "Connections at most", MetricType::Gauge, capacity)?;
+        let help = "Connections that a port gave up for newer ones of its own";
+        number("conntrack_evictions", help, MetricType::Counter, self.connections.evicted)?;
+        let help = "Flow events that found no room or whose reader was too slow";
+        number("flowlog_lost_events", help, MetricType::Counter, self.flows_lost)
     }
 }
 
@@ -193,6 +238,14 @@ mod tests {
             revision: 17,
             events: 5,
             events_lost: 0,
+            policy: PolicyReport {
+                revision: 3,
+                compile_duration: std::time::Duration::from_millis(250),
+                verdicts: std::array::from_fn(|direction| [[direction as u64; MATCHES.len()]; ACTIONS.len()]),
+                ..PolicyReport::default()
+            },
+            connections: ConnectionReport { used: 2, capacity: 10, evicted: 1, refused_quota: 4, refused_full: 0 },
+            flows_lost: 9,
         };
         let text = sample.encode().unwrap();
         for line in [
@@ -205,6 +258,15 @@ mod tests {
             "hostweave_port_state{port=\"shop/web-0\",state=\"down\"} 0",
             "hostweave_worker_busy_ratio{worker=\"0\"} 0.25",
             "hostweave_object_revision 17",
+            "hostweave_policy_verdicts_total{direction=\"ingress\",action=\"dropped\",match=\"none\"} 1",
+            "hostweave_policy_rules 0",
+            "hostweave_policy_revision 3",
+            "hostweave_policy_compile_duration_seconds 0.25",
+            "hostweave_conntrack_entries 2",
+            "hostweave_conntrack_capacity 10",
+            "hostweave_conntrack_evictions_total 1",
+            "hostweave_conntrack_insert_failures_total{reason=\"quota\"} 4",
+            "hostweave_flowlog_lost_events_total 9",
             "# EOF",
         ] {
             assert!(text.lines().any(|have| have == line), "{line} is not in\n{text}");

@@ -169,7 +169,7 @@ fn observe_filters_what_happened() {
     daemon.ok(&["port", "add", "b"]);
     let text = daemon.ok(&["observe", "--pod", "a", "--type", "ObjectCreated"]);
     assert!(text.lines().count() == 1 && text.contains("Port default/a"), "{text}");
-    let json = daemon.ok(&["observe", "-o", "json", "--last", "1"]);
+    let json = daemon.ok(&["observe", "--type", "port", "-o", "json", "--last", "1"]);
     assert!(json.contains("\"name\":\"b\""), "{json}");
     assert_eq!(daemon.cli(&["observe", "--type", "nothing"]).code, 2);
 }

@@ -5,5 +5,6 @@
 
 mod cli;
 mod control;
+mod flows;
 mod policy;
 mod support;

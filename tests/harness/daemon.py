@@ -153,7 +153,7 @@ class Daemon:
             return
         if self.process.poll() is None:
             try:  # What a person would look at first.
-                for name, arguments in (("ports", ["port", "list", "-A", "-o", "yaml"]), ("stats", ["port", "stats", "-A", "-o", "yaml"]), ("events", ["observe", "--last", "200"])):
+                for name, arguments in (("ports", ["port", "list", "-A", "-o", "yaml"]), ("stats", ["port", "stats", "-A", "-o", "yaml"]), ("events", ["observe", "--type", "port", "--last", "200"]), ("flows", ["observe", "--last", "200"])):
                     done = process.run([BINARY, "--control", self.control] + arguments, timeout=10, check=False)
                     with open(self.case.log(name + ".txt"), "w") as out:
                         out.write(done.stdout + done.stderr)

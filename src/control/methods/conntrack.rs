@@ -68,9 +68,9 @@ pub fn list(call: &Call<'_>, params: List) -> Result<Value, RpcError> {
     let filter = params.filter.understand()?;
     let fabric = &call.controller.parts.fabric;
     let (views, total) = fabric.connections(&filter, params.limit.unwrap_or(LIMIT_DEFAULT));
-    let (used, capacity) = fabric.connection_counts();
     let connections: Vec<Value> = views.iter().map(connection).collect();
-    Ok(json!({"connections": connections, "total": total, "used": used, "capacity": capacity}))
+    let report = fabric.connection_report();
+    Ok(json!({"connections": connections, "total": total, "used": report.used, "capacity": report.capacity}))
 }
 
 pub fn flush(call: &Call<'_>, params: Flush) -> Result<Value, RpcError> {

@@ -5,6 +5,7 @@ pub mod conntrack;
 pub mod event;
 pub mod flow;
 pub mod object;
+pub mod policy;
 pub mod port;
 pub mod probe;
 pub mod server;

@@ -49,6 +49,8 @@ pub fn status(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
     if let Some(failure) = controller.reload_failure() {
         degraded.push(format!("the configuration files are not in force: {failure}"));
     }
+    let fabric = &controller.parts.fabric;
+    let (policy, connections, flow_log) = (fabric.policy_report(), fabric.connection_report(), fabric.flow_log());
     let workers: Vec<Value> = controller.parts.fabric.worker_reports().iter().enumerate().map(worker).collect();
     let host = snapshot.set.of_kind(crate::config::Kind::HostConfig).next().map(|object| object.key.name.clone());
     Ok(json!({
@@ -64,6 +66,17 @@ pub fn status(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
         "ports": {"total": states.values().sum::<u64>(), "states": states},
         "workers": workers,
         "events": {"total": controller.parts.events.count(), "lost": controller.parts.events.lost()},
+        "policy": {
+            "networkPolicies": snapshot.set.of_kind(crate::config::Kind::NetworkPolicy).count(),
+            "clusterNetworkPolicies": snapshot.set.of_kind(crate::config::Kind::ClusterNetworkPolicy).count(),
+            "rules": policy.stats.rules,
+            "revision": policy.revision,
+        },
+        "connections": {
+            "used": connections.used, "capacity": connections.capacity, "evicted": connections.evicted,
+            "refused": connections.refused_quota + connections.refused_full,
+        },
+        "flows": {"total": flow_log.count(), "lost": flow_log.lost()},
         "runtimeDir": controller.parts.runtime,
         "config": controller.parts.config,
     }))
