@@ -182,7 +182,7 @@ fn print_changes(session: &Session, result: &Value, dry_run: bool) -> Result<(),
     match session.global.output {
         Format::Json => return output::print_json(result),
         Format::Yaml => return output::print_yaml(result),
-        Format::Table | Format::Wide | Format::Name => {}
+        _ => {}
     }
     let gone = |namespace: &str| {
         let is = |change: &Value| {
@@ -285,12 +285,12 @@ pub fn get(session: &Session, args: &GetArgs) -> Result<(), Failure> {
                     .collect::<String>(),
             )
         }
-        Format::Table | Format::Wide if items.is_empty() => {
+        _ if items.is_empty() => {
             let place = namespace.map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default();
             hint(&format!("no {}{place}", kind.plural()));
             Ok(())
         }
-        Format::Table | Format::Wide => {
+        _ => {
             let wide = session.global.output == Format::Wide;
             print(&objects_table(kind, &items, kind.is_namespaced() && namespace.is_none(), wide))
         }
@@ -368,13 +368,11 @@ pub fn describe(session: &Session, args: &DescribeArgs) -> Result<(), Failure> {
         Format::Yaml => {
             output::print_yaml(&json!({"object": item["object"], "origin": item["origin"], "events": events}))
         }
-        Format::Table | Format::Wide | Format::Name
-            if matches!(kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy) =>
-        {
+        _ if matches!(kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy) => {
             print(&super::describe_policy::describe(&item))?;
             print(&events_text(&events))
         }
-        Format::Table | Format::Wide | Format::Name => {
+        _ => {
             let mut object = item["object"].clone();
             object["origin"] = item["origin"].clone();
             print(&output::tree(&object, 0))?;

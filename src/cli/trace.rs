@@ -44,7 +44,7 @@ pub fn run(session: &Session, args: &Args) -> Result<u8, Failure> {
     match session.global.output {
         Format::Json => output::print_json(&result)?,
         Format::Yaml => output::print_yaml(&result)?,
-        Format::Table | Format::Wide | Format::Name => {
+        _ => {
             let lines = trace.text();
             output::print(&lines.lines().map(|line| output::printable(line) + "\n").collect::<String>())?;
         }

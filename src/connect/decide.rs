@@ -6,7 +6,7 @@ use std::net::Ipv6Addr;
 use hostweave_policy::model::Direction;
 use hostweave_policy::table::{Basis, Decision, Flow as Question};
 use hostweave_switch::connection::{CommitError, NewConnection, Record};
-use hostweave_switch::flow::{Flow, FlowKey, Kind, NO_QUEUE, TCP};
+use hostweave_switch::flow::{Flow, FlowKey, Kind, NO_QUEUE, TCP, round};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::route;
 use hostweave_switch::stage::{DropReason, Verdict};
@@ -161,7 +161,7 @@ fn commit(
         connection: found.index,
         generation: found.generation,
         epoch: ctx.epoch,
-        tick: ctx.now,
+        round: round(ctx.now),
         out_port: out.id.0 as u16,
         queue: NO_QUEUE,
         // Whoever answers, or goes on for a while, is assured (`refresh`).

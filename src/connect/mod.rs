@@ -13,7 +13,8 @@ mod decide;
 mod related;
 
 use hostweave_switch::connection::{Connections, Direction, FreeRecords, Record};
-use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, stamp};
+use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp};
+use hostweave_switch::guard;
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::DropReason;
@@ -76,7 +77,7 @@ pub fn flow<R: Recorder>(
     record: &mut R,
 ) -> Result<Way, DropReason> {
     if let Some(place) = flows.cache.find(&lookup.key, lookup.hash) {
-        if let Some((out_port, queue)) = flows.cache.ready(place, stamp(ctx.epoch, ctx.now)) {
+        if let Some((out_port, queue)) = flows.cache.ready(place, stamp(ctx.epoch, round(ctx.now))) {
             record.stage("flow", Detail::Hit);
             return Ok(Way { out_port: PortId(u32::from(out_port)), queue });
         }
@@ -105,7 +106,7 @@ fn known<R: Recorder>(
 ) -> Option<Result<Way, DropReason>> {
     let mut flow = flows.cache.get(place);
     let connection = flows.connections.get(flow.connection, flow.generation)?;
-    if flow.epoch != ctx.epoch || flow.tick != ctx.now || flow.flags & ASSURED == 0 {
+    if flow.epoch != ctx.epoch || flow.round != round(ctx.now) || flow.flags & ASSURED == 0 {
         if let Err(reason) = refresh(ctx, flows, &mut flow, record)? {
             return Some(Err(reason));
         }
@@ -145,7 +146,7 @@ fn refresh<R: Recorder>(
     }
     connection.touch(direction, ctx.now, ctx.queue);
     flow.epoch = ctx.epoch;
-    flow.tick = ctx.now;
+    flow.round = round(ctx.now);
     flow.queue = connection.queue(1 - direction);
     flow.out_port = connection.port(1 - direction) as u16;
     if connection.is_assured() {
@@ -217,6 +218,7 @@ fn connection<R: Recorder>(
     arena: &mut [Segment],
     record: &mut R,
 ) -> Result<Way, DropReason> {
+    guard::source(ctx.port, ctx.network, packet)?;
     if is_icmp_error(lookup.key.proto(), (packet.meta.dst_port >> 8) as u8) && !packet.meta.later_fragment {
         return related::related(ctx, flows, packet, arena, record);
     }
@@ -237,7 +239,7 @@ fn connection<R: Recorder>(
             connection: found.index,
             generation: found.generation,
             epoch: 0,
-            tick: 0,
+            round: 0,
             out_port: connection.port(1 - found.direction) as u16,
             queue: NO_QUEUE,
             flags: if found.direction == 1 { REPLY } else { 0 }
@@ -261,3 +263,6 @@ fn connection<R: Recorder>(
     record.stage("conn", Detail::Miss);
     decide::decide(ctx, flows, lookup, packet, record)
 }
+
+#[cfg(test)]
+mod tests;

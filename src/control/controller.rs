@@ -179,6 +179,14 @@ impl Controller {
         self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What this host calls itself: the name of its `HostConfig`, or what the kernel says.
+    pub fn node_name(&self) -> String {
+        let snapshot = self.snapshot();
+        let host = snapshot.set.of_kind(crate::config::Kind::HostConfig).next();
+        let kernel = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+        host.map_or_else(kernel, |object| object.key.name.clone())
+    }
+
     /// Carries out wishes, all or none.
     ///
     /// # Errors
@@ -249,7 +257,7 @@ impl Controller {
     /// What a plan would mean for the live connections.
     fn impact(&self, plan: &Plan) -> Result<Impact, RpcError> {
         let fabric = &self.parts.fabric;
-        Ok(fabric.impact(&fabric.draft(&plan.desired)?, &[]))
+        Ok(fabric.impact(&fabric.draft(&plan.desired)?, &fabric.denied_lately()))
     }
 
     /// Reads the configuration files again. What is wrong changes nothing.

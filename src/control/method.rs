@@ -15,11 +15,13 @@ use tokio::sync::broadcast;
 
 use super::controller::{Controller, ObjectChange};
 use super::error::{ErrorKind, RpcError};
-use super::methods::{capture, event, object, port, probe, server, trace};
+use super::methods::{capture, conntrack, event, flow, object, port, probe, server, trace};
 use super::socket::Client;
 use crate::config::names::closest;
 use crate::fabric::capture::CaptureHandle;
 use crate::observe::events::{Event, Filter};
+use crate::observe::flow_filter::Selection;
+use crate::observe::flow_log::Entry;
 
 /// Whether a method changes anything. The read-only socket offers only those that do not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +46,8 @@ pub enum Outcome {
     Value(Value),
     /// A stream of notifications until the connection ends.
     Subscription(Subscription),
+    /// The end of a stream of this connection.
+    Unsubscribe(u64),
 }
 
 impl From<Value> for Outcome {
@@ -66,6 +70,15 @@ pub struct Subscription {
 pub enum Feed {
     /// Events that a filter wants.
     Events(broadcast::Receiver<std::sync::Arc<Event>>, Box<Filter>),
+    /// Flows that a selection wants, as this host names itself.
+    Flows {
+        /// The flow log's records.
+        feed: broadcast::Receiver<std::sync::Arc<Entry>>,
+        /// Which ones.
+        selection: Box<Selection>,
+        /// The host's name.
+        node: String,
+    },
     /// Changes of objects, newer than a revision, of one kind and namespace where given.
     Objects {
         /// The changes.
@@ -206,6 +219,11 @@ methods! {
     "probe.run" Write probe::Run => probe::run: "Sends a real packet for a port, and says what became of it and of its answer.",
     "capture.start" Write capture::Start => capture::start: "Subscribes to the packets of ports, with what became of each.",
     "capture.stop" Write capture::Stop => capture::stop: "Ends a capture.",
+    "conntrack.list" Read conntrack::List => conntrack::list: "Connections, with what allowed them.",
+    "conntrack.flush" Write conntrack::Flush => conntrack::flush: "Forgets connections: their next packets are decided anew.",
+    "flow.list" Read flow::List => flow::list: "The last connections that began, ended or were refused, and dropped packets.",
+    "flow.subscribe" Read flow::List => flow::subscribe: "Subscribes to the flow log.",
+    "flow.unsubscribe" Read flow::Unsubscribe => flow::unsubscribe: "Ends a subscription of this connection.",
     "rpc.discover" Read server::Empty => server::discover: "This table, as OpenRPC.",
 }
 

@@ -9,6 +9,8 @@
 
 pub mod capture;
 mod connections;
+pub mod conntrack;
+mod flows;
 pub mod mailbox;
 mod maintenance;
 mod observer;
@@ -37,6 +39,7 @@ use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tab
 use hostweave_uplink::uring::Uring;
 use tokio::sync::mpsc;
 
+use crate::observe::flow_log::FlowLog;
 use crate::services::sockets::Sockets;
 use crate::worker::clock::Clock;
 use crate::worker::watch::Watch;
@@ -65,6 +68,7 @@ struct Inner {
     fragments: Arc<Fragments>,
     clock: Clock,
     watch: Arc<Watch>,
+    flow_log: Arc<FlowLog>,
 }
 
 /// What exists, by name.
@@ -75,6 +79,10 @@ struct State {
     policy: Arc<Table>,
     /// What it was compiled from.
     world: Arc<World>,
+    /// Compilations that changed something.
+    policy_revision: u64,
+    /// How long the last compilation took.
+    compile_duration: Duration,
     timeouts: Timeouts,
     established: Established,
     local: LocalServices,
@@ -184,8 +192,20 @@ impl Fabric {
         threads.push(listener);
         let state = Mutex::new(State::new(&connections));
         let sockets = Sockets::new().context("starting the host's own services")?;
-        let inner =
-            Arc::new(Inner { config, plane, workers, state, events, sockets, connections, fragments, clock, watch });
+        let flow_log = Arc::new(FlowLog::default());
+        let inner = Arc::new(Inner {
+            config,
+            plane,
+            workers,
+            state,
+            events,
+            sockets,
+            connections,
+            fragments,
+            clock,
+            watch,
+            flow_log,
+        });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))
     }
@@ -226,6 +246,8 @@ impl Fabric {
         inner.adopt(&mut state);
         inner.share_connections(&state);
         inner.publish(&mut state);
+        // What is acknowledged holds: no packet that is sent from now on meets the plane before.
+        state.wait_for_workers();
         inner.forget_connections_of(&gone_ids);
         for port in state.ports.values() {
             port.open_gate();
@@ -261,6 +283,11 @@ impl Fabric {
     /// Time and packets of each worker.
     pub fn worker_reports(&self) -> Vec<WorkerReport> {
         self.inner.workers.iter().map(|worker| report(&worker.stats)).collect()
+    }
+
+    /// What happened to connections.
+    pub fn flow_log(&self) -> &Arc<FlowLog> {
+        &self.inner.flow_log
     }
 
     /// Sockets inside the networks, for the host's own services.
@@ -421,6 +448,8 @@ impl Inner {
         state.epochs_of(&mut tables, &self.plane.load().tables);
         plane.tables = tables;
         plane.policy = Arc::clone(&state.policy);
+        plane.world = Arc::clone(&state.world);
+        plane.policy_revision = state.policy_revision;
         state.retired.push(self.plane.swap(Arc::new(plane)));
         for worker in &self.workers {
             worker.mailbox.send(Message::PlaneChanged);
@@ -430,7 +459,7 @@ impl Inner {
 }
 
 /// How long a worker may take to let go of a plane: it is one burst, unless the kernel took the CPU from it.
-const LET_GO_LIMIT: Duration = Duration::from_millis(200);
+const LET_GO_LIMIT: Duration = Duration::from_secs(2);
 
 impl State {
     /// Waits until the workers have let go of every plane but the published one, and with it of devices that are to
@@ -546,6 +575,7 @@ fn prepare_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, Uring, FlowCache)>
         fragments,
         clock,
         flows: crossbeam_queue::ArrayQueue::new(FLOWS_MAX),
+        flows_awaited: std::sync::atomic::AtomicBool::new(true),
         mailbox: Mailbox::new(uring.waker()),
         notes: crossbeam_queue::ArrayQueue::new(NOTES_MAX),
         listener,
