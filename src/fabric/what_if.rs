@@ -163,6 +163,8 @@ impl Fabric {
             }
             impact.broken.add(|| affected(&live.plane.tables, &entry, after.text(&why)));
         }
+        // The table has no order of its own.
+        impact.broken.named.sort_by_key(|flow| (flow.from.clone(), flow.to.clone(), flow.key.src(), flow.key.dst()));
         for flow in denied {
             let ports = [flow.from.0, flow.to.0];
             let judge = |judge: &Judge<'_>| judge.judge(&flow.key, flow.vni, ports, false);

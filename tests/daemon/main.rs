@@ -7,3 +7,4 @@ mod cli;
 mod control;
 mod policy;
 mod support;
+mod why;
