@@ -257,7 +257,7 @@ impl Controller {
     /// What a plan would mean for the live connections.
     fn impact(&self, plan: &Plan) -> Result<Impact, RpcError> {
         let fabric = &self.parts.fabric;
-        Ok(fabric.impact(&fabric.draft(&plan.desired)?, &[]))
+        Ok(fabric.impact(&fabric.draft(&plan.desired)?, &fabric.denied_lately()))
     }
 
     /// Reads the configuration files again. What is wrong changes nothing.

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::World;
-use hostweave_switch::connection::Entry;
+use hostweave_switch::connection::Entry as Connection;
 use hostweave_switch::flow::{FlowKey, NO_QUEUE};
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables};
@@ -21,6 +21,8 @@ use super::spec::{Desired, Established};
 use super::{Fabric, State, check, connections};
 use crate::connect::{self, Denied};
 use crate::datapath::Context;
+use crate::observe::flow_event::FlowEventKind;
+use crate::observe::flow_log::Entry;
 use crate::observe::trace::{Scene, denied_text, port_name};
 
 /// Broken connections that are named; more are only counted.
@@ -127,6 +129,25 @@ impl Fabric {
         }
     }
 
+    /// What policy denied lately, as far as the flow log remembers: each once, whatever its source port.
+    pub fn denied_lately(&self) -> Vec<DeniedFlow> {
+        let mut known = HashSet::new();
+        let mut denied = Vec::new();
+        for entry in self.inner.flow_log.entries() {
+            let Entry::Flow(record) = &*entry else { continue };
+            let event = &record.event;
+            let by_policy = matches!(event.kind, FlowEventKind::Dropped { reason: DropReason::PolicyDenied, .. });
+            if !by_policy || event.to == PortId::NONE {
+                continue;
+            }
+            let key = event.key;
+            if known.insert((key.src(), key.dst(), key.proto(), key.dst_port(), event.vni)) {
+                denied.push(DeniedFlow { key, vni: event.vni, from: event.from, to: event.to });
+            }
+        }
+        denied
+    }
+
     /// What `draft` would mean for the live connections, and for flows that were denied.
     pub fn impact(&self, draft: &Picture, denied: &[DeniedFlow]) -> Impact {
         let live = self.picture();
@@ -142,6 +163,8 @@ impl Fabric {
             }
             impact.broken.add(|| affected(&live.plane.tables, &entry, after.text(&why)));
         }
+        // The table has no order of its own.
+        impact.broken.named.sort_by_key(|flow| (flow.from.clone(), flow.to.clone(), flow.key.src(), flow.key.dst()));
         for flow in denied {
             let ports = [flow.from.0, flow.to.0];
             let judge = |judge: &Judge<'_>| judge.judge(&flow.key, flow.vni, ports, false);
@@ -156,7 +179,7 @@ impl Fabric {
     }
 }
 
-fn affected(tables: &Tables, entry: &Entry, why: String) -> AffectedFlow {
+fn affected(tables: &Tables, entry: &Connection, why: String) -> AffectedFlow {
     let [from, to] = [entry.in_port, entry.out_port].map(|port| port_name(tables, PortId(port)));
     AffectedFlow { key: entry.key, from, to, why }
 }

@@ -8,3 +8,4 @@ mod control;
 mod flows;
 mod policy;
 mod support;
+mod why;
