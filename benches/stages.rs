@@ -13,7 +13,7 @@ use hostweave::connect::Flows;
 use hostweave::datapath::{self, Context, Lookup};
 use hostweave::fabric::plane::Plane;
 use hostweave::observe::recorder::Unwatched;
-use hostweave::services::{self, LocalContext};
+use hostweave::services;
 use hostweave_guest::{Nic, NicConfig, VnetHeader, features, frames::Path};
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::{Endpoint, Labels, World};
@@ -55,15 +55,10 @@ fn stage_parse(packet: &mut Packet, arena: &mut [Segment]) -> Verdict {
     parse::parse(packet, arena)
 }
 
+/// The link addresses, and whether `local` has anything to do with it.
 #[inline(never)]
 fn stage_guard(ctx: &Context<'_>, packet: &Packet) -> Verdict {
-    guard::guard(ctx.port, ctx.network, packet)
-}
-
-#[inline(never)]
-fn stage_local(ctx: &Context<'_>, packet: &mut Packet, arena: &mut [Segment]) -> Verdict {
-    let local = LocalContext { tables: ctx.tables, port: ctx.port, network: ctx.network };
-    services::local(&local, packet, arena, &mut None)
+    if services::is_for_others(packet) { guard::link(ctx.port, packet) } else { Verdict::Reply }
 }
 
 /// The key of the packet's flow and its hash.
@@ -114,10 +109,7 @@ fn switch_burst(
     let mut arrived = 0;
     for index in 0..count {
         let (packet, arena) = burst.packet_mut(index);
-        if stage_parse(packet, arena) != Verdict::Continue
-            || stage_guard(ctx, packet) != Verdict::Continue
-            || stage_local(ctx, packet, arena) != Verdict::Continue
-        {
+        if stage_parse(packet, arena) != Verdict::Continue || stage_guard(ctx, packet) != Verdict::Continue {
             return 0;
         }
         state.lookups[index] = stage_key(ctx, state, packet);

@@ -17,7 +17,7 @@ use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{Network, Port, Tables};
-use hostweave_switch::{guard, parse, rewrite, route};
+use hostweave_switch::{guard, parse, rewrite};
 
 use crate::connect::{self, Flows};
 use crate::fabric::plane::Plane;
@@ -83,6 +83,10 @@ pub fn classify<R: Recorder>(
         return Verdict::Drop(DropReason::PortDown);
     }
     stage!("parse", parse::parse(packet, arena));
+    if services::is_for_others(packet) && !R::MASKED {
+        // The source address of a flow that is known needs no look; `connect::flow` sees to that of any other.
+        return guard::link(ctx.port, packet);
+    }
     stage!("guard", guard::guard(ctx.port, ctx.network, packet));
     let local = LocalContext { tables: ctx.tables, port: ctx.port, network: ctx.network };
     stage!("local", services::local(&local, packet, arena, note));
@@ -110,13 +114,12 @@ pub fn forward<R: Recorder>(
         Some(_) => return Verdict::Drop(DropReason::PortDown),
         None => return Verdict::Drop(DropReason::Internal),
     };
-    if let Err(reason) = route::may_go_on(ctx.network, packet, out) {
+    if let Err(reason) = rewrite::rewrite(packet, ctx.network, out) {
         return Verdict::Drop(reason);
     }
     packet.meta.out_port = way.out_port;
     packet.meta.queue = way.queue;
     packet.meta.hash = lookup.hash as u32;
-    rewrite::rewrite(packet, out);
     record.stage("rewrite", Detail::Verdict(Verdict::Forward));
     Verdict::Forward
 }

@@ -27,6 +27,11 @@ const UNSAFE_PLACES: &[(&str, &str)] = &[
     ("tests/allocations.rs", "an allocator that counts"),
     ("switch/src/packet.rs", "its unit tests make segments of a buffer of their own"),
     ("switch/src/payload.rs", "segments of another party's memory: raw pointers that a borrow cannot describe"),
+    ("switch/src/prefetch.rs", "prefetch instructions"),
+    (
+        "switch/src/shared.rs",
+        "mappings as typed slices: memory that outlives the process, and memory that costs nothing untouched",
+    ),
     ("switch/src/testing.rs", "packets of tests and fuzz targets: segments of a buffer of their own"),
     ("switch/uplink/src/tap_tests.rs", "its tests make the namespaces in which they run"),
     ("vhost/src/memory.rs", "guest memory: mapped, shared with a process that writes at any time"),

@@ -73,8 +73,8 @@ pub fn explain(world: &World, table: &Table, flow: &Flow) -> Explanation {
         (Basis::Myself, ..) => "a port cannot be blocked from itself".to_owned(),
         (Basis::NotSelected, ..) => asked.nothing_matches(&selecting),
         // `decide` says neither; the caller who does has no need of an explanation.
-        (Basis::BuiltIn(rule), ..) => format!("{} allows it whatever policies say", rule.name()),
-        (Basis::Host, ..) => "it is the host's own, which no policy selects".to_owned(),
+        (Basis::BuiltIn(rule), ..) => format!("allowed by {}", rule.name()),
+        (Basis::Host, ..) => "the host's own side, which no policy selects".to_owned(),
         (Basis::HostDefault, ..) => format!("default policy deny: {}", asked.nothing_matches(&selecting)),
     };
     Explanation { decision, selecting, rule, miss, audit, sentence }

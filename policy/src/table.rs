@@ -240,6 +240,16 @@ impl Table {
         policy.rules.get((id.0 - policy.first.0) as usize)
     }
 
+    /// Every policy, in the order of their rule numbers.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<PolicyInfo>> {
+        self.policies.iter()
+    }
+
+    /// Number of a port's identity: ports of one namespace with the same labels share it.
+    pub fn identity(&self, port: PortId) -> Option<u32> {
+        self.port(port).map(|port| port.identity)
+    }
+
     /// Whether a port's policy is compiled (SEMANTICS NP30).
     pub fn is_known(&self, port: PortId) -> bool {
         self.port(port).is_some()

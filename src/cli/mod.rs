@@ -6,17 +6,21 @@
 mod attach_netns;
 pub(crate) mod client;
 mod complete;
+mod conntrack;
 mod daemon;
 mod demo;
 mod describe_policy;
 pub mod failure;
 mod objects;
 mod observe;
+mod observe_events;
+mod observe_filter;
 mod offline;
 pub mod output;
 mod port;
 mod rpc;
 mod status;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -95,10 +99,15 @@ enum Command {
     Validate(offline::ValidateArgs),
     /// Explain a kind of object or a field, such as Port.spec.backend
     Explain(offline::ExplainArgs),
-    /// Show what happened
+    /// Say what would become of a packet, stage by stage, and why; exit code 1 if it would be dropped
+    Trace(trace::Args),
+    /// Show connections that began, ended or were refused, and dropped packets; with --type port what happened to ports
     Observe(observe::Args),
+    /// Show and forget connections
+    #[command(subcommand)]
+    Conntrack(conntrack::Command),
     /// Show everything that happens, as JSON lines
-    Monitor(observe::MonitorArgs),
+    Monitor(observe_events::MonitorArgs),
     /// Call a method of the control socket
     Rpc(rpc::Args),
     /// Print the JSON Schema of objects
@@ -173,10 +182,14 @@ impl Session {
 pub fn main() -> ExitCode {
     complete::answer();
     let matches = Cli::command().get_matches();
-    let cli = match Cli::from_arg_matches(&matches) {
+    let mut cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
+    let chosen = matches.value_source("output") == Some(clap::parser::ValueSource::CommandLine);
+    if matches!(cli.command, Command::Observe(_)) && !chosen {
+        cli.global.output = Format::Compact;
+    }
     let color = cli.global.color.on_stderr();
     match run(cli) {
         Ok(code) => ExitCode::from(code),
@@ -189,6 +202,12 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<u8, Failure> {
     let session = Session { global: cli.global };
+    let lines = matches!(session.global.output, Format::Compact | Format::Dict);
+    if lines && !matches!(cli.command, Command::Observe(_)) {
+        return Err(
+            Failure::usage("-o compact and -o dict are for observe").help("use table, wide, json, yaml or name")
+        );
+    }
     let done = |result: Result<(), Failure>| result.map(|()| code::OK);
     match cli.command {
         Command::Daemon(args) => done(daemon::run(&session, args)),
@@ -203,8 +222,10 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Edit(args) => done(objects::edit(&session, &args)),
         Command::Validate(args) => done(offline::validate(&session, &args)),
         Command::Explain(args) => done(offline::explain(&args)),
+        Command::Trace(args) => trace::run(&session, &args),
         Command::Observe(args) => done(observe::observe(&session, &args)),
-        Command::Monitor(args) => done(observe::monitor(&session, &args)),
+        Command::Conntrack(command) => done(conntrack::run(&session, &command)),
+        Command::Monitor(args) => done(observe_events::monitor(&session, &args)),
         Command::Rpc(args) => done(rpc::run(&session, &args)),
         Command::Schema(args) => done(offline::schema(&args)),
         Command::Completion(args) => done(offline::completion(&args)),

@@ -144,6 +144,9 @@ pub fn apply(session: &Session, args: &ApplyArgs) -> Result<(), Failure> {
     let result = session.call("object.apply", params)?;
     session.warn(&result["warnings"]);
     print_changes(session, &result, dry_run)?;
+    if dry_run && matches!(session.global.output, Format::Table | Format::Wide) {
+        print(&impact_text(&result["impact"]))?;
+    }
     let changed = |change: &Value| change["action"] != "unchanged";
     if !dry_run && result["changes"].as_array().is_some_and(|changes| changes.iter().any(changed)) {
         hint("next: hostweave status");
@@ -151,11 +154,35 @@ pub fn apply(session: &Session, args: &ApplyArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What a dry run says about the traffic that there is.
+fn impact_text(impact: &Value) -> String {
+    let mut text = String::new();
+    let mut section = |title: &str, affected: &Value, verb: &str| {
+        let flows = affected["flows"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let count = affected["count"].as_u64().unwrap_or(0);
+        text += &format!("{title}, of which {count} would {verb}{}\n", if count > 0 { ":" } else { "" });
+        for flow in flows {
+            let [from, source, to, destination, protocol, why] =
+                ["/from", "/source", "/to", "/destination", "/protocol", "/why"]
+                    .map(|pointer| output::printable(&cell(flow, pointer)));
+            text += &format!("  {from} {source} -> {to} {destination} {protocol}  {why}\n");
+        }
+        if count > flows.len() as u64 {
+            text += &format!("  and {} more\n", count - flows.len() as u64);
+        }
+    };
+    section(&format!("live connections: {}", cell(impact, "/connections")), &impact["broken"], "break");
+    if impact["denied"].as_u64().is_some_and(|denied| denied > 0) {
+        section(&format!("denied lately: {}", cell(impact, "/denied")), &impact["admitted"], "pass");
+    }
+    text
+}
+
 fn print_changes(session: &Session, result: &Value, dry_run: bool) -> Result<(), Failure> {
     match session.global.output {
         Format::Json => return output::print_json(result),
         Format::Yaml => return output::print_yaml(result),
-        Format::Table | Format::Wide | Format::Name => {}
+        _ => {}
     }
     let gone = |namespace: &str| {
         let is = |change: &Value| {
@@ -258,12 +285,12 @@ pub fn get(session: &Session, args: &GetArgs) -> Result<(), Failure> {
                     .collect::<String>(),
             )
         }
-        Format::Table | Format::Wide if items.is_empty() => {
+        _ if items.is_empty() => {
             let place = namespace.map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default();
             hint(&format!("no {}{place}", kind.plural()));
             Ok(())
         }
-        Format::Table | Format::Wide => {
+        _ => {
             let wide = session.global.output == Format::Wide;
             print(&objects_table(kind, &items, kind.is_namespaced() && namespace.is_none(), wide))
         }
@@ -341,13 +368,11 @@ pub fn describe(session: &Session, args: &DescribeArgs) -> Result<(), Failure> {
         Format::Yaml => {
             output::print_yaml(&json!({"object": item["object"], "origin": item["origin"], "events": events}))
         }
-        Format::Table | Format::Wide | Format::Name
-            if matches!(kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy) =>
-        {
+        _ if matches!(kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy) => {
             print(&super::describe_policy::describe(&item))?;
             print(&events_text(&events))
         }
-        Format::Table | Format::Wide | Format::Name => {
+        _ => {
             let mut object = item["object"].clone();
             object["origin"] = item["origin"].clone();
             print(&output::tree(&object, 0))?;

@@ -16,7 +16,12 @@ pub enum Format {
     Table,
     /// For people with room.
     Wide,
+    /// One line each; of `observe`, which has it unless said otherwise.
+    Compact,
+    /// A block of lines each; of `observe`.
+    Dict,
     /// For programs; stable.
+    #[value(alias = "jsonpb")]
     Json,
     /// For files; goes back into `apply`.
     Yaml,

@@ -221,7 +221,7 @@ fn structured(session: &Session, value: &Value) -> Result<bool, Failure> {
         Format::Json => output::print_json(value)?,
         Format::Yaml => output::print_yaml(value)?,
         Format::Name => print(&format!("port/{}\n", cell(value, "/name")))?,
-        Format::Table | Format::Wide => return Ok(false),
+        _ => return Ok(false),
     }
     Ok(true)
 }
@@ -237,7 +237,7 @@ fn list(session: &Session, args: &ListArgs) -> Result<(), Failure> {
         Format::Name => {
             return print(&ports.iter().map(|port| format!("port/{}\n", cell(port, "/name"))).collect::<String>());
         }
-        Format::Table | Format::Wide => {}
+        _ => {}
     }
     if ports.is_empty() {
         let all = client.call("port.list", json!({}))?["ports"].as_array().map_or(0, Vec::len);
@@ -356,7 +356,7 @@ fn stats(session: &Session, args: &StatsArgs) -> Result<(), Failure> {
     match session.global.output {
         Format::Json => return output::print_json(&json!(ports)),
         Format::Yaml => return output::print_yaml(&json!(ports)),
-        Format::Table | Format::Wide | Format::Name => {}
+        _ => {}
     }
     let columns = [
         ("NAMESPACE", "/namespace"),
@@ -379,6 +379,6 @@ fn attach_args(session: &Session, args: &AttachArgs) -> Result<(), Failure> {
     match session.global.output {
         Format::Json => output::print_json(&result),
         Format::Yaml => output::print_yaml(&result),
-        Format::Table | Format::Wide | Format::Name => print(result["text"].as_str().unwrap_or_default()),
+        _ => print(result["text"].as_str().unwrap_or_default()),
     }
 }

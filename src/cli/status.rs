@@ -25,7 +25,7 @@ pub fn run(session: &Session, args: &Args) -> Result<u8, Failure> {
     match session.global.output {
         Format::Json => output::print_json(&status)?,
         Format::Yaml => output::print_yaml(&status)?,
-        Format::Table | Format::Wide | Format::Name => print(&screen(&status))?,
+        _ => print(&screen(&status))?,
     }
     let degraded = status["degraded"].as_array().is_some_and(|reasons| !reasons.is_empty());
     Ok(if degraded { code::NEGATIVE } else { code::OK })

@@ -6,17 +6,17 @@ use std::net::Ipv6Addr;
 use hostweave_policy::model::Direction;
 use hostweave_policy::table::{Basis, Decision, Flow as Question};
 use hostweave_switch::connection::{CommitError, NewConnection, Record};
-use hostweave_switch::flow::{Flow, FlowKey, Kind, NO_QUEUE, TCP};
+use hostweave_switch::flow::{Flow, FlowKey, Kind, NO_QUEUE, TCP, round};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::route;
-use hostweave_switch::stage::DropReason;
+use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{AddressKey, Port, PortId, PortKind};
 use hostweave_switch::tcp_track::{self, Side};
 use hostweave_switch::wire::proto;
 
 use super::{Flows, Opened, Way, way};
 use crate::datapath::{Context, Lookup};
-use crate::observe::recorder::{Detail, Recorder};
+use crate::observe::recorder::{Detail, Recorder, Unwatched};
 
 /// What policy said for a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,7 +49,7 @@ pub(super) fn decide<R: Recorder>(
     let out_port = route::route(ctx.tables, ctx.port.network, packet);
     let side = begins(packet, &lookup.key)?;
     let out = out_port.and_then(|id| ctx.tables.port(id).ok_or(DropReason::Internal));
-    let allowed = judge(ctx, flows, &lookup.key, ctx.port, out, record)?;
+    let allowed = judge(ctx, &mut flows.denied, &lookup.key, ctx.port, out, record)?;
     let out = out?;
     if !out.up {
         return Err(DropReason::PortDown);
@@ -78,7 +78,7 @@ fn begins(packet: &Packet, key: &FlowKey) -> Result<Side, DropReason> {
 /// nothing about who is there.
 fn judge<R: Recorder>(
     ctx: &Context<'_>,
-    flows: &mut Flows<'_>,
+    denied: &mut Option<Denied>,
     key: &FlowKey,
     from: &Port,
     out: Result<&Port, DropReason>,
@@ -102,7 +102,7 @@ fn judge<R: Recorder>(
         proto: key.proto(),
         dst_port: key.l4_dst_port(),
     };
-    let mut ask = |name, question: Question, out_port| {
+    let mut ask = |record: &mut R, name, question: Question, out_port| {
         let decision = ctx.policy.decide(&question);
         record.stage(name, Detail::Policy(question, decision));
         if decision.allowed {
@@ -111,20 +111,22 @@ fn judge<R: Recorder>(
         if decision.basis == Basis::NotCompiled {
             return Err(DropReason::PolicyPending);
         }
-        flows.denied = Some(Denied { direction: question.direction, decision, out_port });
+        *denied = Some(Denied { direction: question.direction, decision, out_port });
         Err(DropReason::PolicyDenied)
     };
     let out_port = to.map_or(PortId::NONE, |port| port.id);
     let egress = match builtin {
-        None if workload(&from) => ask("egress", question(Direction::Egress, from, to, key.dst()), out_port)?,
+        None if workload(&from) => ask(record, "egress", question(Direction::Egress, from, to, key.dst()), out_port)?,
         _ => exempt,
     };
-    let to = out?;
-    let ingress = match builtin {
-        None if workload(&to) => ask("ingress", question(Direction::Ingress, to, Some(from), key.src()), out_port)?,
-        _ => exempt,
-    };
+    let to = out.inspect_err(|reason| record.stage("route", Detail::Verdict(Verdict::Drop(*reason))))?;
     record.stage("route", Detail::Port(to.id));
+    let ingress = match builtin {
+        None if workload(&to) => {
+            ask(record, "ingress", question(Direction::Ingress, to, Some(from), key.src()), out_port)?
+        }
+        _ => exempt,
+    };
     Ok(Allowed { egress, ingress })
 }
 
@@ -159,7 +161,7 @@ fn commit(
         connection: found.index,
         generation: found.generation,
         epoch: ctx.epoch,
-        tick: ctx.now,
+        round: round(ctx.now),
         out_port: out.id.0 as u16,
         queue: NO_QUEUE,
         // Whoever answers, or goes on for a while, is assured (`refresh`).
@@ -173,17 +175,12 @@ fn commit(
 /// ports, whatever the setting.
 pub(super) fn again<R: Recorder>(
     ctx: &Context<'_>,
-    flows: &mut Flows<'_>,
+    denied: &mut Option<Denied>,
     connection: &Record,
     record: &mut R,
 ) -> Result<(), DropReason> {
     let key = connection.key();
-    let owner = |address| ctx.tables.owner(AddressKey { address, network: ctx.port.network });
-    let ports = [owner(key.src()), owner(key.dst())].map(|id| ctx.tables.port(id?));
-    let [Some(from), Some(to)] = ports else { return Err(DropReason::NoRoute) };
-    if (from.id.0, to.id.0) != (connection.port(0), connection.port(1)) {
-        return Err(DropReason::NoConnection);
-    }
+    let (from, to) = ends(ctx, &key, [connection.port(0), connection.port(1)])?;
     // What an earlier run allowed (epoch 0) is judged even where established connections are kept.
     if ctx.tables.keep_established && connection.epoch() != 0 {
         if !R::MASKED {
@@ -191,9 +188,35 @@ pub(super) fn again<R: Recorder>(
         }
         return Ok(());
     }
-    let allowed = judge(ctx, flows, &key, from, Ok(to), record)?;
+    let allowed = judge(ctx, denied, &key, from, Ok(to), record)?;
     if !R::MASKED {
         connection.set_epoch(ctx.epoch, [allowed.egress.basis.to_u32(), allowed.ingress.basis.to_u32()]);
     }
     Ok(())
+}
+
+/// What the tables of `ctx` say about a connection with the tuple `key` between `ports`, whatever they said when it began:
+/// for `apply --dry-run`. `denied` then holds what policy said against it.
+///
+/// # Errors
+/// Why it would end.
+pub fn anew(
+    ctx: &Context<'_>,
+    key: &FlowKey,
+    ports: [u32; 2],
+    denied: &mut Option<Denied>,
+) -> Result<Allowed, DropReason> {
+    let (from, to) = ends(ctx, key, ports)?;
+    judge(ctx, denied, key, from, Ok(to), &mut Unwatched)
+}
+
+/// The ports of a connection, if its addresses are still theirs.
+fn ends<'a>(ctx: &Context<'a>, key: &FlowKey, ports: [u32; 2]) -> Result<(&'a Port, &'a Port), DropReason> {
+    let owner = |address| ctx.tables.owner(AddressKey { address, network: ctx.port.network });
+    let found = [owner(key.src()), owner(key.dst())].map(|id| ctx.tables.port(id?));
+    let [Some(from), Some(to)] = found else { return Err(DropReason::NoRoute) };
+    if [from.id.0, to.id.0] != ports {
+        return Err(DropReason::NoConnection);
+    }
+    Ok((from, to))
 }

@@ -13,7 +13,8 @@ mod decide;
 mod related;
 
 use hostweave_switch::connection::{Connections, Direction, FreeRecords, Record};
-use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, stamp};
+use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp};
+use hostweave_switch::guard;
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::DropReason;
@@ -25,7 +26,7 @@ use hostweave_switch::wire::tcp::flags;
 use crate::datapath::{Context, Lookup};
 use crate::observe::recorder::{Detail, Recorder};
 
-pub use decide::{Allowed, Denied};
+pub use decide::{Allowed, Denied, anew};
 
 const SYN_ACK: u8 = flags::SYN | flags::ACK;
 
@@ -75,7 +76,7 @@ pub fn flow<R: Recorder>(
     record: &mut R,
 ) -> Result<Way, DropReason> {
     if let Some(place) = flows.cache.find(&lookup.key, lookup.hash) {
-        if let Some((out_port, queue)) = flows.cache.ready(place, stamp(ctx.epoch, ctx.now)) {
+        if let Some((out_port, queue)) = flows.cache.ready(place, stamp(ctx.epoch, round(ctx.now))) {
             record.stage("flow", Detail::Hit);
             return Ok(Way { out_port: PortId(u32::from(out_port)), queue });
         }
@@ -104,7 +105,7 @@ fn known<R: Recorder>(
 ) -> Option<Result<Way, DropReason>> {
     let mut flow = flows.cache.get(place);
     let connection = flows.connections.get(flow.connection, flow.generation)?;
-    if flow.epoch != ctx.epoch || flow.tick != ctx.now || flow.flags & ASSURED == 0 {
+    if flow.epoch != ctx.epoch || flow.round != round(ctx.now) || flow.flags & ASSURED == 0 {
         if let Err(reason) = refresh(ctx, flows, &mut flow, record)? {
             return Some(Err(reason));
         }
@@ -131,9 +132,11 @@ fn refresh<R: Recorder>(
 ) -> Option<Result<(), DropReason>> {
     let connection = flows.connections.get(flow.connection, flow.generation)?;
     if connection.epoch() != ctx.epoch
-        && let Err(reason) = decide::again(ctx, flows, connection, record)
+        && let Err(reason) = decide::again(ctx, &mut flows.denied, connection, record)
     {
-        flows.connections.remove(flow.connection, flow.generation);
+        if !R::MASKED {
+            flows.connections.remove(flow.connection, flow.generation);
+        }
         return Some(Err(reason));
     }
     let direction = direction(flow);
@@ -142,7 +145,7 @@ fn refresh<R: Recorder>(
     }
     connection.touch(direction, ctx.now, ctx.queue);
     flow.epoch = ctx.epoch;
-    flow.tick = ctx.now;
+    flow.round = round(ctx.now);
     flow.queue = connection.queue(1 - direction);
     flow.out_port = connection.port(1 - direction) as u16;
     if connection.is_assured() {
@@ -214,6 +217,7 @@ fn connection<R: Recorder>(
     arena: &mut [Segment],
     record: &mut R,
 ) -> Result<Way, DropReason> {
+    guard::source(ctx.port, ctx.network, packet)?;
     if is_icmp_error(lookup.key.proto(), (packet.meta.dst_port >> 8) as u8) && !packet.meta.later_fragment {
         return related::related(ctx, flows, packet, arena, record);
     }
@@ -224,7 +228,9 @@ fn connection<R: Recorder>(
         let Some(connection) = flows.connections.get(found.index, found.generation) else { continue };
         // The address moved to another port since: what that one sends is no part of this connection.
         if connection.port(found.direction) != ctx.port.id.0 {
-            flows.connections.remove(found.index, found.generation);
+            if !R::MASKED {
+                flows.connections.remove(found.index, found.generation);
+            }
             break;
         }
         let mut flow = Flow {
@@ -232,7 +238,7 @@ fn connection<R: Recorder>(
             connection: found.index,
             generation: found.generation,
             epoch: 0,
-            tick: 0,
+            round: 0,
             out_port: connection.port(1 - found.direction) as u16,
             queue: NO_QUEUE,
             flags: if found.direction == 1 { REPLY } else { 0 }
@@ -256,3 +262,6 @@ fn connection<R: Recorder>(
     record.stage("conn", Detail::Miss);
     decide::decide(ctx, flows, lookup, packet, record)
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,7 +44,7 @@ pub(super) fn related<R: Recorder>(
         return Err(DropReason::IcmpUnrelated);
     }
     if connection.epoch() != ctx.epoch {
-        super::decide::again(ctx, flows, connection, record)?;
+        super::decide::again(ctx, &mut flows.denied, connection, record)?;
     }
     record.stage("conn", Detail::Related(found));
     let queue = if found.direction == 0 { connection.queue(0) } else { connection.queue(1) };

@@ -3,6 +3,7 @@
 //! Requests of a connection are answered one after the other; while one runs, the next is not read, so that a client
 //! cannot pile up work. Notifications of subscriptions go out in between. Everything has a limit.
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::controller::Controller;
 use super::error::{ErrorKind, RpcError};
@@ -119,6 +120,21 @@ impl AsyncWrite for Prefixed {
     }
 }
 
+/// The subscriptions of a connection, which end with it.
+#[derive(Default)]
+struct Subscriptions {
+    tasks: JoinSet<()>,
+    handles: HashMap<u64, AbortHandle>,
+}
+
+impl Subscriptions {
+    /// Ends one. `false` if there is none of that number.
+    fn end(&mut self, id: u64) -> bool {
+        let handle = self.handles.remove(&id);
+        handle.inspect(AbortHandle::abort).is_some()
+    }
+}
+
 /// JSON-RPC, one message a line.
 async fn lines(stream: Prefixed, client: Client, server: Server) {
     let (mut reader, mut writer) = tokio::io::split(stream);
@@ -130,7 +146,7 @@ async fn lines(stream: Prefixed, client: Client, server: Server) {
             }
         }
     });
-    let mut subscriptions = JoinSet::new();
+    let mut subscriptions = Subscriptions::default();
     let mut lines = Lines { buffer: Vec::new(), searched: 0, limit: request_bytes_max(client) };
     loop {
         let line = tokio::select! {
@@ -165,16 +181,15 @@ async fn answer(
     client: Client,
     server: &Server,
     sender: &mpsc::Sender<Vec<u8>>,
-    subscriptions: &mut JoinSet<()>,
+    subscriptions: &mut Subscriptions,
 ) -> bool {
     let mut started = Vec::new();
     let response = match rpc::parse(line) {
-        Incoming::One(request) => respond(request, client, server, subscriptions.len(), &mut started).await,
+        Incoming::One(request) => respond(request, client, server, subscriptions, &mut started).await,
         Incoming::Batch(requests) => {
             let mut responses = Vec::new();
             for request in requests {
-                let running = subscriptions.len();
-                responses.extend(respond(request, client, server, running, &mut started).await);
+                responses.extend(respond(request, client, server, subscriptions, &mut started).await);
             }
             (!responses.is_empty()).then_some(Value::Array(responses))
         }
@@ -185,7 +200,8 @@ async fn answer(
     };
     // After the response: a client knows its subscription before it hears from it.
     for (id, subscription) in started {
-        subscriptions.spawn(forward(id, subscription, server.controller.clone(), sender.clone()));
+        let forward = forward(id, subscription, server.controller.clone(), sender.clone());
+        subscriptions.handles.insert(id, subscriptions.tasks.spawn(forward));
     }
     alive
 }
@@ -194,7 +210,7 @@ async fn respond(
     request: Request,
     client: Client,
     server: &Server,
-    running: usize,
+    subscriptions: &mut Subscriptions,
     started: &mut Vec<(u64, Subscription)>,
 ) -> Option<Value> {
     let result = match request.call {
@@ -203,7 +219,7 @@ async fn respond(
     };
     let result = match result {
         Ok(Outcome::Value(value)) => Ok(value),
-        Ok(Outcome::Subscription(_)) if running + started.len() >= SUBSCRIPTIONS_MAX => {
+        Ok(Outcome::Subscription(_)) if subscriptions.handles.len() + started.len() >= SUBSCRIPTIONS_MAX => {
             let message = format!("a connection has at most {SUBSCRIPTIONS_MAX} subscriptions");
             Err(RpcError::new(ErrorKind::Exhausted, "", message))
         }
@@ -212,6 +228,11 @@ async fn respond(
             let id = NEXT.fetch_add(1, Ordering::Relaxed);
             started.push((id, subscription));
             Ok(json!(id))
+        }
+        Ok(Outcome::Unsubscribe(id)) if subscriptions.end(id) => Ok(json!(true)),
+        Ok(Outcome::Unsubscribe(id)) => {
+            let message = format!("this connection has no subscription {id}");
+            Err(RpcError::new(ErrorKind::NotFound, "subscription", message))
         }
         Err(error) => Err(error),
     };
@@ -248,6 +269,16 @@ pub async fn next(feed: &mut Feed, controller: &Controller) -> Option<Value> {
                 Ok(event) if filter.wants(&event) => return Some(json!(*event)),
                 Ok(_) => continue,
                 Err(RecvError::Lagged(count)) => count,
+                Err(RecvError::Closed) => return None,
+            },
+            Feed::Flows { feed, selection, node } => match feed.recv().await {
+                Ok(entry) => match selection.pick(&entry, node) {
+                    Some(event) => return Some(json!(event)),
+                    None => continue,
+                },
+                Err(RecvError::Lagged(count)) => {
+                    return Some(json!(controller.parts.fabric.flow_log().missed(count, node)));
+                }
                 Err(RecvError::Closed) => return None,
             },
             Feed::Objects { changes, after, selection } => match changes.recv().await {

@@ -26,7 +26,7 @@ use super::plan::{self, Identity, Objects, Plan};
 use super::selector::Selector;
 use crate::config::checked::{Object, Origin};
 use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, load_paths, policies};
-use crate::fabric::Fabric;
+use crate::fabric::{Fabric, Impact, Picture};
 use crate::observe::events::{EventLog, EventType};
 use crate::store::{Batch, Contents, Store};
 
@@ -92,6 +92,8 @@ pub enum Edit {
 pub struct EditOptions {
     /// Only say what would happen.
     pub dry_run: bool,
+    /// With `dry_run`: also say what it would mean for the live connections.
+    pub impact: bool,
     /// Also delete stored objects that match and are not among those put.
     pub prune: Option<Selector>,
 }
@@ -105,6 +107,8 @@ pub struct Applied {
     pub changes: Vec<(Action, Arc<Object>)>,
     /// What is dubious.
     pub warnings: Vec<Diagnostic>,
+    /// What it would mean for the live connections, where that was asked.
+    pub impact: Option<Impact>,
 }
 
 /// What the controller is made of.
@@ -175,6 +179,14 @@ impl Controller {
         self.reload_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What this host calls itself: the name of its `HostConfig`, or what the kernel says.
+    pub fn node_name(&self) -> String {
+        let snapshot = self.snapshot();
+        let host = snapshot.set.of_kind(crate::config::Kind::HostConfig).next();
+        let kernel = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+        host.map_or_else(kernel, |object| object.key.name.clone())
+    }
+
     /// Carries out wishes, all or none.
     ///
     /// # Errors
@@ -213,12 +225,39 @@ impl Controller {
         let changed = draft.changes.iter().any(|(action, _)| *action != Action::Unchanged);
         let changed_keys = draft.changes.iter().map(|(_, object)| &object.key);
         let warnings = plan.warnings.iter().cloned().chain(policies::dubious(&plan.set, changed_keys)).collect();
-        let applied = Applied { revision: before.revision, changes: draft.changes.clone(), warnings };
+        let mut applied = Applied { revision: before.revision, changes: draft.changes.clone(), warnings, impact: None };
+        if options.dry_run && options.impact {
+            applied.impact = Some(self.impact(&plan)?);
+        }
         if options.dry_run || !changed {
             return Ok(applied);
         }
         self.settle(&mut writer, draft.objects, plan, draft.batch, &draft.changes)?;
         Ok(Applied { revision: self.snapshot().revision, ..applied })
+    }
+
+    /// The packet path's tables if `objects` were applied, which they are not. Other than `apply`, this takes the place of
+    /// what comes from files, too: people try out a file before they put it where it belongs.
+    ///
+    /// # Errors
+    /// The objects contradict each other, what exists, or a limit.
+    pub fn what_if(&self, objects: Vec<Object>) -> Result<Picture, RpcError> {
+        let before = self.snapshot();
+        let mut wanted = self.lock().clone();
+        for object in objects {
+            wanted.files.retain(|known| known.key != object.key);
+            wanted.stored.remove(&object.key);
+            wanted.files.push(Arc::new(object));
+        }
+        let plan = plan::plan(&wanted, &before.assignments, &self.parts.runtime)?;
+        plan::refuse_new_problems(&plan, &before.problems)?;
+        Ok(self.parts.fabric.draft(&plan.desired)?)
+    }
+
+    /// What a plan would mean for the live connections.
+    fn impact(&self, plan: &Plan) -> Result<Impact, RpcError> {
+        let fabric = &self.parts.fabric;
+        Ok(fabric.impact(&fabric.draft(&plan.desired)?, &[]))
     }
 
     /// Reads the configuration files again. What is wrong changes nothing.
@@ -262,7 +301,7 @@ impl Controller {
             tracing::warn!("HostConfig.spec.connections.max was changed: it takes effect when the daemon is restarted");
         }
         self.settle(&mut writer, objects, plan, batch, &changes)?;
-        Ok(Applied { revision: self.snapshot().revision, changes, warnings })
+        Ok(Applied { revision: self.snapshot().revision, changes, warnings, impact: None })
     }
 
     /// Remembers addresses that changed under a change that came from below, and hands them to the packet path.

@@ -126,7 +126,7 @@ async fn respond(request: Request, client: Client, server: &Server) -> Option<Va
 fn value_of(outcome: Result<Outcome, RpcError>) -> Result<Value, RpcError> {
     match outcome? {
         Outcome::Value(value) => Ok(value),
-        Outcome::Subscription(_) => {
+        Outcome::Subscription(_) | Outcome::Unsubscribe(_) => {
             let error = RpcError::new(ErrorKind::Unavailable, "method", "a subscription needs JSON-RPC lines");
             Err(error.help("connect without HTTP, or use GET /v1/events"))
         }

@@ -12,10 +12,12 @@ use tokio::sync::broadcast;
 
 use super::controller::{Controller, ObjectChange};
 use super::error::{ErrorKind, RpcError};
-use super::methods::{event, object, port, server};
+use super::methods::{conntrack, event, flow, object, port, server, trace};
 use super::socket::Client;
 use crate::config::names::closest;
 use crate::observe::events::{Event, Filter};
+use crate::observe::flow_filter::Selection;
+use crate::observe::flow_log::Entry;
 
 /// Whether a method changes anything. The read-only socket offers only those that do not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +42,8 @@ pub enum Outcome {
     Value(Value),
     /// A stream of notifications until the connection ends.
     Subscription(Subscription),
+    /// The end of a stream of this connection.
+    Unsubscribe(u64),
 }
 
 impl From<Value> for Outcome {
@@ -62,6 +66,15 @@ pub struct Subscription {
 pub enum Feed {
     /// Events that a filter wants.
     Events(broadcast::Receiver<std::sync::Arc<Event>>, Box<Filter>),
+    /// Flows that a selection wants, as this host names itself.
+    Flows {
+        /// The flow log's records.
+        feed: broadcast::Receiver<std::sync::Arc<Entry>>,
+        /// Which ones.
+        selection: Box<Selection>,
+        /// The host's name.
+        node: String,
+    },
     /// Changes of objects, newer than a revision, of one kind and namespace where given.
     Objects {
         /// The changes.
@@ -152,6 +165,12 @@ methods! {
     "object.watch" Read object::Selection => object::watch: "Subscribes to objects: a snapshot, then every change with its revision.",
     "event.list" Read event::List => event::list: "The last events.",
     "event.subscribe" Read event::List => event::subscribe: "Subscribes to events.",
+    "trace.run" Read trace::Run => trace::run: "What would become of a packet, stage by stage, and why.",
+    "conntrack.list" Read conntrack::List => conntrack::list: "Connections, with what allowed them.",
+    "conntrack.flush" Write conntrack::Flush => conntrack::flush: "Forgets connections: their next packets are decided anew.",
+    "flow.list" Read flow::List => flow::list: "The last connections that began, ended or were refused, and dropped packets.",
+    "flow.subscribe" Read flow::List => flow::subscribe: "Subscribes to the flow log.",
+    "flow.unsubscribe" Read flow::Unsubscribe => flow::unsubscribe: "Ends a subscription of this connection.",
     "rpc.discover" Read server::Empty => server::discover: "This table, as OpenRPC.",
 }
 

@@ -14,6 +14,7 @@ pub mod connection;
 pub mod controller;
 pub mod daemon;
 mod draft;
+pub mod endpoint;
 pub mod error;
 mod fabric_events;
 mod http;

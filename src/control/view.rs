@@ -14,6 +14,8 @@ use crate::config::checked::{Backend, Object, Port, Spec};
 use crate::config::desired::{default_socket, incoming_socket};
 use crate::config::{Diagnostic, Kind, ObjectKey};
 use crate::fabric::spec::{AttachmentStatus, PortStatus, SocketMode};
+use crate::fabric::{Affected, AffectedFlow, Impact};
+use crate::observe::synthetic::{address, protocol_name};
 
 /// States of a port, as `state` says them. The list is closed.
 pub const PORT_STATES: &[&str] =
@@ -272,6 +274,32 @@ pub fn described(controller: &Controller, snapshot: &Snapshot, of: &Object) -> V
         view["object"]["status"] = policy_view::described(&snapshot.set, of);
     }
     view
+}
+
+/// What a draft would mean for the traffic that there is.
+pub fn impact(impact: &Impact) -> Value {
+    json!({
+        "connections": impact.connections,
+        "broken": affected(&impact.broken),
+        "denied": impact.denied,
+        "admitted": affected(&impact.admitted),
+    })
+}
+
+fn affected(affected: &Affected) -> Value {
+    let flow = |flow: &AffectedFlow| {
+        let ip = |address: u128| IpAddr::from(std::net::Ipv6Addr::from(address)).to_canonical();
+        let ports = flow.key.l4_dst_port().is_some();
+        json!({
+            "from": flow.from,
+            "to": flow.to,
+            "source": address(ip(flow.key.src()), ports.then(|| flow.key.src_port())),
+            "destination": address(ip(flow.key.dst()), flow.key.l4_dst_port()),
+            "protocol": protocol_name(flow.key.proto()),
+            "why": flow.why,
+        })
+    };
+    json!({"count": affected.count, "flows": affected.named.iter().map(flow).collect::<Vec<_>>()})
 }
 
 fn default_policy(policy: DefaultPolicy) -> &'static str {

@@ -77,6 +77,8 @@ impl State {
             compiler: Compiler::new(),
             policy: Arc::new(Table::default()),
             world: Arc::default(),
+            policy_revision: 0,
+            compile_duration: std::time::Duration::ZERO,
             timeouts: super::Timeouts::default(),
             established: Established::default(),
             local: Default::default(),
@@ -105,7 +107,10 @@ impl State {
             policies: spec.policies.clone(),
             cluster_policies: spec.cluster_policies.clone(),
         };
+        let started = Instant::now();
         let update = self.compiler.update(&world);
+        self.compile_duration = started.elapsed();
+        self.policy_revision += u64::from(!update.changed.is_empty());
         self.policy = Arc::clone(&update.table);
         self.world = Arc::new(world);
         update
@@ -116,7 +121,8 @@ impl State {
         update.changed.iter().for_each(|network| self.bump_network(*network));
     }
 
-    fn bump_network(&mut self, NetworkId(id): NetworkId) {
+    /// A network gets a new epoch: workers ask connections and policy again about whatever they know.
+    pub(super) fn bump_network(&mut self, NetworkId(id): NetworkId) {
         let index = usize::from(id);
         if self.epochs.len() <= index {
             self.epochs.resize(index + 1, 1);

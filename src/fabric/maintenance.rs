@@ -2,6 +2,7 @@
 //!
 //! It sleeps until a worker leaves a note, and looks around once a second.
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use hostweave_switch::tables::PortId;
 
+use super::flows::Drain;
 use super::spec::FabricEvent;
 use super::{Inner, State};
 use crate::services::LocalNote;
@@ -17,6 +19,9 @@ use crate::worker::Note;
 
 /// How often failed attachments are tried again and retired planes looked at.
 const PERIOD: Duration = Duration::from_secs(1);
+
+/// How often the flow log is filled while there is something for it.
+const FLOWS_PERIOD: Duration = Duration::from_millis(10);
 
 /// How often a router advertisement goes to every port: RFC 4861 §6.2.1, `MaxRtrAdvInterval`, whose lifetimes are
 /// three times that and more.
@@ -37,9 +42,19 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
     }
     let mut advertised = Instant::now();
     let mut expired = Instant::now();
+    let mut looked = Instant::now();
+    let mut drain = Drain::default();
     loop {
-        {
+        let pause = {
             let Some(inner) = inner.upgrade() else { return };
+            let pause = take_flows(&inner, &mut drain);
+            let noted = inner.workers.iter().any(|worker| !worker.notes.is_empty());
+            if pause != PERIOD && !noted && looked.elapsed() < PERIOD {
+                drop(inner);
+                std::thread::park_timeout(pause);
+                continue;
+            }
+            looked = Instant::now();
             let mut failed_taps = Vec::new();
             for worker in &inner.workers {
                 while let Some(note) = worker.notes.pop() {
@@ -48,7 +63,9 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
             }
             if expired.elapsed() >= PERIOD {
                 expired = Instant::now();
-                inner.expire_connections(|_| ());
+                let mut closed = Vec::new();
+                inner.expire_connections(|event| closed.push(event));
+                drain.log(&inner, closed);
                 if !inner.fragments.is_idle() {
                     // Only workers may count what has waited too long.
                     inner.workers.iter().take(1).for_each(|worker| worker.mailbox.wake());
@@ -63,9 +80,25 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
                 advertised = Instant::now();
                 state.ports.values().for_each(|port| inner.advertise(port));
             }
-        }
-        std::thread::park_timeout(PERIOD);
+            pause
+        };
+        std::thread::park_timeout(pause);
     }
+}
+
+/// Takes what workers left for the flow log. Returns how long nobody needs to look: while there are events this thread
+/// looks by itself, and only when there are none does it ask to be woken.
+fn take_flows(inner: &Inner, drain: &mut Drain) -> Duration {
+    let await_flows = |awaited| {
+        inner.workers.iter().for_each(|worker| worker.flows_awaited.store(awaited, Ordering::Release));
+    };
+    if drain.run(inner) {
+        await_flows(false);
+        return FLOWS_PERIOD;
+    }
+    await_flows(true);
+    // What came before a worker saw that.
+    if drain.run(inner) { FLOWS_PERIOD } else { PERIOD }
 }
 
 fn handle(inner: &Arc<Inner>, note: Note, failed_taps: &mut Vec<PortId>) {

@@ -8,12 +8,15 @@
 //! started its queues.
 
 mod connections;
+pub mod conntrack;
+mod flows;
 pub mod mailbox;
 mod maintenance;
 mod observer;
 pub mod plane;
 mod port;
 pub mod spec;
+mod what_if;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,6 +37,7 @@ use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tab
 use hostweave_uplink::uring::Uring;
 use tokio::sync::mpsc;
 
+use crate::observe::flow_log::FlowLog;
 use crate::services::sockets::Sockets;
 use crate::worker::clock::Clock;
 use crate::worker::{FLOWS_MAX, NOTES_MAX, Shared, Worker, WorkerStats};
@@ -41,6 +45,7 @@ use mailbox::{Mailbox, Message};
 use plane::Plane;
 use port::PortRuntime;
 use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Timeouts};
+pub use what_if::{Affected, AffectedFlow, DeniedFlow, Impact, Picture};
 
 /// The running packet path.
 pub struct Fabric {
@@ -59,6 +64,7 @@ struct Inner {
     connections: Arc<Connections>,
     fragments: Arc<Fragments>,
     clock: Clock,
+    flow_log: Arc<FlowLog>,
 }
 
 /// What exists, by name.
@@ -69,6 +75,10 @@ struct State {
     policy: Arc<Table>,
     /// What it was compiled from.
     world: Arc<World>,
+    /// Compilations that changed something.
+    policy_revision: u64,
+    /// How long the last compilation took.
+    compile_duration: Duration,
     timeouts: Timeouts,
     established: Established,
     local: LocalServices,
@@ -176,7 +186,9 @@ impl Fabric {
         threads.push(listener);
         let state = Mutex::new(State::new(&connections));
         let sockets = Sockets::new().context("starting the host's own services")?;
-        let inner = Arc::new(Inner { config, plane, workers, state, events, sockets, connections, fragments, clock });
+        let flow_log = Arc::new(FlowLog::default());
+        let inner =
+            Arc::new(Inner { config, plane, workers, state, events, sockets, connections, fragments, clock, flow_log });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))
     }
@@ -217,6 +229,8 @@ impl Fabric {
         inner.adopt(&mut state);
         inner.share_connections(&state);
         inner.publish(&mut state);
+        // What is acknowledged holds: no packet that is sent from now on meets the plane before.
+        state.wait_for_workers();
         inner.forget_connections_of(&gone_ids);
         for port in state.ports.values() {
             port.open_gate();
@@ -252,6 +266,11 @@ impl Fabric {
     /// Time and packets of each worker.
     pub fn worker_reports(&self) -> Vec<WorkerReport> {
         self.inner.workers.iter().map(|worker| report(&worker.stats)).collect()
+    }
+
+    /// What happened to connections.
+    pub fn flow_log(&self) -> &Arc<FlowLog> {
+        &self.inner.flow_log
     }
 
     /// Sockets inside the networks, for the host's own services.
@@ -412,6 +431,8 @@ impl Inner {
         state.epochs_of(&mut tables, &self.plane.load().tables);
         plane.tables = tables;
         plane.policy = Arc::clone(&state.policy);
+        plane.world = Arc::clone(&state.world);
+        plane.policy_revision = state.policy_revision;
         state.retired.push(self.plane.swap(Arc::new(plane)));
         for worker in &self.workers {
             worker.mailbox.send(Message::PlaneChanged);
@@ -421,7 +442,7 @@ impl Inner {
 }
 
 /// How long a worker may take to let go of a plane: it is one burst, unless the kernel took the CPU from it.
-const LET_GO_LIMIT: Duration = Duration::from_millis(200);
+const LET_GO_LIMIT: Duration = Duration::from_secs(2);
 
 impl State {
     /// Waits until the workers have let go of every plane but the published one, and with it of devices that are to
@@ -536,6 +557,7 @@ fn prepare_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, Uring, FlowCache)>
         fragments,
         clock,
         flows: crossbeam_queue::ArrayQueue::new(FLOWS_MAX),
+        flows_awaited: std::sync::atomic::AtomicBool::new(true),
         mailbox: Mailbox::new(uring.waker()),
         notes: crossbeam_queue::ArrayQueue::new(NOTES_MAX),
         listener,

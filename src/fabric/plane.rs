@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use hostweave_policy::model::World;
 use hostweave_policy::table::Table;
 use hostweave_switch::tables::{NetworkId, PortId, Tables};
 use hostweave_uplink::tap::Tap;
@@ -111,6 +112,10 @@ pub struct Plane {
     pub tables: Tables,
     /// Who may talk to whom.
     pub policy: Arc<Table>,
+    /// What that was compiled from: names and labels, for those who explain. Not for workers.
+    pub world: Arc<World>,
+    /// Grows whenever policy says something else. Not for workers.
+    pub policy_revision: u64,
     /// By [`PortId`].
     pub outputs: Vec<Option<Arc<Output>>>,
     /// By worker.

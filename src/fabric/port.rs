@@ -65,20 +65,9 @@ impl PortRuntime {
         let worker = Arc::clone(&inner.workers[owner]);
         let wake = Arc::new(move || worker.mailbox.send(super::Message::SourceStarted(key)));
         let internal = inner.sockets.add_network(network, wake);
-        let mut runtime = Self {
-            port: Arc::new(Port {
-                id,
-                name: format!("network/{}/internal", network.name),
-                kind: PortKind::Internal,
-                network: network_id,
-                mac: MacAddr::ROUTER,
-                v4: Vec::new(),
-                v6: Vec::new(),
-                hostname: String::new(),
-                up: true,
-                lease_s: LEASE_S,
-                counters: (0..inner.workers.len()).map(|_| PortCounters::default()).collect(),
-            }),
+        let counters = (0..inner.workers.len()).map(|_| PortCounters::default()).collect();
+        Self {
+            port: Arc::new(internal_port(id, network_id, network, counters)),
             spec: None,
             mtu: network.mtu,
             output: Some(Arc::new(Output::Internal(Arc::clone(&internal)))),
@@ -87,16 +76,13 @@ impl PortRuntime {
             serial: 1,
             failure: None,
             endpoint: None,
-        };
-        runtime.set_network(network);
-        runtime
+        }
     }
 
     /// The internal port owns the gateway's addresses, which may change with the network.
     pub fn set_network(&mut self, network: &Network) {
-        let v4 = network.v4.map(|(_, gateway)| gateway).into_iter().collect();
-        let v6 = network.v6.map(|(_, gateway)| gateway).into_iter().chain([ROUTER_LINK_LOCAL]).collect();
-        self.port = Arc::new(Port { v4, v6, ..Port::clone(&self.port) });
+        let Port { id, network: network_id, counters, .. } = &*self.port;
+        self.port = Arc::new(internal_port(*id, *network_id, network, Arc::clone(counters)));
         self.mtu = network.mtu;
     }
 
@@ -149,6 +135,11 @@ impl PortRuntime {
             None => unreachable!("internal ports are no endpoints"),
         };
         Arc::clone(self.endpoint.get_or_insert_with(make))
+    }
+
+    /// Identity of its object; `None` for an internal port.
+    pub fn uid(&self) -> Option<uuid::Uuid> {
+        self.spec.as_ref().map(|spec| spec.uid)
     }
 
     /// Connections that it may begin.
@@ -332,7 +323,25 @@ fn vhost_statuses(output: &VhostOutput) -> Vec<AttachmentStatus> {
     statuses
 }
 
-fn port_of(id: PortId, network: NetworkId, spec: &PortSpec, counters: Arc<[PortCounters]>) -> Port {
+/// The internal port of a network as the tables have it: it owns the gateway's addresses.
+pub fn internal_port(id: PortId, network_id: NetworkId, network: &Network, counters: Arc<[PortCounters]>) -> Port {
+    Port {
+        id,
+        name: format!("network/{}/internal", network.name),
+        kind: PortKind::Internal,
+        network: network_id,
+        mac: MacAddr::ROUTER,
+        v4: network.v4.map(|(_, gateway)| gateway).into_iter().collect(),
+        v6: network.v6.map(|(_, gateway)| gateway).into_iter().chain([ROUTER_LINK_LOCAL]).collect(),
+        hostname: String::new(),
+        up: true,
+        lease_s: LEASE_S,
+        counters,
+    }
+}
+
+/// A port as the tables have it.
+pub fn port_of(id: PortId, network: NetworkId, spec: &PortSpec, counters: Arc<[PortCounters]>) -> Port {
     Port {
         id,
         name: spec.full_name(),

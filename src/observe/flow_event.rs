@@ -3,7 +3,7 @@
 use hostweave_policy::model::Direction;
 use hostweave_policy::table::{Basis, RuleId};
 use hostweave_switch::connection::Entry;
-use hostweave_switch::flow::FlowKey;
+use hostweave_switch::flow::{FlowKey, Kind};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
@@ -26,6 +26,8 @@ pub struct FlowEvent {
     pub to: PortId,
     /// Flags of the TCP header, 0 of others.
     pub tcp_flags: u8,
+    /// Type and code of an ICMP message, the type in the upper octet; 0 of others.
+    pub icmp: u16,
     /// Seconds of the monotonic clock.
     pub at: u32,
 }
@@ -79,6 +81,11 @@ impl FlowEvent {
         Self::new(ctx, key, packet, to, FlowEventKind::Dropped { reason, denied })
     }
 
+    /// The key of a frame that has no IP header.
+    pub fn no_tuple() -> FlowKey {
+        FlowKey::new(0, 0, 0, 0, 0, Kind::Addresses)
+    }
+
     /// A connection ended.
     pub fn closed(entry: &Entry, now: u32) -> Self {
         Self {
@@ -88,6 +95,7 @@ impl FlowEvent {
             from: PortId(entry.in_port),
             to: PortId(entry.out_port),
             tcp_flags: 0,
+            icmp: 0,
             at: now,
         }
     }
@@ -98,6 +106,8 @@ impl FlowEvent {
         let l4 = usize::from(packet.meta.layers.l4);
         let is_tcp = packet.meta.proto == proto::TCP && !packet.meta.later_fragment;
         let tcp_flags = if is_tcp { packet.head().get(l4 + FLAGS).copied().unwrap_or(0) } else { 0 };
-        Self { kind, key: key.unscoped(), vni: ctx.network.vni, from: ctx.port.id, to, tcp_flags, at: ctx.now }
+        let is_icmp = matches!(packet.meta.proto, proto::ICMPV4 | proto::ICMPV6) && !packet.meta.later_fragment;
+        let icmp = if is_icmp { packet.meta.dst_port } else { 0 };
+        Self { kind, key: key.unscoped(), vni: ctx.network.vni, from: ctx.port.id, to, tcp_flags, icmp, at: ctx.now }
     }
 }

@@ -1,8 +1,16 @@
-//! What happened and how much: the log of events and the metrics. Both are read by people and programs; neither is
+//! What happened and how much: the log of events, the flow log, and the metrics. All are read by people and programs; none is
 //! ever asked by the packet path.
 
+pub mod drop_reason;
 pub mod events;
+pub mod flow;
 pub mod flow_event;
+pub mod flow_filter;
+pub mod flow_log;
+pub mod flow_record;
+pub mod flow_text;
 pub mod metrics;
 pub mod recorder;
+pub mod synthetic;
 pub mod time;
+pub mod trace;

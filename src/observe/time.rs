@@ -12,6 +12,58 @@ pub fn rfc3339(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", since.subsec_micros())
 }
 
+/// As [`rfc3339`], with nanoseconds: `2026-11-23T15:30:01.120334567Z`.
+pub fn rfc3339_nanos(time: SystemTime) -> String {
+    let mut text = rfc3339(time);
+    let nanos = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).subsec_nanos();
+    text.truncate(text.len() - "000000Z".len());
+    text + &format!("{nanos:09}Z")
+}
+
+/// Reads a time as RFC 3339 §5.6 has it, any offset and any number of digits of the second; `None` if it is none.
+pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
+    let number = |from: usize, to: usize| -> Option<u64> {
+        let digits = text.get(from..to)?;
+        digits.bytes().all(|octet| octet.is_ascii_digit()).then(|| digits.parse().ok())?
+    };
+    let octet = |at: usize| text.as_bytes().get(at).copied();
+    let marks = [(4, b'-'), (7, b'-'), (13, b':'), (16, b':')];
+    if marks.iter().any(|(at, mark)| octet(*at) != Some(*mark)) || !matches!(octet(10), Some(b'T' | b't' | b' ')) {
+        return None;
+    }
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 || year < 1970
+    {
+        return None;
+    }
+    let rest = text.get(19..)?;
+    let (fraction, zone) = match rest.strip_prefix('.') {
+        Some(rest) => rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?),
+        None => ("0", rest),
+    };
+    let nanos: u64 = format!("{:0<9}", fraction.get(..9).unwrap_or(fraction)).parse().ok()?;
+    let offset_s = match zone {
+        "Z" | "z" => 0,
+        _ => {
+            let sign = if zone.starts_with('-') { 1 } else { -1 };
+            let (hours, minutes) = zone.strip_prefix(['+', '-'])?.split_once(':')?;
+            sign * (hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60)
+        }
+    };
+    let seconds = days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
+    Some(UNIX_EPOCH + Duration::new(seconds.checked_add_signed(offset_s)?, 0) + Duration::from_nanos(nanos))
+}
+
+/// The reverse of [`civil`].
+fn days(year: u64, month: u64, day: u64) -> u64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, year_of_era) = (year / 400, year % 400);
+    let day_of_year = (153 * (if month > 2 { month - 3 } else { month + 9 }) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    era * 146_097 + day_of_era - 719_468
+}
+
 /// Year, month and day of a number of days since 1970-01-01 (proleptic Gregorian calendar). Years begin in March, so
 /// that the leap day is the last; 400 years have 146097 days.
 fn civil(days: u64) -> (u64, u64, u64) {
@@ -53,6 +105,13 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00.000000Z"),
         ] {
             assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), text);
+            assert_eq!(parse_rfc3339(text), Some(UNIX_EPOCH + Duration::from_secs(seconds)), "{text}");
+        }
+        let time = UNIX_EPOCH + Duration::new(951_782_399, 120_334_567);
+        assert_eq!(rfc3339_nanos(time), "2000-02-28T23:59:59.120334567Z");
+        assert_eq!(parse_rfc3339("2000-02-29T01:59:59.120334567+02:00"), Some(time));
+        for bad in ["", "2000-02-28", "2000-13-28T23:59:59Z", "2000-02-28T23:59:59", "2000-02-28T23:59:59.Z1", "now"] {
+            assert_eq!(parse_rfc3339(bad), None, "{bad}");
         }
     }
 

@@ -62,12 +62,15 @@ pub fn local(
     note: &mut Option<LocalNote>,
 ) -> Verdict {
     // Nearly all packets are TCP or UDP to somewhere else and leave here.
-    match (packet.meta.l3, packet.meta.proto) {
-        (L3::V4, PROTO_TCP) | (L3::V6, PROTO_TCP) => Verdict::Continue,
-        (L3::V4, PROTO_UDP) if packet.meta.dst_port != wire::dhcp4::SERVER_PORT => Verdict::Continue,
-        (L3::V6, PROTO_UDP) if packet.meta.dst_port != wire::dhcp6::SERVER_PORT => Verdict::Continue,
-        _ => service(ctx, packet, arena, note),
-    }
+    if is_for_others(packet) { Verdict::Continue } else { service(ctx, packet, arena, note) }
+}
+
+/// Whether no service here has anything to do with a packet: TCP, or UDP that is not to a DHCP server.
+#[inline]
+pub fn is_for_others(packet: &Packet) -> bool {
+    let meta = &packet.meta;
+    let dhcp = if meta.l3 == L3::V4 { wire::dhcp4::SERVER_PORT } else { wire::dhcp6::SERVER_PORT };
+    meta.l3 != L3::Arp && (meta.proto == PROTO_TCP || (meta.proto == PROTO_UDP && meta.dst_port != dhcp))
 }
 
 #[cold]

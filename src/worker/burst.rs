@@ -217,6 +217,7 @@ impl Path {
         denied: Option<Denied>,
         now: Instant,
     ) {
+        self.shared.stats.verdicts.count(opened.as_ref(), denied.as_ref());
         if !self.may_log(ctx.port.id, now) {
             return;
         }
@@ -233,7 +234,9 @@ impl Path {
     /// A packet that ended in the first half.
     #[cold]
     fn refused(&mut self, ctx: &Context<'_>, index: usize, reason: DropReason, now: Instant) -> Verdict {
+        // A frame without IP header has no tuple.
         let key = FlowKey::of(&self.burst.packets()[index], 0);
+        let key = key.or_else(|| (reason != DropReason::NeighborNoAnswer).then(FlowEvent::no_tuple));
         if let Some(key) = key
             && self.may_log(ctx.port.id, now)
         {

@@ -17,9 +17,10 @@ pub mod delivery;
 pub mod pace;
 mod sources;
 mod stash;
+pub mod verdicts;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
@@ -47,6 +48,7 @@ use delivery::{Delivery, Outcome, counters};
 use pace::Pace;
 use sources::Sources;
 use stash::{Retry, Stash};
+use verdicts::Verdicts;
 
 /// Events for the flow log that a worker may leave before control looks; more are lost and counted.
 pub const FLOWS_MAX: usize = 8_192;
@@ -80,6 +82,8 @@ pub struct WorkerStats {
     pub notes_lost: AtomicU64,
     /// Events for the flow log that found no room, or were more than their port may cause.
     pub flows_lost: AtomicU64,
+    /// What policy said about new connections and packets that it denied.
+    pub verdicts: Verdicts,
 }
 
 /// What a worker shares with control.
@@ -96,6 +100,8 @@ pub struct Shared {
     pub clock: Clock,
     /// What happened to connections, for the flow log.
     pub flows: ArrayQueue<FlowEvent>,
+    /// Whether the thread that takes the flow log's events sleeps until it is woken.
+    pub flows_awaited: AtomicBool,
     /// Orders.
     pub mailbox: Mailbox,
     /// News.
@@ -107,13 +113,13 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Leaves an event for the flow log; one that finds no room is counted.
+    /// Leaves an event for the flow log; one that finds no room is counted. Whoever takes them is woken once, and then looks
+    /// by itself for as long as there are some.
     pub fn log(&self, event: FlowEvent) {
-        let first = self.flows.is_empty();
         if self.flows.push(event).is_err() {
             add(&self.stats.flows_lost, 1);
         }
-        if first {
+        if self.flows_awaited.load(Ordering::Acquire) && self.flows_awaited.swap(false, Ordering::AcqRel) {
             self.listener.unpark();
         }
     }

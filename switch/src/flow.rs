@@ -4,10 +4,10 @@
 //!
 //! A [`Flow`] is one direction of a connection with a ready-made decision, in one cache line. The cache is private to a
 //! worker: no atomics, no locks. It only ever answers what the connection table would; losing an entry costs a look
-//! there. An entry is trusted while its *epoch* is its network's (tables and policies have not changed) and its *tick* is
-//! the current second. Otherwise, and as long as its connection is not *assured*, the connection itself is asked,
-//! which is also when it learns that it is alive. A connection that was seen within two ticks and is assured is never
-//! freed without a new epoch, so nothing stale is ever trusted.
+//! there. An entry is trusted while its *epoch* is its network's (tables and policies have not changed) and its *round* is
+//! the current one ([`TRUST_S`] seconds). Otherwise, and as long as its connection is not *assured*, the connection itself
+//! is asked, which is also when it learns that it is alive. A connection that is assured and was told of a packet within
+//! two rounds is never freed without a new epoch, so nothing stale is ever trusted.
 //!
 //! Each key has two buckets of eight places. A bucket's tags and ages lie together in sixteen octets, so that
 //! a lookup touches one line of tags and the line of the entry. When both buckets are full the oldest entry goes.
@@ -217,7 +217,8 @@ impl HashKeys {
             let (src, dst) = (end(b, key.src_port()), end(d, key.dst_port()));
             return mix(src.min(dst) ^ k0 ^ scope >> 16 << 48, src.max(dst) ^ k1 ^ scope << 48);
         }
-        let end = |high: u64, low: u64, port: u16| mix(high ^ k0, low ^ k1).wrapping_add(u64::from(port).wrapping_mul(k2));
+        let end =
+            |high: u64, low: u64, port: u16| mix(high ^ k0, low ^ k1).wrapping_add(u64::from(port).wrapping_mul(k2));
         let (src, dst) = (end(a, b, key.src_port()), end(c, d, key.dst_port()));
         mix(src.min(dst) ^ k3, src.max(dst) ^ scope.wrapping_mul(k2))
     }
@@ -228,6 +229,15 @@ impl HashKeys {
 fn mix(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     product as u64 ^ (product >> 64) as u64
+}
+
+/// Seconds for which a flow is trusted without a look at its connection, which lives that much longer for it.
+pub const TRUST_S: u32 = 4;
+
+/// The period of trust that a second lies in.
+#[inline]
+pub fn round(seconds: u32) -> u32 {
+    seconds / TRUST_S
 }
 
 /// What was decided about one direction of a connection.
@@ -241,8 +251,8 @@ pub struct Flow {
     pub generation: u32,
     /// Epoch of the network when it was decided.
     pub epoch: u32,
-    /// Second in which the connection was last asked.
-    pub tick: u32,
+    /// [`round`] in which the connection was last asked.
+    pub round: u32,
     /// Where it goes.
     pub out_port: u16,
     /// Receive queue of the destination, [`NO_QUEUE`] for one by hash.
@@ -253,7 +263,7 @@ pub struct Flow {
 
 /// The connection's other direction started it.
 pub const REPLY: u8 = 1;
-/// The connection may be trusted for a tick.
+/// The connection may be trusted for a round.
 pub const ASSURED: u8 = 2;
 /// It is TCP: each segment is tracked.
 pub const TCP: u8 = 4;
@@ -261,10 +271,10 @@ pub const TCP: u8 = 4;
 /// The destination has not sent yet: its receive queue is chosen by hash.
 pub const NO_QUEUE: u8 = u8::MAX;
 
-/// Epoch and second as a flow keeps them.
+/// Epoch and round as a flow keeps them.
 #[inline]
-pub fn stamp(epoch: u32, tick: u32) -> u64 {
-    u64::from(epoch) << 32 | u64::from(tick)
+pub fn stamp(epoch: u32, round: u32) -> u64 {
+    u64::from(epoch) << 32 | u64::from(round)
 }
 
 impl Flow {
@@ -273,7 +283,7 @@ impl Flow {
         let [a, b, c, d] = self.key.addresses;
         let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
         let place = u64::from(self.out_port) << 16 | u64::from(self.queue) << 8 | u64::from(self.flags);
-        Line([a, b, c, d, self.key.l4, pair(self.connection, self.generation), pair(self.epoch, self.tick), place])
+        Line([a, b, c, d, self.key.l4, pair(self.connection, self.generation), stamp(self.epoch, self.round), place])
     }
 
     #[inline]
@@ -284,7 +294,7 @@ impl Flow {
             connection: (record >> 32) as u32,
             generation: record as u32,
             epoch: (when >> 32) as u32,
-            tick: when as u32,
+            round: when as u32,
             out_port: (place >> 16) as u16,
             queue: (place >> 8) as u8,
             flags: place as u8,
@@ -293,7 +303,7 @@ impl Flow {
 }
 
 /// Tags and ages of the eight places of a bucket, an octet each: a tag of zero is an empty place, an age the low octet of
-/// the tick in which the place was written last.
+/// the round in which the place was written last.
 type Bucket = Pair;
 
 const TAGS: usize = 0;
@@ -362,23 +372,30 @@ impl FlowCache {
     /// Where the flow of a key stands.
     #[inline]
     pub fn find(&self, key: &FlowKey, hash: u64) -> Option<usize> {
-        for bucket in self.places(hash) {
-            let mut matches = matching(self.buckets[bucket].0[TAGS], tag(hash));
-            while matches != 0 {
-                let place = bucket * PLACES + matches.trailing_zeros() as usize / 8;
-                let line = &self.lines[place].0;
-                let [a, b, c, d] = key.addresses;
-                let differs = (line[0] ^ a) | (line[1] ^ b) | (line[2] ^ c) | (line[3] ^ d) | (line[4] ^ key.l4);
-                if differs == 0 {
-                    return Some(place);
-                }
-                matches &= matches - 1;
+        let [first, second] = self.places(hash);
+        match self.find_in(first, key, hash) {
+            None => self.find_in(second, key, hash),
+            found => found,
+        }
+    }
+
+    #[inline]
+    fn find_in(&self, bucket: usize, key: &FlowKey, hash: u64) -> Option<usize> {
+        let mut matches = matching(self.buckets[bucket].0[TAGS], tag(hash));
+        while matches != 0 {
+            let place = bucket * PLACES + matches.trailing_zeros() as usize / 8;
+            let line = &self.lines[place].0;
+            let [a, b, c, d] = key.addresses;
+            let differs = (line[0] ^ a) | (line[1] ^ b) | (line[2] ^ c) | (line[3] ^ d) | (line[4] ^ key.l4);
+            if differs == 0 {
+                return Some(place);
             }
+            matches &= matches - 1;
         }
         None
     }
 
-    /// Where the flow at a place goes, if nothing has to be asked: it was looked at during this second and epoch
+    /// Where the flow at a place goes, if nothing has to be asked: it was looked at during this round and epoch
     /// ([`stamp`]), and its connection is assured and not TCP.
     #[inline]
     pub fn ready(&self, place: usize, stamp: u64) -> Option<(u16, u8)> {
@@ -398,7 +415,7 @@ impl FlowCache {
     #[inline]
     pub fn set(&mut self, place: usize, flow: &Flow) {
         self.lines[place] = flow.to_line();
-        set_octet(&mut self.buckets[place / PLACES].0[AGES], place % PLACES, flow.tick as u8);
+        set_octet(&mut self.buckets[place / PLACES].0[AGES], place % PLACES, flow.round as u8);
     }
 
     /// Adds a flow, or replaces the one with its key.
@@ -415,7 +432,7 @@ impl FlowCache {
             let bucket = if room_first >= room_second { first } else { second };
             (bucket, (0..PLACES).find(|&place| octet(self.buckets[bucket].0[TAGS], place) == 0).unwrap_or(0))
         } else {
-            self.oldest([first, second], flow.tick as u8)
+            self.oldest([first, second], flow.round as u8)
         };
         set_octet(&mut self.buckets[bucket].0[TAGS], place, tag(hash));
         self.set(bucket * PLACES + place, flow);

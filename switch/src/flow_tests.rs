@@ -7,8 +7,8 @@ fn key(i: u32) -> FlowKey {
     FlowKey::new(v4(0x0a00_0000 + i), v4(0x0a40_0001), (i >> 16) as u16, 53, proto::UDP, Kind::Ports)
 }
 
-fn flow(i: u32, tick: u32) -> Flow {
-    Flow { key: key(i), connection: i, generation: 7, epoch: 3, tick, out_port: 5, queue: NO_QUEUE, flags: ASSURED }
+fn flow(i: u32, round: u32) -> Flow {
+    Flow { key: key(i), connection: i, generation: 7, epoch: 3, round, out_port: 5, queue: NO_QUEUE, flags: ASSURED }
 }
 
 #[test]
@@ -38,15 +38,15 @@ fn each_flow_is_found_until_the_cache_is_full_and_survivors_are_right() {
         cache.insert(&flow(i, 1), keys.hash(&key(i), 1));
     }
     // It grew on the way: what was lost then comes in again, and what nobody uses goes first.
-    for tick in 2..5 {
+    for round in 2..5 {
         for i in 0..40_000 {
             let hash = keys.hash(&key(i), 1);
             match cache.find(&key(i), hash) {
                 Some(place) => {
-                    assert_eq!(Flow { tick: 0, ..cache.get(place) }, flow(i, 0));
-                    cache.set(place, &flow(i, tick));
+                    assert_eq!(Flow { round: 0, ..cache.get(place) }, flow(i, 0));
+                    cache.set(place, &flow(i, round));
                 }
-                None => cache.insert(&flow(i, tick), hash),
+                None => cache.insert(&flow(i, round), hash),
             }
         }
     }

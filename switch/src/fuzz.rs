@@ -236,7 +236,7 @@ fn stages(tables: &Tables, packet: &mut Packet, arena: &mut [Segment]) -> Verdic
     }
     let out = tables.port(packet.meta.out_port).expect("the route leads to a port");
     assert_eq!(out.network, in_port.network, "no packet leaves its network");
-    rewrite::rewrite(packet, out);
+    rewrite::rewrite(packet, network, out).expect("it may go on");
     assert_forwarded(in_port, out, &before, &frame_of(packet, arena));
     Verdict::Forward
 }

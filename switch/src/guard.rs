@@ -5,7 +5,8 @@
 //! first fragment has its transport header. A fragment behind it says nothing about its L4 ports or type; it cannot do
 //! harm here, because a router advertisement or a DHCP offer is only received with its first fragment.
 //!
-//! The common case is one comparison of the source MAC, one of the source address, and two of L4 ports.
+//! The common case is one comparison of the source MAC, one of the source address, and two of L4 ports. The pipeline runs
+//! the two halves, [`link`] and [`source`], apart: the second only for a flow that is not known yet.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -13,7 +14,7 @@ use crate::MacAddr;
 use crate::packet::{L3, Packet};
 use crate::stage::{DropReason, Verdict};
 use crate::tables::{Network, Port, PortKind, ROUTER_LINK_LOCAL};
-use crate::wire::ethernet::{self, Ethernet};
+use crate::wire::ethernet;
 use crate::wire::icmpv6::{self, kind};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::{self, Ipv6};
@@ -32,15 +33,57 @@ pub fn guard(port: &Port, network: &Network, packet: &Packet) -> Verdict {
 
 #[inline]
 fn check(port: &Port, network: &Network, packet: &Packet) -> Result<(), DropReason> {
-    let header = Ethernet::new_checked(packet.head()).ok_or(DropReason::Internal)?;
-    if header.src() != port.mac {
+    link_addresses(port, packet)?;
+    source_address(port, network, packet)
+}
+
+/// The first half of [`guard`], for each packet: its MAC addresses.
+#[inline]
+pub fn link(port: &Port, packet: &Packet) -> Verdict {
+    match link_addresses(port, packet) {
+        Ok(()) => Verdict::Continue,
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// The second half: everything above. Of a flow that is known, the first packet went through it, and a port whose addresses
+/// change gets a new epoch.
+///
+/// # Errors
+/// Why the packet ends.
+pub fn source(port: &Port, network: &Network, packet: &Packet) -> Result<(), DropReason> {
+    source_address(port, network, packet)
+}
+
+#[inline]
+fn link_addresses(port: &Port, packet: &Packet) -> Result<(), DropReason> {
+    let link: &[u8; ethernet::HEADER_LEN] = packet.head().first_chunk().ok_or(DropReason::Internal)?;
+    let word = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| link[at + i]));
+    // Both addresses as numbers: the first six and the next six octets.
+    let (dst, src) = (word(0) >> 16, word(4) & 0xffff_ffff_ffff);
+    if src != mac_number(port.mac) {
         return Err(DropReason::SpoofedMac);
     }
     // The router is every guest's only neighbour.
-    let dst = header.dst();
-    if dst != MacAddr::ROUTER && !dst.is_multicast() {
+    if dst != ROUTER && dst & GROUP == 0 {
         return Err(DropReason::NotForRouter);
     }
+    Ok(())
+}
+
+/// The router's MAC address as a number.
+const ROUTER: u64 = mac_number(MacAddr::ROUTER);
+
+/// The bit that makes a MAC address that of a group.
+const GROUP: u64 = 1 << 40;
+
+#[inline]
+const fn mac_number(MacAddr([a, b, c, d, e, f]): MacAddr) -> u64 {
+    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+}
+
+#[inline]
+fn source_address(port: &Port, network: &Network, packet: &Packet) -> Result<(), DropReason> {
     if port.kind == PortKind::Internal {
         return internal(network, packet);
     }

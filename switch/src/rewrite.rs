@@ -3,29 +3,38 @@
 
 use crate::MacAddr;
 use crate::packet::{L3, Packet};
-use crate::tables::{Port, PortKind};
+use crate::route;
+use crate::stage::DropReason;
+use crate::tables::{Network, Port, PortKind};
 use crate::wire::{ethernet, ipv4};
 
 /// Addresses a packet to `out` and takes one off its TTL or hop limit, unless `out` is the host's own: there the packet
-/// arrives and is not forwarded.
+/// arrives and is not forwarded. Link address, TTL and MTU are checked first ([`route::may_go_on`]).
+///
+/// # Errors
+/// Why the packet may not go on; it is as before then.
 #[inline]
-pub fn rewrite(packet: &mut Packet, out: &Port) {
+pub fn rewrite(packet: &mut Packet, network: &Network, out: &Port) -> Result<(), DropReason> {
     let l3 = packet.meta.l3;
-    let Some(frame) = packet.head_mut().first_chunk_mut::<{ ethernet::HEADER_LEN + ipv4::HEADER_LEN }>() else {
-        return;
-    };
+    let too_long = route::widest(packet) > u32::from(network.mtu);
+    let frame = packet.head_mut().first_chunk_mut::<{ ethernet::HEADER_LEN + ipv4::HEADER_LEN }>();
+    let frame = frame.ok_or(DropReason::Internal)?;
+    route::check(frame, l3, too_long, out)?;
     let (link, header) = frame.split_at_mut(ethernet::HEADER_LEN);
-    let (Some(link), Some(header)) = (link.first_chunk_mut(), header.first_chunk_mut()) else { return };
+    let (Some(link), Some(header)) = (link.first_chunk_mut(), header.first_chunk_mut()) else {
+        return Err(DropReason::Internal);
+    };
     ethernet::set_addresses(link, out.mac, MacAddr::ROUTER);
     if out.kind == PortKind::Internal {
-        return;
+        return Ok(());
     }
     match l3 {
         L3::V4 => ipv4::decrement_ttl(header),
-        // `route` let none pass at zero.
+        // It is above one: checked.
         L3::V6 => header[HOP_LIMIT] = header[HOP_LIMIT].saturating_sub(1),
         L3::Arp | L3::None => {}
     }
+    Ok(())
 }
 
 const HOP_LIMIT: usize = 7;
@@ -33,7 +42,7 @@ const HOP_LIMIT: usize = 7;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzz::{GUEST_A, GUEST_B, INTERNAL, mac, tables, v4, v6};
+    use crate::fuzz::{GUEST_A, GUEST_B, INTERNAL, NETWORK, mac, tables, v4, v6};
     use crate::parse::parse;
     use crate::stage::Verdict;
     use crate::tables::PortId;
@@ -44,7 +53,7 @@ mod tests {
         let tables = tables();
         testing::with(frame, |packet, arena| {
             assert_eq!(parse(packet, arena), Verdict::Continue);
-            rewrite(packet, tables.port(out).unwrap());
+            rewrite(packet, tables.network(NETWORK).unwrap(), tables.port(out).unwrap()).unwrap();
             packet.head().to_vec()
         })
     }

@@ -10,7 +10,7 @@ use crate::packet::{L3, Packet};
 use crate::stage::DropReason;
 use crate::tables::{AddressKey, Network, NetworkId, Port, PortId, PortKind, ROUTER_LINK_LOCAL, Tables};
 use crate::wire::ethernet;
-use crate::wire::ipv4::Ipv4;
+use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::Ipv6;
 use crate::wire::{icmpv6, proto};
 
@@ -40,15 +40,25 @@ pub fn route(tables: &Tables, network: NetworkId, packet: &Packet) -> Result<Por
 /// `MulticastNotForwarded`, `TtlExceeded` or `MtuExceeded`.
 #[inline]
 pub fn may_go_on(network: &Network, packet: &Packet, out: &Port) -> Result<(), DropReason> {
+    let frame = packet.head().first_chunk().ok_or(DropReason::Internal)?;
+    check(frame, packet.meta.l3, widest(packet) > u32::from(network.mtu), out)
+}
+
+/// [`may_go_on`] of the first octets of a frame.
+#[inline]
+pub(crate) fn check(
+    frame: &[u8; ethernet::HEADER_LEN + ipv4::HEADER_LEN],
+    l3: L3,
+    too_long: bool,
+    out: &Port,
+) -> Result<(), DropReason> {
     const TTL_V4: usize = ethernet::HEADER_LEN + 8;
     const HOP_LIMIT_V6: usize = ethernet::HEADER_LEN + 7;
     /// Bit of the first octet of a MAC address.
     const GROUP: u8 = 1;
-    let at = if packet.meta.l3 == L3::V4 { TTL_V4 } else { HOP_LIMIT_V6 };
-    let head = packet.head();
-    let (Some(&ttl), Some(&first)) = (head.get(at), head.first()) else { return Err(DropReason::Internal) };
+    let ttl = if l3 == L3::V4 { frame[TTL_V4] } else { frame[HOP_LIMIT_V6] };
     // RFC 1122 §3.3.6, RFC 1812 §5.3.4: a packet to a group of the link may not be forwarded to one host.
-    if first & GROUP != 0 {
+    if frame[0] & GROUP != 0 {
         return Err(DropReason::MulticastNotForwarded);
     }
     // RFC 1812 §5.3.1: "a router MUST NOT ... discard a packet just because it has a TTL of zero or one, if it has
@@ -56,7 +66,7 @@ pub fn may_go_on(network: &Network, packet: &Packet, out: &Port) -> Result<(), D
     if ttl <= 1 && out.kind != PortKind::Internal {
         return Err(DropReason::TtlExceeded);
     }
-    if widest(packet) > u32::from(network.mtu) {
+    if too_long {
         return Err(DropReason::MtuExceeded);
     }
     Ok(())
@@ -65,7 +75,7 @@ pub fn may_go_on(network: &Network, packet: &Packet, out: &Port) -> Result<(), D
 /// Octets of IP packet of the longest packet that the frame stands for (SEMANTICS VU12): a GSO frame is as long as its
 /// segments.
 #[inline]
-fn widest(packet: &Packet) -> u32 {
+pub(crate) fn widest(packet: &Packet) -> u32 {
     let meta = &packet.meta;
     if meta.offload.is_gso() {
         u32::from(meta.layers.l5 - meta.layers.l3) + u32::from(meta.offload.gso_size)

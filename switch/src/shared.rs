@@ -20,21 +20,54 @@ use memmap2::{MmapMut, MmapOptions, MmapRaw};
 /// [`SharedFile`] it consists of atomics only.
 pub unsafe trait Plain: Sized {}
 
+macro_rules! plain {
+    ($($type:ty),+) => {
+        // SAFETY: any pattern is a value of an integer or an atomic one. JUSTIFICATION: a promise about memory.
+        $(unsafe impl Plain for $type {})+
+    };
+}
+
+plain!(u64, std::sync::atomic::AtomicU8, std::sync::atomic::AtomicU32, std::sync::atomic::AtomicU64);
+
+// SAFETY: an array has no padding of its own. JUSTIFICATION: a promise about memory.
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
+
+/// Declares that a `repr(C)` structure of plain fields is plain itself. All fields must be listed, padding is one of them.
+macro_rules! plain_struct {
+    ($type:ident { $($field:tt),+ $(,)? }) => {
+        const _: () = {
+            const fn is_plain<T: $crate::shared::Plain>(_: &T) {}
+            #[allow(dead_code, reason = "only its types are checked")]
+            const fn all_fields_are_plain(value: &$type) {
+                let $type { $($field: _),+ } = value;
+                $(is_plain(&value.$field);)+
+            }
+            const fn octets_of<T>(_: fn(&$type) -> &T) -> usize {
+                size_of::<T>()
+            }
+            assert!(size_of::<$type>() == 0 $(+ octets_of(|value: &$type| &value.$field))+, "there is padding");
+        };
+        // SAFETY: every field is plain, and there is nothing between them: both were checked above. JUSTIFICATION: a
+        // promise about memory.
+        #[allow(unsafe_code, reason = "the fields were checked")]
+        unsafe impl $crate::shared::Plain for $type {}
+    };
+}
+pub(crate) use plain_struct;
+
 /// One cache line of plain words.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Line(pub [u64; 8]);
 
-// SAFETY: eight integers. JUSTIFICATION: the trait is a promise about memory.
-unsafe impl Plain for Line {}
+plain_struct!(Line { 0 });
 
 /// Two plain words.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(16))]
 pub struct Pair(pub [u64; 2]);
 
-// SAFETY: two integers. JUSTIFICATION: the trait is a promise about memory.
-unsafe impl Plain for Pair {}
+plain_struct!(Pair { 0 });
 
 /// An anonymous, private, zeroed mapping of `T`s.
 pub struct Anonymous<T> {
@@ -131,9 +164,6 @@ impl SharedFile {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
-
-    // SAFETY: one atomic. JUSTIFICATION: the trait is a promise about memory.
-    unsafe impl Plain for AtomicU32 {}
 
     #[test]
     fn what_was_written_is_there_for_the_next_one_who_opens_it() {

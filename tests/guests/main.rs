@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod basics;
+mod established;
+mod floods;
 mod hostile;
 mod idle;
 mod migration;

@@ -9,7 +9,7 @@ use hostweave::fabric::Fabric;
 use hostweave::fabric::spec::{BackendSpec, Desired, FabricConfig, FabricEvent, PortSpec, PortStatus, SocketMode};
 use hostweave_guest::frames::{Frame, Path, Segment};
 use hostweave_guest::{Guest, GuestBuilder, VnetHeader};
-use hostweave_policy::model::Labels;
+use hostweave_policy::model::{Labels, NetworkPolicy, PolicyName, PortMatch, Protocol, Rule, Selector};
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortTotals, output_closes};
 use hostweave_switch::stage::DropReason;
@@ -283,6 +283,21 @@ impl Up for GuestBuilder {
         guest.nic().frontend.barrier().unwrap();
         guest
     }
+}
+
+/// A policy that isolates every port of a namespace for ingress, and lets these L4 ports in; none of them lets nothing in.
+pub fn only(namespace: &str, ports: &[(Protocol, u16)]) -> Arc<NetworkPolicy> {
+    let ports: Vec<_> = ports.iter().map(|(protocol, port)| PortMatch::Range(*protocol, *port, *port)).collect();
+    // A rule without ports would be one for all ports (SEMANTICS NP12).
+    let rule = (!ports.is_empty()).then(|| Rule { origin: String::new(), peers: Vec::new(), ports });
+    Arc::new(NetworkPolicy {
+        name: PolicyName { namespace: Some(namespace.into()), name: "only".into() },
+        origin: String::new(),
+        selector: Selector::default(),
+        ingress: Some(rule.into_iter().collect()),
+        egress: None,
+        audit: false,
+    })
 }
 
 /// Opens a TCP connection with bare segments, so that the switch lets data through. Returns the segment that data of `from`

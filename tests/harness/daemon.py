@@ -22,8 +22,9 @@ V4, V6 = "192.0.2.0/24", "2001:db8:0:1::/64"
 class Port:
     """A `Port` object, and once the daemon runs what it says about it."""
 
-    def __init__(self, daemon, name, network, mode, queues, tap, netns):
+    def __init__(self, daemon, name, network, mode, queues, tap, netns, labels=None):
         self.daemon, self.name, self.network, self.queues, self.tap = daemon, name, network, queues, tap
+        self.labels = labels or {}
         if tap:
             self.backend = {"tap": {"name": tap, **({"netns": netns} if netns else {})}}
         else:
@@ -33,7 +34,8 @@ class Port:
                 self.backend["vhostUser"]["socketPath"] = self.socket
 
     def object(self):
-        return {"apiVersion": "hostweave.dev/v1alpha1", "kind": "Port", "metadata": {"name": self.name},
+        return {"apiVersion": "hostweave.dev/v1alpha1", "kind": "Port",
+                "metadata": {"name": self.name, "labels": self.labels},
                 "spec": {"network": self.network, "backend": self.backend}}
 
     def get(self):
@@ -83,11 +85,27 @@ class Daemon:
         } for name, cidrs in networks.items()]
         case.callback(self._end)
 
-    def port(self, name, network="default", mode="listen", queues=1, tap=None, netns=None):
+    def port(self, name, network="default", mode="listen", queues=1, tap=None, netns=None, labels=None):
         """Adds a port to the configuration; before `start`, or followed by `reload`."""
-        port = Port(self, name, network, mode, queues, tap, netns)
+        port = Port(self, name, network, mode, queues, tap, netns, labels)
         self.ports.append(port)
         return port
+
+    def host(self, **spec):
+        """Sets fields of `HostConfig.spec`; before `start`, or followed by `reload`."""
+        self.objects[0]["spec"].update(spec)
+
+    def policy(self, name, **spec):
+        """Sets a NetworkPolicy of the namespace `default`; without fields it goes. Before `start`, or followed by `reload`."""
+        self.objects = [o for o in self.objects if (o["kind"], o["metadata"]["name"]) != ("NetworkPolicy", name)]
+        if spec:
+            self.objects.append({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+                                 "metadata": {"name": name}, "spec": spec})
+
+    def reload(self):
+        """Applies the configuration as it is now to the running daemon."""
+        self._write()
+        self.rpc("server.reload")
 
     def _write(self):
         # JSON is YAML.

@@ -49,6 +49,59 @@ def frame(length, sequence, src_mac, dst_mac, src, dst, src_port=4000, dst_port=
     return mac_bytes(dst_mac) + mac_bytes(src_mac) + struct.pack(">H", ethertype) + ip + udp + body
 
 
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+
+
+def ip_frame(src_mac, dst_mac, src, dst, protocol, payload, identification=0, fragment=0):
+    """An IP packet in a frame. `fragment` is the second word of RFC 791's header behind the identification: flags and offset."""
+    src, dst = ipaddress.ip_address(src), ipaddress.ip_address(dst)
+    if src.version == 4:
+        ip = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(payload), identification & 0xFFFF, fragment, 64, protocol, 0)
+        ip += src.packed + dst.packed
+        ip, ethertype = ip[:10] + struct.pack(">H", checksum(ip)) + ip[12:], 0x0800
+    else:
+        ip = struct.pack(">IHBB", 6 << 28, len(payload), protocol, 64) + src.packed + dst.packed
+        ethertype = 0x86DD
+    return mac_bytes(dst_mac) + mac_bytes(src_mac) + struct.pack(">H", ethertype) + ip + payload
+
+
+def with_checksum(src, dst, protocol, payload, at):
+    """A transport message whose checksum stands at `at`, completed (RFC 793, 768, 4443; of ICMP without pseudo-header)."""
+    src, dst = ipaddress.ip_address(src), ipaddress.ip_address(dst)
+    pseudo = b"" if protocol == 1 else src.packed + dst.packed + struct.pack(">II", len(payload), protocol)
+    return payload[:at] + struct.pack(">H", checksum(pseudo + payload) or 0xFFFF) + payload[at + 2:]
+
+
+def tcp_frame(src_mac, dst_mac, src, dst, ports, sequence, acknowledgement, flags, payload=b""):
+    """A TCP segment without options."""
+    header = struct.pack(">HHIIBBHHH", *ports, sequence & 0xFFFFFFFF, acknowledgement & 0xFFFFFFFF, 0x50, flags, 500, 0, 0)
+    return ip_frame(src_mac, dst_mac, src, dst, 6, with_checksum(src, dst, 6, header + payload, 16))
+
+
+def unreachable_frame(src_mac, dst_mac, src, dst, quoted):
+    """Port unreachable that quotes an IP packet (RFC 792, RFC 4443)."""
+    v4 = ipaddress.ip_address(src).version == 4
+    protocol, message = (1, b"\3\3") if v4 else (58, b"\1\4")
+    message = with_checksum(src, dst, protocol, message + bytes(6) + quoted[:500], 2)
+    return ip_frame(src_mac, dst_mac, src, dst, protocol, message)
+
+
+def udp_fragments(src_mac, dst_mac, src, dst, ports, payload, identification, cuts):
+    """A UDP datagram in fragments `(start, end)` of its IP payload; each but the one that reaches the end has more to come."""
+    datagram = struct.pack(">HHHH", *ports, 8 + len(payload), 0) + payload
+    datagram = with_checksum(src, dst, 17, datagram, 6)
+    v4, frames = ipaddress.ip_address(src).version == 4, []
+    for start, end in cuts:
+        more = end < len(datagram)
+        part = datagram[start:end]
+        if v4:
+            frames.append(ip_frame(src_mac, dst_mac, src, dst, 17, part, identification, (0x2000 if more else 0) | start // 8))
+        else:
+            header = struct.pack(">BBHI", 17, 0, start | more, identification)
+            frames.append(ip_frame(src_mac, dst_mac, src, dst, 44, header + part))
+    return frames
+
+
 def sequence_of(data):
     """The sequence number of a test frame; `None` for any other frame."""
     at = data.find(MAGIC, 14, 14 + 40 + 8 + len(MAGIC))

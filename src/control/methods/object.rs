@@ -128,7 +128,7 @@ pub fn kind(word: &str) -> Result<Kind, RpcError> {
 }
 
 /// The objects that texts and values describe, each valid by itself.
-fn load(sources: Vec<Text>, objects: &[Value]) -> Result<(Vec<Object>, Vec<Diagnostic>), RpcError> {
+pub(super) fn load(sources: Vec<Text>, objects: &[Value]) -> Result<(Vec<Object>, Vec<Diagnostic>), RpcError> {
     let sources: Vec<Source> = sources.into_iter().map(|Text { name, text }| Source { name, text }).collect();
     let loaded = load_sources(sources)?;
     let (mut all, mut warnings) = (loaded.objects, loaded.warnings);
@@ -158,18 +158,22 @@ pub fn changes_json(applied: &Applied) -> Value {
         let key = &object.key;
         json!({"action": action, "kind": key.kind, "namespace": key.namespace, "name": key.name})
     };
-    json!({
+    let mut value = json!({
         "revision": applied.revision,
         "changes": applied.changes.iter().map(change).collect::<Vec<_>>(),
         "warnings": applied.warnings,
-    })
+    });
+    if let Some(impact) = &applied.impact {
+        value["impact"] = view::impact(impact);
+    }
+    value
 }
 
 pub fn apply(call: &Call<'_>, params: Apply) -> Result<Value, RpcError> {
     let prune = params.prune_selector.as_deref().map(Selector::parse).transpose()?;
     let (objects, mut warnings) = load(params.sources, &params.objects)?;
     let edits = objects.into_iter().map(|object| Edit::Put(Box::new(object))).collect();
-    let options = EditOptions { dry_run: params.dry_run, prune };
+    let options = EditOptions { dry_run: params.dry_run, impact: params.dry_run, prune };
     let mut applied = call.controller.edit(edits, &options)?;
     warnings.append(&mut applied.warnings);
     applied.warnings = warnings;
@@ -180,7 +184,7 @@ pub fn diff(call: &Call<'_>, params: Sources) -> Result<Value, RpcError> {
     let (objects, mut warnings) = load(params.sources, &params.objects)?;
     let before = call.controller.snapshot();
     let edits = objects.into_iter().map(|object| Edit::Put(Box::new(object))).collect();
-    let applied = call.controller.edit(edits, &EditOptions { dry_run: true, prune: None })?;
+    let applied = call.controller.edit(edits, &EditOptions { dry_run: true, ..EditOptions::default() })?;
     warnings.extend(applied.warnings);
     let differences: Vec<Value> = applied
         .changes

@@ -19,7 +19,7 @@ use super::record::{Entry, Record};
 use super::table::{Connections, Options};
 use super::timeouts::Timeouts;
 use crate::limits::PORTS_MAX;
-use crate::shared::{Plain, SharedFile};
+use crate::shared::{SharedFile, plain_struct};
 
 /// "HWCONN" and a version of the layout that this file and `record.rs` describe.
 const MAGIC: u64 = 0x4857_434f_4e4e_0001;
@@ -41,12 +41,8 @@ struct Header {
 #[repr(C)]
 struct PortName([AtomicU64; 2]);
 
-// SAFETY: atomics only. JUSTIFICATION: the trait is a promise about memory.
-#[allow(unsafe_code, reason = "the trait is a promise about memory")]
-unsafe impl Plain for Header {}
-// SAFETY: atomics only. JUSTIFICATION: the trait is a promise about memory.
-#[allow(unsafe_code, reason = "the trait is a promise about memory")]
-unsafe impl Plain for PortName {}
+plain_struct!(Header { magic, capacity, boot, used });
+plain_struct!(PortName { 0 });
 
 /// What control says of a record of an earlier run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

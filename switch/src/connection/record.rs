@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use crate::flow::{FlowKey, NO_QUEUE};
-use crate::shared::Plain;
+use crate::shared::plain_struct;
 use crate::tcp_track::Side;
 
 /// A direction of a connection: 0 is that of the packet which began it, 1 the other.
@@ -54,9 +54,26 @@ pub struct Record {
 
 const _: () = assert!(size_of::<Record>() == 128);
 
-// SAFETY: atomics only, any pattern is a value, no padding (`spare` stands for it). JUSTIFICATION: a promise about memory.
-#[allow(unsafe_code, reason = "the trait is a promise about memory")]
-unsafe impl Plain for Record {}
+plain_struct!(Shown { seen, end, ack, limit, window_max });
+plain_struct!(Record {
+    addresses,
+    l4,
+    vni,
+    generation,
+    ports,
+    basis,
+    shown,
+    flags,
+    scale,
+    queue,
+    status,
+    spare,
+    epoch,
+    created,
+    next,
+    wheel_next,
+    wheel_prev,
+});
 
 const FREE: u8 = 0;
 const VALID: u8 = 1;

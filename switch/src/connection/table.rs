@@ -12,7 +12,7 @@ use super::quota::{Quotas, Refusal};
 use super::record::{Direction, Entry, Record};
 use super::timeouts::Timeouts;
 use super::wheel::{NONE, Wheel};
-use crate::flow::{FlowKey, HashKeys, Kind};
+use crate::flow::{FlowKey, HashKeys, Kind, TRUST_S};
 use crate::limits::{CONNECTIONS_MAX, PORTS_MAX};
 use crate::prefetch::prefetch;
 use crate::shared::SharedFile;
@@ -462,7 +462,10 @@ fn lock(shard: &Mutex<Wheel>) -> MutexGuard<'_, Wheel> {
 
 /// Second in which a connection ends if nothing comes.
 fn deadline(record: &Record, timeouts: &Timeouts) -> u32 {
-    record.last_seen(0).max(record.last_seen(1)).saturating_add(timeouts.of(record)).saturating_add(1)
+    // What a flow cache trusts it does not tell of: packets of the last round are not seen here.
+    let unseen = if record.is_assured() { TRUST_S } else { 0 };
+    let seen = record.last_seen(0).max(record.last_seen(1));
+    seen.saturating_add(timeouts.of(record)).saturating_add(1 + unseen)
 }
 
 impl FreeRecords {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use crate::flow::{FlowKey, Kind, NO_QUEUE};
+use crate::flow::{FlowKey, Kind, NO_QUEUE, TRUST_S};
 use crate::tcp_track::Side;
 use crate::wire::proto;
 
@@ -121,8 +121,8 @@ fn ct12_udp_lives_longer_once_it_is_answered() {
     assert_eq!(host.expire(130), 0);
     assert_eq!(host.expire(131), 1);
     assert!(host.connections.get(unanswered.index, unanswered.generation).is_none());
-    assert_eq!(host.expire(290), 0);
-    assert_eq!(host.expire(291), 1);
+    assert_eq!(host.expire(290 + TRUST_S), 0);
+    assert_eq!(host.expire(291 + TRUST_S), 1);
     assert!(host.connections.is_empty());
 }
 
@@ -135,7 +135,8 @@ fn a_packet_keeps_a_connection_without_touching_the_wheel() {
         assert_eq!(host.expire(now), 0);
     }
     assert_eq!(host.connections.get(found.index, found.generation).unwrap().queue(0), 2);
-    assert_eq!(host.expire(399 + 31), 1);
+    assert_eq!(host.expire(399 + 30 + TRUST_S), 0);
+    assert_eq!(host.expire(399 + 31 + TRUST_S), 1);
 }
 
 #[test]
@@ -154,8 +155,8 @@ fn a_tcp_connection_that_ends_goes_soon() {
     record.set_side(0, &acked, &reset);
     record.touch(0, 200, 0);
     host.connections.reschedule(found.index, found.generation, &host.timeouts);
-    assert_eq!(host.expire(210), 0);
-    assert_eq!(host.expire(211), 1);
+    assert_eq!(host.expire(210 + TRUST_S), 0);
+    assert_eq!(host.expire(211 + TRUST_S), 1);
 }
 
 #[test]
@@ -274,7 +275,7 @@ proptest! {
                 _ => {
                     now += i;
                     host.expire(now);
-                    model.retain(|_, (_, seen, replied)| *seen + if *replied { 180 } else { 30 } + 1 > now);
+                    model.retain(|_, (_, seen, replied)| *seen + if *replied { 180 + TRUST_S } else { 30 } + 1 > now);
                 }
             }
             prop_assert_eq!(host.connections.len(), model.len() as u64);

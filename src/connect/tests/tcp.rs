@@ -1,0 +1,167 @@
+//! TCP segments of connections (SEMANTICS CT1 to CT4).
+
+use super::*;
+
+/// A client of `B:80` with sequence numbers of its own.
+fn segment(from: u32, seq: u32, ack: u32, flags: u8) -> TcpHeader {
+    let (src_port, dst_port) = if from == B { (80, 1000) } else { (1000, 80) };
+    TcpHeader { src_port, dst_port, seq, ack, flags, window: 1000 }
+}
+
+impl Host {
+    fn tcp(&mut self, worker: usize, from: u32, v6: bool, seq: u32, ack: u32, flags: u8) -> Result<u32, DropReason> {
+        let to = if from == B { A } else { B };
+        let frame = path(from, to, v6).tcp(&segment(from, seq, ack, flags), &[]);
+        self.send_with(worker, from, &frame, &mut Unwatched).map(|(to, _)| to)
+    }
+
+    /// Each direction on a worker of its own: `A` sends next at 101, `B` at 501.
+    fn open(&mut self, v6: bool) {
+        assert_eq!(self.tcp(0, A, v6, 100, 0, SYN), Ok(B));
+        assert_eq!(self.tcp(1, B, v6, 500, 101, SYN | ACK), Ok(A));
+        assert_eq!(self.tcp(0, A, v6, 101, 501, ACK), Ok(B));
+    }
+}
+
+#[test]
+fn ct1_only_a_syn_begins_a_connection() {
+    both(|v6| {
+        let mut host = Host::new();
+        for flags in [ACK, SYN | ACK, FIN | ACK, RST, RST | ACK, 0, SYN | FIN, SYN | RST] {
+            assert_eq!(host.tcp(0, A, v6, 100, 1, flags), Err(DropReason::NoConnection), "{flags:#x}");
+        }
+        assert_eq!(host.entries(), []);
+        host.open(v6);
+        assert_eq!(host.entries().len(), 1);
+    });
+}
+
+#[test]
+fn ct1_what_comes_after_the_connection_is_gone_is_dropped_on_both_workers() {
+    both(|v6| {
+        let mut host = Host::new();
+        host.open(v6);
+        let entry = host.entry();
+        host.connections.remove(entry.index, entry.generation);
+        // In the same second, out of both caches.
+        assert_eq!(host.tcp(0, A, v6, 101, 501, ACK), Err(DropReason::NoConnection));
+        assert_eq!(host.tcp(1, B, v6, 501, 101, ACK), Err(DropReason::NoConnection));
+    });
+}
+
+#[test]
+fn ct2_a_reset_or_ack_out_of_the_window_changes_nothing() {
+    both(|v6| {
+        let mut host = Host::new();
+        host.open(v6);
+        let before = host.entry();
+        assert_eq!(host.tcp(0, A, v6, 500_000, 501, RST), Err(DropReason::TcpOutOfWindow));
+        assert_eq!(host.tcp(0, A, v6, 101, 900_000, ACK), Err(DropReason::TcpOutOfWindow));
+        assert_eq!(host.tcp(1, B, v6, 900_000, 101, RST | ACK), Err(DropReason::TcpOutOfWindow));
+        assert_eq!(host.entry(), before);
+        // In the window but not exact: it passes, so that the other end challenges it, and ends nothing.
+        assert_eq!(host.tcp(0, A, v6, 150, 501, RST), Ok(B));
+        assert_eq!(host.entry(), before);
+        assert_eq!(host.tcp(1, B, v6, 501, 101, ACK), Ok(A));
+    });
+}
+
+#[test]
+fn ct3_flags_that_no_tcp_sends_are_dropped_in_a_connection_too() {
+    both(|v6| {
+        let mut host = Host::new();
+        host.open(v6);
+        for flags in [0, SYN | FIN, SYN | RST, FIN, FIN | RST | ACK] {
+            assert_eq!(host.tcp(0, A, v6, 101, 501, flags), Err(DropReason::TcpInvalid), "{flags:#x}");
+        }
+    });
+}
+
+#[test]
+fn ct4_a_syn_after_the_end_opens_anew() {
+    both(|v6| {
+        let mut host = Host::new();
+        host.open(v6);
+        let first = host.entry();
+        // Reset by B on the other worker; A's next SYN is a connection of its own.
+        assert_eq!(host.tcp(1, B, v6, 501, 101, RST | ACK), Ok(A));
+        host.now += 1;
+        assert_eq!(host.tcp(0, A, v6, 9_000, 0, SYN), Ok(B));
+        let second = host.entry();
+        let identity = |entry: &Entry| (entry.index, entry.generation);
+        assert_ne!(identity(&second), identity(&first));
+        assert_eq!(second.created, 101);
+        // Closed in order, TIME_WAIT: a SYN with a higher sequence number reopens, a lower one does not.
+        assert_eq!(host.tcp(1, B, v6, 700, 9_001, SYN | ACK), Ok(A));
+        assert_eq!(host.tcp(0, A, v6, 9_001, 701, FIN | ACK), Ok(B));
+        assert_eq!(host.tcp(1, B, v6, 701, 9_002, FIN | ACK), Ok(A));
+        assert_eq!(host.tcp(0, A, v6, 9_002, 702, ACK), Ok(B));
+        let _ = host.tcp(0, A, v6, 8_000, 0, SYN);
+        assert_eq!(identity(&host.entry()), identity(&second));
+        assert_eq!(host.tcp(0, A, v6, 10_000, 0, SYN), Ok(B));
+        assert_ne!(identity(&host.entry()), identity(&second));
+    });
+}
+
+#[test]
+fn ct4_policy_decides_about_a_syn_that_reopens() {
+    both(|v6| {
+        let mut host = Host::new();
+        host.plane.tables.keep_established = true;
+        host.open(v6);
+        assert_eq!(host.tcp(0, A, v6, 101, 501, RST), Ok(B));
+        host.allow_only(&[]);
+        assert_eq!(host.tcp(0, A, v6, 9_000, 0, SYN), Err(DropReason::PolicyDenied));
+        assert_eq!(host.entries(), []);
+    });
+}
+
+#[test]
+fn ct4_simultaneous_open() {
+    both(|v6| {
+        let mut host = Host::new();
+        assert_eq!(host.tcp(0, A, v6, 100, 0, SYN), Ok(B));
+        assert_eq!(host.tcp(1, B, v6, 500, 0, SYN), Ok(A));
+        assert_eq!(host.tcp(0, A, v6, 100, 501, SYN | ACK), Ok(B));
+        assert_eq!(host.tcp(1, B, v6, 500, 101, SYN | ACK), Ok(A));
+        assert_eq!(host.tcp(0, A, v6, 101, 501, ACK), Ok(B));
+        assert_eq!(host.tcp(1, B, v6, 501, 101, ACK), Ok(A));
+        host.entry();
+    });
+}
+
+#[test]
+fn a_syn_ack_out_of_the_window_has_the_connection_forgotten() {
+    both(|v6| {
+        let mut host = Host::new();
+        host.open(v6);
+        // Both ends rebooted. A's SYN passes, as one to be challenged; B answers it as a new one.
+        assert_eq!(host.tcp(0, A, v6, 70_000_000, 0, SYN), Ok(B));
+        assert_eq!(host.tcp(1, B, v6, 80_000_000, 70_000_001, SYN | ACK), Err(DropReason::TcpOutOfWindow));
+        assert_eq!(host.entries(), []);
+        // The SYN again, as TCP does.
+        assert_eq!(host.tcp(0, A, v6, 70_000_000, 0, SYN), Ok(B));
+        assert_eq!(host.tcp(1, B, v6, 80_000_000, 70_000_001, SYN | ACK), Ok(A));
+        assert_eq!(host.tcp(0, A, v6, 70_000_001, 80_000_001, ACK), Ok(B));
+    });
+}
+
+#[test]
+fn both_directions_on_workers_of_their_own_keep_one_state() {
+    both(|v6| {
+        let mut host = Host::new();
+        host.open(v6);
+        for round in 0..200 {
+            let (a, b) = (101 + round * 500, 501 + round * 700);
+            let frame = path(A, B, v6).tcp(&segment(A, a, b, ACK), &[0; 500]);
+            assert_eq!(host.send_with(0, A, &frame, &mut Unwatched).map(|way| way.0), Ok(B), "round {round}");
+            let frame = path(B, A, v6).tcp(&segment(B, b, a + 500, ACK), &[0; 700]);
+            assert_eq!(host.send_with(1, B, &frame, &mut Unwatched).map(|way| way.0), Ok(A), "round {round}");
+        }
+        // Far beyond what either first offered; and an old segment is one out of the window on either worker.
+        for worker in [0, 1] {
+            assert_eq!(host.tcp(worker, A, v6, 101, 501, ACK), Err(DropReason::TcpOutOfWindow));
+            assert_eq!(host.tcp(worker, B, v6, 501, 101, ACK), Err(DropReason::TcpOutOfWindow));
+        }
+    });
+}

@@ -1,0 +1,330 @@
+//! Questions to the packet path that change nothing: the tables as they are, as a draft would make them, and what a draft
+//! would mean for the connections that there are.
+//!
+//! A draft is compiled whole and by itself, and never published. Networks and ports that stay keep their numbers, so that the
+//! live connections can be judged by the draft's tables; new ones get numbers that nobody has.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use hostweave_policy::compile::Compiler;
+use hostweave_policy::model::World;
+use hostweave_switch::connection::Entry;
+use hostweave_switch::flow::{FlowKey, NO_QUEUE};
+use hostweave_switch::stage::DropReason;
+use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables};
+
+use super::plane::Plane;
+use super::port::{internal_port, port_of};
+use super::spec::{Desired, Established};
+use super::{Fabric, State, check, connections};
+use crate::connect::{self, Denied};
+use crate::datapath::Context;
+use crate::observe::trace::{Scene, denied_text, port_name};
+
+/// Broken connections that are named; more are only counted.
+const NAMED_MAX: usize = 20;
+
+/// Tables and what their policies were compiled from.
+#[derive(Clone)]
+pub struct Picture {
+    /// Tables and compiled policies; of a draft, without sources and outputs.
+    pub plane: Arc<Plane>,
+    /// What the policies were compiled from.
+    pub world: Arc<World>,
+}
+
+impl Picture {
+    /// The tables of a host that has nothing but what `desired` says.
+    pub fn of(desired: &Desired) -> Self {
+        Known::default().draft(desired)
+    }
+}
+
+/// What a draft would mean for the traffic that there is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Impact {
+    /// Live connections.
+    pub connections: u64,
+    /// Those that are allowed now and that the draft would end.
+    pub broken: Affected,
+    /// Denied flows that were asked about.
+    pub denied: u64,
+    /// Those that the draft would allow.
+    pub admitted: Affected,
+}
+
+/// How many, and the first of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Affected {
+    /// How many.
+    pub count: u64,
+    /// The first.
+    pub named: Vec<AffectedFlow>,
+}
+
+/// A connection or denied flow that the draft treats otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AffectedFlow {
+    /// Tuple of the packet that began it.
+    pub key: FlowKey,
+    /// The port that began it.
+    pub from: String,
+    /// The other one.
+    pub to: String,
+    /// What decides: the rule, its file and line, or why there is no way.
+    pub why: String,
+}
+
+/// A flow that was denied and may be judged again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct DeniedFlow {
+    /// Its tuple.
+    pub key: FlowKey,
+    /// Its network.
+    pub vni: u32,
+    /// Who sent it.
+    pub from: PortId,
+    /// Who would have received it.
+    pub to: PortId,
+}
+
+impl Affected {
+    fn add(&mut self, flow: impl FnOnce() -> AffectedFlow) {
+        self.count += 1;
+        if self.named.len() < NAMED_MAX {
+            self.named.push(flow());
+        }
+    }
+}
+
+impl Fabric {
+    /// The tables as they are.
+    pub fn picture(&self) -> Picture {
+        // Under the lock: the plane and the world that its policies were compiled from belong together.
+        let state = self.inner.lock();
+        Picture { plane: self.inner.plane.load_full(), world: Arc::clone(&state.world) }
+    }
+
+    /// The tables as `desired` would make them. Nothing is published.
+    ///
+    /// # Errors
+    /// `desired` contradicts itself or a limit of the host.
+    pub fn draft(&self, desired: &Desired) -> anyhow::Result<Picture> {
+        check(desired)?;
+        let known = Known::of(&self.inner.lock());
+        Ok(known.draft(desired))
+    }
+
+    /// A picture beside the live connections, now.
+    pub fn scene<'a>(&'a self, picture: &'a Picture) -> Scene<'a> {
+        Scene {
+            plane: &picture.plane,
+            world: &picture.world,
+            connections: &self.inner.connections,
+            now: self.inner.clock.seconds(Instant::now()),
+        }
+    }
+
+    /// What `draft` would mean for the live connections, and for flows that were denied.
+    pub fn impact(&self, draft: &Picture, denied: &[DeniedFlow]) -> Impact {
+        let live = self.picture();
+        let (before, after) = (Judge::new(&live.plane), Judge::new(&draft.plane));
+        let mut impact = Impact { denied: denied.len() as u64, ..Impact::default() };
+        for entry in self.inner.connections.entries() {
+            impact.connections += 1;
+            let ports = [entry.in_port, entry.out_port];
+            let Err(why) = after.judge(&entry.key, entry.vni, ports, true) else { continue };
+            // What ends anyway is not this draft's doing.
+            if before.judge(&entry.key, entry.vni, ports, true).is_err() {
+                continue;
+            }
+            impact.broken.add(|| affected(&live.plane.tables, &entry, after.text(&why)));
+        }
+        for flow in denied {
+            let ports = [flow.from.0, flow.to.0];
+            let judge = |judge: &Judge<'_>| judge.judge(&flow.key, flow.vni, ports, false);
+            if judge(&before).is_ok() || judge(&after).is_err() {
+                continue;
+            }
+            let names = ports.map(|port| port_name(&live.plane.tables, PortId(port)));
+            let [from, to] = names;
+            impact.admitted.add(|| AffectedFlow { key: flow.key, from, to, why: after.allowing(flow) });
+        }
+        impact
+    }
+}
+
+fn affected(tables: &Tables, entry: &Entry, why: String) -> AffectedFlow {
+    let [from, to] = [entry.in_port, entry.out_port].map(|port| port_name(tables, PortId(port)));
+    AffectedFlow { key: entry.key, from, to, why }
+}
+
+/// Asks one plane about tuples.
+struct Judge<'a> {
+    plane: &'a Plane,
+    networks: HashMap<u32, NetworkId>,
+}
+
+/// Why a connection would end.
+struct Refused {
+    reason: DropReason,
+    denied: Option<Denied>,
+    ports: [u32; 2],
+}
+
+impl<'a> Judge<'a> {
+    fn new(plane: &'a Plane) -> Self {
+        let networks = (0..).zip(&plane.tables.networks);
+        let networks = networks.filter_map(|(id, network)| Some((network.as_ref()?.vni, NetworkId(id)))).collect();
+        Self { plane, networks }
+    }
+
+    fn context(&self, vni: u32, from: u32) -> Option<Context<'a>> {
+        let id = *self.networks.get(&vni)?;
+        let (tables, port) = (&self.plane.tables, self.plane.tables.port(PortId(from))?);
+        (port.network == id).then(|| Some(Context::new(self.plane, port, tables.network(id)?, NO_QUEUE, 0)))?
+    }
+
+    /// `established`: whether it is a connection, which the setting `established: keep` protects from policy; then there is
+    /// nothing that allows it.
+    fn judge(
+        &self,
+        key: &FlowKey,
+        vni: u32,
+        ports: [u32; 2],
+        established: bool,
+    ) -> Result<Option<connect::Allowed>, Refused> {
+        let mut denied = None;
+        let refused = |reason, denied| Refused { reason, denied, ports };
+        let ctx = self.context(vni, ports[0]).ok_or_else(|| refused(DropReason::NoRoute, None))?;
+        let up = |port: u32| self.plane.tables.port(PortId(port)).is_some_and(|port| port.up);
+        if !ports.into_iter().all(up) {
+            return Err(refused(DropReason::PortDown, None));
+        }
+        match connect::anew(&ctx, key, ports, &mut denied) {
+            Ok(allowed) => Ok(Some(allowed)),
+            Err(reason) if established && self.plane.tables.keep_established && by_policy(reason) => Ok(None),
+            Err(reason) => Err(refused(reason, denied)),
+        }
+    }
+
+    fn text(&self, refused: &Refused) -> String {
+        let Some(denied) = refused.denied else {
+            return match refused.reason {
+                DropReason::NoRoute | DropReason::NoConnection => "its ports lose their addresses".to_owned(),
+                DropReason::PortDown => "a port is set down".to_owned(),
+                reason => reason.name().to_owned(),
+            };
+        };
+        use hostweave_policy::model::Direction;
+        let (word, subject) = match denied.direction {
+            Direction::Egress => ("egress", refused.ports[0]),
+            Direction::Ingress => ("ingress", refused.ports[1]),
+        };
+        format!("{word}: {}", denied_text(&self.plane.policy, PortId(subject), denied.direction, denied.decision))
+    }
+
+    /// What allows a flow.
+    fn allowing(&self, flow: &DeniedFlow) -> String {
+        match self.judge(&flow.key, flow.vni, [flow.from.0, flow.to.0], false) {
+            Ok(None) => String::new(),
+            Ok(Some(allowed)) => {
+                let text = |decision: hostweave_policy::table::Decision| {
+                    crate::observe::trace::basis_text(&self.plane.policy, decision.basis.to_u32())
+                };
+                format!("egress: {}; ingress: {}", text(allowed.egress), text(allowed.ingress))
+            }
+            Err(refused) => self.text(&refused),
+        }
+    }
+}
+
+fn by_policy(reason: DropReason) -> bool {
+    matches!(reason, DropReason::PolicyDenied | DropReason::PolicyPending)
+}
+
+/// Numbers that are taken.
+#[derive(Default)]
+struct Known {
+    networks: HashMap<String, (NetworkId, PortId)>,
+    ports: HashMap<String, (PortId, Arc<Port>)>,
+    /// One in which no live connection was decided.
+    epoch: u32,
+    /// Identities of the ports' objects: another one of the same name is another port.
+    specs: HashMap<String, uuid::Uuid>,
+}
+
+impl Known {
+    fn of(state: &State) -> Self {
+        let networks =
+            state.networks.iter().map(|(name, network)| (name.clone(), (network.id, network.port.id()))).collect();
+        let ports =
+            state.ports.iter().map(|(name, port)| (name.clone(), (port.id(), Arc::clone(port.port())))).collect();
+        let specs = state.ports.iter().filter_map(|(name, port)| Some((name.clone(), port.uid()?))).collect();
+        // One that no live connection was decided in: each is decided by the draft.
+        let epoch = state.epochs.iter().max().map_or(1, |last| last.checked_add(1).unwrap_or(1));
+        Self { networks, ports, epoch, specs }
+    }
+
+    fn draft(&self, desired: &Desired) -> Picture {
+        let taken: HashSet<u32> =
+            self.networks.values().map(|(_, port)| port.0).chain(self.ports.values().map(|(id, _)| id.0)).collect();
+        let mut free_ports = (0..).filter(|id| !taken.contains(id)).map(PortId);
+        let taken: HashSet<u16> = self.networks.values().map(|(id, _)| id.0).collect();
+        let mut free_networks = (0..).filter(|id| !taken.contains(id)).map(NetworkId);
+        let mut tables = Tables {
+            timeouts: desired.timeouts,
+            keep_established: desired.established == Established::Keep,
+            ..Tables::default()
+        };
+        let mut networks = HashMap::new();
+        for wanted in &desired.networks {
+            let fresh = || Some((free_networks.next()?, free_ports.next()?));
+            let Some((id, port)) = self.networks.get(&wanted.name).copied().or_else(fresh) else { continue };
+            let network = Arc::new(Network { internal: port, ..wanted.clone() });
+            networks.insert(wanted.name.as_str(), id);
+            add_port(&mut tables, Arc::new(internal_port(port, id, &network, Arc::default())));
+            let index = usize::from(id.0);
+            tables.networks.resize(tables.networks.len().max(index + 1), None);
+            tables.networks[index] = Some(network);
+        }
+        let mut endpoints = Vec::with_capacity(desired.ports.len());
+        for spec in &desired.ports {
+            let name = spec.full_name();
+            let Some(network) = networks.get(spec.network.as_str()).copied() else { continue };
+            let stays =
+                |(_, port): &&(PortId, Arc<Port>)| port.network == network && self.specs.get(&name) == Some(&spec.uid);
+            let known = self.ports.get(&name).filter(stays).map(|(id, _)| *id);
+            let Some(id) = known.or_else(|| free_ports.next()) else { continue };
+            let port = Arc::new(port_of(id, network, spec, Arc::default()));
+            endpoints.push(Arc::new(connections::endpoint(&port, spec)));
+            add_port(&mut tables, port);
+        }
+        tables.epochs = vec![self.epoch; tables.networks.len()];
+        let policy = &desired.policy;
+        let world = World {
+            default: policy.default,
+            infrastructure: policy.infrastructure,
+            namespaces: policy.namespaces.clone(),
+            endpoints,
+            policies: policy.policies.clone(),
+            cluster_policies: policy.cluster_policies.clone(),
+        };
+        let policy = Compiler::new().update(&world).table;
+        Picture { plane: Arc::new(Plane { tables, policy, ..Plane::default() }), world: Arc::new(world) }
+    }
+}
+
+fn add_port(tables: &mut Tables, port: Arc<Port>) {
+    for address in &port.v4 {
+        tables.addresses.insert(AddressKey::v4(port.network, *address), port.id);
+    }
+    for address in &port.v6 {
+        tables.addresses.insert(AddressKey::v6(port.network, *address), port.id);
+    }
+    let index = port.id.0 as usize;
+    tables.ports.resize(tables.ports.len().max(index + 1), None);
+    tables.ports[index] = Some(port);
+}

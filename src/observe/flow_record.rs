@@ -1,0 +1,310 @@
+//! A record of the flow log: an event of a worker with the names of those that it is about, as they were then. Small enough
+//! to keep thousands; it becomes Hubble's JSON ([`FlowRecord::to_flow`]) when somebody asks.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use hostweave_policy::model::Direction;
+use hostweave_switch::MacAddr;
+use hostweave_switch::flow::Kind;
+use hostweave_switch::stage::DropReason;
+use hostweave_switch::wire::proto;
+use uuid::Uuid;
+
+use super::drop_reason::hubble;
+use super::flow::{
+    Addresses, CLOSED, Endpoint, EventType, Flow, Icmp, Interface, Ip, Layer4, Policy, Ports, TYPE_DROP,
+    TYPE_POLICY_VERDICT, TYPE_TRACE, Tcp, TcpFlags,
+};
+use super::flow_event::{FlowEvent, FlowEventKind};
+use super::time::rfc3339_nanos;
+
+/// One end of a flow.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Party {
+    /// What Hubble calls it.
+    pub endpoint: Endpoint,
+    /// Its MAC address, of a port.
+    pub mac: Option<MacAddr>,
+    /// `namespace/name` of a port.
+    pub port: Option<String>,
+    /// Whether policies select it: a port that is not the host's own.
+    pub workload: bool,
+}
+
+/// What policies said, by direction: egress of the sender, ingress of the receiver.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Reasons {
+    /// What let it pass.
+    pub allowed: [Vec<Arc<Policy>>; 2],
+    /// What denied it, or would without audit mode.
+    pub denied: [Vec<Arc<Policy>>; 2],
+}
+
+/// See the file's head.
+#[derive(Clone, Debug)]
+pub struct FlowRecord {
+    /// When.
+    pub time: SystemTime,
+    /// Names it.
+    pub id: Uuid,
+    /// What the worker saw.
+    pub event: FlowEvent,
+    /// Sender.
+    pub source: Arc<Party>,
+    /// Receiver.
+    pub destination: Arc<Party>,
+    /// What policies said.
+    pub reasons: Reasons,
+}
+
+/// ICMP types of answers, by the type of their query (RFC 792, RFC 4443).
+const ANSWERS: [(u8, u16, u16); 3] = [(proto::ICMPV4, 8, 0), (proto::ICMPV4, 13, 14), (proto::ICMPV6, 128, 129)];
+
+impl FlowRecord {
+    /// As Hubble has it.
+    pub fn to_flow(&self, node: &str) -> Flow {
+        let key = &self.event.key;
+        let time = rfc3339_nanos(self.time);
+        let address = |bits: u128| Ipv6Addr::from(bits).to_canonical();
+        let has_ip = key.src() != 0 || key.dst() != 0;
+        let mut flow = Flow {
+            time,
+            uuid: self.id.to_string(),
+            ip: has_ip.then(|| ip(address(key.src()), address(key.dst()))),
+            l4: self.l4(),
+            ethernet: self.ethernet(),
+            source: Some(self.source.endpoint.clone()),
+            destination: has_ip.then(|| self.destination.endpoint.clone()),
+            flow_type: "L3_L4".into(),
+            node_name: node.into(),
+            is_reply: self.is_reply(),
+            interface: self.source.port.clone().map(|name| Interface { index: self.source.endpoint.id, name }),
+            ..Flow::default()
+        };
+        let clone = |policies: &[Arc<Policy>]| policies.iter().map(|policy| Policy::clone(policy)).collect();
+        [flow.egress_allowed_by, flow.ingress_allowed_by] = self.reasons.allowed.each_ref().map(|list| clone(list));
+        [flow.egress_denied_by, flow.ingress_denied_by] = self.reasons.denied.each_ref().map(|list| clone(list));
+        self.verdict(&mut flow);
+        flow
+    }
+
+    /// What happened.
+    fn verdict(&self, flow: &mut Flow) {
+        let mut words = Vec::new();
+        let direction = match self.event.kind {
+            FlowEventKind::Opened { audit, .. } => {
+                flow.verdict = if audit.is_some() { "AUDIT" } else { "FORWARDED" }.into();
+                flow.event_type = Some(EventType { kind: TYPE_POLICY_VERDICT, sub_type: 0 });
+                audit.map(|(direction, _)| direction)
+            }
+            FlowEventKind::Closed => {
+                flow.verdict = "FORWARDED".into();
+                flow.event_type = Some(EventType { kind: TYPE_TRACE, sub_type: 0 });
+                flow.trace_observation_point = "TO_ENDPOINT".into();
+                words.push(CLOSED.to_owned());
+                None
+            }
+            FlowEventKind::Dropped { reason, denied } => {
+                let (number, name) = hubble(reason);
+                flow.verdict = "DROPPED".into();
+                (flow.drop_reason, flow.drop_reason_desc) = (number, name.into());
+                let (kind, sub_type) = match reason {
+                    DropReason::PolicyDenied => (TYPE_POLICY_VERDICT, 0),
+                    // Three digits.
+                    _ => (TYPE_DROP, number as i32),
+                };
+                flow.event_type = Some(EventType { kind, sub_type });
+                words.push(reason.name().to_owned());
+                Some(denied.map_or(Direction::Egress, |(direction, _)| direction))
+            }
+        };
+        let usual = if self.destination.workload { Direction::Ingress } else { Direction::Egress };
+        flow.traffic_direction = match direction.unwrap_or(usual) {
+            Direction::Egress => "EGRESS",
+            Direction::Ingress => "INGRESS",
+        }
+        .into();
+        match flow.l4.as_ref() {
+            Some(Layer4 { tcp: Some(Tcp { flags: Some(flags), .. }), .. }) => {
+                words.push(format!("TCP Flags: {}", flags.names()));
+            }
+            Some(Layer4 { tcp: None, .. }) => words.extend(flow.protocol().map(str::to_owned)),
+            Some(_) => {}
+            None if flow.ip.is_some() => words.push(format!("IP protocol {}", self.event.key.proto())),
+            None => {}
+        }
+        flow.summary = words.join("; ");
+    }
+
+    fn l4(&self) -> Option<Layer4> {
+        let key = &self.event.key;
+        let (source_port, destination_port) = (key.src_port(), key.dst_port());
+        let ports = || Some(Ports { source_port, destination_port });
+        let none = Layer4::default();
+        Some(match (key.proto(), key.kind()) {
+            (proto::TCP, Kind::Ports) => {
+                let flags = Some(self.event.tcp_flags).filter(|flags| *flags != 0).map(TcpFlags::from_octet);
+                Layer4 { tcp: Some(Tcp { source_port, destination_port, flags }), ..none }
+            }
+            (proto::UDP, Kind::Ports) => Layer4 { udp: ports(), ..none },
+            (proto::SCTP, Kind::Ports) => Layer4 { sctp: ports(), ..none },
+            (proto::ICMPV4, _) => Layer4 { icmpv4: Some(self.icmp()), ..none },
+            (proto::ICMPV6, _) => Layer4 { icmpv6: Some(self.icmp()), ..none },
+            _ => return None,
+        })
+    }
+
+    /// From the message, or from the key where there was none.
+    fn icmp(&self) -> Icmp {
+        let key = &self.event.key;
+        let query = |kind| ANSWERS.iter().find(|(proto, query, _)| (*proto, *query) == (key.proto(), kind));
+        let kind = match key.kind() {
+            _ if self.event.icmp != 0 => self.event.icmp >> 8,
+            Kind::Query => key.dst_port(),
+            Kind::Answer => query(key.src_port()).map_or(0, |(_, _, answer)| *answer),
+            Kind::Ports | Kind::Addresses => 0,
+        };
+        Icmp { kind: u32::from(kind), code: u32::from(self.event.icmp & 0xff) }
+    }
+
+    /// The addresses of the ports: what a packet of which `guard` did not approve had is not known.
+    fn ethernet(&self) -> Option<Addresses> {
+        if matches!(self.event.kind, FlowEventKind::Dropped { reason: DropReason::SpoofedMac, .. }) {
+            return None;
+        }
+        let (source, destination) = (self.source.mac?, self.destination.mac?);
+        Some(Addresses { source: source.to_string(), destination: destination.to_string() })
+    }
+
+    fn is_reply(&self) -> Option<bool> {
+        match self.event.kind {
+            FlowEventKind::Opened { .. } | FlowEventKind::Closed => Some(false),
+            FlowEventKind::Dropped { reason: DropReason::PolicyDenied, .. } => Some(false),
+            FlowEventKind::Dropped { .. } if self.event.key.kind() == Kind::Answer => Some(true),
+            FlowEventKind::Dropped { .. } => None,
+        }
+    }
+}
+
+fn ip(source: IpAddr, destination: IpAddr) -> Ip {
+    let version = if destination.is_ipv4() { "IPv4" } else { "IPv6" };
+    Ip { source: source.to_string(), destination: destination.to_string(), ip_version: version.into() }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use hostweave_policy::table::Basis;
+    use hostweave_switch::flow::FlowKey;
+    use hostweave_switch::tables::PortId;
+
+    use super::*;
+
+    pub fn party(id: u32, name: &str, label: &str) -> Arc<Party> {
+        Arc::new(Party {
+            endpoint: Endpoint {
+                id,
+                identity: 1000 + id,
+                namespace: "shop".into(),
+                labels: vec![format!("k8s:{label}")],
+                pod_name: name.into(),
+            },
+            mac: Some(MacAddr([2, 0, 10, 64, 0, id as u8])),
+            port: Some(format!("shop/{name}")),
+            workload: true,
+        })
+    }
+
+    pub fn key(proto: u8, src_port: u16, dst_port: u16, kind: Kind) -> FlowKey {
+        let mapped = |last: u8| u128::from(std::net::Ipv4Addr::new(10, 64, 0, last).to_ipv6_mapped());
+        FlowKey::new(mapped(12), mapped(31), src_port, dst_port, proto, kind)
+    }
+
+    pub fn record(kind: FlowEventKind, key: FlowKey) -> FlowRecord {
+        let tcp_flags = if key.proto() == proto::TCP { 2 } else { 0 };
+        FlowRecord {
+            time: SystemTime::UNIX_EPOCH + std::time::Duration::new(1_795_447_801, 120_334_567),
+            id: Uuid::nil(),
+            event: FlowEvent { kind, key, vni: 1, from: PortId(12), to: PortId(31), tcp_flags, icmp: 0, at: 0 },
+            source: party(12, "cache-0", "app=cache"),
+            destination: party(31, "db-0", "app=db"),
+            reasons: Reasons::default(),
+        }
+    }
+
+    pub fn denied() -> FlowRecord {
+        let kind = FlowEventKind::Dropped {
+            reason: DropReason::PolicyDenied,
+            denied: Some((Direction::Ingress, Basis::NoRule)),
+        };
+        let mut record = record(kind, key(proto::TCP, 49152, 5432, Kind::Ports));
+        record.reasons.denied[1].push(Arc::new(Policy {
+            name: "db-only-from-web".into(),
+            namespace: "shop".into(),
+            labels: vec!["hostweave:origin=conf.d/20-shop.yaml:9".into()],
+            revision: "17".into(),
+            kind: "NetworkPolicy".into(),
+        }));
+        record
+    }
+
+    pub fn opened(proto: u8, src_port: u16, dst_port: u16, kind: Kind) -> FlowRecord {
+        let opened = FlowEventKind::Opened { egress: Basis::NotSelected, ingress: Basis::NotSelected, audit: None };
+        record(opened, key(proto, src_port, dst_port, kind))
+    }
+
+    #[test]
+    fn a_denied_packet_is_the_line_of_the_documentation() {
+        let flow = serde_json::to_value(denied().to_flow("host-a")).unwrap();
+        let expected = serde_json::json!({
+            "time": "2026-11-23T15:30:01.120334567Z", "uuid": "00000000-0000-0000-0000-000000000000",
+            "verdict": "DROPPED", "drop_reason": 133, "drop_reason_desc": "POLICY_DENIED",
+            "ethernet": {"source": "02:00:0a:40:00:0c", "destination": "02:00:0a:40:00:1f"},
+            "IP": {"source": "10.64.0.12", "destination": "10.64.0.31", "ipVersion": "IPv4"},
+            "l4": {"TCP": {"source_port": 49152, "destination_port": 5432, "flags": {"SYN": true}}},
+            "source": {"ID": 12, "identity": 1012, "namespace": "shop", "labels": ["k8s:app=cache"], "pod_name": "cache-0"},
+            "destination": {"ID": 31, "identity": 1031, "namespace": "shop", "labels": ["k8s:app=db"], "pod_name": "db-0"},
+            "Type": "L3_L4", "node_name": "host-a", "event_type": {"type": 5}, "traffic_direction": "INGRESS",
+            "is_reply": false, "interface": {"index": 12, "name": "shop/cache-0"},
+            "ingress_denied_by": [{
+                "name": "db-only-from-web", "namespace": "shop", "revision": "17", "kind": "NetworkPolicy",
+                "labels": ["hostweave:origin=conf.d/20-shop.yaml:9"],
+            }],
+            "Summary": "policy_denied; TCP Flags: SYN",
+        });
+        assert_eq!(flow, expected);
+    }
+
+    #[test]
+    fn every_protocol_is_told_apart() {
+        let l4 = |record: FlowRecord| serde_json::to_value(record.to_flow("").l4).unwrap();
+        let ports = |name: &str| serde_json::json!({name: {"source_port": 7, "destination_port": 8}});
+        assert_eq!(l4(opened(proto::UDP, 7, 8, Kind::Ports)), ports("UDP"));
+        assert_eq!(l4(opened(proto::SCTP, 7, 8, Kind::Ports)), ports("SCTP"));
+        let icmp = |name: &str, kind: u32| serde_json::json!({name: {"type": kind, "code": 0}});
+        assert_eq!(l4(opened(proto::ICMPV4, 7, 8, Kind::Query)), icmp("ICMPv4", 8));
+        assert_eq!(l4(opened(proto::ICMPV6, 7, 128, Kind::Query)), icmp("ICMPv6", 128));
+        assert_eq!(l4(opened(proto::ICMPV6, 128, 7, Kind::Answer)), icmp("ICMPv6", 129));
+        let gre = opened(47, 0, 0, Kind::Addresses).to_flow("");
+        assert_eq!((gre.l4, gre.summary.as_str()), (None, "IP protocol 47"));
+    }
+
+    #[test]
+    fn what_happened_decides_verdict_and_type() {
+        let flow = opened(proto::UDP, 7, 8, Kind::Ports).to_flow("");
+        assert_eq!((flow.verdict.as_str(), flow.is_new(), flow.is_reply), ("FORWARDED", true, Some(false)));
+        let flow = record(FlowEventKind::Closed, key(proto::UDP, 7, 8, Kind::Ports)).to_flow("");
+        assert!(flow.is_closed() && flow.verdict == "FORWARDED");
+        let reason = DropReason::SpoofedMac;
+        let dropped = FlowEventKind::Dropped { reason, denied: None };
+        let flow = record(dropped, key(proto::UDP, 7, 8, Kind::Ports)).to_flow("");
+        assert_eq!(flow.event_type, Some(EventType { kind: TYPE_DROP, sub_type: 130 }));
+        assert_eq!((flow.is_reply, flow.ethernet, flow.traffic_direction.as_str()), (None, None, "EGRESS"));
+        assert_eq!(flow.summary, "spoofed_mac; UDP");
+        let audit = Some((Direction::Egress, hostweave_policy::table::RuleId(3)));
+        let audited = FlowEventKind::Opened { egress: Basis::NotSelected, ingress: Basis::NotSelected, audit };
+        let flow = record(audited, key(proto::UDP, 7, 8, Kind::Ports)).to_flow("");
+        assert_eq!((flow.verdict.as_str(), flow.traffic_direction.as_str()), ("AUDIT", "EGRESS"));
+    }
+}

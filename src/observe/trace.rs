@@ -1,0 +1,491 @@
+//! `trace`: what would become of a packet, stage by stage, and why (UX §5).
+//!
+//! The packet is made up ([`super::synthetic`]), the stages are the packet path's own ([`crate::datapath`]), run with a
+//! recorder that lets them change nothing. What they tell is put into words here: which policies select a port, which rule
+//! decided (object, file and line), which rule came nearest to another verdict. Nothing here decides anything.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use hostweave_policy::explain::{Explanation, explain};
+use hostweave_policy::infrastructure::BuiltIn;
+use hostweave_policy::model::{Direction, World};
+use hostweave_policy::table::{Basis, Decision, Flow, PolicyInfo, RuleInfo, Table};
+use hostweave_switch::connection::{Connections, Entry, Found, FreeRecords};
+use hostweave_switch::flow::{FlowCache, FlowKey, NO_QUEUE};
+use hostweave_switch::packet::{Burst, Meta, Packet};
+use hostweave_switch::payload::Segment;
+use hostweave_switch::stage::{DropReason, Verdict};
+use hostweave_switch::tables::{AddressKey, Network, Port, PortId, PortKind, Tables};
+use serde::{Deserialize, Serialize};
+
+use super::recorder::{Detail, Recorder};
+use super::synthetic::{self, Protocol, Tuple};
+use super::time;
+use crate::connect::Flows;
+use crate::datapath::{self, Context, Lookup};
+use crate::fabric::plane::Plane;
+
+/// What the stages work with: the live tables, or those of a draft, and the live connections.
+#[derive(Clone, Copy)]
+pub struct Scene<'a> {
+    /// Tables and compiled policies.
+    pub plane: &'a Plane,
+    /// What the policies were compiled from.
+    pub world: &'a World,
+    /// Connections of all workers.
+    pub connections: &'a Connections,
+    /// Seconds of the monotonic clock.
+    pub now: u32,
+}
+
+/// The packet in question.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// The port that would send it.
+    pub from: PortId,
+    /// Addresses and ports.
+    pub tuple: Tuple,
+}
+
+/// Why there is nothing to trace.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum TraceError {
+    /// The tables have no such port, or not its network.
+    #[error("port {} is not in the tables", .0.0)]
+    NoPort(PortId),
+    /// IPv4 and IPv6, or a protocol that one of them does not have.
+    #[error("there is no {} packet from {} to {}", .0.protocol, .0.src, .0.dst)]
+    NoPacket(Tuple),
+    /// The kernel refuses memory.
+    #[error("no memory for an empty flow cache")]
+    Memory,
+}
+
+/// What became of the packet.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Trace {
+    /// The sender's network.
+    pub network: String,
+    /// The port that sends: `namespace/name`, or `gateway of NETWORK`.
+    pub from: String,
+    /// Who has the destination address, if anybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Addresses and ports.
+    pub tuple: Tuple,
+    /// The stages that it met, in order.
+    pub stages: Vec<Stage>,
+    /// How it ended.
+    pub verdict: Ended,
+    /// Why it was dropped: a name of the closed list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// That reason in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
+}
+
+/// How a packet ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Ended {
+    /// It goes to another port.
+    Forwarded,
+    /// The host answers it itself.
+    Replied,
+    /// It goes no further.
+    Dropped,
+}
+
+/// One stage's say.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stage {
+    /// Name, as the packet path has it.
+    pub stage: String,
+    /// One word: what it decided.
+    pub result: String,
+    /// What about.
+    pub detail: String,
+    /// Why, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lines: Vec<String>,
+    /// The policy that decided, or whose rule came nearest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// Where that was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// All policies that select the port in this direction.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub selecting: Vec<String>,
+}
+
+impl Trace {
+    /// Whether the packet arrives, or is answered.
+    pub fn allowed(&self) -> bool {
+        self.verdict != Ended::Dropped
+    }
+
+    /// The layout of UX §5.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for (number, stage) in (1..).zip(&self.stages) {
+            let line = format!("{number:2} {:9} {:8} {}", stage.stage, stage.result, stage.detail);
+            text += line.trim_end();
+            text.push('\n');
+            for line in &stage.lines {
+                text += &format!("{:22}{line}\n", "");
+            }
+        }
+        let reason = self.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+        let word = match self.verdict {
+            Ended::Forwarded => "FORWARDED",
+            Ended::Replied => "REPLIED",
+            Ended::Dropped => "DROPPED",
+        };
+        let verdict = format!(" verdict {word}{reason}");
+        text + &format!("{verdict:78}exit {}\n", i32::from(!self.allowed()))
+    }
+}
+
+/// Runs the stages on a packet.
+///
+/// # Errors
+/// There is no such port or packet.
+pub fn run(scene: &Scene<'_>, request: &Request) -> Result<Trace, TraceError> {
+    let tables = &scene.plane.tables;
+    let port = tables.port(request.from).ok_or(TraceError::NoPort(request.from))?;
+    let network = tables.network(port.network).ok_or(TraceError::NoPort(request.from))?;
+    let frame = synthetic::frame(port.mac, &request.tuple).ok_or(TraceError::NoPacket(request.tuple))?;
+    let mut cache = FlowCache::new(1).map_err(|_| TraceError::Memory)?;
+    let ctx = Context::new(scene.plane, port, network, NO_QUEUE, scene.now);
+    let mut log = Log::default();
+    let meta = Meta { in_port: port.id, ..Meta::default() };
+    let verdict = Burst::new().with_frame(meta, &frame, frame.len(), |packet, arena| {
+        stages(&ctx, scene.connections, &mut cache, packet, arena, &mut log)
+    });
+    let narrator = Narrator { scene, tables, network, port, tuple: &request.tuple };
+    Ok(narrator.trace(&log.0, verdict))
+}
+
+/// The pipeline as a worker has it, for one packet.
+pub fn stages<R: Recorder>(
+    ctx: &Context<'_>,
+    connections: &Connections,
+    cache: &mut FlowCache,
+    packet: &mut Packet,
+    arena: &mut [Segment],
+    record: &mut R,
+) -> Verdict {
+    let verdict = datapath::classify(ctx, packet, arena, &mut None, record);
+    if verdict != Verdict::Continue {
+        return verdict;
+    }
+    let Some(key) = FlowKey::of(packet, ctx.port.id.0 as u16) else {
+        return Verdict::Drop(DropReason::NeighborNoAnswer);
+    };
+    let lookup = Lookup { key, hash: connections.keys().hash(&key, ctx.network.vni) };
+    let mut free = FreeRecords::new();
+    let mut flows = Flows { cache, connections, free: &mut free, denied: None, opened: None };
+    datapath::forward(ctx, &mut flows, &lookup, packet, arena, record)
+}
+
+/// What the stages told.
+#[derive(Default)]
+struct Log(Vec<(&'static str, Detail)>);
+
+impl Recorder for Log {
+    const MASKED: bool = true;
+
+    fn stage(&mut self, name: &'static str, detail: Detail) {
+        self.0.push((name, detail));
+    }
+}
+
+/// Puts into words what the stages told.
+pub struct Narrator<'a> {
+    /// What they worked with.
+    pub scene: &'a Scene<'a>,
+    /// Its tables.
+    pub tables: &'a Tables,
+    /// The sender's network.
+    pub network: &'a Network,
+    /// The sender.
+    pub port: &'a Port,
+    /// The packet.
+    pub tuple: &'a Tuple,
+}
+
+impl Narrator<'_> {
+    /// The whole story.
+    pub fn trace(&self, log: &[(&'static str, Detail)], verdict: Verdict) -> Trace {
+        let mut stages: Vec<Stage> = log.iter().filter_map(|(name, detail)| self.stage(name, *detail)).collect();
+        if let Verdict::Drop(reason) = verdict {
+            let told = stages.last().is_some_and(|last| matches!(last.result.as_str(), "DROP" | "DENIED"));
+            if !told {
+                stages.push(dropped(stage_of(reason, stages.last().map(|last| last.stage.as_str())), reason));
+            }
+        }
+        let owner = self.tables.owner(AddressKey::new(self.port.network, self.tuple.dst));
+        let (ended, reason) = match verdict {
+            Verdict::Forward => (Ended::Forwarded, None),
+            Verdict::Reply => (Ended::Replied, None),
+            Verdict::Drop(reason) => (Ended::Dropped, Some(reason)),
+            // Nothing made up is a fragment, and `stages` always comes to an end.
+            Verdict::Continue | Verdict::Queued => (Ended::Dropped, Some(DropReason::Internal)),
+        };
+        Trace {
+            network: self.network.name.clone(),
+            from: self.name(self.port.id),
+            to: owner.map(|id| self.name(id)),
+            tuple: *self.tuple,
+            stages,
+            verdict: ended,
+            reason: reason.map(|reason| reason.name().to_owned()),
+            help: reason.map(|reason| reason.help().trim().to_owned()),
+        }
+    }
+
+    /// One stage; `None` for what a person need not know.
+    fn stage(&self, name: &'static str, detail: Detail) -> Option<Stage> {
+        match (name, detail) {
+            (_, Detail::Verdict(Verdict::Drop(reason))) => Some(dropped(name, reason)),
+            ("guard", Detail::Verdict(_)) => Some(stage(name, "ok", self.packet())),
+            ("local", Detail::Verdict(Verdict::Reply)) => Some(stage(name, "REPLY", self.answered())),
+            ("conn", Detail::Miss) => Some(stage(name, "new", "no connection with these addresses and ports")),
+            ("conn", Detail::Connection(found) | Detail::Related(found)) => Some(self.known(found)),
+            (_, Detail::BuiltIn(rule)) => Some(self.builtin(rule)),
+            (_, Detail::Policy(flow, decision)) => Some(self.policy(name, &flow, decision)),
+            ("route", Detail::Port(id)) => Some(stage(name, "local", self.leads_to(id))),
+            ("commit", Detail::Masked) => Some(stage(name, "ok", "here the connection would begin")),
+            _ => None,
+        }
+    }
+
+    /// `shop/cache-0  10.64.0.12:49152 -> shop/db-0 10.64.0.31:5432 tcp`.
+    fn packet(&self) -> String {
+        let tuple = self.tuple;
+        let owner = self.tables.owner(AddressKey::new(self.port.network, tuple.dst));
+        let to = owner.map(|id| format!("{} ", self.name(id))).unwrap_or_default();
+        let (from, source, destination) = (self.name(self.port.id), tuple.source(), tuple.destination());
+        format!("{from}  {source} -> {to}{destination} {}", tuple.protocol)
+    }
+
+    /// Which of the host's own services it is.
+    fn answered(&self) -> String {
+        let gateway = format!("the gateway of network {}", self.network.name);
+        match self.tuple.protocol {
+            Protocol::Arp => format!("ARP: {gateway} answers with the router's MAC address"),
+            Protocol::Nd => format!("neighbour discovery: {gateway} answers with the router's MAC address"),
+            Protocol::Icmp => format!("echo: {gateway} answers"),
+            _ if self.tuple.dst.is_ipv4() => format!("DHCP: {gateway} answers"),
+            _ => format!("DHCPv6: {gateway} answers"),
+        }
+    }
+
+    /// `shop/web-0`, `gateway of default`.
+    fn name(&self, id: PortId) -> String {
+        port_name(self.tables, id)
+    }
+
+    fn leads_to(&self, id: PortId) -> String {
+        match self.tables.port(id) {
+            Some(port) if port.kind == PortKind::Internal => format!("the {}", self.name(id)),
+            _ => format!("port {}", self.name(id)),
+        }
+    }
+
+    fn known(&self, found: Found) -> Stage {
+        let record = self.scene.connections.get(found.index, found.generation);
+        let Some(entry) = record.and_then(|record| record.entry(found.index)) else {
+            return stage("conn", "known", "a connection that has just ended");
+        };
+        let age = Duration::from_secs(u64::from(self.scene.now.saturating_sub(entry.created)));
+        let answer = if found.direction == 1 { "answer in an " } else { "" };
+        let by = self.name(PortId(entry.in_port));
+        let mut stage =
+            stage("conn", "known", format!("{answer}established connection, begun by {by} {} ago", time::short(age)));
+        stage.lines = self.allowed_by(&entry);
+        stage
+    }
+
+    fn allowed_by(&self, entry: &Entry) -> Vec<String> {
+        let table = &self.scene.plane.policy;
+        let line = |direction: &str, bits| format!("{direction} allowed: {}", basis_text(table, bits));
+        vec![line("egress", entry.basis[0]), line("ingress", entry.basis[1])]
+    }
+
+    /// Both directions at once: nobody is asked about the host's own services.
+    fn builtin(&self, rule: BuiltIn) -> Stage {
+        let name = if self.port.kind == PortKind::Internal { "ingress" } else { "egress" };
+        let what = match rule {
+            BuiltIn::Dns => "DNS to the gateway",
+            BuiltIn::Metadata => "metadata from the gateway",
+            BuiltIn::HealthProbes => "anything from the gateway",
+        };
+        let mut stage = stage(name, "ALLOWED", rule.name());
+        stage.lines = vec![format!("{what} passes whatever policies say")];
+        stage.policy = Some(rule.name().to_owned());
+        stage
+    }
+
+    fn policy(&self, name: &'static str, flow: &Flow, decision: Decision) -> Stage {
+        let explanation = explain(self.scene.world, &self.scene.plane.policy, flow);
+        let mut stage = stage(name, if decision.allowed { "ALLOWED" } else { "DENIED" }, "");
+        stage.selecting = explanation.selecting.iter().map(|policy| policy.name.to_string()).collect();
+        self.reason(&mut stage, &explanation);
+        if let Some(audit) = &explanation.audit {
+            stage.lines.push(format!("audit: {} would deny it  {}", audit.policy, audit.origin));
+        }
+        stage
+    }
+
+    /// Fills in what decided, and the sentences that explain it.
+    fn reason(&self, stage: &mut Stage, explanation: &Explanation) {
+        let isolating: Vec<&PolicyInfo> =
+            explanation.selecting.iter().filter(|policy| policy.tier.is_none()).map(|policy| &**policy).collect();
+        match (&explanation.rule, &explanation.miss) {
+            (Some(rule), _) => {
+                decided(stage, &rule.policy.to_string(), &rule.origin);
+                stage.lines.push(explanation.sentence.clone());
+            }
+            (None, Some(miss)) => {
+                decided(stage, &miss.policy.to_string(), &miss.origin);
+                stage.lines.push(explanation.sentence.clone());
+                stage.lines.push(default_deny(&isolating));
+            }
+            (None, None) if explanation.decision.basis == Basis::NoRule => {
+                if let Some(policy) = isolating.first() {
+                    decided(stage, &policy.name.to_string(), &policy.origin);
+                }
+                stage.lines.push(default_deny(&isolating));
+            }
+            (None, None) => stage.detail.clone_from(&explanation.sentence),
+        }
+        let named = stage.policy.as_slice();
+        let others: Vec<&str> =
+            stage.selecting.iter().filter(|name| !named.contains(name)).map(String::as_str).collect();
+        if !others.is_empty() && explanation.decision.basis != Basis::NoRule {
+            stage.lines.push(format!("also selected by: {}", others.join(", ")));
+        }
+    }
+}
+
+/// `shop/web-0`, `gateway of default`.
+pub fn port_name(tables: &Tables, id: PortId) -> String {
+    match tables.port(id) {
+        Some(port) if port.kind == PortKind::Internal => match tables.network(port.network) {
+            Some(network) => format!("gateway of {}", network.name),
+            None => port.name.clone(),
+        },
+        Some(port) => port.name.clone(),
+        None => "a port that is gone".to_owned(),
+    }
+}
+
+/// What a record says allowed it, in words.
+pub fn basis_text(table: &Table, bits: u32) -> String {
+    match Basis::from_u32(bits) {
+        Some(Basis::Rule(id)) => match table.rule(id) {
+            Some(rule) => rule_text(rule),
+            None => "by a rule that is no longer there".to_owned(),
+        },
+        Some(Basis::NotSelected) => "no policy had a say".to_owned(),
+        Some(Basis::Myself) => "a port cannot be blocked from itself".to_owned(),
+        Some(Basis::BuiltIn(rule)) => rule.name().to_owned(),
+        Some(Basis::Host) => "the host's own side, which no policy selects".to_owned(),
+        Some(Basis::HostDefault) => "default policy deny".to_owned(),
+        Some(Basis::NoRule) => "isolated, and no rule matches".to_owned(),
+        Some(Basis::NotCompiled) | None => "not decided yet".to_owned(),
+    }
+}
+
+/// `rule 1 of shop/db-only-from-web  conf.d/20-shop.yaml:9`.
+pub fn rule_text(rule: &RuleInfo) -> String {
+    let name = rule.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    match rule.index {
+        Some(index) => format!("rule {}{name} of {}  {}", index + 1, rule.policy, rule.origin),
+        None => format!("isolation by {}  {}", rule.policy, rule.origin),
+    }
+}
+
+/// What a decision rests on, for lists: as [`basis_text`], with the isolating policies named.
+pub fn denied_text(table: &Table, subject: PortId, direction: Direction, decision: Decision) -> String {
+    match decision.basis {
+        Basis::NoRule => {
+            let isolating: Vec<&PolicyInfo> = table.isolating(subject, direction).map(|policy| &**policy).collect();
+            default_deny(&isolating)
+        }
+        basis => basis_text(table, basis.to_u32()),
+    }
+}
+
+fn decided(stage: &mut Stage, policy: &str, origin: &str) {
+    stage.detail = format!("{policy}  {origin}");
+    stage.policy = Some(policy.to_owned());
+    stage.origin = Some(origin.to_owned());
+}
+
+fn default_deny(isolating: &[&PolicyInfo]) -> String {
+    let names: Vec<String> = isolating.iter().map(|policy| policy.name.to_string()).collect();
+    format!("default deny: selected by {}", names.join(", "))
+}
+
+fn stage(name: &str, result: &str, detail: impl Into<String>) -> Stage {
+    Stage { stage: name.to_owned(), result: result.to_owned(), detail: detail.into(), ..Stage::default() }
+}
+
+fn dropped(name: &str, reason: DropReason) -> Stage {
+    let mut stage = stage(name, "DROP", reason.name());
+    stage.lines = vec![reason.help().trim().to_owned()];
+    stage
+}
+
+/// The stage that ended a packet without saying so itself.
+fn stage_of(reason: DropReason, last: Option<&str>) -> &'static str {
+    match (reason, last) {
+        (_, None) => "rx",
+        (DropReason::NoConnection, _) => "conn",
+        (DropReason::PolicyPending, _) => "egress",
+        (DropReason::IcmpUnrelated, _) => "conn",
+        _ => "route",
+    }
+}
+
+/// An L4 source port that no connection of this tuple uses, from 49152 on (RFC 6335 §6): a trace asks about a new connection.
+pub fn free_source_port(scene: &Scene<'_>, network: &Network, tuple: &Tuple) -> u16 {
+    const FIRST: u16 = 49_152;
+    const TRIED: u16 = 1_024;
+    let used = |src_port: u16| {
+        let Some(key) = key(&Tuple { src_port, ..*tuple }) else { return false };
+        let hash = scene.connections.keys().hash(&key, network.vni);
+        scene.connections.find(&key, hash, network.vni).is_some()
+    };
+    (FIRST..FIRST + TRIED).find(|port| !used(*port)).unwrap_or(FIRST)
+}
+
+/// The key that a packet of this tuple has, without scope. `None` for those that belong to no connection.
+pub fn key(tuple: &Tuple) -> Option<FlowKey> {
+    use hostweave_switch::flow::Kind;
+    let word = |address: IpAddr| match address {
+        IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
+        IpAddr::V6(v6) => u128::from(v6),
+    };
+    let (src_port, dst_port, kind) = match tuple.protocol {
+        Protocol::Tcp | Protocol::Udp | Protocol::Sctp => (tuple.src_port, tuple.dst_port, Kind::Ports),
+        Protocol::Icmp => {
+            use hostweave_switch::wire::{icmpv4, icmpv6};
+            let request = if tuple.dst.is_ipv4() { icmpv4::kind::ECHO_REQUEST } else { icmpv6::kind::ECHO_REQUEST };
+            hostweave_switch::flow::query(tuple.proto(), tuple.src_port, request)
+        }
+        Protocol::Arp | Protocol::Nd => return None,
+    };
+    Some(FlowKey::new(word(tuple.src), word(tuple.dst), src_port, dst_port, tuple.proto(), kind))
+}
+
+#[cfg(test)]
+#[path = "trace_tests.rs"]
+mod tests;
