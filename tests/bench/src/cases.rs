@@ -9,7 +9,8 @@ use hostweave_guest::frontend::Endpoint;
 use hostweave_guest::{Mode, Nic, NicConfig, VnetHeader, features};
 
 use crate::driver::Port;
-use crate::generator::{Generator, Kind as Traffic, SIDES};
+use crate::flows::Flows;
+use crate::generator::{Generator, SIDES, Traffic};
 use crate::measure::{self, Spread};
 use crate::switches::{Kind, Needs, Switch};
 
@@ -20,7 +21,7 @@ const GSO_SIZE: u16 = 1448;
 const GSO_FRAME_BYTES: usize = 54 + 45 * GSO_SIZE as usize;
 
 /// Traffic before a measurement, so that caches and branch predictors know it.
-const WARM_UP: Duration = Duration::from_millis(200);
+pub const WARM_UP: Duration = Duration::from_millis(200);
 
 /// A throughput case.
 #[derive(Clone, Copy, Debug)]
@@ -31,23 +32,53 @@ pub struct Case {
     pub traffic: Traffic,
     /// Octets of a frame.
     pub frame_bytes: usize,
+    /// Which flows.
+    pub flows: Flows,
+    /// Whether the ports are isolated by policies, and connections are followed.
+    pub policy: bool,
+    /// Cases with the same word are measured side by side, and the last is told by the first.
+    pub group: &'static str,
+}
+
+impl Case {
+    const fn plain(name: &'static str, traffic: Traffic, frame_bytes: usize) -> Self {
+        Self { name, traffic, frame_bytes, flows: Flows::Cycle(64), policy: false, group: name }
+    }
+
+    /// Frames of 64 octets between ports that policies isolate but for them.
+    pub const fn policy(name: &'static str, traffic: Traffic, flows: Flows) -> Self {
+        Self { name, traffic, frame_bytes: 64, flows, policy: true, group: name }
+    }
 }
 
 /// The throughput cases.
 pub const CASES: &[Case] = &[
-    Case { name: "udp64", traffic: Traffic::Udp4, frame_bytes: 64 },
-    Case { name: "udp64-v6", traffic: Traffic::Udp6, frame_bytes: 64 },
-    Case { name: "udp1500", traffic: Traffic::Udp4, frame_bytes: 1500 },
-    Case { name: "frame32k", traffic: Traffic::Udp4, frame_bytes: 32 << 10 },
-    Case { name: "gso64k", traffic: Traffic::Gso4 { gso_size: GSO_SIZE }, frame_bytes: GSO_FRAME_BYTES },
+    Case::plain("udp64", Traffic::Udp4, 64),
+    Case::plain("udp64-v6", Traffic::Udp6, 64),
+    Case::plain("udp1500", Traffic::Udp4, 1500),
+    Case::plain("frame32k", Traffic::Udp4, 32 << 10),
+    Case::plain("gso64k", Traffic::Gso4 { gso_size: GSO_SIZE }, GSO_FRAME_BYTES),
+    Case::policy("policy64", Traffic::Udp4, Flows::Cycle(1000)),
+    Case::policy("policy64-v6", Traffic::Udp6, Flows::Cycle(1000)),
+    Case { group: "flows", ..Case::policy("policy64-1", Traffic::Udp4, Flows::Cycle(1)) },
+    Case { group: "flows", ..Case::policy("policy64-1m", Traffic::Udp4, Flows::Cycle(1_000_000)) },
+    Case::policy("connect64", Traffic::Udp4, Flows::New),
+    Case::policy("connect64-v6", Traffic::Udp6, Flows::New),
 ];
 
+/// Connections for which there is room by itself.
+const FLOWS_BY_DEFAULT: u32 = 10_000;
+
 impl Case {
-    fn needs(&self) -> Needs {
+    /// What it needs of a switch.
+    pub fn needs(&self) -> Needs {
         Needs {
             frame_bytes: self.frame_bytes,
             gso: matches!(self.traffic, Traffic::Gso4 { .. }),
             ports: 2,
+            policy: self.policy,
+            new_connections: self.flows == Flows::New,
+            table: (self.flows.to_open() > FLOWS_BY_DEFAULT).then_some(self.flows.to_open() / 8 * 13),
             callgrind: false,
         }
     }
@@ -77,7 +108,7 @@ pub struct Round {
 }
 
 /// One switch in all rounds of a case.
-#[derive(Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct Series {
     /// The switch.
     pub switch: Kind,
@@ -101,6 +132,8 @@ pub struct Outcome {
     pub case: &'static str,
     /// Octets of a frame.
     pub frame_bytes: usize,
+    /// Word of the cases that were measured side by side.
+    pub group: &'static str,
     /// One for each switch.
     pub series: Vec<Series>,
     /// Gbit/s of one thread's `memcpy` over the same buffers, with the other CPU busy, in each round.
@@ -135,8 +168,8 @@ fn wish(options: &Options<'_>, gso: bool) -> u64 {
     if gso { wish | features::ALL_GSO } else { wish }
 }
 
-/// Connects both sides of a generator to a switch.
-fn attach(switch: &mut Switch, case: &Case, options: &Options<'_>) -> Result<Generator> {
+/// Connects both sides of a generator to a switch, and opens the flows through it.
+pub fn attach(switch: &mut Switch, case: &Case, options: &Options<'_>) -> Result<Generator> {
     let needs = case.needs();
     let mut ports = Vec::new();
     let endpoints: Vec<_> =
@@ -154,11 +187,12 @@ fn attach(switch: &mut Switch, case: &Case, options: &Options<'_>) -> Result<Gen
         ports.push(Port::new(nic?)?);
     }
     let (Some(b), Some(mut a)) = (ports.pop(), ports.pop()) else { anyhow::bail!("no ports") };
-    let router = match switch.kind {
-        Kind::Hostweave => ask_router(&mut a)?,
-        _ => SIDES[1].mac,
+    let routers = match switch.kind {
+        Kind::Hostweave => [ask_router(&mut a)?; 2],
+        _ => [SIDES[1].mac, SIDES[0].mac],
     };
-    Generator::new(a, b, case.traffic, case.frame_bytes, router)
+    Generator::new(a, b, (case.traffic, case.flows), case.frame_bytes, routers)
+        .with_context(|| format!("flows through {}", switch.kind.name()))
 }
 
 /// Asks for the gateway by ARP, as a guest does.
@@ -186,18 +220,20 @@ fn ask_router(port: &mut Port) -> Result<frames::Mac> {
     router.context("no router")
 }
 
-/// Runs a throughput case: all switches up at once, one after the other in every round.
-pub fn throughput(case: &Case, options: &Options<'_>) -> Result<Outcome> {
+/// Runs throughput cases side by side: all switches of all of them up at once, one after the other in every round.
+pub fn throughput(cases: &[&Case], options: &Options<'_>) -> Result<Vec<Outcome>> {
     let mut rigs = Vec::new();
-    for &kind in options.switches.iter().filter(|kind| kind.can(case.needs())) {
-        let mut switch = Switch::start_for(kind, case, options)?;
-        let generator = attach(&mut switch, case, options)?;
-        switch.pause()?;
-        rigs.push((switch, generator, Series { switch: kind, rounds: Vec::new(), discarded: 0 }));
+    for case in cases {
+        for &kind in options.switches.iter().filter(|kind| kind.can(case.needs())) {
+            let mut switch = Switch::start_for(kind, case, options)?;
+            let generator = attach(&mut switch, case, options)?;
+            switch.pause()?;
+            rigs.push((*case, switch, generator, Series { switch: kind, rounds: Vec::new(), discarded: 0 }));
+        }
     }
     let mut memcpy_gbit = Vec::new();
     for round in 0..options.rounds {
-        for (switch, generator, series) in &mut rigs {
+        for (case, switch, generator, series) in &mut rigs {
             let result =
                 measure_one(round, switch, generator, options).with_context(|| switch.kind.name().to_owned())?;
             eprintln!(
@@ -215,25 +251,51 @@ pub fn throughput(case: &Case, options: &Options<'_>) -> Result<Outcome> {
             );
             if result.cpu_share >= options.cpu_share_min { series.rounds.push(result) } else { series.discarded += 1 }
         }
-        if let Some((_, generator, _)) = rigs.first() {
+        if let Some((_, _, generator, _)) = rigs.first() {
             memcpy_gbit.push(memcpy_with_busy_sibling(generator, options.time / 4));
         }
     }
-    let series = rigs.into_iter().map(|(.., series)| series).collect();
-    Ok(Outcome { case: case.name, frame_bytes: case.frame_bytes, series, memcpy_gbit })
+    let mut outcomes: Vec<Outcome> = cases
+        .iter()
+        .map(|case| {
+            let memcpy_gbit = memcpy_gbit.clone();
+            Outcome {
+                case: case.name,
+                frame_bytes: case.frame_bytes,
+                group: case.group,
+                series: Vec::new(),
+                memcpy_gbit,
+            }
+        })
+        .collect();
+    for (case, .., series) in rigs {
+        outcomes
+            .iter_mut()
+            .filter(|outcome| outcome.case == case.name)
+            .for_each(|outcome| outcome.series.extend([series.clone()]));
+    }
+    Ok(outcomes)
 }
 
-fn measure_one(number: usize, switch: &mut Switch, generator: &mut Generator, options: &Options<'_>) -> Result<Round> {
+/// One switch, one round.
+pub fn measure_one(
+    number: usize,
+    switch: &mut Switch,
+    generator: &mut Generator,
+    options: &Options<'_>,
+) -> Result<Round> {
     let calibration_ms = measure::calibrate().as_secs_f64() * 1e3;
     let line_ns = measure::line_transfer_ns();
     switch.resume()?;
-    generator.run(WARM_UP)?;
+    switch.forget_connections()?;
+    let warm_up = generator.run(WARM_UP)?;
     switch.clear_cycles()?;
     let before = measure::thread_times(switch.pid());
     let sample = generator.run(options.time)?;
     let after = measure::thread_times(switch.pid());
     let busy_cycles = switch.busy_cycles()?;
     switch.check_alive()?;
+    switch.check_connections(warm_up.frames + sample.frames)?;
     switch.pause()?;
     let seconds = sample.elapsed.as_secs_f64();
     let cpu = measure::busiest(&before, &after).map_or(Duration::ZERO, |(_, time)| time);
@@ -272,7 +334,8 @@ fn memcpy_with_busy_sibling(generator: &Generator, time: Duration) -> f64 {
 }
 
 impl Switch {
-    fn start_for(kind: Kind, case: &Case, options: &Options<'_>) -> Result<Self> {
+    /// Starts one for a case.
+    pub fn start_for(kind: Kind, case: &Case, options: &Options<'_>) -> Result<Self> {
         Self::start(kind, case.needs(), options.binary)
     }
 }

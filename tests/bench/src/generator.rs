@@ -3,8 +3,8 @@
 //! It keeps up to [`WINDOW`] frames on the way from port A to port B and measures what arrives. The window is below the
 //! ring's size, so that a switch never has to drop for want of a receive buffer, and above 512, so that throughput is
 //! measured and not latency. Frames are as a guest sends them in a routed network: the router's MAC, the port's own
-//! source address, a fresh TTL, L4 ports that vary, a full checksum (GSO: a partial one). Each carries a sequence
-//! number; of each received frame length, buffer count, addresses' place and sequence number are checked.
+//! source address, a fresh TTL, L4 ports that vary ([`crate::flows`]), a full checksum (GSO: a partial one). Each carries a
+//! sequence number; of each received frame length, buffer count, addresses' place and sequence number are checked.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -15,15 +15,13 @@ use hostweave_guest::queue::HEADER_BYTES;
 use hostweave_guest::{VnetHeader, features};
 
 use crate::driver::{Port, RING_SIZE};
+use crate::flows::{self, Ends, Flows, Order};
 
 /// Frames on the way at most.
 pub const WINDOW: u16 = 768;
 
 /// Frames that are posted or taken in one go.
 const BURST: u16 = 64;
-
-/// Different source ports: flows of the run.
-const FLOW_COUNT: u16 = 64;
 
 /// A frame is lost when nothing arrives for so long.
 const STALL: Duration = Duration::from_millis(100);
@@ -39,7 +37,7 @@ const CHECKED_V6_BYTES: usize = 80;
 
 /// What is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Traffic {
     /// UDP over IPv4.
     Udp4,
     /// UDP over IPv6.
@@ -101,60 +99,90 @@ pub struct Generator {
     pub b: Port,
     /// Octets of a frame.
     pub frame_bytes: usize,
-    /// Where checksum and sequence number lie in the frame: two octets each, one after the other.
-    patch_at: usize,
-    /// The checksum's sum without the sequence number, for each flow.
-    sums: Vec<u32>,
-    /// Each slot's first octets.
-    templates: Vec<[u8; SMALL_BYTES]>,
+    /// Where the L4 header begins in the frame.
+    l4_at: usize,
+    /// The first octets of a frame of UDP, without L4 ports, checksum and sequence number.
+    template: [u8; SMALL_BYTES],
+    /// The sum over which UDP's checksum goes, without L4 ports and sequence number.
+    sum: u32,
+    /// From A to B and back.
+    paths: [Path; 2],
+    flows: Flows,
+    order: Order,
     sent: u16,
     received: u16,
-    kind: Kind,
+    traffic: Traffic,
 }
 
 impl Generator {
-    /// Prepares frames of `frame_bytes` octets for `router`.
-    pub fn new(a: Port, b: Port, kind: Kind, frame_bytes: usize, router: frames::Mac) -> Result<Self> {
-        let [from, to] = SIDES;
-        let (src, dst): (IpAddr, IpAddr) = match kind {
-            Kind::Udp6 => (from.v6.into(), to.v6.into()),
-            _ => (from.v4.into(), to.v4.into()),
-        };
-        let path = Path::new(from.mac, router, src, dst);
+    /// Opens the flows and prepares frames of `frame_bytes` octets. `routers` are where A and B send to.
+    pub fn new(
+        a: Port,
+        b: Port,
+        (traffic, flows): (Traffic, Flows),
+        frame_bytes: usize,
+        routers: [frames::Mac; 2],
+    ) -> Result<Self> {
+        let address =
+            |side: &Side| -> IpAddr { if traffic == Traffic::Udp6 { side.v6.into() } else { side.v4.into() } };
+        let paths = flows::paths(SIDES.map(|side| (side.mac, address(&side))), routers);
         let mut this = Self {
             a,
             b,
             frame_bytes,
-            patch_at: path.header_bytes() + 6,
-            sums: Vec::new(),
-            templates: Vec::new(),
+            l4_at: paths[0].header_bytes(),
+            template: [0; SMALL_BYTES],
+            sum: 0,
+            paths,
+            flows,
+            order: Order::new(flows),
             sent: 0,
             received: 0,
-            kind,
+            traffic,
         };
+        this.open(0, flows.to_open())?;
+        this.prepare()?;
+        Ok(this)
+    }
+
+    /// Opens flows `first..last`. What the transmit buffers held is gone: see [`Generator::prepare`].
+    pub fn open(&mut self, first: u32, last: u32) -> Result<()> {
+        let [there, back] = self.paths;
+        flows::open(&mut Ends { a: &mut self.a, b: &mut self.b, there, back }, self.traffic, first, last)
+    }
+
+    /// The same, begun by B.
+    pub fn open_from_b(&mut self, first: u32, last: u32) -> Result<()> {
+        let [there, back] = self.paths;
+        flows::open(&mut Ends { a: &mut self.b, b: &mut self.a, there: back, back: there }, self.traffic, first, last)
+    }
+
+    /// Writes the frames of a run into the transmit buffers of A.
+    pub fn prepare(&mut self) -> Result<()> {
+        let (path, frame_bytes) = (self.paths[0], self.frame_bytes);
         for slot in 0..RING_SIZE {
-            let src_port = 20_000 + slot % FLOW_COUNT;
-            let (header, frame) = match kind {
-                Kind::Gso4 { gso_size } => {
-                    let segment =
-                        Segment { src_port, dst_port: 5001, flags: 0x10, window: 0xffff, ..Segment::default() };
+            let (header, frame) = match self.traffic {
+                Traffic::Gso4 { gso_size } => {
+                    // Connections by buffer: all have the same sequence number at a time.
+                    let (src_port, dst_port) = flows::ports(u32::from(slot) % self.flows.to_open().max(1));
+                    let (seq, ack) = (flows::SEQUENCE_FIRST, flows::SEQUENCE_FIRST);
+                    let segment = Segment { src_port, dst_port, seq, ack, flags: 0x10, window: 0xffff };
                     let payload = vec![0x5a; frame_bytes - path.header_bytes() - 20];
                     path.tcp_gso(&segment, &payload, gso_size)
                 }
                 _ => {
                     let mut payload = vec![0x5a; frame_bytes - path.header_bytes() - 8];
                     payload[..2].fill(0);
-                    (VnetHeader::default(), path.udp(src_port, 5001, &payload))
+                    (VnetHeader::default(), path.udp(0, 0, &payload))
                 }
             };
             ensure!(frame.len() == frame_bytes, "frame of {} octets, not {frame_bytes}", frame.len());
-            this.a.prepare(slot, &header.to_bytes(), &frame);
-            let at = this.patch_at;
-            this.sums.push(u32::from(!u16::from_be_bytes([frame[at], frame[at + 1]])));
-            let first = frame.first_chunk::<SMALL_BYTES>().context("a frame shorter than 64 octets")?;
-            this.templates.push(*first);
+            self.a.prepare(slot, &header.to_bytes(), &frame);
+            let at = self.l4_at + 6;
+            self.sum = u32::from(!u16::from_be_bytes([frame[at], frame[at + 1]]));
+            self.template = *frame.first_chunk::<SMALL_BYTES>().context("a frame shorter than 64 octets")?;
         }
-        Ok(this)
+        Ok(())
     }
 
     /// Sends for `time` and counts what arrives. What is on the way at the end is waited for.
@@ -213,43 +241,48 @@ impl Generator {
         }
         self.a.prefetch(count);
         for i in 0..count {
-            self.sent = self.sent.wrapping_add(1);
-            let slot = usize::from((self.a.next_slot() + i) % RING_SIZE);
-            let [a, b] = self.sent.to_be_bytes();
-            let sum = self.sums[slot] + u32::from(self.sent);
-            let [c, d] = checksum(sum).to_be_bytes();
-            match self.kind {
-                // TCP's sequence number; a partial checksum does not cover it.
-                Kind::Gso4 { .. } => self.a.patch(i, self.patch_at, &[a, b]),
-                // A small frame is written afresh, as a guest would.
-                _ if self.frame_bytes == SMALL_BYTES => {
-                    let frame = &mut self.templates[slot];
-                    frame[self.patch_at..self.patch_at + 4].copy_from_slice(&[c, d, a, b]);
-                    self.a.patch(i, 0, frame);
-                }
-                _ => self.a.patch(i, self.patch_at, &[c, d, a, b]),
-            }
+            self.write(i);
         }
         self.a.send(count)
+    }
+
+    /// Writes what is different about the next frame, into the buffer `ahead` places from the next one.
+    #[inline]
+    fn write(&mut self, ahead: u16) {
+        self.sent = self.sent.wrapping_add(1);
+        let [a, b] = self.sent.to_be_bytes();
+        if let Traffic::Gso4 { .. } = self.traffic {
+            // The lower half of TCP's sequence number; a partial checksum does not cover it.
+            return self.a.patch(ahead, self.l4_at + 6, &[a, b]);
+        }
+        let (src, dst) = flows::ports(self.order.step());
+        let [c, d] = checksum(self.sum + u32::from(src) + u32::from(dst) + u32::from(self.sent)).to_be_bytes();
+        let ([e, f], [g, h]) = (src.to_be_bytes(), dst.to_be_bytes());
+        let [i, j] = ((self.frame_bytes - self.l4_at) as u16).to_be_bytes();
+        if self.frame_bytes == SMALL_BYTES {
+            // A small frame is written afresh, as a guest would.
+            self.a.patch(ahead, 0, &self.template);
+        }
+        self.a.patch(ahead, self.l4_at, &[e, f, g, h, i, j, c, d, a, b]);
     }
 
     /// Takes and checks up to a burst.
     #[inline]
     fn take(&mut self, sample: &mut Sample) -> Result<()> {
-        match self.kind {
-            Kind::Udp6 => self.take_reading::<CHECKED_V6_BYTES>(sample),
+        match self.traffic {
+            Traffic::Udp6 => self.take_reading::<CHECKED_V6_BYTES>(sample),
             _ => self.take_reading::<CHECKED_V4_BYTES>(sample),
         }
     }
 
     #[inline]
     fn take_reading<const N: usize>(&mut self, sample: &mut Sample) -> Result<()> {
-        let (at, len) = (HEADER_BYTES + self.patch_at, (HEADER_BYTES + self.frame_bytes) as u32);
-        let seq_at = if matches!(self.kind, Kind::Gso4 { .. }) { at } else { at + 2 };
+        let (at, len) = (HEADER_BYTES + self.l4_at, (HEADER_BYTES + self.frame_bytes) as u32);
+        let seq_at = if matches!(self.traffic, Traffic::Gso4 { .. }) { at + 6 } else { at + 8 };
         let (received, sent) = (&mut self.received, self.sent);
         // Without merged buffers DPDK leaves the count as it finds it.
         let mergeable = self.b.nic.features() & features::MRG_RXBUF != 0;
-        let ether = if self.kind == Kind::Udp6 { [0x86, 0xdd] } else { [8, 0] };
+        let ether = if self.traffic == Traffic::Udp6 { [0x86, 0xdd] } else { [8, 0] };
         self.b.receive::<N>(BURST, |octets, used| {
             let seq = u16::from_be_bytes([octets[seq_at], octets[seq_at + 1]]);
             if used != len || (mergeable && octets[10..12] != [1, 0]) || octets[24..26] != ether {
@@ -287,14 +320,7 @@ impl Generator {
 
     /// Sends exactly one frame.
     pub fn post_one(&mut self) -> Result<()> {
-        let slot = usize::from(self.a.next_slot());
-        self.sent = self.sent.wrapping_add(1);
-        let [a, b] = self.sent.to_be_bytes();
-        let [c, d] = checksum(self.sums[slot] + u32::from(self.sent)).to_be_bytes();
-        match self.kind {
-            Kind::Gso4 { .. } => self.a.patch(0, self.patch_at, &[a, b]),
-            _ => self.a.patch(0, self.patch_at, &[c, d, a, b]),
-        }
+        self.write(0);
         self.a.send(1)
     }
 

@@ -5,7 +5,10 @@
 //! noisy machine; absolute rates only from rounds whose calibration loop is within 10 % of its best.
 
 mod cases;
+mod config;
 mod driver;
+mod firewall;
+mod flows;
 mod generator;
 mod measure;
 mod report;
@@ -22,7 +25,7 @@ use cases::{CASES, Options};
 use switches::Kind;
 
 /// Names of the cases that are not throughput.
-const OTHER_CASES: [&str; 4] = ["instructions", "latency", "start", "idle1000"];
+const OTHER_CASES: [&str; 6] = ["instructions", "latency", "start", "idle1000", "memory", "change"];
 
 /// Idle ports of `idle1000`.
 const IDLE_PORT_COUNT: usize = 1000;
@@ -31,7 +34,8 @@ const IDLE_PORT_COUNT: usize = 1000;
 #[derive(Parser)]
 #[command(name = "tests/bench/run")]
 struct Args {
-    /// Only these cases: udp64, udp64-v6, udp1500, frame32k, gso64k, instructions, latency, start, idle1000
+    /// Only these cases: udp64, udp64-v6, udp1500, frame32k, gso64k, policy64, policy64-v6,
+    /// policy64-1, policy64-1m, connect64, connect64-v6, instructions, latency, start, idle1000, memory, change
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
     /// Paired rounds of each case
@@ -82,11 +86,12 @@ fn main() -> Result<()> {
         cpu_share_min: args.cpu_share_min,
     };
     let mut report = report::Report::new(&options);
-    for case in CASES.iter().filter(|case| wanted(case.name)) {
-        report.throughput.push(cases::throughput(case, &options).with_context(|| case.name.to_owned())?);
+    for group in CASES.chunk_by(|a, b| a.group == b.group) {
+        let cases: Vec<_> = group.iter().filter(|case| wanted(case.name)).collect();
+        report.throughput.extend(cases::throughput(&cases, &options).with_context(|| group[0].group)?);
     }
     if wanted("instructions") && switches.contains(&Kind::Hostweave) {
-        for case in CASES.iter().filter(|case| case.frame_bytes <= 1500) {
+        for case in CASES.iter().filter(|case| case.frame_bytes <= 1500 && case.flows.to_open() <= 1000) {
             report.instructions.push(cases::instructions(case, &options).context("instructions")?);
         }
     }
@@ -98,6 +103,12 @@ fn main() -> Result<()> {
     }
     if wanted("idle1000") && switches.contains(&Kind::Hostweave) {
         report.idle = Some(cases::idle(&options, Kind::Hostweave, IDLE_PORT_COUNT).context("idle1000")?);
+    }
+    if wanted("memory") && switches.contains(&Kind::Hostweave) {
+        report.memory = firewall::memory(&options).context("memory")?;
+    }
+    if wanted("change") && switches.contains(&Kind::Hostweave) {
+        report.change = Some(firewall::change(&options).context("change")?);
     }
     print!("{report}");
     if let Some(path) = &args.json {

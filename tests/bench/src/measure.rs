@@ -106,8 +106,17 @@ pub fn cpu_hz() -> f64 {
 
 /// Resident memory of a process in KiB without what it shares: guest memory, rings included, is the guests'.
 pub fn private_kib(pid: u32) -> Option<u64> {
+    status_kib(pid, "RssAnon:")
+}
+
+/// All resident memory of a process in KiB: private, of shared mappings, of files. Huge pages of guests are not in it.
+pub fn resident_kib(pid: u32) -> Option<u64> {
+    ["RssAnon:", "RssShmem:", "RssFile:"].into_iter().map(|name| status_kib(pid, name)).sum()
+}
+
+fn status_kib(pid: u32, name: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
+    let line = status.lines().find(|line| line.starts_with(name))?;
     line.split_whitespace().nth(1)?.parse().ok()
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use crate::cases::{Idle, Instructions, Latency, Options, Outcome, Round, Series, Start};
+use crate::firewall::{Change, Memory};
 use crate::measure::Spread;
 use crate::switches::Kind;
 
@@ -28,6 +29,10 @@ pub struct Report {
     pub start: Vec<Start>,
     /// A thousand idle ports.
     pub idle: Option<Idle>,
+    /// Memory of a connection.
+    pub memory: Vec<Memory>,
+    /// A change of policy.
+    pub change: Option<Change>,
 }
 
 impl Report {
@@ -48,6 +53,8 @@ impl Report {
             latency: Vec::new(),
             start: Vec::new(),
             idle: None,
+            memory: Vec::new(),
+            change: None,
         }
     }
 
@@ -70,9 +77,10 @@ impl Display for Report {
         writeln!(f, "{} · Linux {} · {} rounds of {} ms", self.cpu, self.kernel, self.rounds, self.time_ms)?;
         if !self.throughput.is_empty() {
             self.table(f)?;
+            self.groups(f)?;
         }
         for i in &self.instructions {
-            writeln!(f, "{:9} {:10} {:.0} instructions a packet", i.case, i.switch.name(), i.per_packet)?;
+            writeln!(f, "{:12} {:10} {:.0} instructions a packet", i.case, i.switch.name(), i.per_packet)?;
         }
         for l in &self.latency {
             let us = |ns: u64| ns as f64 / 1e3;
@@ -94,15 +102,46 @@ impl Display for Report {
                 "idle      {name:10} {ports} idle ports: rate x{ratio:.3}, CPU {cpu:.2} %, {kib:.1} KiB a port"
             )?;
         }
+        for m in &self.memory {
+            let (family, count, table, octets) = (m.family, m.connections, m.table, m.octets);
+            writeln!(
+                f,
+                "memory    hostweave  {octets:.0} octets a connection, {family}, {count} in a table for {table}"
+            )?;
+        }
+        if let Some(change) = &self.change {
+            let (spread, worst) = (Spread::of(&change.ms), change.ms.iter().copied().fold(0.0, f64::max));
+            let best = change.ms.iter().copied().fold(f64::INFINITY, f64::min);
+            let (ports, count, frames, lost) = (change.ports, change.under_traffic, change.frames, change.lost);
+            let median = spread.median;
+            writeln!(
+                f,
+                "change    hostweave  {ports} ports: median {median:.1} ms, best {best:.1}, worst {worst:.1}; {count} under traffic: {lost} of {frames} frames lost"
+            )?;
+        }
         Ok(())
     }
 }
 
 impl Report {
+    /// Rate of the last case of a group by that of its first, of each switch, round by round.
+    fn groups(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for group in self.throughput.chunk_by(|a, b| a.group == b.group) {
+            let [first, .., last] = group else { continue };
+            for series in &last.series {
+                let partner = first.series.iter().find(|other| other.switch == series.switch);
+                let Some(spread) = partner.and_then(|other| ratio(series, other, |r| r.mpps)) else { continue };
+                let (name, median, q1, q3) = (series.switch.name(), spread.median, spread.q1, spread.q3);
+                writeln!(f, "{} by {}: {name:10} {median:.2} ({q1:.2}-{q3:.2})", last.case, first.case)?;
+            }
+        }
+        Ok(())
+    }
+
     fn table(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:9} {:10} {:>8} {:>17} {:>8} {:>8} {:>10} {:>7} {:>7} {:>6} {:>16} {:>6}",
+            "{:12} {:10} {:>8} {:>17} {:>8} {:>8} {:>10} {:>7} {:>7} {:>6} {:>16} {:>6}",
             "case",
             "switch",
             "Mpps",
@@ -131,7 +170,7 @@ impl Report {
                     .map_or_else(|| "-".into(), |r| format!("{:.2} ({:.2}-{:.2})", r.median, r.q1, r.q3));
                 writeln!(
                     f,
-                    "{:9} {:10} {:8.3} {:>17} {:8.3} {:8.1} {:>10} {:7.0} {:7.0} {:>6} {:>16} {:>6}",
+                    "{:12} {:10} {:8.3} {:>17} {:8.3} {:8.1} {:>10} {:7.0} {:7.0} {:>6} {:>16} {:>6}",
                     outcome.case,
                     series.switch.name(),
                     mpps.median,
@@ -147,7 +186,7 @@ impl Report {
                 )?;
             }
             let memcpy = Spread::of(&outcome.memcpy_gbit);
-            writeln!(f, "{:9} {:10} {:>44} {:8.1}", outcome.case, "memcpy", "", memcpy.median)?;
+            writeln!(f, "{:12} {:10} {:>44} {:8.1}", outcome.case, "memcpy", "", memcpy.median)?;
         }
         Ok(())
     }

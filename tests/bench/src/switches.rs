@@ -1,8 +1,9 @@
 //! The switches under test, as processes: started, stopped for a while, and read out.
 //!
 //! hostweave with all it always does; `dpdk-testpmd` as a vhost io forwarder, which does no switching at all; Open
-//! vSwitch with DPDK and one rule from each port to the other. Each polls on the same CPU; while one is measured the
-//! others are stopped (`SIGSTOP`). Everything lives in a temporary directory and ends with the run.
+//! vSwitch with DPDK and one rule from each port to the other. What they are told stands in [`crate::config`]. Each polls
+//! on the same CPU; while one is measured the others are stopped (`SIGSTOP`). Everything lives in temporary directories
+//! and ends with the run.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -17,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::generator::SIDES;
+use crate::config::{self, TIMEOUT_S};
 use crate::measure::{self, SWITCH_CPU};
 
 /// How long a switch may take to come up or to answer.
@@ -52,6 +53,9 @@ const VALGRIND_SHIM: &str = include_str!("../valgrind_io_uring.c");
 /// Largest frame that Open vSwitch takes without segmentation offload (`NETDEV_DPDK_MAX_PKT_LEN`), in octets.
 const OVS_FRAME_BYTES_MAX: usize = 9_728;
 
+/// Connections that Open vSwitch may have, by `dpctl/ct-set-maxconns`; 3,000,000 if nothing is said.
+const OVS_CONNECTIONS_MAX: &str = "40000000";
+
 /// What a case needs of a switch.
 #[derive(Clone, Copy, Debug)]
 pub struct Needs {
@@ -61,6 +65,12 @@ pub struct Needs {
     pub gso: bool,
     /// Ports, at least 2.
     pub ports: usize,
+    /// Whether the ports have policies, and connections are followed.
+    pub policy: bool,
+    /// Whether each frame begins a connection.
+    pub new_connections: bool,
+    /// Connections that there must be room for; `None` for what the switch has by itself.
+    pub table: Option<u32>,
     /// Whether to run it under callgrind, which counts instructions.
     pub callgrind: bool,
 }
@@ -75,7 +85,12 @@ impl Needs {
 impl Kind {
     /// Whether the switch can do the case at all.
     pub fn can(self, needs: Needs) -> bool {
-        self != Self::Ovs || needs.gso || needs.frame_bytes <= OVS_FRAME_BYTES_MAX
+        match self {
+            Self::Hostweave => true,
+            // It knows no connections, so it cannot begin any.
+            Self::Testpmd => !needs.new_connections,
+            Self::Ovs => needs.gso || needs.frame_bytes <= OVS_FRAME_BYTES_MAX,
+        }
     }
 }
 
@@ -89,7 +104,10 @@ pub struct Switch {
     stdin: Option<ChildStdin>,
     /// Busy seconds and packets of hostweave when counting began.
     baseline: (f64, f64),
+    needs: Needs,
     dir: TempDir,
+    /// Folder in memory, as the runtime directory of a host is.
+    runtime: TempDir,
 }
 
 impl Switch {
@@ -99,8 +117,11 @@ impl Switch {
     /// When a program is missing or does not come up.
     pub fn start(kind: Kind, needs: Needs, binary: &Path) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("hwb").tempdir()?;
-        let started = Instant::now();
-        let mut this = Self { kind, started, children: Vec::new(), stdin: None, baseline: (0.0, 0.0), dir };
+        let memory = Path::new("/dev/shm");
+        let memory = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let runtime = tempfile::Builder::new().prefix("hwb").tempdir_in(memory)?;
+        let (children, baseline) = (Vec::new(), (0.0, 0.0));
+        let mut this = Self { kind, started: Instant::now(), children, stdin: None, baseline, needs, dir, runtime };
         match kind {
             Kind::Hostweave => this.start_hostweave(needs, binary)?,
             Kind::Testpmd => this.start_testpmd(needs)?,
@@ -112,7 +133,7 @@ impl Switch {
     /// The socket of port `i`, and who listens on it.
     pub fn socket(&self, i: usize) -> (PathBuf, Mode) {
         match self.kind {
-            Kind::Hostweave => (self.path(&format!("ports/default.p{i}.sock")), Mode::Client),
+            Kind::Hostweave => (self.runtime.path().join(format!("ports/default.p{i}.sock")), Mode::Client),
             Kind::Testpmd => (self.path(&format!("p{i}.sock")), Mode::Client),
             Kind::Ovs => (self.path(&format!("p{i}.sock")), Mode::Server),
         }
@@ -268,8 +289,40 @@ impl Switch {
             self.vsctl(&add)?;
         }
         self.ofctl(&["del-flows", "br0"])?;
-        self.ofctl(&["add-flow", "br0", "in_port=1,actions=output:2"])?;
-        self.ofctl(&["add-flow", "br0", "in_port=2,actions=output:1"])
+        for rule in config::ovs(needs.policy) {
+            self.ofctl(&["add-flow", "br0", &rule])?;
+        }
+        if needs.policy {
+            self.appctl(&["dpctl/ct-set-maxconns", OVS_CONNECTIONS_MAX])?;
+            let udp = ["udp_first", "udp_single", "udp_multiple"].map(|key| format!("{key}={TIMEOUT_S}"));
+            self.vsctl(&["add-dp", "netdev"]).or_else(|_| self.vsctl(&["list", "datapath"]))?;
+            let mut timeouts = vec!["add-zone-tp", "netdev", "zone=0"];
+            timeouts.extend(udp.iter().map(String::as_str));
+            self.vsctl(&timeouts)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets all connections of Open vSwitch, where each frame begins one: its table would only fill. hostweave's port is
+    /// at its quota instead and gives up a connection for each new one.
+    pub fn forget_connections(&self) -> Result<()> {
+        if self.needs.new_connections && self.kind == Kind::Ovs {
+            self.appctl(&["dpctl/flush-conntrack"])?;
+            // Freed by another thread, after a grace period.
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        Ok(())
+    }
+
+    /// Fails when Open vSwitch has forwarded frames of new connections without remembering the connections, as it does when
+    /// its table is full.
+    pub fn check_connections(&self, frames: u64) -> Result<()> {
+        if self.needs.new_connections && self.kind == Kind::Ovs {
+            let count = self.appctl(&["dpctl/ct-get-nconns"])?;
+            let count: u64 = count.trim().parse().with_context(|| format!("ct-get-nconns: {count:?}"))?;
+            ensure!(count >= frames, "{frames} new connections, but Open vSwitch knows {count}");
+        }
+        Ok(())
     }
 
     fn vsctl(&self, args: &[&str]) -> Result<()> {
@@ -288,7 +341,7 @@ impl Switch {
     fn start_hostweave(&mut self, needs: Needs, binary: &Path) -> Result<()> {
         let conf = self.path("conf");
         fs::create_dir_all(&conf)?;
-        fs::write(conf.join("host.yaml"), hostweave_config(needs, self.dir.path()))?;
+        fs::write(conf.join("host.yaml"), config::hostweave(&needs, self.runtime.path(), &self.path("state")))?;
         let child = self
             .forwarder(binary, needs)?
             .args(["daemon", "--config"])
@@ -398,26 +451,4 @@ fn after(text: &str, label: &str) -> Option<f64> {
     let rest = &text[text.find(label)? + label.len()..];
     let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
     rest[..end].parse().ok()
-}
-
-/// Objects for one worker, one network and the ports, the first two with the generator's addresses.
-fn hostweave_config(needs: Needs, dir: &Path) -> String {
-    let mut yaml = format!(
-        "apiVersion: hostweave.dev/v1alpha1\nkind: HostConfig\nmetadata: {{name: bench}}\nspec:\n  \
-         workers: {{cpus: [{SWITCH_CPU}]}}\n  paths: {{runtime: {run}, state: {state}}}\n---\n\
-         apiVersion: hostweave.dev/v1alpha1\nkind: Network\nmetadata: {{name: default}}\n\
-         spec: {{cidrs: [10.64.0.0/16, 2001:db8:64::/64], mtu: {mtu}, vni: 4096}}\n",
-        run = dir.display(),
-        state = dir.join("state").display(),
-        mtu = needs.mtu(),
-    );
-    for i in 0..needs.ports {
-        yaml += &format!("---\napiVersion: hostweave.dev/v1alpha1\nkind: Port\nmetadata: {{name: p{i}}}\nspec:\n  ");
-        yaml += "network: default\n  backend: {vhostUser: {mode: listen}}\n";
-        if let Some(side) = SIDES.get(i) {
-            let mac = side.mac.map(|octet| format!("{octet:02x}")).join(":");
-            yaml += &format!("  mac: {mac:?}\n  addresses: [{}, \"{}\"]\n", side.v4, side.v6);
-        }
-    }
-    yaml
 }

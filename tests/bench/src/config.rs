@@ -1,0 +1,137 @@
+//! What the switches are told: hostweave's objects and Open vSwitch's rules, as texts.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use crate::flows::DST_PORT_FIRST;
+use crate::generator::SIDES;
+use crate::measure::SWITCH_CPU;
+use crate::switches::Needs;
+
+/// Ports of one namespace beside the two under test, and policies for them.
+const NAMESPACE_PORTS: usize = 100;
+
+/// Applications of a namespace: each has its policy.
+const APPLICATIONS: usize = 10;
+
+/// Rules of such a policy.
+const RULES: usize = 10;
+
+/// Seconds for which a connection is remembered where the policy cases run: longer than a run, for every switch, as all but one
+/// are stopped at a time.
+pub const TIMEOUT_S: u32 = 86_400;
+
+/// Objects for one worker, one network and the ports, the first two with the generator's addresses.
+pub fn hostweave(needs: &Needs, runtime: &Path, state: &Path) -> String {
+    let mut yaml = format!(
+        "apiVersion: hostweave.dev/v1alpha1\nkind: HostConfig\nmetadata: {{name: bench}}\nspec:\n  \
+         workers: {{cpus: [{SWITCH_CPU}]}}\n  paths: {{runtime: {run}, state: {state}}}\n",
+        run = runtime.display(),
+        state = state.display(),
+    );
+    if needs.policy {
+        let max = needs.table.map_or_else(String::new, |max| format!("max: {max}, "));
+        // Connections that nobody answers keep their default: a port gives up those of the next minute only.
+        yaml += &format!("  connections: {{{max}timeouts: {{udpStream: {TIMEOUT_S}}}}}\n");
+    }
+    yaml += &format!(
+        "---\napiVersion: hostweave.dev/v1alpha1\nkind: Network\nmetadata: {{name: default}}\n\
+         spec: {{cidrs: [10.64.0.0/16, 2001:db8:64::/64], mtu: {mtu}, vni: 4096}}\n",
+        mtu = needs.mtu(),
+    );
+    for (i, side) in SIDES.iter().enumerate() {
+        yaml += &format!(
+            "---\napiVersion: hostweave.dev/v1alpha1\nkind: Port\nmetadata: {{name: p{i}, labels: {{app: p{i}}}}}\nspec:\n"
+        );
+        let mac = side.mac.map(|octet| format!("{octet:02x}")).join(":");
+        yaml += &format!("  network: default\n  mac: {mac:?}\n  addresses: [{}, \"{}\"]\n", side.v4, side.v6);
+        if let Some(max) = needs.table {
+            yaml += &format!("  limits: {{flows: {max}}}\n");
+        }
+    }
+    if needs.policy {
+        for (me, other) in [(0, 1), (1, 0)] {
+            yaml += &policy(me, other, DST_PORT_FIRST);
+        }
+    }
+    for i in SIDES.len()..needs.ports {
+        match needs.policy {
+            true => yaml += &neighbour(i - SIDES.len()),
+            false => yaml += &idle(i),
+        }
+    }
+    yaml
+}
+
+/// Isolates one of the two ports under test in both directions but for UDP to and from the other, from an L4 port on.
+pub fn policy(me: usize, other: usize, first: u16) -> String {
+    let peer = format!("[{{podSelector: {{matchLabels: {{app: p{other}}}}}}}]");
+    let ports = format!("[{{protocol: UDP, port: {first}, endPort: 65535}}]");
+    format!(
+        "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: only-p{other}, namespace: default}}\nspec:\n  podSelector: {{matchLabels: {{app: p{me}}}}}\n  policyTypes: [Ingress, Egress]\n  \
+         ingress: [{{from: {peer}, ports: {ports}}}]\n  egress: [{{to: {peer}, ports: {ports}}}]\n"
+    )
+}
+
+fn idle(i: usize) -> String {
+    format!(
+        "---\napiVersion: hostweave.dev/v1alpha1\nkind: Port\nmetadata: {{name: p{i}}}\nspec: {{network: default}}\n"
+    )
+}
+
+/// The `n`-th port beside those under test, in a namespace with policies of its own; the namespace's first port brings them.
+fn neighbour(n: usize) -> String {
+    let (namespace, app) = (n / NAMESPACE_PORTS, n % APPLICATIONS);
+    let mut yaml = format!(
+        "---\napiVersion: hostweave.dev/v1alpha1\nkind: Port\nmetadata: {{name: p{n}, namespace: team-{namespace}, \
+         labels: {{app: app-{app}}}}}\nspec: {{network: default}}\n"
+    );
+    if n.is_multiple_of(NAMESPACE_PORTS) {
+        yaml += &format!(
+            "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: team-{namespace}, labels: {{tier: tier-{}}}}}\n",
+            namespace % 10
+        );
+        for app in 0..APPLICATIONS {
+            yaml += &neighbours_policy(namespace, app, 1000);
+        }
+    }
+    yaml
+}
+
+/// The policy of one application of one namespace; its rules begin at an L4 port.
+pub fn neighbours_policy(namespace: usize, app: usize, first: usize) -> String {
+    let mut yaml = format!(
+        "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: app-{app}, namespace: team-{namespace}}}\nspec:\n  \
+         podSelector: {{matchLabels: {{app: app-{app}}}}}\n  policyTypes: [Ingress]\n  ingress:\n"
+    );
+    for rule in 0..RULES {
+        let peer = match rule % 4 {
+            0 => format!("{{podSelector: {{matchLabels: {{app: app-{rule}}}}}}}"),
+            1 => format!("{{namespaceSelector: {{matchLabels: {{tier: tier-{rule}}}}}}}"),
+            2 => format!("{{ipBlock: {{cidr: 10.65.{rule}.0/24}}}}"),
+            _ => format!("{{ipBlock: {{cidr: \"2001:db8:{namespace:x}:{rule:x}::/64\"}}}}"),
+        };
+        // A text of octets: nothing here can fail.
+        let _ = writeln!(yaml, "    - {{from: [{peer}], ports: [{{protocol: TCP, port: {}}}]}}", first + rule);
+    }
+    yaml
+}
+
+/// Rules of Open vSwitch: from port to port, with a firewall that follows connections where a case wants one.
+pub fn ovs(policy: bool) -> Vec<String> {
+    if !policy {
+        return vec!["in_port=1,actions=output:2".into(), "in_port=2,actions=output:1".into()];
+    }
+    let mut rules = vec!["table=0,priority=0,actions=drop".to_owned(), "table=1,priority=0,actions=drop".to_owned()];
+    for family in ["ip", "ipv6"] {
+        rules.push(format!("table=0,priority=10,{family},ct_state=-trk,actions=ct(table=1)"));
+        let udp = if family == "ip" { "udp" } else { "udp6" };
+        for (from, to) in [(1, 2), (2, 1)] {
+            rules.push(format!(
+                "table=1,priority=10,{udp},ct_state=+trk+new,in_port={from},actions=ct(commit),output:{to}"
+            ));
+            rules.push(format!("table=1,priority=10,{family},ct_state=+trk+est,in_port={from},actions=output:{to}"));
+        }
+    }
+    rules
+}
