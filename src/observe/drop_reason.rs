@@ -52,7 +52,6 @@ pub fn hubble(reason: DropReason) -> (u32, &'static str) {
         | R::GuestRingBroken
         | R::DeviceQueueFull
         | R::DeviceError
-        | R::ProbeAnswer
         | R::Internal => (0, "DROP_REASON_UNKNOWN"),
     }
 }
