@@ -65,8 +65,7 @@ fn stage_guard(ctx: &Context<'_>, packet: &Packet) -> Verdict {
 #[inline(never)]
 fn stage_key(ctx: &Context<'_>, state: &State, packet: &Packet) -> Lookup {
     let key = FlowKey::of(packet, ctx.port.id.0 as u16).unwrap_or_default();
-    let lookup = Lookup { key, hash: state.connections.keys().hash(&key, ctx.network.vni) };
-    lookup
+    Lookup { key, hash: state.connections.keys().hash(&key, ctx.network.vni) }
 }
 
 /// `flow` on a hit, link address, TTL and MTU, and `rewrite`.

@@ -138,7 +138,9 @@ fn refresh<R: Recorder>(
         if !R::MASKED {
             flows.connections.remove(flow.connection, flow.generation);
         }
-        return Some(Err(reason));
+        // An address that moved: what its new owner sends, or is sent, is a connection of its own.
+        let moved = matches!(reason, DropReason::NoConnection | DropReason::NoRoute);
+        return if moved { None } else { Some(Err(reason)) };
     }
     let direction = direction(flow);
     if R::MASKED {

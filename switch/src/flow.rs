@@ -466,7 +466,7 @@ impl FlowCache {
     /// The two buckets of a hash.
     #[inline]
     fn places(&self, hash: u64) -> [usize; 2] {
-        let scaled = |word: u64| ((word & 0xffff_ffff) * self.active as u64 >> 32) as usize;
+        let scaled = |word: u64| (((word & 0xffff_ffff) * self.active as u64) >> 32) as usize;
         [scaled(hash >> 32), scaled(hash)]
     }
 }
@@ -493,7 +493,7 @@ fn tag(hash: u64) -> u8 {
 #[inline]
 fn matching(tags: u64, tag: u8) -> u64 {
     const LOW: u64 = 0x0101_0101_0101_0101;
-    let differs = tags ^ LOW * u64::from(tag);
+    let differs = tags ^ (LOW * u64::from(tag));
     differs.wrapping_sub(LOW) & !differs & LOW << 7
 }
 

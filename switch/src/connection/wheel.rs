@@ -38,7 +38,7 @@ impl Wheel {
         } else if ahead < SLOTS << BITS {
             SLOTS + (deadline >> BITS) % SLOTS
         } else {
-            let farthest = self.current + (SLOTS << 2 * BITS) - (1 << 2 * BITS);
+            let farthest = self.current + (SLOTS << (2 * BITS)) - (1 << (2 * BITS));
             2 * SLOTS + (deadline.min(farthest) >> (2 * BITS)) % SLOTS
         };
         let record = &records[index as usize];
