@@ -76,14 +76,32 @@ pub fn flow<R: Recorder>(
     arena: &mut [Segment],
     record: &mut R,
 ) -> Result<Way, DropReason> {
-    if let Some(place) = flows.cache.find(&lookup.key, lookup.hash) {
-        if let Some((out_port, queue)) = flows.cache.ready(place, stamp(ctx.epoch, round(ctx.now))) {
-            record.stage("flow", Detail::Hit);
-            return Ok(Way { out_port: PortId(u32::from(out_port)), queue });
-        }
-        if let Some(result) = known(ctx, flows, place, packet, record) {
-            return result;
-        }
+    // What is not ready is told apart out of line: the common case keeps its registers.
+    let place = flows.cache.find(&lookup.key, lookup.hash);
+    if let Some(place) = place
+        && let Some((out_port, queue)) = flows.cache.ready(place, stamp(ctx.epoch, round(ctx.now)))
+    {
+        record.stage("flow", Detail::Hit);
+        return Ok(Way { out_port: PortId(u32::from(out_port)), queue });
+    }
+    not_ready(ctx, flows, lookup, place, packet, arena, record)
+}
+
+/// A flow that is in the cache and has to be looked at, or is not there.
+#[inline(never)]
+fn not_ready<R: Recorder>(
+    ctx: &Context<'_>,
+    flows: &mut Flows<'_>,
+    lookup: &Lookup,
+    place: Option<usize>,
+    packet: &mut Packet,
+    arena: &mut [Segment],
+    record: &mut R,
+) -> Result<Way, DropReason> {
+    if let Some(place) = place
+        && let Some(result) = known(ctx, flows, place, packet, record)
+    {
+        return result;
     }
     record.stage("flow", Detail::Miss);
     connection(ctx, flows, lookup, packet, arena, record)
