@@ -79,6 +79,9 @@ const CHANGES: usize = 20;
 /// Changes under traffic.
 const CHANGES_UNDER_TRAFFIC: usize = 100;
 
+/// Name of the threads of the daemon that serve its control socket.
+const CONTROL_THREADS: &str = "hw-control";
+
 /// How long a daemon with so many ports may take to come up.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -89,6 +92,8 @@ pub struct Change {
     pub ports: usize,
     /// From the request on the control socket to its answer, ms: read, checked, stored, compiled, published.
     pub ms: Vec<f64>,
+    /// CPU time of the daemon's control threads for each, ms: does not depend on the neighbours.
+    pub cpu_ms: f64,
     /// Changes while two ports exchanged frames that all policies allow.
     pub under_traffic: usize,
     /// Frames that arrived meanwhile.
@@ -122,17 +127,8 @@ pub fn change(options: &Options<'_>) -> Result<Change> {
         ms.push(start.elapsed().as_secs_f64() * 1e3);
         eprintln!("  change {i}: {:.2} ms", ms[i]);
     }
-    {
-        let after = measure::thread_times(switch.pid());
-        let mut by: std::collections::HashMap<String, u64> = Default::default();
-        for (tid, name, ns) in &after {
-            let old = before.iter().find(|(t, ..)| t == tid).map_or(0, |(.., ns)| *ns);
-            *by.entry(name.clone()).or_default() += ns - old;
-        }
-        let mut l: Vec<_> = by.into_iter().collect();
-        l.sort_by_key(|x| std::cmp::Reverse(x.1));
-        eprintln!("{:?}", l.iter().take(8).map(|(n, t)| (n, *t as f64 / 1e6 / 20.0)).collect::<Vec<_>>());
-    }
+    let cpu_ms = measure::time_of(CONTROL_THREADS, &before, &measure::thread_times(switch.pid())).as_secs_f64() * 1e3
+        / CHANGES as f64;
     let done = AtomicBool::new(false);
     let (mut frames, mut lost, mut late) = (0, 0, 0);
     std::thread::scope(|scope| {
@@ -153,7 +149,7 @@ pub fn change(options: &Options<'_>) -> Result<Change> {
     if lost > 0 {
         eprintln!("  change: {lost} frames lost: {}", switch.drops()?.join(", "));
     }
-    Ok(Change { ports: PORTS, ms, under_traffic: CHANGES_UNDER_TRAFFIC, frames, lost, late })
+    Ok(Change { ports: PORTS, ms, cpu_ms, under_traffic: CHANGES_UNDER_TRAFFIC, frames, lost, late })
 }
 
 /// The `i`-th change under traffic: policies of the two ports that always allow what passes between them, or of another port.

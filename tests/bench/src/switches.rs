@@ -295,7 +295,9 @@ impl Switch {
         if needs.policy {
             self.appctl(&["dpctl/ct-set-maxconns", OVS_CONNECTIONS_MAX])?;
             let udp = ["udp_first", "udp_single", "udp_multiple"].map(|key| format!("{key}={TIMEOUT_S}"));
-            self.vsctl(&["add-dp", "netdev"]).or_else(|_| self.vsctl(&["list", "datapath"]))?;
+            // OVS 3.1 has no `add-dp`.
+            let datapath = ["--", "--id=@dp", "create", "Datapath", "datapath_version=0", "--"];
+            self.vsctl(&[&datapath[..], &["set", "Open_vSwitch", ".", "datapaths:netdev=@dp"]].concat())?;
             let mut timeouts = vec!["add-zone-tp", "netdev", "zone=0"];
             timeouts.extend(udp.iter().map(String::as_str));
             self.vsctl(&timeouts)?;
@@ -327,7 +329,7 @@ impl Switch {
 
     fn vsctl(&self, args: &[&str]) -> Result<()> {
         let db = format!("--db=unix:{}", self.path("db.sock").display());
-        let status = self.command("ovs-vsctl")?.args([&db, "--timeout=30"]).args(args).status()?;
+        let status = self.command("ovs-vsctl")?.args([&db, "--timeout=30", "--retry"]).args(args).status()?;
         ensure!(status.success(), "ovs-vsctl {args:?}: see {}", self.path("log").display());
         Ok(())
     }
