@@ -49,14 +49,13 @@ pub fn hostweave(needs: &Needs, runtime: &Path, state: &Path) -> String {
             yaml += &format!("  limits: {{flows: {max}}}\n");
         }
     }
-    if needs.policy {
-        for (me, other) in [(0, 1), (1, 0)] {
-            yaml += &policy(me, other, DST_PORT_FIRST);
-        }
+    // What comes from a file is changed in that file only: where there are neighbours, policies are applied at run time.
+    if needs.policy && needs.ports == SIDES.len() {
+        yaml += &policies(needs.ports);
     }
     for i in SIDES.len()..needs.ports {
         match needs.policy {
-            true => yaml += &neighbour(i - SIDES.len()),
+            true => yaml += &neighbour(i - SIDES.len(), runtime),
             false => yaml += &idle(i),
         }
     }
@@ -79,23 +78,32 @@ fn idle(i: usize) -> String {
     )
 }
 
-/// The `n`-th port beside those under test, in a namespace with policies of its own; the namespace's first port brings them.
-fn neighbour(n: usize) -> String {
+/// The `n`-th port beside those under test, in a namespace with policies of its own, which its first port brings along. It waits
+/// for a VMM that listens, which takes one descriptor, where a socket of ours takes six.
+fn neighbour(n: usize, runtime: &Path) -> String {
     let (namespace, app) = (n / NAMESPACE_PORTS, n % APPLICATIONS);
+    let socket = runtime.join(format!("vmm-{n}.sock"));
     let mut yaml = format!(
         "---\napiVersion: hostweave.dev/v1alpha1\nkind: Port\nmetadata: {{name: p{n}, namespace: team-{namespace}, \
-         labels: {{app: app-{app}}}}}\nspec: {{network: default}}\n"
+         labels: {{app: app-{app}}}}}\nspec: {{network: default, backend: {{vhostUser: {{mode: connect, socketPath: {}}}}}}}\n",
+        socket.display()
     );
     if n.is_multiple_of(NAMESPACE_PORTS) {
+        let tier = namespace % 10;
         yaml += &format!(
-            "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: team-{namespace}, labels: {{tier: tier-{}}}}}\n",
-            namespace % 10
+            "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: team-{namespace}, labels: {{tier: tier-{tier}}}}}\n"
         );
-        for app in 0..APPLICATIONS {
-            yaml += &neighbours_policy(namespace, app, 1000);
-        }
     }
     yaml
+}
+
+/// The policies of a host with so many ports: those of the two under test, and of their neighbours.
+pub fn policies(ports: usize) -> String {
+    let namespaces = (ports - SIDES.len()).div_ceil(NAMESPACE_PORTS);
+    let neighbours = (0..namespaces).flat_map(|namespace| (0..APPLICATIONS).map(move |app| (namespace, app)));
+    let under_test = [policy(0, 1, DST_PORT_FIRST), policy(1, 0, DST_PORT_FIRST)];
+    let neighbours = neighbours.map(|(namespace, app)| neighbours_policy(namespace, app, 1000));
+    under_test.into_iter().chain(neighbours).collect()
 }
 
 /// The policy of one application of one namespace; its rules begin at an L4 port.

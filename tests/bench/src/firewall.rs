@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
 use crate::cases::{Case, Options, WARM_UP, attach};
@@ -80,6 +79,9 @@ const CHANGES: usize = 20;
 /// Changes under traffic.
 const CHANGES_UNDER_TRAFFIC: usize = 100;
 
+/// Name of the threads of the daemon that serve its control socket.
+const CONTROL_THREADS: &str = "hw-control";
+
 /// How long a daemon with so many ports may take to come up.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -90,22 +92,21 @@ pub struct Change {
     pub ports: usize,
     /// From the request on the control socket to its answer, ms: read, checked, stored, compiled, published.
     pub ms: Vec<f64>,
+    /// CPU time of the daemon's control threads for each, ms: does not depend on the neighbours.
+    pub cpu_ms: f64,
     /// Changes while two ports exchanged frames that all policies allow.
     pub under_traffic: usize,
     /// Frames that arrived meanwhile.
     pub frames: u64,
     /// Frames that did not.
     pub lost: u64,
+    /// Frames that arrived behind ones that were sent later.
+    pub late: u64,
 }
 
 /// Changes a policy of a host with 10,000 ports, over the control socket: at rest for the time it takes, and while frames pass
 /// that every one of the policies allows.
 pub fn change(options: &Options<'_>) -> Result<Change> {
-    // Sockets and rings of all ports; only root may have so many.
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    let wanted = (PORTS as u64 * 16).max(hard);
-    setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted)
-        .context("10,000 ports take more descriptors than are allowed")?;
     let case = Case::policy("change", Traffic::Udp4, Flows::Cycle(1000));
     let mut switch = Switch::start(Kind::Hostweave, Needs { ports: PORTS, ..case.needs() }, options.binary)?;
     let started = Instant::now();
@@ -114,9 +115,11 @@ pub fn change(options: &Options<'_>) -> Result<Change> {
         ensure!(started.elapsed() < PATIENCE, "the daemon with {PORTS} ports did not come up");
         std::thread::sleep(Duration::from_millis(10));
     }
-    let mut generator = attach(&mut switch, &case, options)?;
     let mut control = Control::connect(&switch)?;
+    control.apply(&config::policies(PORTS))?;
+    let mut generator = attach(&mut switch, &case, options)?;
     let mut ms = Vec::new();
+    let before = measure::thread_times(switch.pid());
     for i in 0..CHANGES {
         let text = config::neighbours_policy(50, 5, 2000 + i);
         let start = Instant::now();
@@ -124,8 +127,10 @@ pub fn change(options: &Options<'_>) -> Result<Change> {
         ms.push(start.elapsed().as_secs_f64() * 1e3);
         eprintln!("  change {i}: {:.2} ms", ms[i]);
     }
+    let cpu_ms = measure::time_of(CONTROL_THREADS, &before, &measure::thread_times(switch.pid())).as_secs_f64() * 1e3
+        / CHANGES as f64;
     let done = AtomicBool::new(false);
-    let (mut frames, mut lost) = (0, 0);
+    let (mut frames, mut lost, mut late) = (0, 0, 0);
     std::thread::scope(|scope| {
         let changes = scope.spawn(|| {
             let result = (0..CHANGES_UNDER_TRAFFIC).try_for_each(|i| control.apply(&passing(i)));
@@ -136,11 +141,15 @@ pub fn change(options: &Options<'_>) -> Result<Change> {
             let sample = generator.run(WARM_UP)?;
             frames += sample.frames;
             lost += sample.lost;
+            late += sample.late;
         }
         changes.join().map_err(|_| anyhow::anyhow!("the thread that changes policies panicked"))?
     })?;
     switch.check_alive()?;
-    Ok(Change { ports: PORTS, ms, under_traffic: CHANGES_UNDER_TRAFFIC, frames, lost })
+    if lost > 0 {
+        eprintln!("  change: {lost} frames lost: {}", switch.drops()?.join(", "));
+    }
+    Ok(Change { ports: PORTS, ms, cpu_ms, under_traffic: CHANGES_UNDER_TRAFFIC, frames, lost, late })
 }
 
 /// The `i`-th change under traffic: policies of the two ports that always allow what passes between them, or of another port.

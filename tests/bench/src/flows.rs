@@ -143,7 +143,7 @@ pub fn open(ends: &mut Ends<'_>, traffic: Traffic, first: u32, last: u32) -> Res
 }
 
 fn datagrams(ends: &mut Ends<'_>, flows: std::ops::Range<u32>) -> Result<()> {
-    let datagram = |path: &Path, flow: u32, (from, to): (u16, u16)| path.udp(from, to, &flow.to_be_bytes());
+    let datagram = |path: &Path, flow: u32, (from, to): (u16, u16)| path.udp(from, to, &u64::from(flow).to_be_bytes());
     let there: Vec<_> = flows.clone().map(|flow| datagram(&ends.there, flow, ports(flow))).collect();
     let back: Vec<_> = flows
         .map(|flow| (flow, ports(flow)))

@@ -96,6 +96,14 @@ pub fn busiest(before: &[(u32, String, u64)], after: &[(u32, String, u64)]) -> O
     after.iter().map(ran).max_by_key(|(_, time)| *time)
 }
 
+/// How long all threads of a name ran between two readings.
+pub fn time_of(name: &str, before: &[(u32, String, u64)], after: &[(u32, String, u64)]) -> Duration {
+    let total = |times: &[(u32, String, u64)]| {
+        times.iter().filter(|(_, other, _)| other == name).map(|(.., ns)| *ns).sum::<u64>()
+    };
+    Duration::from_nanos(total(after).saturating_sub(total(before)))
+}
+
 /// Clock of the first CPU as the kernel states it, Hz.
 pub fn cpu_hz() -> f64 {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

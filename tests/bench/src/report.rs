@@ -113,10 +113,11 @@ impl Display for Report {
             let (spread, worst) = (Spread::of(&change.ms), change.ms.iter().copied().fold(0.0, f64::max));
             let best = change.ms.iter().copied().fold(f64::INFINITY, f64::min);
             let (ports, count, frames, lost) = (change.ports, change.under_traffic, change.frames, change.lost);
-            let median = spread.median;
+            let (median, cpu) = (spread.median, change.cpu_ms);
             writeln!(
                 f,
-                "change    hostweave  {ports} ports: median {median:.1} ms, best {best:.1}, worst {worst:.1}; {count} under traffic: {lost} of {frames} frames lost"
+                "change    hostweave  {ports} ports: median {median:.1} ms, best {best:.1}, worst {worst:.1}, \
+                 CPU {cpu:.1}; {count} under traffic: {lost} of {frames} frames lost"
             )?;
         }
         Ok(())

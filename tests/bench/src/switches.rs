@@ -295,7 +295,9 @@ impl Switch {
         if needs.policy {
             self.appctl(&["dpctl/ct-set-maxconns", OVS_CONNECTIONS_MAX])?;
             let udp = ["udp_first", "udp_single", "udp_multiple"].map(|key| format!("{key}={TIMEOUT_S}"));
-            self.vsctl(&["add-dp", "netdev"]).or_else(|_| self.vsctl(&["list", "datapath"]))?;
+            // OVS 3.1 has no `add-dp`.
+            let datapath = ["--", "--id=@dp", "create", "Datapath", "datapath_version=0", "--"];
+            self.vsctl(&[&datapath[..], &["set", "Open_vSwitch", ".", "datapaths:netdev=@dp"]].concat())?;
             let mut timeouts = vec!["add-zone-tp", "netdev", "zone=0"];
             timeouts.extend(udp.iter().map(String::as_str));
             self.vsctl(&timeouts)?;
@@ -327,7 +329,7 @@ impl Switch {
 
     fn vsctl(&self, args: &[&str]) -> Result<()> {
         let db = format!("--db=unix:{}", self.path("db.sock").display());
-        let status = self.command("ovs-vsctl")?.args([&db, "--timeout=30"]).args(args).status()?;
+        let status = self.command("ovs-vsctl")?.args([&db, "--timeout=30", "--retry"]).args(args).status()?;
         ensure!(status.success(), "ovs-vsctl {args:?}: see {}", self.path("log").display());
         Ok(())
     }
@@ -408,16 +410,29 @@ impl Switch {
 
     /// Seconds in which hostweave's workers moved packets, and how many they moved.
     fn worker_totals(&self) -> Result<(f64, f64)> {
-        let mut stream = UnixStream::connect(self.path("control.sock"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: hostweave\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
+        let text = self.metrics()?;
         let sum = |name: &str, label: &str| -> f64 {
             let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
             lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
         };
         Ok((sum("hostweave_worker_time_seconds_total", "state=\"busy\""), sum("hostweave_worker_packets_total", "")))
+    }
+
+    /// Why hostweave dropped frames of the two ports under test so far; empty when it dropped none.
+    pub fn drops(&self) -> Result<Vec<String>> {
+        let text = self.metrics()?;
+        let ours = |line: &&str| line.starts_with("hostweave_port_drops_total{port=\"default/p");
+        Ok(text.lines().filter(ours).filter(|line| !line.ends_with(" 0")).map(str::to_owned).collect())
+    }
+
+    /// What hostweave counts.
+    fn metrics(&self) -> Result<String> {
+        let mut stream = UnixStream::connect(self.path("control.sock"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: hostweave\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
     }
 
     fn say(&mut self, line: &str) -> Result<()> {
