@@ -398,9 +398,11 @@ mod tests {
     #[test]
     fn basis_survives_packing() {
         let all = [Basis::NotSelected, Basis::HostDefault, Basis::NoRule, Basis::NotCompiled, Basis::Myself];
-        for basis in all.into_iter().chain([0, 1, 77, u32::MAX - 16].map(|id| Basis::Rule(RuleId(id)))) {
+        let others = BuiltIn::ALL.map(Basis::BuiltIn).into_iter().chain([Basis::Host]);
+        let rules = [0, 1, 77, u32::MAX - 16].map(|id| Basis::Rule(RuleId(id)));
+        for basis in all.into_iter().chain(others).chain(rules) {
             assert_eq!(Basis::from_u32(basis.to_u32()), Some(basis));
         }
-        assert_eq!(Basis::from_u32(5), None);
+        assert_eq!(Basis::from_u32(9), None);
     }
 }

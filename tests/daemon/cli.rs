@@ -40,7 +40,8 @@ fn diff_says_what_would_change_and_dry_run_changes_nothing() {
     let file = daemon.write("web.yaml", A_PORT);
     let file = file.to_str().unwrap();
     let done = daemon.cli(&["apply", "-f", file, "--dry-run=server"]);
-    assert_eq!((done.code, done.stdout.as_str()), (0, "Port shop/web-0 created (dry run)\n"));
+    let said = "Port shop/web-0 created (dry run)\nlive connections: 0, of which 0 would break\n";
+    assert_eq!((done.code, done.stdout.as_str()), (0, said));
     assert_eq!(daemon.cli(&["get", "port", "shop/web-0"]).code, 3);
     let done = daemon.cli(&["diff", "-f", file]);
     assert_eq!(done.code, 1);
