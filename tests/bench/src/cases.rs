@@ -296,6 +296,9 @@ pub fn measure_one(
     let busy_cycles = switch.busy_cycles()?;
     switch.check_alive()?;
     switch.check_connections(warm_up.frames + sample.frames)?;
+    if sample.lost > 0 && switch.kind == Kind::Hostweave {
+        eprintln!("  lost {}; dropped since the start: {}", sample.lost, switch.drops()?.join(", "));
+    }
     switch.pause()?;
     let seconds = sample.elapsed.as_secs_f64();
     let cpu = measure::busiest(&before, &after).map_or(Duration::ZERO, |(_, time)| time);
