@@ -296,6 +296,9 @@ pub fn measure_one(
     let busy_cycles = switch.busy_cycles()?;
     switch.check_alive()?;
     switch.check_connections(warm_up.frames + sample.frames)?;
+    if sample.lost > 0 && switch.kind == Kind::Hostweave {
+        eprintln!("  lost {}; dropped since the start: {}", sample.lost, switch.drops()?.join(", "));
+    }
     switch.pause()?;
     let seconds = sample.elapsed.as_secs_f64();
     let cpu = measure::busiest(&before, &after).map_or(Duration::ZERO, |(_, time)| time);
@@ -394,11 +397,13 @@ pub struct Start {
 
 /// Starts each switch again and again.
 pub fn start(options: &Options<'_>) -> Result<Vec<Start>> {
+    // Nothing is opened before: the first frame is what is waited for.
+    let case = Case { flows: Flows::Cycle(0), ..CASES[0] };
     let mut list: Vec<_> = options.switches.iter().map(|&switch| Start { switch, ms: Vec::new() }).collect();
     for _ in 0..options.rounds {
         for entry in &mut list {
-            let mut switch = Switch::start_for(entry.switch, &CASES[0], options)?;
-            let mut generator = attach(&mut switch, &CASES[0], options)?;
+            let mut switch = Switch::start_for(entry.switch, &case, options)?;
+            let mut generator = attach(&mut switch, &case, options)?;
             let attached = Instant::now();
             let mut last = None::<Instant>;
             while !generator.arrived()? {

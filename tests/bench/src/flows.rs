@@ -40,11 +40,11 @@ pub const DST_PORT_FIRST: u16 = 5_001;
 const FLOWS_MAX: u32 = SRC_PORTS * (65_536 - DST_PORT_FIRST as u32);
 
 impl Flows {
-    /// Flows to open before the run.
+    /// Flows to open before the run. At least one: by then both ports are known to run.
     pub fn to_open(self) -> u32 {
         match self {
             Self::Cycle(count) => count,
-            Self::New => 0,
+            Self::New => 1,
         }
     }
 }
@@ -66,7 +66,7 @@ impl Order {
                 let stride = (wanted..count).find(|&stride| gcd(stride, count) == 1).unwrap_or(0);
                 Self { next: 0, stride, count: count.max(1) }
             }
-            Flows::New => Self { next: 0, stride: 1, count: FLOWS_MAX },
+            Flows::New => Self { next: Flows::New.to_open(), stride: 1, count: FLOWS_MAX },
         }
     }
 
