@@ -288,7 +288,8 @@ pub fn measure_one(
     let line_ns = measure::line_transfer_ns();
     switch.resume()?;
     switch.forget_connections()?;
-    let warm_up = generator.run(WARM_UP)?;
+    // Long enough to meet each of many flows, and more than once.
+    let warm_up = generator.run(WARM_UP * (1 + generator.flows().to_open() / 200_000))?;
     switch.clear_cycles()?;
     let before = measure::thread_times(switch.pid());
     let sample = generator.run(options.time)?;

@@ -150,6 +150,11 @@ impl Generator {
         Ok(this)
     }
 
+    /// Flows of the run.
+    pub fn flows(&self) -> Flows {
+        self.flows
+    }
+
     /// Opens flows `first..last`. What the transmit buffers held is gone: see [`Generator::prepare`].
     pub fn open(&mut self, first: u32, last: u32) -> Result<()> {
         let [there, back] = self.paths;

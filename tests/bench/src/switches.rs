@@ -277,7 +277,10 @@ impl Switch {
         }
         self.vsctl(&set)?;
         let binary = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
-        let child = self.command(binary)?.arg(&remote).spawn().context("package openvswitch-switch-dpdk")?;
+        // Each has a device `ovs-netdev`: two at once need a network namespace of their own.
+        let mut command = self.command("unshare")?;
+        command.args(["--net", binary, &remote]);
+        let child = command.spawn().context("unshare, or package openvswitch-switch-dpdk")?;
         self.children.push(child);
         self.vsctl(&["add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev"])?;
         for i in 0..needs.ports {
@@ -336,7 +339,10 @@ impl Switch {
 
     fn ofctl(&self, args: &[&str]) -> Result<()> {
         let status = self.command("ovs-ofctl")?.args(args).status()?;
-        ensure!(status.success(), "ovs-ofctl {args:?}");
+        let log = fs::read_to_string(self.path("log")).unwrap_or_default();
+        let tail: Vec<&str> = log.lines().rev().take(12).collect();
+        let last = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
+        ensure!(status.success(), "ovs-ofctl {args:?}: {last}");
         Ok(())
     }
 
