@@ -85,6 +85,7 @@ impl State {
             epochs: Vec::new(),
             remembered,
             adopted: false,
+            wanted: None,
             networks: Default::default(),
             ports: Default::default(),
             network_ids: IdPool::default(),

@@ -96,6 +96,8 @@ struct State {
     remembered: HashMap<u128, u32>,
     /// Whether connections of an earlier run were looked at.
     adopted: bool,
+    /// Networks and ports as they were asked for last.
+    wanted: Option<(Vec<Network>, Vec<PortSpec>)>,
     networks: HashMap<String, NetworkRuntime>,
     ports: HashMap<String, PortRuntime>,
     network_ids: IdPool,
@@ -217,6 +219,16 @@ impl Fabric {
         if state.stopping {
             bail!("the daemon is shutting down");
         }
+        state.timeouts = desired.timeouts;
+        state.established = desired.established;
+        state.local = desired.local;
+        if state.asks_the_same(desired) {
+            let update = state.compile(&desired.policy);
+            state.bump(&update);
+            inner.publish_policy(&mut state);
+            inner.wait_until_in_force(state.revision);
+            return Ok(());
+        }
         check(desired)?;
         let changed = inner.update_networks(&mut state, &desired.networks);
         let gone = inner.remove_ports(&mut state, &desired.ports);
@@ -232,9 +244,6 @@ impl Fabric {
         for spec in &desired.ports {
             inner.update_port(&mut state, spec)?;
         }
-        state.timeouts = desired.timeouts;
-        state.established = desired.established;
-        state.local = desired.local;
         let update = state.compile(&desired.policy);
         state.bump(&update);
         inner.adopt(&mut state);
@@ -242,6 +251,7 @@ impl Fabric {
         inner.publish(&mut state);
         inner.wait_until_in_force(state.revision);
         inner.forget_connections_of(&gone_ids);
+        state.wanted = Some((desired.networks.clone(), desired.ports.clone()));
         for port in state.ports.values() {
             port.open_gate();
             // RFC 4861 §6.2.4: a router tells of changes at once.
@@ -443,8 +453,25 @@ impl Inner {
                     .push((*key, source.clone()));
             }
         }
-        state.epochs_of(&mut tables, &self.plane.load().tables);
         plane.tables = tables;
+        self.swap(state, plane);
+    }
+
+    /// Publishes policies and settings that changed, with networks and ports as they are: the most frequent change, and the
+    /// one that must be fast.
+    fn publish_policy(&self, state: &mut State) {
+        state.revision += 1;
+        let mut plane = Plane::clone(&self.plane.load());
+        plane.tables.revision = state.revision;
+        plane.tables.timeouts = state.timeouts;
+        plane.tables.local = state.local;
+        plane.tables.keep_established = state.established == Established::Keep;
+        self.swap(state, plane);
+    }
+
+    /// Gives a plane its epochs and policies, swaps the pointer and tells the workers.
+    fn swap(&self, state: &mut State, mut plane: Plane) {
+        state.epochs_of(&mut plane.tables, &self.plane.load().tables);
         plane.policy = Arc::clone(&state.policy);
         plane.world = Arc::clone(&state.world);
         plane.policy_revision = state.policy_revision;
@@ -474,6 +501,11 @@ const LET_GO_LIMIT: Duration = Duration::from_millis(200);
 const TAKE_OVER_LIMIT: Duration = Duration::from_secs(2);
 
 impl State {
+    /// Whether networks and ports are those that were asked for last: then policies are all that may have changed.
+    fn asks_the_same(&self, desired: &Desired) -> bool {
+        self.wanted.as_ref().is_some_and(|(networks, ports)| *networks == desired.networks && *ports == desired.ports)
+    }
+
     /// Waits until the workers have let go of every plane but the published one, and with it of devices that are to
     /// be removed or opened anew.
     fn wait_for_workers(&mut self) {

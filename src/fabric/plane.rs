@@ -106,7 +106,7 @@ fn nth_set_bit(mut bits: u64, n: u32) -> u32 {
 }
 
 /// Everything a worker reads, immutable.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Plane {
     /// Networks, ports, addresses.
     pub tables: Tables,

@@ -333,8 +333,8 @@ impl FlowCache {
     /// # Errors
     /// The kernel refuses the memory.
     pub fn new(flows: usize) -> std::io::Result<Self> {
-        // At three quarters of its places taken, two buckets are full with a chance of one in thousands.
-        let buckets = (flows * 4 / 3).div_ceil(PLACES).max(BUCKETS_MIN);
+        // At four fifths of its places taken, both buckets of a flow are full with a chance of one in hundreds.
+        let buckets = (flows * 5 / 4).div_ceil(PLACES).max(BUCKETS_MIN);
         Ok(Self {
             buckets: Anonymous::new(buckets)?,
             lines: Anonymous::new(buckets * PLACES)?,
@@ -436,7 +436,7 @@ impl FlowCache {
         };
         set_octet(&mut self.buckets[bucket].0[TAGS], place, tag(hash));
         self.set(bucket * PLACES + place, flow);
-        if self.filled * 4 > self.active * PLACES * 3 {
+        if self.filled * 5 > self.active * PLACES * 4 {
             self.grow();
         }
     }

@@ -51,7 +51,7 @@ fn each_flow_is_found_until_the_cache_is_full_and_survivors_are_right() {
         }
     }
     let lost = (0..40_000).filter(|&i| cache.find(&key(i), keys.hash(&key(i), 1)).is_none()).count();
-    assert!(lost < 200, "{lost} of 40,000 flows do not fit");
+    assert!(lost < 400, "{lost} of 40,000 flows do not fit");
 }
 
 #[test]

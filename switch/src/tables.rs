@@ -180,7 +180,7 @@ impl Default for LocalServices {
 }
 
 /// Everything the packet path reads.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Tables {
     /// Grows by one with each publication.
     pub revision: u64,

@@ -15,8 +15,8 @@
 //! from the records that are still right (`adopt`).
 //!
 //! Each port has a quota of connections that it may have begun, of which a share is guaranteed: the rest of the table is
-//! for everybody. A port that has used up its quota gives up its own oldest connection that nobody has answered
-//! yet, or is refused; nobody else's ever goes.
+//! for everybody. A port that has used up its quota gives up one of its own connections that nobody has
+//! answered and that would end soonest, or is refused; nobody else's ever goes.
 
 mod adopt;
 mod quota;

@@ -44,16 +44,18 @@ impl Quotas {
         }
     }
 
-    /// Shares `capacity` records out: half is guaranteed in equal parts to the ports given with their limits.
+    /// Shares `capacity` records out: half is guaranteed in equal parts to the ports given with their limits, to none more
+    /// than its limit.
     pub(super) fn share(&self, capacity: u32, limits: impl Iterator<Item = (u32, u32)>) {
-        let mut count = 0;
+        let mut maxima = Vec::new();
         for (port, max) in limits {
             self.ports[port as usize % PORTS_MAX].max.store(max, Relaxed);
-            count += 1;
+            maxima.push(max);
         }
-        let guaranteed = capacity / 2 / count.max(1);
+        let guaranteed = capacity / 2 / u32::try_from(maxima.len()).unwrap_or(u32::MAX).max(1);
+        let reserved: u32 = maxima.iter().map(|max| guaranteed.min(*max)).sum();
         self.guaranteed.store(guaranteed, Relaxed);
-        self.shared_max.store(capacity - guaranteed * count, Relaxed);
+        self.shared_max.store(capacity - reserved, Relaxed);
         let beyond = |port: &Port| port.used.load(Relaxed).saturating_sub(guaranteed);
         self.shared_used.store(self.ports.iter().map(beyond).sum(), Relaxed);
     }
@@ -110,7 +112,7 @@ mod tests {
         let quotas = Quotas::new();
         quotas.share(1000, [(0, 10_000), (1, 10_000), (2, 100)].into_iter());
         let greedy = std::iter::repeat_with(|| quotas.take(0)).take_while(Result::is_ok).count();
-        assert_eq!(greedy, 1000 - 2 * 166);
+        assert_eq!(greedy, 1000 - 166 - 100);
         assert_eq!(quotas.take(0), Err(Refusal::Shared));
         assert_eq!((0..166).filter(|_| quotas.take(1).is_ok()).count(), 166);
         assert_eq!(quotas.take(1), Err(Refusal::Shared));

@@ -272,7 +272,7 @@ impl Connections {
             Err(Refusal::Shared) => Some(CommitError::Full),
         };
         if let Some(error) = refused {
-            // Its own oldest unanswered connection makes room, if there is one.
+            // One of its own that nobody has answered and that would end soonest makes room, if there is one.
             let index = self.evict(&mut shard, new.in_port).ok_or(error)?;
             free.0.push(index);
             self.quotas.take_anyway(new.in_port);
@@ -388,7 +388,7 @@ impl Connections {
         self.count.fetch_sub(1, Relaxed);
     }
 
-    /// Frees the oldest connection of a port in this shard that nobody has answered.
+    /// Frees a connection of a port in this shard that nobody has answered, out of those that would end soonest.
     #[cold]
     fn evict(&self, shard: &mut Wheel, port: u32) -> Option<u32> {
         let records = self.records();

@@ -90,14 +90,12 @@ impl Wheel {
         }
     }
 
-    /// Up to `count` records that come first, soonest first, without those due later than the first level reaches.
+    /// Up to `count` records of the slots that come first, those of the last level left out. Within a slot the newest come first.
     pub(super) fn soonest<'a>(&'a self, records: &'a [Record], count: usize) -> impl Iterator<Item = u32> + 'a {
-        let slots = (1..SLOTS).map(|ahead| self.slots[((self.current + ahead) % SLOTS) as usize]);
-        slots
-            .flat_map(|first| {
-                std::iter::successors(next(first), |&i| next(records[i as usize].wheel_next.load(Relaxed)))
-            })
-            .take(count)
+        let seconds = (1..SLOTS).map(|ahead| self.slots[((self.current + ahead) % SLOTS) as usize]);
+        let minutes = (1..SLOTS).map(|ahead| self.slots[(SLOTS + ((self.current >> BITS) + ahead) % SLOTS) as usize]);
+        let chain = |first| std::iter::successors(next(first), |&i| next(records[i as usize].wheel_next.load(Relaxed)));
+        seconds.chain(minutes).flat_map(chain).take(count)
     }
 }
 

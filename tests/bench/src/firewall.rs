@@ -18,9 +18,9 @@ use crate::switches::{Kind, Needs, Switch};
 /// Connections of which the memory is measured.
 const CONNECTIONS: u32 = 1_000_000;
 
-/// The smallest table in which two ports of one network may have so many between them: of the half that is guaranteed, a third
-/// is kept for the host's own services.
-const TABLE: u32 = CONNECTIONS / 5 * 6 + 6;
+/// The smallest table in which two ports of one network may have so many between them: the share of the host's own services
+/// is kept for them.
+const TABLE: u32 = CONNECTIONS + (1 << 16) + 64;
 
 /// Connections of the daemon that is compared with: they go through each buffer of each ring once.
 const CONNECTIONS_BEFORE: u32 = 4_096;
