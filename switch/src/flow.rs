@@ -424,13 +424,14 @@ impl FlowCache {
             return self.set(place, flow);
         }
         let [first, second] = self.places(hash);
-        let room = |bucket: usize| (0..PLACES).filter(|&place| octet(self.buckets[bucket].0[TAGS], place) == 0).count();
+        let room = |bucket: usize| empty(self.buckets[bucket].0[TAGS]);
         let (room_first, room_second) = (room(first), room(second));
-        let (bucket, place) = if room_first + room_second > 0 {
+        let (bucket, place) = if room_first | room_second != 0 {
             self.filled += 1;
             // The emptier one: so both stay even.
-            let bucket = if room_first >= room_second { first } else { second };
-            (bucket, (0..PLACES).find(|&place| octet(self.buckets[bucket].0[TAGS], place) == 0).unwrap_or(0))
+            let emptier_first = room_first.count_ones() >= room_second.count_ones();
+            let (bucket, room) = if emptier_first { (first, room_first) } else { (second, room_second) };
+            (bucket, room.trailing_zeros() as usize / 8)
         } else {
             self.oldest([first, second], flow.round as u8)
         };
@@ -494,6 +495,12 @@ fn matching(tags: u64, tag: u8) -> u64 {
     const LOW: u64 = 0x0101_0101_0101_0101;
     let differs = tags ^ (LOW * u64::from(tag));
     differs.wrapping_sub(LOW) & !differs & LOW << 7
+}
+
+/// A bit in each octet of `tags` that is an empty place: a tag's lowest bit is set.
+#[inline]
+fn empty(tags: u64) -> u64 {
+    !tags & 0x0101_0101_0101_0101
 }
 
 #[inline]
