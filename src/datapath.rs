@@ -8,8 +8,8 @@
 //!
 //! `rx` and `tx` are the worker's ([`crate::worker`]): they know rings and devices. What stands between them are these
 //! two functions, and only this file knows the order: [`classify`] looks at the packet alone, [`forward`] at what is
-//! known of its flow. A burst goes through the first as a whole before the second begins, so that the lines that the
-//! second needs are on their way by then. `trace` calls the same two with a [`Recorder`].
+//! known of its flow. While a worker knows many flows, a burst goes through the first as a whole before the second begins, so
+//! that the lines that the second needs are on their way by then. `trace` calls the same two with a [`Recorder`].
 
 use hostweave_policy::table::Table;
 use hostweave_switch::flow::FlowKey;
@@ -62,7 +62,7 @@ pub struct Lookup {
 }
 
 /// `parse`, `guard`, `local`. `Continue` when the packet goes on to [`forward`]; `note` holds what control must hear of it.
-#[inline]
+#[inline(always)]
 pub fn classify<R: Recorder>(
     ctx: &Context<'_>,
     packet: &mut Packet,
@@ -95,7 +95,7 @@ pub fn classify<R: Recorder>(
 
 /// `flow`, and on a miss `conn`, `egress`, `route`, `ingress`, `commit` ([`crate::connect`]); then `rewrite`. `Forward`
 /// leaves the rewritten packet with `meta.out_port` set.
-#[inline]
+#[inline(always)]
 pub fn forward<R: Recorder>(
     ctx: &Context<'_>,
     flows: &mut Flows<'_>,

@@ -67,7 +67,7 @@ pub struct Way {
 ///
 /// # Errors
 /// Why it ends here.
-#[inline]
+#[inline(always)]
 pub fn flow<R: Recorder>(
     ctx: &Context<'_>,
     flows: &mut Flows<'_>,

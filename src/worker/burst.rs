@@ -12,6 +12,7 @@ use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{Network, PortId};
 
 use super::delivery::{Delivery, Outcome};
+use super::pace::Pace;
 use super::stash::Stash;
 use super::watch::{ANSWER_ENDS, Nobody, Somebody, Watcher};
 use super::{Note, Path, Shared, add, counters};
@@ -20,6 +21,7 @@ use crate::datapath::{self, Context, Lookup};
 use crate::fabric::plane::Plane;
 use crate::observe::flow_event::FlowEvent;
 use crate::observe::recorder::Unwatched;
+use crate::services::LocalNote;
 
 /// Fragments looked at in one loop for being too old.
 const FRAGMENTS_BUDGET: usize = 16;
@@ -53,14 +55,19 @@ impl Path {
         let ctx = Context::new(plane, input, network, queue, self.shared.clock.seconds(now));
         let mut verdicts = [Verdict::Continue; BURST];
         watcher.arrived(&ctx, &self.burst);
-        let octets = self.classify(&ctx, &mut verdicts, now);
+        let ahead = !self.cache.is_small();
+        if ahead {
+            self.classify_all(&ctx, &mut verdicts, now);
+        }
         let mut out = Delivery::new(plane, self.shared.index, self.burst.len());
-        let (mut forwarded, mut replied) = (0, 0);
-        for (index, verdict) in verdicts.iter().enumerate().take(self.burst.len()) {
-            let verdict = match verdict {
+        let (mut forwarded, mut replied, mut octets) = (0, 0, 0);
+        for index in 0..self.burst.len() {
+            octets += self.burst.packets()[index].len() as u64;
+            let first = if ahead { verdicts[index] } else { self.classify(&ctx, index, now) };
+            let verdict = match first {
                 Verdict::Continue => self.forward(&ctx, index, now, watcher),
-                Verdict::Drop(reason) => self.refused(&ctx, index, *reason, now),
-                ended => *ended,
+                Verdict::Drop(reason) => self.refused(&ctx, index, reason, now),
+                ended => ended,
             };
             watcher.decided(index, verdict);
             let (packet, arena) = self.burst.packet_mut(index);
@@ -166,54 +173,48 @@ impl Path {
         });
     }
 
-    /// The first half of the pipeline for the whole burst; flows of packets that go on are asked for ahead. Returns the
-    /// octets of all frames.
-    #[inline]
-    fn classify(&mut self, ctx: &Context<'_>, verdicts: &mut [Verdict; BURST], now: Instant) -> u64 {
-        let mut octets = 0;
-        let keys = self.shared.connections.keys();
-        let ahead = !self.cache.is_small();
-        for (index, verdict) in verdicts.iter_mut().enumerate().take(self.burst.len()) {
-            let (packet, arena) = self.burst.packet_mut(index);
-            octets += packet.len() as u64;
-            let mut note = None;
-            *verdict = datapath::classify(ctx, packet, arena, &mut note, &mut Unwatched);
-            if let Some(note) = note {
-                match self.pace.note(ctx.port.id, now) {
-                    true => self.shared.note(Note::Local(ctx.port.id, note)),
-                    false => add(&self.shared.stats.notes_lost, 1),
-                }
-            }
-            if *verdict == Verdict::Continue && packet.meta.fragment {
-                *verdict = fragment(&self.shared, &mut self.released, ctx, packet, arena, now);
-            }
-            if *verdict == Verdict::Continue {
-                // `PORTS_MAX` fits.
-                match FlowKey::of(packet, ctx.port.id.0 as u16) {
-                    Some(key) => {
-                        let lookup = Lookup { key, hash: keys.hash(&key, ctx.network.vni) };
-                        if ahead {
-                            self.cache.prefetch(lookup.hash);
-                        }
-                        self.lookups[index] = lookup;
-                    }
-                    None => *verdict = Verdict::Drop(DropReason::NeighborNoAnswer),
-                }
+    /// The first half of the pipeline for the whole burst, before the second begins: what that needs of a large flow cache is on
+    /// its way by then. With a small one this would only cost.
+    #[inline(never)]
+    fn classify_all(&mut self, ctx: &Context<'_>, verdicts: &mut [Verdict; BURST], now: Instant) {
+        for index in 0..self.burst.len() {
+            verdicts[index] = self.classify(ctx, index, now);
+            if verdicts[index] == Verdict::Continue {
+                self.cache.prefetch(self.lookups[index].hash);
             }
         }
-        if !ahead {
-            return octets;
-        }
-        for (index, verdict) in verdicts.iter().enumerate().take(self.burst.len()) {
-            if *verdict == Verdict::Continue {
+        for index in 0..self.burst.len() {
+            if verdicts[index] == Verdict::Continue {
                 self.cache.prefetch_flow(self.lookups[index].hash);
             }
         }
-        octets
+    }
+
+    /// The first half, for one packet. `Continue` leaves what its flow is looked up by in `lookups`.
+    #[inline(always)]
+    fn classify(&mut self, ctx: &Context<'_>, index: usize, now: Instant) -> Verdict {
+        let (packet, arena) = self.burst.packet_mut(index);
+        let mut note = None;
+        let mut verdict = datapath::classify(ctx, packet, arena, &mut note, &mut Unwatched);
+        if note.is_some() {
+            tell(&self.shared, &mut self.pace, ctx.port.id, note, now);
+        }
+        if verdict == Verdict::Continue && packet.meta.fragment {
+            verdict = fragment(&self.shared, &mut self.released, ctx, packet, arena, now);
+        }
+        if verdict != Verdict::Continue {
+            return verdict;
+        }
+        // `PORTS_MAX` fits.
+        let Some(key) = FlowKey::of(packet, ctx.port.id.0 as u16) else {
+            return Verdict::Drop(DropReason::NeighborNoAnswer);
+        };
+        self.lookups[index] = Lookup { key, hash: self.shared.connections.keys().hash(&key, ctx.network.vni) };
+        Verdict::Continue
     }
 
     /// The second half, for one packet.
-    #[inline]
+    #[inline(always)]
     fn forward<W: Watcher>(&mut self, ctx: &Context<'_>, index: usize, now: Instant, watcher: &mut W) -> Verdict {
         let lookup = &self.lookups[index];
         let mut flows = Flows {
@@ -279,6 +280,16 @@ impl Path {
             add(&self.shared.stats.flows_lost, 1);
         }
         may
+    }
+}
+
+/// Leaves a note for control, if the port may cause another one now.
+#[cold]
+fn tell(shared: &Shared, pace: &mut Pace, port: PortId, note: Option<LocalNote>, now: Instant) {
+    let Some(note) = note else { return };
+    match pace.note(port, now) {
+        true => shared.note(Note::Local(port, note)),
+        false => add(&shared.stats.notes_lost, 1),
     }
 }
 

@@ -28,7 +28,7 @@ struct Open<'p> {
 }
 
 impl Open<'_> {
-    #[inline]
+    #[inline(always)]
     fn transmit(&mut self, packet: &Packet, arena: &[Segment]) -> Result<(), DropReason> {
         let frames = self.queue.transmit(packet, arena)?;
         self.frames += u64::from(frames.max(1));
@@ -67,7 +67,7 @@ impl<'p> Delivery<'p> {
     }
 
     /// Hands a packet to `to`. A drop is counted here; a busy packet is the caller's to keep.
-    #[inline]
+    #[inline(always)]
     pub fn deliver(&mut self, uring: &mut Uring, packet: &Packet, arena: &[Segment], to: PortId) -> Outcome {
         // A burst goes mostly to one place.
         if let Some(last) = self.open.last_mut()
@@ -79,6 +79,12 @@ impl<'p> Delivery<'p> {
                 Err(reason) => self.dropped(to, reason),
             };
         }
+        self.deliver_elsewhere(uring, packet, arena, to)
+    }
+
+    /// To another place than the packet before, or one with several queues.
+    #[inline(never)]
+    fn deliver_elsewhere(&mut self, uring: &mut Uring, packet: &Packet, arena: &[Segment], to: PortId) -> Outcome {
         let outcome = match self.plane.output(to) {
             Some(Output::Vhost(output)) => self.vhost(output, packet, arena, to),
             Some(Output::Tap(tap)) => self.count_sent(to, packet, tap.transmit(packet, arena, uring)),

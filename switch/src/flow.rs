@@ -45,7 +45,7 @@ pub enum Kind {
 
 impl FlowKey {
     /// The key of a parsed packet. `None` for ARP.
-    #[inline]
+    #[inline(always)]
     pub fn of(packet: &Packet, scope: u16) -> Option<Self> {
         const L3: usize = ethernet::HEADER_LEN;
         let head = packet.head();
@@ -206,7 +206,7 @@ impl HashKeys {
     }
 
     /// The same for both directions of a flow. `vni` keeps equal addresses of different networks apart.
-    #[inline]
+    #[inline(always)]
     pub fn hash(&self, key: &FlowKey, vni: u32) -> u64 {
         let [k0, k1, k2, k3] = self.0;
         let [a, b, c, d] = key.addresses;
@@ -370,7 +370,7 @@ impl FlowCache {
     }
 
     /// Where the flow of a key stands.
-    #[inline]
+    #[inline(always)]
     pub fn find(&self, key: &FlowKey, hash: u64) -> Option<usize> {
         let [first, second] = self.places(hash);
         match self.find_in(first, key, hash) {
@@ -379,7 +379,7 @@ impl FlowCache {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn find_in(&self, bucket: usize, key: &FlowKey, hash: u64) -> Option<usize> {
         let mut matches = matching(self.buckets[bucket].0[TAGS], tag(hash));
         while matches != 0 {

@@ -38,7 +38,7 @@ fn check(port: &Port, network: &Network, packet: &Packet) -> Result<(), DropReas
 }
 
 /// The first half of [`guard`], for each packet: its MAC addresses.
-#[inline]
+#[inline(always)]
 pub fn link(port: &Port, packet: &Packet) -> Verdict {
     match link_addresses(port, packet) {
         Ok(()) => Verdict::Continue,
@@ -55,7 +55,7 @@ pub fn source(port: &Port, network: &Network, packet: &Packet) -> Result<(), Dro
     source_address(port, network, packet)
 }
 
-#[inline]
+#[inline(always)]
 fn link_addresses(port: &Port, packet: &Packet) -> Result<(), DropReason> {
     let link: &[u8; ethernet::HEADER_LEN] = packet.head().first_chunk().ok_or(DropReason::Internal)?;
     let word = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| link[at + i]));

@@ -25,7 +25,7 @@ use crate::wire::{arp, array, be16, checksum, proto};
 pub use crate::offload::check_offload;
 
 /// Parses one frame. `Continue`, with `meta` filled in and `meta.offload` checked, or `Drop`.
-#[inline]
+#[inline(always)]
 pub fn parse(packet: &mut Packet, arena: &mut [Segment]) -> Verdict {
     match frame(packet, arena) {
         Ok(()) => Verdict::Continue,
@@ -33,7 +33,7 @@ pub fn parse(packet: &mut Packet, arena: &mut [Segment]) -> Verdict {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn frame(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
     // `rx` has copied as much already; another source may have left a shorter head.
     packet.extend_head(packet.len().min(HEAD_FIRST), arena)?;
@@ -56,7 +56,7 @@ fn arp(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
     Ok(())
 }
 
-#[inline]
+#[inline(always)]
 fn ipv4(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
     const MALFORMED: DropReason = DropReason::Ipv4Malformed;
     let head = packet.head();
@@ -127,7 +127,7 @@ fn ipv4_fragment(packet: &mut Packet, header: Ipv4<'_>, len: usize) -> Result<()
     Ok(())
 }
 
-#[inline]
+#[inline(always)]
 fn ipv6(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
     const MALFORMED: DropReason = DropReason::Ipv6Malformed;
     let head = packet.head();

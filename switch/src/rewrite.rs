@@ -13,7 +13,7 @@ use crate::wire::{ethernet, ipv4};
 ///
 /// # Errors
 /// Why the packet may not go on; it is as before then.
-#[inline]
+#[inline(always)]
 pub fn rewrite(packet: &mut Packet, network: &Network, out: &Port) -> Result<(), DropReason> {
     let l3 = packet.meta.l3;
     let too_long = route::widest(packet) > u32::from(network.mtu);
