@@ -3,8 +3,8 @@
 //!
 //! Theory of operation: nearly every packet finds its flow in this worker's cache, and if that was checked against its
 //! connection during the current second and the current epoch, nothing else is looked at ([`flow`]). Otherwise the
-//! connection is asked ([`refresh`]): is it still there, is it still allowed? Without a flow the shared table is asked
-//! ([`connection`]), and without a connection policy is ([`decide`]). Only [`commit`] adds connections.
+//! connection is asked (`refresh`): is it still there, is it still allowed? Without a flow the shared table is asked
+//! (`connection`), and without a connection policy is (`decide`). Only `commit` adds connections.
 //!
 //! A TCP segment also has to fit into its connection, each time (SEMANTICS CT1–CT4). An ICMP error is no connection of
 //! its own: it goes where the packet that it speaks about came from, if that belongs to one (CT5).

@@ -32,7 +32,7 @@ pub enum Entry {
     Lost {
         /// When that was noticed.
         time: SystemTime,
-        /// Where: a worker, or [`SLOW_READER`].
+        /// Where: a worker, or `SLOW_READER`.
         worker: Option<usize>,
         /// How many events.
         count: u64,

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use hostweave_switch::counters::PortCounters;
 use hostweave_switch::flow::{FlowKey, NO_QUEUE};
 use hostweave_switch::fragment::{Admit, QueuedFrame};
 use hostweave_switch::icmp_error::{self, ErrorKind};
@@ -46,6 +47,10 @@ impl Path {
         self.run(plane, port, queue, now, &mut Somebody::new(&watching, worker, now));
     }
 
+    #[allow(
+        clippy::needless_range_loop,
+        reason = "the burst is changed in the loop; an iterator costs 20 instructions"
+    )]
     fn run<W: Watcher>(&mut self, plane: &Plane, port: PortId, queue: u8, now: Instant, watcher: &mut W) {
         let Some(input) = plane.tables.port(port) else { return };
         let (Some(network), Some(count)) = (plane.tables.network(input.network), input.counters.get(self.shared.index))
@@ -116,11 +121,8 @@ impl Path {
             }
         }
         out.finish(&mut self.uring);
-        count.received.add(self.burst.len() as u64);
-        count.received_bytes.add(octets);
-        count.forwarded.add(forwarded);
-        count.replied.add(replied);
-        count.bursts.add(1);
+        let burst = [self.burst.len() as u64, octets, forwarded, replied];
+        account(count, burst);
     }
 
     /// Sends the fragments that waited for a first one of the burst before. The burst is empty.
@@ -176,6 +178,7 @@ impl Path {
     /// The first half of the pipeline for the whole burst, before the second begins: what that needs of a large flow cache is on
     /// its way by then. With a small one this would only cost.
     #[inline(never)]
+    #[allow(clippy::needless_range_loop, reason = "as in `run`")]
     fn classify_all(&mut self, ctx: &Context<'_>, verdicts: &mut [Verdict; BURST], now: Instant) {
         for index in 0..self.burst.len() {
             verdicts[index] = self.classify(ctx, index, now);
@@ -281,6 +284,16 @@ impl Path {
         }
         may
     }
+}
+
+/// Adds a burst to its port's counters: frames, octets, forwarded, replied.
+#[inline]
+fn account(count: &PortCounters, [frames, octets, forwarded, replied]: [u64; 4]) {
+    count.received.add(frames);
+    count.received_bytes.add(octets);
+    count.forwarded.add(forwarded);
+    count.replied.add(replied);
+    count.bursts.add(1);
 }
 
 /// Leaves a note for control, if the port may cause another one now.
