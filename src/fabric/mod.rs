@@ -19,10 +19,11 @@ mod port;
 pub mod probe;
 pub mod report;
 pub mod spec;
+mod start;
 mod what_if;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -34,11 +35,9 @@ use hostweave_policy::model::World;
 use hostweave_policy::table::Table;
 use hostweave_switch::connection::Connections;
 use hostweave_switch::counters::PortTotals;
-use hostweave_switch::flow::FlowCache;
 use hostweave_switch::fragment::Fragments;
 use hostweave_switch::limits::{NETWORKS_MAX, PORTS_MAX, WORKERS_MAX};
 use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables};
-use hostweave_uplink::uring::Uring;
 use tokio::sync::mpsc;
 
 pub use flows::policy as policy_of;
@@ -47,11 +46,12 @@ use crate::observe::flow_log::FlowLog;
 use crate::services::sockets::Sockets;
 use crate::worker::clock::Clock;
 use crate::worker::watch::Watch;
-use crate::worker::{FLOWS_MAX, NOTES_MAX, Shared, Worker, WorkerStats};
-use mailbox::{Mailbox, Message};
+use crate::worker::{Shared, WorkerStats};
+use mailbox::Message;
 use plane::Plane;
 use port::PortRuntime;
 use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Timeouts};
+use start::{Seat, or_abort, start_worker};
 pub use what_if::{Affected, AffectedFlow, DeniedFlow, Impact, Picture};
 
 /// The running packet path.
@@ -556,78 +556,6 @@ fn check(desired: &Desired) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// What a worker is given.
-struct Seat {
-    index: usize,
-    cpu: Option<usize>,
-    /// Workers of the host.
-    count: usize,
-    plane: Arc<ArcSwap<Plane>>,
-    connections: Arc<Connections>,
-    fragments: Arc<Fragments>,
-    clock: Clock,
-    watch: Arc<Watch>,
-    listener: std::thread::Thread,
-}
-
-fn start_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, JoinHandle<()>)> {
-    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-    let name = format!("hw-worker-{}", seat.index);
-    let body = move || {
-        let prepared = prepare_worker(seat);
-        match prepared {
-            Ok((shared, uring, cache)) => {
-                if sender.send(Ok(Arc::clone(&shared))).is_ok() {
-                    or_abort(|| Worker::new(shared, uring, cache).run());
-                }
-            }
-            Err(error) => drop(sender.send(Err(error))),
-        }
-    };
-    let thread = std::thread::Builder::new().name(name).spawn(body).context("starting a worker")?;
-    let shared = receiver.recv().context("a worker ended before it was ready")??;
-    Ok((shared, thread))
-}
-
-/// Runs the body of a thread that the host cannot do without. A panic there is a bug, and a daemon that goes on with
-/// dead ports is worse than none: the process ends, the service manager starts it again, and guests reconnect.
-fn or_abort(body: impl FnOnce()) {
-    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
-        tracing::error!("a worker or the maintenance thread panicked, which is a bug of hostweave; the daemon ends");
-        std::process::abort();
-    }
-}
-
-fn prepare_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, Uring, FlowCache)> {
-    let Seat { index, cpu, count, plane, connections, fragments, clock, watch, listener } = seat;
-    if let Some(cpu) = cpu {
-        let mut set = nix::sched::CpuSet::new();
-        set.set(cpu).with_context(|| format!("worker {index}: CPU {cpu} is out of range"))?;
-        nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)
-            .with_context(|| format!("worker {index}: this process may not run on CPU {cpu}"))?;
-    }
-    let uring = Uring::new().with_context(|| format!("worker {index}: the kernel refused an io_uring"))?;
-    // Both directions of each connection, wherever they are seen; workers share them more or less evenly.
-    let flows = (2 * connections.capacity() as usize).div_ceil(count);
-    let cache = FlowCache::new(flows).with_context(|| format!("worker {index}: no memory for {flows} flows"))?;
-    let shared = Arc::new(Shared {
-        index,
-        plane,
-        connections,
-        fragments,
-        clock,
-        flows: crossbeam_queue::ArrayQueue::new(FLOWS_MAX),
-        flows_awaited: std::sync::atomic::AtomicBool::new(true),
-        mailbox: Mailbox::new(uring.waker()),
-        notes: crossbeam_queue::ArrayQueue::new(NOTES_MAX),
-        listener,
-        revision: AtomicU64::new(0),
-        stats: WorkerStats::default(),
-        watch,
-    });
-    Ok((shared, uring, cache))
 }
 
 fn report(stats: &WorkerStats) -> WorkerReport {
