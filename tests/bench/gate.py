@@ -40,7 +40,7 @@ CPU_SHARE_MIN = 0.95
 suite = Suite("speed")
 
 
-@suite.test("no stage takes more instructions than its budget, and IPv6 little more than IPv4", timeout=900)
+@suite.test("no stage takes more instructions than its budget, and IPv6 little more than IPv4", timeout=2400)
 def instructions(_case):
     requirements.programs("valgrind")
     done = subprocess.run([os.path.join(HERE, "instructions")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -99,7 +99,7 @@ const BATCH: u32 = 512;
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// How often a frame is sent.
-const TRIES: usize = 25;
+const TRIES: usize = 60;
 
 /// Octets of each frame that tell it: L4 ports, then sequence numbers (TCP) or length, checksum and payload (UDP).
 const TOLD_BY: usize = 14;
