@@ -6,6 +6,7 @@ Addresses are set by hand (containers.py proves DHCP and SLAAC), so that a test 
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +22,8 @@ from harness.suite import Suite  # noqa: E402
 
 PEER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peer.py")
 # What a policy lets in; 7100 and up are allowed nowhere.
-ECHO, OTHER, CLOSES, LATE, IPERF, MEET = 7000, 7001, 7002, 7003, 5201, 7010
+ECHO, OTHER, CLOSES, LATE, IPERF = 7000, 7001, 7002, 7003, 5201
+MEET = range(7010, 7090)
 
 
 def check():
@@ -83,7 +85,7 @@ def spaces(case, *names, mtu=1500, workers=2, **host):
     """A daemon whose default is deny, and for each name a namespace on a port, with its addresses and a peer."""
     daemon = Daemon(case, mtu=mtu, workers=workers)
     daemon.host(defaultPolicy="deny", **host)
-    allow(daemon, ECHO, OTHER, CLOSES, LATE, IPERF, MEET)
+    allow(daemon, ECHO, OTHER, CLOSES, LATE, IPERF, *MEET)
     found = []
     for name in names:
         space = Namespace(case, name)
@@ -227,14 +229,18 @@ def simultaneous_open(case):
     for index in (0, 1):
         hosts = [families(space.port)[index] for space in (a, b)]
 
-        def attempt():
+        def attempt(port):
             at = time.monotonic() + 0.05
-            a.peer.start("meet", host=hosts[1], port=MEET, at=at)
-            b.peer.start("meet", host=hosts[0], port=MEET, at=at)
+            a.peer.start("meet", host=hosts[1], port=port, at=at)
+            b.peer.start("meet", host=hosts[0], port=port, at=at)
+            # The switch stands still while both send their SYN, so that these cross in it.
+            daemon.process.send_signal(signal.SIGSTOP)
+            time.sleep(max(0.0, at + 0.05 - time.monotonic()))
+            daemon.process.send_signal(signal.SIGCONT)
             return (a.peer.finish(), b.peer.finish()) == ("here", "here")
 
-        # SYNs have to cross within a round trip: it takes a few attempts.
-        assert any(attempt() for _ in range(150)), "never, to %s" % hosts[1]
+        # A port of its own for each attempt: one that ended half-way leaves an end in TIME_WAIT.
+        assert any(attempt(port) for port in MEET), "never, to %s" % hosts[1]
     daemon.check_ledger()
 
 
