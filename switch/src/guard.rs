@@ -34,7 +34,7 @@ pub fn guard(port: &Port, network: &Network, packet: &Packet) -> Verdict {
 #[inline]
 fn check(port: &Port, network: &Network, packet: &Packet) -> Result<(), DropReason> {
     link_addresses(port, packet)?;
-    source_address(port, network, packet)
+    source(port, network, packet)
 }
 
 /// The first half of [`guard`], for each packet: its MAC addresses.
@@ -44,15 +44,6 @@ pub fn link(port: &Port, packet: &Packet) -> Verdict {
         Ok(()) => Verdict::Continue,
         Err(reason) => Verdict::Drop(reason),
     }
-}
-
-/// The second half: everything above. Of a flow that is known, the first packet went through it, and a port whose addresses
-/// change gets a new epoch.
-///
-/// # Errors
-/// Why the packet ends.
-pub fn source(port: &Port, network: &Network, packet: &Packet) -> Result<(), DropReason> {
-    source_address(port, network, packet)
 }
 
 #[inline(always)]
@@ -82,8 +73,13 @@ const fn mac_number(MacAddr([a, b, c, d, e, f]): MacAddr) -> u64 {
     u64::from_be_bytes([0, 0, a, b, c, d, e, f])
 }
 
+/// The second half: everything above. Of a flow that is known, the first packet went through it, and a port whose addresses
+/// change gets a new epoch.
+///
+/// # Errors
+/// Why the packet ends.
 #[inline]
-fn source_address(port: &Port, network: &Network, packet: &Packet) -> Result<(), DropReason> {
+pub fn source(port: &Port, network: &Network, packet: &Packet) -> Result<(), DropReason> {
     if port.kind == PortKind::Internal {
         return internal(network, packet);
     }

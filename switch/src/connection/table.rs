@@ -14,7 +14,6 @@ use super::timeouts::Timeouts;
 use super::wheel::{NONE, Wheel};
 use crate::flow::{FlowKey, HashKeys, Kind, TRUST_S};
 use crate::limits::{CONNECTIONS_MAX, PORTS_MAX};
-use crate::prefetch::prefetch;
 use crate::shared::SharedFile;
 use crate::tcp_track::Side;
 
@@ -210,12 +209,6 @@ impl Connections {
     pub fn entries(&self) -> impl Iterator<Item = Entry> {
         let used = self.lock_free().fresh as usize;
         self.records()[..used].iter().enumerate().filter_map(|(index, record)| record.entry(index as u32))
-    }
-
-    /// Asks for the chain of a hash ahead of its use.
-    #[inline]
-    pub fn prefetch(&self, hash: u64) {
-        prefetch(&self.heads[self.bucket(hash)]);
     }
 
     /// Looks a packet's connection up.
