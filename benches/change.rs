@@ -117,6 +117,8 @@ fn network() -> Result<Network, Failure> {
         domain: None,
         resolvers: Vec::new(),
         internal: PortId::NONE,
+        egress_v4: Default::default(),
+        egress_v6: Default::default(),
     })
 }
 

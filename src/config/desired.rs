@@ -80,6 +80,9 @@ pub fn to_desired(set: &ObjectSet, assignments: &Assignments, host: &HostFacts<'
         established: config.established,
         local: config.infrastructure.answers,
         timeouts: config.connections.timeouts,
+        uplink: None,
+        nat_pools: Vec::new(),
+        attached: Vec::new(),
     };
     (desired, problems)
 }
@@ -101,6 +104,8 @@ fn network_of(name: &str, network: &checked::Network) -> Network {
         resolvers: network.resolvers.clone(),
         // The fabric gives each network its internal port.
         internal: PortId::NONE,
+        egress_v4: Default::default(),
+        egress_v6: Default::default(),
     }
 }
 

@@ -4,7 +4,8 @@
 //! (a VMM connects, a guest forms an address) comes back as [`FabricEvent`].
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use hostweave_switch::MacAddr;
 pub use hostweave_switch::connection::Timeouts;
 pub use hostweave_switch::tables::LocalServices;
 use hostweave_switch::tables::Network;
+use ipnet::IpNet;
 use uuid::Uuid;
 
 /// Connections that a host has room for, where nothing is written.
@@ -51,6 +53,86 @@ pub struct Desired {
     pub local: LocalServices,
     /// When an idle connection is forgotten.
     pub timeouts: Timeouts,
+    /// The way out of the host.
+    pub uplink: Option<UplinkSpec>,
+    /// Pools of NAT addresses, by unique name.
+    pub nat_pools: Vec<NatPoolSpec>,
+    /// Public addresses that sit on one port each; no address twice.
+    pub attached: Vec<AttachSpec>,
+}
+
+/// The way out of the host (`HostConfig.spec.uplink`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UplinkSpec {
+    /// Interface of the daemon's own network namespace.
+    pub interface: String,
+    /// How frames get there.
+    pub driver: UplinkDriver,
+    /// The host's own addresses at the uplink, each with the length of its subnet.
+    pub addresses: Vec<IpNet>,
+    /// Default routers, at equal cost, of both families.
+    pub gateways: Vec<IpAddr>,
+    /// IEEE 802.1Q tag, 1 to 4094.
+    pub vlan: Option<u16>,
+    /// Octets of IP packet; `None` takes the interface's.
+    pub mtu: Option<u16>,
+}
+
+/// How frames get to the uplink.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum UplinkDriver {
+    /// A packet socket on an existing interface.
+    #[default]
+    AfPacket,
+    /// A TAP device, which the kernel routes from and to.
+    Tap,
+}
+
+/// Addresses for ports without a public one (`NatPool`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NatPoolSpec {
+    /// Name of the object.
+    pub name: String,
+    /// Its addresses, both families, each once.
+    pub addresses: Vec<IpAddr>,
+    /// Addresses that take no new connections; part of `addresses`.
+    pub draining: Vec<IpAddr>,
+    /// Uids of the ports that it serves; control has resolved networks and selectors. The first pool by name that serves
+    /// a port, with an address of the family, has it.
+    pub ports: Vec<Uuid>,
+    /// L4 ports per block, a power of two, 64 to 4096.
+    pub block_size: u16,
+    /// Blocks that a workload gets at once, and at most.
+    pub blocks: RangeInclusive<u16>,
+    /// Who may send to a mapping from outside (RFC 4787 §5).
+    pub filtering: Filtering,
+    /// Whether TCP connections to different destinations may share an L4 port when the block is full (SEMANTICS NA17).
+    pub overload: bool,
+}
+
+/// Who may send to a NAT mapping from outside (RFC 4787 §5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Filtering {
+    /// Anybody.
+    EndpointIndependent,
+    /// Addresses that the inside has sent to.
+    AddressDependent,
+    /// Addresses and L4 ports that the inside has sent to.
+    #[default]
+    AddressAndPortDependent,
+}
+
+/// A public address on one port (SEMANTICS DA1 to DA6).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AttachSpec {
+    /// The address.
+    pub address: IpAddr,
+    /// Uid of the port.
+    pub port: Uuid,
+    /// `namespace/name` of the Service that it belongs to.
+    pub service: String,
+    /// Whether the guest does not see it: 1:1 NAT to its first private address of the family.
+    pub one_to_one: bool,
 }
 
 /// What policy depends on, besides ports: the fabric adds an endpoint for each port and has a

@@ -61,6 +61,8 @@ impl World {
             domain: Some("cluster.local".to_owned()),
             resolvers: vec![IpAddr::V4(GATEWAY_V4), IpAddr::V6(GATEWAY_V6)],
             internal: PortId(0),
+            egress_v4: Default::default(),
+            egress_v6: Default::default(),
         };
         let port = Port {
             id: PortId(1),

@@ -73,6 +73,8 @@ pub fn tables() -> Tables {
             domain: None,
             resolvers: Vec::new(),
             internal: if id == 0 { INTERNAL } else { PortId::NONE },
+            egress_v4: Default::default(),
+            egress_v6: Default::default(),
         })));
     }
     for id in [INTERNAL, GUEST_A, GUEST_B, GUEST_C] {

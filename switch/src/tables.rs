@@ -60,6 +60,10 @@ pub struct Network {
     pub resolvers: Vec<IpAddr>,
     /// The port behind which the host's own services of this network listen; owns the gateway's addresses.
     pub internal: PortId,
+    /// What becomes of IPv4 packets that leave it.
+    pub egress_v4: Egress,
+    /// What becomes of IPv6 packets that leave it.
+    pub egress_v6: Egress,
 }
 
 /// What kind of thing is attached to a port. `guard` and `local` do not apply to the internal port.
@@ -71,6 +75,70 @@ pub enum PortKind {
     Tap,
     /// The host's own services (DESIGN §3).
     Internal,
+    /// The way out of the host; see [`Uplink`].
+    Uplink,
+}
+
+/// What becomes of packets of one family that leave a network (`Network.spec.egress`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Egress {
+    /// They do not leave.
+    #[default]
+    None,
+    /// From an address of a NAT pool.
+    Nat,
+    /// From the port's own address: the host owns the network's range at the uplink.
+    Routed,
+}
+
+/// A router at the uplink.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NextHop {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its link address; `None` while nobody has answered.
+    pub mac: Option<MacAddr>,
+}
+
+/// Whose an address at the uplink is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owned {
+    /// The host's own, and of nobody else: ICMP errors come from it.
+    Host,
+    /// Of a NAT pool.
+    Nat,
+    /// Attached: the port has it on its own NIC, or by 1:1 NAT behind `inside` (IPv4-mapped for IPv4).
+    Attached {
+        /// The port.
+        port: PortId,
+        /// Its address behind 1:1 NAT; `None` when the guest itself has the public one.
+        inside: Option<u128>,
+    },
+}
+
+/// The way out of the host. Its port lies in a network of its own, which no object names.
+#[derive(Clone, Debug)]
+pub struct Uplink {
+    /// Its port, of [`PortKind::Uplink`].
+    pub port: PortId,
+    /// The network of that port.
+    pub network: NetworkId,
+    /// Its link address.
+    pub mac: MacAddr,
+    /// IEEE 802.1Q tag of all its frames.
+    pub vlan: Option<u16>,
+    /// Octets of IP packet.
+    pub mtu: u16,
+    /// Whether the device has a carrier and is up.
+    pub link: bool,
+    /// Routers of IPv4, at equal cost.
+    pub v4: Vec<NextHop>,
+    /// Routers of IPv6, at equal cost.
+    pub v6: Vec<NextHop>,
+    /// Every single address that the host owns there, IPv4-mapped for IPv4. Only these are answered for.
+    pub owned: HashMap<u128, Owned, RandomState>,
+    /// Prefixes that are routed to the host, with the network they belong to (`egress: routed`).
+    pub routed: Vec<(ipnet::IpNet, NetworkId)>,
 }
 
 /// A port as the packet path sees it. Identity, not attachment.
@@ -198,6 +266,8 @@ pub struct Tables {
     pub local: LocalServices,
     /// Whether connections that policy does not allow any more go on (`HostConfig.spec.established: keep`).
     pub keep_established: bool,
+    /// The way out of the host, if there is one.
+    pub uplink: Option<Arc<Uplink>>,
 }
 
 impl Tables {

@@ -251,6 +251,8 @@ pub fn network(name: &str, vni: u16, mtu: u16) -> Network {
         domain: None,
         resolvers: Vec::new(),
         internal: PortId::NONE,
+        egress_v4: Default::default(),
+        egress_v6: Default::default(),
     }
 }
 

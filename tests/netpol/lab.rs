@@ -351,6 +351,8 @@ fn network(pods: &[IpAddr]) -> Network {
         domain: None,
         resolvers: Vec::new(),
         internal: PortId::NONE,
+        egress_v4: Default::default(),
+        egress_v6: Default::default(),
     }
 }
 
