@@ -4,6 +4,7 @@
 
 pub mod connection;
 pub mod counters;
+pub mod cross;
 pub mod flow;
 pub mod fragment;
 #[doc(hidden)]
@@ -26,6 +27,7 @@ pub mod shared;
 pub mod stage;
 pub mod tables;
 pub mod tcp_track;
+pub mod translate;
 #[cfg(test)]
 mod testing;
 pub mod wire;

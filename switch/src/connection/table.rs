@@ -10,7 +10,9 @@ use crossbeam_utils::CachePadded;
 
 use super::quota::{Quotas, Refusal};
 use super::record::{Direction, Entry, Record};
+use super::crossing::Crossings;
 use super::timeouts::Timeouts;
+use super::translation::Translation;
 use super::wheel::{NONE, Wheel};
 use crate::flow::{FlowKey, HashKeys, Kind, TRUST_S};
 use crate::limits::{CONNECTIONS_MAX, PORTS_MAX};
@@ -58,6 +60,19 @@ pub struct NewConnection {
     pub queue: u8,
     /// What its first segment shows (TCP).
     pub side: Side,
+    /// How it crosses into another network, if it does.
+    pub translation: Option<Translation>,
+    /// Whether it counts for the port that did not begin it: one that came from outside.
+    pub receiver_pays: bool,
+}
+
+/// What became of a new connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Committed {
+    /// The connection.
+    pub found: Found,
+    /// Whether it is the new one; else it is one that another worker has just added.
+    pub new: bool,
 }
 
 /// A connection that was found.
@@ -78,6 +93,8 @@ pub enum CommitError {
     Quota,
     /// The table is full.
     Full,
+    /// Another connection has the tuple of its answers.
+    Taken,
 }
 
 /// Free records that a worker has at hand.
@@ -96,6 +113,7 @@ pub struct Connections {
     shards: Box<[CachePadded<Mutex<Wheel>>]>,
     free: Mutex<Free>,
     quotas: Quotas,
+    pub(super) crossings: Crossings,
     count: AtomicU64,
     evicted: AtomicU64,
 }
@@ -127,6 +145,7 @@ impl Connections {
             shards: (0..SHARDS).map(|_| CachePadded::new(Mutex::new(Wheel::new(options.now)))).collect(),
             free: Mutex::new(Free { first: NONE, fresh: 0 }),
             quotas: Quotas::new(),
+            crossings: Crossings::new(buckets)?,
             count: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
         })
@@ -208,14 +227,17 @@ impl Connections {
     /// Every connection, as it is when its turn comes.
     pub fn entries(&self) -> impl Iterator<Item = Entry> {
         let used = self.lock_free().fresh as usize;
-        self.records()[..used].iter().enumerate().filter_map(|(index, record)| record.entry(index as u32))
+        (0..used).filter_map(|index| self.entry_at(index as u32))
     }
 
     /// Looks a packet's connection up.
     pub fn find(&self, key: &FlowKey, hash: u64, vni: u32) -> Option<Found> {
         let bucket = self.bucket(hash);
-        let _shard = self.lock(bucket);
-        self.find_in(bucket, key, vni)
+        let found = {
+            let _shard = self.lock(bucket);
+            self.find_in(bucket, key, vni)
+        };
+        found.or_else(|| self.find_reply(bucket, key, vni))
     }
 
     fn find_in(&self, bucket: usize, key: &FlowKey, vni: u32) -> Option<Found> {
@@ -245,20 +267,22 @@ impl Connections {
         timeouts: &Timeouts,
         free: &mut FreeRecords,
         now: u32,
-    ) -> Result<Found, CommitError> {
+    ) -> Result<Committed, CommitError> {
         debug_assert!(new.key.kind() != Kind::Answer);
         if free.0.is_empty() {
             self.take_free(free);
         }
         let bucket = self.bucket(new.hash);
         let mut shard = self.lock(bucket);
-        if let Some(found) = self.find_in(bucket, &new.key, new.vni) {
-            return Ok(found);
+        let found = self.find_in(bucket, &new.key, new.vni);
+        if let Some(found) = found.or_else(|| self.find_reply(bucket, &new.key, new.vni)) {
+            return Ok(Committed { found, new: false });
         }
-        let refused = match self.quotas.take(new.in_port) {
+        let payer = if new.receiver_pays { new.out_port } else { new.in_port };
+        let refused = match self.quotas.take(payer) {
             Ok(()) if !free.0.is_empty() => None,
             Ok(()) => {
-                self.quotas.give_back(new.in_port);
+                self.quotas.give_back(payer);
                 Some(CommitError::Full)
             }
             Err(Refusal::Quota) => Some(CommitError::Quota),
@@ -266,15 +290,22 @@ impl Connections {
         };
         if let Some(error) = refused {
             // One of its own that nobody has answered and that would end soonest makes room, if there is one.
-            let index = self.evict(&mut shard, new.in_port).ok_or(error)?;
+            let index = self.evict(&mut shard, payer).ok_or(error)?;
             free.0.push(index);
-            self.quotas.take_anyway(new.in_port);
+            self.quotas.take_anyway(payer);
         }
         let index = free.0.pop().ok_or(CommitError::Full)?;
+        if let Some(translation) = &new.translation
+            && let Err(error) = self.link_reply(index, &new.key, translation)
+        {
+            free.0.push(index);
+            self.quotas.give_back(payer);
+            return Err(error);
+        }
         let record = &self.records()[index as usize];
         record.fill(new, now);
         self.link(&mut shard, bucket, index, timeouts);
-        Ok(Found { index, generation: record.generation(), direction: 0 })
+        Ok(Committed { found: Found { index, generation: record.generation(), direction: 0 }, new: true })
     }
 
     /// Puts a filled record into its chain and wheel.
@@ -291,7 +322,7 @@ impl Connections {
         let record = &self.records()[index as usize];
         let bucket = self.bucket(self.keys.hash(&record.key(), record.vni()));
         let mut shard = self.lock(bucket);
-        self.quotas.take_anyway(record.port(0));
+        self.quotas.take_anyway(record.payer());
         self.link(&mut shard, bucket, index, timeouts);
     }
 
@@ -345,7 +376,7 @@ impl Connections {
                     wheel.insert(self.records(), index, deadline);
                     continue;
                 }
-                if let Some(entry) = record.entry(index) {
+                if let Some(entry) = self.entry_at(index) {
                     closed(&entry);
                 }
                 self.unlink(self.bucket(self.keys.hash(&record.key(), record.vni())), index);
@@ -376,7 +407,10 @@ impl Connections {
         }
         let record = &records[index as usize];
         at.store(record.next.load(Relaxed), Relaxed);
-        self.quotas.give_back(record.port(0));
+        self.quotas.give_back(record.payer());
+        if record.crosses() {
+            self.unlink_reply(index);
+        }
         record.clear();
         self.count.fetch_sub(1, Relaxed);
     }
@@ -387,7 +421,7 @@ impl Connections {
         let records = self.records();
         let own = |index: &u32| {
             let record = &records[*index as usize];
-            record.port(0) == port && !record.is_assured()
+            record.payer() == port && !record.is_assured()
         };
         let index = shard.soonest(records, EVICT_LOOKS).find(own)?;
         let record = &records[index as usize];
@@ -434,7 +468,7 @@ impl Connections {
     }
 
     #[inline]
-    fn bucket(&self, hash: u64) -> usize {
+    pub(super) fn bucket(&self, hash: u64) -> usize {
         // The lower half chooses a bucket of the flow caches, the upper half the other: a mix of both.
         (hash ^ hash >> 23) as usize & (self.heads.len() - 1)
     }

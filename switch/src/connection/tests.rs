@@ -67,8 +67,10 @@ impl Host {
             epoch: 5,
             queue: NO_QUEUE,
             side: Side::default(),
+            translation: None,
+            receiver_pays: false,
         };
-        self.connections.commit(&new, &self.timeouts, free, now)
+        self.connections.commit(&new, &self.timeouts, free, now).map(|committed| committed.found)
     }
 
     fn find(&self, key: FlowKey) -> Option<Found> {
@@ -216,8 +218,10 @@ fn the_next_run_adopts_what_is_still_right() {
             epoch: 1,
             queue: 0,
             side: Side::default(),
+            translation: None,
+            receiver_pays: false,
         };
-        assert!(indices.insert(next.commit(&new, &host.timeouts, &mut free, 105).unwrap().index));
+        assert!(indices.insert(next.commit(&new, &host.timeouts, &mut free, 105).unwrap().found.index));
     }
     assert_eq!(next.len(), 1000);
     drop(next);
