@@ -23,7 +23,6 @@ mod quota;
 mod record;
 mod table;
 mod timeouts;
-mod wheel;
 
 #[cfg(test)]
 mod tests;
