@@ -30,6 +30,7 @@ pub mod tcp_track;
 pub mod translate;
 #[cfg(test)]
 mod testing;
+pub mod wheel;
 pub mod wire;
 
 pub use mac::MacAddr;

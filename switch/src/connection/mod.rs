@@ -30,7 +30,6 @@ mod record;
 mod table;
 mod timeouts;
 mod translation;
-mod wheel;
 
 #[cfg(test)]
 mod tests;

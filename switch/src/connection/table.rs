@@ -13,11 +13,11 @@ use super::record::{Direction, Entry, Record};
 use super::crossing::Crossings;
 use super::timeouts::Timeouts;
 use super::translation::Translation;
-use super::wheel::{NONE, Wheel};
 use crate::flow::{FlowKey, HashKeys, Kind, TRUST_S};
 use crate::limits::{CONNECTIONS_MAX, PORTS_MAX};
 use crate::shared::SharedFile;
 use crate::tcp_track::Side;
+use crate::wheel::{NONE, Wheel};
 
 /// Locks of the table. Each guards the chains and the wheel of the buckets that belong to it.
 const SHARDS: usize = 64;
