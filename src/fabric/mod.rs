@@ -95,6 +95,8 @@ struct State {
     local: LocalServices,
     /// By [`NetworkId`]; see [`Tables::epochs`].
     epochs: Vec<u32>,
+    /// See [`Tables::crossings`].
+    crossings: u32,
     /// Slots of ports that an earlier run knew, by the ports' ids; taken back by whoever comes first.
     remembered: HashMap<u128, u32>,
     /// Whether connections of an earlier run were looked at.
@@ -205,8 +207,20 @@ impl Fabric {
         let state = Mutex::new(State::new(&connections));
         let sockets = Sockets::new().context("starting the host's own services")?;
         let flow_log = Arc::new(FlowLog::default());
-        let inner =
-            Inner { config, plane, workers, state, events, sockets, connections, nat, fragments, clock, flow_log, watch };
+        let inner = Inner {
+            config,
+            plane,
+            workers,
+            state,
+            events,
+            sockets,
+            connections,
+            nat,
+            fragments,
+            clock,
+            flow_log,
+            watch,
+        };
         let inner = Arc::new(inner);
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))

@@ -16,7 +16,8 @@ use crate::worker::clock::Clock;
 /// Opens the table of mappings under the runtime directory.
 pub(super) fn open(config: &FabricConfig, now: u32) -> anyhow::Result<Nat> {
     let path = config.runtime_dir.join("nat");
-    let options = Options { capacity: config.connections_max, boot: boot_id(), now, timers: Timers::default(), seed: None };
+    let options =
+        Options { capacity: config.connections_max, boot: boot_id(), now, timers: Timers::default(), seed: None };
     Nat::open(&path, &options).with_context(|| format!("opening {}", path.display()))
 }
 

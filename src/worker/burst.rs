@@ -348,7 +348,7 @@ pub(super) fn keep(
 
 /// Turns a dropped packet into the ICMP error that its sender must hear of, if any.
 #[cold]
-fn error_reply(packet: &mut Packet, arena: &mut [Segment], ctx: &Context<'_>, reason: DropReason) -> bool {
+pub(crate) fn error_reply(packet: &mut Packet, arena: &mut [Segment], ctx: &Context<'_>, reason: DropReason) -> bool {
     let Some(kind) = icmp_error_for(ctx, packet, reason) else { return false };
     packet.meta.offload = Offload::default();
     icmp_error::icmp_error(packet, arena, ctx.network, kind)

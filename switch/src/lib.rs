@@ -27,9 +27,9 @@ pub mod shared;
 pub mod stage;
 pub mod tables;
 pub mod tcp_track;
-pub mod translate;
 #[cfg(test)]
 mod testing;
+pub mod translate;
 pub mod wheel;
 pub mod wire;
 

@@ -177,7 +177,8 @@ fn other(transport: &mut [u8], l3: L3, protocol: u8, partial: bool, change: &Cha
             covered(&mut header[ICMP_CHECKSUM..], partial, address_sum, change.port_sum);
         }
         DCCP | UDP_LITE => {
-            if let Some(field) = transport.get_mut(usize::from(udp::CHECKSUM_OFFSET)..).filter(|field| field.len() >= 2) {
+            if let Some(field) = transport.get_mut(usize::from(udp::CHECKSUM_OFFSET)..).filter(|field| field.len() >= 2)
+            {
                 covered(field, partial, change.address_sum, 0);
             }
         }

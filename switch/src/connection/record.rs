@@ -281,7 +281,8 @@ impl Record {
         self.l4.store(new.key.l4 & !0xffff, Relaxed);
         self.vni.store(new.vni, Relaxed);
         self.ports.store(new.in_port << 16 | new.out_port & 0xffff, Relaxed);
-        let traits = if new.translation.is_some() { CROSSES } else { 0 } | if new.receiver_pays { RECEIVER_PAYS } else { 0 };
+        let traits =
+            if new.translation.is_some() { CROSSES } else { 0 } | if new.receiver_pays { RECEIVER_PAYS } else { 0 };
         self.traits.store(traits, Relaxed);
         self.set_epoch(new.epoch, new.basis);
         self.created.store(now, Relaxed);

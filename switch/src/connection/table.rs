@@ -8,9 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crossbeam_utils::CachePadded;
 
+use super::crossing::Crossings;
 use super::quota::{Quotas, Refusal};
 use super::record::{Direction, Entry, Record};
-use super::crossing::Crossings;
 use super::timeouts::Timeouts;
 use super::translation::Translation;
 use crate::flow::{FlowKey, HashKeys, Kind, TRUST_S};
