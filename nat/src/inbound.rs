@@ -17,7 +17,7 @@ impl Nat {
     ///
     /// # Errors
     /// See [`Unmapped`].
-    pub fn inbound(&self, pools: &Pools, proto: u8, to: Outside, from: Outside) -> Result<Mapping, Unmapped> {
+    pub fn inbound(&self, pools: &Pools, proto: u8, to: Outside, from: Outside, now: u32) -> Result<Mapping, Unmapped> {
         let class = Class::of(proto).ok_or(Unmapped::NoMapping)?;
         let (at, used) = pools.use_of(to.address).ok_or(Unmapped::NoMapping)?;
         let index = self.at_outside(at, class, proto, to, from).ok_or(Unmapped::NoMapping)?;
@@ -33,7 +33,9 @@ impl Nat {
         let port = self.port_of(record).ok_or(Unmapped::NoMapping)?;
         self.filter(pools, index, record, used, from)?;
         let holds = record.holds.load(Relaxed);
-        if used.draining && holds == 0 || record.holds_too_many() {
+        // Its time may be over although nobody has ended it yet.
+        let over = used.draining || record.until.load(Relaxed) <= now;
+        if holds == 0 && over || record.holds_too_many() {
             return Err(Unmapped::NoMapping);
         }
         if record.has(TRACKED) && !record.is_bound() && !self.track(index, record, from) {

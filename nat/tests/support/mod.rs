@@ -112,7 +112,7 @@ impl World {
     }
 
     pub fn back(&self, proto: u8, to: Outside, from: Outside) -> Result<Mapping, Unmapped> {
-        self.nat.inbound(&self.pools, proto, to, from)
+        self.nat.inbound(&self.pools, proto, to, from, self.now)
     }
 
     pub fn end(&self, mapping: MappingRef, how: End) {
