@@ -29,6 +29,7 @@ use crate::worker::burst::error_reply;
 
 mod icmp;
 mod limits;
+mod nat;
 mod policy;
 mod tcp;
 
