@@ -189,8 +189,8 @@ pub struct HashKeys([u64; 4]);
 impl HashKeys {
     /// Keys out of 32 random octets.
     pub fn new(random: [u64; 4]) -> Self {
-        // Odd: the second multiplies.
-        Self([random[0], random[1], random[2] | 1, random[3]])
+        // Odd: these multiply.
+        Self([random[0], random[1] | 1, random[2] | 1, random[3]])
     }
 
     /// Keys that nobody outside this process knows.
@@ -206,6 +206,9 @@ impl HashKeys {
     }
 
     /// The same for both directions of a flow. `vni` keeps equal addresses of different networks apart.
+    ///
+    /// The clients of one server are the multiples of one number, which one key in fourteen leaves lumped
+    /// together; the last one spreads them.
     #[inline(always)]
     pub fn hash(&self, key: &FlowKey, vni: u32) -> u64 {
         let [k0, k1, k2, k3] = self.0;
@@ -215,12 +218,12 @@ impl HashKeys {
             // An IPv4 address, an L4 port and half of the scope are one word: no two inputs are alike.
             let end = |low: u64, port: u16| (low & 0xffff_ffff) << 16 | u64::from(port);
             let (src, dst) = (end(b, key.src_port()), end(d, key.dst_port()));
-            return mix(src.min(dst) ^ k0 ^ scope >> 16 << 48, src.max(dst) ^ k1 ^ scope << 48);
+            return mix(mix(src.min(dst) ^ k0 ^ scope >> 16 << 48, src.max(dst) ^ k1 ^ scope << 48), k2);
         }
         let end =
             |high: u64, low: u64, port: u16| mix(high ^ k0, low ^ k1).wrapping_add(u64::from(port).wrapping_mul(k2));
         let (src, dst) = (end(a, b, key.src_port()), end(c, d, key.dst_port()));
-        mix(src.min(dst) ^ k3, src.max(dst) ^ scope.wrapping_mul(k2))
+        mix(mix(src.min(dst) ^ k3, src.max(dst) ^ scope.wrapping_mul(k2)), k1)
     }
 }
 
