@@ -12,7 +12,7 @@
 mod decide;
 mod related;
 
-use hostweave_switch::connection::{Connections, Direction, FreeRecords, Record};
+use hostweave_switch::connection::{Connections, Direction, Found, FreeRecords, Record};
 use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp};
 use hostweave_switch::guard;
 use hostweave_switch::packet::Packet;
@@ -192,6 +192,9 @@ fn segment(
     // Of a later fragment there is nothing to see; the first one was looked at.
     let Some(segment) = tcp_track::Segment::of(packet) else { return Ok(true) };
     let direction = direction(flow);
+    if segment.flags & SYN_ACK == SYN_ACK && both_anew(ctx, flows, flow, connection, &segment) {
+        return Ok(true);
+    }
     let (sender, receiver) = (connection.side(direction), connection.side(1 - direction));
     match tcp_track::track(&sender, &receiver, &segment) {
         Outcome::Pass(side) => {
@@ -201,21 +204,48 @@ fn segment(
             }
             Ok(true)
         }
-        Outcome::OutOfWindow => {
-            // Both ends have forgotten the connection and begin another: the SYN that this answers passed as one that the
-            // receiver would challenge. Whoever sends it has the address (`guard`), and can cut nobody's connection but
-            // its own; the next SYN begins anew.
-            if segment.flags & SYN_ACK == SYN_ACK {
-                flows.connections.remove(flow.connection, flow.generation);
+        Outcome::Challenge(shown) => {
+            if direction == 0 {
+                flows.connections.challenges().keep(&found(flow), &shown);
             }
-            Err(DropReason::TcpOutOfWindow)
+            Ok(true)
         }
+        Outcome::OutOfWindow => Err(DropReason::TcpOutOfWindow),
         Outcome::Invalid => Err(DropReason::TcpInvalid),
         Outcome::Reopen => {
             flows.connections.remove(flow.connection, flow.generation);
             Ok(false)
         }
     }
+}
+
+/// Whether a SYN-ACK answers a SYN on its connection as one that its sender does not know: both ends have forgotten the
+/// connection and begin another in its place. Policy has decided about that one by the same tables, unless what was
+/// allowed earlier goes on: then the old one is forgotten, and the SYN, when it comes again, is decided anew.
+#[cold]
+fn both_anew(
+    ctx: &Context<'_>,
+    flows: &Flows<'_>,
+    flow: &Flow,
+    connection: &Record,
+    segment: &tcp_track::Segment,
+) -> bool {
+    let challenge = flows.connections.challenges().kept(&found(flow)).filter(|_| direction(flow) == 1);
+    let Some([opener, answerer]) = challenge.and_then(|opener| tcp_track::both_anew(&opener, segment)) else {
+        return false;
+    };
+    if ctx.tables.keep_established {
+        flows.connections.remove(flow.connection, flow.generation);
+        return false;
+    }
+    connection.set_side(0, &connection.side(0), &opener);
+    connection.set_side(1, &connection.side(1), &answerer);
+    flows.connections.reschedule(flow.connection, flow.generation, &ctx.tables.timeouts);
+    true
+}
+
+fn found(flow: &Flow) -> Found {
+    Found { index: flow.connection, generation: flow.generation, direction: direction(flow) }
 }
 
 /// A connection that has begun to end may be forgotten sooner.

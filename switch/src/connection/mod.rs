@@ -19,6 +19,7 @@
 //! answered and that would end soonest, or is refused; nobody else's ever goes.
 
 mod adopt;
+mod challenge;
 mod quota;
 mod record;
 mod table;
@@ -29,6 +30,7 @@ mod wheel;
 mod tests;
 
 pub use adopt::{Adopted, Claim};
+pub use challenge::Challenges;
 pub use record::{Direction, Entry, Record};
 pub use table::{CommitError, Connections, Found, FreeRecords, NewConnection, Options};
 pub use timeouts::Timeouts;

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crossbeam_utils::CachePadded;
 
+use super::challenge::Challenges;
 use super::quota::{Quotas, Refusal};
 use super::record::{Direction, Entry, Record};
 use super::timeouts::Timeouts;
@@ -96,6 +97,7 @@ pub struct Connections {
     shards: Box<[CachePadded<Mutex<Wheel>>]>,
     free: Mutex<Free>,
     quotas: Quotas,
+    challenges: Challenges,
     count: AtomicU64,
     evicted: AtomicU64,
 }
@@ -127,9 +129,15 @@ impl Connections {
             shards: (0..SHARDS).map(|_| CachePadded::new(Mutex::new(Wheel::new(options.now)))).collect(),
             free: Mutex::new(Free { first: NONE, fresh: 0 }),
             quotas: Quotas::new(),
+            challenges: Challenges::new(),
             count: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
         })
+    }
+
+    /// SYNs on connections that stand.
+    pub fn challenges(&self) -> &Challenges {
+        &self.challenges
     }
 
     /// Keys of the flow hash.
