@@ -166,10 +166,20 @@ pub(crate) struct Subject {
 
 impl Subject {
     pub(crate) const UNUSED: Subject = Subject { tiers: [[NO_TIER; 3]; 2], deny: true };
+
+    /// Where no policy has a say (SEMANTICS NP35).
+    #[inline]
+    fn unselected(&self, audit: Option<RuleId>) -> Decision {
+        if self.deny {
+            return Decision::denied(Basis::HostDefault);
+        }
+        Decision { allowed: true, basis: Basis::NotSelected, audit }
+    }
 }
 
 impl Table {
     /// Whether a new connection may pass, one direction: A to B needs egress of A and ingress of B (SEMANTICS NP20).
+    #[inline]
     pub fn decide(&self, flow: &Flow) -> Decision {
         let Some(port) = self.port(flow.subject) else { return Decision::denied(Basis::NotCompiled) };
         if flow.peer == Some(flow.subject) {
@@ -178,13 +188,21 @@ impl Table {
         let Some(subject) = self.subjects.get(port.identity as usize) else {
             return Decision::denied(Basis::NotCompiled);
         };
+        let tiers = &subject.tiers[direction_index(flow.direction)];
+        if tiers.iter().all(|tier| *tier == NO_TIER) {
+            return subject.unselected(None);
+        }
+        self.ask(port, subject, tiers, flow)
+    }
+
+    /// Asks the tiers of a port that some policy selects.
+    fn ask(&self, port: &PortEntry, subject: &Subject, tiers: &[u32; 3], flow: &Flow) -> Decision {
         // An address of another network is an address and no port, whoever has it here (SEMANTICS SV26).
         let peer = flow.peer.and_then(|peer| self.port(peer)).filter(|peer| peer.network == port.network);
         let destination = if flow.direction == Direction::Ingress { Some(port) } else { peer };
         let query = self.query(flow, destination);
         let peer = peer.map(|peer| peer.identity);
-        let [admin, v1, baseline] =
-            subject.tiers[direction_index(flow.direction)].map(|tier| self.tiers.get(tier as usize)?.as_deref());
+        let [admin, v1, baseline] = tiers.map(|tier| self.tiers.get(tier as usize)?.as_deref());
 
         let mut audit = None;
         if let Some(tier) = admin
@@ -194,7 +212,7 @@ impl Table {
         }
         if let Some(tier) = v1 {
             // Policies are additive, and the order of rules never matters (SEMANTICS NP1).
-            if let Some((id, _)) = tier.rule(tier.get(&query, peer, flow.peer_address).rule) {
+            if let Some((id, _)) = tier.rule(tier.any_rule(&query, peer, flow.peer_address)) {
                 return Decision { allowed: true, basis: Basis::Rule(id), audit };
             }
             // Baseline is not reached where a NetworkPolicy selects (SEMANTICS CN5).
@@ -209,11 +227,8 @@ impl Table {
         {
             return decision;
         }
-        // Nothing matched anywhere (SEMANTICS CN6, NP35).
-        if subject.deny {
-            return Decision::denied(Basis::HostDefault);
-        }
-        Decision { allowed: true, basis: Basis::NotSelected, audit }
+        // Nothing matched anywhere (SEMANTICS CN6).
+        subject.unselected(audit)
     }
 
     /// The built-in rule that lets traffic with the host's own services pass; see [`Infrastructure::builtin`].
@@ -284,7 +299,7 @@ impl Table {
     #[inline]
     fn query(&self, flow: &Flow, destination: Option<&PortEntry>) -> Query<'_> {
         let (Some(protocol), Some(port)) = (Protocol::from_number(flow.proto), flow.dst_port) else {
-            return Query { l4: None, names: &[] };
+            return Query::NONE;
         };
         let declared =
             destination.and_then(|port| self.declared.get(port.declared as usize)).map_or(&[][..], |list| list);
@@ -296,12 +311,11 @@ impl Table {
                 declared[begin..].iter().take_while(|name| (name.protocol, name.port) == (protocol, port)).count();
             &declared[begin..begin + count]
         };
-        Query { l4: Some((protocol, port)), names }
+        Query::new(protocol, port, names)
     }
 }
 
 /// What a tier of ClusterNetworkPolicies decides; `None` when the next tier is to be asked (SEMANTICS CN4).
-#[inline]
 fn cluster(tier: &Tier, found: Match, audit: &mut Option<RuleId>) -> Option<Decision> {
     // A would-be denial that an earlier rule in force makes moot is none.
     if found.audit < found.rule {

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use hostweave_policy::model::Direction;
 use hostweave_policy::table::{Basis, Decision, Flow as Question};
-use hostweave_switch::connection::{CommitError, NewConnection, Record};
+use hostweave_switch::connection::{CommitError, Miss, NewConnection, Record};
 use hostweave_switch::flow::{Flow, FlowKey, Kind, NO_QUEUE, TCP, round};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::route;
@@ -43,6 +43,7 @@ pub(super) fn decide<R: Recorder>(
     ctx: &Context<'_>,
     flows: &mut Flows<'_>,
     lookup: &Lookup,
+    miss: Miss,
     packet: &Packet,
     record: &mut R,
 ) -> Result<Way, DropReason> {
@@ -59,7 +60,7 @@ pub(super) fn decide<R: Recorder>(
         record.stage("commit", Detail::Masked);
         return Ok(Way { out_port: out.id, queue: NO_QUEUE });
     }
-    commit(ctx, flows, lookup, out, allowed, side)
+    commit(ctx, flows, lookup, miss, out, allowed, side)
 }
 
 /// Whether a packet can begin a connection at all (SEMANTICS CT1, CT3). Returns what it shows of TCP.
@@ -135,6 +136,7 @@ fn commit(
     ctx: &Context<'_>,
     flows: &mut Flows<'_>,
     lookup: &Lookup,
+    miss: Miss,
     out: &Port,
     allowed: Allowed,
     side: Side,
@@ -150,11 +152,11 @@ fn commit(
         queue: ctx.queue,
         side,
     };
-    let found =
-        flows.connections.commit(&new, &ctx.tables.timeouts, flows.free, ctx.now).map_err(|error| match error {
-            CommitError::Quota => DropReason::ConnectionQuota,
-            CommitError::Full => DropReason::ConnectionTableFull,
-        })?;
+    let found = flows.connections.commit_after(miss, &new, &ctx.tables.timeouts, flows.free, ctx.now);
+    let found = found.map_err(|error| match error {
+        CommitError::Quota => DropReason::ConnectionQuota,
+        CommitError::Full => DropReason::ConnectionTableFull,
+    })?;
     flows.opened = Some(Opened { out_port: out.id, allowed });
     let flow = Flow {
         key: lookup.key,

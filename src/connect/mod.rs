@@ -12,7 +12,7 @@
 mod decide;
 mod related;
 
-use hostweave_switch::connection::{Connections, Direction, Found, FreeRecords, Record};
+use hostweave_switch::connection::{Connections, Direction, Found, FreeRecords, Miss, Record};
 use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp};
 use hostweave_switch::guard;
 use hostweave_switch::packet::Packet;
@@ -272,9 +272,16 @@ fn connection<R: Recorder>(
     if is_icmp_error(lookup.key.proto(), (packet.meta.dst_port >> 8) as u8) && !packet.meta.later_fragment {
         return related::related(ctx, flows, packet, arena, record);
     }
+    let mut miss = Miss::UNKNOWN;
     // Twice at most: a connection that is removed on the way is not found again.
     for _ in 0..2 {
-        let Some(found) = flows.connections.find(&lookup.key, lookup.hash, ctx.network.vni) else { break };
+        let found = match flows.connections.look(&lookup.key, lookup.hash, ctx.network.vni) {
+            Ok(found) => found,
+            Err(none) => {
+                miss = none;
+                break;
+            }
+        };
         record.stage("conn", Detail::Connection(found));
         let Some(connection) = flows.connections.get(found.index, found.generation) else { continue };
         // The address moved to another port since: what that one sends is no part of this connection.
@@ -311,7 +318,7 @@ fn connection<R: Recorder>(
         return Ok(way(&flow));
     }
     record.stage("conn", Detail::Miss);
-    decide::decide(ctx, flows, lookup, packet, record)
+    decide::decide(ctx, flows, lookup, miss, packet, record)
 }
 
 #[cfg(test)]

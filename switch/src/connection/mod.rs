@@ -6,7 +6,7 @@
 //! allowed it, and what each direction has shown. Its key fields are written once, by `commit`, under the lock of one
 //! shard; what a direction shows is written by the worker that sees that direction, without a lock.
 //!
-//! A shard owns the chains of the buckets that belong to it, and a timer wheel. A record stands in one chain and in
+//! A shard owns the chains of the buckets that belong to it, and a timer wheel. Chains are read without its lock (`shard`). A record stands in one chain and in
 //! one slot of the wheel of the same shard from `commit` until it is freed. A packet that finds its connection alive does
 //! not touch the wheel: when the record's turn comes, its deadline is worked out from what it shows then, and it is
 //! put further back. Only a change to a shorter timeout (a TCP connection that ends) moves a record, under the lock.
@@ -22,6 +22,7 @@ mod adopt;
 mod challenge;
 mod quota;
 mod record;
+mod shard;
 mod table;
 mod timeouts;
 mod wheel;
@@ -32,5 +33,6 @@ mod tests;
 pub use adopt::{Adopted, Claim};
 pub use challenge::Challenges;
 pub use record::{Direction, Entry, Record};
+pub use shard::Miss;
 pub use table::{CommitError, Connections, Found, FreeRecords, NewConnection, Options};
 pub use timeouts::Timeouts;
