@@ -28,6 +28,7 @@ pub mod tables;
 pub mod tcp_track;
 #[cfg(test)]
 mod testing;
+pub mod wheel;
 pub mod wire;
 
 pub use mac::MacAddr;

@@ -25,7 +25,6 @@ mod record;
 mod shard;
 mod table;
 mod timeouts;
-mod wheel;
 
 #[cfg(test)]
 mod tests;

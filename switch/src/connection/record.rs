@@ -7,6 +7,7 @@ use crate::flow::{FlowKey, NO_QUEUE};
 use crate::prefetch::prefetch;
 use crate::shared::plain_struct;
 use crate::tcp_track::Side;
+use crate::wheel::Timed;
 
 /// A direction of a connection: 0 is that of the packet which began it, 1 the other.
 pub type Direction = usize;
@@ -48,9 +49,8 @@ pub struct Record {
     created: AtomicU32,
     /// Next record of the chain, or of the free list.
     pub(super) next: AtomicU32,
-    pub(super) wheel_next: AtomicU32,
-    /// The record before it in its wheel slot; with [`super::wheel::HEAD`], the slot itself.
-    pub(super) wheel_prev: AtomicU32,
+    wheel_next: AtomicU32,
+    wheel_prev: AtomicU32,
 }
 
 const _: () = assert!(size_of::<Record>() == 128);
@@ -102,6 +102,18 @@ pub struct Entry {
     pub seen: [u32; 2],
     /// What each direction has shown (TCP).
     pub sides: [Side; 2],
+}
+
+impl Timed for Record {
+    #[inline]
+    fn wheel_next(&self) -> &AtomicU32 {
+        &self.wheel_next
+    }
+
+    #[inline]
+    fn wheel_prev(&self) -> &AtomicU32 {
+        &self.wheel_prev
+    }
 }
 
 impl Record {

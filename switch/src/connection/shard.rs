@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::wheel::Wheel;
+use crate::wheel::Wheel;
 
 /// See the module.
 pub(super) struct Shard {

@@ -13,12 +13,12 @@ use super::quota::{Quotas, Refusal};
 use super::record::{Direction, Entry, Record};
 use super::shard::{Miss, Shard};
 use super::timeouts::Timeouts;
-use super::wheel::{NONE, Wheel};
 use crate::flow::{FlowKey, HashKeys, Kind, TRUST_S};
 use crate::limits::{CONNECTIONS_MAX, PORTS_MAX};
 use crate::prefetch::prefetch;
 use crate::shared::SharedFile;
 use crate::tcp_track::Side;
+use crate::wheel::{NONE, Wheel};
 
 /// Locks of the table. Each guards the chains and the wheel of the buckets that belong to it.
 const SHARDS: usize = 64;
