@@ -53,21 +53,45 @@ struct Scenario {
     rules: u32,
     /// Ports with labels of their own.
     endpoints: u32,
+    /// Connections that the port may have beyond those that are known before.
+    more: u32,
 }
 
-const SCENARIOS: [Scenario; 12] = [
-    Scenario { name: "hit-1", what: What::Hit, flows: 1, rules: 100, endpoints: 2 },
-    Scenario { name: "hit-1000", what: What::Hit, flows: 1000, rules: 100, endpoints: 2 },
-    Scenario { name: "hit-1000000", what: What::Hit, flows: 1_000_000, rules: 100, endpoints: 2 },
-    Scenario { name: "new-0-rules", what: What::New, flows: 4096, rules: 0, endpoints: 2 },
-    Scenario { name: "new-1000-rules", what: What::New, flows: 4096, rules: 1000, endpoints: 2 },
-    Scenario { name: "new-100000-rules", what: What::New, flows: 4096, rules: 100_000, endpoints: 2 },
-    Scenario { name: "new-2-labels", what: What::New, flows: 4096, rules: 100, endpoints: 2 },
-    Scenario { name: "new-10000-labels", what: What::New, flows: 4096, rules: 100, endpoints: 10_000 },
-    Scenario { name: "new-100000-labels", what: What::New, flows: 4096, rules: 100, endpoints: 100_000 },
-    Scenario { name: "recheck-0-rules", what: What::Recheck, flows: 1024, rules: 0, endpoints: 2 },
-    Scenario { name: "recheck-1000-rules", what: What::Recheck, flows: 1024, rules: 1000, endpoints: 2 },
-    Scenario { name: "recheck-100000-rules", what: What::Recheck, flows: 1024, rules: 100_000, endpoints: 2 },
+const SCENARIOS: [Scenario; 13] = [
+    Scenario { name: "hit-1", what: What::Hit, flows: 1, rules: 100, endpoints: 2, more: u32::MAX },
+    Scenario { name: "hit-1000", what: What::Hit, flows: 1000, rules: 100, endpoints: 2, more: u32::MAX },
+    Scenario { name: "hit-1000000", what: What::Hit, flows: 1_000_000, rules: 100, endpoints: 2, more: u32::MAX },
+    Scenario { name: "new-0-rules", what: What::New, flows: 4096, rules: 0, endpoints: 2, more: u32::MAX },
+    Scenario { name: "new-1000-rules", what: What::New, flows: 4096, rules: 1000, endpoints: 2, more: u32::MAX },
+    Scenario { name: "new-100000-rules", what: What::New, flows: 4096, rules: 100_000, endpoints: 2, more: u32::MAX },
+    Scenario { name: "new-full-port", what: What::New, flows: 64, rules: 100, endpoints: 2, more: 4096 },
+    Scenario { name: "new-2-labels", what: What::New, flows: 4096, rules: 100, endpoints: 2, more: u32::MAX },
+    Scenario { name: "new-10000-labels", what: What::New, flows: 4096, rules: 100, endpoints: 10_000, more: u32::MAX },
+    Scenario {
+        name: "new-100000-labels",
+        what: What::New,
+        flows: 4096,
+        rules: 100,
+        endpoints: 100_000,
+        more: u32::MAX,
+    },
+    Scenario { name: "recheck-0-rules", what: What::Recheck, flows: 1024, rules: 0, endpoints: 2, more: u32::MAX },
+    Scenario {
+        name: "recheck-1000-rules",
+        what: What::Recheck,
+        flows: 1024,
+        rules: 1000,
+        endpoints: 2,
+        more: u32::MAX,
+    },
+    Scenario {
+        name: "recheck-100000-rules",
+        what: What::Recheck,
+        flows: 1024,
+        rules: 100_000,
+        endpoints: 2,
+        more: u32::MAX,
+    },
 ];
 
 /// Packets measured where nothing is said.
@@ -96,7 +120,11 @@ fn measured(ctx: &Context<'_>, state: &mut State) -> usize {
         }
     }
     if ahead {
-        lookups[..count].iter().for_each(|lookup| cache.prefetch_flow(lookup.hash));
+        for lookup in &lookups[..count] {
+            if !cache.prefetch_flow(lookup.hash) {
+                connections.prefetch(lookup.hash);
+            }
+        }
     }
     let mut forwarded = 0;
     for (index, lookup) in lookups[..count].iter().enumerate() {
@@ -243,7 +271,7 @@ fn run(scenario: &Scenario, six: bool, packets: u32, begin: impl FnOnce()) -> Re
         lookups: [Lookup::default(); BURST],
     };
     state.connections.make_available(capacity);
-    state.connections.share([(GUEST_A.0, capacity)].into_iter());
+    state.connections.share([(GUEST_A.0, capacity.min(scenario.flows.saturating_add(scenario.more)))].into_iter());
     let known = 0..scenario.flows;
     pass(&ctx, &mut state, &path, known.clone(), scenario.flows)?;
     // They go on for long enough to be assured.

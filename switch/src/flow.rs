@@ -357,16 +357,18 @@ impl FlowCache {
         prefetch(&self.buckets[second]);
     }
 
-    /// Asks for the line in which the flow of this hash most likely stands. Its tags should have been asked for.
+    /// Asks for the line in which the flow of this hash most likely stands. Its tags should have been asked for. `false` when it
+    /// stands nowhere.
     #[inline]
-    pub fn prefetch_flow(&self, hash: u64) {
+    pub fn prefetch_flow(&self, hash: u64) -> bool {
         for bucket in self.places(hash) {
             let matches = matching(self.buckets[bucket].0[TAGS], tag(hash));
             if matches != 0 {
                 prefetch(&self.lines[bucket * PLACES + matches.trailing_zeros() as usize / 8]);
-                return;
+                return true;
             }
         }
+        false
     }
 
     /// Where the flow of a key stands.
@@ -420,7 +422,12 @@ impl FlowCache {
 
     /// Adds a flow, or replaces the one with its key.
     pub fn insert(&mut self, flow: &Flow, hash: u64) {
-        if let Some(place) = self.find(&flow.key, hash) {
+        self.put(self.find(&flow.key, hash), flow, hash);
+    }
+
+    /// The same for a flow that [`FlowCache::find`] has just been asked for: where it stands, if it does.
+    pub fn put(&mut self, place: Option<usize>, flow: &Flow, hash: u64) {
+        if let Some(place) = place {
             return self.set(place, flow);
         }
         let [first, second] = self.places(hash);

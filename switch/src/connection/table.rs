@@ -226,11 +226,15 @@ impl Connections {
         let bucket = self.bucket(hash);
         let shard = self.shard(bucket);
         let read = shard.read(|| self.walk(bucket, key, vni, WALK_MAX));
-        let (found, miss) = read.unwrap_or_else(|| {
-            let _wheel = shard.lock();
-            (self.find_in(bucket, key, vni), shard.miss())
-        });
+        let (found, miss) = read.unwrap_or_else(|| self.look_locked(bucket, key, vni));
         found.ok_or(miss)
+    }
+
+    #[cold]
+    fn look_locked(&self, bucket: usize, key: &FlowKey, vni: u32) -> (Option<Found>, Miss) {
+        let shard = self.shard(bucket);
+        let _wheel = shard.lock();
+        (self.find_in(bucket, key, vni), shard.miss())
     }
 
     /// Asks for what a look for a hash reads first.
@@ -240,6 +244,7 @@ impl Connections {
     }
 
     /// The connection of a key, under the lock.
+    #[cold]
     fn find_in(&self, bucket: usize, key: &FlowKey, vni: u32) -> Option<Found> {
         // No chain is longer than the table.
         self.walk(bucket, key, vni, usize::MAX).flatten()
