@@ -261,7 +261,11 @@ fn run(scenario: &Scenario, six: bool, packets: u32, begin: impl FnOnce()) -> Re
     let mut ctx = Context::new(&plane, port, network, 0, now);
     let folder = tempfile::tempdir()?;
     let new = if scenario.what == What::New { packets } else { 0 };
-    let capacity = (2 * (scenario.flows + new)).max(1 << 16);
+    // A port that is full has filled its flow cache too.
+    let capacity = match scenario.more {
+        u32::MAX => (2 * (scenario.flows + new)).max(1 << 16),
+        more => scenario.flows + more,
+    };
     let options = Options { capacity, boot: 1, now: now - 10 };
     let mut state = State {
         cache: FlowCache::new(2 * capacity as usize)?,
@@ -271,7 +275,7 @@ fn run(scenario: &Scenario, six: bool, packets: u32, begin: impl FnOnce()) -> Re
         lookups: [Lookup::default(); BURST],
     };
     state.connections.make_available(capacity);
-    state.connections.share([(GUEST_A.0, capacity.min(scenario.flows.saturating_add(scenario.more)))].into_iter());
+    state.connections.share([(GUEST_A.0, capacity)].into_iter());
     let known = 0..scenario.flows;
     pass(&ctx, &mut state, &path, known.clone(), scenario.flows)?;
     // They go on for long enough to be assured.
