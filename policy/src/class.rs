@@ -5,6 +5,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::Arc;
 
 use crate::intervals::Intervals;
 use crate::model::Protocol;
@@ -42,17 +43,26 @@ pub(crate) struct Declared {
 pub(crate) struct Query<'a> {
     /// See [`place`]; [`NO_PLACE`] when only rules without `ports` can match (SEMANTICS NP25, CT10).
     place: u32,
-    /// Names that the destination declares for just this protocol and port.
-    names: &'a [Declared],
+    /// All lists of names, and which of them the destination declares.
+    lists: &'a [Arc<[Declared]>],
+    declared: u32,
 }
 
 impl<'a> Query<'a> {
-    /// No L4 port is known.
-    pub(crate) const NONE: Query<'static> = Query { place: NO_PLACE, names: &[] };
-
+    /// `l4`: protocol and destination port. `declared`: number of the destination's list of names.
     #[inline]
-    pub(crate) fn new(protocol: Protocol, port: u16, names: &'a [Declared]) -> Self {
-        Self { place: place(protocol, port), names }
+    pub(crate) fn new(l4: Option<(Protocol, u16)>, lists: &'a [Arc<[Declared]>], declared: Option<u32>) -> Self {
+        let place = l4.map_or(NO_PLACE, |(protocol, port)| place(protocol, port));
+        Self { place, lists, declared: declared.unwrap_or(u32::MAX) }
+    }
+
+    /// Names that the destination declares for just this protocol and port: a named port is resolved for each destination
+    /// (SEMANTICS NP15).
+    fn names(&self) -> impl Iterator<Item = &'a Declared> {
+        let declared = self.lists.get(self.declared as usize).map_or(&[][..], |list| list);
+        let place_of = |name: &Declared| place(name.protocol, name.port);
+        let begin = declared.partition_point(|name| place_of(name) < self.place);
+        declared[begin..].iter().take_while(move |name| place_of(name) == self.place)
     }
 }
 
@@ -181,7 +191,7 @@ impl PortTable {
         }
         let mut found = self.ranges.get(query.place).unwrap_or(Match::NONE);
         if !self.names.is_empty() {
-            for declared in query.names {
+            for declared in query.names() {
                 let wanted = (declared.name, declared.protocol);
                 if let Ok(at) = self.names.binary_search_by_key(&wanted, |entry| (entry.0, entry.1)) {
                     found = found.min(self.names[at].2);
@@ -248,7 +258,7 @@ mod tests {
     }
 
     fn ask(class: &Class, protocol: Protocol, port: u16) -> Match {
-        let query = Query::new(protocol, port, &[]);
+        let query = Query::new(Some((protocol, port)), &[], None);
         let found = class.get(&query);
         assert_eq!(class.rule(&query) == Match::NO_RULE, found.rule == Match::NO_RULE);
         found
@@ -269,14 +279,17 @@ mod tests {
             assert_eq!(ask(&class, Tcp, port).audit == 0, (100..=101).contains(&port), "port {port}");
         }
         assert_eq!(ask(&class, Udp, 80).rule, 7);
-        assert_eq!(class.get(&Query::NONE).rule, 7, "CT10");
+        assert_eq!(class.get(&Query::new(None, &[], None)).rule, 7, "CT10");
     }
 
     #[test]
     fn np15_names_match_by_protocol() {
         let class = class(&[(0, false, Some(&[PortRange::Named(Tcp, 5), PortRange::Named(Sctp, 6)]))]);
-        let declared = |protocol, name| [Declared { protocol, port: 9, name }];
-        let ask = |protocol, name| class.get(&Query::new(protocol, 9, &declared(protocol, name))).rule;
+        let declared = |protocol, name| [Declared { protocol, port: 8, name: 5 }, Declared { protocol, port: 9, name }];
+        let ask = |protocol, name| {
+            let lists = [Arc::from([]), Arc::from(declared(protocol, name))];
+            class.get(&Query::new(Some((protocol, 9)), &lists, Some(1))).rule
+        };
         assert_eq!(ask(Tcp, 5), 0);
         assert_eq!(ask(Sctp, 6), 0);
         assert_eq!(ask(Udp, 5), Match::NO_RULE);

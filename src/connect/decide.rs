@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use hostweave_policy::model::Direction;
 use hostweave_policy::table::{Basis, Decision, Flow as Question};
-use hostweave_switch::connection::{CommitError, Miss, NewConnection, Record};
+use hostweave_switch::connection::{CommitError, NewConnection, Record};
 use hostweave_switch::flow::{Flow, FlowKey, Kind, NO_QUEUE, TCP, round};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::route;
@@ -14,7 +14,7 @@ use hostweave_switch::tables::{AddressKey, Port, PortId, PortKind};
 use hostweave_switch::tcp_track::{self, Side};
 use hostweave_switch::wire::proto;
 
-use super::{Flows, Opened, Way, way};
+use super::{Flows, Missed, Opened, Way, way};
 use crate::datapath::{Context, Lookup};
 use crate::observe::recorder::{Detail, Recorder, Unwatched};
 
@@ -43,7 +43,7 @@ pub(super) fn decide<R: Recorder>(
     ctx: &Context<'_>,
     flows: &mut Flows<'_>,
     lookup: &Lookup,
-    miss: Miss,
+    missed: Missed,
     packet: &Packet,
     record: &mut R,
 ) -> Result<Way, DropReason> {
@@ -60,7 +60,7 @@ pub(super) fn decide<R: Recorder>(
         record.stage("commit", Detail::Masked);
         return Ok(Way { out_port: out.id, queue: NO_QUEUE });
     }
-    commit(ctx, flows, lookup, miss, out, allowed, side)
+    commit(ctx, flows, lookup, missed, out, allowed, side)
 }
 
 /// Whether a packet can begin a connection at all (SEMANTICS CT1, CT3). Returns what it shows of TCP.
@@ -86,10 +86,12 @@ fn judge<R: Recorder>(
     record: &mut R,
 ) -> Result<Allowed, DropReason> {
     let to = out.ok();
-    let workload = |port: &&Port| port.kind != PortKind::Internal;
-    let builtin = to.and_then(|to| {
-        let (from, to) = (from.kind == PortKind::Internal, to.kind == PortKind::Internal);
-        ctx.policy.builtin(from, to, key.proto(), key.l4_dst_port(), Ipv6Addr::from(key.dst()).to_canonical())
+    let internal = |port: &Port| port.kind == PortKind::Internal;
+    let workload = |port: &&Port| !internal(port);
+    // Between workloads there is no built-in rule, and nearly all connections are.
+    let builtin = to.filter(|to| internal(from) || internal(to)).and_then(|to| {
+        let dst = Ipv6Addr::from(key.dst()).to_canonical();
+        ctx.policy.builtin(internal(from), internal(to), key.proto(), key.l4_dst_port(), dst)
     });
     if let Some(rule) = builtin {
         record.stage("egress", Detail::BuiltIn(rule));
@@ -136,7 +138,7 @@ fn commit(
     ctx: &Context<'_>,
     flows: &mut Flows<'_>,
     lookup: &Lookup,
-    miss: Miss,
+    missed: Missed,
     out: &Port,
     allowed: Allowed,
     side: Side,
@@ -152,7 +154,7 @@ fn commit(
         queue: ctx.queue,
         side,
     };
-    let found = flows.connections.commit_after(miss, &new, &ctx.tables.timeouts, flows.free, ctx.now);
+    let found = flows.connections.commit_after(missed.connection, &new, &ctx.tables.timeouts, flows.free, ctx.now);
     let found = found.map_err(|error| match error {
         CommitError::Quota => DropReason::ConnectionQuota,
         CommitError::Full => DropReason::ConnectionTableFull,
@@ -169,7 +171,7 @@ fn commit(
         // Whoever answers, or goes on for a while, is assured (`refresh`).
         flags: if lookup.key.proto() == proto::TCP { TCP } else { 0 },
     };
-    flows.cache.insert(&flow, lookup.hash);
+    flows.cache.put(missed.place, &flow, lookup.hash);
     Ok(way(&flow))
 }
 

@@ -54,6 +54,15 @@ pub struct Opened {
     pub allowed: Allowed,
 }
 
+/// Where a packet's flow and connection were looked for and are not, so that nobody looks twice.
+#[derive(Clone, Copy)]
+struct Missed {
+    /// Its place in the cache, where a flow of another connection stands.
+    place: Option<usize>,
+    /// In the table.
+    connection: Miss,
+}
+
 /// Where a packet goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Way {
@@ -104,7 +113,7 @@ fn not_ready<R: Recorder>(
         return result;
     }
     record.stage("flow", Detail::Miss);
-    connection(ctx, flows, lookup, packet, arena, record)
+    connection(ctx, flows, lookup, place, packet, arena, record)
 }
 
 #[inline]
@@ -264,6 +273,7 @@ fn connection<R: Recorder>(
     ctx: &Context<'_>,
     flows: &mut Flows<'_>,
     lookup: &Lookup,
+    place: Option<usize>,
     packet: &mut Packet,
     arena: &mut [Segment],
     record: &mut R,
@@ -272,13 +282,13 @@ fn connection<R: Recorder>(
     if is_icmp_error(lookup.key.proto(), (packet.meta.dst_port >> 8) as u8) && !packet.meta.later_fragment {
         return related::related(ctx, flows, packet, arena, record);
     }
-    let mut miss = Miss::UNKNOWN;
+    let mut missed = Missed { place, connection: Miss::UNKNOWN };
     // Twice at most: a connection that is removed on the way is not found again.
     for _ in 0..2 {
         let found = match flows.connections.look(&lookup.key, lookup.hash, ctx.network.vni) {
             Ok(found) => found,
             Err(none) => {
-                miss = none;
+                missed.connection = none;
                 break;
             }
         };
@@ -313,12 +323,12 @@ fn connection<R: Recorder>(
             }
         }
         if !R::MASKED {
-            flows.cache.insert(&flow, lookup.hash);
+            flows.cache.put(place, &flow, lookup.hash);
         }
         return Ok(way(&flow));
     }
     record.stage("conn", Detail::Miss);
-    decide::decide(ctx, flows, lookup, miss, packet, record)
+    decide::decide(ctx, flows, lookup, missed, packet, record)
 }
 
 #[cfg(test)]

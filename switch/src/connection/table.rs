@@ -234,11 +234,15 @@ impl Connections {
         let bucket = self.bucket(hash);
         let shard = self.shard(bucket);
         let read = shard.read(|| self.walk(bucket, key, vni, WALK_MAX));
-        let (found, miss) = read.unwrap_or_else(|| {
-            let _wheel = shard.lock();
-            (self.find_in(bucket, key, vni), shard.miss())
-        });
+        let (found, miss) = read.unwrap_or_else(|| self.look_locked(bucket, key, vni));
         found.ok_or(miss)
+    }
+
+    #[cold]
+    fn look_locked(&self, bucket: usize, key: &FlowKey, vni: u32) -> (Option<Found>, Miss) {
+        let shard = self.shard(bucket);
+        let _wheel = shard.lock();
+        (self.find_in(bucket, key, vni), shard.miss())
     }
 
     /// Asks for what a look for a hash reads first.
@@ -248,6 +252,7 @@ impl Connections {
     }
 
     /// The connection of a key, under the lock.
+    #[cold]
     fn find_in(&self, bucket: usize, key: &FlowKey, vni: u32) -> Option<Found> {
         // No chain is longer than the table.
         self.walk(bucket, key, vni, usize::MAX).flatten()
@@ -329,36 +334,38 @@ impl Connections {
             // One of its own that nobody has answered and that would end soonest makes room, if there is one.
             Err(error) => self.evict(shard, &mut wheel, new.in_port).ok_or(error)?,
         };
-        let record = &self.records()[index as usize];
+        let records = self.records();
+        let record = &records[index as usize];
         record.fill(new, now);
         let deadline = now.saturating_add(timeouts.of_new(new.key.proto(), &new.side)).saturating_add(1);
-        self.link(shard, &mut wheel, bucket, index, deadline);
+        self.link(shard, &mut wheel, bucket, records, index, deadline);
         // The next one of this worker, in all likelihood.
         if let Some(next) = free.0.last() {
-            self.records()[*next as usize].prefetch();
+            records[*next as usize].prefetch();
         }
         Ok(Found { index, generation: record.generation(), direction: 0 })
     }
 
     /// Puts a filled record into its chain and wheel.
     #[inline]
-    fn link(&self, shard: &Shard, wheel: &mut Wheel, bucket: usize, index: u32, deadline: u32) {
-        let record = &self.records()[index as usize];
+    fn link(&self, shard: &Shard, wheel: &mut Wheel, bucket: usize, records: &[Record], index: u32, deadline: u32) {
+        let record = &records[index as usize];
         shard.change(|| {
             record.next.store(self.heads[bucket].load(Relaxed), Relaxed);
             self.heads[bucket].store(index, Relaxed);
         });
-        wheel.insert(self.records(), index, deadline);
+        wheel.insert(records, index, deadline);
         shard.count_more(1);
     }
 
     /// As [`Connections::link`], for a record that was there before this run.
     pub(super) fn relink_adopted(&self, index: u32, timeouts: &Timeouts) {
-        let record = &self.records()[index as usize];
+        let records = self.records();
+        let record = &records[index as usize];
         let bucket = self.bucket(self.keys.hash(&record.key(), record.vni()));
         let shard = self.shard(bucket);
         self.quotas.take_anyway(record.port(0));
-        self.link(shard, &mut shard.lock(), bucket, index, deadline(record, timeouts));
+        self.link(shard, &mut shard.lock(), bucket, records, index, deadline(record, timeouts));
     }
 
     /// Forgets a connection, unless it is another one by now. Returns whether it was there.
