@@ -260,7 +260,7 @@ pub struct Flow {
     pub out_port: u16,
     /// Receive queue of the destination, [`NO_QUEUE`] for one by hash.
     pub queue: u8,
-    /// `REPLY`, `ASSURED`, `TCP`.
+    /// `REPLY`, `ASSURED`, `TCP`, `CROSSES`.
     pub flags: u8,
 }
 
@@ -270,6 +270,9 @@ pub const REPLY: u8 = 1;
 pub const ASSURED: u8 = 2;
 /// It is TCP: each segment is tracked.
 pub const TCP: u8 = 4;
+
+/// It leads from one network into another: what crosses has to become something else.
+pub const CROSSES: u8 = 8;
 
 /// The destination has not sent yet: its receive queue is chosen by hash.
 pub const NO_QUEUE: u8 = u8::MAX;
@@ -303,6 +306,19 @@ impl Flow {
             flags: place as u8,
         }
     }
+}
+
+/// Where a packet goes that leaves its network.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Crossing {
+    /// The port.
+    pub out_port: u16,
+    /// Its receive queue, [`NO_QUEUE`] for one by hash.
+    pub queue: u8,
+    /// Index of its connection's record.
+    pub connection: u32,
+    /// Which direction of the connection it is.
+    pub direction: usize,
 }
 
 /// Tags and ages of the eight places of a bucket, an octet each: a tag of zero is an empty place, an age the low octet of
@@ -406,8 +422,23 @@ impl FlowCache {
     pub fn ready(&self, place: usize, stamp: u64) -> Option<(u16, u8)> {
         let line = &self.lines[place].0;
         let way = line[7];
-        let ready = line[6] == stamp && way as u8 & (ASSURED | TCP) == ASSURED;
+        let ready = line[6] == stamp && way as u8 & (ASSURED | TCP | CROSSES) == ASSURED;
         ready.then_some(((way >> 16) as u16, (way >> 8) as u8))
+    }
+
+    /// As [`FlowCache::ready`], of a flow that crosses; its stamp is that of all networks. Also tells its connection, and
+    /// which direction of it this is.
+    #[inline]
+    pub fn ready_to_cross(&self, place: usize, stamp: u64) -> Option<Crossing> {
+        let line = &self.lines[place].0;
+        let way = line[7];
+        let ready = line[6] == stamp && way as u8 & (ASSURED | TCP | CROSSES) == ASSURED | CROSSES;
+        ready.then_some(Crossing {
+            out_port: (way >> 16) as u16,
+            queue: (way >> 8) as u8,
+            connection: (line[5] >> 32) as u32,
+            direction: usize::from(way as u8 & REPLY),
+        })
     }
 
     /// The flow at a place that [`FlowCache::find`] gave.

@@ -9,10 +9,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crossbeam_utils::CachePadded;
 
 use super::challenge::Challenges;
+use super::crossing::Crossings;
 use super::quota::{Quotas, Refusal};
 use super::record::{Direction, Entry, Record};
 use super::shard::{Miss, Shard};
 use super::timeouts::Timeouts;
+use super::translation::Translation;
 use crate::flow::{FlowKey, HashKeys, Kind, TRUST_S};
 use crate::limits::{CONNECTIONS_MAX, PORTS_MAX};
 use crate::prefetch::prefetch;
@@ -64,6 +66,19 @@ pub struct NewConnection {
     pub queue: u8,
     /// What its first segment shows (TCP).
     pub side: Side,
+    /// How it crosses into another network, if it does.
+    pub translation: Option<Translation>,
+    /// Whether it counts for the port that did not begin it: one that came from outside.
+    pub receiver_pays: bool,
+}
+
+/// What became of a new connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Committed {
+    /// The connection.
+    pub found: Found,
+    /// Whether it is the new one; else it is one that another worker has just added.
+    pub new: bool,
 }
 
 /// A connection that was found.
@@ -84,6 +99,8 @@ pub enum CommitError {
     Quota,
     /// The table is full.
     Full,
+    /// Another connection has the tuple of its answers.
+    Taken,
 }
 
 /// Free records that a worker has at hand.
@@ -103,6 +120,7 @@ pub struct Connections {
     free: Mutex<Free>,
     quotas: Quotas,
     challenges: Challenges,
+    pub(super) crossings: Crossings,
 }
 
 /// Records that nobody has.
@@ -133,6 +151,7 @@ impl Connections {
             free: Mutex::new(Free { first: NONE, fresh: 0 }),
             quotas: Quotas::new(),
             challenges: Challenges::new(),
+            crossings: Crossings::new(buckets)?,
         })
     }
 
@@ -217,7 +236,7 @@ impl Connections {
     /// Every connection, as it is when its turn comes.
     pub fn entries(&self) -> impl Iterator<Item = Entry> {
         let used = self.lock_free().fresh as usize;
-        self.records()[..used].iter().enumerate().filter_map(|(index, record)| record.entry(index as u32))
+        (0..used).filter_map(|index| self.entry_at(index as u32))
     }
 
     /// Looks a packet's connection up.
@@ -235,7 +254,7 @@ impl Connections {
         let shard = self.shard(bucket);
         let read = shard.read(|| self.walk(bucket, key, vni, WALK_MAX));
         let (found, miss) = read.unwrap_or_else(|| self.look_locked(bucket, key, vni));
-        found.ok_or(miss)
+        found.or_else(|| self.find_reply(bucket, key, vni)).ok_or(miss)
     }
 
     #[cold]
@@ -293,7 +312,7 @@ impl Connections {
         timeouts: &Timeouts,
         free: &mut FreeRecords,
         now: u32,
-    ) -> Result<Found, CommitError> {
+    ) -> Result<Committed, CommitError> {
         self.commit_after(Miss::UNKNOWN, new, timeouts, free, now)
     }
 
@@ -308,7 +327,7 @@ impl Connections {
         timeouts: &Timeouts,
         free: &mut FreeRecords,
         now: u32,
-    ) -> Result<Found, CommitError> {
+    ) -> Result<Committed, CommitError> {
         debug_assert!(new.key.kind() != Kind::Answer);
         if free.0.is_empty() {
             self.take_free(free);
@@ -316,14 +335,14 @@ impl Connections {
         let bucket = self.bucket(new.hash);
         let shard = self.shard(bucket);
         let mut wheel = shard.lock();
-        if !shard.is_unchanged_since(miss)
-            && let Some(found) = self.find_in(bucket, &new.key, new.vni)
-        {
-            return Ok(found);
+        let known = if shard.is_unchanged_since(miss) { None } else { self.find_in(bucket, &new.key, new.vni) };
+        if let Some(found) = known.or_else(|| self.find_reply(bucket, &new.key, new.vni)) {
+            return Ok(Committed { found, new: false });
         }
-        let taken = match self.quotas.take(new.in_port) {
+        let payer = if new.receiver_pays { new.out_port } else { new.in_port };
+        let taken = match self.quotas.take(payer) {
             Ok(()) => free.0.pop().ok_or_else(|| {
-                self.quotas.give_back(new.in_port);
+                self.quotas.give_back(payer);
                 CommitError::Full
             }),
             Err(Refusal::Quota) => Err(CommitError::Quota),
@@ -332,18 +351,27 @@ impl Connections {
         let index = match taken {
             Ok(index) => index,
             // One of its own that nobody has answered and that would end soonest makes room, if there is one.
-            Err(error) => self.evict(shard, &mut wheel, new.in_port).ok_or(error)?,
+            Err(error) => self.evict(shard, &mut wheel, payer).ok_or(error)?,
         };
+        if let Some(translation) = &new.translation
+            && let Err(error) = self.link_reply(index, &new.key, translation)
+        {
+            free.0.push(index);
+            self.quotas.give_back(payer);
+            return Err(error);
+        }
         let records = self.records();
         let record = &records[index as usize];
         record.fill(new, now);
-        let deadline = now.saturating_add(timeouts.of_new(new.key.proto(), &new.side)).saturating_add(1);
+        let alone = timeouts.of_new(new.key.proto(), &new.side);
+        let lives = if new.translation.is_some() { timeouts.crossing(new.key.proto(), alone) } else { alone };
+        let deadline = now.saturating_add(lives).saturating_add(1);
         self.link(shard, &mut wheel, bucket, records, index, deadline);
         // The next one of this worker, in all likelihood.
         if let Some(next) = free.0.last() {
             records[*next as usize].prefetch();
         }
-        Ok(Found { index, generation: record.generation(), direction: 0 })
+        Ok(Committed { found: Found { index, generation: record.generation(), direction: 0 }, new: true })
     }
 
     /// Puts a filled record into its chain and wheel.
@@ -364,7 +392,7 @@ impl Connections {
         let record = &records[index as usize];
         let bucket = self.bucket(self.keys.hash(&record.key(), record.vni()));
         let shard = self.shard(bucket);
-        self.quotas.take_anyway(record.port(0));
+        self.quotas.take_anyway(record.payer());
         self.link(shard, &mut shard.lock(), bucket, records, index, deadline(record, timeouts));
     }
 
@@ -380,7 +408,7 @@ impl Connections {
             }
             wheel.remove(self.records(), index);
             self.unlink(shard, bucket, index);
-            self.quotas.give_back(record.port(0));
+            self.quotas.give_back(record.payer());
         }
         self.give_back(&[index]);
         true
@@ -421,11 +449,11 @@ impl Connections {
                     wheel.insert(self.records(), index, deadline);
                     continue;
                 }
-                if let Some(entry) = record.entry(index) {
+                if let Some(entry) = self.entry_at(index) {
                     closed(&entry);
                 }
                 self.unlink(shard, self.bucket(self.keys.hash(&record.key(), record.vni())), index);
-                self.quotas.give_back(record.port(0));
+                self.quotas.give_back(record.payer());
                 freed[count] = index;
                 count += 1;
             }
@@ -452,6 +480,9 @@ impl Connections {
             at = &records[next as usize].next;
         }
         let record = &records[index as usize];
+        if record.crosses() {
+            self.unlink_reply(index);
+        }
         shard.change(|| {
             at.store(record.next.load(Relaxed), Relaxed);
             record.clear();
@@ -463,7 +494,7 @@ impl Connections {
     /// share of the table stays taken, for the one that comes in its place.
     fn evict(&self, shard: &Shard, wheel: &mut Wheel, port: u32) -> Option<u32> {
         let records = self.records();
-        let own = |record: &Record| record.port(0) == port && !record.is_assured();
+        let own = |record: &Record| record.payer() == port && !record.is_assured();
         let index = wheel.soonest(records, EVICT_LOOKS, own)?;
         let record = &records[index as usize];
         wheel.remove(records, index);
@@ -509,7 +540,7 @@ impl Connections {
     }
 
     #[inline]
-    fn bucket(&self, hash: u64) -> usize {
+    pub(super) fn bucket(&self, hash: u64) -> usize {
         // The lower half chooses a bucket of the flow caches, the upper half the other: a mix of both.
         (hash ^ hash >> 23) as usize & (self.heads.len() - 1)
     }

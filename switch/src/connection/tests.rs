@@ -57,7 +57,8 @@ impl Host {
     }
 
     fn commit_with(&self, free: &mut FreeRecords, key: FlowKey, in_port: u32, now: u32) -> Result<Found, CommitError> {
-        self.connections.commit(&self.new_connection(key, in_port), &self.timeouts, free, now)
+        let new = self.new_connection(key, in_port);
+        self.connections.commit(&new, &self.timeouts, free, now).map(|committed| committed.found)
     }
 
     fn new_connection(&self, key: FlowKey, in_port: u32) -> NewConnection {
@@ -71,6 +72,8 @@ impl Host {
             epoch: 5,
             queue: NO_QUEUE,
             side: Side::default(),
+            translation: None,
+            receiver_pays: false,
         }
     }
 
@@ -219,8 +222,10 @@ fn the_next_run_adopts_what_is_still_right() {
             epoch: 1,
             queue: 0,
             side: Side::default(),
+            translation: None,
+            receiver_pays: false,
         };
-        assert!(indices.insert(next.commit(&new, &host.timeouts, &mut free, 105).unwrap().index));
+        assert!(indices.insert(next.commit(&new, &host.timeouts, &mut free, 105).unwrap().found.index));
     }
     assert_eq!(next.len(), 1000);
     drop(next);
@@ -341,7 +346,7 @@ fn a_miss_that_is_out_of_date_is_looked_up_again() {
     let first = host.commit(key, 0, 100).unwrap();
     let mut free = FreeRecords::new();
     let after = |miss, key: FlowKey, free: &mut FreeRecords| {
-        host.connections.commit_after(miss, &host.new_connection(key, 0), &host.timeouts, free, 100).unwrap()
+        host.connections.commit_after(miss, &host.new_connection(key, 0), &host.timeouts, free, 100).unwrap().found
     };
     assert_eq!(after(miss, key, &mut free), first);
     assert_eq!(after(Miss::UNKNOWN, key, &mut free), first);

@@ -27,6 +27,13 @@ pub struct Timeouts {
     pub sctp: u32,
     /// Any other protocol.
     pub other: u32,
+    /// UDP from one network into another: as long as a NAT mapping lives (RFC 4787 REQ-5), which must not outlive it (SEMANTICS
+    /// NA16).
+    pub crossing_udp: u32,
+    /// TCP from one network into another that is not established (RFC 5382 REQ-5).
+    pub crossing_tcp: u32,
+    /// ICMP queries from one network into another (RFC 5508 REQ-2).
+    pub crossing_icmp: u32,
 }
 
 impl Default for Timeouts {
@@ -42,6 +49,9 @@ impl Default for Timeouts {
             icmp: 30,
             sctp: 210,
             other: 600,
+            crossing_udp: 300,
+            crossing_tcp: 240,
+            crossing_icmp: 60,
         }
     }
 }
@@ -49,6 +59,22 @@ impl Default for Timeouts {
 impl Timeouts {
     /// Seconds that a connection may live from its last packet.
     pub fn of(&self, record: &Record) -> u32 {
+        let alone = self.within(record);
+        if record.crosses() { self.crossing(record.key().proto(), alone) } else { alone }
+    }
+
+    /// The same of a connection that crosses, which within a network would live `alone`.
+    pub(super) fn crossing(&self, protocol: u8, alone: u32) -> u32 {
+        match protocol {
+            proto::TCP => alone.max(self.crossing_tcp),
+            proto::UDP => alone.max(self.crossing_udp),
+            proto::ICMPV4 | proto::ICMPV6 => alone.max(self.crossing_icmp),
+            _ => alone,
+        }
+    }
+
+    /// Of one within a network.
+    fn within(&self, record: &Record) -> u32 {
         match record.key().proto() {
             proto::TCP => self.tcp(&record.side(0), &record.side(1)),
             proto::UDP if record.is_replied() => self.udp_stream,
