@@ -8,17 +8,23 @@
 //!
 //! A TCP segment also has to fit into its connection, each time (SEMANTICS CT1–CT4). An ICMP error is no connection of
 //! its own: it goes where the packet that it speaks about came from, if that belongs to one (CT5).
+//!
+//! A connection that leads from one network into another (out by the uplink, in from there, or back by an address that the host
+//! owns there) *crosses*: its flows are marked, and what crosses becomes something else on its last step. Its decision rests on
+//! two networks and on what the host owns, so it is made anew whenever any of them changes: all that cross share one epoch.
 
 mod decide;
+mod outside;
 mod related;
 
+use hostweave_nat::Nat;
 use hostweave_switch::connection::{Connections, Direction, Found, FreeRecords, Miss, Record};
-use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp};
+use hostweave_switch::flow::{ASSURED, CROSSES, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp};
 use hostweave_switch::guard;
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::DropReason;
-use hostweave_switch::tables::PortId;
+use hostweave_switch::tables::{PortId, PortKind};
 use hostweave_switch::tcp_track::{self, Outcome, Side, State};
 use hostweave_switch::wire::proto;
 use hostweave_switch::wire::tcp::flags;
@@ -37,6 +43,8 @@ pub struct Flows<'a> {
     pub cache: &'a mut FlowCache,
     /// The table of all workers.
     pub connections: &'a Connections,
+    /// Mappings and blocks of all workers.
+    pub nat: &'a Nat,
     /// Records for its next connections.
     pub free: &'a mut FreeRecords,
     /// What policy said against the packet, when it was dropped for `PolicyDenied`.
@@ -72,41 +80,62 @@ pub struct Way {
     pub queue: u8,
 }
 
+/// What a packet does next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// It goes to a port of its own network.
+    Stay(Way),
+    /// It leaves its network.
+    Cross {
+        /// Where to.
+        way: Way,
+        /// Of which connection it is, and which direction of that; `None` if it is already what it has to become.
+        part: Option<(u32, Direction)>,
+    },
+}
+
 /// Finds a packet's way.
 ///
 /// # Errors
 /// Why it ends here.
 #[inline(always)]
-pub fn flow<R: Recorder>(
-    ctx: &Context<'_>,
-    flows: &mut Flows<'_>,
+pub fn flow<'a, R: Recorder>(
+    ctx: &Context<'a>,
+    flows: &mut Flows<'a>,
     lookup: &Lookup,
     packet: &mut Packet,
     arena: &mut [Segment],
     record: &mut R,
-) -> Result<Way, DropReason> {
+) -> Result<Step, DropReason> {
     // What is not ready is told apart out of line: the common case keeps its registers.
     let place = flows.cache.find(&lookup.key, lookup.hash);
     if let Some(place) = place
         && let Some((out_port, queue)) = flows.cache.ready(place, stamp(ctx.epoch, round(ctx.now)))
     {
         record.stage("flow", Detail::Hit);
-        return Ok(Way { out_port: PortId(u32::from(out_port)), queue });
+        return Ok(Step::Stay(Way { out_port: PortId(u32::from(out_port)), queue }));
+    }
+    if let Some(place) = place
+        && let Some(crossing) = flows.cache.ready_to_cross(place, stamp(ctx.crossing_epoch, round(ctx.now)))
+    {
+        record.stage("flow", Detail::Hit);
+        let way = Way { out_port: PortId(u32::from(crossing.out_port)), queue: crossing.queue };
+        return Ok(Step::Cross { way, part: Some((crossing.connection, crossing.direction)) });
     }
     not_ready(ctx, flows, lookup, place, packet, arena, record)
 }
 
 /// A flow that is in the cache and has to be looked at, or is not there.
 #[inline(never)]
-fn not_ready<R: Recorder>(
-    ctx: &Context<'_>,
-    flows: &mut Flows<'_>,
+fn not_ready<'a, R: Recorder>(
+    ctx: &Context<'a>,
+    flows: &mut Flows<'a>,
     lookup: &Lookup,
     place: Option<usize>,
     packet: &mut Packet,
     arena: &mut [Segment],
     record: &mut R,
-) -> Result<Way, DropReason> {
+) -> Result<Step, DropReason> {
     if let Some(place) = place
         && let Some(result) = known(ctx, flows, place, packet, record)
     {
@@ -117,8 +146,12 @@ fn not_ready<R: Recorder>(
 }
 
 #[inline]
-fn way(flow: &Flow) -> Way {
-    Way { out_port: PortId(u32::from(flow.out_port)), queue: flow.queue }
+fn step(flow: &Flow) -> Step {
+    let way = Way { out_port: PortId(u32::from(flow.out_port)), queue: flow.queue };
+    if flow.flags & CROSSES == 0 {
+        return Step::Stay(way);
+    }
+    Step::Cross { way, part: Some((flow.connection, direction(flow))) }
 }
 
 /// A flow that is in the cache, of a connection that has to be looked at. `None` when it is not that connection's any
@@ -130,10 +163,12 @@ fn known<R: Recorder>(
     place: usize,
     packet: &Packet,
     record: &mut R,
-) -> Option<Result<Way, DropReason>> {
+) -> Option<Result<Step, DropReason>> {
     let mut flow = flows.cache.get(place);
     let connection = flows.connections.get(flow.connection, flow.generation)?;
-    if flow.epoch != ctx.epoch || flow.round != round(ctx.now) || flow.flags & ASSURED == 0 {
+    if (flow.epoch != ctx.epoch || flow.round != round(ctx.now) || flow.flags & ASSURED == 0)
+        && !may_be_trusted_to_cross(ctx, &flow)
+    {
         if let Err(reason) = refresh(ctx, flows, &mut flow, record)? {
             return Some(Err(reason));
         }
@@ -147,7 +182,14 @@ fn known<R: Recorder>(
         }
     }
     record.stage("flow", Detail::Hit);
-    Some(Ok(way(&flow)))
+    Some(Ok(step(&flow)))
+}
+
+/// A flow that crosses has the epoch of all networks, which is never that of one.
+#[inline]
+fn may_be_trusted_to_cross(ctx: &Context<'_>, flow: &Flow) -> bool {
+    let new = (flow.epoch, flow.round) == (ctx.crossing_epoch, round(ctx.now));
+    new && flow.flags & (ASSURED | CROSSES) == ASSURED | CROSSES
 }
 
 /// Brings a flow up to date with its connection, and the connection with the packet. `None` when policy has to decide
@@ -159,8 +201,12 @@ fn refresh<R: Recorder>(
     record: &mut R,
 ) -> Option<Result<(), DropReason>> {
     let connection = flows.connections.get(flow.connection, flow.generation)?;
-    if connection.epoch() != ctx.epoch
-        && let Err(reason) = decide::again(ctx, &mut flows.denied, connection, record)
+    let (translation, epoch) = match flow.flags & CROSSES {
+        0 => (None, ctx.epoch),
+        _ => (Some(flows.connections.translation(flow.connection)?), ctx.crossing_epoch),
+    };
+    if connection.epoch() != epoch
+        && let Err(reason) = decide::again(ctx, &mut flows.denied, connection, translation, record)
     {
         if !R::MASKED {
             flows.connections.remove(flow.connection, flow.generation);
@@ -174,7 +220,7 @@ fn refresh<R: Recorder>(
         return Some(Ok(()));
     }
     connection.touch(direction, ctx.now, ctx.queue);
-    flow.epoch = ctx.epoch;
+    flow.epoch = epoch;
     flow.round = round(ctx.now);
     flow.queue = connection.queue(1 - direction);
     flow.out_port = connection.port(1 - direction) as u16;
@@ -269,16 +315,19 @@ fn ending(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, [before, after, rec
 /// `conn`: a packet whose flow is not in the cache.
 #[cold]
 #[inline(never)]
-fn connection<R: Recorder>(
-    ctx: &Context<'_>,
-    flows: &mut Flows<'_>,
+fn connection<'a, R: Recorder>(
+    ctx: &Context<'a>,
+    flows: &mut Flows<'a>,
     lookup: &Lookup,
     place: Option<usize>,
     packet: &mut Packet,
     arena: &mut [Segment],
     record: &mut R,
-) -> Result<Way, DropReason> {
+) -> Result<Step, DropReason> {
     guard::source(ctx.port, ctx.network, packet)?;
+    if ctx.port.kind == PortKind::Uplink {
+        guard::outside(ctx.tables.uplink.as_deref().ok_or(DropReason::NotOurs)?, packet)?;
+    }
     if is_icmp_error(lookup.key.proto(), (packet.meta.dst_port >> 8) as u8) && !packet.meta.later_fragment {
         return related::related(ctx, flows, packet, arena, record);
     }
@@ -310,6 +359,7 @@ fn connection<R: Recorder>(
             out_port: connection.port(1 - found.direction) as u16,
             queue: NO_QUEUE,
             flags: if found.direction == 1 { REPLY } else { 0 }
+                | if connection.crosses() { CROSSES } else { 0 }
                 | if lookup.key.proto() == proto::TCP { TCP } else { 0 },
         };
         match refresh(ctx, flows, &mut flow, record) {
@@ -325,7 +375,7 @@ fn connection<R: Recorder>(
         if !R::MASKED {
             flows.cache.put(place, &flow, lookup.hash);
         }
-        return Ok(way(&flow));
+        return Ok(step(&flow));
     }
     record.stage("conn", Detail::Miss);
     decide::decide(ctx, flows, lookup, missed, packet, record)

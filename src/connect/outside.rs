@@ -131,12 +131,7 @@ fn crossing<'a, R: Recorder>(
 
 /// A packet that leaves its network, for the uplink or, if its destination is an address of the host there, for whoever has it
 /// (RFC 4787 REQ-9): that never touches the wire.
-fn leave<'a>(
-    ctx: &Context<'a>,
-    flows: &Flows<'a>,
-    key: &FlowKey,
-    source: Source,
-) -> Result<Receiver<'a>, DropReason> {
+fn leave<'a>(ctx: &Context<'a>, flows: &Flows<'a>, key: &FlowKey, source: Source) -> Result<Receiver<'a>, DropReason> {
     let uplink = ctx.tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
     if uplink.owned.contains_key(&key.dst()) || uplink.is_routed(key.dst()) {
         // Filters know senders by what they look like from outside.
@@ -232,13 +227,7 @@ pub(super) fn egress(tables: &Tables, port: &Port, address: u128) -> Egress {
 }
 
 /// As whom the outside sees the sender of a packet now; `None` when that is not settled yet.
-pub(super) fn shown(
-    tables: &Tables,
-    flows: &Flows<'_>,
-    port: &Port,
-    key: &FlowKey,
-    source: Source,
-) -> Option<Outside> {
+pub(super) fn shown(tables: &Tables, flows: &Flows<'_>, port: &Port, key: &FlowKey, source: Source) -> Option<Outside> {
     let l4 = source_l4(key);
     match source {
         Source::Own => Some(Outside { address: key.src(), l4 }),

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
 use crossbeam_queue::ArrayQueue;
+use hostweave_nat::Nat;
 use hostweave_switch::connection::{Connections, FreeRecords};
 use hostweave_switch::flow::{FlowCache, NO_QUEUE};
 use hostweave_switch::fragment::{Fragments, QueuedFrame};
@@ -98,6 +99,8 @@ pub struct Shared {
     pub plane: Arc<ArcSwap<Plane>>,
     /// The connections of all workers.
     pub connections: Arc<Connections>,
+    /// NAT mappings and blocks of all workers.
+    pub nat: Arc<Nat>,
     /// Fragments of all workers.
     pub fragments: Arc<Fragments>,
     /// Seconds of the monotonic clock.

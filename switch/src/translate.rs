@@ -8,7 +8,7 @@ use crate::connection::Change;
 use crate::flow::{Kind, query};
 use crate::packet::{L3, Packet};
 use crate::stage::DropReason;
-use crate::wire::checksum::{apply, combine};
+use crate::wire::checksum::{apply, combine, sum};
 use crate::wire::{ethernet, ipv4, ipv6, proto, tcp, udp};
 
 /// Protocols whose checksum covers addresses and which have no ports that we change: DCCP (RFC 4340 §9.1) and UDP-Lite
@@ -32,7 +32,9 @@ pub fn translate(packet: &mut Packet, change: &Change) -> Result<(), DropReason>
     let (l3, l4, protocol) = (meta.l3, usize::from(meta.layers.l4), meta.proto);
     let (later, partial) = (meta.later_fragment, meta.offload.needs_csum());
     let head = packet.head_mut();
-    addresses(head, l3, change).ok_or(DropReason::Internal)?;
+    head.get_mut(ethernet::HEADER_LEN..)
+        .and_then(|packet| addresses(packet, l3, change.addresses, change.address_sum))
+        .ok_or(DropReason::Internal)?;
     if later {
         return Ok(());
     }
@@ -53,17 +55,69 @@ pub fn translate(packet: &mut Packet, change: &Change) -> Result<(), DropReason>
     Ok(())
 }
 
+/// Makes an ICMP error one that its receiver understands: what it quotes becomes what `inner` says, and its own addresses
+/// what `outer` says (RFC 5508 §4.2). The quoted packet begins `quote.start` octets into the frame, its transport header `l4`
+/// octets further; it ends with the quote, and may be cut off anywhere behind the first eight octets of that header.
+///
+/// # Errors
+/// `Internal` when its headers are not where they were found.
+pub fn translate_error(
+    packet: &mut Packet,
+    outer: &Change,
+    inner: &Change,
+    quote: std::ops::Range<usize>,
+    l4: usize,
+    protocol: u8,
+) -> Result<(), DropReason> {
+    let (l3, partial) = (packet.meta.l3, packet.meta.offload.needs_csum());
+    let icmp = usize::from(packet.meta.layers.l4);
+    let head = packet.head_mut();
+    let quoted = head.get_mut(quote).ok_or(DropReason::Internal)?;
+    let before = sum(quoted);
+    requote(quoted, l3, l4, protocol, inner).ok_or(DropReason::Internal)?;
+    // It begins at an even place of the message that the checksum covers.
+    let difference = combine(!before, sum(quoted));
+    let message = head.get_mut(icmp..).filter(|message| message.len() >= 8).ok_or(DropReason::Internal)?;
+    let address_sum = if l3 == L3::V4 { 0 } else { outer.address_sum };
+    covered(&mut message[ICMP_CHECKSUM..], partial, address_sum, difference);
+    head.get_mut(ethernet::HEADER_LEN..)
+        .and_then(|packet| addresses(packet, l3, outer.addresses, outer.address_sum))
+        .ok_or(DropReason::Internal)
+}
+
+fn requote(quoted: &mut [u8], l3: L3, l4: usize, protocol: u8, change: &Change) -> Option<()> {
+    addresses(quoted, l3, change.addresses, change.address_sum)?;
+    let transport = quoted.get_mut(l4..)?;
+    match protocol {
+        proto::TCP => {
+            ports(transport.get_mut(..4)?, change);
+            let field = transport.get_mut(usize::from(tcp::CHECKSUM_OFFSET)..).filter(|field| field.len() >= 2);
+            if let Some(field) = field {
+                covered(field, false, change.address_sum, change.port_sum);
+            }
+        }
+        proto::UDP => {
+            ports(transport.get_mut(..4)?, change);
+            let field = transport.get_mut(usize::from(udp::CHECKSUM_OFFSET)..).filter(|field| field.len() >= 2);
+            if let Some(field) = field {
+                udp_covered(field, false, change);
+            }
+        }
+        _ => other(transport, l3, protocol, false, change).ok()?,
+    }
+    Some(())
+}
+
+/// Writes the addresses of an IP packet.
 #[inline]
-fn addresses(head: &mut [u8], l3: L3, change: &Change) -> Option<()> {
-    let [a, b, c, d] = change.addresses;
-    let packet = head.get_mut(ethernet::HEADER_LEN..)?;
+fn addresses(packet: &mut [u8], l3: L3, [a, b, c, d]: [u64; 4], address_sum: u16) -> Option<()> {
     match l3 {
         L3::V4 => {
             let header: &mut [u8; ipv4::HEADER_LEN] = packet.first_chunk_mut()?;
             let both = (b & 0xffff_ffff) << 32 | d & 0xffff_ffff;
             header[IPV4_ADDRESSES..].copy_from_slice(&both.to_be_bytes());
             let [high, low] = [header[IPV4_CHECKSUM], header[IPV4_CHECKSUM + 1]];
-            let checksum = apply(u16::from_be_bytes([high, low]), change.address_sum);
+            let checksum = apply(u16::from_be_bytes([high, low]), address_sum);
             header[IPV4_CHECKSUM..IPV4_CHECKSUM + 2].copy_from_slice(&checksum.to_be_bytes());
         }
         L3::V6 => {
