@@ -25,9 +25,21 @@
 
 pub mod model;
 
+mod address;
+mod adopt;
+mod blocks;
+mod expire;
+mod inbound;
+mod list;
+mod outbound;
+mod outside;
 mod pools;
+mod random;
+mod record;
 mod table;
+mod workload;
 
+pub use adopt::{Adopted, Claim};
 pub use model::*;
 pub use pools::Pools;
-pub use table::{Adopted, Claim, Nat, Options};
+pub use table::{MAPPINGS_MAX, Nat, Options};

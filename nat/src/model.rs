@@ -360,6 +360,9 @@ pub enum PoolError {
         /// Largest number.
         max: u16,
     },
+    /// Two pools of one name.
+    #[error("there are two NAT pools of the name {0}")]
+    Name(String),
     /// More than the host has room for.
     #[error("there is room for {ADDRESSES_MAX} NAT addresses on a host, and {0} is one more")]
     TooManyAddresses(IpAddr),
