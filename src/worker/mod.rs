@@ -408,7 +408,7 @@ impl Path {
         let Some(network) = plane.tables.network(output.network) else { return };
         let Some(count) = output.counters.get(worker) else { return };
         let mut frame = [0; FRAME_LEN_MAX];
-        let Ok(len) = router_advertisement(network, MULTICAST_ALL_NODES, ALL_NODES, &mut frame) else { return };
+        let Ok(len) = router_advertisement(network, output, MULTICAST_ALL_NODES, ALL_NODES, &mut frame) else { return };
         let Path { uring, stash, burst, .. } = self;
         let mut out = Delivery::new(plane, worker, 1);
         count.originated.add(1);
