@@ -13,6 +13,7 @@ pub mod conntrack;
 mod flows;
 pub mod mailbox;
 mod maintenance;
+mod nat;
 mod observer;
 pub mod plane;
 mod port;
@@ -30,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
+use hostweave_nat::Nat;
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::World;
 use hostweave_policy::table::Table;
@@ -69,6 +71,7 @@ struct Inner {
     events: mpsc::UnboundedSender<FabricEvent>,
     sockets: Sockets,
     connections: Arc<Connections>,
+    nat: Arc<Nat>,
     fragments: Arc<Fragments>,
     clock: Clock,
     flow_log: Arc<FlowLog>,
@@ -175,6 +178,8 @@ impl Fabric {
         let (listener, wait_for_inner) = maintenance::spawn()?;
         let clock = Clock::new().context("reading the clock")?;
         let connections = Arc::new(connections::open(&config, clock.seconds(Instant::now()))?);
+        let nat = Arc::new(nat::open(&config, clock.seconds(Instant::now()))?);
+        nat::give_back(&nat, &connections, clock);
         let fragments = Arc::new(Fragments::new());
         let watch = Arc::new(Watch::default());
         let mut workers = Vec::new();
@@ -186,6 +191,7 @@ impl Fabric {
                 count: config.workers.len(),
                 plane: Arc::clone(&plane),
                 connections: Arc::clone(&connections),
+                nat: Arc::clone(&nat),
                 fragments: Arc::clone(&fragments),
                 clock,
                 watch: Arc::clone(&watch),
@@ -199,8 +205,20 @@ impl Fabric {
         let state = Mutex::new(State::new(&connections));
         let sockets = Sockets::new().context("starting the host's own services")?;
         let flow_log = Arc::new(FlowLog::default());
-        let inner =
-            Inner { config, plane, workers, state, events, sockets, connections, fragments, clock, flow_log, watch };
+        let inner = Inner {
+            config,
+            plane,
+            workers,
+            state,
+            events,
+            sockets,
+            connections,
+            nat,
+            fragments,
+            clock,
+            flow_log,
+            watch,
+        };
         let inner = Arc::new(inner);
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))
