@@ -17,7 +17,7 @@ use hostweave_switch::tcp_track::{self, Side};
 use hostweave_switch::wire::proto;
 
 use super::outside::{self, Plan};
-use super::{Flows, Opened, Step, Way, step};
+use super::{Flows, Missed, Opened, Step, Way, step};
 use crate::datapath::{Context, Lookup};
 use crate::observe::recorder::{Detail, Recorder, Unwatched};
 
@@ -46,6 +46,7 @@ pub(super) fn decide<'a, R: Recorder>(
     ctx: &Context<'a>,
     flows: &mut Flows<'a>,
     lookup: &Lookup,
+    missed: Missed,
     packet: &mut Packet,
     record: &mut R,
 ) -> Result<Step, DropReason> {
@@ -59,13 +60,13 @@ pub(super) fn decide<'a, R: Recorder>(
     }
     let Some(source) = plan.source else {
         route::may_go_on(ctx.network, packet, out)?;
-        return commit(ctx, flows, lookup, out, allowed, side, None, record);
+        return commit(ctx, flows, lookup, missed, out, allowed, side, None, record);
     };
     let uplink = ctx.tables.uplink.as_deref().filter(|uplink| uplink.port == out.id);
     cross::may_cross(packet, ctx.tables, uplink, out, lookup.hash as u32)?;
     let (translation, held) = outside::snat(ctx, flows, &lookup.key, &plan, out, source, record)?;
     let before = flows.opened.is_some();
-    let step = commit(ctx, flows, lookup, out, allowed, side, Some(translation), record)?;
+    let step = commit(ctx, flows, lookup, missed, out, allowed, side, Some(translation), record)?;
     if flows.opened.is_some() && !before {
         held.keep();
         plan.held.keep();
@@ -137,10 +138,12 @@ fn judge<R: Recorder>(
     record: &mut R,
 ) -> Result<Allowed, DropReason> {
     let (key, from, to) = (&asked.key, asked.from, asked.to.ok());
+    let internal = |port: &Port| port.kind == PortKind::Internal;
     let workload = |port: &&Port| matches!(port.kind, PortKind::VhostUser | PortKind::Tap);
-    let builtin = to.and_then(|to| {
-        let (from, to) = (from.kind == PortKind::Internal, to.kind == PortKind::Internal);
-        ctx.policy.builtin(from, to, key.proto(), asked.dst_port, Ipv6Addr::from(asked.dst).to_canonical())
+    // Between workloads there is no built-in rule, and nearly all connections are.
+    let builtin = to.filter(|to| internal(from) || internal(to)).and_then(|to| {
+        let dst = Ipv6Addr::from(asked.dst).to_canonical();
+        ctx.policy.builtin(internal(from), internal(to), key.proto(), asked.dst_port, dst)
     });
     if let Some(rule) = builtin {
         record.stage("egress", Detail::BuiltIn(rule));
@@ -188,6 +191,7 @@ fn commit<R: Recorder>(
     ctx: &Context<'_>,
     flows: &mut Flows<'_>,
     lookup: &Lookup,
+    missed: Missed,
     out: &Port,
     allowed: Allowed,
     side: Side,
@@ -213,12 +217,12 @@ fn commit<R: Recorder>(
         translation,
         receiver_pays: ctx.port.kind == PortKind::Uplink,
     };
-    let committed =
-        flows.connections.commit(&new, &ctx.tables.timeouts, flows.free, ctx.now).map_err(|error| match error {
-            CommitError::Quota => DropReason::ConnectionQuota,
-            CommitError::Full => DropReason::ConnectionTableFull,
-            CommitError::Taken => DropReason::NatTupleTaken,
-        })?;
+    let committed = flows.connections.commit_after(missed.connection, &new, &ctx.tables.timeouts, flows.free, ctx.now);
+    let committed = committed.map_err(|error| match error {
+        CommitError::Quota => DropReason::ConnectionQuota,
+        CommitError::Full => DropReason::ConnectionTableFull,
+        CommitError::Taken => DropReason::NatTupleTaken,
+    })?;
     let found = committed.found;
     if committed.new {
         flows.opened = Some(Opened { out_port: out.id, allowed });
@@ -239,7 +243,7 @@ fn commit<R: Recorder>(
         // Another worker was first, and with something else: the next packet finds that.
         return Err(DropReason::NatTupleTaken);
     }
-    flows.cache.insert(&flow, lookup.hash);
+    flows.cache.put(missed.place, &flow, lookup.hash);
     Ok(step(&flow))
 }
 

@@ -18,7 +18,7 @@ mod outside;
 mod related;
 
 use hostweave_nat::Nat;
-use hostweave_switch::connection::{Connections, Direction, FreeRecords, Record};
+use hostweave_switch::connection::{Connections, Direction, Found, FreeRecords, Miss, Record};
 use hostweave_switch::flow::{ASSURED, CROSSES, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp};
 use hostweave_switch::guard;
 use hostweave_switch::packet::Packet;
@@ -60,6 +60,15 @@ pub struct Opened {
     pub out_port: PortId,
     /// What allowed it.
     pub allowed: Allowed,
+}
+
+/// Where a packet's flow and connection were looked for and are not, so that nobody looks twice.
+#[derive(Clone, Copy)]
+struct Missed {
+    /// Its place in the cache, where a flow of another connection stands.
+    place: Option<usize>,
+    /// In the table.
+    connection: Miss,
 }
 
 /// Where a packet goes.
@@ -133,7 +142,7 @@ fn not_ready<'a, R: Recorder>(
         return result;
     }
     record.stage("flow", Detail::Miss);
-    connection(ctx, flows, lookup, packet, arena, record)
+    connection(ctx, flows, lookup, place, packet, arena, record)
 }
 
 #[inline]
@@ -238,6 +247,9 @@ fn segment(
     // Of a later fragment there is nothing to see; the first one was looked at.
     let Some(segment) = tcp_track::Segment::of(packet) else { return Ok(true) };
     let direction = direction(flow);
+    if segment.flags & SYN_ACK == SYN_ACK && both_anew(ctx, flows, flow, connection, &segment) {
+        return Ok(true);
+    }
     let (sender, receiver) = (connection.side(direction), connection.side(1 - direction));
     match tcp_track::track(&sender, &receiver, &segment) {
         Outcome::Pass(side) => {
@@ -247,21 +259,48 @@ fn segment(
             }
             Ok(true)
         }
-        Outcome::OutOfWindow => {
-            // Both ends have forgotten the connection and begin another: the SYN that this answers passed as one that the
-            // receiver would challenge. Whoever sends it has the address (`guard`), and can cut nobody's connection but
-            // its own; the next SYN begins anew.
-            if segment.flags & SYN_ACK == SYN_ACK {
-                flows.connections.remove(flow.connection, flow.generation);
+        Outcome::Challenge(shown) => {
+            if direction == 0 {
+                flows.connections.challenges().keep(&found(flow), &shown);
             }
-            Err(DropReason::TcpOutOfWindow)
+            Ok(true)
         }
+        Outcome::OutOfWindow => Err(DropReason::TcpOutOfWindow),
         Outcome::Invalid => Err(DropReason::TcpInvalid),
         Outcome::Reopen => {
             flows.connections.remove(flow.connection, flow.generation);
             Ok(false)
         }
     }
+}
+
+/// Whether a SYN-ACK answers a SYN on its connection as one that its sender does not know: both ends have forgotten the
+/// connection and begin another in its place. Policy has decided about that one by the same tables, unless what was
+/// allowed earlier goes on: then the old one is forgotten, and the SYN, when it comes again, is decided anew.
+#[cold]
+fn both_anew(
+    ctx: &Context<'_>,
+    flows: &Flows<'_>,
+    flow: &Flow,
+    connection: &Record,
+    segment: &tcp_track::Segment,
+) -> bool {
+    let challenge = flows.connections.challenges().kept(&found(flow)).filter(|_| direction(flow) == 1);
+    let Some([opener, answerer]) = challenge.and_then(|opener| tcp_track::both_anew(&opener, segment)) else {
+        return false;
+    };
+    if ctx.tables.keep_established {
+        flows.connections.remove(flow.connection, flow.generation);
+        return false;
+    }
+    connection.set_side(0, &connection.side(0), &opener);
+    connection.set_side(1, &connection.side(1), &answerer);
+    flows.connections.reschedule(flow.connection, flow.generation, &ctx.tables.timeouts);
+    true
+}
+
+fn found(flow: &Flow) -> Found {
+    Found { index: flow.connection, generation: flow.generation, direction: direction(flow) }
 }
 
 /// A connection that has begun to end may be forgotten sooner.
@@ -280,6 +319,7 @@ fn connection<'a, R: Recorder>(
     ctx: &Context<'a>,
     flows: &mut Flows<'a>,
     lookup: &Lookup,
+    place: Option<usize>,
     packet: &mut Packet,
     arena: &mut [Segment],
     record: &mut R,
@@ -291,9 +331,16 @@ fn connection<'a, R: Recorder>(
     if is_icmp_error(lookup.key.proto(), (packet.meta.dst_port >> 8) as u8) && !packet.meta.later_fragment {
         return related::related(ctx, flows, packet, arena, record);
     }
+    let mut missed = Missed { place, connection: Miss::UNKNOWN };
     // Twice at most: a connection that is removed on the way is not found again.
     for _ in 0..2 {
-        let Some(found) = flows.connections.find(&lookup.key, lookup.hash, ctx.network.vni) else { break };
+        let found = match flows.connections.look(&lookup.key, lookup.hash, ctx.network.vni) {
+            Ok(found) => found,
+            Err(none) => {
+                missed.connection = none;
+                break;
+            }
+        };
         record.stage("conn", Detail::Connection(found));
         let Some(connection) = flows.connections.get(found.index, found.generation) else { continue };
         // The address moved to another port since: what that one sends is no part of this connection.
@@ -326,12 +373,12 @@ fn connection<'a, R: Recorder>(
             }
         }
         if !R::MASKED {
-            flows.cache.insert(&flow, lookup.hash);
+            flows.cache.put(place, &flow, lookup.hash);
         }
         return Ok(step(&flow));
     }
     record.stage("conn", Detail::Miss);
-    decide::decide(ctx, flows, lookup, packet, record)
+    decide::decide(ctx, flows, lookup, missed, packet, record)
 }
 
 #[cfg(test)]

@@ -55,10 +55,10 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
                 continue;
             }
             looked = Instant::now();
-            let mut failed_taps = Vec::new();
+            let mut failed = Vec::new();
             for worker in &inner.workers {
                 while let Some(note) = worker.notes.pop() {
-                    handle(&inner, note, &mut failed_taps);
+                    handle(&inner, note, &mut failed);
                 }
             }
             if expired.elapsed() >= PERIOD {
@@ -75,7 +75,7 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
             if state.stopping {
                 return;
             }
-            look_around(&inner, &mut state, &failed_taps);
+            look_around(&inner, &mut state, &failed);
             if advertised.elapsed() >= ADVERTISE_EVERY {
                 advertised = Instant::now();
                 state.ports.values().for_each(|port| inner.advertise(port));
@@ -101,7 +101,7 @@ fn take_flows(inner: &Inner, drain: &mut Drain) -> Duration {
     if drain.run(inner) { FLOWS_PERIOD } else { PERIOD }
 }
 
-fn handle(inner: &Arc<Inner>, note: Note, failed_taps: &mut Vec<PortId>) {
+fn handle(inner: &Arc<Inner>, note: Note, failed: &mut Vec<PortId>) {
     match note {
         Note::Local(id, note) => {
             let plane = inner.plane.load();
@@ -113,17 +113,17 @@ fn handle(inner: &Arc<Inner>, note: Note, failed_taps: &mut Vec<PortId>) {
                 LocalNote::LeaseConfirmed(address) => FabricEvent::LeaseConfirmed { port, address },
             });
         }
-        Note::TapFailed(id, error) => {
-            tracing::warn!(port = id.0, %error, "a TAP device failed");
-            failed_taps.push(id);
+        Note::DeviceFailed(id, error) => {
+            tracing::warn!(port = id.0, %error, "a network device failed");
+            failed.push(id);
         }
     }
 }
 
-fn look_around(inner: &Arc<Inner>, state: &mut State, failed_taps: &[PortId]) {
+fn look_around(inner: &Arc<Inner>, state: &mut State, failed: &[PortId]) {
     let mut changed = false;
     for port in state.ports.values_mut() {
-        if failed_taps.contains(&port.id()) || port.tap_is_orphaned() {
+        if failed.contains(&port.id()) || port.tap_is_orphaned() {
             port.tap_failed();
             changed = true;
         }

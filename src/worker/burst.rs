@@ -188,8 +188,9 @@ impl Path {
             }
         }
         for index in 0..self.burst.len() {
-            if verdicts[index] == Verdict::Continue {
-                self.cache.prefetch_flow(self.lookups[index].hash);
+            let hash = self.lookups[index].hash;
+            if verdicts[index] == Verdict::Continue && !self.cache.prefetch_flow(hash) {
+                self.shared.connections.prefetch(hash);
             }
         }
     }

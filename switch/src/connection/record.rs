@@ -1,10 +1,11 @@
 //! One connection as it lies in the shared file: two cache lines of atomics.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, fence};
 
 use super::translation::Translation;
 use crate::flow::{FlowKey, NO_QUEUE};
+use crate::prefetch::prefetch;
 use crate::shared::plain_struct;
 use crate::tcp_track::Side;
 use crate::wheel::Timed;
@@ -239,9 +240,13 @@ impl Record {
     /// Replaces what a direction has shown, where it differs from `old`: a line that did not change stays shared.
     #[inline]
     pub fn set_side(&self, direction: Direction, old: &Side, new: &Side) {
-        if old == new {
-            return;
+        if old != new {
+            self.store_side(direction, new);
         }
+    }
+
+    #[inline]
+    fn store_side(&self, direction: Direction, new: &Side) {
         let shown = &self.shown[direction];
         shown.end.store(new.end, Relaxed);
         shown.ack.store(new.ack, Relaxed);
@@ -273,8 +278,17 @@ impl Record {
         (self.generation() == generation).then_some(entry)
     }
 
+    /// Asks for both of its lines.
+    #[inline]
+    pub(super) fn prefetch(&self) {
+        prefetch(&self.addresses);
+        prefetch(&self.wheel_prev);
+    }
+
     /// Becomes a connection. Only under the lock of its shard, and only while it is free.
     pub(super) fn fill(&self, new: &super::NewConnection, now: u32) {
+        // Who still walks over it in the chain that it was in before (`super::shard`) must learn that it left that.
+        fence(Release);
         for (word, value) in self.addresses.iter().zip(new.key.addresses) {
             word.store(value, Relaxed);
         }
@@ -286,14 +300,13 @@ impl Record {
         self.traits.store(traits, Relaxed);
         self.set_epoch(new.epoch, new.basis);
         self.created.store(now, Relaxed);
-        for direction in 0..2 {
-            self.shown[direction].seen.store(0, Relaxed);
-            self.queue[direction].store(NO_QUEUE.wrapping_add(1), Relaxed);
-            let none = Side { flags: u8::MAX, ..Side::default() };
-            let side = if direction == 0 { new.side } else { Side::default() };
-            self.set_side(direction, &none, &side);
+        for (direction, side) in [new.side, Side::default()].into_iter().enumerate() {
+            self.store_side(direction, &side);
         }
-        self.touch(0, now, new.queue);
+        self.shown[0].seen.store(now + 1, Relaxed);
+        self.shown[1].seen.store(0, Relaxed);
+        self.queue[0].store(new.queue.wrapping_add(1), Relaxed);
+        self.queue[1].store(NO_QUEUE.wrapping_add(1), Relaxed);
         self.status.store(VALID, Release);
     }
 

@@ -72,4 +72,23 @@ pub enum Error {
     /// What the helper reported; the sentence is one of the others.
     #[error("{0}")]
     Reported(String),
+    /// Interface or packet socket of the uplink.
+    #[error("interface {name}: cannot {action}{}", hint(.source))]
+    Interface {
+        /// Interface.
+        name: String,
+        /// What was tried.
+        action: String,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What to do about an answer of the system.
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; the daemon needs CAP_NET_ADMIN and CAP_NET_RAW",
+        _ => "",
+    }
 }
