@@ -53,21 +53,45 @@ struct Scenario {
     rules: u32,
     /// Ports with labels of their own.
     endpoints: u32,
+    /// Connections that the port may have beyond those that are known before.
+    more: u32,
 }
 
-const SCENARIOS: [Scenario; 12] = [
-    Scenario { name: "hit-1", what: What::Hit, flows: 1, rules: 100, endpoints: 2 },
-    Scenario { name: "hit-1000", what: What::Hit, flows: 1000, rules: 100, endpoints: 2 },
-    Scenario { name: "hit-1000000", what: What::Hit, flows: 1_000_000, rules: 100, endpoints: 2 },
-    Scenario { name: "new-0-rules", what: What::New, flows: 4096, rules: 0, endpoints: 2 },
-    Scenario { name: "new-1000-rules", what: What::New, flows: 4096, rules: 1000, endpoints: 2 },
-    Scenario { name: "new-100000-rules", what: What::New, flows: 4096, rules: 100_000, endpoints: 2 },
-    Scenario { name: "new-2-labels", what: What::New, flows: 4096, rules: 100, endpoints: 2 },
-    Scenario { name: "new-10000-labels", what: What::New, flows: 4096, rules: 100, endpoints: 10_000 },
-    Scenario { name: "new-100000-labels", what: What::New, flows: 4096, rules: 100, endpoints: 100_000 },
-    Scenario { name: "recheck-0-rules", what: What::Recheck, flows: 1024, rules: 0, endpoints: 2 },
-    Scenario { name: "recheck-1000-rules", what: What::Recheck, flows: 1024, rules: 1000, endpoints: 2 },
-    Scenario { name: "recheck-100000-rules", what: What::Recheck, flows: 1024, rules: 100_000, endpoints: 2 },
+const SCENARIOS: [Scenario; 13] = [
+    Scenario { name: "hit-1", what: What::Hit, flows: 1, rules: 100, endpoints: 2, more: u32::MAX },
+    Scenario { name: "hit-1000", what: What::Hit, flows: 1000, rules: 100, endpoints: 2, more: u32::MAX },
+    Scenario { name: "hit-1000000", what: What::Hit, flows: 1_000_000, rules: 100, endpoints: 2, more: u32::MAX },
+    Scenario { name: "new-0-rules", what: What::New, flows: 4096, rules: 0, endpoints: 2, more: u32::MAX },
+    Scenario { name: "new-1000-rules", what: What::New, flows: 4096, rules: 1000, endpoints: 2, more: u32::MAX },
+    Scenario { name: "new-100000-rules", what: What::New, flows: 4096, rules: 100_000, endpoints: 2, more: u32::MAX },
+    Scenario { name: "new-full-port", what: What::New, flows: 64, rules: 100, endpoints: 2, more: 4096 },
+    Scenario { name: "new-2-labels", what: What::New, flows: 4096, rules: 100, endpoints: 2, more: u32::MAX },
+    Scenario { name: "new-10000-labels", what: What::New, flows: 4096, rules: 100, endpoints: 10_000, more: u32::MAX },
+    Scenario {
+        name: "new-100000-labels",
+        what: What::New,
+        flows: 4096,
+        rules: 100,
+        endpoints: 100_000,
+        more: u32::MAX,
+    },
+    Scenario { name: "recheck-0-rules", what: What::Recheck, flows: 1024, rules: 0, endpoints: 2, more: u32::MAX },
+    Scenario {
+        name: "recheck-1000-rules",
+        what: What::Recheck,
+        flows: 1024,
+        rules: 1000,
+        endpoints: 2,
+        more: u32::MAX,
+    },
+    Scenario {
+        name: "recheck-100000-rules",
+        what: What::Recheck,
+        flows: 1024,
+        rules: 100_000,
+        endpoints: 2,
+        more: u32::MAX,
+    },
 ];
 
 /// Packets measured where nothing is said.
@@ -96,7 +120,11 @@ fn measured(ctx: &Context<'_>, state: &mut State) -> usize {
         }
     }
     if ahead {
-        lookups[..count].iter().for_each(|lookup| cache.prefetch_flow(lookup.hash));
+        for lookup in &lookups[..count] {
+            if !cache.prefetch_flow(lookup.hash) {
+                connections.prefetch(lookup.hash);
+            }
+        }
     }
     let mut forwarded = 0;
     for (index, lookup) in lookups[..count].iter().enumerate() {
@@ -233,7 +261,11 @@ fn run(scenario: &Scenario, six: bool, packets: u32, begin: impl FnOnce()) -> Re
     let mut ctx = Context::new(&plane, port, network, 0, now);
     let folder = tempfile::tempdir()?;
     let new = if scenario.what == What::New { packets } else { 0 };
-    let capacity = (2 * (scenario.flows + new)).max(1 << 16);
+    // A port that is full has filled its flow cache too.
+    let capacity = match scenario.more {
+        u32::MAX => (2 * (scenario.flows + new)).max(1 << 16),
+        more => scenario.flows + more,
+    };
     let options = Options { capacity, boot: 1, now: now - 10 };
     let mut state = State {
         cache: FlowCache::new(2 * capacity as usize)?,

@@ -18,8 +18,19 @@ const STAR: &[(&str, &[&str])] = &[
     ("hostweave-vhost", &["hostweave-switch"]),
     ("hostweave-uplink", &["hostweave-switch"]),
     ("hostweave-policy", &["hostweave-switch"]),
+    ("hostweave-nat", &["hostweave-switch"]),
     ("hostweave-bench", &["hostweave-guest"]),
-    ("hostweave", &["hostweave-guest", "hostweave-policy", "hostweave-switch", "hostweave-uplink", "hostweave-vhost"]),
+    (
+        "hostweave",
+        &[
+            "hostweave-guest",
+            "hostweave-nat",
+            "hostweave-policy",
+            "hostweave-switch",
+            "hostweave-uplink",
+            "hostweave-vhost",
+        ],
+    ),
 ];
 
 /// Files that may contain `unsafe`, each with the reason.

@@ -21,6 +21,7 @@ mod http;
 pub mod matrix;
 pub mod method;
 mod methods;
+mod outside_view;
 pub mod paths;
 mod plan;
 mod policy_view;

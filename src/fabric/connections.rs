@@ -38,7 +38,7 @@ pub fn open(config: &FabricConfig, now: u32) -> anyhow::Result<Connections> {
 }
 
 /// Names this start of the machine; what stands in a file of another one is void, as the clock began anew.
-fn boot_id() -> u128 {
+pub(super) fn boot_id() -> u128 {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     uuid::Uuid::parse_str(text.trim()).map_or(0, |id| id.as_u128())
 }

@@ -13,6 +13,7 @@ pub mod conntrack;
 mod flows;
 pub mod mailbox;
 mod maintenance;
+mod nat;
 mod observer;
 pub mod plane;
 mod port;
@@ -31,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
+use hostweave_nat::Nat;
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::World;
 use hostweave_policy::table::Table;
@@ -72,6 +74,7 @@ struct Inner {
     events: mpsc::UnboundedSender<FabricEvent>,
     sockets: Sockets,
     connections: Arc<Connections>,
+    nat: Arc<Nat>,
     fragments: Arc<Fragments>,
     clock: Clock,
     flow_log: Arc<FlowLog>,
@@ -186,6 +189,8 @@ impl Fabric {
         let (listener, wait_for_inner) = maintenance::spawn()?;
         let clock = Clock::new().context("reading the clock")?;
         let connections = Arc::new(connections::open(&config, clock.seconds(Instant::now()))?);
+        let nat = Arc::new(nat::open(&config, clock.seconds(Instant::now()))?);
+        nat::give_back(&nat, &connections, clock);
         let fragments = Arc::new(Fragments::new());
         let watch = Arc::new(Watch::default());
         let mut workers = Vec::new();
@@ -197,6 +202,7 @@ impl Fabric {
                 count: config.workers.len(),
                 plane: Arc::clone(&plane),
                 connections: Arc::clone(&connections),
+                nat: Arc::clone(&nat),
                 fragments: Arc::clone(&fragments),
                 clock,
                 watch: Arc::clone(&watch),
@@ -213,7 +219,7 @@ impl Fabric {
         let (links_changed, links_watched, stopping) = Default::default();
         #[rustfmt::skip]
         let inner = Arc::new(Inner {
-            config, plane, workers, state, events, sockets, connections, fragments, clock, flow_log, watch,
+            config, plane, workers, state, events, sockets, connections, nat, fragments, clock, flow_log, watch,
             links_changed, links_watched, stopping,
         });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;

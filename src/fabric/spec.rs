@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use hostweave_nat::Filtering;
 use hostweave_policy::model::{
     ClusterNetworkPolicy, DefaultPolicy, Infrastructure, Labels, NamedPort, Namespace, NetworkPolicy,
 };
@@ -108,18 +109,6 @@ pub struct NatPoolSpec {
     pub filtering: Filtering,
     /// Whether TCP connections to different destinations may share an L4 port when the block is full (SEMANTICS NA17).
     pub overload: bool,
-}
-
-/// Who may send to a NAT mapping from outside (RFC 4787 §5).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Filtering {
-    /// Anybody.
-    EndpointIndependent,
-    /// Addresses that the inside has sent to.
-    AddressDependent,
-    /// Addresses and L4 ports that the inside has sent to.
-    #[default]
-    AddressAndPortDependent,
 }
 
 /// A public address on one port (SEMANTICS DA1 to DA6).

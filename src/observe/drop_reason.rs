@@ -36,6 +36,13 @@ pub fn hubble(reason: DropReason) -> (u32, &'static str) {
         R::ConnectionQuota | R::ConnectionTableFull => (155, "CT_MAP_INSERTION_FAILED"),
         R::FragmentQueueFull | R::FragmentTimeout => (175, "FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND"),
         R::TtlExceeded => (196, "TTL_EXCEEDED"),
+        R::NatNoMapping => (173, "NO_MATCHING_MAPPING"),
+        R::NatNoPool | R::NatExhausted | R::NatPortLimit | R::NatTableFull | R::NatUnsupported | R::NatTupleTaken => {
+            (161, "SNAT_NO_MAP_FOUND")
+        }
+        R::EgressNone | R::NotOurs | R::UplinkDown | R::NextHopUnresolved | R::SourceNotOwned => {
+            (0, "DROP_REASON_UNKNOWN")
+        }
         R::NoRoute | R::AddressNotForwardable => (151, "STALE_OR_UNROUTABLE_IP"),
         R::MulticastNotForwarded => (150, "UNKNOWN_L3_TARGET_ADDRESS"),
         R::PortDown | R::PortNotRunning | R::QueueDisabled => (203, "DROP_EP_NOT_READY"),

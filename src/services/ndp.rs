@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{AddressKey, Addressing, Network, ROUTER_LINK_LOCAL};
+use hostweave_switch::tables::{AddressKey, Addressing, Network, Port, ROUTER_LINK_LOCAL};
 use hostweave_switch::wire::frame::{self, checksum_valid};
 use hostweave_switch::wire::writer::{Full, Writer};
 use hostweave_switch::{MacAddr, limits};
@@ -43,7 +43,8 @@ fn reply(
             // (if the solicitation's source address is not the unspecified address)".
             let to = if message.source.is_unspecified() { ALL_NODES } else { message.source };
             let mac = if message.source.is_unspecified() { MULTICAST_ALL_NODES } else { ctx.port.mac };
-            let built = frame::replace(packet, |frame| router_advertisement(ctx.network, mac, to, frame));
+            let (network, port) = (ctx.network, ctx.port);
+            let built = frame::replace(packet, |frame| router_advertisement(network, port, mac, to, frame));
             built.map_err(|_| DropReason::Internal)
         }
         NEIGHBOR_SOLICITATION => {
@@ -190,11 +191,19 @@ fn taken(ctx: &LocalContext<'_>, target: Ipv6Addr, note: &mut Option<LocalNote>)
 }
 
 /// Writes the router advertisement of a network as a frame to `mac` and `to`, and returns its length. Sent in answer
-/// to a solicitation, and unsolicited to [`ALL_NODES`] so that guests' lifetimes never run out.
+/// to a solicitation, and unsolicited to [`ALL_NODES`] so that guests' lifetimes never run out. To a port with an attached
+/// address the prefix is deprecated (RFC 4862 §5.5.4): its guest keeps the private address, and prefers the attached one,
+/// which DHCPv6 hands out, as the source of what it begins (RFC 6724 §5, rule 3; SEMANTICS DA2).
 ///
 /// # Errors
 /// When it does not fit `frame`.
-pub fn router_advertisement(network: &Network, mac: MacAddr, to: Ipv6Addr, frame: &mut [u8]) -> Result<usize, Full> {
+pub fn router_advertisement(
+    network: &Network,
+    port: &Port,
+    mac: MacAddr,
+    to: Ipv6Addr,
+    frame: &mut [u8],
+) -> Result<usize, Full> {
     frame::icmp6(frame, mac, ROUTER_LINK_LOCAL, to, |writer| {
         writer.bytes(&[ROUTER_ADVERTISEMENT, 0, 0, 0, HOP_LIMIT, FLAG_MANAGED | FLAG_OTHER])?;
         writer.u16(ROUTER_LIFETIME_S)?;
@@ -202,7 +211,7 @@ pub fn router_advertisement(network: &Network, mac: MacAddr, to: Ipv6Addr, frame
         put_link_address(writer, OPTION_SOURCE_LINK_ADDRESS)?;
         writer.bytes(&[OPTION_MTU, 1, 0, 0])?;
         writer.u32(u32::from(network.mtu))?;
-        put_prefix(writer, network)?;
+        put_prefix(writer, network, port)?;
         put_resolvers(writer, network)?;
         put_search_list(writer, network)
     })
@@ -213,7 +222,7 @@ fn put_link_address(writer: &mut Writer<'_>, option: u8) -> Result<(), Full> {
     writer.bytes(&MacAddr::ROUTER.0)
 }
 
-fn put_prefix(writer: &mut Writer<'_>, network: &Network) -> Result<(), Full> {
+fn put_prefix(writer: &mut Writer<'_>, network: &Network, port: &Port) -> Result<(), Full> {
     let Some((range, _)) = network.v6 else { return Ok(()) };
     // SEMANTICS RA3: A only for a /64, whose interface identifiers are 64 bits long; not on link with host addressing.
     let autonomous = if range.prefix_len() == 64 { FLAG_AUTONOMOUS } else { 0 };
@@ -223,7 +232,8 @@ fn put_prefix(writer: &mut Writer<'_>, network: &Network) -> Result<(), Full> {
     }
     writer.bytes(&[OPTION_PREFIX, 4, range.prefix_len(), on_link | autonomous])?;
     writer.u32(VALID_LIFETIME_S)?;
-    writer.u32(PREFERRED_LIFETIME_S)?;
+    let attached = port.v6.first().is_some_and(|first| !range.contains(first));
+    writer.u32(if attached { 0 } else { PREFERRED_LIFETIME_S })?;
     writer.zeros(4)?;
     writer.bytes(&range.network().octets())
 }
@@ -431,7 +441,7 @@ mod tests {
         let mut world = World::new();
         let flags = |world: &World| {
             let mut frame = [0; 512];
-            let len = router_advertisement(&world.network, GUEST_A, ALL_NODES, &mut frame).unwrap();
+            let len = router_advertisement(&world.network, &world.port, GUEST_A, ALL_NODES, &mut frame).unwrap();
             let mut found = None;
             read(&frame[..len], ROUTER_LINK_LOCAL, |_, _, repr| match repr {
                 NdiscRepr::RouterAdvert { prefix_info, .. } => found = prefix_info.map(|prefix| prefix.flags),
@@ -449,6 +459,27 @@ mod tests {
         let message = Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit { lladdr: None });
         let outcome = world.ask(&icmpv6(A_LINK_LOCAL, ALL_ROUTERS, 255, &message));
         assert_eq!(outcome.verdict, Verdict::Drop(DropReason::NeighborNoAnswer));
+    }
+
+    #[test]
+    fn da2_the_prefix_is_deprecated_where_an_address_is_attached() {
+        let mut world = World::new();
+        let preferred = |world: &World| {
+            let message = Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit { lladdr: None });
+            let mut found = (0, 0);
+            let frame = world.ask(&icmpv6(A_LINK_LOCAL, ALL_ROUTERS, 255, &message)).reply();
+            read(&frame, ROUTER_LINK_LOCAL, |_, _, repr| match repr {
+                NdiscRepr::RouterAdvert { prefix_info: Some(prefix), .. } => {
+                    found = (prefix.preferred_lifetime.secs(), prefix.valid_lifetime.secs());
+                }
+                _ => panic!("{repr:?}"),
+            });
+            found
+        };
+        let plain = preferred(&world);
+        assert!(plain.0 > 0);
+        world.port.v6.insert(0, "2001:db8:aa::7".parse().unwrap());
+        assert_eq!(preferred(&world), (0, plain.1));
     }
 
     #[test]

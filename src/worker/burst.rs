@@ -145,7 +145,8 @@ impl Path {
             let ended = burst.with_frame(frame.meta, &frame.frame, frame.head_len, |packet, arena| {
                 let key = FlowKey::of(packet, port.0 as u16).ok_or(DropReason::Internal)?;
                 let lookup = Lookup { key, hash: shared.connections.keys().hash(&key, network.vni) };
-                let mut flows = Flows { cache, connections: &shared.connections, free, denied: None, opened: None };
+                let (connections, nat) = (&shared.connections, &shared.nat);
+                let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
                 match datapath::forward(&ctx, &mut flows, &lookup, packet, arena, &mut Unwatched) {
                     Verdict::Forward => {}
                     Verdict::Drop(reason) => return Err(reason),
@@ -188,8 +189,9 @@ impl Path {
             }
         }
         for index in 0..self.burst.len() {
-            if verdicts[index] == Verdict::Continue {
-                self.cache.prefetch_flow(self.lookups[index].hash);
+            let hash = self.lookups[index].hash;
+            if verdicts[index] == Verdict::Continue && !self.cache.prefetch_flow(hash) {
+                self.shared.connections.prefetch(hash);
             }
         }
     }
@@ -224,6 +226,7 @@ impl Path {
         let mut flows = Flows {
             cache: &mut self.cache,
             connections: &self.shared.connections,
+            nat: &self.shared.nat,
             free: &mut self.free,
             denied: None,
             opened: None,
@@ -352,7 +355,7 @@ pub(super) fn keep(
 /// Turns a dropped packet into the ICMP error that its sender must hear of, if any.
 #[cold]
 fn error_reply(packet: &mut Packet, arena: &mut [Segment], ctx: &Context<'_>, reason: DropReason) -> bool {
-    let Some(kind) = icmp_error_for(reason) else { return false };
+    let Some(kind) = icmp_error_for(ctx, packet, reason) else { return false };
     let outside = ctx.port.kind == PortKind::Uplink;
     // There an error comes from an address of the host, or not at all.
     if outside && packet.meta.l3 == L3::V6 && ctx.network.v6.is_none() {
@@ -367,11 +370,27 @@ fn error_reply(packet: &mut Packet, arena: &mut [Segment], ctx: &Context<'_>, re
 }
 
 /// Which ICMP error a drop is answered with, if any.
-fn icmp_error_for(reason: DropReason) -> Option<ErrorKind> {
-    match reason {
-        DropReason::TtlExceeded => Some(ErrorKind::TimeExceeded),
-        DropReason::NoRoute => Some(ErrorKind::NoRoute),
-        DropReason::MtuExceeded => Some(ErrorKind::TooBig),
-        _ => None,
-    }
+///
+/// Nobody outside hears why something did not reach an inside that they cannot see (SEMANTICS NA13, NA36): only what a router
+/// on the way must say (RFC 1812 §4.3, RFC 5508 REQ-11).
+fn icmp_error_for(ctx: &Context<'_>, packet: &Packet, reason: DropReason) -> Option<ErrorKind> {
+    let kind = match reason {
+        DropReason::TtlExceeded => return Some(ErrorKind::TimeExceeded),
+        DropReason::MtuExceeded => {
+            // Of a packet that leaves its network, the MTU is that of the one that it would have entered.
+            let out = ctx.tables.port(packet.meta.out_port);
+            let network = out.and_then(|out| ctx.tables.network(out.network)).unwrap_or(ctx.network);
+            return Some(ErrorKind::TooBig(network.mtu));
+        }
+        DropReason::NoRoute | DropReason::UplinkDown => ErrorKind::NoRoute,
+        // SEMANTICS NA23: what may pass by itself, and what does not.
+        DropReason::NatExhausted
+        | DropReason::NatPortLimit
+        | DropReason::NatTableFull
+        | DropReason::NatTupleTaken
+        | DropReason::NextHopUnresolved => ErrorKind::Unreachable,
+        DropReason::EgressNone | DropReason::NatNoPool | DropReason::NatUnsupported => ErrorKind::Prohibited,
+        _ => return None,
+    };
+    (ctx.port.kind != PortKind::Uplink).then_some(kind)
 }

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
 use crossbeam_queue::ArrayQueue;
+use hostweave_nat::Nat;
 use hostweave_switch::connection::{Connections, FreeRecords};
 use hostweave_switch::flow::{FlowCache, NO_QUEUE};
 use hostweave_switch::fragment::{Fragments, QueuedFrame};
@@ -98,6 +99,8 @@ pub struct Shared {
     pub plane: Arc<ArcSwap<Plane>>,
     /// The connections of all workers.
     pub connections: Arc<Connections>,
+    /// NAT mappings and blocks of all workers.
+    pub nat: Arc<Nat>,
     /// Fragments of all workers.
     pub fragments: Arc<Fragments>,
     /// Seconds of the monotonic clock.
@@ -406,7 +409,7 @@ impl Path {
         let Some(output) = plane.tables.port(port) else { return };
         let Some(network) = plane.tables.network(output.network) else { return };
         let mut frame = [0; FRAME_LEN_MAX];
-        let Ok(len) = router_advertisement(network, MULTICAST_ALL_NODES, ALL_NODES, &mut frame) else { return };
+        let Ok(len) = router_advertisement(network, output, MULTICAST_ALL_NODES, ALL_NODES, &mut frame) else { return };
         self.originate(plane, port, &frame[..len], now);
     }
 

@@ -36,12 +36,25 @@ const FLOW_EVENTS_BURST: u32 = 2_000;
 #[derive(Clone, Copy)]
 struct Bucket {
     tokens: u32,
+    /// When it was refilled.
     at: Instant,
+    /// When somebody last asked: for each packet of a burst it is the same.
+    asked: Instant,
 }
 
 impl Bucket {
     fn take(&mut self, now: Instant, per_s: u32, burst: u32) -> bool {
-        // In 64 bits: a division of 128 costs more than all the rest, and a flood comes here for every packet.
+        if now != self.asked {
+            self.asked = now;
+            self.refill(now, per_s, burst);
+        }
+        let had = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
+        had
+    }
+
+    fn refill(&mut self, now: Instant, per_s: u32, burst: u32) {
+        // In 64 bits: a division of 128 costs more than all the rest.
         let elapsed = now.saturating_duration_since(self.at);
         let elapsed_us = elapsed.as_secs().saturating_mul(1_000_000) + u64::from(elapsed.subsec_micros());
         let whole = elapsed_us.saturating_mul(u64::from(per_s)) / 1_000_000;
@@ -50,9 +63,6 @@ impl Bucket {
             self.tokens = self.tokens.saturating_add(whole).min(burst);
             self.at = now;
         }
-        let had = self.tokens > 0;
-        self.tokens = self.tokens.saturating_sub(1);
-        had
     }
 }
 
@@ -111,7 +121,7 @@ impl Pace {
     }
 
     fn buckets(&mut self, port: PortId, now: Instant) -> Option<&mut Buckets> {
-        let full = |tokens| Bucket { tokens, at: now };
+        let full = |tokens| Bucket { tokens, at: now, asked: now };
         let slot = self.ports.get_mut(port.0 as usize)?;
         Some(slot.get_or_insert_with(|| Buckets {
             local: full(LOCAL_BURST),

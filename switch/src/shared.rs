@@ -33,6 +33,7 @@ plain!(u64, std::sync::atomic::AtomicU8, std::sync::atomic::AtomicU32, std::sync
 unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
 
 /// Declares that a `repr(C)` structure of plain fields is plain itself. All fields must be listed, padding is one of them.
+#[macro_export]
 macro_rules! plain_struct {
     ($type:ident { $($field:tt),+ $(,)? }) => {
         const _: () = {
@@ -53,7 +54,7 @@ macro_rules! plain_struct {
         unsafe impl $crate::shared::Plain for $type {}
     };
 }
-pub(crate) use plain_struct;
+pub use plain_struct;
 
 /// One cache line of plain words.
 #[derive(Clone, Copy, Debug)]

@@ -211,6 +211,7 @@ impl UplinkRuntime {
 
     /// As packets see it.
     pub fn table(&self) -> Uplink {
+        let owned = self.owned.iter().map(|(address, owned)| (*address, *owned)).collect();
         Uplink {
             port: self.port.id,
             network: self.network_id,
@@ -220,7 +221,8 @@ impl UplinkRuntime {
             link: self.link,
             v4: self.neighbors.hops(true),
             v6: self.neighbors.hops(false),
-            owned: self.owned.iter().map(|(address, owned)| (*address, *owned)).collect(),
+            public: Uplink::one_to_one(&owned),
+            owned,
             routed: self.routed.clone(),
         }
     }

@@ -1,36 +1,46 @@
-//! A hierarchical timer wheel over records, linked through the records themselves.
+//! A hierarchical timer wheel over records, linked through the records themselves: connections, and NAT mappings.
 //!
 //! Three levels of 64 slots: seconds, minutes (64 s), hours (4096 s). A record that is due later than the
 //! last level reaches is looked at when that comes round. Whatever is found in a slot whose time has come is handed to
 //! the caller, who frees it or puts it back with its new deadline.
 
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::record::Record;
-
-/// Marks `wheel_prev` of the first record of a slot.
-pub(super) const HEAD: u32 = 1 << 31;
-/// No record.
-pub(super) const NONE: u32 = u32::MAX;
+/// Marks the link back of the first record of a slot.
+const HEAD: u32 = 1 << 31;
+/// No record. Indices are below 2^31.
+pub const NONE: u32 = u32::MAX;
 
 const SLOTS: u32 = 64;
 const BITS: u32 = 6;
 const LEVELS: u32 = 3;
 
+/// What can stand in a wheel: it has room for two links, which are the wheel's as long as it stands there.
+pub trait Timed {
+    /// The next one in its slot.
+    fn wheel_next(&self) -> &AtomicU32;
+    /// The one before it in its slot, or the slot itself.
+    fn wheel_prev(&self) -> &AtomicU32;
+}
+
 /// The wheel of one shard.
-pub(super) struct Wheel {
+pub struct Wheel {
     slots: [u32; (SLOTS * LEVELS) as usize],
+    /// Slots with a record in them, a bit each, by level.
+    filled: [u64; LEVELS as usize],
     /// The second whose slots are being emptied.
     current: u32,
 }
 
 impl Wheel {
-    pub(super) fn new(now: u32) -> Self {
-        Self { slots: [NONE; (SLOTS * LEVELS) as usize], current: now }
+    /// An empty one. `now` is the second whose turn it is.
+    pub fn new(now: u32) -> Self {
+        Self { slots: [NONE; (SLOTS * LEVELS) as usize], filled: [0; LEVELS as usize], current: now }
     }
 
     /// Puts a record where it will be found at `deadline`, or soon after now if that is past.
-    pub(super) fn insert(&mut self, records: &[Record], index: u32, deadline: u32) {
+    pub fn insert<T: Timed>(&mut self, records: &[T], index: u32, deadline: u32) {
         let deadline = deadline.max(self.current.wrapping_add(1));
         let ahead = deadline - self.current;
         let slot = if ahead < SLOTS {
@@ -43,30 +53,35 @@ impl Wheel {
         };
         let record = &records[index as usize];
         let first = self.slots[slot as usize];
-        record.wheel_next.store(first, Relaxed);
-        record.wheel_prev.store(HEAD | slot, Relaxed);
+        record.wheel_next().store(first, Relaxed);
+        record.wheel_prev().store(HEAD | slot, Relaxed);
         if first != NONE {
-            records[first as usize].wheel_prev.store(index, Relaxed);
+            records[first as usize].wheel_prev().store(index, Relaxed);
         }
         self.slots[slot as usize] = index;
+        self.filled[(slot / SLOTS) as usize] |= 1 << (slot % SLOTS);
     }
 
     /// Takes a record out.
-    pub(super) fn remove(&mut self, records: &[Record], index: u32) {
+    pub fn remove<T: Timed>(&mut self, records: &[T], index: u32) {
         let record = &records[index as usize];
-        let (next, prev) = (record.wheel_next.load(Relaxed), record.wheel_prev.load(Relaxed));
+        let (next, prev) = (record.wheel_next().load(Relaxed), record.wheel_prev().load(Relaxed));
         if prev & HEAD != 0 {
-            self.slots[(prev & !HEAD) as usize] = next;
+            let slot = prev & !HEAD;
+            self.slots[slot as usize] = next;
+            if next == NONE {
+                self.filled[(slot / SLOTS) as usize] &= !(1 << (slot % SLOTS));
+            }
         } else {
-            records[prev as usize].wheel_next.store(next, Relaxed);
+            records[prev as usize].wheel_next().store(next, Relaxed);
         }
         if next != NONE {
-            records[next as usize].wheel_prev.store(prev, Relaxed);
+            records[next as usize].wheel_prev().store(prev, Relaxed);
         }
     }
 
     /// Takes out the next record whose time has come by `now`; `None` when there is none left.
-    pub(super) fn due(&mut self, records: &[Record], now: u32) -> Option<u32> {
+    pub fn due<T: Timed>(&mut self, records: &[T], now: u32) -> Option<u32> {
         loop {
             let t = self.current;
             let levels = if t.is_multiple_of(1 << (2 * BITS)) {
@@ -90,23 +105,50 @@ impl Wheel {
         }
     }
 
-    /// Up to `count` records of the slots that come first, those of the last level left out. Within a slot the newest come first.
-    pub(super) fn soonest<'a>(&'a self, records: &'a [Record], count: usize) -> impl Iterator<Item = u32> + 'a {
-        let seconds = (1..SLOTS).map(|ahead| self.slots[((self.current + ahead) % SLOTS) as usize]);
-        let minutes = (1..SLOTS).map(|ahead| self.slots[(SLOTS + ((self.current >> BITS) + ahead) % SLOTS) as usize]);
-        let chain = |first| std::iter::successors(next(first), |&i| next(records[i as usize].wheel_next.load(Relaxed)));
-        seconds.chain(minutes).flat_map(chain).take(count)
+    /// The first record that is `wanted`, among `looks` records of the slots that come first, those of the last level left out.
+    /// Within a slot the newest come first.
+    pub fn soonest<T: Timed>(&self, records: &[T], mut looks: usize, wanted: impl Fn(&T) -> bool) -> Option<u32> {
+        for level in 0..2 {
+            let now = self.current >> (level * BITS);
+            // The slot of now comes last and is nearly empty: left out.
+            let mut ahead = self.filled[level as usize].rotate_right(now % SLOTS) & !1;
+            while ahead != 0 {
+                let slot = level * SLOTS + (now + ahead.trailing_zeros()) % SLOTS;
+                ahead &= ahead - 1;
+                let mut index = self.slots[slot as usize];
+                while index != NONE {
+                    if looks == 0 {
+                        return None;
+                    }
+                    looks -= 1;
+                    let record = &records[index as usize];
+                    if wanted(record) {
+                        return Some(index);
+                    }
+                    index = record.wheel_next().load(Relaxed);
+                }
+            }
+        }
+        None
     }
-}
-
-fn next(index: u32) -> Option<u32> {
-    (index != NONE).then_some(index)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[derive(Default)]
+    struct Record(AtomicU32, AtomicU32);
+
+    impl Timed for Record {
+        fn wheel_next(&self) -> &AtomicU32 {
+            &self.0
+        }
+        fn wheel_prev(&self) -> &AtomicU32 {
+            &self.1
+        }
+    }
 
     fn records(count: usize) -> Vec<Record> {
         (0..count).map(|_| Record::default()).collect()

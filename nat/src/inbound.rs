@@ -1,0 +1,185 @@
+//! From outside in: who is behind an outside endpoint, and may this remote send to it. Holds, and how they end.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::model::*;
+use crate::pools::{Pools, Use};
+use crate::record::{Record, TIMED, TRACKED};
+use crate::table::Nat;
+
+/// Compares the address of a remote only ([`Nat::remote_mark`]).
+const ADDRESS: u64 = !0xffff;
+
+impl Nat {
+    /// Who is behind an outside endpoint, for a packet that belongs to no connection: unasked from outside, or from inside (hairpin;
+    /// `from` is then the sender's own outside endpoint, RFC 4787 REQ-9). The filter of the pool is applied (SEMANTICS NA6): with
+    /// address-and-port-dependent filtering nothing that has no connection passes. Takes one hold.
+    ///
+    /// # Errors
+    /// See [`Unmapped`].
+    pub fn inbound(&self, pools: &Pools, proto: u8, to: Outside, from: Outside, now: u32) -> Result<Mapping, Unmapped> {
+        let class = Class::of(proto).ok_or(Unmapped::NoMapping)?;
+        let (at, used) = pools.use_of(to.address).ok_or(Unmapped::NoMapping)?;
+        let index = self.at_outside(at, class, proto, to, from).ok_or(Unmapped::NoMapping)?;
+        let record = self.record(index).ok_or(Unmapped::NoMapping)?;
+        let inside = record.inside();
+        let _shard = self.lock(self.bucket(&inside));
+        // It may have ended, and its record be another's, until the lock was ours.
+        let same = record.is_valid() && record.inside() == inside && record.proto() == proto;
+        if !same || record.outside() != class.endpoint(to) {
+            return Err(Unmapped::NoMapping);
+        }
+        let port = self.port_of(record).ok_or(Unmapped::NoMapping)?;
+        self.filter(pools, index, record, used, from)?;
+        let holds = record.holds.load(Relaxed);
+        // Its time may be over although nobody has ended it yet.
+        let over = used.draining || record.until.load(Relaxed) <= now;
+        if holds == 0 && over || record.holds_too_many() {
+            return Err(Unmapped::NoMapping);
+        }
+        if record.has(TRACKED) && !record.is_bound() && !self.track(index, record, from) {
+            return Err(Unmapped::NoMapping);
+        }
+        record.holds.store(holds + 1, Relaxed);
+        let bound = record.is_bound();
+        let l4 = if class == Class::Addresses { to.l4 } else { inside.l4 };
+        Ok(Mapping { inside: Inside { port, l4, ..inside }, mapping: record.reference(index), bound })
+    }
+
+    /// The mapping at an outside endpoint: of several, the one that is bound to the remote. What is found may be gone already.
+    fn at_outside(&self, at: u32, class: Class, proto: u8, to: Outside, from: Outside) -> Option<u32> {
+        if class == Class::Addresses {
+            let bucket = self.address_bucket(to.address, from.address, proto);
+            let _outside = self.lock_outside(bucket);
+            return self.find_addresses(bucket, proto, to.address, from.address);
+        }
+        let address = self.registry.address(at)?;
+        let first = address.first(class, to.l4)?;
+        let record = self.record(first)?;
+        if class != Class::Tcp || !record.is_bound() && self.record(record.next_outside.load(Relaxed)).is_none() {
+            return Some(first);
+        }
+        let lease = address.lease_of(to.l4)?;
+        let _outside = self.lock_outside(lease as usize);
+        let (mut next, mut found) = (address.first(class, to.l4)?, None);
+        while let Some(record) = self.record(next) {
+            match record.remote() {
+                None => found = Some(next),
+                Some(bound) if bound == from => return Some(next),
+                Some(_) => {}
+            }
+            next = record.next_outside.load(Relaxed);
+        }
+        found
+    }
+
+    fn filter(&self, pools: &Pools, index: u32, record: &Record, used: Use, from: Outside) -> Result<(), Unmapped> {
+        let filtering = pools.pool(used.pool).map(|pool| pool.filtering).unwrap_or_default();
+        let passes = match filtering {
+            // What is bound to a remote is of no use to others.
+            Filtering::EndpointIndependent | Filtering::AddressDependent if record.is_bound() => {
+                record.remote().is_some_and(|bound| bound.address == from.address)
+            }
+            Filtering::EndpointIndependent => true,
+            Filtering::AddressDependent => self.has_remote(index, self.remote_mark(from), ADDRESS) == Some(true),
+            Filtering::AddressAndPortDependent => false,
+        };
+        if passes {
+            return Ok(());
+        }
+        self.counts.filtered.fetch_add(1, Relaxed);
+        Err(Unmapped::Filtered)
+    }
+
+    /// Slot of the port behind a mapping; `None` when no pool serves it any more.
+    pub(crate) fn port_of(&self, record: &Record) -> Option<u32> {
+        let workload = self.registry.workload(record.workload.load(Relaxed))?;
+        let port = workload.port.load(Relaxed);
+        (port != NO_PORT && workload.uid() == record.uid()).then_some(port)
+    }
+
+    /// The outside endpoint that `inside` has now, without making or holding one: for ICMP errors that it sends (RFC 5508 REQ-5)
+    /// and for lists. Of mappings that are bound to a remote any.
+    pub fn outside_of(&self, inside: &Inside) -> Option<Outside> {
+        let class = Class::of(inside.proto)?;
+        let endpoint = class.inside(inside);
+        let bucket = self.bucket(&endpoint);
+        let _shard = self.lock(bucket);
+        let index = self.find_any(bucket, &endpoint)?;
+        let record = self.record(index)?;
+        let outside = record.outside();
+        let l4 = if class == Class::Addresses { inside.l4 } else { outside.l4 };
+        (record.uid() == inside.uid).then_some(Outside { l4, ..outside })
+    }
+
+    /// The outside address that a port's mappings of a family have, if it has any: where an ICMP error of the port itself comes from.
+    pub fn address_of(&self, pools: &Pools, port: u32, family: usize) -> Option<u128> {
+        let workload = self.registry.workload(pools.served(port, family)?.workload)?;
+        let at = workload.address().filter(|_| workload.count() > 0)?;
+        Some(self.registry.address(at)?.address())
+    }
+
+    /// A connection has ended and gives its hold back. `seen` is the second of its last packet, from which the timer counts.
+    pub fn release(&self, mapping: MappingRef, seen: u32, now: u32, how: End) {
+        let Some(record) = self.valid(mapping) else { return };
+        let bucket = self.bucket(&record.inside());
+        let mut shard = self.lock(bucket);
+        if self.valid(mapping).is_none() {
+            return;
+        }
+        let holds = record.holds.load(Relaxed).saturating_sub(1);
+        record.holds.store(holds, Relaxed);
+        let fresh = record.until.load(Relaxed) == 0;
+        if !(how == End::Refused && fresh) {
+            let until = seen.saturating_add(self.timer(record, how));
+            record.until.store(until.max(record.until.load(Relaxed)).max(1), Relaxed);
+        }
+        if holds > 0 {
+            return;
+        }
+        if how == End::Gone || how == End::Refused && fresh {
+            self.free(&mut shard, bucket, mapping.index, now);
+        } else if !record.has(TIMED) {
+            self.set_timer(&mut shard, mapping.index);
+        }
+    }
+
+    /// Takes a hold for a connection of an earlier run, whose mapping is to be this one. False: it is not, forget the connection.
+    pub fn hold(&self, pools: &Pools, mapping: MappingRef, inside: &Inside, outside: Outside, remote: Outside) -> bool {
+        let (Some(record), Some(class)) = (self.valid(mapping), Class::of(inside.proto)) else { return false };
+        let (inside, outside, remote) = (&class.inside(inside), class.endpoint(outside), class.endpoint(remote));
+        let _shard = self.lock(self.bucket(&record.inside()));
+        let right = self.valid(mapping).is_some()
+            && record.is_of(inside)
+            && record.uid() == inside.uid
+            && record.outside() == outside
+            && record.remote().is_none_or(|bound| bound == remote)
+            && self.port_of(record) == Some(inside.port)
+            && !record.holds_too_many();
+        let Some((_, used)) = pools.use_of(outside.address).filter(|_| right) else { return false };
+        let Some(pool) = pools.pool(used.pool) else { return false };
+        if pool.filtering == Filtering::AddressDependent || pool.overload {
+            let l4 = if record.has(TRACKED) { remote.l4 } else { 0 };
+            let _outside = self.lock_outside(record.lease.load(Relaxed) as usize);
+            self.note_remote(mapping.index, self.remote_mark(Outside { l4, ..remote }));
+        }
+        record.holds.store(record.holds.load(Relaxed) + 1, Relaxed);
+        true
+    }
+
+    /// A mapping's values, if it is still there.
+    pub fn get(&self, mapping: MappingRef) -> Option<Entry> {
+        self.valid(mapping).and_then(|record| self.entry_of(mapping.index, record))
+    }
+
+    pub(crate) fn entry_of(&self, index: u32, record: &Record) -> Option<Entry> {
+        let mut entry = record.entry(index)?;
+        entry.inside.port = self.port_of(record).unwrap_or(NO_PORT);
+        Some(entry)
+    }
+
+    pub(crate) fn valid(&self, mapping: MappingRef) -> Option<&Record> {
+        let record = self.record(mapping.index)?;
+        (record.generation() == mapping.generation && record.is_valid()).then_some(record)
+    }
+}

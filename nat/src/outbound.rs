@@ -1,0 +1,409 @@
+//! From inside out: the mapping of an inside endpoint, an L4 port for a new one.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::blocks::Blocks;
+use crate::model::*;
+use crate::pools::{Pool, Pools, Served};
+use crate::record::{DNS, NewRecord, TRACKED};
+use crate::table::{Nat, Shard};
+use crate::workload::Workload as Tenant;
+
+/// L4 port of DNS.
+const DNS_L4: u16 = 53;
+/// L4 ports looked at for one to share.
+const SHARE_LOOKS: u16 = 64;
+/// Mappings on one shared L4 port.
+const SHARED_MAX: usize = 64;
+
+/// A question, with what was found out about it so far.
+struct Ask<'a> {
+    pools: &'a Pools,
+    pool: &'a Pool,
+    served: Served,
+    tenant: &'a Tenant,
+    inside: Inside,
+    remote: Outside,
+    class: Class,
+    now: u32,
+}
+
+/// What becomes of a mapping that was found.
+enum Fate {
+    /// It serves this connection too.
+    Use,
+    /// It must not be used any more.
+    Detach,
+    /// It stays, but its L4 port is in use towards this remote by another one: this connection needs a mapping of its own.
+    Beside,
+}
+
+/// An L4 port that was taken.
+#[derive(Clone, Copy)]
+struct Place {
+    address: u128,
+    l4: u16,
+    lease: u32,
+    bound: bool,
+}
+
+impl Nat {
+    /// The outside endpoint for a new connection from `inside` to `remote`: the mapping of `inside` if it has one, else a new one.
+    /// Takes one hold on it. A worker calls it on a flow miss, after policy: one shard is locked, nothing is allocated.
+    ///
+    /// # Errors
+    /// See [`Refused`]; nothing was taken then.
+    pub fn outbound(&self, pools: &Pools, inside: &Inside, remote: Outside, now: u32) -> Result<Mapped, Refused> {
+        let class = Class::of(inside.proto).ok_or(Refused::Unsupported(inside.proto))?;
+        let served = pools.served(inside.port, family(inside.address)).ok_or(Refused::NoPool)?;
+        let (Some(pool), Some(tenant)) = (pools.pool(served.pool), self.registry.workload(served.workload)) else {
+            return Err(Refused::NoPool);
+        };
+        // A slot that changed its owner: fail closed.
+        if tenant.uid() != inside.uid {
+            return Err(Refused::NoPool);
+        }
+        let l4 = inside.l4;
+        let (inside, remote) = (class.inside(inside), class.endpoint(remote));
+        let ask = Ask { pools, pool, served, tenant, inside, remote, class, now };
+        let inside = &ask.inside;
+        let bucket = self.bucket(inside);
+        let mut shard = self.lock(bucket);
+        let mut beside = false;
+        while let Some(index) = self.find(bucket, inside, remote) {
+            match self.fate(&ask, index) {
+                Fate::Use => return Ok(class.mapped(self.use_again(&ask, index), l4)),
+                Fate::Detach => self.detach(&mut shard, bucket, index, now),
+                Fate::Beside => {
+                    beside = true;
+                    break;
+                }
+            }
+        }
+        self.make(&ask, &mut shard, bucket, beside).map(|mapped| class.mapped(mapped, l4))
+    }
+
+    fn fate(&self, ask: &Ask, index: u32) -> Fate {
+        let Some(record) = self.record(index) else { return Fate::Detach };
+        let Some(state) = self.registry.lease(record.lease.load(Relaxed)) else { return Fate::Detach };
+        let address = state.address.load(Relaxed);
+        // The inside address went to another port, or its outside address out of use. Of one that drains, what goes on goes on
+        // (SEMANTICS NA37), but nothing begins again.
+        let held = record.holds.load(Relaxed) > 0;
+        let open = ask.pools.is_open(address, ask.served.pool) || held && ask.pools.use_at(address).is_some();
+        if !open || record.uid() != ask.inside.uid {
+            return Fate::Detach;
+        }
+        if record.has(TRACKED) && !record.is_bound() && !self.track(index, record, ask.remote) {
+            return Fate::Beside;
+        }
+        Fate::Use
+    }
+
+    fn use_again(&self, ask: &Ask, index: u32) -> Mapped {
+        let record = &self.records()[index as usize];
+        record.holds.store(record.holds.load(Relaxed).saturating_add(1), Relaxed);
+        if ask.remote.l4 != DNS_L4 && record.has(DNS) {
+            record.set_state(0, DNS);
+        }
+        self.note_for_filter(ask, index);
+        let bound = record.is_bound();
+        Mapped { outside: record.outside(), mapping: record.reference(index), bound, new: false }
+    }
+
+    #[inline]
+    fn note_for_filter(&self, ask: &Ask, index: u32) {
+        if ask.pool.filtering == Filtering::AddressDependent && !(ask.pool.overload && ask.class == Class::Tcp) {
+            self.note_remote(index, self.remote_mark(Outside { l4: 0, ..ask.remote }));
+        }
+    }
+
+    /// Makes a mapping. Its shard is locked.
+    fn make(&self, ask: &Ask, shard: &mut Shard, bucket: usize, beside: bool) -> Result<Mapped, Refused> {
+        if !ask.tenant.begin(ask.pool.mappings_max, ask.pool.rate_max, ask.now) {
+            self.counts.limited.fetch_add(1, Relaxed);
+            return Err(Refused::PortLimit);
+        }
+        let Some(index) = self.take_record(shard) else {
+            ask.tenant.end();
+            self.counts.full.fetch_add(1, Relaxed);
+            return Err(Refused::Full);
+        };
+        let placed = match ask.class {
+            Class::Addresses => self.place_addresses(ask, index),
+            Class::Tcp if beside => self.place_shared(ask, shard, index).ok_or(Refused::PortLimit),
+            _ => match self.place(ask, shard, index) {
+                Err(refused) if ask.pool.overload && ask.class == Class::Tcp => {
+                    self.place_shared(ask, shard, index).ok_or(refused)
+                }
+                placed => placed,
+            },
+        };
+        match placed {
+            Ok(place) => {
+                self.link(bucket, index);
+                let outside = Outside { address: place.address, l4: place.l4 };
+                let mapping = self.records()[index as usize].reference(index);
+                Ok(Mapped { outside, mapping, bound: place.bound, new: true })
+            }
+            Err(refused) => {
+                if refused == Refused::PortLimit {
+                    self.counts.limited.fetch_add(1, Relaxed);
+                }
+                self.give_back(shard, index);
+                ask.tenant.end();
+                Err(refused)
+            }
+        }
+    }
+
+    /// Becomes a mapping at a place.
+    #[inline]
+    fn fill(&self, ask: &Ask, index: u32, place: &Place) {
+        let Some(record) = self.record(index) else { return };
+        let tracked = if ask.pool.overload && ask.class == Class::Tcp { TRACKED } else { 0 };
+        let dns = if ask.class == Class::Udp && ask.remote.l4 == DNS_L4 { DNS } else { 0 };
+        let new = NewRecord {
+            inside: &ask.inside,
+            outside: Outside { address: place.address, l4: place.l4 },
+            remote: place.bound.then_some(ask.remote),
+            workload: ask.served.workload,
+            lease: place.lease,
+        };
+        record.fill(&new, tracked | dns, ask.now);
+        if tracked != 0 {
+            self.note_remote(index, self.remote_mark(ask.remote));
+        }
+        self.note_for_filter(ask, index);
+    }
+
+    /// Takes an L4 port of the workload's blocks, of which it gets another when they are full.
+    fn place(&self, ask: &Ask, shard: &mut Shard, index: u32) -> Result<Place, Refused> {
+        loop {
+            let address = ask.tenant.address().filter(|at| ask.pools.is_open(*at, ask.served.pool));
+            let had = ask.tenant.count();
+            let mut own = 0;
+            if let Some(at) = address {
+                let place = self.preserve(ask, at).or_else(|| self.take_port(ask, at, shard, had, &mut own));
+                if let Some(place) = place {
+                    self.fill(ask, index, &place);
+                    if let Some(outside) = self.registry.address(at) {
+                        outside.set_first(ask.class, place.l4, Some(index));
+                    }
+                    return Ok(place);
+                }
+            }
+            self.grow(ask, address.filter(|_| own > 0), own, had)?;
+        }
+    }
+
+    /// The same L4 port as inside, if it lies in a block of the workload and is free.
+    #[inline]
+    fn preserve(&self, ask: &Ask, at: u32) -> Option<Place> {
+        let address = self.registry.address(at)?;
+        let l4 = ask.inside.l4;
+        let lease = address.lease_of(l4)?;
+        let state = self.registry.lease(lease)?;
+        if !state.enter(ask.served.workload, at) {
+            return None;
+        }
+        if address.take(ask.class, l4) {
+            state.used[ask.class as usize].fetch_add(1, Relaxed);
+            return Some(Place { address: address.address(), l4, lease, bound: false });
+        }
+        self.leave(lease, ask.now);
+        None
+    }
+
+    /// A random L4 port of a block of the workload at an address. `own` is how many blocks it has there.
+    #[inline]
+    fn take_port(&self, ask: &Ask, at: u32, shard: &mut Shard, had: u32, own: &mut u16) -> Option<Place> {
+        let address = self.registry.address(at)?;
+        let class = ask.class as usize;
+        let hint = ask.tenant.hint(class);
+        // Of few blocks, whichever had room last; it is left when it is full.
+        for step in 0..had {
+            let place = if hint + step < had { hint + step } else { (hint + step) % had };
+            let lease = ask.tenant.lease(place)?;
+            let Some(state) = self.registry.lease(lease) else { continue };
+            if state.address.load(Relaxed) != at {
+                continue;
+            }
+            *own += 1;
+            let (first, size) = state.ports();
+            if state.used[class].load(Relaxed) >= size.into() || !state.enter(ask.served.workload, at) {
+                continue;
+            }
+            if let Some(l4) = address.take_any(ask.class, first, size, shard.random.draw()) {
+                state.used[class].fetch_add(1, Relaxed);
+                ask.tenant.set_hint(class, place);
+                return Some(Place { address: address.address(), l4, lease, bound: false });
+            }
+            self.leave(lease, ask.now);
+        }
+        None
+    }
+
+    /// Gives a workload another block at the address of its others, or its first ones.
+    ///
+    /// # Errors
+    /// It has as many as it may, or there is none.
+    #[cold]
+    fn grow(&self, ask: &Ask, address: Option<u32>, own: u16, had: u32) -> Result<(), Refused> {
+        let (pool, family) = (ask.pool, family(ask.inside.address));
+        let granules = usize::from(pool.size / crate::address::GRANULE);
+        if own >= *pool.blocks.end() || had >= BLOCKS_MAX.into() {
+            return Err(Refused::PortLimit);
+        }
+        // What was refused and cannot have changed is refused again without the lock.
+        let hopeless = match address {
+            Some(at) => !self.registry.address(at).is_some_and(|address| address.may_fit(granules)),
+            None => pool.exhausted[family].load(Relaxed) == ask.now.wrapping_add(1),
+        };
+        if !hopeless {
+            let mut blocks = self.registry.blocks();
+            if ask.tenant.count() != had {
+                // Another worker was faster, or a block went back: look again.
+                return Ok(());
+            }
+            let chosen = address.or_else(|| self.choose(ask, &mut blocks, granules));
+            let wanted = if address.is_some() { 1 } else { *pool.blocks.start() };
+            if let Some(at) = chosen {
+                let add = |_: &u16| self.add_block(&mut blocks, ask.served.workload, at, pool.size, ask.now);
+                if (0..wanted).take_while(add).count() > 0 {
+                    ask.tenant.set_address(at);
+                    return Ok(());
+                }
+            }
+        }
+        if address.is_none() {
+            pool.exhausted[family].store(ask.now.wrapping_add(1), Relaxed);
+        }
+        let at = address.or_else(|| pool.open[family].first().copied());
+        Err(self.exhausted(at, ask.inside.uid, ask.now))
+    }
+
+    /// An address for a workload that has no blocks: the one that it had before, else the emptier of two, else any with room.
+    fn choose(&self, ask: &Ask, blocks: &mut Blocks, granules: usize) -> Option<u32> {
+        let open = &ask.pool.open[family(ask.inside.address)];
+        let room = |at: u32| {
+            self.registry.address(at).map_or(
+                0,
+                |address| {
+                    if address.may_fit(granules) { address.free_granules() } else { 0 }
+                },
+            )
+        };
+        let before = ask.tenant.address().filter(|at| ask.pools.is_open(*at, ask.served.pool));
+        if let Some(at) = before.filter(|at| room(*at) as usize >= granules) {
+            return Some(at);
+        }
+        let mut any = || open.get(usize::from(blocks.draw()) % open.len().max(1)).copied();
+        let two = [any()?, any()?];
+        let best = two.into_iter().max_by_key(|at| room(*at)).filter(|at| room(*at) as usize >= granules);
+        best.or_else(|| open.iter().copied().find(|at| room(*at) as usize >= granules))
+    }
+
+    /// Says, at most once a second for an address, that it has no block left and who has most of them (SEMANTICS NA40).
+    fn exhausted(&self, at: Option<u32>, uid: u128, now: u32) -> Refused {
+        self.counts.exhausted.fetch_add(1, Relaxed);
+        let Some(address) = at.and_then(|at| self.registry.address(at)) else {
+            return Refused::Exhausted { biggest: 0 };
+        };
+        if address.said.swap(now.wrapping_add(1), Relaxed) != now.wrapping_add(1) {
+            let (biggest, ports) = self.biggest(address);
+            crate::record::store(&address.biggest, biggest);
+            self.registry.blocks().say(NatEvent::Exhausted {
+                uid,
+                address: address.address(),
+                biggest,
+                ports,
+                at: now,
+            });
+        }
+        Refused::Exhausted { biggest: crate::record::load(&address.biggest) }
+    }
+
+    /// A protocol without ports: the address alone, if nobody else behind it speaks this protocol with this remote.
+    fn place_addresses(&self, ask: &Ask, index: u32) -> Result<Place, Refused> {
+        let (lease, at) = self.any_block(ask)?;
+        let Some(address) = self.registry.address(at) else { return Err(Refused::NoPool) };
+        let place = Place { address: address.address(), l4: 0, lease, bound: true };
+        let bucket = self.address_bucket(place.address, ask.remote.address, ask.inside.proto);
+        let _outside = self.lock_outside(bucket);
+        if self.find_addresses(bucket, ask.inside.proto, place.address, ask.remote.address).is_some() {
+            self.leave(lease, ask.now);
+            return Err(Refused::Unsupported(ask.inside.proto));
+        }
+        self.fill(ask, index, &place);
+        let record = &self.records()[index as usize];
+        record.next_outside.store(self.address_heads[bucket].load(Relaxed), Relaxed);
+        self.address_heads[bucket].store(index, Relaxed);
+        Ok(place)
+    }
+
+    /// A block of the workload, entered, and its address.
+    fn any_block(&self, ask: &Ask) -> Result<(u32, u32), Refused> {
+        loop {
+            let address = ask.tenant.address().filter(|at| ask.pools.is_open(*at, ask.served.pool));
+            let had = ask.tenant.count();
+            if let Some(at) = address {
+                let enter =
+                    |lease: &u32| self.registry.lease(*lease).is_some_and(|state| state.enter(ask.served.workload, at));
+                if let Some(lease) = ask.tenant.leases().find(enter) {
+                    return Ok((lease, at));
+                }
+            }
+            self.grow(ask, None, 0, had)?;
+        }
+    }
+
+    /// An L4 port that is in use, but not towards this remote (SEMANTICS NA17). Only TCP.
+    fn place_shared(&self, ask: &Ask, shard: &mut Shard, index: u32) -> Option<Place> {
+        let at = ask.tenant.address().filter(|at| ask.pools.is_open(*at, ask.served.pool))?;
+        let address = self.registry.address(at)?;
+        let mark = self.remote_mark(ask.remote);
+        for lease in ask.tenant.leases() {
+            let Some(state) = self.registry.lease(lease).filter(|state| state.enter(ask.served.workload, at)) else {
+                continue;
+            };
+            let (first, size) = state.ports();
+            let start = shard.random.draw();
+            let _outside = self.lock_outside(lease as usize);
+            for step in 0..size.min(SHARE_LOOKS) {
+                let l4 = first + (start.wrapping_add(step) & (size - 1));
+                let Some(head) = address.first(ask.class, l4).filter(|head| self.may_share(*head, ask.remote, mark))
+                else {
+                    continue;
+                };
+                let place = Place { address: address.address(), l4, lease, bound: true };
+                self.fill(ask, index, &place);
+                let (head, record) = (&self.records()[head as usize], &self.records()[index as usize]);
+                record.next_outside.store(head.next_outside.load(Relaxed), Relaxed);
+                head.next_outside.store(index, Relaxed);
+                self.counts.overloaded.fetch_add(1, Relaxed);
+                return Some(place);
+            }
+            drop(_outside);
+            self.leave(lease, ask.now);
+        }
+        None
+    }
+
+    /// Whether none of the mappings of an L4 port has a connection with this remote, as far as is known for sure.
+    fn may_share(&self, head: u32, remote: Outside, mark: u64) -> bool {
+        let (mut next, mut count) = (head, 0);
+        while let Some(record) = self.record(next) {
+            let free = match record.remote() {
+                Some(bound) => bound != remote,
+                None => record.has(TRACKED) && self.has_remote(next, mark, u64::MAX) == Some(false),
+            };
+            count += 1;
+            if !free || count >= SHARED_MAX {
+                return false;
+            }
+            next = record.next_outside.load(Relaxed);
+        }
+        true
+    }
+}

@@ -1,0 +1,173 @@
+//! One workload in one family: its blocks, and what it has used of its limits.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use crate::model::{BLOCKS_MAX, CLASSES, NO_PORT};
+use crate::record::{load, store};
+
+/// A workload. Blocks are changed under the lock of the blocks, and read without it: a reader may miss one that has just
+/// come or see one that has just gone, and finds out when it claims it.
+pub(crate) struct Workload {
+    uid: [AtomicU64; 2],
+    /// Slot of its port, [`NO_PORT`] when no pool serves it.
+    pub(crate) port: AtomicU32,
+    /// Outside address of its blocks, plus one; before it has any, of those that it had.
+    address: AtomicU32,
+    count: AtomicU32,
+    blocks: [AtomicU32; BLOCKS_MAX as usize],
+    /// By class: place in `blocks` where a port was found last.
+    hint: [AtomicU32; CLASSES],
+    /// Blocks that it keeps while it has mappings.
+    pub(crate) keep: AtomicU32,
+    /// Mappings that it has.
+    pub(crate) mappings: AtomicU32,
+    /// A second, and mappings that were made in it.
+    rate: AtomicU64,
+    /// Second since which no pool serves it; 0 while one does.
+    pub(crate) gone: AtomicU32,
+}
+
+impl Workload {
+    pub(crate) fn new(uid: u128) -> Self {
+        let this = Self {
+            uid: Default::default(),
+            port: AtomicU32::new(NO_PORT),
+            address: AtomicU32::new(0),
+            count: AtomicU32::new(0),
+            blocks: [const { AtomicU32::new(0) }; BLOCKS_MAX as usize],
+            hint: Default::default(),
+            keep: AtomicU32::new(0),
+            mappings: AtomicU32::new(0),
+            rate: AtomicU64::new(0),
+            gone: AtomicU32::new(0),
+        };
+        this.rename(uid);
+        this
+    }
+
+    /// Becomes another workload. Nothing uses it, and it has no blocks.
+    pub(crate) fn rename(&self, uid: u128) {
+        store(&self.uid, uid);
+        self.address.store(0, Relaxed);
+        self.rate.store(0, Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn uid(&self) -> u128 {
+        load(&self.uid)
+    }
+
+    /// See [`Workload::address`](struct@Workload).
+    #[inline]
+    pub(crate) fn address(&self) -> Option<u32> {
+        self.address.load(Relaxed).checked_sub(1)
+    }
+
+    pub(crate) fn set_address(&self, address: u32) {
+        self.address.store(address + 1, Relaxed);
+    }
+
+    /// How many blocks it has.
+    #[inline]
+    pub(crate) fn count(&self) -> u32 {
+        self.count.load(Acquire).min(u32::from(BLOCKS_MAX))
+    }
+
+    /// A block's lease, by its place.
+    #[inline]
+    pub(crate) fn lease(&self, at: u32) -> Option<u32> {
+        self.blocks.get(at as usize).map(|lease| lease.load(Relaxed))
+    }
+
+    /// Leases of its blocks.
+    pub(crate) fn leases(&self) -> impl Iterator<Item = u32> {
+        self.blocks[..self.count() as usize].iter().map(|lease| lease.load(Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn hint(&self, class: usize) -> u32 {
+        self.hint.get(class).map_or(0, |hint| hint.load(Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn set_hint(&self, class: usize, at: u32) {
+        if let Some(hint) = self.hint.get(class).filter(|hint| hint.load(Relaxed) != at) {
+            hint.store(at, Relaxed);
+        }
+    }
+
+    /// It has one more block. Under the lock of the blocks. False: it has as many as it can.
+    pub(crate) fn add(&self, lease: u32) -> bool {
+        let count = self.count.load(Relaxed);
+        let Some(block) = self.blocks.get(count as usize) else { return false };
+        block.store(lease, Relaxed);
+        self.count.store(count + 1, Release);
+        true
+    }
+
+    /// It has one block less. Under the lock of the blocks.
+    pub(crate) fn remove(&self, lease: u32) {
+        let count = self.count();
+        let Some(at) = self.leases().position(|own| own == lease) else { return };
+        let last = self.blocks[count as usize - 1].load(Relaxed);
+        self.blocks[at].store(last, Relaxed);
+        self.count.store(count - 1, Release);
+    }
+
+    /// One more mapping, within its limits (SEMANTICS NA25).
+    #[inline]
+    pub(crate) fn begin(&self, mappings_max: u32, rate_max: Option<u32>, now: u32) -> bool {
+        if self.mappings.fetch_add(1, Relaxed) >= mappings_max {
+            self.mappings.fetch_sub(1, Relaxed);
+            return false;
+        }
+        let Some(max) = rate_max else { return true };
+        let rate = self.rate.load(Relaxed);
+        if (rate >> 32) as u32 != now {
+            self.rate.store(u64::from(now) << 32 | 1, Relaxed);
+        } else if rate as u32 >= max {
+            self.mappings.fetch_sub(1, Relaxed);
+            return false;
+        } else {
+            self.rate.fetch_add(1, Relaxed);
+        }
+        true
+    }
+
+    /// One mapping less.
+    #[inline]
+    pub(crate) fn end(&self) {
+        self.mappings.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_come_and_go() {
+        let workload = Workload::new(7);
+        (10..74).for_each(|lease| assert!(workload.add(lease)));
+        assert!(!workload.add(99));
+        workload.remove(10);
+        workload.remove(1000);
+        assert_eq!((workload.count(), workload.lease(0)), (63, Some(73)));
+        (11..74).for_each(|lease| workload.remove(lease));
+        assert_eq!(workload.leases().count(), 0);
+    }
+
+    #[test]
+    fn na25_limits_of_state_and_rate() {
+        let workload = Workload::new(7);
+        assert!((0..3).all(|_| workload.begin(3, None, 0)));
+        assert!(!workload.begin(3, None, 0));
+        workload.end();
+        assert!(workload.begin(3, Some(1), 5));
+        workload.end();
+        assert!(!workload.begin(3, Some(1), 5), "one in second 5");
+        assert!(workload.begin(3, Some(1), 6));
+        assert_eq!(workload.mappings.load(Relaxed), 3);
+    }
+}
