@@ -13,6 +13,7 @@ use hostweave_switch::connection::{Claim, Connections, Entry, Options};
 use hostweave_switch::tables::{NetworkId, Port, PortId, Tables};
 
 use super::spec::{FabricConfig, PolicySpec};
+use super::uplink::lifecycle::decides_otherwise;
 use super::{Established, IdPool, Inner, State};
 use crate::observe::flow_event::FlowEvent;
 
@@ -86,6 +87,8 @@ impl State {
             remembered,
             adopted: false,
             wanted: None,
+            outside: None,
+            uplink: None,
             networks: Default::default(),
             ports: Default::default(),
             network_ids: IdPool::default(),
@@ -149,7 +152,8 @@ impl State {
                 changed.insert(NetworkId(index as u16));
             }
         }
-        if (old.timeouts, old.keep_established) != (tables.timeouts, tables.keep_established) {
+        let elsewhere = decides_otherwise(old, tables);
+        if elsewhere || (old.timeouts, old.keep_established) != (tables.timeouts, tables.keep_established) {
             changed.extend((0..tables.networks.len()).map(|index| NetworkId(index as u16)));
         }
         changed.into_iter().for_each(|network| self.bump_network(network));
@@ -191,7 +195,9 @@ impl Inner {
     pub(super) fn share_connections(&self, state: &State) {
         let internal = state.networks.values().map(|network| &network.port);
         let limits = state.ports.values().chain(internal).map(|port| (port.id().0, port.flows_max()));
-        self.connections.share(limits);
+        // What begins outside may fill whatever nobody was promised.
+        let outside = state.uplink.as_ref().map(|uplink| (uplink.port().id.0, self.config.connections_max));
+        self.connections.share(limits.chain(outside));
     }
 
     /// Ends the connections of ports that were removed. No worker's plane knows the ports any more.
