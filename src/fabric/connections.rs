@@ -13,6 +13,7 @@ use hostweave_switch::connection::{Claim, Connections, Entry, Options};
 use hostweave_switch::tables::{NetworkId, Port, PortId, Tables};
 
 use super::spec::{FabricConfig, PolicySpec};
+use super::uplink::UplinkRuntime;
 use super::uplink::lifecycle::decides_otherwise;
 use super::{Established, IdPool, Inner, State};
 use crate::observe::flow_event::FlowEvent;
@@ -127,7 +128,15 @@ impl State {
     }
 
     /// A network gets a new epoch: workers ask connections and policy again about whatever they know.
-    pub(super) fn bump_network(&mut self, NetworkId(id): NetworkId) {
+    pub(super) fn bump_network(&mut self, network: NetworkId) {
+        self.bump_one(network);
+        // What leaves a network is decided by both.
+        if let Some((outside, _)) = self.uplink.as_ref().map(UplinkRuntime::network).filter(|(id, _)| *id != network) {
+            self.bump_one(outside);
+        }
+    }
+
+    fn bump_one(&mut self, NetworkId(id): NetworkId) {
         let index = usize::from(id);
         if self.epochs.len() <= index {
             self.epochs.resize(index + 1, 1);

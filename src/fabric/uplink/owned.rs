@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::bail;
 use hostweave_switch::tables::{Egress, Network, NetworkId, Owned, PortId};
-use hostweave_uplink::netlink::interfaces;
+use hostweave_uplink::netlink::interfaces::{self, Held};
 use ipnet::IpNet;
 use uuid::Uuid;
 
@@ -111,7 +111,10 @@ pub fn refuse_addresses_of_the_kernel(outside: &Outside) -> anyhow::Result<()> {
     if outside.uplink.is_none() {
         return Ok(());
     }
-    let held = interfaces::addresses()?;
+    refuse_held(outside, &interfaces::addresses()?)
+}
+
+fn refuse_held(outside: &Outside, held: &[Held]) -> anyhow::Result<()> {
     for address in outside.addresses() {
         let Some(found) = held.iter().find(|held| held.address == address) else { continue };
         let (interface, prefix) = (&found.interface, found.prefix);
@@ -214,10 +217,12 @@ mod tests {
 
     #[test]
     fn an_address_of_the_kernel_is_refused_with_the_cure() {
-        let mut outside = outside();
-        assert!(refuse_addresses_of_the_kernel(&outside).is_ok());
-        outside.nat_pools[0].addresses.push("127.0.0.1".parse().unwrap());
-        let error = refuse_addresses_of_the_kernel(&outside).unwrap_err().to_string();
-        assert!(error.contains("`ip address del 127.0.0.1/8 dev lo`"), "{error}");
+        let outside = outside();
+        let held = |address: &str| Held { address: address.parse().unwrap(), prefix: 24, interface: "eth0".to_owned() };
+        assert!(refuse_held(&outside, &[held("203.0.113.9"), held("127.0.0.1")]).is_ok());
+        for address in ["203.0.113.2", "203.0.113.7", "203.0.113.8", "2001:db8::2"] {
+            let error = refuse_held(&outside, &[held(address)]).unwrap_err().to_string();
+            assert!(error.contains(&format!("`ip address del {address}/24 dev eth0`")), "{error}");
+        }
     }
 }
