@@ -12,6 +12,7 @@ mod daemon;
 mod demo;
 mod describe_policy;
 pub mod failure;
+mod nat;
 mod objects;
 mod observe;
 mod observe_events;
@@ -24,6 +25,7 @@ mod port;
 mod rpc;
 mod status;
 mod trace;
+mod whois;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -116,6 +118,11 @@ enum Command {
     /// Show and forget connections
     #[command(subcommand)]
     Conntrack(conntrack::Command),
+    /// Show NAT mappings, how full the addresses are, and who had which L4 port
+    #[command(subcommand)]
+    Nat(nat::Command),
+    /// Say whose an address is: port, Service, network, NAT mapping
+    Whois(whois::Args),
     /// Show everything that happens, as JSON lines
     Monitor(observe_events::MonitorArgs),
     /// Call a method of the control socket
@@ -238,6 +245,8 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Observe(args) => done(observe::observe(&session, &args)),
         Command::Policy(command) => done(policy::run(&session, &command)),
         Command::Conntrack(command) => done(conntrack::run(&session, &command)),
+        Command::Nat(command) => done(nat::run(&session, &command)),
+        Command::Whois(args) => done(whois::run(&session, &args)),
         Command::Monitor(args) => done(observe_events::monitor(&session, &args)),
         Command::Rpc(args) => done(rpc::run(&session, &args)),
         Command::Schema(args) => done(offline::schema(&args)),
