@@ -13,6 +13,8 @@ use hostweave_switch::connection::{Claim, Connections, Entry, Options};
 use hostweave_switch::tables::{NetworkId, Port, PortId, Tables};
 
 use super::spec::{FabricConfig, PolicySpec};
+use super::uplink::UplinkRuntime;
+use super::uplink::lifecycle::decides_otherwise;
 use super::{Established, IdPool, Inner, State};
 use crate::observe::flow_event::FlowEvent;
 
@@ -86,6 +88,8 @@ impl State {
             remembered,
             adopted: false,
             wanted: None,
+            outside: None,
+            uplink: None,
             networks: Default::default(),
             ports: Default::default(),
             network_ids: IdPool::default(),
@@ -123,7 +127,15 @@ impl State {
     }
 
     /// A network gets a new epoch: workers ask connections and policy again about whatever they know.
-    pub(super) fn bump_network(&mut self, NetworkId(id): NetworkId) {
+    pub(super) fn bump_network(&mut self, network: NetworkId) {
+        self.bump_one(network);
+        // What leaves a network is decided by both.
+        if let Some((outside, _)) = self.uplink.as_ref().map(UplinkRuntime::network).filter(|(id, _)| *id != network) {
+            self.bump_one(outside);
+        }
+    }
+
+    fn bump_one(&mut self, NetworkId(id): NetworkId) {
         let index = usize::from(id);
         if self.epochs.len() <= index {
             self.epochs.resize(index + 1, 1);
@@ -149,7 +161,8 @@ impl State {
                 changed.insert(NetworkId(index as u16));
             }
         }
-        if (old.timeouts, old.keep_established) != (tables.timeouts, tables.keep_established) {
+        let elsewhere = decides_otherwise(old, tables);
+        if elsewhere || (old.timeouts, old.keep_established) != (tables.timeouts, tables.keep_established) {
             changed.extend((0..tables.networks.len()).map(|index| NetworkId(index as u16)));
         }
         changed.into_iter().for_each(|network| self.bump_network(network));
@@ -191,7 +204,9 @@ impl Inner {
     pub(super) fn share_connections(&self, state: &State) {
         let internal = state.networks.values().map(|network| &network.port);
         let limits = state.ports.values().chain(internal).map(|port| (port.id().0, port.flows_max()));
-        self.connections.share(limits);
+        // What begins outside may fill whatever nobody was promised.
+        let outside = state.uplink.as_ref().map(|uplink| (uplink.port().id.0, self.config.connections_max));
+        self.connections.share(limits.chain(outside));
     }
 
     /// Ends the connections of ports that were removed. No worker's plane knows the ports any more.

@@ -59,15 +59,15 @@ fn reply(
 }
 
 /// What a message says that survived the checks of RFC 4861 §6.1.1 and §7.1.1.
-struct Message {
-    kind: u8,
-    source: Ipv6Addr,
+pub(super) struct Message {
+    pub(super) kind: u8,
+    pub(super) source: Ipv6Addr,
     /// Of a neighbour solicitation; unspecified for the others.
-    target: Ipv6Addr,
+    pub(super) target: Ipv6Addr,
 }
 
 impl Message {
-    fn check(packet: &mut Packet, arena: &mut [Segment]) -> Result<Self, DropReason> {
+    pub(super) fn check(packet: &mut Packet, arena: &mut [Segment]) -> Result<Self, DropReason> {
         let invalid = DropReason::NdInvalid;
         let (l3, l4) = (usize::from(packet.meta.layers.l3), usize::from(packet.meta.layers.l4));
         let end = l3 + packet.meta.l3_len as usize;
@@ -124,7 +124,8 @@ fn check_options(mut options: &[u8]) -> Result<bool, DropReason> {
     if options.is_empty() { Ok(link_address) } else { Err(DropReason::NdInvalid) }
 }
 
-fn address(bytes: &[u8], at: usize) -> Result<Ipv6Addr, DropReason> {
+/// The address at `at`.
+pub(super) fn address(bytes: &[u8], at: usize) -> Result<Ipv6Addr, DropReason> {
     let octets = bytes.get(at..).and_then(|rest| rest.first_chunk::<16>());
     octets.map(|octets| Ipv6Addr::from(*octets)).ok_or(DropReason::NdInvalid)
 }
@@ -281,8 +282,10 @@ pub const ROUTER_SOLICITATION: u8 = 133;
 /// Last of them.
 pub const REDIRECT: u8 = 137;
 const ROUTER_ADVERTISEMENT: u8 = 134;
-const NEIGHBOR_SOLICITATION: u8 = 135;
-const NEIGHBOR_ADVERTISEMENT: u8 = 136;
+/// Neighbour solicitation.
+pub const NEIGHBOR_SOLICITATION: u8 = 135;
+/// Neighbour advertisement.
+pub const NEIGHBOR_ADVERTISEMENT: u8 = 136;
 const SOLICITED_NODE: [u8; 13] = [0xff, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff];
 const OPTION_SOURCE_LINK_ADDRESS: u8 = 1;
 const OPTION_TARGET_LINK_ADDRESS: u8 = 2;
@@ -291,8 +294,10 @@ const OPTION_MTU: u8 = 5;
 const OPTION_RDNSS: u8 = 25;
 const OPTION_DNSSL: u8 = 31;
 const FLAG_ROUTER: u8 = 0x80;
-const FLAG_SOLICITED: u8 = 0x40;
-const FLAG_OVERRIDE: u8 = 0x20;
+/// It answers a solicitation.
+pub const FLAG_SOLICITED: u8 = 0x40;
+/// It replaces what is known.
+pub const FLAG_OVERRIDE: u8 = 0x20;
 /// Addresses by DHCPv6, which serves every port (RA2).
 const FLAG_MANAGED: u8 = 0x80;
 /// The rest by DHCPv6.

@@ -7,7 +7,7 @@ use hostweave_switch::flow::{FlowKey, NO_QUEUE};
 use hostweave_switch::fragment::{Admit, QueuedFrame};
 use hostweave_switch::icmp_error::{self, ErrorKind};
 use hostweave_switch::limits::BURST;
-use hostweave_switch::packet::{Offload, Packet};
+use hostweave_switch::packet::{L3, Offload, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{PortId, PortKind};
@@ -23,6 +23,7 @@ use crate::fabric::plane::Plane;
 use crate::observe::flow_event::FlowEvent;
 use crate::observe::recorder::Unwatched;
 use crate::services::LocalNote;
+use crate::services::uplink::come_from;
 
 /// Fragments looked at in one loop for being too old.
 const FRAGMENTS_BUDGET: usize = 16;
@@ -303,7 +304,11 @@ fn account(count: &PortCounters, [frames, octets, forwarded, replied]: [u64; 4])
 #[cold]
 fn tell(shared: &Shared, pace: &mut Pace, port: PortId, note: Option<LocalNote>, now: Instant) {
     let Some(note) = note else { return };
-    match pace.note(port, now) {
+    let may = match note {
+        LocalNote::RouterHeard { .. } => pace.router(port, now),
+        _ => pace.note(port, now),
+    };
+    match may {
         true => shared.note(Note::Local(port, note)),
         false => add(&shared.stats.notes_lost, 1),
     }
@@ -351,8 +356,17 @@ pub(super) fn keep(
 #[cold]
 fn error_reply(packet: &mut Packet, arena: &mut [Segment], ctx: &Context<'_>, reason: DropReason) -> bool {
     let Some(kind) = icmp_error_for(ctx, packet, reason) else { return false };
+    let outside = ctx.port.kind == PortKind::Uplink;
+    // There an error comes from an address of the host, or not at all.
+    if outside && packet.meta.l3 == L3::V6 && ctx.network.v6.is_none() {
+        return false;
+    }
     packet.meta.offload = Offload::default();
-    icmp_error::icmp_error(packet, arena, ctx.network, kind)
+    let made = icmp_error::icmp_error(packet, arena, ctx.network, kind);
+    if made && outside {
+        come_from(packet.head_mut(), ctx.port.mac);
+    }
+    made
 }
 
 /// Which ICMP error a drop is answered with, if any.

@@ -91,6 +91,9 @@ pub enum Egress {
     Routed,
 }
 
+/// The network beyond the uplink; that of an object is never zero.
+pub const OUTSIDE_VNI: u32 = 0;
+
 /// A router at the uplink.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NextHop {
