@@ -137,3 +137,59 @@ fn whois_and_nat_answer_or_say_what_to_ask() {
     assert_eq!(daemon.cli(&["nat", "lookup", "198.51.100.9"]).code, 2);
     assert_eq!(daemon.cli(&["nat", "lookup", "198.51.100.9:1", "--at", "noon"]).code, 2);
 }
+
+#[test]
+fn doctor_and_uplink_say_what_is_missing_and_what_to_do() {
+    let mut daemon = Daemon::started();
+    let findings = |daemon: &Daemon| -> Vec<serde_json::Value> {
+        let done = daemon.cli(&["doctor", "-o", "json"]);
+        let findings: Vec<serde_json::Value> = serde_json::from_str(&done.stdout).unwrap();
+        let bad = findings.iter().any(|finding| finding["severity"] == "warning" || finding["severity"] == "error");
+        assert_eq!(done.code, i32::from(bad), "{}{}", done.stdout, done.stderr);
+        for finding in &findings {
+            assert_eq!(finding["help"].is_string(), finding["severity"] != "ok", "{finding}");
+        }
+        findings
+    };
+    let error = |findings: &[serde_json::Value], check: &str, word: &str| {
+        findings.iter().any(|finding| {
+            finding["check"] == check
+                && finding["severity"] == "error"
+                && finding["message"].as_str().unwrap().contains(word)
+        })
+    };
+    let done = daemon.cli(&["uplink", "get"]);
+    assert!(done.code == 3 && done.stderr.contains("HostConfig.spec.uplink"), "{}", done.stderr);
+    assert!(!findings(&daemon).iter().any(|finding| finding["check"] == "uplink"), "nothing wants out");
+    assert_eq!(daemon.cli_with(&["apply", "-f", "-"], POOLS).code, 0);
+    assert!(error(&findings(&daemon), "uplink", "NatPool ord1 needs an uplink"));
+    // An interface that is not there: everything that follows is said.
+    let host = "\
+apiVersion: hostweave.dev/v1alpha1
+kind: HostConfig
+metadata: {name: h}
+spec:
+  uplink: {interface: hw-no-such-if, addresses: [198.51.100.2/24, \"2001:db8:9::2/64\"], gateways: [198.51.100.1], mtu: 1400}
+";
+    let done = daemon.cli_with(&["apply", "-f", "-"], host);
+    assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
+    let uplink = daemon.json(&["uplink", "get"]);
+    assert_eq!((uplink["interface"].as_str(), uplink["link"].as_bool()), (Some("hw-no-such-if"), Some(false)));
+    assert_eq!(uplink["gateways"][0]["state"], "unresolved");
+    let text = daemon.ok(&["uplink", "get"]);
+    assert!(text.contains("hw-no-such-if down") && text.contains("NAT addresses"), "{text}");
+    let found = findings(&daemon);
+    assert!(error(&found, "uplink", "hw-no-such-if"), "{found:?}");
+    assert!(error(&found, "gateway", "no IPv6 router"), "{found:?}");
+    assert!(error(&found, "gateway", "198.51.100.1"), "{found:?}");
+    let mtu = found.iter().find(|finding| finding["check"] == "mtu").unwrap();
+    assert!(mtu["message"].as_str().unwrap().contains("network default has MTU 1500"), "{mtu}");
+    assert!(daemon.ok(&["get", "network", "default", "-o", "yaml"]).contains("10.64.0.0/24"));
+    daemon.kill();
+    let done = daemon.cli(&["doctor"]);
+    assert!(
+        done.code == 1 && done.stdout.contains("no daemon answers") && done.stdout.contains("kernel"),
+        "{}",
+        done.stdout
+    );
+}

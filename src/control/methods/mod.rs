@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod conntrack;
+pub mod doctor;
 pub mod event;
 pub mod flow;
 pub mod nat;
@@ -11,4 +12,5 @@ pub mod port;
 pub mod probe;
 pub mod server;
 pub mod trace;
+pub mod uplink;
 pub mod whois;
