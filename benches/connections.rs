@@ -22,7 +22,7 @@ use hostweave_nat::Nat;
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::*;
 use hostweave_switch::connection::{Connections, FreeRecords, Options};
-use hostweave_switch::flow::{FlowCache, FlowKey};
+use hostweave_switch::flow::{FlowCache, FlowKey, round};
 use hostweave_switch::fuzz::{GUEST_A, GUEST_B, NETWORK, mac, tables, v4, v6};
 use hostweave_switch::limits::{BURST, HEADROOM};
 use hostweave_switch::packet::Burst;
@@ -127,10 +127,17 @@ fn measured(ctx: &Context<'_>, state: &mut State) -> usize {
         }
     }
     if ahead {
-        for lookup in &lookups[..count] {
+        let mut unknown = 0u64;
+        for (index, lookup) in lookups[..count].iter().enumerate() {
             if !cache.prefetch_flow(lookup.hash) {
                 connections.prefetch(lookup.hash);
+                cache.prefetch_room(lookup.hash, round(ctx.now));
+                unknown |= 1 << index;
             }
+        }
+        while unknown != 0 {
+            connections.prefetch_chain(lookups[unknown.trailing_zeros() as usize].hash);
+            unknown &= unknown - 1;
         }
     }
     let mut forwarded = 0;

@@ -14,6 +14,7 @@ mod flows;
 pub mod mailbox;
 mod maintenance;
 mod nat;
+pub mod nat_report;
 mod observer;
 pub mod plane;
 mod port;

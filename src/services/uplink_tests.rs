@@ -51,6 +51,7 @@ fn ask_knowing(known: Option<MacAddr>, frame: &[u8]) -> End {
         v6: vec![NextHop { address: ROUTER_V6.into(), mac: known }],
         owned: owned.into_iter().collect(),
         routed: Vec::new(),
+        public: Default::default(),
     }));
     let world = World::new();
     let port = Port { id: PortId(9), kind: PortKind::Uplink, mac: OURS, ..world.port };
