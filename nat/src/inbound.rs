@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::model::*;
 use crate::pools::{Pools, Use};
-use crate::record::{Record, TIMED, TRACKED};
+use crate::record::{RESTORED, Record, TIMED, TRACKED};
 use crate::table::Nat;
 
 /// Compares the address of a remote only ([`Nat::remote_mark`]).
@@ -148,7 +148,7 @@ impl Nat {
     pub fn hold(&self, pools: &Pools, mapping: MappingRef, inside: &Inside, outside: Outside, remote: Outside) -> bool {
         let (Some(record), Some(class)) = (self.valid(mapping), Class::of(inside.proto)) else { return false };
         let (inside, outside, remote) = (&class.inside(inside), class.endpoint(outside), class.endpoint(remote));
-        let _shard = self.lock(self.bucket(&record.inside()));
+        let mut shard = self.lock(self.bucket(&record.inside()));
         let right = self.valid(mapping).is_some()
             && record.is_of(inside)
             && record.uid() == inside.uid
@@ -162,6 +162,14 @@ impl Nat {
             let l4 = if record.has(TRACKED) { remote.l4 } else { 0 };
             let _outside = self.lock_outside(record.lease.load(Relaxed) as usize);
             self.note_remote(mapping.index, self.remote_mark(Outside { l4, ..remote }));
+        }
+        if record.has(RESTORED) {
+            // Its timer is not that of a connection: it must not be what the next one is measured by.
+            if record.has(TIMED) {
+                shard.wheel.remove(self.records(), mapping.index);
+            }
+            record.set_state(0, RESTORED | TIMED);
+            record.until.store(0, Relaxed);
         }
         record.holds.store(record.holds.load(Relaxed) + 1, Relaxed);
         true

@@ -79,7 +79,7 @@ class Capture:
         space.captures = getattr(space, "captures", 0) + 1
         name = "%s-%d" % (space.short, space.captures)
         self.path, self.whole, self.log = space.case.log(name + ".pcap"), octets == 262144, space.case.log(name + ".log")
-        self.process = space.spawn(["tcpdump", "-n", "-U", "-Z", "root", "-B", "8192", "-s", octets, "-i", device, "-w", self.path]
+        self.process = space.spawn(["tcpdump", "-n", "-U", "--immediate-mode", "-Z", "root", "-B", "8192", "-s", octets, "-i", device, "-w", self.path]
                                    + ([expression] if expression else []), name + ".log")
         until(lambda: "listening on" in open(self.log).read(), "tcpdump listens", 20, 0.02)
 
@@ -261,20 +261,19 @@ class Product(Internet):
         """The pool that Services have their addresses from."""
         self.daemon.set("hostweave.dev/v1alpha1", "AddressPool", "public", {"type": "public", "addresses": list(PUBLIC)})
 
-    def stub(self, name, address):
-        """CoreWeave's stub Service (SEMANTICS CW3) with an address of our choice."""
+    def stub(self, name, *wanted):
+        """CoreWeave's stub Service (SEMANTICS CW3) with addresses of our choice, one of each family."""
         self.daemon.set("v1", "Service", name, {
-            "type": "LoadBalancer", "loadBalancerIP": address, "selector": {"coreweave.cloud/ignore": "ignore"},
-            "ipFamilies": ["IPv6" if family(address) else "IPv4"],
+            "type": "LoadBalancer", "selector": {"coreweave.cloud/ignore": "ignore"}, "ipFamilyPolicy": "RequireDualStack",
             "ports": [{"name": "attach", "port": 1, "targetPort": "attach"}],
-        }, {"service.beta.kubernetes.io/coreweave-load-balancer-type": "public"})
+        }, {"service.beta.kubernetes.io/coreweave-load-balancer-type": "public", "metallb.universe.tf/loadBalancerIPs": ",".join(wanted)})
 
-    def annotate(self, container, services, one_to_one=False):
-        """Attaches the stubs' addresses to a port, or with none of them detaches."""
+    def annotate(self, container, service, one_to_one=False):
+        """Attaches the stub's addresses to a port, or with `None` detaches."""
         annotations = container.port.annotations
         annotations.clear()
-        if services:
-            annotations["net.coreweave.cloud/attachLoadbalancerIP"] = ",".join(services)
+        if service:
+            annotations["net.coreweave.cloud/attachLoadbalancerIP"] = service
             if one_to_one:
                 annotations["hostweave.dev/attach-mode"] = "nat"
 
@@ -312,17 +311,11 @@ class Product(Internet):
         self.daemon.reload()
 
     def attach(self, container, *addresses, one_to_one=False):
-        """From now on these are the container's, and of nobody else; its NIC carries them, or knows nothing of them."""
+        """From now on these, one of each family, are the container's and of nobody else; by 1:1 NAT its NIC knows nothing of them."""
         self.public()
+        self.stub("own-ip", *addresses)
         for space in self.containers:
-            held = getattr(space, "attached", [])
-            space.attached = [a for a in held if a not in addresses] + (list(addresses) if space is container else [])
-            self.annotate(space, ["ip-%s" % a.replace(":", "-").replace(".", "-") for a in space.attached],
-                          one_to_one or getattr(space, "one_to_one", False))
-            if space is container:
-                space.one_to_one = one_to_one
-        for address in addresses:
-            self.stub("ip-%s" % address.replace(":", "-").replace(".", "-"), address)
+            self.annotate(space, "own-ip" if space is container else None, one_to_one)
         self.reload()
 
     def admit(self, container, *cidrs):

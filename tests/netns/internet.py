@@ -236,7 +236,10 @@ def path_mtu(case):
         assert "mtu 1300" in a.sh("ip route get %s" % server), "the container's kernel has learnt it"
         a.sh("ip -4 route flush cache; ip -6 route flush cache")
         assert a.peer("datagram", host=server, port=9, octets=1400) == "EMSGSIZE"
-        assert a.peer("datagram", host=server, port=9, octets=1400) == "ECONNREFUSED", "in fragments, to a port that is closed"
+        found = a.peer("datagram", host=server, port=9, octets=1400)
+        # The kernel's NAT puts IPv6 fragments together, and sends them on whole.
+        wanted = "EMSGSIZE" if number and internet.WAY == "kernel" else "ECONNREFUSED"
+        assert found == wanted, "in fragments, to a port that is closed: %s" % found
         a.sh("ip -4 route flush cache; ip -6 route flush cache")
         out = a.sh("tracepath -n -m 8 %s" % server)
         assert "pmtu 1300" in out and "reached" in out, out
@@ -389,7 +392,7 @@ def two_claims(case):
     a.carry(FIRST_PUBLIC[0])
     a.peer("serve", port=TELLS, mode="tells")
     assert outside_of(host.customer, a, FIRST_PUBLIC[0])[0] == CUSTOMER[0]
-    host.annotate(b, ["ip-" + FIRST_PUBLIC[0].replace(".", "-")])
+    host.annotate(b, "own-ip")
     try:
         host.reload()
         refused = json.dumps(b.port.describe())
@@ -567,7 +570,7 @@ def kernel_holds_a_pool_address(case):
     product_only("objects")
     host, a = world(case, "a")
     for number, address in enumerate(KERNEL):
-        host.pool(addresses=list(POOL) + [address + ("/128" if number else "/32")])
+        host.pool(addresses=list(POOL) + [address])
         try:
             host.reload()
         except RuntimeError as error:
@@ -587,7 +590,7 @@ def kernel_holds_a_pool_address(case):
 def exhausted(case):
     product_only("port blocks")
     # Room for 64 UDP ports each for one workload, and for one block in all.
-    host, a, b = world(case, "a", "b", pool=[POOL[0][:-3] + "/32", POOL[1][:-4] + "/128"], block={"min": 64, "max": 64}, overload=False)
+    host, a, b = world(case, "a", "b", pool=[addresses(POOL[0])[0], addresses(POOL[1])[0]], block={"size": 64, "min": 64, "max": 64}, overload=False)
     host.server.peer("reflect", port=REFLECT)
     host.server.peer("serve", port=ECHO)
     for number, server in enumerate(SERVER):
