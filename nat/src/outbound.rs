@@ -63,10 +63,8 @@ impl Nat {
         if tenant.uid() != inside.uid {
             return Err(Refused::NoPool);
         }
-        let (mut inside, mut remote) = (*inside, remote);
-        if class == Class::Addresses {
-            (inside.l4, remote.l4) = (0, 0);
-        }
+        let l4 = inside.l4;
+        let (inside, remote) = (class.inside(inside), class.endpoint(remote));
         let ask = Ask { pools, pool, served, tenant, inside, remote, class, now };
         let inside = &ask.inside;
         let bucket = self.bucket(inside);
@@ -74,7 +72,7 @@ impl Nat {
         let mut beside = false;
         while let Some(index) = self.find(bucket, inside, remote) {
             match self.fate(&ask, index) {
-                Fate::Use => return Ok(self.use_again(&ask, index)),
+                Fate::Use => return Ok(class.mapped(self.use_again(&ask, index), l4)),
                 Fate::Detach => self.detach(&mut shard, bucket, index, now),
                 Fate::Beside => {
                     beside = true;
@@ -82,7 +80,7 @@ impl Nat {
                 }
             }
         }
-        self.make(&ask, &mut shard, bucket, beside)
+        self.make(&ask, &mut shard, bucket, beside).map(|mapped| class.mapped(mapped, l4))
     }
 
     fn fate(&self, ask: &Ask, index: u32) -> Fate {

@@ -85,6 +85,7 @@ impl State {
             established: Established::default(),
             local: Default::default(),
             epochs: Vec::new(),
+            crossings: 1,
             remembered,
             adopted: false,
             wanted: None,
@@ -142,6 +143,12 @@ impl State {
         }
         // Zero is what an earlier run decided.
         self.epochs[index] = self.epochs[index].checked_add(1).unwrap_or(1);
+        self.bump_crossings();
+    }
+
+    /// Workers decide again about whatever leads from one network into another.
+    pub(super) fn bump_crossings(&mut self) {
+        self.crossings = self.crossings.wrapping_add(1) & (u32::MAX >> 1);
     }
 
     /// Fills in the epochs of tables that are about to replace `old`: a network one of whose ports or whose own settings
@@ -166,8 +173,16 @@ impl State {
             changed.extend((0..tables.networks.len()).map(|index| NetworkId(index as u16)));
         }
         changed.into_iter().for_each(|network| self.bump_network(network));
+        let same = match (&old.uplink, &tables.uplink) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new) || old.decides_as(new),
+            (old, new) => old.is_none() && new.is_none(),
+        };
+        if !same {
+            self.bump_crossings();
+        }
         self.epochs.resize(self.epochs.len().max(tables.networks.len()), 1);
         tables.epochs.clone_from(&self.epochs);
+        tables.crossings = self.crossings;
     }
 }
 

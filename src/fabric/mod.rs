@@ -104,6 +104,8 @@ struct State {
     local: LocalServices,
     /// By [`NetworkId`]; see [`Tables::epochs`].
     epochs: Vec<u32>,
+    /// See [`Tables::crossings`].
+    crossings: u32,
     /// Slots of ports that an earlier run knew, by the ports' ids; taken back by whoever comes first.
     remembered: HashMap<u128, u32>,
     /// Whether connections of an earlier run were looked at.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use hostweave_switch::counters::PortCounters;
-use hostweave_switch::flow::{FlowKey, NO_QUEUE};
+use hostweave_switch::flow::{FlowKey, NO_QUEUE, round};
 use hostweave_switch::fragment::{Admit, QueuedFrame};
 use hostweave_switch::icmp_error::{self, ErrorKind};
 use hostweave_switch::limits::BURST;
@@ -24,6 +24,8 @@ use crate::observe::flow_event::FlowEvent;
 use crate::observe::recorder::Unwatched;
 use crate::services::LocalNote;
 use crate::services::uplink::come_from;
+
+const _: () = assert!(BURST <= 64, "a bit for each packet of a burst");
 
 /// Fragments looked at in one loop for being too old.
 const FRAGMENTS_BUDGET: usize = 16;
@@ -188,11 +190,18 @@ impl Path {
                 self.cache.prefetch(self.lookups[index].hash);
             }
         }
+        let (mut unknown, connections) = (0u64, &self.shared.connections);
         for index in 0..self.burst.len() {
             let hash = self.lookups[index].hash;
             if verdicts[index] == Verdict::Continue && !self.cache.prefetch_flow(hash) {
-                self.shared.connections.prefetch(hash);
+                connections.prefetch(hash);
+                self.cache.prefetch_room(hash, round(ctx.now));
+                unknown |= 1 << index;
             }
+        }
+        while unknown != 0 {
+            connections.prefetch_chain(self.lookups[unknown.trailing_zeros() as usize].hash);
+            unknown &= unknown - 1;
         }
     }
 
@@ -354,7 +363,7 @@ pub(super) fn keep(
 
 /// Turns a dropped packet into the ICMP error that its sender must hear of, if any.
 #[cold]
-fn error_reply(packet: &mut Packet, arena: &mut [Segment], ctx: &Context<'_>, reason: DropReason) -> bool {
+pub(crate) fn error_reply(packet: &mut Packet, arena: &mut [Segment], ctx: &Context<'_>, reason: DropReason) -> bool {
     let Some(kind) = icmp_error_for(ctx, packet, reason) else { return false };
     let outside = ctx.port.kind == PortKind::Uplink;
     // There an error comes from an address of the host, or not at all.

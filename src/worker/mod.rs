@@ -11,7 +11,7 @@
 //!
 //! The loop reads the clock once. It never allocates, blocks, or waits for a lock on behalf of a packet.
 
-mod burst;
+pub(crate) mod burst;
 pub mod capture;
 pub mod clock;
 pub mod delivery;

@@ -212,7 +212,6 @@ impl UplinkRuntime {
     /// As packets see it.
     pub fn table(&self) -> Uplink {
         let owned = self.owned.iter().map(|(address, owned)| (*address, *owned)).collect();
-        let public = Uplink::one_to_one(&owned);
         Uplink {
             port: self.port.id,
             network: self.network_id,
@@ -222,8 +221,8 @@ impl UplinkRuntime {
             link: self.link,
             v4: self.neighbors.hops(true),
             v6: self.neighbors.hops(false),
+            public: Uplink::one_to_one(&owned),
             owned,
-            public,
             routed: self.routed.clone(),
         }
     }
