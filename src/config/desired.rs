@@ -75,7 +75,7 @@ pub fn to_desired(set: &ObjectSet, assignments: &Assignments, host: &HostFacts<'
     let config = set.host();
     let desired = Desired {
         networks,
-        ports,
+        ports: ports.into(),
         policy: policies::spec(set),
         established: config.established,
         local: config.infrastructure.answers,

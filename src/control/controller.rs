@@ -26,6 +26,7 @@ use super::plan::{self, Identity, Objects, Plan};
 use super::selector::Selector;
 use crate::config::checked::{Object, Origin};
 use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, load_paths, policies};
+use crate::fabric::spec::Desired;
 use crate::fabric::{Fabric, Impact, Picture};
 use crate::observe::events::{EventLog, EventType};
 use crate::store::{Batch, Contents, Store};
@@ -39,13 +40,17 @@ pub struct Snapshot {
     /// Objects, checked together, built-in ones included.
     pub set: ObjectSet,
     /// Addresses of ports.
-    pub assignments: Assignments,
+    pub assignments: Arc<Assignments>,
     /// Identities of objects that were applied at run time.
     pub identities: BTreeMap<ObjectKey, Identity>,
     /// Grows with every change of objects.
     pub revision: u64,
     /// Ports that cannot be given what they need.
     pub problems: Vec<Diagnostic>,
+    /// What is dubious about the objects together.
+    pub warnings: Vec<Diagnostic>,
+    /// What the packet path was asked to do.
+    pub desired: Desired,
 }
 
 /// What became of an object.
@@ -149,7 +154,7 @@ impl Controller {
             parts,
             started,
             snapshot: ArcSwap::from_pointee(Snapshot {
-                assignments: initial.assignments,
+                assignments: Arc::new(initial.assignments),
                 revision: initial.revision,
                 ..Snapshot::default()
             }),
@@ -220,7 +225,7 @@ impl Controller {
         }
         refuse(refused)?;
         draft.cascade()?;
-        let plan = plan::plan(&draft.objects, &before.assignments, &self.parts.runtime)?;
+        let plan = plan::replan(&draft.objects, &draft.changes, &before, &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
         let changed = draft.changes.iter().any(|(action, _)| *action != Action::Unchanged);
         let changed_keys = draft.changes.iter().map(|(_, object)| &object.key);
@@ -314,7 +319,7 @@ impl Controller {
     ) -> anyhow::Result<()> {
         let _writer = self.lock();
         let before = self.snapshot();
-        let mut assignments = before.assignments.clone();
+        let mut assignments = Assignments::clone(&before.assignments);
         let changed = change(&before.set, &mut assignments);
         if changed.is_empty() {
             return Ok(());
@@ -332,10 +337,12 @@ impl Controller {
         }
         self.snapshot.store(Arc::new(Snapshot {
             set: before.set.clone(),
-            assignments,
+            assignments: Arc::new(assignments),
             identities: before.identities.clone(),
             revision: before.revision,
             problems: before.problems.clone(),
+            warnings: before.warnings.clone(),
+            desired,
         }));
         Ok(())
     }
@@ -350,9 +357,9 @@ impl Controller {
         changes: &[(Action, Arc<Object>)],
     ) -> Result<(), RpcError> {
         let before = self.snapshot();
-        let assignment = |key: &ObjectKey| Some((key.clone(), plan.ipam.assignments.get(key)?.clone()));
-        batch.assignments = plan.ipam.changed.iter().filter_map(assignment).collect();
-        batch.assignments_gone.clone_from(&plan.ipam.freed);
+        let assignment = |key: &ObjectKey| Some((key.clone(), plan.assignments.get(key)?.clone()));
+        batch.assignments = plan.assigned.iter().filter_map(assignment).collect();
+        batch.assignments_gone.clone_from(&plan.freed);
         let revision = before.revision + u64::from(!batch.is_empty() || !changes.is_empty());
         batch.revision = revision;
         let written = revision != before.revision;
@@ -369,9 +376,9 @@ impl Controller {
         }
         let identities = objects.stored.iter().map(|(key, (_, identity))| (key.clone(), *identity)).collect();
         **writer = objects;
-        let Plan { set, ipam, problems, .. } = plan;
-        let assignments = ipam.assignments;
-        self.snapshot.store(Arc::new(Snapshot { set, assignments, identities, revision, problems }));
+        let Plan { set, assignments, problems, warnings, desired, .. } = plan;
+        let snapshot = Snapshot { set, assignments, identities, revision, problems, warnings, desired };
+        self.snapshot.store(Arc::new(snapshot));
         self.tell(revision, changes);
         Ok(())
     }

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::controller::{Action, Snapshot};
 use super::error::{ErrorKind, RpcError};
 use crate::config::checked::Object;
 use crate::config::desired::{HostFacts, to_desired};
-use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, check_set, ipam};
+use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, check_set, ipam, policies};
 use crate::fabric::spec::Desired;
 
 /// What the daemon gave a stored object.
@@ -53,7 +54,11 @@ pub struct Plan {
     /// The objects, checked together.
     pub set: ObjectSet,
     /// Addresses of every port.
-    pub ipam: ipam::Plan,
+    pub assignments: Arc<Assignments>,
+    /// Ports whose addresses are to be written to the store.
+    pub assigned: Vec<ObjectKey>,
+    /// Ports whose addresses are to be deleted from it.
+    pub freed: Vec<ObjectKey>,
     /// What the packet path is to do.
     pub desired: Desired,
     /// Ports that cannot be given what they need: they pass no traffic.
@@ -70,8 +75,29 @@ pub fn plan(objects: &Objects, remembered: &Assignments, runtime_dir: &Path) -> 
     let (set, warnings) = check_set(objects.all(), runtime_dir)?;
     let ipam = ipam::assign(&set, remembered, &mut Uuid::new_v4);
     let (desired, mut problems) = desired(&set, &ipam.assignments, runtime_dir);
-    problems.extend(ipam.problems.iter().cloned());
-    Ok(Plan { set, ipam, desired, problems, warnings })
+    problems.extend(ipam.problems);
+    let (assignments, assigned, freed) = (Arc::new(ipam.assignments), ipam.changed, ipam.freed);
+    Ok(Plan { set, assignments, assigned, freed, desired, problems, warnings })
+}
+
+/// What [`plan`] says after `changes` of what was planned before; costs what changed where nothing but namespaces and
+/// policies did. A port that lacks something is planned again with all others: what it waits for may be there now.
+///
+/// # Errors
+/// As [`plan`].
+pub fn replan(
+    objects: &Objects,
+    changes: &[(Action, Arc<Object>)],
+    before: &Snapshot,
+    runtime_dir: &Path,
+) -> Result<Plan, Diagnostics> {
+    let changed = changes.iter().filter(|(action, _)| *action != Action::Unchanged);
+    let changed: Vec<_> = changed.map(|(action, object)| (*action == Action::Deleted, object)).collect();
+    let known = before.problems.is_empty().then(|| before.set.with_policies(&changed)).flatten();
+    let Some(set) = known.transpose()? else { return plan(objects, &before.assignments, runtime_dir) };
+    let desired = Desired { policy: policies::spec(&set), ..before.desired.clone() };
+    let (assignments, warnings) = (Arc::clone(&before.assignments), before.warnings.clone());
+    Ok(Plan { set, assignments, desired, warnings, ..Plan::default() })
 }
 
 /// What the packet path is to do for objects that were planned before.

@@ -50,7 +50,7 @@ use crate::worker::{Shared, WorkerStats};
 use mailbox::Message;
 use plane::Plane;
 use port::PortRuntime;
-use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Timeouts};
+use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Ports, Timeouts};
 use start::{Seat, or_abort, start_worker};
 pub use what_if::{Affected, AffectedFlow, DeniedFlow, Impact, Picture};
 
@@ -97,7 +97,7 @@ struct State {
     /// Whether connections of an earlier run were looked at.
     adopted: bool,
     /// Networks and ports as they were asked for last.
-    wanted: Option<(Vec<Network>, Vec<PortSpec>)>,
+    wanted: Option<(Vec<Network>, Ports)>,
     networks: HashMap<String, NetworkRuntime>,
     ports: HashMap<String, PortRuntime>,
     network_ids: IdPool,
