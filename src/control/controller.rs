@@ -781,6 +781,58 @@ mod tests {
         assert!(!Arc::ptr_eq(&before, &policy(&host)));
     }
 
+    /// Whatever is changed in whatever order, what was planned in steps is what is planned at once.
+    #[test]
+    fn plans_in_steps_are_those_from_scratch() {
+        let host = host(tempfile::tempdir().unwrap());
+        host.apply(&[namespace("shop"), shop_port()].concat()).unwrap();
+        let mut state = 0x9e37_79b9_u32;
+        let mut random = |below: u32| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state % below
+        };
+        let mut in_steps = 0;
+        for _ in 0..150 {
+            let name = ["a", "b", "c"][random(3) as usize];
+            let policy = shop_policy(name).replace(&format!("app: {name}"), ["app: x", "app: y"][random(2) as usize]);
+            let labels = format!("metadata: {{labels: {{team: t{}}}, name: shop}}", random(3));
+            let before = host.controller.snapshot();
+            let delete = |key| Edit::Delete { key, must_exist: false };
+            let edits = match random(5) {
+                0 => vec![delete(ObjectKey::new(crate::config::Kind::NetworkPolicy, Some("shop"), name))],
+                1 => vec![delete(
+                    before.set.ports().next().map_or(ObjectKey::port("shop", "none"), |(key, ..)| key.clone()),
+                )],
+                kind => {
+                    let text = match kind {
+                        2 => shop_port(),
+                        3 => namespace("shop").replace("metadata: {name: shop}", &labels),
+                        _ => policy,
+                    };
+                    let source = Source { name: "t".to_owned(), text };
+                    let objects = load_sources(vec![source]).unwrap().objects;
+                    objects.into_iter().map(|object| Edit::Put(Box::new(object))).collect()
+                }
+            };
+            host.controller.edit(edits, &EditOptions::default()).unwrap();
+            let after = host.controller.snapshot();
+            in_steps +=
+                u32::from(after.revision > before.revision && Arc::ptr_eq(&after.assignments, &before.assignments));
+            let runtime = &host.controller.parts.runtime;
+            let scratch = plan::plan(&host.controller.lock(), &after.assignments, runtime).unwrap();
+            let same =
+                |(a, b): ((&ObjectKey, &Arc<Object>), (&ObjectKey, &Arc<Object>))| a.0 == b.0 && Arc::ptr_eq(a.1, b.1);
+            assert_eq!(after.set.iter().count(), scratch.set.iter().count());
+            assert!(after.set.iter().zip(scratch.set.iter()).all(same));
+            assert_eq!(after.assignments, scratch.assignments);
+            assert_eq!(format!("{:?}", after.desired), format!("{:?}", scratch.desired));
+            assert_eq!(format!("{:?}", after.warnings), format!("{:?}", scratch.warnings));
+        }
+        assert!(in_steps > 20, "{in_steps}");
+    }
+
     #[test]
     fn paths_of_the_host_cannot_be_applied_at_run_time() {
         let host = host(tempfile::tempdir().unwrap());
