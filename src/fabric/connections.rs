@@ -91,6 +91,7 @@ impl State {
             wanted: None,
             outside: None,
             uplink: None,
+            pools: Arc::default(),
             networks: Default::default(),
             ports: Default::default(),
             network_ids: IdPool::default(),
@@ -197,12 +198,26 @@ impl Inner {
             state.networks.values().map(|network| (network.network.vni, network.id)).collect();
         let ports: std::collections::HashMap<u32, _> =
             state.ports.values().map(|port| (port.id().0, Arc::clone(port.port()))).collect();
+        self.adopt_mappings(state);
+        let outside = state.uplink.as_ref().map(|uplink| uplink.port().id.0);
+        // Whose an attached address is the next packet finds out, as for every connection that crosses.
+        let knows = |slot: u32, vni: u32| {
+            Some(slot) == outside || ports.get(&slot).is_some_and(|port| vnis.get(&vni) == Some(&port.network))
+        };
         let owns = |slot: u32, vni: u32, address: u128| {
             ports.get(&slot).is_some_and(|port| vnis.get(&vni) == Some(&port.network) && port.owns(address))
         };
         let claim = |entry: &Entry| {
-            let right =
-                owns(entry.in_port, entry.vni, entry.key.src()) && owns(entry.out_port, entry.vni, entry.key.dst());
+            let right = match &entry.translation {
+                None => {
+                    owns(entry.in_port, entry.vni, entry.key.src()) && owns(entry.out_port, entry.vni, entry.key.dst())
+                }
+                Some(translation) => {
+                    knows(entry.in_port, entry.vni)
+                        && knows(entry.out_port, translation.vni)
+                        && self.hold_again(&state.pools, entry)
+                }
+            };
             if right { Claim::Keep } else { Claim::Forget }
         };
         let adopted = self.connections.adopt(&state.timeouts, self.clock.seconds(Instant::now()), claim);

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
-use hostweave_nat::Nat;
+use hostweave_nat::{Nat, Pools};
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::World;
 use hostweave_policy::table::Table;
@@ -115,6 +115,8 @@ struct State {
     /// What was asked for outside of them last.
     outside: Option<Outside>,
     uplink: Option<UplinkRuntime>,
+    /// Pools of NAT addresses as compiled last.
+    pools: Arc<Pools>,
     networks: HashMap<String, NetworkRuntime>,
     ports: HashMap<String, PortRuntime>,
     network_ids: IdPool,
@@ -270,6 +272,7 @@ impl Fabric {
         }
         let retired = inner.update_uplink(&mut state, desired);
         gone_ids.extend(retired.iter().map(|uplink| uplink.port().id));
+        state.pools = inner.compile_pools(&state, &desired.nat_pools)?;
         let attended = inner.attend_uplink(&mut state, &[], &[]);
         let update = state.compile(&desired.policy);
         state.bump(&update);
@@ -508,6 +511,7 @@ impl Inner {
     fn swap(&self, state: &mut State, mut plane: Plane) {
         state.epochs_of(&mut plane.tables, &self.plane.load().tables);
         plane.policy = Arc::clone(&state.policy);
+        plane.pools = Arc::clone(&state.pools);
         plane.world = Arc::clone(&state.world);
         plane.policy_revision = state.policy_revision;
         state.retired.push(self.plane.swap(Arc::new(plane)));

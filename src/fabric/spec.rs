@@ -265,6 +265,12 @@ pub enum FabricEvent {
     GatewayUnreachable { address: IpAddr },
     /// Somebody else at the uplink claims an address of ours.
     UplinkAddressConflict { address: IpAddr, mac: MacAddr },
+    /// A port got L4 ports of a NAT address.
+    NatBlockAllocated { port: String, address: IpAddr, first: u16, count: u16 },
+    /// They are free again.
+    NatBlockReleased { port: String, address: IpAddr, first: u16, count: u16 },
+    /// A port wanted more and there were none; `biggest` is the port that has most of the address, `ports` how many.
+    NatExhausted { port: String, pool: String, address: IpAddr, biggest: String, ports: u32 },
 }
 
 /// What `port describe` shows of a port's attachments.
