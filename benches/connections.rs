@@ -18,10 +18,11 @@ use hostweave::datapath::{self, Context, Lookup};
 use hostweave::fabric::plane::Plane;
 use hostweave::observe::recorder::Unwatched;
 use hostweave_guest::frames::Path;
+use hostweave_nat::Nat;
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::*;
 use hostweave_switch::connection::{Connections, FreeRecords, Options};
-use hostweave_switch::flow::{FlowCache, FlowKey};
+use hostweave_switch::flow::{FlowCache, FlowKey, round};
 use hostweave_switch::fuzz::{GUEST_A, GUEST_B, NETWORK, mac, tables, v4, v6};
 use hostweave_switch::limits::{BURST, HEADROOM};
 use hostweave_switch::packet::Burst;
@@ -53,21 +54,45 @@ struct Scenario {
     rules: u32,
     /// Ports with labels of their own.
     endpoints: u32,
+    /// Connections that the port may have beyond those that are known before.
+    more: u32,
 }
 
-const SCENARIOS: [Scenario; 12] = [
-    Scenario { name: "hit-1", what: What::Hit, flows: 1, rules: 100, endpoints: 2 },
-    Scenario { name: "hit-1000", what: What::Hit, flows: 1000, rules: 100, endpoints: 2 },
-    Scenario { name: "hit-1000000", what: What::Hit, flows: 1_000_000, rules: 100, endpoints: 2 },
-    Scenario { name: "new-0-rules", what: What::New, flows: 4096, rules: 0, endpoints: 2 },
-    Scenario { name: "new-1000-rules", what: What::New, flows: 4096, rules: 1000, endpoints: 2 },
-    Scenario { name: "new-100000-rules", what: What::New, flows: 4096, rules: 100_000, endpoints: 2 },
-    Scenario { name: "new-2-labels", what: What::New, flows: 4096, rules: 100, endpoints: 2 },
-    Scenario { name: "new-10000-labels", what: What::New, flows: 4096, rules: 100, endpoints: 10_000 },
-    Scenario { name: "new-100000-labels", what: What::New, flows: 4096, rules: 100, endpoints: 100_000 },
-    Scenario { name: "recheck-0-rules", what: What::Recheck, flows: 1024, rules: 0, endpoints: 2 },
-    Scenario { name: "recheck-1000-rules", what: What::Recheck, flows: 1024, rules: 1000, endpoints: 2 },
-    Scenario { name: "recheck-100000-rules", what: What::Recheck, flows: 1024, rules: 100_000, endpoints: 2 },
+const SCENARIOS: [Scenario; 13] = [
+    Scenario { name: "hit-1", what: What::Hit, flows: 1, rules: 100, endpoints: 2, more: u32::MAX },
+    Scenario { name: "hit-1000", what: What::Hit, flows: 1000, rules: 100, endpoints: 2, more: u32::MAX },
+    Scenario { name: "hit-1000000", what: What::Hit, flows: 1_000_000, rules: 100, endpoints: 2, more: u32::MAX },
+    Scenario { name: "new-0-rules", what: What::New, flows: 4096, rules: 0, endpoints: 2, more: u32::MAX },
+    Scenario { name: "new-1000-rules", what: What::New, flows: 4096, rules: 1000, endpoints: 2, more: u32::MAX },
+    Scenario { name: "new-100000-rules", what: What::New, flows: 4096, rules: 100_000, endpoints: 2, more: u32::MAX },
+    Scenario { name: "new-full-port", what: What::New, flows: 64, rules: 100, endpoints: 2, more: 4096 },
+    Scenario { name: "new-2-labels", what: What::New, flows: 4096, rules: 100, endpoints: 2, more: u32::MAX },
+    Scenario { name: "new-10000-labels", what: What::New, flows: 4096, rules: 100, endpoints: 10_000, more: u32::MAX },
+    Scenario {
+        name: "new-100000-labels",
+        what: What::New,
+        flows: 4096,
+        rules: 100,
+        endpoints: 100_000,
+        more: u32::MAX,
+    },
+    Scenario { name: "recheck-0-rules", what: What::Recheck, flows: 1024, rules: 0, endpoints: 2, more: u32::MAX },
+    Scenario {
+        name: "recheck-1000-rules",
+        what: What::Recheck,
+        flows: 1024,
+        rules: 1000,
+        endpoints: 2,
+        more: u32::MAX,
+    },
+    Scenario {
+        name: "recheck-100000-rules",
+        what: What::Recheck,
+        flows: 1024,
+        rules: 100_000,
+        endpoints: 2,
+        more: u32::MAX,
+    },
 ];
 
 /// Packets measured where nothing is said.
@@ -77,15 +102,21 @@ const PACKETS: u32 = 1 << 19;
 struct State {
     cache: FlowCache,
     connections: Connections,
+    nat: Nat,
     free: FreeRecords,
     burst: Burst,
     lookups: [Lookup; BURST],
 }
 
+/// No packet asks it.
+fn nat_options(now: u32) -> hostweave_nat::Options {
+    hostweave_nat::Options { capacity: 1024, boot: 1, now, timers: hostweave_nat::Timers::default(), seed: None }
+}
+
 /// A burst of parsed packets from `flow` to `rewrite`, asked for ahead as the worker does. Returns how many go on.
 #[inline(never)]
 fn measured(ctx: &Context<'_>, state: &mut State) -> usize {
-    let State { cache, connections, free, burst, lookups } = state;
+    let State { cache, connections, nat, free, burst, lookups } = state;
     let count = burst.len();
     let ahead = !cache.is_small();
     for (packet, lookup) in burst.packets().iter().zip(lookups.iter_mut()) {
@@ -96,12 +127,23 @@ fn measured(ctx: &Context<'_>, state: &mut State) -> usize {
         }
     }
     if ahead {
-        lookups[..count].iter().for_each(|lookup| cache.prefetch_flow(lookup.hash));
+        let mut unknown = 0u64;
+        for (index, lookup) in lookups[..count].iter().enumerate() {
+            if !cache.prefetch_flow(lookup.hash) {
+                connections.prefetch(lookup.hash);
+                cache.prefetch_room(lookup.hash, round(ctx.now));
+                unknown |= 1 << index;
+            }
+        }
+        while unknown != 0 {
+            connections.prefetch_chain(lookups[unknown.trailing_zeros() as usize].hash);
+            unknown &= unknown - 1;
+        }
     }
     let mut forwarded = 0;
     for (index, lookup) in lookups[..count].iter().enumerate() {
         let (packet, arena) = burst.packet_mut(index);
-        let mut flows = Flows { cache, connections, free, denied: None, opened: None };
+        let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
         let verdict = datapath::forward(ctx, &mut flows, lookup, packet, arena, &mut Unwatched);
         forwarded += usize::from(black_box(verdict) == Verdict::Forward);
     }
@@ -233,11 +275,16 @@ fn run(scenario: &Scenario, six: bool, packets: u32, begin: impl FnOnce()) -> Re
     let mut ctx = Context::new(&plane, port, network, 0, now);
     let folder = tempfile::tempdir()?;
     let new = if scenario.what == What::New { packets } else { 0 };
-    let capacity = (2 * (scenario.flows + new)).max(1 << 16);
+    // A port that is full has filled its flow cache too.
+    let capacity = match scenario.more {
+        u32::MAX => (2 * (scenario.flows + new)).max(1 << 16),
+        more => scenario.flows + more,
+    };
     let options = Options { capacity, boot: 1, now: now - 10 };
     let mut state = State {
         cache: FlowCache::new(2 * capacity as usize)?,
         connections: Connections::open(&folder.path().join("connections"), &options)?,
+        nat: Nat::open(&folder.path().join("nat"), &nat_options(options.now))?,
         free: FreeRecords::new(),
         burst: Burst::new(),
         lookups: [Lookup::default(); BURST],

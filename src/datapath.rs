@@ -3,7 +3,7 @@
 //! ```text
 //! rx ─ parse ─ guard ─ local ─ flow ──hit──────────────────────────────────────► rewrite ─ tx
 //!                      reply ◄┘ └miss─ conn ──hit─ (fill the cache) ────────────┘
-//!                                       └miss─► egress ─ route ─ ingress ─ commit ─┘
+//!                       └miss─► dnat ─ egress ─ route ─ ingress ─ snat ─ commit ─┘
 //! ```
 //!
 //! `rx` and `tx` are the worker's ([`crate::worker`]): they know rings and devices. What stands between them are these
@@ -11,15 +11,17 @@
 //! known of its flow. While a worker knows many flows, a burst goes through the first as a whole before the second begins, so
 //! that the lines that the second needs are on their way by then. `trace` calls the same two with a [`Recorder`].
 
+use hostweave_nat::Pools;
 use hostweave_policy::table::Table;
+use hostweave_switch::connection::Direction;
 use hostweave_switch::flow::FlowKey;
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{Network, Port, Tables};
-use hostweave_switch::{guard, parse, rewrite};
+use hostweave_switch::{cross, guard, parse, rewrite};
 
-use crate::connect::{self, Flows};
+use crate::connect::{self, Flows, Step, Way};
 use crate::fabric::plane::Plane;
 use crate::observe::recorder::{Detail, Recorder};
 use crate::services::{self, LocalContext, LocalNote};
@@ -35,8 +37,12 @@ pub struct Context<'a> {
     pub port: &'a Port,
     /// Its network.
     pub network: &'a Network,
+    /// Who has NAT addresses.
+    pub pools: &'a Pools,
     /// Epoch of that network.
     pub epoch: u32,
+    /// Epoch of whatever leaves it.
+    pub crossing_epoch: u32,
     /// Queue pair on which it was sent.
     pub queue: u8,
     /// Seconds of the monotonic clock.
@@ -48,7 +54,9 @@ impl<'a> Context<'a> {
     #[inline]
     pub fn new(plane: &'a Plane, port: &'a Port, network: &'a Network, queue: u8, now: u32) -> Self {
         let epoch = plane.tables.epoch(port.network);
-        Self { tables: &plane.tables, policy: &plane.policy, port, network, epoch, queue, now }
+        let crossing_epoch = plane.tables.crossing_epoch();
+        let (tables, policy, pools) = (&plane.tables, &*plane.policy, &*plane.pools);
+        Self { tables, policy, port, network, pools, epoch, crossing_epoch, queue, now }
     }
 }
 
@@ -93,20 +101,20 @@ pub fn classify<R: Recorder>(
     Verdict::Continue
 }
 
-/// `flow`, and on a miss `conn`, `egress`, `route`, `ingress`, `commit` ([`crate::connect`]); then `rewrite`. `Forward`
-/// leaves the rewritten packet with `meta.out_port` set.
+/// `flow`, and on a miss `conn`, `dnat`, `egress`, `route`, `ingress`, `snat`, `commit` ([`crate::connect`]); then `rewrite`.
+/// `Forward` leaves the rewritten packet with `meta.out_port` set.
 #[inline(always)]
-pub fn forward<R: Recorder>(
-    ctx: &Context<'_>,
-    flows: &mut Flows<'_>,
+pub fn forward<'a, R: Recorder>(
+    ctx: &Context<'a>,
+    flows: &mut Flows<'a>,
     lookup: &Lookup,
     packet: &mut Packet,
     arena: &mut [Segment],
     record: &mut R,
 ) -> Verdict {
-    let found = connect::flow(ctx, flows, lookup, packet, arena, record);
-    let way = match found {
-        Ok(way) => way,
+    let way = match connect::flow(ctx, flows, lookup, packet, arena, record) {
+        Ok(Step::Stay(way)) => way,
+        Ok(Step::Cross { way, part }) => return cross(ctx, flows, lookup, way, part, packet, record),
         Err(reason) => return Verdict::Drop(reason),
     };
     let out = match ctx.tables.port(way.out_port) {
@@ -117,6 +125,43 @@ pub fn forward<R: Recorder>(
     if let Err(reason) = rewrite::rewrite(packet, ctx.network, out) {
         return Verdict::Drop(reason);
     }
+    done(lookup, way, packet, record)
+}
+
+/// `rewrite` of a packet that leaves its network.
+#[inline(never)]
+fn cross<R: Recorder>(
+    ctx: &Context<'_>,
+    flows: &Flows<'_>,
+    lookup: &Lookup,
+    way: Way,
+    part: Option<(u32, Direction)>,
+    packet: &mut Packet,
+    record: &mut R,
+) -> Verdict {
+    let out = match ctx.tables.port(way.out_port) {
+        Some(out) if out.up => out,
+        Some(_) => return Verdict::Drop(DropReason::PortDown),
+        None => return Verdict::Drop(DropReason::Internal),
+    };
+    let change = match part {
+        Some((connection, direction)) => match flows.connections.change(connection, direction) {
+            Some(change) => Some(change),
+            None => return Verdict::Drop(DropReason::Internal),
+        },
+        None => None,
+    };
+    let hash = lookup.hash as u32;
+    match cross::cross(packet, ctx.tables, ctx.port.network, out, hash, change.as_ref()) {
+        Ok(()) => done(lookup, way, packet, record),
+        // What a trace shows was not really translated.
+        Err(DropReason::SourceNotOwned) if R::MASKED => done(lookup, way, packet, record),
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn done<R: Recorder>(lookup: &Lookup, way: Way, packet: &mut Packet, record: &mut R) -> Verdict {
     packet.meta.out_port = way.out_port;
     packet.meta.queue = way.queue;
     packet.meta.hash = lookup.hash as u32;

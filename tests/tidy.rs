@@ -44,7 +44,7 @@ const UNSAFE_PLACES: &[(&str, &str)] = &[
         "mappings as typed slices: memory that outlives the process, and memory that costs nothing untouched",
     ),
     ("switch/src/testing.rs", "packets of tests and fuzz targets: segments of a buffer of their own"),
-    ("switch/uplink/src/tap_tests.rs", "its tests make the namespaces in which they run"),
+    ("switch/uplink/src/device_tests.rs", "its tests make the namespaces in which they run"),
     ("vhost/src/memory.rs", "guest memory: mapped, shared with a process that writes at any time"),
     ("vhost/src/ring.rs", "virtqueues in guest memory: volatile and atomic accesses"),
     ("vhost/src/claim.rs", "the claim of a ring gives out the one mutable reference"),

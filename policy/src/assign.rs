@@ -7,10 +7,11 @@ use hashbrown::{HashMap, HashSet};
 
 use crate::compile::Changes;
 use crate::identity::Identities;
+use crate::peers::PeerMap;
 use crate::resolve::Policy;
 use crate::selection::{Selection, Selections};
 use crate::slots::Slots;
-use crate::tier::{NO_TIER, PeerMap, Source, Tier, TierPolicy};
+use crate::tier::{NO_TIER, Source, Tier, TierPolicy};
 
 /// Policies of one tier that select the same identities in one direction.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

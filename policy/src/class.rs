@@ -5,6 +5,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::Arc;
 
 use crate::intervals::Intervals;
 use crate::model::Protocol;
@@ -40,10 +41,29 @@ pub(crate) struct Declared {
 /// What a new connection asks of a class.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Query<'a> {
-    /// Protocol and destination port; `None` when only rules without `ports` can match (SEMANTICS NP25, CT10).
-    pub l4: Option<(Protocol, u16)>,
-    /// Names that the destination declares for just this protocol and port.
-    pub names: &'a [Declared],
+    /// See [`place`]; [`NO_PLACE`] when only rules without `ports` can match (SEMANTICS NP25, CT10).
+    place: u32,
+    /// All lists of names, and which of them the destination declares.
+    lists: &'a [Arc<[Declared]>],
+    declared: u32,
+}
+
+impl<'a> Query<'a> {
+    /// `l4`: protocol and destination port. `declared`: number of the destination's list of names.
+    #[inline]
+    pub(crate) fn new(l4: Option<(Protocol, u16)>, lists: &'a [Arc<[Declared]>], declared: Option<u32>) -> Self {
+        let place = l4.map_or(NO_PLACE, |(protocol, port)| place(protocol, port));
+        Self { place, lists, declared: declared.unwrap_or(u32::MAX) }
+    }
+
+    /// Names that the destination declares for just this protocol and port: a named port is resolved for each destination
+    /// (SEMANTICS NP15).
+    fn names(&self) -> impl Iterator<Item = &'a Declared> {
+        let declared = self.lists.get(self.declared as usize).map_or(&[][..], |list| list);
+        let place_of = |name: &Declared| place(name.protocol, name.port);
+        let begin = declared.partition_point(|name| place_of(name) < self.place);
+        declared[begin..].iter().take_while(move |name| place_of(name) == self.place)
+    }
 }
 
 /// `PortMatch` with its name numbered and its protocol spelled out.
@@ -68,21 +88,15 @@ pub(crate) struct ClassRule<'a> {
 pub(crate) struct Class {
     /// Of rules without `ports`.
     any: Match,
-    /// Of the others.
-    ports: Ports,
+    /// Of the others, if they are one range of numbers, as most are: no further access to memory. Ends as in [`place`].
+    range: (u32, u32),
+    in_range: Match,
+    /// Of the others, if they are more.
+    table: Option<Box<PortTable>>,
 }
 
-#[derive(Debug)]
-enum Ports {
-    None,
-    /// One range of numbers, as most have: no further access to memory. Ends as in [`place`].
-    Range {
-        first: u32,
-        last: u32,
-        found: Match,
-    },
-    Table(Box<PortTable>),
-}
+/// No place is in it, nor is [`NO_PLACE`].
+const NO_RANGE: (u32, u32) = (u32::MAX, 0);
 
 #[derive(Debug)]
 struct PortTable {
@@ -119,8 +133,8 @@ impl Class {
         }
         if names.is_empty() {
             match ranges[..] {
-                [] => return Self { any, ports: Ports::None },
-                [(first, last, found)] => return Self { any, ports: Ports::Range { first, last, found } },
+                [] => return Self { any, range: NO_RANGE, in_range: Match::NONE, table: None },
+                [(first, last, in_range)] => return Self { any, range: (first, last), in_range, table: None },
                 _ => {}
             }
         }
@@ -133,43 +147,53 @@ impl Class {
             same
         });
         let table = PortTable { ranges: flatten(ranges), names: names.into() };
-        Self { any, ports: Ports::Table(Box::new(table)) }
+        Self { any, range: NO_RANGE, in_range: Match::NONE, table: Some(Box::new(table)) }
     }
 
     #[inline]
     pub(crate) fn get(&self, query: &Query<'_>) -> Match {
-        let Some((protocol, port)) = query.l4 else { return self.any };
-        match &self.ports {
-            Ports::None => self.any,
-            Ports::Range { first, last, found } => {
-                if (*first..=*last).contains(&place(protocol, port)) {
-                    self.any.min(*found)
-                } else {
-                    self.any
-                }
-            }
-            Ports::Table(table) => self.any.min(table.get(protocol, port, query.names)),
+        let mut found = self.any;
+        if self.range.0 <= query.place && query.place <= self.range.1 {
+            found = found.min(self.in_range);
+        }
+        if let Some(table) = &self.table {
+            found = found.min(table.get(query));
+        }
+        found
+    }
+
+    /// Rank of any rule in force that matches.
+    #[inline]
+    pub(crate) fn rule(&self, query: &Query<'_>) -> u32 {
+        if self.range.0 <= query.place && query.place <= self.range.1 {
+            return self.in_range.rule.min(self.any.rule);
+        }
+        match &self.table {
+            Some(table) if self.any.rule == Match::NO_RULE => table.get(query).rule,
+            _ => self.any.rule,
         }
     }
 
     /// Memory, in octets.
     pub(crate) fn bytes(&self) -> usize {
-        let ports = match &self.ports {
-            Ports::None | Ports::Range { .. } => 0,
-            Ports::Table(table) => size_of::<PortTable>() + size_of_val(&*table.names) + table.ranges.bytes(),
-        };
-        size_of::<Self>() + ports
+        let table = self
+            .table
+            .as_ref()
+            .map_or(0, |table| size_of::<PortTable>() + size_of_val(&*table.names) + table.ranges.bytes());
+        size_of::<Self>() + table
     }
 }
 
 impl PortTable {
-    #[inline]
-    fn get(&self, protocol: Protocol, port: u16, names: &[Declared]) -> Match {
-        let mut found = self.ranges.get(place(protocol, port)).unwrap_or(Match::NONE);
+    fn get(&self, query: &Query<'_>) -> Match {
+        if query.place == NO_PLACE {
+            return Match::NONE;
+        }
+        let mut found = self.ranges.get(query.place).unwrap_or(Match::NONE);
         if !self.names.is_empty() {
-            for declared in names {
-                let at = self.names.binary_search_by_key(&(declared.name, protocol), |entry| (entry.0, entry.1));
-                if let Ok(at) = at {
+            for declared in query.names() {
+                let wanted = (declared.name, declared.protocol);
+                if let Ok(at) = self.names.binary_search_by_key(&wanted, |entry| (entry.0, entry.1)) {
                     found = found.min(self.names[at].2);
                 }
             }
@@ -177,6 +201,9 @@ impl PortTable {
         found
     }
 }
+
+/// Of a connection without L4 port.
+const NO_PLACE: u32 = u32::MAX;
 
 /// All ports of all protocols in one line.
 #[inline]
@@ -231,7 +258,10 @@ mod tests {
     }
 
     fn ask(class: &Class, protocol: Protocol, port: u16) -> Match {
-        class.get(&Query { l4: Some((protocol, port)), names: &[] })
+        let query = Query::new(Some((protocol, port)), &[], None);
+        let found = class.get(&query);
+        assert_eq!(class.rule(&query) == Match::NO_RULE, found.rule == Match::NO_RULE);
+        found
     }
 
     #[test]
@@ -249,14 +279,17 @@ mod tests {
             assert_eq!(ask(&class, Tcp, port).audit == 0, (100..=101).contains(&port), "port {port}");
         }
         assert_eq!(ask(&class, Udp, 80).rule, 7);
-        assert_eq!(class.get(&Query { l4: None, names: &[] }).rule, 7, "CT10");
+        assert_eq!(class.get(&Query::new(None, &[], None)).rule, 7, "CT10");
     }
 
     #[test]
     fn np15_names_match_by_protocol() {
         let class = class(&[(0, false, Some(&[PortRange::Named(Tcp, 5), PortRange::Named(Sctp, 6)]))]);
-        let declared = |protocol, name| [Declared { protocol, port: 9, name }];
-        let ask = |protocol, name| class.get(&Query { l4: Some((protocol, 9)), names: &declared(protocol, name) }).rule;
+        let declared = |protocol, name| [Declared { protocol, port: 8, name: 5 }, Declared { protocol, port: 9, name }];
+        let ask = |protocol, name| {
+            let lists = [Arc::from([]), Arc::from(declared(protocol, name))];
+            class.get(&Query::new(Some((protocol, 9)), &lists, Some(1))).rule
+        };
         assert_eq!(ask(Tcp, 5), 0);
         assert_eq!(ask(Sctp, 6), 0);
         assert_eq!(ask(Udp, 5), Match::NO_RULE);

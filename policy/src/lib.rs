@@ -14,6 +14,7 @@ mod assign;
 mod class;
 mod identity;
 mod intervals;
+mod peers;
 mod resolve;
 mod selection;
 mod slots;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use hostweave_switch::tables::{NetworkId, PortId};
 
-use crate::class::{Declared, Match, Query};
+use crate::class::{Declared, Query};
 use crate::infrastructure::BuiltIn;
 use crate::model::{Action, Direction, Infrastructure, PolicyName, Protocol, Tier as TierName};
 use crate::resolve::direction_index;
@@ -166,10 +166,20 @@ pub(crate) struct Subject {
 
 impl Subject {
     pub(crate) const UNUSED: Subject = Subject { tiers: [[NO_TIER; 3]; 2], deny: true };
+
+    /// Where no policy has a say (SEMANTICS NP35).
+    #[inline]
+    fn unselected(&self, audit: Option<RuleId>) -> Decision {
+        if self.deny {
+            return Decision::denied(Basis::HostDefault);
+        }
+        Decision { allowed: true, basis: Basis::NotSelected, audit }
+    }
 }
 
 impl Table {
     /// Whether a new connection may pass, one direction: A to B needs egress of A and ingress of B (SEMANTICS NP20).
+    #[inline]
     pub fn decide(&self, flow: &Flow) -> Decision {
         let Some(port) = self.port(flow.subject) else { return Decision::denied(Basis::NotCompiled) };
         if flow.peer == Some(flow.subject) {
@@ -178,23 +188,32 @@ impl Table {
         let Some(subject) = self.subjects.get(port.identity as usize) else {
             return Decision::denied(Basis::NotCompiled);
         };
+        let tiers = &subject.tiers[direction_index(flow.direction)];
+        if tiers.iter().all(|tier| *tier == NO_TIER) {
+            return subject.unselected(None);
+        }
+        self.ask(port, subject, tiers, flow)
+    }
+
+    /// Asks the tiers of a port that some policy selects.
+    fn ask(&self, port: &PortEntry, subject: &Subject, tiers: &[u32; 3], flow: &Flow) -> Decision {
         // An address of another network is an address and no port, whoever has it here (SEMANTICS SV26).
         let peer = flow.peer.and_then(|peer| self.port(peer)).filter(|peer| peer.network == port.network);
         let destination = if flow.direction == Direction::Ingress { Some(port) } else { peer };
-        let query = self.query(flow, destination);
+        let l4 = Protocol::from_number(flow.proto).zip(flow.dst_port);
+        let query = Query::new(l4, &self.declared, destination.map(|port| port.declared));
         let peer = peer.map(|peer| peer.identity);
-        let [admin, v1, baseline] =
-            subject.tiers[direction_index(flow.direction)].map(|tier| self.tiers.get(tier as usize)?.as_deref());
+        let [admin, v1, baseline] = *tiers;
 
         let mut audit = None;
-        if let Some(tier) = admin
-            && let Some(decision) = cluster(tier, tier.get(&query, peer, flow.peer_address), &mut audit)
+        if let Some(tier) = self.tier(admin)
+            && let Some(decision) = cluster(tier, &query, peer, flow.peer_address, &mut audit)
         {
             return decision;
         }
-        if let Some(tier) = v1 {
+        if let Some(tier) = self.tier(v1) {
             // Policies are additive, and the order of rules never matters (SEMANTICS NP1).
-            if let Some((id, _)) = tier.rule(tier.get(&query, peer, flow.peer_address).rule) {
+            if let Some((id, _)) = tier.rule(tier.any_rule(&query, peer, flow.peer_address)) {
                 return Decision { allowed: true, basis: Basis::Rule(id), audit };
             }
             // Baseline is not reached where a NetworkPolicy selects (SEMANTICS CN5).
@@ -204,16 +223,18 @@ impl Table {
             // In audit mode it opens nothing either: what would happen without it happens.
             audit = audit.or(tier.audited);
         }
-        if let Some(tier) = baseline
-            && let Some(decision) = cluster(tier, tier.get(&query, peer, flow.peer_address), &mut audit)
+        if let Some(tier) = self.tier(baseline)
+            && let Some(decision) = cluster(tier, &query, peer, flow.peer_address, &mut audit)
         {
             return decision;
         }
-        // Nothing matched anywhere (SEMANTICS CN6, NP35).
-        if subject.deny {
-            return Decision::denied(Basis::HostDefault);
-        }
-        Decision { allowed: true, basis: Basis::NotSelected, audit }
+        // Nothing matched anywhere (SEMANTICS CN6).
+        subject.unselected(audit)
+    }
+
+    #[inline]
+    fn tier(&self, id: u32) -> Option<&Tier> {
+        self.tiers.get(id as usize)?.as_deref()
     }
 
     /// The built-in rule that lets traffic with the host's own services pass; see [`Infrastructure::builtin`].
@@ -279,30 +300,18 @@ impl Table {
     fn port(&self, port: PortId) -> Option<&PortEntry> {
         self.ports.get(port.0 as usize).filter(|entry| entry.identity != PortEntry::UNKNOWN.identity)
     }
-
-    /// A named port is resolved for each destination (SEMANTICS NP15).
-    #[inline]
-    fn query(&self, flow: &Flow, destination: Option<&PortEntry>) -> Query<'_> {
-        let (Some(protocol), Some(port)) = (Protocol::from_number(flow.proto), flow.dst_port) else {
-            return Query { l4: None, names: &[] };
-        };
-        let declared =
-            destination.and_then(|port| self.declared.get(port.declared as usize)).map_or(&[][..], |list| list);
-        let names = if declared.is_empty() {
-            declared
-        } else {
-            let begin = declared.partition_point(|name| (name.protocol, name.port) < (protocol, port));
-            let count =
-                declared[begin..].iter().take_while(|name| (name.protocol, name.port) == (protocol, port)).count();
-            &declared[begin..begin + count]
-        };
-        Query { l4: Some((protocol, port)), names }
-    }
 }
 
 /// What a tier of ClusterNetworkPolicies decides; `None` when the next tier is to be asked (SEMANTICS CN4).
-#[inline]
-fn cluster(tier: &Tier, found: Match, audit: &mut Option<RuleId>) -> Option<Decision> {
+#[inline(never)]
+fn cluster(
+    tier: &Tier,
+    query: &Query<'_>,
+    peer: Option<u32>,
+    address: u128,
+    audit: &mut Option<RuleId>,
+) -> Option<Decision> {
+    let found = tier.get(query, peer, address);
     // A would-be denial that an earlier rule in force makes moot is none.
     if found.audit < found.rule {
         *audit = audit.or(tier.rule(found.audit).map(|(id, _)| id));

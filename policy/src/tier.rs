@@ -1,18 +1,19 @@
 //! One tier in one direction for the ports that one list of policies selects: the first rule that matches a new connection.
 //!
-//! Ports with different labels but the same policies share it. Peers are looked up in four places whose answers are merged:
-//! rules for anybody, rules for every known port, the class of the peer's identity, the class of its address. A class is the
-//! set of rules that match such a peer; within it, protocol and L4 port decide. Each of the four is a handful of memory
-//! accesses, whatever the number of rules.
+//! Ports with different labels but the same policies share it. Peers are looked up in three places whose answers are merged:
+//! rules for anybody (or for anybody and every known port), the class of the peer's identity, the class of its address. A
+//! class is the set of rules that match such a peer; within it, protocol and L4 port decide. Each of the three is a handful of
+//! memory accesses, whatever the number of rules. Where all rules allow, the first place that has one will do.
 
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
 use crate::class::{Class, ClassRule, Match, Query};
 use crate::intervals::Intervals;
 use crate::model::Action;
+use crate::peers::PeerMap;
 use crate::resolve::{ALL_PORTS, Resolved, ResolvedRule};
 use crate::table::{PolicyInfo, RuleId};
 
@@ -33,22 +34,15 @@ pub(crate) struct Tier {
     pub audited: Option<RuleId>,
     /// By precedence.
     pub policies: Box<[Arc<PolicyInfo>]>,
+    /// Rules for anybody.
     any: Class,
+    /// Those and the rules for every known port.
     known: Class,
     /// By selections of the policies' own namespace, and by the others. The maps of the latter are large, and many tiers
     /// have the same.
     peers: [Option<PeerClasses>; 2],
     blocks: Option<Arc<Blocks>>,
     bytes: usize,
-}
-
-/// Which classes the identities fall into that selectors match. Shared by tiers whose rules use the same selections.
-#[derive(Debug)]
-pub(crate) struct PeerMap {
-    /// Identity to index of `signatures`.
-    classes: HashMap<u32, u32, RandomState>,
-    /// Positions in the list of selections, sorted.
-    signatures: Vec<Box<[u32]>>,
 }
 
 /// Which class an identity has, and the classes by that.
@@ -132,7 +126,7 @@ impl Tier {
             audited: isolating(true),
             policies: policies.iter().map(|policy| Arc::clone(policy.info)).collect(),
             any: pick(|rule| rule.anybody),
-            known: pick(|rule| rule.selections.contains(&ALL_PORTS)),
+            known: pick(|rule| rule.anybody || rule.selections.contains(&ALL_PORTS)),
             peers,
             blocks,
             bytes: 0,
@@ -141,22 +135,49 @@ impl Tier {
         tier
     }
 
-    /// `peer`: identity of the other side, if it is a port of the same network.
-    #[inline]
+    /// The first rules that match. `peer`: identity of the other side, if it is a port of the same network.
     pub(crate) fn get(&self, query: &Query<'_>, peer: Option<u32>, address: u128) -> Match {
-        let mut found = self.any.get(query);
+        let mut found = match peer {
+            Some(_) => self.known.get(query),
+            None => self.any.get(query),
+        };
         if let Some(identity) = peer {
-            found = found.min(self.known.get(query));
-            for (map, classes) in self.peers.iter().flatten() {
-                if let Some(class) = map.classes.get(&identity) {
-                    found = found.min(classes[*class as usize].get(query));
-                }
+            for class in self.classes(identity) {
+                found = found.min(class.get(query));
             }
         }
         if let Some(blocks) = &self.blocks {
             found = found.min(blocks.get(query, address));
         }
         found
+    }
+
+    /// Rank of any rule in force that matches, [`Match::NO_RULE`] when none does: for a tier whose rules all do the same, so that
+    /// which of them is found does not matter. What ports may do is looked at first, addresses last: they take longest.
+    #[inline]
+    pub(crate) fn any_rule(&self, query: &Query<'_>, peer: Option<u32>, address: u128) -> u32 {
+        let everybody = match peer {
+            Some(identity) => {
+                for class in self.classes(identity) {
+                    let rank = class.rule(query);
+                    if rank != Match::NO_RULE {
+                        return rank;
+                    }
+                }
+                &self.known
+            }
+            None => &self.any,
+        };
+        match (everybody.rule(query), &self.blocks) {
+            (Match::NO_RULE, Some(blocks)) => blocks.get(query, address).rule,
+            (rank, _) => rank,
+        }
+    }
+
+    /// What rules with selectors say about an identity.
+    #[inline]
+    fn classes(&self, identity: u32) -> impl Iterator<Item = &Class> {
+        self.peers.iter().flatten().filter_map(move |(map, classes)| classes.get(map.get(identity)? as usize))
     }
 
     /// The rule of a rank that [`Self::get`] gave.
@@ -172,8 +193,7 @@ impl Tier {
 
     fn measure(&self) -> usize {
         let of = |(map, classes): &PeerClasses| {
-            map.classes.allocation_size() / Arc::strong_count(map).max(1)
-                + classes.iter().map(Class::bytes).sum::<usize>()
+            map.bytes() / Arc::strong_count(map).max(1) + classes.iter().map(Class::bytes).sum::<usize>()
         };
         let peers = self.peers.iter().flatten().map(of).sum::<usize>();
         let blocks = self.blocks.as_ref().map_or(0, |blocks| {
@@ -181,28 +201,6 @@ impl Tier {
             blocks.v4.bytes() + blocks.v6.bytes() + classes
         });
         size_of::<Self>() + size_of_val(&*self.rules) + self.any.bytes() + self.known.bytes() + peers + blocks
-    }
-}
-
-impl PeerMap {
-    /// From the members of each selection of a list.
-    pub(crate) fn new<'a>(members: impl Iterator<Item = &'a HashSet<u32, RandomState>>) -> Self {
-        let mut pairs: Vec<(u32, u32)> = Vec::new();
-        for (at, members) in (0..).zip(members) {
-            pairs.extend(members.iter().map(|identity| (*identity, at)));
-        }
-        pairs.sort_unstable();
-        let mut classes = HashMap::with_capacity_and_hasher(pairs.len(), RandomState::default());
-        let mut signatures: HashMap<Box<[u32]>, u32, RandomState> = HashMap::default();
-        let mut signature = Vec::new();
-        for of_one in pairs.chunk_by(|a, b| a.0 == b.0) {
-            signature.clear();
-            signature.extend(of_one.iter().map(|(_, at)| *at));
-            let class = intern(&mut signatures, &signature);
-            classes.insert(of_one[0].0, class);
-        }
-        classes.shrink_to_fit();
-        Self { classes, signatures: in_order(signatures) }
     }
 }
 
@@ -283,7 +281,7 @@ fn flatten(spans: Vec<(u128, u128, u32)>, signatures: &mut HashMap<Box<[u32]>, u
     pieces
 }
 
-fn intern(signatures: &mut HashMap<Box<[u32]>, u32, RandomState>, signature: &[u32]) -> u32 {
+pub(crate) fn intern(signatures: &mut HashMap<Box<[u32]>, u32, RandomState>, signature: &[u32]) -> u32 {
     if let Some(class) = signatures.get(signature) {
         return *class;
     }
@@ -292,7 +290,7 @@ fn intern(signatures: &mut HashMap<Box<[u32]>, u32, RandomState>, signature: &[u
     class
 }
 
-fn in_order(signatures: HashMap<Box<[u32]>, u32, RandomState>) -> Vec<Box<[u32]>> {
+pub(crate) fn in_order(signatures: HashMap<Box<[u32]>, u32, RandomState>) -> Vec<Box<[u32]>> {
     let mut entries: Vec<(Box<[u32]>, u32)> = signatures.into_iter().collect();
     entries.sort_unstable_by_key(|(_, class)| *class);
     entries.into_iter().map(|(signature, _)| signature).collect()

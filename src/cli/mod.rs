@@ -11,7 +11,9 @@ mod conntrack;
 mod daemon;
 mod demo;
 mod describe_policy;
+mod doctor;
 pub mod failure;
+mod nat;
 mod objects;
 mod observe;
 mod observe_events;
@@ -24,6 +26,8 @@ mod port;
 mod rpc;
 mod status;
 mod trace;
+mod uplink;
+mod whois;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -83,6 +87,8 @@ enum Command {
     Demo(demo::Args),
     /// Say how the daemon is; exit code 1 if something is degraded
     Status(status::Args),
+    /// Look for what is wrong with the host, and say what to do; exit code 1 if something does not work
+    Doctor(doctor::Args),
     /// Work with ports, the NICs of VMs and containers
     #[command(subcommand)]
     Port(port::Command),
@@ -116,6 +122,14 @@ enum Command {
     /// Show and forget connections
     #[command(subcommand)]
     Conntrack(conntrack::Command),
+    /// Show NAT mappings, how full the addresses are, and who had which L4 port
+    #[command(subcommand)]
+    Nat(nat::Command),
+    /// Show the way out of the host
+    #[command(subcommand)]
+    Uplink(uplink::Command),
+    /// Say whose an address is: port, Service, network, NAT mapping
+    Whois(whois::Args),
     /// Show everything that happens, as JSON lines
     Monitor(observe_events::MonitorArgs),
     /// Call a method of the control socket
@@ -223,6 +237,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Daemon(args) => done(daemon::run(&session, args)),
         Command::Demo(args) => demo::run(&session, &args),
         Command::Status(args) => status::run(&session, &args),
+        Command::Doctor(args) => doctor::run(&session, &args),
         Command::Port(command) => done(port::run(&session, command)),
         Command::Apply(args) => done(objects::apply(&session, &args)),
         Command::Diff(args) => objects::diff(&session, &args),
@@ -238,6 +253,9 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Observe(args) => done(observe::observe(&session, &args)),
         Command::Policy(command) => done(policy::run(&session, &command)),
         Command::Conntrack(command) => done(conntrack::run(&session, &command)),
+        Command::Nat(command) => done(nat::run(&session, &command)),
+        Command::Uplink(command) => done(uplink::run(&session, &command)),
+        Command::Whois(args) => done(whois::run(&session, &args)),
         Command::Monitor(args) => done(observe_events::monitor(&session, &args)),
         Command::Rpc(args) => done(rpc::run(&session, &args)),
         Command::Schema(args) => done(offline::schema(&args)),

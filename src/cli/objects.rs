@@ -334,6 +334,24 @@ fn objects_table(kind: Kind, items: &[Value], namespaces: bool, wide: bool) -> S
             ("PORTS", "/object/status/ports"),
         ],
         Kind::Pod => &[("PORT", "/object/status/port")],
+        Kind::NatPool => &[
+            ("ADDRESSES", "/object/spec/addresses"),
+            ("NETWORKS", "/object/status/networks"),
+            ("PORTS", "/object/status/ports"),
+            ("BLOCKS", "/object/status/blocks"),
+        ],
+        Kind::AddressPool => &[
+            ("TYPE", "/object/spec/type"),
+            ("ADDRESSES", "/object/spec/addresses"),
+            ("IN-USE", "/object/status/inUse"),
+        ],
+        Kind::Service => &[
+            ("TYPE", "/object/spec/type"),
+            ("ADDRESS", "/object/status/addresses"),
+            ("POOL", "/object/status/pools"),
+            ("PORT", "/object/status/port"),
+            ("MODE", "/object/status/mode"),
+        ],
         Kind::HostConfig | Kind::Port => &[],
     });
     if wide || kind == Kind::HostConfig {

@@ -8,6 +8,7 @@ use clap::CommandFactory;
 use super::failure::{Failure, code};
 use super::{Cli, Session, output};
 use crate::config::explain::{self, schema_of_all};
+use crate::config::outside::{ServiceAddresses, addresses};
 use crate::config::{Diagnostics, Kind, check_set, ipam, load_paths, policies};
 use crate::control::paths::Paths;
 
@@ -59,8 +60,11 @@ pub fn validate(session: &Session, args: &ValidateArgs) -> Result<(), Failure> {
     let count = objects.len();
     let (set, warnings) = check_set(objects, &Paths::system().runtime)?;
     let plan = ipam::assign(&set, &ipam::Assignments::new(), &mut uuid::Uuid::new_v4);
-    if !plan.problems.is_empty() {
-        return Err(Diagnostics(plan.problems).into());
+    let services = addresses::assign(&set, &ServiceAddresses::new());
+    let mut problems = plan.problems;
+    problems.extend(services.problems);
+    if !problems.is_empty() {
+        return Err(Diagnostics(problems).into());
     }
     // Files of policies alone say nothing about the ports that the daemon has.
     let has_ports = set.ports().next().is_some();

@@ -10,6 +10,7 @@ use super::diagnostic::Diagnostic;
 use super::ipam::Assignments;
 use super::kind::ObjectKey;
 use super::node::Path as FieldPath;
+use super::outside::{self, ServiceAddresses};
 use super::policies;
 use super::problem::Problem;
 use super::set::ObjectSet;
@@ -47,7 +48,12 @@ pub fn system_user(name: &str) -> Option<u32> {
 
 /// What the packet path is to do. A port without assignment is left out; so is one whose group or user does not exist,
 /// which is reported.
-pub fn to_desired(set: &ObjectSet, assignments: &Assignments, host: &HostFacts<'_>) -> (Desired, Vec<Diagnostic>) {
+pub fn to_desired(
+    set: &ObjectSet,
+    assignments: &Assignments,
+    services: &ServiceAddresses,
+    host: &HostFacts<'_>,
+) -> (Desired, Vec<Diagnostic>) {
     let mut problems = Vec::new();
     let networks = set.networks().map(|(name, network)| network_of(name, network)).collect();
     let mut ports = Vec::new();
@@ -73,7 +79,7 @@ pub fn to_desired(set: &ObjectSet, assignments: &Assignments, host: &HostFacts<'
         }
     }
     let config = set.host();
-    let desired = Desired {
+    let mut desired = Desired {
         networks,
         ports,
         policy: policies::spec(set),
@@ -84,6 +90,7 @@ pub fn to_desired(set: &ObjectSet, assignments: &Assignments, host: &HostFacts<'
         nat_pools: Vec::new(),
         attached: Vec::new(),
     };
+    problems.extend(outside::resolve(set, services, &mut desired));
     (desired, problems)
 }
 
@@ -104,6 +111,7 @@ fn network_of(name: &str, network: &checked::Network) -> Network {
         resolvers: network.resolvers.clone(),
         // The fabric gives each network its internal port.
         internal: PortId::NONE,
+        // What reaches beyond the network comes last.
         egress_v4: Default::default(),
         egress_v6: Default::default(),
     }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::desired::{HostFacts, to_desired};
 use super::ipam::{Assignments, assign};
 use super::node::Source;
+use super::outside::{ServiceAddresses, addresses};
 use super::policies::{dubious, spec};
 use super::{Object, Origin, check_set, load_sources};
 
@@ -41,7 +42,9 @@ pub fn fuzz_yaml(data: &[u8]) {
     assert_eq!(plan.assignments, again.assignments, "an assignment is stable");
     let nobody = |_: &str| None;
     let facts = HostFacts { runtime_dir: Path::new("/run/hostweave"), group: &nobody, user: &nobody };
-    let (desired, _) = to_desired(&set, &plan.assignments, &facts);
+    let services = addresses::assign(&set, &ServiceAddresses::new());
+    assert_eq!(addresses::assign(&set, &services.addresses).changed, [], "an address is stable");
+    let (desired, _) = to_desired(&set, &plan.assignments, &services.addresses, &facts);
     assert!(desired.ports.len() <= plan.assignments.len());
 }
 

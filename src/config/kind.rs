@@ -23,10 +23,16 @@ pub enum Kind {
     Namespace,
     /// An isolated L3 network.
     Network,
+    /// NAT addresses.
+    NatPool,
+    /// Addresses for Services.
+    AddressPool,
     /// A NIC.
     Port,
     /// The metadata of a port, as Kubernetes writes it.
     Pod,
+    /// An address that a port can have, as Kubernetes writes it.
+    Service,
     /// Who may talk to the ports of a namespace, in Kubernetes' words.
     NetworkPolicy,
     /// What the operator decides for all namespaces.
@@ -35,12 +41,15 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order in which they are applied.
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 10] = [
         Kind::HostConfig,
         Kind::Namespace,
         Kind::Network,
+        Kind::NatPool,
+        Kind::AddressPool,
         Kind::Port,
         Kind::Pod,
+        Kind::Service,
         Kind::NetworkPolicy,
         Kind::ClusterNetworkPolicy,
     ];
@@ -51,8 +60,11 @@ impl Kind {
             Kind::HostConfig => "HostConfig",
             Kind::Namespace => "Namespace",
             Kind::Network => "Network",
+            Kind::NatPool => "NatPool",
+            Kind::AddressPool => "AddressPool",
             Kind::Port => "Port",
             Kind::Pod => "Pod",
+            Kind::Service => "Service",
             Kind::NetworkPolicy => "NetworkPolicy",
             Kind::ClusterNetworkPolicy => "ClusterNetworkPolicy",
         }
@@ -64,8 +76,11 @@ impl Kind {
             Kind::HostConfig => "hostconfigs",
             Kind::Namespace => "namespaces",
             Kind::Network => "networks",
+            Kind::NatPool => "natpools",
+            Kind::AddressPool => "addresspools",
             Kind::Port => "ports",
             Kind::Pod => "pods",
+            Kind::Service => "services",
             Kind::NetworkPolicy => "networkpolicies",
             Kind::ClusterNetworkPolicy => "clusternetworkpolicies",
         }
@@ -77,8 +92,11 @@ impl Kind {
             Kind::HostConfig => &["hc"],
             Kind::Namespace => &["ns"],
             Kind::Network => &["net"],
+            Kind::NatPool => &["nat"],
+            Kind::AddressPool => &["ap"],
             Kind::Port => &[],
             Kind::Pod => &["po"],
+            Kind::Service => &["svc"],
             Kind::NetworkPolicy => &["netpol"],
             Kind::ClusterNetworkPolicy => &["cnp"],
         }
@@ -87,8 +105,8 @@ impl Kind {
     /// `apiVersion` as it is written.
     pub fn api_version(self) -> &'static str {
         match self {
-            Kind::Namespace | Kind::Pod => "v1",
-            Kind::HostConfig | Kind::Network | Kind::Port => API_VERSION,
+            Kind::Namespace | Kind::Pod | Kind::Service => "v1",
+            Kind::HostConfig | Kind::Network | Kind::NatPool | Kind::AddressPool | Kind::Port => API_VERSION,
             Kind::NetworkPolicy => "networking.k8s.io/v1",
             Kind::ClusterNetworkPolicy => "policy.networking.k8s.io/v1alpha2",
         }
@@ -96,7 +114,7 @@ impl Kind {
 
     /// Whether its objects live in a namespace.
     pub fn is_namespaced(self) -> bool {
-        matches!(self, Kind::Port | Kind::Pod | Kind::NetworkPolicy)
+        matches!(self, Kind::Port | Kind::Pod | Kind::Service | Kind::NetworkPolicy)
     }
 }
 

@@ -40,7 +40,7 @@ pub fn spec(set: &ObjectSet) -> PolicySpec {
             Spec::Namespace(namespace) => drop(spec.namespaces.insert(namespace.name.clone(), Arc::clone(namespace))),
             Spec::NetworkPolicy(policy) => spec.policies.push(Arc::clone(policy)),
             Spec::ClusterNetworkPolicy(policy) => spec.cluster_policies.push(Arc::clone(policy)),
-            Spec::HostConfig(_) | Spec::Network(_) | Spec::Port(_) | Spec::Pod => {}
+            _ => {}
         }
     }
     spec
@@ -93,7 +93,8 @@ fn namespaces_of<'a>(set: &'a ObjectSet, selector: &'a Selector) -> impl Iterato
     named.filter(|(_, labels)| selector.matches(labels)).map(|(name, _)| name)
 }
 
-fn namespace_labels(namespace: &Object) -> Labels {
+/// The labels of a namespace, its name included.
+pub fn namespace_labels(namespace: &Object) -> Labels {
     let mut labels = namespace.metadata.labels.clone();
     labels.insert(NAME_LABEL.to_owned(), namespace.key.name.clone());
     labels

@@ -19,6 +19,7 @@ use super::diagnostic::{Diagnostic, Diagnostics};
 use super::kind::{DEFAULT_NAMESPACE, DEFAULT_NETWORK, Kind, ObjectKey};
 use super::names::closest;
 use super::node::Path as FieldPath;
+use super::outside;
 use super::problem::Problem;
 use super::raw::{self, RawObject};
 
@@ -167,13 +168,14 @@ pub fn check_set(
         check_port(&set, object, port, &mut claims, &mut found);
         check_attachment(object, port, runtime_dir, &mut claims, &mut found);
     }
-    for policy in set.of_kind(Kind::NetworkPolicy) {
-        check_namespace(&set, &policy.key, policy, &mut found);
+    for object in [Kind::NetworkPolicy, Kind::Service].into_iter().flat_map(|kind| set.of_kind(kind)) {
+        check_namespace(&set, &object.key, object, &mut found);
     }
     for pod in set.of_kind(Kind::Pod) {
         check_namespace(&set, &pod.key, pod, &mut found);
         check_pod(&set, pod, &mut found);
     }
+    outside::check(&set, &mut found);
     Diagnostics(found).or(set)
 }
 
@@ -229,6 +231,8 @@ fn built_in() -> [Object; 2] {
         learning: true,
         domain: None,
         resolvers: Vec::new(),
+        egress_v4: None,
+        egress_v6: None,
     };
     let namespace_key = ObjectKey::new(Kind::Namespace, None, DEFAULT_NAMESPACE);
     let network_key = ObjectKey::new(Kind::Network, None, DEFAULT_NETWORK);

@@ -1,12 +1,14 @@
-//! `egress`, `route`, `ingress`, `commit`: may a new connection begin, and where does it go? And the same question again, of
+//! `egress`, `route`, `ingress`, `commit`: may a new connection begin, and where does it go? (`dnat` and `snat` around them:
+//! `outside`.) And the same question again, of
 //! one that began under tables which are gone.
 
 use std::net::Ipv6Addr;
 
 use hostweave_policy::model::Direction;
 use hostweave_policy::table::{Basis, Decision, Flow as Question};
-use hostweave_switch::connection::{CommitError, NewConnection, Record};
-use hostweave_switch::flow::{Flow, FlowKey, Kind, NO_QUEUE, TCP, round};
+use hostweave_switch::connection::{CommitError, NewConnection, Record, Translation};
+use hostweave_switch::cross;
+use hostweave_switch::flow::{CROSSES, Flow, FlowKey, Kind, NO_QUEUE, TCP, round};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::route;
 use hostweave_switch::stage::{DropReason, Verdict};
@@ -14,7 +16,8 @@ use hostweave_switch::tables::{AddressKey, Port, PortId, PortKind};
 use hostweave_switch::tcp_track::{self, Side};
 use hostweave_switch::wire::proto;
 
-use super::{Flows, Opened, Way, way};
+use super::outside::{self, Plan};
+use super::{Flows, Missed, Opened, Step, Way, step};
 use crate::datapath::{Context, Lookup};
 use crate::observe::recorder::{Detail, Recorder, Unwatched};
 
@@ -39,27 +42,36 @@ pub struct Denied {
 }
 
 /// A packet that begins a connection, if it may.
-pub(super) fn decide<R: Recorder>(
-    ctx: &Context<'_>,
-    flows: &mut Flows<'_>,
+pub(super) fn decide<'a, R: Recorder>(
+    ctx: &Context<'a>,
+    flows: &mut Flows<'a>,
     lookup: &Lookup,
-    packet: &Packet,
+    missed: Missed,
+    packet: &mut Packet,
     record: &mut R,
-) -> Result<Way, DropReason> {
-    let out_port = route::route(ctx.tables, ctx.port.network, packet);
+) -> Result<Step, DropReason> {
     let side = begins(packet, &lookup.key)?;
-    let out = out_port.and_then(|id| ctx.tables.port(id).ok_or(DropReason::Internal));
-    let allowed = judge(ctx, &mut flows.denied, &lookup.key, ctx.port, out, record)?;
-    let out = out?;
+    let plan = outside::plan(ctx, flows, &lookup.key, packet, record);
+    let asked = Asked::of(ctx, flows, &lookup.key, &plan);
+    let allowed = judge(ctx, &mut flows.denied, &asked, record)?;
+    let out = plan.to?;
     if !out.up {
         return Err(DropReason::PortDown);
     }
-    route::may_go_on(ctx.network, packet, out)?;
-    if R::MASKED {
-        record.stage("commit", Detail::Masked);
-        return Ok(Way { out_port: out.id, queue: NO_QUEUE });
+    let Some(source) = plan.source else {
+        route::may_go_on(ctx.network, packet, out)?;
+        return commit(ctx, flows, lookup, missed, out, allowed, side, None, record);
+    };
+    let uplink = ctx.tables.uplink.as_deref().filter(|uplink| uplink.port == out.id);
+    cross::may_cross(packet, ctx.tables, uplink, out, lookup.hash as u32)?;
+    let (translation, held) = outside::snat(ctx, flows, &lookup.key, &plan, out, source, record)?;
+    let before = flows.opened.is_some();
+    let step = commit(ctx, flows, lookup, missed, out, allowed, side, Some(translation), record)?;
+    if flows.opened.is_some() && !before {
+        held.keep();
+        plan.held.keep();
     }
-    commit(ctx, flows, lookup, out, allowed, side)
+    Ok(step)
 }
 
 /// Whether a packet can begin a connection at all (SEMANTICS CT1, CT3). Returns what it shows of TCP.
@@ -74,21 +86,64 @@ fn begins(packet: &Packet, key: &FlowKey) -> Result<Side, DropReason> {
     tcp_track::first(&segment, false).ok_or(DropReason::NoConnection)
 }
 
+/// What policy is asked about.
+struct Asked<'a> {
+    key: FlowKey,
+    from: &'a Port,
+    to: Result<&'a Port, DropReason>,
+    /// Destination, as the receiver has it.
+    dst_port: Option<u16>,
+    /// What the sender's policy sees as the destination.
+    dst: u128,
+    /// What the receiver's policy sees as the source.
+    src: u128,
+}
+
+impl<'a> Asked<'a> {
+    /// A connection that does not cross, or is not known to.
+    fn plain(key: FlowKey, from: &'a Port, to: Result<&'a Port, DropReason>) -> Self {
+        Self { key, from, to, dst_port: key.l4_dst_port(), dst: key.dst(), src: key.src() }
+    }
+
+    fn of(ctx: &Context<'a>, flows: &Flows<'_>, key: &FlowKey, plan: &Plan<'a>) -> Self {
+        let plain = Self::plain(*key, ctx.port, plan.to);
+        let (Ok(to), Some(source)) = (plan.to, plan.source) else { return plain };
+        let shown = || {
+            let shown = outside::shown(ctx.tables, flows, ctx.port, key, source);
+            shown.unwrap_or(outside::NOBODY).address
+        };
+        plain.crossing(to, plan.dst.address, plan.dst.l4, shown)
+    }
+
+    /// One that crosses: policy sees the inside address of a destination and the real source (DESIGN §3), of the same network.
+    /// Addresses of another one mean nothing there: who is in it is seen as from outside.
+    fn crossing(self, to: &Port, dst: u128, l4: u16, shown: impl FnOnce() -> u128) -> Self {
+        let dst_port = self.dst_port.map(|_| l4);
+        if self.from.network == to.network {
+            return Self { dst_port, dst, ..self };
+        }
+        if self.from.kind == PortKind::Uplink {
+            return Self { dst_port, dst, ..self };
+        }
+        Self { dst_port, src: shown(), ..self }
+    }
+}
+
 /// `egress`, `route`, `ingress`. An error of `route` is told after what the sender's policy says: who may not send learns
 /// nothing about who is there.
 fn judge<R: Recorder>(
     ctx: &Context<'_>,
     denied: &mut Option<Denied>,
-    key: &FlowKey,
-    from: &Port,
-    out: Result<&Port, DropReason>,
+    asked: &Asked<'_>,
     record: &mut R,
 ) -> Result<Allowed, DropReason> {
-    let to = out.ok();
-    let workload = |port: &&Port| port.kind != PortKind::Internal;
-    let builtin = to.and_then(|to| {
-        let (from, to) = (from.kind == PortKind::Internal, to.kind == PortKind::Internal);
-        ctx.policy.builtin(from, to, key.proto(), key.l4_dst_port(), Ipv6Addr::from(key.dst()).to_canonical())
+    let (key, from, to) = (&asked.key, asked.from, asked.to.ok());
+    let internal = |port: &Port| port.kind == PortKind::Internal;
+    let workload = |port: &&Port| matches!(port.kind, PortKind::VhostUser | PortKind::Tap);
+    // Between workloads there is no built-in rule, and nearly all connections are.
+    let builtin = to.filter(|to| internal(from) || internal(to)).and_then(|to| {
+        let dst = Ipv6Addr::from(asked.dst).to_canonical();
+        ctx.policy.builtin(internal(from), internal(to), key.proto(), asked.dst_port, dst)
     });
     if let Some(rule) = builtin {
         record.stage("egress", Detail::BuiltIn(rule));
@@ -100,7 +155,7 @@ fn judge<R: Recorder>(
         peer: peer.filter(workload).map(|port| port.id),
         peer_address,
         proto: key.proto(),
-        dst_port: key.l4_dst_port(),
+        dst_port: asked.dst_port,
     };
     let mut ask = |record: &mut R, name, question: Question, out_port| {
         let decision = ctx.policy.decide(&question);
@@ -116,14 +171,14 @@ fn judge<R: Recorder>(
     };
     let out_port = to.map_or(PortId::NONE, |port| port.id);
     let egress = match builtin {
-        None if workload(&from) => ask(record, "egress", question(Direction::Egress, from, to, key.dst()), out_port)?,
+        None if workload(&from) => ask(record, "egress", question(Direction::Egress, from, to, asked.dst), out_port)?,
         _ => exempt,
     };
-    let to = out.inspect_err(|reason| record.stage("route", Detail::Verdict(Verdict::Drop(*reason))))?;
+    let to = asked.to.inspect_err(|reason| record.stage("route", Detail::Verdict(Verdict::Drop(*reason))))?;
     record.stage("route", Detail::Port(to.id));
     let ingress = match builtin {
         None if workload(&to) => {
-            ask(record, "ingress", question(Direction::Ingress, to, Some(from), key.src()), out_port)?
+            ask(record, "ingress", question(Direction::Ingress, to, Some(from), asked.src), out_port)?
         }
         _ => exempt,
     };
@@ -131,14 +186,24 @@ fn judge<R: Recorder>(
 }
 
 /// `commit`: the only place that adds connections.
-fn commit(
+#[allow(clippy::too_many_arguments, reason = "what was decided, each part by another stage")]
+fn commit<R: Recorder>(
     ctx: &Context<'_>,
     flows: &mut Flows<'_>,
     lookup: &Lookup,
+    missed: Missed,
     out: &Port,
     allowed: Allowed,
     side: Side,
-) -> Result<Way, DropReason> {
+    translation: Option<Translation>,
+    record: &mut R,
+) -> Result<Step, DropReason> {
+    if R::MASKED {
+        record.stage("commit", Detail::Masked);
+        let way = Way { out_port: out.id, queue: NO_QUEUE };
+        return Ok(if translation.is_some() { Step::Cross { way, part: None } } else { Step::Stay(way) });
+    }
+    let epoch = if translation.is_some() { ctx.crossing_epoch } else { ctx.epoch };
     let new = NewConnection {
         key: lookup.key,
         hash: lookup.hash,
@@ -146,29 +211,40 @@ fn commit(
         in_port: ctx.port.id.0,
         out_port: out.id.0,
         basis: [allowed.egress.basis.to_u32(), allowed.ingress.basis.to_u32()],
-        epoch: ctx.epoch,
+        epoch,
         queue: ctx.queue,
         side,
+        translation,
+        receiver_pays: ctx.port.kind == PortKind::Uplink,
     };
-    let found =
-        flows.connections.commit(&new, &ctx.tables.timeouts, flows.free, ctx.now).map_err(|error| match error {
-            CommitError::Quota => DropReason::ConnectionQuota,
-            CommitError::Full => DropReason::ConnectionTableFull,
-        })?;
-    flows.opened = Some(Opened { out_port: out.id, allowed });
+    let committed = flows.connections.commit_after(missed.connection, &new, &ctx.tables.timeouts, flows.free, ctx.now);
+    let committed = committed.map_err(|error| match error {
+        CommitError::Quota => DropReason::ConnectionQuota,
+        CommitError::Full => DropReason::ConnectionTableFull,
+        CommitError::Taken => DropReason::NatTupleTaken,
+    })?;
+    let found = committed.found;
+    if committed.new {
+        flows.opened = Some(Opened { out_port: out.id, allowed });
+    }
+    let crosses = if translation.is_some() { CROSSES } else { 0 };
     let flow = Flow {
         key: lookup.key,
         connection: found.index,
         generation: found.generation,
-        epoch: ctx.epoch,
+        epoch,
         round: round(ctx.now),
         out_port: out.id.0 as u16,
         queue: NO_QUEUE,
         // Whoever answers, or goes on for a while, is assured (`refresh`).
-        flags: if lookup.key.proto() == proto::TCP { TCP } else { 0 },
+        flags: crosses | if lookup.key.proto() == proto::TCP { TCP } else { 0 },
     };
-    flows.cache.insert(&flow, lookup.hash);
-    Ok(way(&flow))
+    if !committed.new && (found.direction != 0 || flows.connections.translation(found.index) != translation) {
+        // Another worker was first, and with something else: the next packet finds that.
+        return Err(DropReason::NatTupleTaken);
+    }
+    flows.cache.put(missed.place, &flow, lookup.hash);
+    Ok(step(&flow))
 }
 
 /// Decides about a connection once more, by the tables of now (SEMANTICS NP31). Its addresses must still belong to its
@@ -177,20 +253,22 @@ pub(super) fn again<R: Recorder>(
     ctx: &Context<'_>,
     denied: &mut Option<Denied>,
     connection: &Record,
+    translation: Option<Translation>,
     record: &mut R,
 ) -> Result<(), DropReason> {
     let key = connection.key();
-    let (from, to) = ends(ctx, &key, [connection.port(0), connection.port(1)])?;
+    let asked = ends(ctx, &key, [connection.port(0), connection.port(1)], translation.as_ref())?;
+    let epoch = if translation.is_some() { ctx.crossing_epoch } else { ctx.epoch };
     // What an earlier run allowed (epoch 0) is judged even where established connections are kept.
     if ctx.tables.keep_established && connection.epoch() != 0 {
         if !R::MASKED {
-            connection.keep_epoch(ctx.epoch);
+            connection.keep_epoch(epoch);
         }
         return Ok(());
     }
-    let allowed = judge(ctx, denied, &key, from, Ok(to), record)?;
+    let allowed = judge(ctx, denied, &asked, record)?;
     if !R::MASKED {
-        connection.set_epoch(ctx.epoch, [allowed.egress.basis.to_u32(), allowed.ingress.basis.to_u32()]);
+        connection.set_epoch(epoch, [allowed.egress.basis.to_u32(), allowed.ingress.basis.to_u32()]);
     }
     Ok(())
 }
@@ -204,19 +282,31 @@ pub fn anew(
     ctx: &Context<'_>,
     key: &FlowKey,
     ports: [u32; 2],
+    translation: Option<&Translation>,
     denied: &mut Option<Denied>,
 ) -> Result<Allowed, DropReason> {
-    let (from, to) = ends(ctx, key, ports)?;
-    judge(ctx, denied, key, from, Ok(to), &mut Unwatched)
+    let asked = ends(ctx, key, ports, translation)?;
+    judge(ctx, denied, &asked, &mut Unwatched)
 }
 
-/// The ports of a connection, if its addresses are still theirs.
-fn ends<'a>(ctx: &Context<'a>, key: &FlowKey, ports: [u32; 2]) -> Result<(&'a Port, &'a Port), DropReason> {
+/// The ends of a connection, if its addresses are still theirs.
+fn ends<'a>(
+    ctx: &Context<'a>,
+    key: &FlowKey,
+    ports: [u32; 2],
+    translation: Option<&Translation>,
+) -> Result<Asked<'a>, DropReason> {
+    if let Some(translation) = translation {
+        let (from, to) = outside::still(ctx.tables, key, translation, ports)?;
+        let there = translation.reply.reversed();
+        let plain = Asked::plain(*key, from, Ok(to));
+        return Ok(plain.crossing(to, there.dst(), there.dst_port(), || there.src()));
+    }
     let owner = |address| ctx.tables.owner(AddressKey { address, network: ctx.port.network });
     let found = [owner(key.src()), owner(key.dst())].map(|id| ctx.tables.port(id?));
     let [Some(from), Some(to)] = found else { return Err(DropReason::NoRoute) };
     if [from.id.0, to.id.0] != ports {
         return Err(DropReason::NoConnection);
     }
-    Ok((from, to))
+    Ok(Asked::plain(*key, from, Ok(to)))
 }

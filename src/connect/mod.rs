@@ -8,17 +8,23 @@
 //!
 //! A TCP segment also has to fit into its connection, each time (SEMANTICS CT1–CT4). An ICMP error is no connection of
 //! its own: it goes where the packet that it speaks about came from, if that belongs to one (CT5).
+//!
+//! A connection that leads from one network into another (out by the uplink, in from there, or back by an address that the host
+//! owns there) *crosses*: its flows are marked, and what crosses becomes something else on its last step. Its decision rests on
+//! two networks and on what the host owns, so it is made anew whenever any of them changes: all that cross share one epoch.
 
 mod decide;
+mod outside;
 mod related;
 
-use hostweave_switch::connection::{Connections, Direction, FreeRecords, Record};
-use hostweave_switch::flow::{ASSURED, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp};
+use hostweave_nat::Nat;
+use hostweave_switch::connection::{Connections, Direction, Found, FreeRecords, Miss, Record};
+use hostweave_switch::flow::{ASSURED, CROSSES, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp};
 use hostweave_switch::guard;
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::DropReason;
-use hostweave_switch::tables::PortId;
+use hostweave_switch::tables::{PortId, PortKind};
 use hostweave_switch::tcp_track::{self, Outcome, Side, State};
 use hostweave_switch::wire::proto;
 use hostweave_switch::wire::tcp::flags;
@@ -37,6 +43,8 @@ pub struct Flows<'a> {
     pub cache: &'a mut FlowCache,
     /// The table of all workers.
     pub connections: &'a Connections,
+    /// Mappings and blocks of all workers.
+    pub nat: &'a Nat,
     /// Records for its next connections.
     pub free: &'a mut FreeRecords,
     /// What policy said against the packet, when it was dropped for `PolicyDenied`.
@@ -54,6 +62,15 @@ pub struct Opened {
     pub allowed: Allowed,
 }
 
+/// Where a packet's flow and connection were looked for and are not, so that nobody looks twice.
+#[derive(Clone, Copy)]
+struct Missed {
+    /// Its place in the cache, where a flow of another connection stands.
+    place: Option<usize>,
+    /// In the table.
+    connection: Miss,
+}
+
 /// Where a packet goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Way {
@@ -63,53 +80,78 @@ pub struct Way {
     pub queue: u8,
 }
 
+/// What a packet does next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// It goes to a port of its own network.
+    Stay(Way),
+    /// It leaves its network.
+    Cross {
+        /// Where to.
+        way: Way,
+        /// Of which connection it is, and which direction of that; `None` if it is already what it has to become.
+        part: Option<(u32, Direction)>,
+    },
+}
+
 /// Finds a packet's way.
 ///
 /// # Errors
 /// Why it ends here.
 #[inline(always)]
-pub fn flow<R: Recorder>(
-    ctx: &Context<'_>,
-    flows: &mut Flows<'_>,
+pub fn flow<'a, R: Recorder>(
+    ctx: &Context<'a>,
+    flows: &mut Flows<'a>,
     lookup: &Lookup,
     packet: &mut Packet,
     arena: &mut [Segment],
     record: &mut R,
-) -> Result<Way, DropReason> {
+) -> Result<Step, DropReason> {
     // What is not ready is told apart out of line: the common case keeps its registers.
     let place = flows.cache.find(&lookup.key, lookup.hash);
     if let Some(place) = place
         && let Some((out_port, queue)) = flows.cache.ready(place, stamp(ctx.epoch, round(ctx.now)))
     {
         record.stage("flow", Detail::Hit);
-        return Ok(Way { out_port: PortId(u32::from(out_port)), queue });
+        return Ok(Step::Stay(Way { out_port: PortId(u32::from(out_port)), queue }));
+    }
+    if let Some(place) = place
+        && let Some(crossing) = flows.cache.ready_to_cross(place, stamp(ctx.crossing_epoch, round(ctx.now)))
+    {
+        record.stage("flow", Detail::Hit);
+        let way = Way { out_port: PortId(u32::from(crossing.out_port)), queue: crossing.queue };
+        return Ok(Step::Cross { way, part: Some((crossing.connection, crossing.direction)) });
     }
     not_ready(ctx, flows, lookup, place, packet, arena, record)
 }
 
 /// A flow that is in the cache and has to be looked at, or is not there.
 #[inline(never)]
-fn not_ready<R: Recorder>(
-    ctx: &Context<'_>,
-    flows: &mut Flows<'_>,
+fn not_ready<'a, R: Recorder>(
+    ctx: &Context<'a>,
+    flows: &mut Flows<'a>,
     lookup: &Lookup,
     place: Option<usize>,
     packet: &mut Packet,
     arena: &mut [Segment],
     record: &mut R,
-) -> Result<Way, DropReason> {
+) -> Result<Step, DropReason> {
     if let Some(place) = place
         && let Some(result) = known(ctx, flows, place, packet, record)
     {
         return result;
     }
     record.stage("flow", Detail::Miss);
-    connection(ctx, flows, lookup, packet, arena, record)
+    connection(ctx, flows, lookup, place, packet, arena, record)
 }
 
 #[inline]
-fn way(flow: &Flow) -> Way {
-    Way { out_port: PortId(u32::from(flow.out_port)), queue: flow.queue }
+fn step(flow: &Flow) -> Step {
+    let way = Way { out_port: PortId(u32::from(flow.out_port)), queue: flow.queue };
+    if flow.flags & CROSSES == 0 {
+        return Step::Stay(way);
+    }
+    Step::Cross { way, part: Some((flow.connection, direction(flow))) }
 }
 
 /// A flow that is in the cache, of a connection that has to be looked at. `None` when it is not that connection's any
@@ -121,10 +163,12 @@ fn known<R: Recorder>(
     place: usize,
     packet: &Packet,
     record: &mut R,
-) -> Option<Result<Way, DropReason>> {
+) -> Option<Result<Step, DropReason>> {
     let mut flow = flows.cache.get(place);
     let connection = flows.connections.get(flow.connection, flow.generation)?;
-    if flow.epoch != ctx.epoch || flow.round != round(ctx.now) || flow.flags & ASSURED == 0 {
+    if (flow.epoch != ctx.epoch || flow.round != round(ctx.now) || flow.flags & ASSURED == 0)
+        && !may_be_trusted_to_cross(ctx, &flow)
+    {
         if let Err(reason) = refresh(ctx, flows, &mut flow, record)? {
             return Some(Err(reason));
         }
@@ -138,7 +182,14 @@ fn known<R: Recorder>(
         }
     }
     record.stage("flow", Detail::Hit);
-    Some(Ok(way(&flow)))
+    Some(Ok(step(&flow)))
+}
+
+/// A flow that crosses has the epoch of all networks, which is never that of one.
+#[inline]
+fn may_be_trusted_to_cross(ctx: &Context<'_>, flow: &Flow) -> bool {
+    let new = (flow.epoch, flow.round) == (ctx.crossing_epoch, round(ctx.now));
+    new && flow.flags & (ASSURED | CROSSES) == ASSURED | CROSSES
 }
 
 /// Brings a flow up to date with its connection, and the connection with the packet. `None` when policy has to decide
@@ -150,8 +201,12 @@ fn refresh<R: Recorder>(
     record: &mut R,
 ) -> Option<Result<(), DropReason>> {
     let connection = flows.connections.get(flow.connection, flow.generation)?;
-    if connection.epoch() != ctx.epoch
-        && let Err(reason) = decide::again(ctx, &mut flows.denied, connection, record)
+    let (translation, epoch) = match flow.flags & CROSSES {
+        0 => (None, ctx.epoch),
+        _ => (Some(flows.connections.translation(flow.connection)?), ctx.crossing_epoch),
+    };
+    if connection.epoch() != epoch
+        && let Err(reason) = decide::again(ctx, &mut flows.denied, connection, translation, record)
     {
         if !R::MASKED {
             flows.connections.remove(flow.connection, flow.generation);
@@ -165,7 +220,7 @@ fn refresh<R: Recorder>(
         return Some(Ok(()));
     }
     connection.touch(direction, ctx.now, ctx.queue);
-    flow.epoch = ctx.epoch;
+    flow.epoch = epoch;
     flow.round = round(ctx.now);
     flow.queue = connection.queue(1 - direction);
     flow.out_port = connection.port(1 - direction) as u16;
@@ -192,6 +247,9 @@ fn segment(
     // Of a later fragment there is nothing to see; the first one was looked at.
     let Some(segment) = tcp_track::Segment::of(packet) else { return Ok(true) };
     let direction = direction(flow);
+    if segment.flags & SYN_ACK == SYN_ACK && both_anew(ctx, flows, flow, connection, &segment) {
+        return Ok(true);
+    }
     let (sender, receiver) = (connection.side(direction), connection.side(1 - direction));
     match tcp_track::track(&sender, &receiver, &segment) {
         Outcome::Pass(side) => {
@@ -201,21 +259,48 @@ fn segment(
             }
             Ok(true)
         }
-        Outcome::OutOfWindow => {
-            // Both ends have forgotten the connection and begin another: the SYN that this answers passed as one that the
-            // receiver would challenge. Whoever sends it has the address (`guard`), and can cut nobody's connection but
-            // its own; the next SYN begins anew.
-            if segment.flags & SYN_ACK == SYN_ACK {
-                flows.connections.remove(flow.connection, flow.generation);
+        Outcome::Challenge(shown) => {
+            if direction == 0 {
+                flows.connections.challenges().keep(&found(flow), &shown);
             }
-            Err(DropReason::TcpOutOfWindow)
+            Ok(true)
         }
+        Outcome::OutOfWindow => Err(DropReason::TcpOutOfWindow),
         Outcome::Invalid => Err(DropReason::TcpInvalid),
         Outcome::Reopen => {
             flows.connections.remove(flow.connection, flow.generation);
             Ok(false)
         }
     }
+}
+
+/// Whether a SYN-ACK answers a SYN on its connection as one that its sender does not know: both ends have forgotten the
+/// connection and begin another in its place. Policy has decided about that one by the same tables, unless what was
+/// allowed earlier goes on: then the old one is forgotten, and the SYN, when it comes again, is decided anew.
+#[cold]
+fn both_anew(
+    ctx: &Context<'_>,
+    flows: &Flows<'_>,
+    flow: &Flow,
+    connection: &Record,
+    segment: &tcp_track::Segment,
+) -> bool {
+    let challenge = flows.connections.challenges().kept(&found(flow)).filter(|_| direction(flow) == 1);
+    let Some([opener, answerer]) = challenge.and_then(|opener| tcp_track::both_anew(&opener, segment)) else {
+        return false;
+    };
+    if ctx.tables.keep_established {
+        flows.connections.remove(flow.connection, flow.generation);
+        return false;
+    }
+    connection.set_side(0, &connection.side(0), &opener);
+    connection.set_side(1, &connection.side(1), &answerer);
+    flows.connections.reschedule(flow.connection, flow.generation, &ctx.tables.timeouts);
+    true
+}
+
+fn found(flow: &Flow) -> Found {
+    Found { index: flow.connection, generation: flow.generation, direction: direction(flow) }
 }
 
 /// A connection that has begun to end may be forgotten sooner.
@@ -230,21 +315,32 @@ fn ending(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, [before, after, rec
 /// `conn`: a packet whose flow is not in the cache.
 #[cold]
 #[inline(never)]
-fn connection<R: Recorder>(
-    ctx: &Context<'_>,
-    flows: &mut Flows<'_>,
+fn connection<'a, R: Recorder>(
+    ctx: &Context<'a>,
+    flows: &mut Flows<'a>,
     lookup: &Lookup,
+    place: Option<usize>,
     packet: &mut Packet,
     arena: &mut [Segment],
     record: &mut R,
-) -> Result<Way, DropReason> {
+) -> Result<Step, DropReason> {
     guard::source(ctx.port, ctx.network, packet)?;
+    if ctx.port.kind == PortKind::Uplink {
+        guard::outside(ctx.tables.uplink.as_deref().ok_or(DropReason::NotOurs)?, packet)?;
+    }
     if is_icmp_error(lookup.key.proto(), (packet.meta.dst_port >> 8) as u8) && !packet.meta.later_fragment {
         return related::related(ctx, flows, packet, arena, record);
     }
+    let mut missed = Missed { place, connection: Miss::UNKNOWN };
     // Twice at most: a connection that is removed on the way is not found again.
     for _ in 0..2 {
-        let Some(found) = flows.connections.find(&lookup.key, lookup.hash, ctx.network.vni) else { break };
+        let found = match flows.connections.look(&lookup.key, lookup.hash, ctx.network.vni) {
+            Ok(found) => found,
+            Err(none) => {
+                missed.connection = none;
+                break;
+            }
+        };
         record.stage("conn", Detail::Connection(found));
         let Some(connection) = flows.connections.get(found.index, found.generation) else { continue };
         // The address moved to another port since: what that one sends is no part of this connection.
@@ -263,6 +359,7 @@ fn connection<R: Recorder>(
             out_port: connection.port(1 - found.direction) as u16,
             queue: NO_QUEUE,
             flags: if found.direction == 1 { REPLY } else { 0 }
+                | if connection.crosses() { CROSSES } else { 0 }
                 | if lookup.key.proto() == proto::TCP { TCP } else { 0 },
         };
         match refresh(ctx, flows, &mut flow, record) {
@@ -276,12 +373,12 @@ fn connection<R: Recorder>(
             }
         }
         if !R::MASKED {
-            flows.cache.insert(&flow, lookup.hash);
+            flows.cache.put(place, &flow, lookup.hash);
         }
-        return Ok(way(&flow));
+        return Ok(step(&flow));
     }
     record.stage("conn", Detail::Miss);
-    decide::decide(ctx, flows, lookup, packet, record)
+    decide::decide(ctx, flows, lookup, missed, packet, record)
 }
 
 #[cfg(test)]

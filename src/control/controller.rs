@@ -25,6 +25,7 @@ use super::error::{ErrorKind, RpcError};
 use super::plan::{self, Identity, Objects, Plan};
 use super::selector::Selector;
 use crate::config::checked::{Object, Origin};
+use crate::config::outside::ServiceAddresses;
 use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, load_paths, policies};
 use crate::fabric::{Fabric, Impact, Picture};
 use crate::observe::events::{EventLog, EventType};
@@ -40,6 +41,8 @@ pub struct Snapshot {
     pub set: ObjectSet,
     /// Addresses of ports.
     pub assignments: Assignments,
+    /// Addresses of Services.
+    pub services: ServiceAddresses,
     /// Identities of objects that were applied at run time.
     pub identities: BTreeMap<ObjectKey, Identity>,
     /// Grows with every change of objects.
@@ -150,6 +153,7 @@ impl Controller {
             started,
             snapshot: ArcSwap::from_pointee(Snapshot {
                 assignments: initial.assignments,
+                services: initial.services,
                 revision: initial.revision,
                 ..Snapshot::default()
             }),
@@ -220,7 +224,7 @@ impl Controller {
         }
         refuse(refused)?;
         draft.cascade()?;
-        let plan = plan::plan(&draft.objects, &before.assignments, &self.parts.runtime)?;
+        let plan = plan::plan(&draft.objects, &before.assignments, &before.services, &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
         let changed = draft.changes.iter().any(|(action, _)| *action != Action::Unchanged);
         let changed_keys = draft.changes.iter().map(|(_, object)| &object.key);
@@ -249,7 +253,7 @@ impl Controller {
             wanted.stored.remove(&object.key);
             wanted.files.push(Arc::new(object));
         }
-        let plan = plan::plan(&wanted, &before.assignments, &self.parts.runtime)?;
+        let plan = plan::plan(&wanted, &before.assignments, &before.services, &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
         Ok(self.parts.fabric.draft(&plan.desired)?)
     }
@@ -289,7 +293,7 @@ impl Controller {
         let before = self.snapshot();
         let files = reread(loaded.objects, &writer.files);
         let (objects, batch) = with_files(files, writer.stored.clone(), self.parts.adopt)?;
-        let plan = plan::plan(&objects, &before.assignments, &self.parts.runtime)?;
+        let plan = plan::plan(&objects, &before.assignments, &before.services, &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
         let changes = difference(&before.set, &plan.set);
         let dubious = policies::dubious(&plan.set, plan.set.iter().map(|(key, _)| key));
@@ -324,7 +328,7 @@ impl Controller {
         };
         let batch = Batch { assignments: of(&assignments), revision: before.revision, ..Batch::default() };
         let back = Batch { assignments: of(&before.assignments), revision: before.revision, ..Batch::default() };
-        let (desired, _) = plan::desired(&before.set, &assignments, &self.parts.runtime);
+        let (desired, _) = plan::desired(&before.set, &assignments, &before.services, &self.parts.runtime);
         self.parts.store.commit(&batch)?;
         if let Err(error) = self.parts.fabric.apply(&desired) {
             self.parts.store.commit(&back).context("putting the store back")?;
@@ -333,6 +337,7 @@ impl Controller {
         self.snapshot.store(Arc::new(Snapshot {
             set: before.set.clone(),
             assignments,
+            services: before.services.clone(),
             identities: before.identities.clone(),
             revision: before.revision,
             problems: before.problems.clone(),
@@ -353,6 +358,9 @@ impl Controller {
         let assignment = |key: &ObjectKey| Some((key.clone(), plan.ipam.assignments.get(key)?.clone()));
         batch.assignments = plan.ipam.changed.iter().filter_map(assignment).collect();
         batch.assignments_gone.clone_from(&plan.ipam.freed);
+        let given = |key: &ObjectKey| Some((key.clone(), plan.services.addresses.get(key)?.clone()));
+        batch.services = plan.services.changed.iter().filter_map(given).collect();
+        batch.services_gone.clone_from(&plan.services.freed);
         let revision = before.revision + u64::from(!batch.is_empty() || !changes.is_empty());
         batch.revision = revision;
         let written = revision != before.revision;
@@ -369,9 +377,9 @@ impl Controller {
         }
         let identities = objects.stored.iter().map(|(key, (_, identity))| (key.clone(), *identity)).collect();
         **writer = objects;
-        let Plan { set, ipam, problems, .. } = plan;
-        let assignments = ipam.assignments;
-        self.snapshot.store(Arc::new(Snapshot { set, assignments, identities, revision, problems }));
+        let Plan { set, ipam, services, problems, .. } = plan;
+        let (assignments, services) = (ipam.assignments, services.addresses);
+        self.snapshot.store(Arc::new(Snapshot { set, assignments, services, identities, revision, problems }));
         self.tell(revision, changes);
         Ok(())
     }
@@ -407,6 +415,8 @@ pub struct Initial {
     batch: Batch,
     /// Addresses given before.
     assignments: Assignments,
+    /// Addresses of Services given before.
+    services: ServiceAddresses,
     revision: u64,
 }
 
@@ -423,8 +433,9 @@ impl Initial {
             stored.insert(key, (Arc::new(object), identity));
         }
         let (objects, batch) = with_files(files.into_iter().map(Arc::new).collect(), stored, adopt)?;
-        let plan = plan::plan(&objects, &contents.assignments, runtime)?;
-        Ok(Self { objects, plan, batch, assignments: contents.assignments, revision: contents.revision })
+        let Contents { assignments, services, revision, .. } = contents;
+        let plan = plan::plan(&objects, &assignments, &services, runtime)?;
+        Ok(Self { objects, plan, batch, assignments, services, revision })
     }
 }
 
@@ -484,6 +495,12 @@ fn undo(batch: &Batch, objects: &Objects, before: &Snapshot) -> Batch {
         match before.assignments.get(key) {
             Some(assignment) => back.assignments.push((key.clone(), assignment.clone())),
             None => back.assignments_gone.push(key.clone()),
+        }
+    }
+    for key in batch.services.iter().map(|(key, _)| key).chain(&batch.services_gone) {
+        match before.services.get(key) {
+            Some(given) => back.services.push((key.clone(), given.clone())),
+            None => back.services_gone.push(key.clone()),
         }
     }
     back

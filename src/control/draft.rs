@@ -166,7 +166,7 @@ fn conflict(key: &ObjectKey, code: &str, message: impl Into<String>, help: &str)
 
 /// Whether objects of a kind go with their namespace (SEMANTICS NP9). Ports do not: no NIC is unplugged by the way.
 fn goes_with_namespace(kind: Kind) -> bool {
-    matches!(kind, Kind::NetworkPolicy | Kind::Pod)
+    matches!(kind, Kind::NetworkPolicy | Kind::Pod | Kind::Service)
 }
 
 /// Stored objects whose namespace is gone, and that go with it.

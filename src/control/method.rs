@@ -15,7 +15,9 @@ use tokio::sync::broadcast;
 
 use super::controller::{Controller, ObjectChange};
 use super::error::{ErrorKind, RpcError};
-use super::methods::{capture, conntrack, event, flow, object, policy, port, probe, server, trace};
+use super::methods::{
+    capture, conntrack, doctor, event, flow, nat, object, policy, port, probe, server, trace, uplink, whois,
+};
 use super::socket::Client;
 use crate::config::names::closest;
 use crate::fabric::capture::CaptureHandle;
@@ -218,6 +220,12 @@ methods! {
     "trace.run" Read trace::Run => trace::run: "What would become of a packet, stage by stage, and why.",
     "conntrack.list" Read conntrack::List => conntrack::list: "Connections, with what allowed them.",
     "conntrack.flush" Write conntrack::Flush => conntrack::flush: "Forgets connections: their next packets are decided anew.",
+    "nat.list" Read nat::List => nat::list: "NAT mappings, inside and outside.",
+    "nat.stats" Read server::Empty => nat::stats: "Numbers of NAT: mappings, refusals, L4 ports of each address, the biggest users.",
+    "nat.lookup" Read nat::Lookup => nat::lookup: "Who has, or had, an outside L4 port.",
+    "uplink.get" Read server::Empty => uplink::get: "The uplink: interface, routers, and the addresses that the host owns there.",
+    "doctor.run" Read server::Empty => doctor::run: "What is wrong with the host, and what to do.",
+    "whois.run" Read whois::Run => whois::run: "Whose an address is, or which port has, or had, an L4 port of it.",
     "flow.list" Read flow::List => flow::list: "The last connections that began, ended or were refused, and dropped packets.",
     "flow.subscribe" Read flow::List => flow::subscribe: "Subscribes to the flow log.",
     "flow.unsubscribe" Read flow::Unsubscribe => flow::unsubscribe: "Ends a subscription of this connection.",

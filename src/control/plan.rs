@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::error::{ErrorKind, RpcError};
 use crate::config::checked::Object;
 use crate::config::desired::{HostFacts, to_desired};
+use crate::config::outside::{ServiceAddresses, ServicePlan, addresses};
 use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, check_set, ipam};
 use crate::fabric::spec::Desired;
 
@@ -54,6 +55,8 @@ pub struct Plan {
     pub set: ObjectSet,
     /// Addresses of every port.
     pub ipam: ipam::Plan,
+    /// Addresses of every Service.
+    pub services: ServicePlan,
     /// What the packet path is to do.
     pub desired: Desired,
     /// Ports that cannot be given what they need: they pass no traffic.
@@ -66,19 +69,30 @@ pub struct Plan {
 ///
 /// # Errors
 /// The objects contradict each other: all problems.
-pub fn plan(objects: &Objects, remembered: &Assignments, runtime_dir: &Path) -> Result<Plan, Diagnostics> {
+pub fn plan(
+    objects: &Objects,
+    remembered: &Assignments,
+    given: &ServiceAddresses,
+    runtime_dir: &Path,
+) -> Result<Plan, Diagnostics> {
     let (set, warnings) = check_set(objects.all(), runtime_dir)?;
     let ipam = ipam::assign(&set, remembered, &mut Uuid::new_v4);
-    let (desired, mut problems) = desired(&set, &ipam.assignments, runtime_dir);
-    problems.extend(ipam.problems.iter().cloned());
-    Ok(Plan { set, ipam, desired, problems, warnings })
+    let services = addresses::assign(&set, given);
+    let (desired, mut problems) = desired(&set, &ipam.assignments, &services.addresses, runtime_dir);
+    problems.extend(ipam.problems.iter().chain(&services.problems).cloned());
+    Ok(Plan { set, ipam, services, desired, problems, warnings })
 }
 
 /// What the packet path is to do for objects that were planned before.
-pub fn desired(set: &ObjectSet, assignments: &Assignments, runtime_dir: &Path) -> (Desired, Vec<Diagnostic>) {
+pub fn desired(
+    set: &ObjectSet,
+    assignments: &Assignments,
+    given: &ServiceAddresses,
+    runtime_dir: &Path,
+) -> (Desired, Vec<Diagnostic>) {
     let group = |name: &str| nix::unistd::Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw());
     let user = |name: &str| nix::unistd::User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
-    to_desired(set, assignments, &HostFacts { runtime_dir, group: &group, user: &user })
+    to_desired(set, assignments, given, &HostFacts { runtime_dir, group: &group, user: &user })
 }
 
 /// Refuses a plan that makes a new problem; what was wrong before does not stand in the way of other changes.

@@ -9,7 +9,7 @@ use hostweave_switch::stage::DropReason;
 use serde_json::{Map, Value, json};
 
 use super::controller::{Controller, Snapshot};
-use super::policy_view;
+use super::{outside_view, policy_view};
 use crate::config::checked::{Backend, Object, Port, Spec};
 use crate::config::desired::{default_socket, incoming_socket};
 use crate::config::{Diagnostic, Kind, ObjectKey};
@@ -92,8 +92,9 @@ impl<'a> PortView<'a> {
     /// All its addresses, those first that DHCP hands out.
     pub fn addresses(&self) -> Vec<IpAddr> {
         let Some(assignment) = self.snapshot.assignments.get(&self.object.key) else { return Vec::new() };
-        let v4 = assignment.all_v4(self.port).into_iter().map(IpAddr::from);
-        v4.chain(assignment.all_v6(self.port).into_iter().map(IpAddr::from)).collect()
+        let attached = outside_view::direct_addresses(self.snapshot, &self.object.key);
+        let own = attached.into_iter().chain(assignment.all_v4(self.port).into_iter().map(IpAddr::from));
+        own.chain(assignment.all_v6(self.port).into_iter().map(IpAddr::from)).collect()
     }
 
     /// `port.get` and the rows of `port.list`.
@@ -122,6 +123,7 @@ impl<'a> PortView<'a> {
         };
         set("reason", json!(reason));
         set("learned", assignment.map_or(Value::Null, |assignment| json!(assignment.learned)));
+        set("attached", json!(outside_view::attached(self.snapshot, key)));
         if let Some((mode, path)) = self.socket() {
             set("backend", json!("vhostUser"));
             set("mode", json!(if mode == SocketMode::Listen { "listen" } else { "connect" }));
@@ -316,7 +318,15 @@ fn status(controller: &Controller, snapshot: &Snapshot, object: &Object) -> Valu
             let ports = snapshot.set.ports().filter(|(_, _, port)| port.network == object.key.name).count();
             let cidrs = network.v4.map(|(net, _)| net.to_string()).into_iter();
             let cidrs: Vec<String> = cidrs.chain(network.v6.map(|(net, _)| net.to_string())).collect();
-            json!({"cidrs": cidrs, "gateways": gateways(network), "mtu": network.mtu, "vni": network.vni, "ports": ports})
+            let egress = outside_view::egress(snapshot, &object.key.name, network);
+            json!({
+                "cidrs": cidrs,
+                "gateways": gateways(network),
+                "mtu": network.mtu,
+                "vni": network.vni,
+                "ports": ports,
+                "egress": egress,
+            })
         }
         Spec::HostConfig(host) => json!({
             "workers": host.workers,
@@ -331,6 +341,9 @@ fn status(controller: &Controller, snapshot: &Snapshot, object: &Object) -> Valu
             })
         }
         Spec::NetworkPolicy(_) | Spec::ClusterNetworkPolicy(_) => policy_view::status(&snapshot.set, object),
+        Spec::NatPool(pool) => outside_view::nat_pool(snapshot, pool),
+        Spec::AddressPool(pool) => outside_view::address_pool(snapshot, object, pool),
+        Spec::Service(_) => outside_view::service(snapshot, object),
         Spec::Pod => {
             let port = ObjectKey::new(Kind::Port, object.key.namespace.as_deref(), &object.key.name);
             json!({"port": snapshot.set.get(&port).map(|_| port.path())})

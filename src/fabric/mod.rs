@@ -13,6 +13,8 @@ pub mod conntrack;
 mod flows;
 pub mod mailbox;
 mod maintenance;
+mod nat;
+pub mod nat_report;
 mod observer;
 pub mod plane;
 mod port;
@@ -20,16 +22,18 @@ pub mod probe;
 pub mod report;
 pub mod spec;
 mod start;
+pub mod uplink;
 mod what_if;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
+use hostweave_nat::Nat;
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::World;
 use hostweave_policy::table::Table;
@@ -52,6 +56,8 @@ use plane::Plane;
 use port::PortRuntime;
 use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Timeouts};
 use start::{Seat, or_abort, start_worker};
+use uplink::owned::Outside;
+use uplink::{Attended, UplinkRuntime};
 pub use what_if::{Affected, AffectedFlow, DeniedFlow, Impact, Picture};
 
 /// The running packet path.
@@ -69,10 +75,16 @@ struct Inner {
     events: mpsc::UnboundedSender<FabricEvent>,
     sockets: Sockets,
     connections: Arc<Connections>,
+    nat: Arc<Nat>,
     fragments: Arc<Fragments>,
     clock: Clock,
     flow_log: Arc<FlowLog>,
     watch: Arc<Watch>,
+    /// Whether some interface of the host may have changed.
+    links_changed: AtomicBool,
+    /// Whether a thread listens for that.
+    links_watched: AtomicBool,
+    stopping: AtomicBool,
 }
 
 /// What exists, by name.
@@ -92,12 +104,17 @@ struct State {
     local: LocalServices,
     /// By [`NetworkId`]; see [`Tables::epochs`].
     epochs: Vec<u32>,
+    /// See [`Tables::crossings`].
+    crossings: u32,
     /// Slots of ports that an earlier run knew, by the ports' ids; taken back by whoever comes first.
     remembered: HashMap<u128, u32>,
     /// Whether connections of an earlier run were looked at.
     adopted: bool,
     /// Networks and ports as they were asked for last.
     wanted: Option<(Vec<Network>, Vec<PortSpec>)>,
+    /// What was asked for outside of them last.
+    outside: Option<Outside>,
+    uplink: Option<UplinkRuntime>,
     networks: HashMap<String, NetworkRuntime>,
     ports: HashMap<String, PortRuntime>,
     network_ids: IdPool,
@@ -175,6 +192,8 @@ impl Fabric {
         let (listener, wait_for_inner) = maintenance::spawn()?;
         let clock = Clock::new().context("reading the clock")?;
         let connections = Arc::new(connections::open(&config, clock.seconds(Instant::now()))?);
+        let nat = Arc::new(nat::open(&config, clock.seconds(Instant::now()))?);
+        nat::give_back(&nat, &connections, clock);
         let fragments = Arc::new(Fragments::new());
         let watch = Arc::new(Watch::default());
         let mut workers = Vec::new();
@@ -186,6 +205,7 @@ impl Fabric {
                 count: config.workers.len(),
                 plane: Arc::clone(&plane),
                 connections: Arc::clone(&connections),
+                nat: Arc::clone(&nat),
                 fragments: Arc::clone(&fragments),
                 clock,
                 watch: Arc::clone(&watch),
@@ -199,9 +219,12 @@ impl Fabric {
         let state = Mutex::new(State::new(&connections));
         let sockets = Sockets::new().context("starting the host's own services")?;
         let flow_log = Arc::new(FlowLog::default());
-        let inner =
-            Inner { config, plane, workers, state, events, sockets, connections, fragments, clock, flow_log, watch };
-        let inner = Arc::new(inner);
+        let (links_changed, links_watched, stopping) = Default::default();
+        #[rustfmt::skip]
+        let inner = Arc::new(Inner {
+            config, plane, workers, state, events, sockets, connections, nat, fragments, clock, flow_log, watch,
+            links_changed, links_watched, stopping,
+        });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))
     }
@@ -230,9 +253,10 @@ impl Fabric {
             return Ok(());
         }
         check(desired)?;
+        inner.check_outside(&state, desired)?;
         let changed = inner.update_networks(&mut state, &desired.networks);
         let gone = inner.remove_ports(&mut state, &desired.ports);
-        let gone_ids: Vec<PortId> = gone.iter().map(PortRuntime::id).collect();
+        let mut gone_ids: Vec<PortId> = gone.iter().map(PortRuntime::id).collect();
         if !gone.is_empty() {
             inner.publish(&mut state);
             state.wait_for_workers();
@@ -244,6 +268,9 @@ impl Fabric {
         for spec in &desired.ports {
             inner.update_port(&mut state, spec)?;
         }
+        let retired = inner.update_uplink(&mut state, desired);
+        gone_ids.extend(retired.iter().map(|uplink| uplink.port().id));
+        let attended = inner.attend_uplink(&mut state, &[], &[]);
         let update = state.compile(&desired.policy);
         state.bump(&update);
         inner.adopt(&mut state);
@@ -251,6 +278,8 @@ impl Fabric {
         inner.publish(&mut state);
         inner.wait_until_in_force(state.revision);
         inner.forget_connections_of(&gone_ids);
+        inner.finish_attending(&mut state, Attended { changed: false, ..attended });
+        retired.into_iter().for_each(|uplink| inner.close_uplink(uplink));
         state.wanted = Some((desired.networks.clone(), desired.ports.clone()));
         for port in state.ports.values() {
             port.open_gate();
@@ -280,7 +309,8 @@ impl Fabric {
         let ports = state.ports.values().chain(state.networks.values().map(|network| &network.port));
         let mut gone = state.departed_totals.clone();
         state.departed.iter().for_each(|port| gone.add(&PortTotals::of(&port.counters)));
-        ports.map(|port| port.status().totals).chain([gone]).collect()
+        let uplink = state.uplink.as_ref().map(UplinkRuntime::totals);
+        ports.map(|port| port.status().totals).chain(uplink).chain([gone]).collect()
     }
 
     /// Time and packets of each worker.
@@ -305,15 +335,17 @@ impl Fabric {
 
     /// Stops all attachments and workers and waits for them. TAP devices stay: containers keep them.
     pub fn shutdown(&self) {
-        let ports: Vec<PortRuntime> = {
+        self.inner.stopping.store(true, Ordering::Relaxed);
+        let (ports, uplink): (Vec<PortRuntime>, _) = {
             let mut state = self.inner.lock();
             state.stopping = true;
-            state.ports.drain().map(|(_, port)| port).collect()
+            (state.ports.drain().map(|(_, port)| port).collect(), state.uplink.take())
         };
         self.inner.publish(&mut self.inner.lock());
         for mut port in ports {
             port.detach(&self.inner.config, false);
         }
+        uplink.into_iter().for_each(|uplink| self.inner.close_uplink(uplink));
         for worker in &self.inner.workers {
             worker.mailbox.send(Message::Stop);
             worker.listener.unpark();
@@ -453,6 +485,9 @@ impl Inner {
                     .push((*key, source.clone()));
             }
         }
+        if let Some(uplink) = &state.uplink {
+            uplink.add_to(&mut tables, &mut plane, self.workers.len());
+        }
         plane.tables = tables;
         self.swap(state, plane);
     }
@@ -504,6 +539,7 @@ impl State {
     /// Whether networks and ports are those that were asked for last: then policies are all that may have changed.
     fn asks_the_same(&self, desired: &Desired) -> bool {
         self.wanted.as_ref().is_some_and(|(networks, ports)| *networks == desired.networks && *ports == desired.ports)
+            && self.outside.as_ref() == Some(&Outside::of(desired))
     }
 
     /// Waits until the workers have let go of every plane but the published one, and with it of devices that are to
@@ -536,7 +572,7 @@ fn check(desired: &Desired) -> anyhow::Result<()> {
     if desired.networks.len() > NETWORKS_MAX {
         bail!("{} networks are more than this host's limit of {NETWORKS_MAX}", desired.networks.len());
     }
-    if desired.ports.len() + desired.networks.len() > PORTS_MAX {
+    if desired.ports.len() + desired.networks.len() + usize::from(desired.uplink.is_some()) > PORTS_MAX {
         bail!("{} ports are more than this host's limit of {PORTS_MAX}", desired.ports.len());
     }
     let networks: HashSet<&str> = desired.networks.iter().map(|network| network.name.as_str()).collect();

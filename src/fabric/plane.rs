@@ -3,10 +3,11 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use hostweave_nat::Pools;
 use hostweave_policy::model::World;
 use hostweave_policy::table::Table;
 use hostweave_switch::tables::{NetworkId, PortId, Tables};
-use hostweave_uplink::tap::Tap;
+use hostweave_uplink::device::Device;
 use hostweave_vhost::{Attachment, FromGuestQueue, ToGuestQueue};
 
 use crate::services::internal::InternalPort;
@@ -27,8 +28,8 @@ pub struct SourceKey {
 pub enum Source {
     /// A guest's transmit queue.
     Vhost(Arc<Attachment>, usize),
-    /// A TAP device.
-    Tap(Arc<Tap>),
+    /// A TAP device, or the uplink.
+    Device(Arc<Device>),
     /// The host's own services in a network.
     Internal(Arc<InternalPort>),
 }
@@ -48,8 +49,8 @@ impl Source {
 pub enum Output {
     /// One VM; two attachments during a live migration on this host.
     Vhost(VhostOutput),
-    /// A container.
-    Tap(Arc<Tap>),
+    /// A container, or the uplink.
+    Device(Arc<Device>),
     /// The host's own services.
     Internal(Arc<InternalPort>),
 }
@@ -112,6 +113,8 @@ pub struct Plane {
     pub tables: Tables,
     /// Who may talk to whom.
     pub policy: Arc<Table>,
+    /// Who has NAT addresses.
+    pub pools: Arc<Pools>,
     /// What that was compiled from: names and labels, for those who explain. Not for workers.
     pub world: Arc<World>,
     /// Grows whenever policy says something else. Not for workers.

@@ -8,8 +8,8 @@ use hostweave_policy::model::Endpoint;
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortCounters, PortTotals};
 use hostweave_switch::tables::{Network, NetworkId, Port, PortId, PortKind, ROUTER_LINK_LOCAL};
+use hostweave_uplink::device::Device;
 use hostweave_uplink::netns::{TapRequest, delete_tap, open_tap};
-use hostweave_uplink::tap::Tap;
 use hostweave_vhost::{Attachment, AttachmentConfig, Mode, State};
 
 use super::Inner;
@@ -221,11 +221,11 @@ impl PortRuntime {
     fn attach_tap(&mut self, inner: &Inner, spec: &PortSpec, name: &str, netns: Option<PathBuf>) -> anyhow::Result<()> {
         let request = TapRequest { name: name.to_owned(), netns, mac: spec.mac, mtu: self.mtu };
         let device = open_tap(&inner.config.helper, &request)?;
-        let tap = Arc::new(Tap::new(device, self.port.id)?);
+        let tap = Arc::new(Device::tap(device, self.port.id)?);
         let key = SourceKey { port: self.port.id, attachment: self.serial, pair: 0 };
         self.serial += 1;
-        self.output = Some(Arc::new(Output::Tap(Arc::clone(&tap))));
-        self.sources = vec![(key, Source::Tap(tap))];
+        self.output = Some(Arc::new(Output::Device(Arc::clone(&tap))));
+        self.sources = vec![(key, Source::Device(tap))];
         inner.event(FabricEvent::Started {
             port: self.name().to_owned(),
             socket: PathBuf::from(name),
@@ -242,12 +242,12 @@ impl PortRuntime {
 
     /// Whether the TAP device is in a namespace that was deleted, and perhaps made again: only we keep it alive.
     pub fn tap_is_orphaned(&self) -> bool {
-        matches!(self.output.as_deref(), Some(Output::Tap(tap)) if !tap.namespace_is_current())
+        matches!(self.output.as_deref(), Some(Output::Device(tap)) if !tap.namespace_is_current())
     }
 
     /// Forgets a device that failed; the next attempt makes a new one.
     pub fn tap_failed(&mut self) {
-        if matches!(self.output.as_deref(), Some(Output::Tap(_))) {
+        if matches!(self.output.as_deref(), Some(Output::Device(_))) {
             self.output = None;
             self.sources.clear();
         }
@@ -283,7 +283,7 @@ impl PortRuntime {
         };
         match (self.output.as_deref(), self.spec.as_ref().map(|spec| &spec.backend)) {
             (Some(Output::Vhost(output)), _) => vhost_statuses(output),
-            (Some(Output::Tap(_)), Some(BackendSpec::Tap { name, .. })) => vec![AttachmentStatus {
+            (Some(Output::Device(_)), Some(BackendSpec::Tap { name, .. })) => vec![AttachmentStatus {
                 path: PathBuf::from(name),
                 state: "running",
                 active: true,

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use hostweave_nat::Nat;
 use hostweave_switch::connection::Connections;
 use hostweave_switch::flow::FlowCache;
 use hostweave_switch::fragment::Fragments;
@@ -25,6 +26,7 @@ pub(super) struct Seat {
     pub count: usize,
     pub plane: Arc<ArcSwap<Plane>>,
     pub connections: Arc<Connections>,
+    pub nat: Arc<Nat>,
     pub fragments: Arc<Fragments>,
     pub clock: Clock,
     pub watch: Arc<Watch>,
@@ -64,7 +66,7 @@ pub(super) fn or_abort(body: impl FnOnce()) {
 }
 
 fn prepare_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, Uring, FlowCache)> {
-    let Seat { index, cpu, count, plane, connections, fragments, clock, watch, listener } = seat;
+    let Seat { index, cpu, count, plane, connections, nat, fragments, clock, watch, listener } = seat;
     if let Some(cpu) = cpu {
         let mut set = nix::sched::CpuSet::new();
         set.set(cpu).with_context(|| format!("worker {index}: CPU {cpu} is out of range"))?;
@@ -79,6 +81,7 @@ fn prepare_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, Uring, FlowCache)>
         index,
         plane,
         connections,
+        nat,
         fragments,
         clock,
         flows: crossbeam_queue::ArrayQueue::new(FLOWS_MAX),

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::World;
-use hostweave_switch::connection::Entry as Connection;
+use hostweave_switch::connection::{Entry as Connection, Translation};
 use hostweave_switch::flow::{FlowKey, NO_QUEUE};
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables};
@@ -125,6 +125,7 @@ impl Fabric {
             plane: &picture.plane,
             world: &picture.world,
             connections: &self.inner.connections,
+            nat: &self.inner.nat,
             now: self.inner.clock.seconds(Instant::now()),
         }
     }
@@ -156,9 +157,10 @@ impl Fabric {
         for entry in self.inner.connections.entries() {
             impact.connections += 1;
             let ports = [entry.in_port, entry.out_port];
-            let Err(why) = after.judge(&entry.key, entry.vni, ports, true) else { continue };
+            let judge = |judge: &Judge<'_>| judge.judge(&entry.key, entry.vni, ports, true, entry.translation.as_ref());
+            let Err(why) = judge(&after) else { continue };
             // What ends anyway is not this draft's doing.
-            if before.judge(&entry.key, entry.vni, ports, true).is_err() {
+            if judge(&before).is_err() {
                 continue;
             }
             impact.broken.add(|| affected(&live.plane.tables, &entry, after.text(&why)));
@@ -167,7 +169,7 @@ impl Fabric {
         impact.broken.named.sort_by_key(|flow| (flow.from.clone(), flow.to.clone(), flow.key.src(), flow.key.dst()));
         for flow in denied {
             let ports = [flow.from.0, flow.to.0];
-            let judge = |judge: &Judge<'_>| judge.judge(&flow.key, flow.vni, ports, false);
+            let judge = |judge: &Judge<'_>| judge.judge(&flow.key, flow.vni, ports, false, None);
             if judge(&before).is_ok() || judge(&after).is_err() {
                 continue;
             }
@@ -218,6 +220,7 @@ impl<'a> Judge<'a> {
         vni: u32,
         ports: [u32; 2],
         established: bool,
+        translation: Option<&Translation>,
     ) -> Result<Option<connect::Allowed>, Refused> {
         let mut denied = None;
         let refused = |reason, denied| Refused { reason, denied, ports };
@@ -226,7 +229,7 @@ impl<'a> Judge<'a> {
         if !ports.into_iter().all(up) {
             return Err(refused(DropReason::PortDown, None));
         }
-        match connect::anew(&ctx, key, ports, &mut denied) {
+        match connect::anew(&ctx, key, ports, translation, &mut denied) {
             Ok(allowed) => Ok(Some(allowed)),
             Err(reason) if established && self.plane.tables.keep_established && by_policy(reason) => Ok(None),
             Err(reason) => Err(refused(reason, denied)),
@@ -251,7 +254,7 @@ impl<'a> Judge<'a> {
 
     /// What allows a flow.
     fn allowing(&self, flow: &DeniedFlow) -> String {
-        match self.judge(&flow.key, flow.vni, [flow.from.0, flow.to.0], false) {
+        match self.judge(&flow.key, flow.vni, [flow.from.0, flow.to.0], false, None) {
             Ok(None) => String::new(),
             Ok(Some(allowed)) => {
                 let text = |decision: hostweave_policy::table::Decision| {
@@ -275,6 +278,8 @@ struct Known {
     ports: HashMap<String, (PortId, Arc<Port>)>,
     /// One in which no live connection was decided.
     epoch: u32,
+    /// See [`Tables::crossings`]; likewise.
+    crossings: u32,
     /// Identities of the ports' objects: another one of the same name is another port.
     specs: HashMap<String, uuid::Uuid>,
 }
@@ -288,7 +293,8 @@ impl Known {
         let specs = state.ports.iter().filter_map(|(name, port)| Some((name.clone(), port.uid()?))).collect();
         // One that no live connection was decided in: each is decided by the draft.
         let epoch = state.epochs.iter().max().map_or(1, |last| last.checked_add(1).unwrap_or(1));
-        Self { networks, ports, epoch, specs }
+        let crossings = state.crossings.wrapping_add(1);
+        Self { networks, ports, epoch, crossings, specs }
     }
 
     fn draft(&self, desired: &Desired) -> Picture {
@@ -327,6 +333,7 @@ impl Known {
             add_port(&mut tables, port);
         }
         tables.epochs = vec![self.epoch; tables.networks.len()];
+        tables.crossings = self.crossings;
         let policy = &desired.policy;
         let world = World {
             default: policy.default,

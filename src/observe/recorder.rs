@@ -23,6 +23,10 @@ pub enum Detail {
     Policy(Flow, Decision),
     /// A built-in rule lets it pass whatever policies say.
     BuiltIn(BuiltIn),
+    /// Its destination is this address and L4 port, inside.
+    Destination(u128, u16),
+    /// It leaves as this address and L4 port or identifier; `None` if that is not settled before it really does.
+    Source(Option<(u128, u16)>),
     /// It leads to this port.
     Port(PortId),
     /// Here a connection would begin.

@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use hostweave_nat::Nat;
 use hostweave_policy::explain::{Explanation, explain};
 use hostweave_policy::infrastructure::BuiltIn;
 use hostweave_policy::model::{Direction, World};
@@ -35,6 +36,8 @@ pub struct Scene<'a> {
     pub world: &'a World,
     /// Connections of all workers.
     pub connections: &'a Connections,
+    /// NAT mappings of all workers.
+    pub nat: &'a Nat,
     /// Seconds of the monotonic clock.
     pub now: u32,
 }
@@ -165,7 +168,7 @@ pub fn run(scene: &Scene<'_>, request: &Request) -> Result<Trace, TraceError> {
     let mut log = Log::default();
     let meta = Meta { in_port: port.id, ..Meta::default() };
     let verdict = Burst::new().with_frame(meta, &frame, frame.len(), |packet, arena| {
-        stages(&ctx, scene.connections, &mut cache, packet, arena, &mut log)
+        stages(&ctx, scene.connections, scene.nat, &mut cache, packet, arena, &mut log)
     });
     let narrator = Narrator { scene, tables, network, port, tuple: &request.tuple };
     Ok(narrator.trace(&log.0, verdict))
@@ -175,6 +178,7 @@ pub fn run(scene: &Scene<'_>, request: &Request) -> Result<Trace, TraceError> {
 pub fn stages<R: Recorder>(
     ctx: &Context<'_>,
     connections: &Connections,
+    nat: &Nat,
     cache: &mut FlowCache,
     packet: &mut Packet,
     arena: &mut [Segment],
@@ -189,7 +193,7 @@ pub fn stages<R: Recorder>(
     };
     let lookup = Lookup { key, hash: connections.keys().hash(&key, ctx.network.vni) };
     let mut free = FreeRecords::new();
-    let mut flows = Flows { cache, connections, free: &mut free, denied: None, opened: None };
+    let mut flows = Flows { cache, connections, nat, free: &mut free, denied: None, opened: None };
     datapath::forward(ctx, &mut flows, &lookup, packet, arena, record)
 }
 
@@ -299,8 +303,7 @@ impl Narrator<'_> {
     }
 
     fn known(&self, found: Found) -> Stage {
-        let record = self.scene.connections.get(found.index, found.generation);
-        let Some(entry) = record.and_then(|record| record.entry(found.index)) else {
+        let Some(entry) = self.scene.connections.entry(found.index, found.generation) else {
             return stage("conn", "known", "a connection that has just ended");
         };
         let age = Duration::from_secs(u64::from(self.scene.now.saturating_sub(entry.created)));

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use crate::config::outside::{Given, ServiceAddresses};
 use crate::config::{Assignment, Assignments, Kind, ObjectKey};
 
 /// Name of the file in the state directory.
@@ -27,6 +28,8 @@ const CACHE_BYTES: usize = 4 << 20;
 
 const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
 const ASSIGNMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("assignments");
+/// Made when it is first needed: a file of before has none.
+const SERVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("service-addresses");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// An object that was applied at run time.
@@ -47,6 +50,8 @@ pub struct Contents {
     pub objects: BTreeMap<ObjectKey, StoredObject>,
     /// Addresses by port.
     pub assignments: Assignments,
+    /// Addresses by Service.
+    pub services: ServiceAddresses,
     /// Revision of the last change.
     pub revision: u64,
 }
@@ -62,6 +67,10 @@ pub struct Batch {
     pub assignments: Vec<(ObjectKey, Assignment)>,
     /// Assignments to remove.
     pub assignments_gone: Vec<ObjectKey>,
+    /// Addresses of Services to write.
+    pub services: Vec<(ObjectKey, Vec<Given>)>,
+    /// Addresses of Services to remove.
+    pub services_gone: Vec<ObjectKey>,
     /// Revision after this change.
     pub revision: u64,
 }
@@ -73,6 +82,8 @@ impl Batch {
             && self.objects_gone.is_empty()
             && self.assignments.is_empty()
             && self.assignments_gone.is_empty()
+            && self.services.is_empty()
+            && self.services_gone.is_empty()
     }
 }
 
@@ -165,6 +176,11 @@ impl Store {
         }
         contents.objects = records(&transaction.open_table(OBJECTS).map_err(access)?)?;
         contents.assignments = records(&transaction.open_table(ASSIGNMENTS).map_err(access)?)?;
+        match transaction.open_table(SERVICES) {
+            Ok(services) => contents.services = records(&services)?,
+            Err(TableError::TableDoesNotExist(_)) => {}
+            Err(error) => return Err(access(error)),
+        }
         Ok(contents)
     }
 
@@ -190,6 +206,13 @@ impl Store {
             }
             for key in &batch.assignments_gone {
                 assignments.remove(&*key_text(key)).map_err(access)?;
+            }
+            let mut services = transaction.open_table(SERVICES).map_err(access)?;
+            for (key, given) in &batch.services {
+                services.insert(&*key_text(key), &*encode(key, given)?).map_err(access)?;
+            }
+            for key in &batch.services_gone {
+                services.remove(&*key_text(key)).map_err(access)?;
             }
             let mut meta = transaction.open_table(META).map_err(access)?;
             meta.insert("layout", LAYOUT).map_err(access)?;
@@ -247,12 +270,19 @@ mod tests {
         }
     }
 
+    fn service() -> (ObjectKey, Vec<Given>) {
+        let given = ["203.0.113.7", "2001:db8::7"]
+            .map(|address| Given { address: address.parse().unwrap(), pool: "p".to_owned() });
+        (ObjectKey::new(Kind::Service, Some("shop"), "ip"), given.to_vec())
+    }
+
     fn batch() -> Batch {
         let object =
             StoredObject { uid: Uuid::from_u128(1), revision: 3, object: serde_json::json!({"kind": "Network"}) };
         Batch {
             objects: vec![(ObjectKey::new(Kind::Network, None, "default"), object)],
             assignments: vec![(ObjectKey::port("shop", "web-0"), assignment())],
+            services: vec![service()],
             revision: 3,
             ..Batch::default()
         }
@@ -270,10 +300,12 @@ mod tests {
         assert_eq!(contents.revision, 3);
         assert_eq!(contents.objects.into_iter().collect::<Vec<_>>(), batch().objects);
         assert_eq!(contents.assignments.into_iter().collect::<Vec<_>>(), batch().assignments);
+        assert_eq!(contents.services.into_iter().collect::<Vec<_>>(), batch().services);
 
         let gone = Batch {
             objects_gone: vec![ObjectKey::new(Kind::Network, None, "default")],
             assignments_gone: vec![ObjectKey::port("shop", "web-0")],
+            services_gone: vec![service().0],
             revision: 4,
             ..Batch::default()
         };

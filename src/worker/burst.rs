@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use hostweave_switch::counters::PortCounters;
-use hostweave_switch::flow::{FlowKey, NO_QUEUE};
+use hostweave_switch::flow::{FlowKey, NO_QUEUE, round};
 use hostweave_switch::fragment::{Admit, QueuedFrame};
 use hostweave_switch::icmp_error::{self, ErrorKind};
 use hostweave_switch::limits::BURST;
-use hostweave_switch::packet::{Offload, Packet};
+use hostweave_switch::packet::{L3, Offload, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{Network, PortId};
+use hostweave_switch::tables::{PortId, PortKind};
 
 use super::delivery::{Delivery, Outcome};
 use super::pace::Pace;
@@ -23,6 +23,9 @@ use crate::fabric::plane::Plane;
 use crate::observe::flow_event::FlowEvent;
 use crate::observe::recorder::Unwatched;
 use crate::services::LocalNote;
+use crate::services::uplink::come_from;
+
+const _: () = assert!(BURST <= 64, "a bit for each packet of a burst");
 
 /// Fragments looked at in one loop for being too old.
 const FRAGMENTS_BUDGET: usize = 16;
@@ -93,7 +96,7 @@ impl Path {
                 }
                 Verdict::Drop(reason) => {
                     count.dropped.add(reason, 1);
-                    if !error_reply(packet, arena, network, reason) || !self.pace.icmp_error(port, now) {
+                    if !error_reply(packet, arena, &ctx, reason) || !self.pace.icmp_error(port, now) {
                         continue;
                     }
                     count.originated.add(1);
@@ -144,7 +147,8 @@ impl Path {
             let ended = burst.with_frame(frame.meta, &frame.frame, frame.head_len, |packet, arena| {
                 let key = FlowKey::of(packet, port.0 as u16).ok_or(DropReason::Internal)?;
                 let lookup = Lookup { key, hash: shared.connections.keys().hash(&key, network.vni) };
-                let mut flows = Flows { cache, connections: &shared.connections, free, denied: None, opened: None };
+                let (connections, nat) = (&shared.connections, &shared.nat);
+                let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
                 match datapath::forward(&ctx, &mut flows, &lookup, packet, arena, &mut Unwatched) {
                     Verdict::Forward => {}
                     Verdict::Drop(reason) => return Err(reason),
@@ -186,10 +190,18 @@ impl Path {
                 self.cache.prefetch(self.lookups[index].hash);
             }
         }
+        let (mut unknown, connections) = (0u64, &self.shared.connections);
         for index in 0..self.burst.len() {
-            if verdicts[index] == Verdict::Continue {
-                self.cache.prefetch_flow(self.lookups[index].hash);
+            let hash = self.lookups[index].hash;
+            if verdicts[index] == Verdict::Continue && !self.cache.prefetch_flow(hash) {
+                connections.prefetch(hash);
+                self.cache.prefetch_room(hash, round(ctx.now));
+                unknown |= 1 << index;
             }
+        }
+        while unknown != 0 {
+            connections.prefetch_chain(self.lookups[unknown.trailing_zeros() as usize].hash);
+            unknown &= unknown - 1;
         }
     }
 
@@ -223,6 +235,7 @@ impl Path {
         let mut flows = Flows {
             cache: &mut self.cache,
             connections: &self.shared.connections,
+            nat: &self.shared.nat,
             free: &mut self.free,
             denied: None,
             opened: None,
@@ -300,7 +313,11 @@ fn account(count: &PortCounters, [frames, octets, forwarded, replied]: [u64; 4])
 #[cold]
 fn tell(shared: &Shared, pace: &mut Pace, port: PortId, note: Option<LocalNote>, now: Instant) {
     let Some(note) = note else { return };
-    match pace.note(port, now) {
+    let may = match note {
+        LocalNote::RouterHeard { contradicts: false, .. } => pace.router(port, now),
+        _ => pace.note(port, now),
+    };
+    match may {
         true => shared.note(Note::Local(port, note)),
         false => add(&shared.stats.notes_lost, 1),
     }
@@ -346,18 +363,43 @@ pub(super) fn keep(
 
 /// Turns a dropped packet into the ICMP error that its sender must hear of, if any.
 #[cold]
-fn error_reply(packet: &mut Packet, arena: &mut [Segment], network: &Network, reason: DropReason) -> bool {
-    let Some(kind) = icmp_error_for(reason) else { return false };
+pub(crate) fn error_reply(packet: &mut Packet, arena: &mut [Segment], ctx: &Context<'_>, reason: DropReason) -> bool {
+    let Some(kind) = icmp_error_for(ctx, packet, reason) else { return false };
+    let outside = ctx.port.kind == PortKind::Uplink;
+    // There an error comes from an address of the host, or not at all.
+    if outside && packet.meta.l3 == L3::V6 && ctx.network.v6.is_none() {
+        return false;
+    }
     packet.meta.offload = Offload::default();
-    icmp_error::icmp_error(packet, arena, network, kind)
+    let made = icmp_error::icmp_error(packet, arena, ctx.network, kind);
+    if made && outside {
+        come_from(packet.head_mut(), ctx.port.mac);
+    }
+    made
 }
 
 /// Which ICMP error a drop is answered with, if any.
-fn icmp_error_for(reason: DropReason) -> Option<ErrorKind> {
-    match reason {
-        DropReason::TtlExceeded => Some(ErrorKind::TimeExceeded),
-        DropReason::NoRoute => Some(ErrorKind::NoRoute),
-        DropReason::MtuExceeded => Some(ErrorKind::TooBig),
-        _ => None,
-    }
+///
+/// Nobody outside hears why something did not reach an inside that they cannot see (SEMANTICS NA13, NA36): only what a router
+/// on the way must say (RFC 1812 §4.3, RFC 5508 REQ-11).
+fn icmp_error_for(ctx: &Context<'_>, packet: &Packet, reason: DropReason) -> Option<ErrorKind> {
+    let kind = match reason {
+        DropReason::TtlExceeded => return Some(ErrorKind::TimeExceeded),
+        DropReason::MtuExceeded => {
+            // Of a packet that leaves its network, the MTU is that of the one that it would have entered.
+            let out = ctx.tables.port(packet.meta.out_port);
+            let network = out.and_then(|out| ctx.tables.network(out.network)).unwrap_or(ctx.network);
+            return Some(ErrorKind::TooBig(network.mtu));
+        }
+        DropReason::NoRoute | DropReason::UplinkDown => ErrorKind::NoRoute,
+        // SEMANTICS NA23: what may pass by itself, and what does not.
+        DropReason::NatExhausted
+        | DropReason::NatPortLimit
+        | DropReason::NatTableFull
+        | DropReason::NatTupleTaken
+        | DropReason::NextHopUnresolved => ErrorKind::Unreachable,
+        DropReason::EgressNone | DropReason::NatNoPool | DropReason::NatUnsupported => ErrorKind::Prohibited,
+        _ => return None,
+    };
+    (ctx.port.kind != PortKind::Uplink).then_some(kind)
 }

@@ -87,7 +87,7 @@ impl<'p> Delivery<'p> {
     fn deliver_elsewhere(&mut self, uring: &mut Uring, packet: &Packet, arena: &[Segment], to: PortId) -> Outcome {
         let outcome = match self.plane.output(to) {
             Some(Output::Vhost(output)) => self.vhost(output, packet, arena, to),
-            Some(Output::Tap(tap)) => self.count_sent(to, packet, tap.transmit(packet, arena, uring)),
+            Some(Output::Device(device)) => self.count_sent(to, packet, device.transmit(packet, arena, uring)),
             Some(Output::Internal(port)) => self.count_sent(to, packet, port.deliver(packet, arena)),
             None => Outcome::Dropped(DropReason::PortNotRunning),
         };

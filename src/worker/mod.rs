@@ -6,12 +6,12 @@
 //! A source (a guest's transmit queue, a TAP device, an internal port) belongs to one worker. A queue is *hot* while
 //! it had packets during the last 100 µs: it is polled in every loop and its guest is told not to kick. When it cools
 //! down, notifications are turned on, the ring is looked at once more, and its kick eventfd is handed to the
-//! `io_uring`: a cold queue costs nothing. A worker without hot queues blocks in the `io_uring`, where kicks, TAP
+//! `io_uring`: a cold queue costs nothing. A worker without hot queues blocks in the `io_uring`, where kicks, devices'
 //! frames, its mailbox and nothing else wake it.
 //!
 //! The loop reads the clock once. It never allocates, blocks, or waits for a lock on behalf of a packet.
 
-mod burst;
+pub(crate) mod burst;
 pub mod capture;
 pub mod clock;
 pub mod delivery;
@@ -28,15 +28,16 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
 use crossbeam_queue::ArrayQueue;
+use hostweave_nat::Nat;
 use hostweave_switch::connection::{Connections, FreeRecords};
 use hostweave_switch::flow::{FlowCache, NO_QUEUE};
 use hostweave_switch::fragment::{Fragments, QueuedFrame};
-use hostweave_switch::limits::BURST;
+use hostweave_switch::limits::{BURST, HEAD_FIRST};
 use hostweave_switch::packet::{Burst, Meta};
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
 use hostweave_switch::wire::frame::FRAME_LEN_MAX;
-use hostweave_uplink::tap::Tap;
+use hostweave_uplink::device::Device;
 use hostweave_uplink::uring::{Event, Frame, Uring};
 use hostweave_vhost::FromGuestQueue;
 
@@ -65,8 +66,8 @@ pub const NOTES_MAX: usize = 4_096;
 pub enum Note {
     /// From the `local` stage.
     Local(PortId, LocalNote),
-    /// A TAP device failed (gone, or its namespace is).
-    TapFailed(PortId, std::io::ErrorKind),
+    /// A device failed (gone, or its namespace is).
+    DeviceFailed(PortId, std::io::ErrorKind),
 }
 
 /// What a worker shows of itself.
@@ -98,6 +99,8 @@ pub struct Shared {
     pub plane: Arc<ArcSwap<Plane>>,
     /// The connections of all workers.
     pub connections: Arc<Connections>,
+    /// NAT mappings and blocks of all workers.
+    pub nat: Arc<Nat>,
     /// Fragments of all workers.
     pub fragments: Arc<Fragments>,
     /// Seconds of the monotonic clock.
@@ -219,7 +222,7 @@ impl Worker {
         packets
     }
 
-    /// Kicks and TAP frames that arrived in the completion queue.
+    /// Kicks and frames of devices that arrived in the completion queue.
     fn completions(&mut self, plane: &Plane, now: Instant) -> usize {
         let events = &mut self.events;
         self.path.uring.poll_completions(&mut |event| events.push(event));
@@ -228,9 +231,9 @@ impl Worker {
             match event {
                 Event::Kick { token } => self.sources.kicked(token),
                 Event::Frame { token, frame } => {
-                    if let Some((key, Source::Tap(tap))) = self.sources.by_token(token) {
+                    if let Some((key, Source::Device(device))) = self.sources.by_token(token) {
                         packets += 1;
-                        self.path.serve_tap(plane, key.port, tap, &frame, now);
+                        self.path.serve_device(plane, key.port, device, &frame, now);
                     }
                     self.path.uring.release(frame);
                 }
@@ -242,9 +245,17 @@ impl Worker {
                         count.tx_dropped.add(DropReason::DeviceError, 1);
                     }
                 }
+                Event::Lost { token } => {
+                    if let Some((key, _)) = self.sources.by_token(token)
+                        && let Some(count) = counters(plane, key.port, self.path.shared.index)
+                    {
+                        count.received.add(1);
+                        count.dropped.add(DropReason::GsoBad, 1);
+                    }
+                }
                 Event::Failed { token, error } => {
                     if let Some((key, _)) = self.sources.by_token(token) {
-                        self.path.shared.note(Note::TapFailed(key.port, error.kind()));
+                        self.path.shared.note(Note::DeviceFailed(key.port, error.kind()));
                     }
                 }
             }
@@ -261,6 +272,9 @@ impl Worker {
                 Message::SourceStarted(key) => self.sources.started(key),
                 Message::SourceStopped(key) => self.sources.stopped(key, &mut self.path.uring),
                 Message::Advertise(port) => self.path.advertise(plane, port, now),
+                Message::Originate(port, frames) => {
+                    frames.iter().for_each(|frame| self.path.originate(plane, port, frame, now));
+                }
                 Message::Probe(shot) => self.path.shoot(plane, &shot, now),
                 Message::Stop => stop = true,
             }
@@ -328,7 +342,7 @@ impl Path {
                 }
                 frames
             }
-            Source::Tap(_) => 0,
+            Source::Device(_) => 0,
         }
     }
 
@@ -372,9 +386,9 @@ impl Path {
         frames
     }
 
-    /// `rx` from a TAP device: one frame that the kernel wrote into a buffer of ours.
-    fn serve_tap(&mut self, plane: &Plane, port: PortId, tap: &Tap, frame: &Frame, now: Instant) {
-        if let Err(reason) = tap.receive(port, frame, &mut self.burst)
+    /// `rx` from a device: one frame that the kernel wrote into a buffer of ours.
+    fn serve_device(&mut self, plane: &Plane, port: PortId, device: &Device, frame: &Frame, now: Instant) {
+        if let Err(reason) = device.receive(port, frame, &mut self.burst)
             && let Some(count) = counters(plane, port, self.shared.index)
         {
             count.received.add(1);
@@ -389,19 +403,25 @@ impl Path {
     /// Sends a router advertisement that nobody asked for, so that the lifetimes of the last one never run out.
     #[cold]
     fn advertise(&mut self, plane: &Plane, port: PortId, now: Instant) {
-        let worker = self.shared.index;
         if !plane.tables.local.ra {
             return;
         }
         let Some(output) = plane.tables.port(port) else { return };
         let Some(network) = plane.tables.network(output.network) else { return };
-        let Some(count) = output.counters.get(worker) else { return };
         let mut frame = [0; FRAME_LEN_MAX];
-        let Ok(len) = router_advertisement(network, MULTICAST_ALL_NODES, ALL_NODES, &mut frame) else { return };
+        let Ok(len) = router_advertisement(network, output, MULTICAST_ALL_NODES, ALL_NODES, &mut frame) else { return };
+        self.originate(plane, port, &frame[..len], now);
+    }
+
+    /// Sends a frame of the host's own, which fits a packet's private slot.
+    #[cold]
+    fn originate(&mut self, plane: &Plane, port: PortId, frame: &[u8], now: Instant) {
+        let worker = self.shared.index;
+        let Some(count) = counters(plane, port, worker) else { return };
         let Path { uring, stash, burst, .. } = self;
         let mut out = Delivery::new(plane, worker, 1);
         count.originated.add(1);
-        burst.with_frame(Meta::default(), &frame[..len], len, |packet, arena| {
+        burst.with_frame(Meta::default(), frame, HEAD_FIRST, |packet, arena| {
             if matches!(out.deliver(uring, packet, arena, port), Outcome::Busy) {
                 keep(stash, plane, worker, packet, arena, port, now);
             }

@@ -20,6 +20,12 @@ const NOTES_PER_S: u32 = 8;
 /// Burst of notes: a guest that boots leases two addresses and forms a few.
 const NOTES_BURST: u32 = 32;
 
+/// Notes about what routers at the uplink answer, per second and worker. On their own: whoever claims their addresses, or
+/// ours, cannot keep control from hearing them.
+const ROUTERS_PER_S: u32 = 64;
+/// Burst of notes about routers.
+const ROUTERS_BURST: u32 = 128;
+
 /// Events for the flow log that a port may cause, per second and worker: a flood of new connections or drops must not drown
 /// what others do. Each new connection is one.
 const FLOW_EVENTS_PER_S: u32 = 1_000;
@@ -30,12 +36,25 @@ const FLOW_EVENTS_BURST: u32 = 2_000;
 #[derive(Clone, Copy)]
 struct Bucket {
     tokens: u32,
+    /// When it was refilled.
     at: Instant,
+    /// When somebody last asked: for each packet of a burst it is the same.
+    asked: Instant,
 }
 
 impl Bucket {
     fn take(&mut self, now: Instant, per_s: u32, burst: u32) -> bool {
-        // In 64 bits: a division of 128 costs more than all the rest, and a flood comes here for every packet.
+        if now != self.asked {
+            self.asked = now;
+            self.refill(now, per_s, burst);
+        }
+        let had = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
+        had
+    }
+
+    fn refill(&mut self, now: Instant, per_s: u32, burst: u32) {
+        // In 64 bits: a division of 128 costs more than all the rest.
         let elapsed = now.saturating_duration_since(self.at);
         let elapsed_us = elapsed.as_secs().saturating_mul(1_000_000) + u64::from(elapsed.subsec_micros());
         let whole = elapsed_us.saturating_mul(u64::from(per_s)) / 1_000_000;
@@ -44,9 +63,6 @@ impl Bucket {
             self.tokens = self.tokens.saturating_add(whole).min(burst);
             self.at = now;
         }
-        let had = self.tokens > 0;
-        self.tokens = self.tokens.saturating_sub(1);
-        had
     }
 }
 
@@ -56,6 +72,7 @@ struct Buckets {
     local: Bucket,
     icmp_errors: Bucket,
     notes: Bucket,
+    routers: Bucket,
     flow_events: Bucket,
 }
 
@@ -90,6 +107,12 @@ impl Pace {
         self.buckets(port, now).is_some_and(|buckets| buckets.notes.take(now, NOTES_PER_S, NOTES_BURST))
     }
 
+    /// Whether control may hear of a router at the uplink, behind this port, now.
+    #[cold]
+    pub fn router(&mut self, port: PortId, now: Instant) -> bool {
+        self.buckets(port, now).is_some_and(|buckets| buckets.routers.take(now, ROUTERS_PER_S, ROUTERS_BURST))
+    }
+
     /// Whether the flow log may hear of another thing that happened to packets of this port.
     #[cold]
     pub fn flow_event(&mut self, port: PortId, now: Instant) -> bool {
@@ -98,12 +121,13 @@ impl Pace {
     }
 
     fn buckets(&mut self, port: PortId, now: Instant) -> Option<&mut Buckets> {
-        let full = |tokens| Bucket { tokens, at: now };
+        let full = |tokens| Bucket { tokens, at: now, asked: now };
         let slot = self.ports.get_mut(port.0 as usize)?;
         Some(slot.get_or_insert_with(|| Buckets {
             local: full(LOCAL_BURST),
             icmp_errors: full(ICMP_ERRORS_BURST),
             notes: full(NOTES_BURST),
+            routers: full(ROUTERS_BURST),
             flow_events: full(FLOW_EVENTS_BURST),
         }))
     }
@@ -142,6 +166,7 @@ mod tests {
         assert_eq!(told, NOTES_BURST as usize);
         assert!(pace.note(PortId(1), start));
         assert!(pace.note(PortId(0), start + Duration::from_secs(1)));
+        assert!(pace.router(PortId(0), start), "routers are heard in any case");
         assert!(told < super::super::NOTES_MAX, "one port cannot fill the queue that all share");
     }
 }

@@ -191,7 +191,8 @@ impl Path {
             }
             let Some(key) = FlowKey::of(packet, input.id.0 as u16) else { return GONE };
             let lookup = Lookup { key, hash: shared.connections.keys().hash(&key, network.vni) };
-            let mut flows = Flows { cache, connections: &shared.connections, free, denied: None, opened: None };
+            let (connections, nat) = (&shared.connections, &shared.nat);
+            let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
             let verdict = datapath::forward(&ctx, &mut flows, &lookup, packet, arena, story);
             if let Some(opened) = flows.opened {
                 shared.log(FlowEvent::opened(&ctx, &lookup, packet, &opened));

@@ -59,9 +59,9 @@ impl Sources {
         for key in gone {
             self.stopped(key, uring);
             if let Some(index) = self.by_key.remove(&key)
-                && let Some(Entry { source: Source::Tap(tap), generation, .. }) = self.entries[index].take()
+                && let Some(Entry { source: Source::Device(device), generation, .. }) = self.entries[index].take()
             {
-                tap.stop(uring, token(index, generation));
+                device.stop(uring, token(index, generation));
             }
         }
         for (key, source) in mine {
@@ -78,8 +78,8 @@ impl Sources {
         });
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
-        if let Source::Tap(tap) = &source {
-            tap.start(uring, token(index, generation));
+        if let Source::Device(device) = &source {
+            device.start(uring, token(index, generation));
         }
         self.entries[index] =
             Some(Entry { key, source, state: State::Idle, last: None, quiet: false, polled: false, generation });
@@ -154,7 +154,7 @@ impl Sources {
         let Some(entry) = self.entries.get_mut(index).and_then(Option::as_mut) else { return false };
         let next = match &entry.source {
             // Frames are announced by a message each time.
-            Source::Tap(_) | Source::Internal(_) => State::Idle,
+            Source::Device(_) | Source::Internal(_) => State::Idle,
             Source::Vhost(attachment, pair) => {
                 let queue = attachment.queues().get(*pair).map(|pair| &pair.from_guest);
                 match queue.and_then(|queue| queue.try_claim()) {

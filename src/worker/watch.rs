@@ -166,7 +166,7 @@ impl Watcher for Somebody<'_> {
     fn spoken(&mut self, connections: &Connections, lookup: &Lookup, denied: Option<Denied>) {
         let wanted = !self.captures.is_empty();
         let found = wanted.then(|| connections.find(&lookup.key, lookup.hash, self.vni)).flatten();
-        let entry = found.and_then(|found| connections.get(found.index, found.generation)?.entry(found.index));
+        let entry = found.and_then(|found| connections.entry(found.index, found.generation));
         self.spoken = Spoken { flow: true, basis: entry.map(|entry| entry.basis), denied };
     }
 

@@ -225,7 +225,7 @@ fn stages(tables: &Tables, packet: &mut Packet, arena: &mut [Segment]) -> Verdic
         Err(reason) => {
             let kind = match reason {
                 DropReason::TtlExceeded => ErrorKind::TimeExceeded,
-                DropReason::MtuExceeded => ErrorKind::TooBig,
+                DropReason::MtuExceeded => ErrorKind::TooBig(1500),
                 _ => ErrorKind::NoRoute,
             };
             if icmp_error(packet, arena, network, kind) {

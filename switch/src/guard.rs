@@ -13,7 +13,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use crate::MacAddr;
 use crate::packet::{L3, Packet};
 use crate::stage::{DropReason, Verdict};
-use crate::tables::{Network, Port, PortKind, ROUTER_LINK_LOCAL};
+use crate::tables::{Network, Port, PortKind, ROUTER_LINK_LOCAL, Uplink};
 use crate::wire::ethernet;
 use crate::wire::icmpv6::{self, kind};
 use crate::wire::ipv4::Ipv4;
@@ -53,10 +53,21 @@ fn link_addresses(port: &Port, packet: &Packet) -> Result<(), DropReason> {
     // Both addresses as numbers: the first six and the next six octets.
     let (dst, src) = (word(0) >> 16, word(4) & 0xffff_ffff_ffff);
     if src != mac_number(port.mac) {
-        return Err(DropReason::SpoofedMac);
+        return foreign(port, dst, src);
     }
     // The router is every guest's only neighbour.
     if dst != ROUTER && dst & GROUP == 0 {
+        return Err(DropReason::NotForRouter);
+    }
+    Ok(())
+}
+
+/// The link addresses of a frame that does not come from the port's own: at the uplink they all do not.
+fn foreign(port: &Port, dst: u64, src: u64) -> Result<(), DropReason> {
+    if port.kind != PortKind::Uplink || src & GROUP != 0 {
+        return Err(DropReason::SpoofedMac);
+    }
+    if dst != mac_number(port.mac) && dst & GROUP == 0 {
         return Err(DropReason::NotForRouter);
     }
     Ok(())
@@ -80,8 +91,11 @@ const fn mac_number(MacAddr([a, b, c, d, e, f]): MacAddr) -> u64 {
 /// Why the packet ends.
 #[inline]
 pub fn source(port: &Port, network: &Network, packet: &Packet) -> Result<(), DropReason> {
-    if port.kind == PortKind::Internal {
-        return internal(network, packet);
+    match port.kind {
+        PortKind::Internal => return internal(network, packet),
+        // Who is behind it nobody knows; `outside` says who is not.
+        PortKind::Uplink => return Ok(()),
+        PortKind::VhostUser | PortKind::Tap => {}
     }
     match packet.meta.l3 {
         L3::V4 => v4(port, packet),
@@ -89,6 +103,33 @@ pub fn source(port: &Port, network: &Network, packet: &Packet) -> Result<(), Dro
         L3::Arp => arp(port, packet),
         L3::None => Err(DropReason::Internal),
     }
+}
+
+/// The source of a packet that came in at the uplink and is for somebody behind it: nobody out there has an address of ours,
+/// and some addresses nobody has (RFC 1812 §5.3.7, RFC 6890).
+///
+/// # Errors
+/// `SpoofedIp` or `AddressNotForwardable`.
+pub fn outside(uplink: &Uplink, packet: &Packet) -> Result<(), DropReason> {
+    let src = crate::route::source(packet).ok_or(DropReason::Internal)?;
+    let address = Ipv6Addr::from(src);
+    let martian = match address.to_ipv4_mapped() {
+        Some(v4) => {
+            let first = v4.octets()[0];
+            first == 0 || first >= 224 || v4.is_loopback() || v4.is_link_local()
+        }
+        None => {
+            let none = address.is_unspecified() || address.is_loopback() || address.is_multicast();
+            none || ipv6::is_link_local(address)
+        }
+    };
+    if martian {
+        return Err(DropReason::AddressNotForwardable);
+    }
+    if uplink.owned.contains_key(&src) || uplink.is_routed(src) {
+        return Err(DropReason::SpoofedIp);
+    }
+    Ok(())
 }
 
 #[inline]

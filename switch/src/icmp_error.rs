@@ -24,8 +24,13 @@ pub enum ErrorKind {
     /// Nobody has the destination: "host unreachable" or "address unreachable" inside the network's range, where it would
     /// be a neighbour; "network unreachable" or "no route" outside.
     NoRoute,
-    /// Longer than the network's MTU, which the error tells.
-    TooBig,
+    /// Longer than this MTU, which the error tells.
+    TooBig(u16),
+    /// Nothing can be done for it now: "host unreachable" or "address unreachable", which TCP takes for passing (RFC 6888
+    /// REQ-11 B, RFC 5461 §2.1).
+    Unreachable,
+    /// It is not allowed out: "communication administratively prohibited" (RFC 1812 §5.2.7.1, RFC 4443 §3.1, RFC 5508 REQ-8).
+    Prohibited,
 }
 
 /// Replaces `packet`, parsed but not rewritten, by the error about it, addressed to its sender. `false` when there may
@@ -58,9 +63,11 @@ fn error_v4(packet: &mut Packet, arena: &[Segment], network: &Network, kind: Err
         ErrorKind::TimeExceeded => (icmpv4::kind::TIME_EXCEEDED, 0, 0),
         ErrorKind::NoRoute if is_neighbor(packet, network) => (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::HOST, 0),
         ErrorKind::NoRoute => (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::NETWORK, 0),
-        ErrorKind::TooBig => {
-            (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::FRAGMENTATION_NEEDED, u32::from(network.mtu))
+        ErrorKind::TooBig(mtu) => {
+            (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::FRAGMENTATION_NEEDED, u32::from(mtu))
         }
+        ErrorKind::Unreachable => (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::HOST, 0),
+        ErrorKind::Prohibited => (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::PROHIBITED, 0),
     };
     // RFC 1812 §4.3.2.3: as much as possible "without the length of the ICMP datagram exceeding 576 bytes".
     let (mut quote, len) = quote(packet, arena, QUOTE_MAX_V4);
@@ -96,7 +103,9 @@ fn error_v6(packet: &mut Packet, arena: &[Segment], network: &Network, kind: Err
             (icmpv6::kind::UNREACHABLE, icmpv6::unreachable::ADDRESS, 0)
         }
         ErrorKind::NoRoute => (icmpv6::kind::UNREACHABLE, icmpv6::unreachable::NO_ROUTE, 0),
-        ErrorKind::TooBig => (icmpv6::kind::PACKET_TOO_BIG, 0, u32::from(network.mtu)),
+        ErrorKind::TooBig(mtu) => (icmpv6::kind::PACKET_TOO_BIG, 0, u32::from(mtu)),
+        ErrorKind::Unreachable => (icmpv6::kind::UNREACHABLE, icmpv6::unreachable::ADDRESS, 0),
+        ErrorKind::Prohibited => (icmpv6::kind::UNREACHABLE, icmpv6::unreachable::PROHIBITED, 0),
     };
     // RFC 4443 §3: "As much of invoking packet as possible without the ICMPv6 packet exceeding the minimum IPv6 MTU".
     let (mut quote, len) = quote(packet, arena, QUOTE_MAX_V6);
@@ -248,13 +257,13 @@ mod tests {
     #[test]
     fn too_big_tells_the_mtu_and_quotes_payload() {
         let frame = ipv4_frame(v4(GUEST_A), v4(GUEST_B), 17, 64, &udp(1, 2, &[7; 2000]));
-        let out = error(&frame, ErrorKind::TooBig).unwrap();
+        let out = error(&frame, ErrorKind::TooBig(1500)).unwrap();
         assert_eq!(out[34..36], [3, 4]);
         assert_eq!(out[38..42], [0, 0, 5, 220]);
         assert_eq!(out.len(), 14 + 576);
         assert_eq!(out[42..], frame[14..14 + 548]);
         let frame = ipv6_frame(v6(GUEST_A), v6(GUEST_B), 17, 64, &udp(1, 2, &[7; 2000]));
-        let out = error(&frame, ErrorKind::TooBig).unwrap();
+        let out = error(&frame, ErrorKind::TooBig(1500)).unwrap();
         assert_eq!(out[54..56], [2, 0]);
         assert_eq!(out[58..62], [0, 0, 5, 220]);
         assert_eq!(out.len(), 14 + 1280);

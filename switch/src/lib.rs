@@ -4,6 +4,7 @@
 
 pub mod connection;
 pub mod counters;
+pub mod cross;
 pub mod flow;
 pub mod fragment;
 #[doc(hidden)]
@@ -28,6 +29,7 @@ pub mod tables;
 pub mod tcp_track;
 #[cfg(test)]
 mod testing;
+pub mod translate;
 pub mod wheel;
 pub mod wire;
 

@@ -149,6 +149,28 @@ pub(crate) fn destination(packet: &Packet) -> Option<IpAddr> {
     }
 }
 
+/// The source of a parsed packet, IPv4-mapped for IPv4.
+#[inline]
+pub(crate) fn source(packet: &Packet) -> Option<u128> {
+    let octets = packet.head().get(ethernet::HEADER_LEN..)?;
+    match packet.meta.l3 {
+        L3::V4 => Some(0xffff_0000_0000 | u128::from(u32::from(Ipv4::new_checked(octets)?.src()))),
+        L3::V6 => Some(u128::from(Ipv6::new_checked(octets)?.src())),
+        L3::Arp | L3::None => None,
+    }
+}
+
+/// Whether a packet whose destination no port of its network owns may be for somebody beyond it: an address that can be
+/// forwarded and that does not lie in the network's own range.
+pub fn leads_out(network: &Network, packet: &Packet) -> bool {
+    unowned(network, packet) == DropReason::NoRoute
+        && match destination(packet) {
+            Some(IpAddr::V4(dst)) => !network.v4.is_some_and(|(range, _)| range.contains(&dst)),
+            Some(IpAddr::V6(dst)) => !network.v6.is_some_and(|(range, _)| range.contains(&dst)),
+            None => false,
+        }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

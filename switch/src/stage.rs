@@ -17,8 +17,10 @@ pub enum Verdict {
 }
 
 /// The stages in the order packets meet them. `trace` prints these names, ARCHITECTURE.md draws them; a test compares.
-pub const STAGES: [&str; 12] =
-    ["rx", "parse", "guard", "local", "flow", "conn", "egress", "route", "ingress", "commit", "rewrite", "tx"];
+pub const STAGES: [&str; 14] = [
+    "rx", "parse", "guard", "local", "flow", "conn", "dnat", "egress", "route", "ingress", "snat", "commit", "rewrite",
+    "tx",
+];
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
@@ -141,6 +143,30 @@ drop_reasons! {
     PolicyDenied = "policy_denied",
     /// The port's policy is not compiled yet.
     PolicyPending = "policy_pending",
+    /// The network has no way out for this family: no NAT pool of it serves the port, or `egress` says `none`.
+    EgressNone = "egress_none",
+    /// The uplink has no carrier, or its device is down.
+    UplinkDown = "uplink_down",
+    /// No gateway of the uplink has answered ARP or neighbour discovery.
+    NextHopUnresolved = "next_hop_unresolved",
+    /// From the uplink, to an address that the host does not own.
+    NotOurs = "not_ours",
+    /// From the uplink, unasked: no connection, no mapping that lets this sender in, no attached address.
+    NatNoMapping = "nat_no_mapping",
+    /// No NAT pool with an address of this family serves the port.
+    NatNoPool = "nat_no_pool",
+    /// The NAT pool has no block of L4 ports left; an event names the port that has most.
+    NatExhausted = "nat_exhausted",
+    /// The port has used up its blocks of L4 ports, or another of its NAT limits.
+    NatPortLimit = "nat_port_limit",
+    /// The host's table of NAT mappings is full.
+    NatTableFull = "nat_table_full",
+    /// A protocol that cannot share an address with others.
+    NatUnsupported = "nat_unsupported",
+    /// Another connection already has the outside tuple that this one would have.
+    NatTupleTaken = "nat_tuple_taken",
+    /// About to leave by the uplink with a source address that is not the host's to use. Nothing else stands behind this check.
+    SourceNotOwned = "source_not_owned",
     /// An ICMP error about no connection of the port that it goes to.
     IcmpUnrelated = "icmp_unrelated",
     /// A fragment of a datagram whose fragments overlap or contradict each other, or a second copy of one (RFC 5722).

@@ -91,6 +91,9 @@ pub enum Egress {
     Routed,
 }
 
+/// The network beyond the uplink; that of an object is never zero.
+pub const OUTSIDE_VNI: u32 = 0;
+
 /// A router at the uplink.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NextHop {
@@ -137,8 +140,39 @@ pub struct Uplink {
     pub v6: Vec<NextHop>,
     /// Every single address that the host owns there, IPv4-mapped for IPv4. Only these are answered for.
     pub owned: HashMap<u128, Owned, RandomState>,
+    /// Of those that are attached by 1:1 NAT, the public one by port and inside address ([`Uplink::one_to_one`]).
+    pub public: HashMap<(PortId, u128), u128, RandomState>,
     /// Prefixes that are routed to the host, with the network they belong to (`egress: routed`).
     pub routed: Vec<(ipnet::IpNet, NetworkId)>,
+}
+
+impl Uplink {
+    /// What [`Uplink::public`] is for these addresses.
+    pub fn one_to_one(owned: &HashMap<u128, Owned, RandomState>) -> HashMap<(PortId, u128), u128, RandomState> {
+        let public = |(address, owner): (&u128, &Owned)| match *owner {
+            Owned::Attached { port, inside: Some(inside) } => Some(((port, inside), *address)),
+            _ => None,
+        };
+        owned.iter().filter_map(public).collect()
+    }
+
+    /// Whether decisions that rest on the one come out as those that rest on the other.
+    pub fn decides_as(&self, other: &Self) -> bool {
+        let of = |uplink: &Self| (uplink.port, uplink.network, uplink.mtu);
+        of(self) == of(other) && self.owned == other.owned && self.routed == other.routed
+    }
+
+    /// Whether an address lies in a range that is routed to the host.
+    pub fn is_routed(&self, address: u128) -> bool {
+        let address = Ipv6Addr::from(address).to_canonical();
+        self.routed.iter().any(|(range, _)| range.contains(&address))
+    }
+
+    /// Whether an address lies in a range that is routed to the host for this network.
+    pub fn is_routed_to(&self, address: u128, network: NetworkId) -> bool {
+        let address = Ipv6Addr::from(address).to_canonical();
+        self.routed.iter().any(|(range, id)| *id == network && range.contains(&address))
+    }
 }
 
 /// A port as the packet path sees it. Identity, not attachment.
@@ -260,6 +294,9 @@ pub struct Tables {
     pub addresses: AddressTable,
     /// By [`NetworkId`]: changes whenever a decision about a packet of that network may come out differently. Never zero.
     pub epochs: Vec<u32>,
+    /// Changes whenever one of `epochs` does, or what the host owns at the uplink: the epoch of whatever leads from one network
+    /// into another.
+    pub crossings: u32,
     /// How long connections live.
     pub timeouts: Timeouts,
     /// What the switch answers itself.
@@ -287,6 +324,19 @@ impl Tables {
     #[inline]
     pub fn epoch(&self, id: NetworkId) -> u32 {
         self.epochs.get(usize::from(id.0)).copied().unwrap_or(1)
+    }
+
+    /// Epoch of whatever leads from one network into another. Never that of a network.
+    #[inline]
+    pub fn crossing_epoch(&self) -> u32 {
+        const CROSSING: u32 = 1 << 31;
+        CROSSING | self.crossings
+    }
+
+    /// The network with this VNI, if it exists. Not for every packet.
+    pub fn network_of_vni(&self, vni: u32) -> Option<NetworkId> {
+        let at = self.networks.iter().position(|network| network.as_ref().is_some_and(|network| network.vni == vni))?;
+        u16::try_from(at).ok().map(NetworkId)
     }
 
     /// Who owns an address in a network.

@@ -13,8 +13,8 @@
 //! §3.2), a SYN on a synchronised connection changes nothing (§4.2), and both pass, so that the receiver can challenge
 //! them. A FIN or RST behind which its side sends new data was not its own, and is forgotten.
 //!
-//! When both ends forget a connection at once (both reboot) and reuse its ports, the new SYN-ACK does not fit and is
-//! refused until the old connection has expired: nothing tells it from a forged one.
+//! When both ends forget a connection at once (both reboot) and reuse its ports, the new SYN-ACK does not fit to the old
+//! numbers. It fits to the SYN that it acknowledges, which passed before ([`Outcome::Challenge`]): [`both_anew`].
 //!
 //! Not here: timers, urgent data, checksums, timestamps (RFC 7323 PAWS), and SACK blocks, which only narrow the bounds.
 //! A split handshake whose first answer is an ACK is refused; one that begins with a SYN cannot be told from a
@@ -259,6 +259,8 @@ pub enum Outcome {
     OutOfWindow,
     /// `tcp_invalid`; nothing changes (SEMANTICS CT3).
     Invalid,
+    /// A SYN on a connection that stands. It goes on, and nothing changes; the value is what it shows, for [`both_anew`].
+    Challenge(Side),
     /// A SYN of a new connection between the same ends: forget the old one and decide anew (SEMANTICS CT4).
     Reopen,
 }
@@ -293,6 +295,13 @@ pub fn first(segment: &Segment, loose: bool) -> Option<Side> {
         ACK if loose => Some(Side::picked_up(segment)),
         _ => None,
     }
+}
+
+/// The sides of a connection that both ends have begun anew without an end of the old one: `opener` as its SYN showed it
+/// ([`Outcome::Challenge`]), and the sender of `segment`. `None` unless that is a SYN-ACK which acknowledges the SYN.
+pub fn both_anew(opener: &Side, segment: &Segment) -> Option<[Side; 2]> {
+    let answers = segment.has(flags::SYN) && segment.has(flags::ACK) && segment.flags_valid();
+    (answers && opener.syn_acked_by(segment.ack)).then(|| [*opener, Side::opened(segment)])
 }
 
 /// The four bounds, between two sides that both have acknowledged.
@@ -403,7 +412,7 @@ fn syn(sender: &Side, receiver: &Side, segment: &Segment) -> Outcome {
     }
     if sender.has(Side::ACKED) {
         // RFC 5961 §4.2: "the receiver MUST send a challenge ACK", whatever the sequence number.
-        return Outcome::Pass(*sender);
+        return Outcome::Challenge(Side::opened(segment));
     }
     if next == sender.ack {
         // Again, perhaps without its data or its options (RFC 7413 §4.1.3); the first one may be the one that is answered.

@@ -27,6 +27,8 @@ pub trait Timed {
 /// The wheel of one shard.
 pub struct Wheel {
     slots: [u32; (SLOTS * LEVELS) as usize],
+    /// Slots with a record in them, a bit each, by level.
+    filled: [u64; LEVELS as usize],
     /// The second whose slots are being emptied.
     current: u32,
 }
@@ -34,7 +36,7 @@ pub struct Wheel {
 impl Wheel {
     /// An empty one. `now` is the second whose turn it is.
     pub fn new(now: u32) -> Self {
-        Self { slots: [NONE; (SLOTS * LEVELS) as usize], current: now }
+        Self { slots: [NONE; (SLOTS * LEVELS) as usize], filled: [0; LEVELS as usize], current: now }
     }
 
     /// Puts a record where it will be found at `deadline`, or soon after now if that is past.
@@ -57,6 +59,7 @@ impl Wheel {
             records[first as usize].wheel_prev().store(index, Relaxed);
         }
         self.slots[slot as usize] = index;
+        self.filled[(slot / SLOTS) as usize] |= 1 << (slot % SLOTS);
     }
 
     /// Takes a record out.
@@ -64,7 +67,11 @@ impl Wheel {
         let record = &records[index as usize];
         let (next, prev) = (record.wheel_next().load(Relaxed), record.wheel_prev().load(Relaxed));
         if prev & HEAD != 0 {
-            self.slots[(prev & !HEAD) as usize] = next;
+            let slot = prev & !HEAD;
+            self.slots[slot as usize] = next;
+            if next == NONE {
+                self.filled[(slot / SLOTS) as usize] &= !(1 << (slot % SLOTS));
+            }
         } else {
             records[prev as usize].wheel_next().store(next, Relaxed);
         }
@@ -98,18 +105,32 @@ impl Wheel {
         }
     }
 
-    /// Up to `count` records of the slots that come first, those of the last level left out. Within a slot the newest come first.
-    pub fn soonest<'a, T: Timed>(&'a self, records: &'a [T], count: usize) -> impl Iterator<Item = u32> + 'a {
-        let seconds = (1..SLOTS).map(|ahead| self.slots[((self.current + ahead) % SLOTS) as usize]);
-        let minutes = (1..SLOTS).map(|ahead| self.slots[(SLOTS + ((self.current >> BITS) + ahead) % SLOTS) as usize]);
-        let chain =
-            |first| std::iter::successors(next(first), |&i| next(records[i as usize].wheel_next().load(Relaxed)));
-        seconds.chain(minutes).flat_map(chain).take(count)
+    /// The first record that is `wanted`, among `looks` records of the slots that come first, those of the last level left out.
+    /// Within a slot the newest come first.
+    pub fn soonest<T: Timed>(&self, records: &[T], mut looks: usize, wanted: impl Fn(&T) -> bool) -> Option<u32> {
+        for level in 0..2 {
+            let now = self.current >> (level * BITS);
+            // The slot of now comes last and is nearly empty: left out.
+            let mut ahead = self.filled[level as usize].rotate_right(now % SLOTS) & !1;
+            while ahead != 0 {
+                let slot = level * SLOTS + (now + ahead.trailing_zeros()) % SLOTS;
+                ahead &= ahead - 1;
+                let mut index = self.slots[slot as usize];
+                while index != NONE {
+                    if looks == 0 {
+                        return None;
+                    }
+                    looks -= 1;
+                    let record = &records[index as usize];
+                    if wanted(record) {
+                        return Some(index);
+                    }
+                    index = record.wheel_next().load(Relaxed);
+                }
+            }
+        }
+        None
     }
-}
-
-fn next(index: u32) -> Option<u32> {
-    (index != NONE).then_some(index)
 }
 
 #[cfg(test)]

@@ -16,13 +16,32 @@ pub const DEFAULT_POLICY: &str = "hostweave.dev/default-policy";
 /// On a policy: `on` reports what it would deny, and denies nothing.
 pub const AUDIT: &str = "hostweave.dev/audit";
 
+/// On a Service: `public` or `private`, the type of the pools that its address may come from (SEMANTICS CW1).
+pub const LOAD_BALANCER_TYPE: &str = "service.beta.kubernetes.io/coreweave-load-balancer-type";
+
+/// On a Service: the name of the AddressPool, the older way (SEMANTICS CW1).
+pub const POOL: &str = "metallb.universe.tf/address-pool";
+
+/// On a Service: those with the same value may have the same address (SEMANTICS CW2).
+pub const SHARE: &str = "metallb.universe.tf/allow-shared-ip";
+
+/// On a Service: the addresses that it asks for, one of each family, separated by commas.
+pub const ADDRESSES: &str = "metallb.universe.tf/loadBalancerIPs";
+
+/// On a Port or Pod: the Service whose address it has (SEMANTICS CW4).
+pub const ATTACH: &str = "net.coreweave.cloud/attachLoadbalancerIP";
+
+/// On a Service, Port or Pod: `direct` gives the guest the attached address, `nat` translates it 1:1.
+pub const ATTACH_MODE: &str = "hostweave.dev/attach-mode";
+
 /// Warns of annotations with our prefix that mean nothing on this kind: a misspelt one would silently not close what it
 /// is meant to close.
 pub(super) fn check_known(kind: Kind, metadata: &Metadata, problems: &mut Vec<Problem>) {
     let known: &[&str] = match kind {
         Kind::Namespace => &[DEFAULT_POLICY],
         Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => &[AUDIT],
-        Kind::HostConfig | Kind::Network | Kind::Port | Kind::Pod => &[],
+        Kind::Port | Kind::Pod | Kind::Service => &[ATTACH_MODE],
+        Kind::HostConfig | Kind::Network | Kind::NatPool | Kind::AddressPool => &[],
     };
     for key in metadata.annotations.keys().filter(|key| key.starts_with(PREFIX) && !known.contains(&key.as_str())) {
         let message = format!("annotation {key} means nothing on a {kind}");
@@ -60,6 +79,12 @@ pub(super) fn audit(metadata: &Metadata, problems: &mut Vec<Problem>) -> bool {
     choice(metadata, AUDIT, [("on", true), ("off", false)], problems).unwrap_or(false)
 }
 
-fn path_of(key: &str) -> Path {
+/// Whether an attached address is 1:1 NAT.
+pub(super) fn attach_mode(metadata: &Metadata, problems: &mut Vec<Problem>) -> Option<bool> {
+    choice(metadata, ATTACH_MODE, [("nat", true), ("direct", false)], problems)
+}
+
+/// Where an annotation stands.
+pub fn path_of(key: &str) -> Path {
     Path::of("metadata").key("annotations").key(key)
 }

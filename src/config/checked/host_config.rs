@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use hostweave_policy::model::{self, DefaultPolicy};
 use hostweave_switch::limits::{CONNECTIONS_MAX, WORKERS_MAX};
 
-use super::{Account, absolute_path, account, queues, range};
+use super::{Account, absolute_path, account, queues, range, uplink};
 use crate::config::names;
 use crate::config::node::Path;
 use crate::config::problem::Problem;
 use crate::config::raw;
-use crate::fabric::spec::{CONNECTIONS_MAX_DEFAULT, Established, FLOWS_MAX_DEFAULT, LocalServices, Timeouts};
+use crate::fabric::spec::{
+    CONNECTIONS_MAX_DEFAULT, Established, FLOWS_MAX_DEFAULT, LocalServices, Timeouts, UplinkSpec,
+};
 
 /// CPUs are numbered below this (`CPU_SETSIZE` of Linux).
 const CPUS_MAX: u32 = 1024;
@@ -45,6 +47,8 @@ pub struct HostConfig {
     pub infrastructure: Infrastructure,
     /// The table of connections.
     pub connections: Connections,
+    /// The way out of the host.
+    pub uplink: Option<UplinkSpec>,
 }
 
 /// Traffic between ports and the host's own services.
@@ -95,6 +99,7 @@ impl Default for HostConfig {
             established: Established::Recheck,
             infrastructure: Infrastructure::default(),
             connections: Connections::default(),
+            uplink: None,
         }
     }
 }
@@ -122,6 +127,9 @@ impl HostConfig {
         }
         if let Some(connections) = &raw.connections {
             host.connections = check_connections(connections, &spec.key("connections"), problems);
+        }
+        if let Some(raw) = &raw.uplink {
+            host.uplink = Some(uplink::check(raw, &spec.key("uplink"), problems));
         }
         if let Some(workers) = &raw.workers {
             host.workers = check_workers(workers, &spec.key("workers"), problems);

@@ -55,9 +55,11 @@ fn parsed<T: std::str::FromStr>(text: &str, path: &Path, wanted: &str, problems:
 
 fn check_name(kind: Kind, name: &str, path: &Path, problems: &mut Vec<Problem>) {
     let result = match kind {
-        Kind::Namespace => names::check_dns_label(name),
+        Kind::Namespace | Kind::Service => names::check_dns_label(name),
         Kind::HostConfig
         | Kind::Network
+        | Kind::NatPool
+        | Kind::AddressPool
         | Kind::Port
         | Kind::Pod
         | Kind::NetworkPolicy

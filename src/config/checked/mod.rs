@@ -7,8 +7,11 @@ mod host_config;
 mod meta;
 mod network;
 mod network_policy;
+mod pools;
 mod port;
 mod selector;
+mod service;
+mod uplink;
 
 use std::fmt;
 use std::path::{Component, PathBuf};
@@ -30,7 +33,9 @@ pub use meta::Metadata;
 pub use network::Network;
 use network_policy::Places;
 pub use network_policy::protocol;
+pub use pools::{AddressPool, NatPool, PoolType};
 pub use port::{Account, Backend, NamedPort, Port, Tap, VhostUser};
+pub use service::{Families, PoolChoice, Service};
 
 /// Queue pairs of one port.
 const QUEUES_MAX: u32 = 16;
@@ -71,10 +76,16 @@ pub enum Spec {
     Namespace(Arc<model::Namespace>),
     /// An isolated L3 network.
     Network(Network),
+    /// NAT addresses.
+    NatPool(NatPool),
+    /// Addresses for Services.
+    AddressPool(AddressPool),
     /// A NIC.
     Port(Port),
     /// Nothing: a pod is its metadata.
     Pod,
+    /// An address that a port can have.
+    Service(Service),
     /// Who may talk to the ports of a namespace. The same `Arc` as long as the object is the same: what depends on it need
     /// not be compiled again.
     NetworkPolicy(Arc<model::NetworkPolicy>),
@@ -172,7 +183,7 @@ impl Object {
         match &mut self.spec {
             Spec::NetworkPolicy(policy) => network_policy::relabel(Arc::make_mut(policy), &origin),
             Spec::ClusterNetworkPolicy(policy) => cluster_network_policy::relabel(Arc::make_mut(policy), &origin),
-            Spec::HostConfig(_) | Spec::Namespace(_) | Spec::Network(_) | Spec::Port(_) | Spec::Pod => {}
+            _ => {}
         }
         self.origin = origin;
     }
@@ -213,6 +224,9 @@ fn check_kind(
         Kind::HostConfig => read(document, kind, problems).map(RawObject::HostConfig),
         Kind::Network => read(document, kind, problems).map(RawObject::Network),
         Kind::Namespace => read(document, kind, problems).map(RawObject::Namespace),
+        Kind::NatPool => read(document, kind, problems).map(RawObject::NatPool),
+        Kind::AddressPool => read(document, kind, problems).map(RawObject::AddressPool),
+        Kind::Service => read(document, kind, problems).map(RawObject::Service),
         Kind::Port => read(document, kind, problems).map(RawObject::Port),
         Kind::Pod => read(document, kind, problems).map(RawObject::Pod),
         Kind::NetworkPolicy => read(document, kind, problems).map(RawObject::NetworkPolicy),
@@ -225,8 +239,14 @@ fn check_kind(
         RawObject::HostConfig(raw) => Spec::HostConfig(HostConfig::check(&raw.spec, &mut found)),
         RawObject::Network(raw) => Spec::Network(Network::check(&key.name, &raw.spec, &mut found)),
         RawObject::Namespace(_) => Spec::Namespace(Arc::new(namespace(&key, &metadata, &mut found))),
-        RawObject::Port(raw) => Spec::Port(Port::check(&key, &raw.spec, &mut found)),
-        RawObject::Pod(_) => Spec::Pod,
+        RawObject::NatPool(raw) => Spec::NatPool(NatPool::check(&raw.spec, &mut found)),
+        RawObject::AddressPool(raw) => Spec::AddressPool(AddressPool::check(&raw.spec, &mut found)),
+        RawObject::Service(raw) => Spec::Service(Service::check(&metadata, &raw.spec, &mut found)),
+        RawObject::Port(raw) => Spec::Port(Port::check(&key, &metadata, &raw.spec, &mut found)),
+        RawObject::Pod(_) => {
+            port::check_annotations(&metadata, &mut found);
+            Spec::Pod
+        }
         RawObject::NetworkPolicy(raw) => {
             Spec::NetworkPolicy(Arc::new(network_policy::check(&key, &metadata, &raw.spec, places, &mut found)))
         }

@@ -3,13 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hostweave_switch::limits::{MTU_MAX, MTU_MIN};
-use hostweave_switch::tables::Addressing;
+use hostweave_switch::tables::{Addressing, Egress};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::range;
 use crate::config::names;
 use crate::config::node::Path;
 use crate::config::problem::Problem;
+use crate::config::ranges::Range;
 use crate::config::raw;
 
 /// MTU of a network that names none, in octets of IP packet.
@@ -44,6 +45,10 @@ pub struct Network {
     pub domain: Option<String>,
     /// Resolvers.
     pub resolvers: Vec<IpAddr>,
+    /// What becomes of packets that leave, where written.
+    pub egress_v4: Option<Egress>,
+    /// Likewise.
+    pub egress_v6: Option<Egress>,
 }
 
 impl Network {
@@ -64,7 +69,10 @@ impl Network {
             learning: raw.address_learning != Some(raw::network::OnOff::Off),
             domain: None,
             resolvers: Vec::new(),
+            egress_v4: None,
+            egress_v6: None,
         };
+        network.set_egress(raw.egress.as_ref());
         network.check_cidrs(&raw.cidrs, &spec.key("cidrs"), problems);
         network.check_gateways(&raw.gateways, &spec.key("gateways"), problems);
         if let Some(dns) = &raw.dns {
@@ -102,6 +110,19 @@ impl Network {
         } else {
             Ok(())
         }
+    }
+
+    fn set_egress(&mut self, raw: Option<&raw::network::NetworkEgress>) {
+        let Some(raw) = raw else { return };
+        self.egress_v4 = raw.ipv4.map(|egress| match egress {
+            raw::network::EgressV4::Nat => Egress::Nat,
+            raw::network::EgressV4::None => Egress::None,
+        });
+        self.egress_v6 = raw.ipv6.map(|egress| match egress {
+            raw::network::EgressV6::Nat => Egress::Nat,
+            raw::network::EgressV6::Routed => Egress::Routed,
+            raw::network::EgressV6::None => Egress::None,
+        });
     }
 
     fn check_cidrs(&mut self, cidrs: &[String], path: &Path, problems: &mut Vec<Problem>) {
@@ -205,27 +226,10 @@ fn parse_cidr(text: &str) -> Result<IpNet, (String, String)> {
         let reason = format!("has prefix length {}; 8 to {longest} are allowed", net.prefix_len());
         return Err((reason, "a network needs room for its gateway and its ports".to_owned()));
     }
-    if let Some(what) = reserved(net) {
+    if let Some(what) = Range::from(net).special() {
         return Err((format!("overlaps {what}"), example));
     }
     Ok(net)
-}
-
-/// What a range overlaps that guests or the switch need for something else.
-fn reserved(net: IpNet) -> Option<&'static str> {
-    let ranges = [
-        ("0.0.0.0/8", "0.0.0.0/8, \"this network\" (RFC 6890)"),
-        ("127.0.0.0/8", "127.0.0.0/8, loopback (RFC 6890)"),
-        ("169.254.0.0/16", "169.254.0.0/16, link-local (RFC 3927)"),
-        ("224.0.0.0/3", "224.0.0.0/3, multicast and reserved (RFC 6890)"),
-        ("::/8", "::/8, loopback and IPv4-mapped addresses (RFC 4291)"),
-        ("fe80::/10", "fe80::/10, link-local (RFC 4291)"),
-        ("ff00::/8", "ff00::/8, multicast (RFC 4291)"),
-    ];
-    ranges.into_iter().find_map(|(range, what)| {
-        let range: IpNet = range.parse().ok()?;
-        (range.contains(&net) || net.contains(&range)).then_some(what)
-    })
 }
 
 /// The first address after the network's own: the gateway unless another is written.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use hostweave_switch::MacAddr;
 use hostweave_switch::limits::CONNECTIONS_MAX;
 
-use super::{absolute_path, account, queues, range};
+use super::{Metadata, absolute_path, account, annotations, queues, range};
 use crate::config::kind::{DEFAULT_NETWORK, ObjectKey};
 use crate::config::node::Path;
 use crate::config::problem::Problem;
@@ -96,7 +96,13 @@ pub struct NamedPort {
 
 impl Port {
     /// Checks what is written; values of fields that have a problem are meaningless.
-    pub(super) fn check(key: &ObjectKey, raw: &raw::port::PortSpec, problems: &mut Vec<Problem>) -> Self {
+    pub(super) fn check(
+        key: &ObjectKey,
+        metadata: &Metadata,
+        raw: &raw::port::PortSpec,
+        problems: &mut Vec<Problem>,
+    ) -> Self {
+        check_annotations(metadata, problems);
         let spec = Path::of("spec");
         let network = raw.network.as_deref().unwrap_or(DEFAULT_NETWORK);
         if let Err(reason) = names::check_dns_subdomain(network) {
@@ -154,6 +160,17 @@ impl Port {
                 IpAddr::V6(v6) => self.v6.push(v6),
             }
         }
+    }
+}
+
+/// What annotations of a port, or of its Pod, say.
+pub(super) fn check_annotations(metadata: &Metadata, problems: &mut Vec<Problem>) {
+    annotations::attach_mode(metadata, problems);
+    let Some(service) = metadata.annotations.get(annotations::ATTACH) else { return };
+    if let Err(reason) = names::check_dns_label(service) {
+        let message = format!("annotation {} {service:?} {reason}", annotations::ATTACH);
+        let problem = Problem::value(&annotations::path_of(annotations::ATTACH), "invalid_name", message);
+        problems.push(problem.label("not the name of a Service").help("a Service of the same namespace, without it"));
     }
 }
 

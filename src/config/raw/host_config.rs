@@ -52,9 +52,53 @@ pub struct HostConfigSpec {
     /// What ports get that do not say otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defaults: Option<Defaults>,
+    /// The way out of the host; ports reach only each other if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<Uplink>,
     /// Where objects and addresses are kept: `embedded: {}` (default), one file in the state folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<Store>,
+}
+
+/// The way out of the host: an interface at which hostweave is an IP host of its own, beside the kernel.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Uplink {
+    /// Interface, at most 15 octets: an existing one for `afPacket`, the TAP device to make for `tap`.
+    pub interface: String,
+    /// How frames get there: `afPacket` (default) or `tap`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<UplinkDriver>,
+    /// hostweave's own addresses there, each with the length of its subnet, such as `[198.51.100.2/24, 2001:db8:9::2/64]`.
+    /// The kernel must not have them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub addresses: Vec<String>,
+    /// Default routers, at equal cost, each in a subnet of `addresses` or link-local.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub gateways: Vec<String>,
+    /// IEEE 802.1Q tag of all frames, 1 to 4094; none if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4094))]
+    pub vlan: Option<u32>,
+    /// Largest IP packet in octets, 1280 to 65520; the interface's if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1280, max = 65520))]
+    pub mtu: Option<u32>,
+}
+
+/// How frames get to the uplink.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum UplinkDriver {
+    /// A packet socket on an existing interface, which the kernel uses as well.
+    AfPacket,
+    /// A TAP device, which the kernel routes from and to: for hosts with a single address. `hostweave doctor` prints the
+    /// commands.
+    Tap,
+    /// An AF_XDP socket. Not supported yet.
+    AfXdp,
 }
 
 /// Threads that move packets: either `cpus` or `count`.

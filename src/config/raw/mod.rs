@@ -4,27 +4,33 @@
 //! doc comments are what `explain` and the JSON Schema say. Unknown fields are errors (SEMANTICS NP32); where each field
 //! stands in the source is kept beside them, by path ([`super::node`]). What is valid is decided in [`super::checked`].
 
+pub mod address_pool;
 pub mod cluster_network_policy;
 pub mod host_config;
 pub mod meta;
 pub mod namespace;
+pub mod nat_pool;
 pub mod network;
 pub mod network_policy;
 pub mod port;
 pub mod selector;
+pub mod service;
 
 use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de};
 
+pub use address_pool::AddressPool;
 pub use cluster_network_policy::ClusterNetworkPolicy;
 pub use host_config::HostConfig;
 pub use meta::Metadata;
 pub use namespace::{Namespace, Pod};
+pub use nat_pool::NatPool;
 pub use network::Network;
 pub use network_policy::NetworkPolicy;
 pub use port::Port;
+pub use service::Service;
 
 /// An object of any kind, as written.
 #[derive(Clone, PartialEq, Debug, Serialize, JsonSchema)]
@@ -34,12 +40,18 @@ pub enum RawObject {
     HostConfig(HostConfig),
     /// An isolated L3 network.
     Network(Network),
+    /// NAT addresses.
+    NatPool(NatPool),
+    /// Addresses for Services.
+    AddressPool(AddressPool),
     /// A scope for names.
     Namespace(Namespace),
     /// A NIC of a VM or container.
     Port(Port),
     /// Labels of a port, the way Kubernetes writes them.
     Pod(Pod),
+    /// An address that a port can have.
+    Service(Service),
     /// Who may talk to the ports of a namespace.
     NetworkPolicy(NetworkPolicy),
     /// What the operator decides for all namespaces.
@@ -52,9 +64,12 @@ impl RawObject {
         match self {
             RawObject::HostConfig(object) => &object.metadata,
             RawObject::Network(object) => &object.metadata,
+            RawObject::NatPool(object) => &object.metadata,
+            RawObject::AddressPool(object) => &object.metadata,
             RawObject::Namespace(object) => &object.metadata,
             RawObject::Port(object) => &object.metadata,
             RawObject::Pod(object) => &object.metadata,
+            RawObject::Service(object) => &object.metadata,
             RawObject::NetworkPolicy(object) => &object.metadata,
             RawObject::ClusterNetworkPolicy(object) => &object.metadata,
         }
@@ -65,9 +80,12 @@ impl RawObject {
         match self {
             RawObject::HostConfig(object) => &mut object.metadata,
             RawObject::Network(object) => &mut object.metadata,
+            RawObject::NatPool(object) => &mut object.metadata,
+            RawObject::AddressPool(object) => &mut object.metadata,
             RawObject::Namespace(object) => &mut object.metadata,
             RawObject::Port(object) => &mut object.metadata,
             RawObject::Pod(object) => &mut object.metadata,
+            RawObject::Service(object) => &mut object.metadata,
             RawObject::NetworkPolicy(object) => &mut object.metadata,
             RawObject::ClusterNetworkPolicy(object) => &mut object.metadata,
         }

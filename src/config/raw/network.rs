@@ -54,6 +54,45 @@ pub struct NetworkSpec {
     /// What DHCP and RA tell guests about name resolution.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<NetworkDns>,
+    /// What becomes of packets that leave the network by the uplink.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<NetworkEgress>,
+}
+
+/// What becomes of packets that leave the network by the uplink. Ports with an attached address leave with that one,
+/// whatever is written here.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetworkEgress {
+    /// `nat` or `none`; `nat` if left out and a NatPool with an IPv4 address serves the network, else `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<EgressV4>,
+    /// `nat`, `routed` or `none`; `nat` if left out and a NatPool with an IPv6 address serves the network, else `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<EgressV6>,
+}
+
+/// What becomes of IPv4 packets that leave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum EgressV4 {
+    /// They leave with an address of a NatPool.
+    Nat,
+    /// They are dropped.
+    None,
+}
+
+/// What becomes of IPv6 packets that leave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum EgressV6 {
+    /// They leave with an address of a NatPool.
+    Nat,
+    /// They leave with the port's own address: the network's IPv6 range is routed to this host. What nobody asked for does
+    /// not come in.
+    Routed,
+    /// They are dropped.
+    None,
 }
 
 /// How ports get their addresses.

@@ -2,6 +2,7 @@
 
 mod cluster_policies;
 mod ipam;
+mod outside;
 mod policies;
 
 use std::path::{Path, PathBuf};
@@ -49,6 +50,14 @@ fn port(spec: &str) -> String {
 
 fn network(spec: &str) -> String {
     format!("apiVersion: hostweave.dev/v1alpha1\nkind: Network\nmetadata: {{name: n}}\nspec: {spec}\n")
+}
+
+fn nat_pool(name: &str, spec: &str) -> String {
+    format!("apiVersion: hostweave.dev/v1alpha1\nkind: NatPool\nmetadata: {{name: {name}}}\nspec: {spec}\n")
+}
+
+fn address_pool(name: &str, spec: &str) -> String {
+    format!("apiVersion: hostweave.dev/v1alpha1\nkind: AddressPool\nmetadata: {{name: {name}}}\nspec: {spec}\n")
 }
 
 fn host(spec: &str) -> String {
@@ -122,7 +131,7 @@ fn networks_and_hosts_that_are_refused() {
         (network("{cidrs: [10.0.0.0/24], bridged: true}"), &["not_yet_supported 4 bridged"]),
         (network("{cidrs: [10.0.0.0/24], addressLearning: maybe}"), &["unknown_value 4 maybe"]),
         (network("{cidrs: [10.0.0.0/24], dns: {servers: [dns.example]}}"), &["invalid_address 4 dns.example"]),
-        (host("{uplink: {interface: eth1}}"), &["not_yet_supported 4 uplink"]),
+        (host("{hostAccess: {network: n}}"), &["not_yet_supported 4 hostAccess"]),
         (host("{store: {etcd: {endpoints: []}}}"), &["not_yet_supported 4 etcd"]),
         (host("{workers: {cpus: [2, 2]}}"), &["duplicate 4 2"]),
         (host("{workers: {cpus: [1], count: 1}}"), &["conflict 4 workers"]),
@@ -166,7 +175,7 @@ fn documents_that_are_no_objects() {
             "apiVersion: networking.k8s.io/v1beta1\nkind: NetworkPolicy\n".to_owned(),
             &["unknown_value 1 networking.k8s.io/v1beta1"],
         ),
-        ("apiVersion: hostweave.dev/v1alpha1\nkind: NatPool\n".to_owned(), &["not_yet_supported 2 NatPool"]),
+        ("apiVersion: v1\nkind: Secret\n".to_owned(), &["not_yet_supported 2 Secret"]),
     ];
     check(cases);
     for syntax in ["a: [b", "a: b: c", "a: *nowhere", "{a: 1, a: 2}", "%YAML 9\n---\na", "a: !evil b"] {

@@ -131,18 +131,37 @@ fn ct4_simultaneous_open() {
 }
 
 #[test]
-fn a_syn_ack_out_of_the_window_has_the_connection_forgotten() {
+fn both_ends_begin_anew_at_once() {
     both(|v6| {
         let mut host = Host::new();
         host.open(v6);
+        let old = host.entry();
+        // A SYN-ACK that answers no SYN is out of the window, and changes nothing.
+        assert_eq!(host.tcp(1, B, v6, 80_000_000, 70_000_001, SYN | ACK), Err(DropReason::TcpOutOfWindow));
+        assert_eq!(host.entry(), old);
         // Both ends rebooted. A's SYN passes, as one to be challenged; B answers it as a new one.
+        assert_eq!(host.tcp(0, A, v6, 70_000_000, 0, SYN), Ok(B));
+        assert_eq!(host.tcp(1, B, v6, 80_000_000, 70_000_009, SYN | ACK), Err(DropReason::TcpOutOfWindow));
+        assert_eq!(host.tcp(1, B, v6, 501, 101, ACK), Ok(A), "the old connection stands until then");
+        assert_eq!(host.tcp(1, B, v6, 80_000_000, 70_000_001, SYN | ACK), Ok(A));
+        assert_eq!(host.tcp(0, A, v6, 70_000_001, 80_000_001, ACK), Ok(B));
+        assert_eq!(host.tcp(0, A, v6, 101, 501, ACK), Err(DropReason::TcpOutOfWindow), "and is gone now");
+        assert_eq!(host.entry().index, old.index);
+    });
+}
+
+#[test]
+fn both_ends_begin_anew_while_kept_connections_go_on() {
+    both(|v6| {
+        let mut host = Host::new();
+        host.plane.tables.keep_established = true;
+        host.open(v6);
+        host.allow_only(&[]);
+        // What was allowed goes on, but another connection is none of it.
         assert_eq!(host.tcp(0, A, v6, 70_000_000, 0, SYN), Ok(B));
         assert_eq!(host.tcp(1, B, v6, 80_000_000, 70_000_001, SYN | ACK), Err(DropReason::TcpOutOfWindow));
         assert_eq!(host.entries(), []);
-        // The SYN again, as TCP does.
-        assert_eq!(host.tcp(0, A, v6, 70_000_000, 0, SYN), Ok(B));
-        assert_eq!(host.tcp(1, B, v6, 80_000_000, 70_000_001, SYN | ACK), Ok(A));
-        assert_eq!(host.tcp(0, A, v6, 70_000_001, 80_000_001, ACK), Ok(B));
+        assert_eq!(host.tcp(0, A, v6, 70_000_000, 0, SYN), Err(DropReason::PolicyDenied));
     });
 }
 

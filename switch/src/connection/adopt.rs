@@ -4,7 +4,10 @@
 //! 0        magic with layout, capacity, boot, records ever used
 //! 4096     persistent id of the port in each slot
 //! RECORDS  records
+//!          translations, one a record
 //! ```
+//!
+//! Translations take blocks of the file only where connections lead from one network into another.
 //!
 //! A run that finds a file of the same layout, size and boot looks at each record that says it is valid, asks control
 //! whether it still makes sense, and forgets the rest. Anything doubtful is forgotten: the connection is then refused or begun
@@ -18,14 +21,20 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use super::record::{Entry, Record};
 use super::table::{Connections, Options};
 use super::timeouts::Timeouts;
+use super::translation::TranslationLine;
 use crate::limits::PORTS_MAX;
 use crate::shared::{SharedFile, plain_struct};
 
 /// "HWCONN" and a version of the layout that this file and `record.rs` describe.
-const MAGIC: u64 = 0x4857_434f_4e4e_0001;
+const MAGIC: u64 = 0x4857_434f_4e4e_0002;
 
 const PORTS_AT: usize = 4096;
 pub(super) const RECORDS_AT: usize = PORTS_AT + PORTS_MAX * size_of::<PortName>();
+
+/// Where the translations lie.
+pub(super) fn translations_at(capacity: u32) -> usize {
+    RECORDS_AT + capacity as usize * size_of::<Record>()
+}
 
 #[repr(C)]
 struct Header {
@@ -64,7 +73,7 @@ pub struct Adopted {
 
 /// Opens the file; one of another layout, size or boot is begun anew.
 pub(super) fn open_file(path: &Path, capacity: u32, options: &Options) -> io::Result<SharedFile> {
-    let len = RECORDS_AT + capacity as usize * size_of::<Record>();
+    let len = translations_at(capacity) + capacity as usize * size_of::<TranslationLine>();
     let boot = [(options.boot >> 64) as u64, options.boot as u64];
     let (file, existed) = SharedFile::open(path, len)?;
     if existed {
@@ -108,6 +117,12 @@ impl Connections {
         })
     }
 
+    /// Persistent id of the port in a slot; zero where there is none.
+    pub fn port_id(&self, slot: u32) -> u128 {
+        let Some(PortName([high, low])) = self.names().get(slot as usize) else { return 0 };
+        u128::from(high.load(Relaxed)) << 64 | u128::from(low.load(Relaxed))
+    }
+
     /// Says which port a slot is, for the next run.
     pub fn set_port_id(&self, slot: u32, id: u128) {
         if let Some(PortName([high, low])) = self.names().get(slot as usize) {
@@ -120,17 +135,26 @@ impl Connections {
     pub fn adopt(&self, timeouts: &Timeouts, now: u32, mut claim: impl FnMut(&Entry) -> Claim) -> Adopted {
         let mut adopted = Adopted::default();
         let used = self.used_mark().load(Relaxed).min(u64::from(self.available())) as u32;
-        for (index, record) in self.records()[..used as usize].iter().enumerate() {
-            let Some(entry) = record.entry(index as u32) else { continue };
+        for (index, record) in (0..used).zip(self.records()) {
+            let Some(entry) = self.entry_at(index) else { continue };
             let newest = entry.seen[0].max(entry.seen[1]);
-            if newest > now || claim(&entry) == Claim::Forget {
+            let right = newest <= now && self.is_right(&entry);
+            let linked = |translation| self.link_reply(index, &entry.key, &translation).is_ok();
+            // A claim may take hold of a mapping: what is asked before must not fail afterwards.
+            if !right || !entry.translation.is_none_or(linked) {
+                record.clear();
+                adopted.forgotten += 1;
+                continue;
+            }
+            if claim(&entry) == Claim::Forget {
+                self.forget_reply(index);
                 record.clear();
                 adopted.forgotten += 1;
                 continue;
             }
             // Decided by tables that are gone: the next packet decides anew.
             record.set_epoch(0, [0, 0]);
-            self.relink_adopted(index as u32, timeouts);
+            self.relink_adopted(index, timeouts);
             adopted.kept += 1;
         }
         self.set_fresh(used);

@@ -6,7 +6,7 @@
 //! allowed it, and what each direction has shown. Its key fields are written once, by `commit`, under the lock of one
 //! shard; what a direction shows is written by the worker that sees that direction, without a lock.
 //!
-//! A shard owns the chains of the buckets that belong to it, and a timer wheel. A record stands in one chain and in
+//! A shard owns the chains of the buckets that belong to it, and a timer wheel. Chains are read without its lock (`shard`). A record stands in one chain and in
 //! one slot of the wheel of the same shard from `commit` until it is freed. A packet that finds its connection alive does
 //! not touch the wheel: when the record's turn comes, its deadline is worked out from what it shows then, and it is
 //! put further back. Only a change to a shorter timeout (a TCP connection that ends) moves a record, under the lock.
@@ -14,20 +14,33 @@
 //! Chains, wheels, the list of free records and the counts are private memory: a new run of the daemon rebuilds them
 //! from the records that are still right (`adopt`).
 //!
+//! A connection that leads from one network into another, with or without NAT, has a [`Translation`] beside its record, and
+//! is also found by the tuple of its answers, through chains of their own. Those have locks of their own, of which one at a time
+//! is taken, under a shard's or alone. A NAT mapping that it holds is given back when its record is freed, whoever frees
+//! it ([`Connections::on_release`]).
+//!
 //! Each port has a quota of connections that it may have begun, of which a share is guaranteed: the rest of the table is
 //! for everybody. A port that has used up its quota gives up one of its own connections that nobody has
 //! answered and that would end soonest, or is refused; nobody else's ever goes.
 
 mod adopt;
+mod challenge;
+mod crossing;
 mod quota;
 mod record;
+mod shard;
 mod table;
 mod timeouts;
+mod translation;
 
 #[cfg(test)]
 mod tests;
 
 pub use adopt::{Adopted, Claim};
+pub use challenge::Challenges;
+pub use crossing::OnRelease;
 pub use record::{Direction, Entry, Record};
-pub use table::{CommitError, Connections, Found, FreeRecords, NewConnection, Options};
+pub use shard::Miss;
+pub use table::{CommitError, Committed, Connections, Found, FreeRecords, NewConnection, Options};
 pub use timeouts::Timeouts;
+pub use translation::{Change, Hold, Translation, change};

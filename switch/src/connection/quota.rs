@@ -64,8 +64,13 @@ impl Quotas {
     #[inline]
     pub(super) fn take(&self, port: u32) -> Result<(), Refusal> {
         let quota = &self.ports[port as usize % PORTS_MAX];
+        let max = quota.max.load(Relaxed);
+        // A flood comes here for every packet: what is full is told without a locked operation.
+        if quota.used.load(Relaxed) >= max {
+            return Err(Refusal::Quota);
+        }
         let before = quota.used.fetch_add(1, Relaxed);
-        if before >= quota.max.load(Relaxed) {
+        if before >= max {
             quota.used.fetch_sub(1, Relaxed);
             return Err(Refusal::Quota);
         }

@@ -1,9 +1,11 @@
 //! One connection as it lies in the shared file: two cache lines of atomics.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, fence};
 
+use super::translation::Translation;
 use crate::flow::{FlowKey, NO_QUEUE};
+use crate::prefetch::prefetch;
 use crate::shared::plain_struct;
 use crate::tcp_track::Side;
 use crate::wheel::Timed;
@@ -42,7 +44,8 @@ pub struct Record {
     /// Queue pair on which the direction was last sent, plus one; 0 for none.
     queue: [AtomicU8; 2],
     status: AtomicU8,
-    spare: AtomicU8,
+    /// [`CROSSES`], [`RECEIVER_PAYS`].
+    traits: AtomicU8,
     epoch: AtomicU32,
     /// Second in which it began.
     created: AtomicU32,
@@ -67,7 +70,7 @@ plain_struct!(Record {
     scale,
     queue,
     status,
-    spare,
+    traits,
     epoch,
     created,
     next,
@@ -77,6 +80,11 @@ plain_struct!(Record {
 
 const FREE: u8 = 0;
 const VALID: u8 = 1;
+
+/// It has a [`Translation`].
+const CROSSES: u8 = 1;
+/// It counts for the port that did not begin it.
+const RECEIVER_PAYS: u8 = 2;
 
 /// A record's plain values, for lists and events.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,6 +109,8 @@ pub struct Entry {
     pub seen: [u32; 2],
     /// What each direction has shown (TCP).
     pub sides: [Side; 2],
+    /// How it crosses into another network, if it does.
+    pub translation: Option<Translation>,
 }
 
 impl Timed for Record {
@@ -147,7 +157,19 @@ impl Record {
         if direction == 0 { ports >> 16 } else { ports & 0xffff }
     }
 
-    /// Epoch of its network when it was last decided.
+    /// Whether it leads from one network into another.
+    #[inline]
+    pub fn crosses(&self) -> bool {
+        self.traits.load(Relaxed) & CROSSES != 0
+    }
+
+    /// Slot of the port for whose quota it counts.
+    #[inline]
+    pub(super) fn payer(&self) -> u32 {
+        self.port(usize::from(self.traits.load(Relaxed) & RECEIVER_PAYS != 0))
+    }
+
+    /// Epoch of its network when it was last decided; of a connection that crosses, that of all networks.
     #[inline]
     pub fn epoch(&self) -> u32 {
         self.epoch.load(Relaxed)
@@ -218,9 +240,13 @@ impl Record {
     /// Replaces what a direction has shown, where it differs from `old`: a line that did not change stays shared.
     #[inline]
     pub fn set_side(&self, direction: Direction, old: &Side, new: &Side) {
-        if old == new {
-            return;
+        if old != new {
+            self.store_side(direction, new);
         }
+    }
+
+    #[inline]
+    fn store_side(&self, direction: Direction, new: &Side) {
         let shown = &self.shown[direction];
         shown.end.store(new.end, Relaxed);
         shown.ack.store(new.ack, Relaxed);
@@ -230,8 +256,8 @@ impl Record {
         self.flags[direction].store(new.flags, Relaxed);
     }
 
-    /// Its plain values; `None` when it is free or changes its owner right now.
-    pub fn entry(&self, index: u32) -> Option<Entry> {
+    /// Its plain values, but for its translation; `None` when it is free or changes its owner right now.
+    pub(super) fn entry(&self, index: u32) -> Option<Entry> {
         let generation = self.generation();
         if !self.is_valid() {
             return None;
@@ -247,28 +273,40 @@ impl Record {
             created: self.created.load(Relaxed),
             seen: [self.last_seen(0), self.last_seen(1)],
             sides: [self.side(0), self.side(1)],
+            translation: None,
         };
         (self.generation() == generation).then_some(entry)
     }
 
+    /// Asks for both of its lines.
+    #[inline]
+    pub(super) fn prefetch(&self) {
+        prefetch(&self.addresses);
+        prefetch(&self.wheel_prev);
+    }
+
     /// Becomes a connection. Only under the lock of its shard, and only while it is free.
     pub(super) fn fill(&self, new: &super::NewConnection, now: u32) {
+        // Who still walks over it in the chain that it was in before (`super::shard`) must learn that it left that.
+        fence(Release);
         for (word, value) in self.addresses.iter().zip(new.key.addresses) {
             word.store(value, Relaxed);
         }
         self.l4.store(new.key.l4 & !0xffff, Relaxed);
         self.vni.store(new.vni, Relaxed);
         self.ports.store(new.in_port << 16 | new.out_port & 0xffff, Relaxed);
+        let traits =
+            if new.translation.is_some() { CROSSES } else { 0 } | if new.receiver_pays { RECEIVER_PAYS } else { 0 };
+        self.traits.store(traits, Relaxed);
         self.set_epoch(new.epoch, new.basis);
         self.created.store(now, Relaxed);
-        for direction in 0..2 {
-            self.shown[direction].seen.store(0, Relaxed);
-            self.queue[direction].store(NO_QUEUE.wrapping_add(1), Relaxed);
-            let none = Side { flags: u8::MAX, ..Side::default() };
-            let side = if direction == 0 { new.side } else { Side::default() };
-            self.set_side(direction, &none, &side);
+        for (direction, side) in [new.side, Side::default()].into_iter().enumerate() {
+            self.store_side(direction, &side);
         }
-        self.touch(0, now, new.queue);
+        self.shown[0].seen.store(now + 1, Relaxed);
+        self.shown[1].seen.store(0, Relaxed);
+        self.queue[0].store(new.queue.wrapping_add(1), Relaxed);
+        self.queue[1].store(NO_QUEUE.wrapping_add(1), Relaxed);
         self.status.store(VALID, Release);
     }
 

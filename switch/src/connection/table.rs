@@ -2,17 +2,22 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crossbeam_utils::CachePadded;
 
+use super::challenge::Challenges;
+use super::crossing::Crossings;
 use super::quota::{Quotas, Refusal};
 use super::record::{Direction, Entry, Record};
+use super::shard::{Miss, Shard};
 use super::timeouts::Timeouts;
+use super::translation::Translation;
 use crate::flow::{FlowKey, HashKeys, Kind, TRUST_S};
 use crate::limits::{CONNECTIONS_MAX, PORTS_MAX};
+use crate::prefetch::prefetch;
 use crate::shared::SharedFile;
 use crate::tcp_track::Side;
 use crate::wheel::{NONE, Wheel};
@@ -25,6 +30,9 @@ const KEEP: usize = 64;
 
 /// Records looked at for one to give up.
 const EVICT_LOOKS: usize = 16;
+
+/// Records of a chain looked at without the lock: a longer way means that chains change under the reader.
+const WALK_MAX: usize = 64;
 
 /// How a table is made.
 #[derive(Clone, Debug)]
@@ -58,6 +66,19 @@ pub struct NewConnection {
     pub queue: u8,
     /// What its first segment shows (TCP).
     pub side: Side,
+    /// How it crosses into another network, if it does.
+    pub translation: Option<Translation>,
+    /// Whether it counts for the port that did not begin it: one that came from outside.
+    pub receiver_pays: bool,
+}
+
+/// What became of a new connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Committed {
+    /// The connection.
+    pub found: Found,
+    /// Whether it is the new one; else it is one that another worker has just added.
+    pub new: bool,
 }
 
 /// A connection that was found.
@@ -78,6 +99,8 @@ pub enum CommitError {
     Quota,
     /// The table is full.
     Full,
+    /// Another connection has the tuple of its answers.
+    Taken,
 }
 
 /// Free records that a worker has at hand.
@@ -93,11 +116,11 @@ pub struct Connections {
     keys: HashKeys,
     /// First record of each chain.
     heads: Box<[AtomicU32]>,
-    shards: Box<[CachePadded<Mutex<Wheel>>]>,
+    shards: Box<[CachePadded<Shard>]>,
     free: Mutex<Free>,
     quotas: Quotas,
-    count: AtomicU64,
-    evicted: AtomicU64,
+    challenges: Challenges,
+    pub(super) crossings: Crossings,
 }
 
 /// Records that nobody has.
@@ -124,12 +147,17 @@ impl Connections {
             available: AtomicU32::new(0),
             keys: HashKeys::random(),
             heads: fill(buckets),
-            shards: (0..SHARDS).map(|_| CachePadded::new(Mutex::new(Wheel::new(options.now)))).collect(),
+            shards: (0..SHARDS).map(|_| CachePadded::new(Shard::new(options.now))).collect(),
             free: Mutex::new(Free { first: NONE, fresh: 0 }),
             quotas: Quotas::new(),
-            count: AtomicU64::new(0),
-            evicted: AtomicU64::new(0),
+            challenges: Challenges::new(),
+            crossings: Crossings::new(buckets)?,
         })
+    }
+
+    /// SYNs on connections that stand.
+    pub fn challenges(&self) -> &Challenges {
+        &self.challenges
     }
 
     /// Keys of the flow hash.
@@ -144,7 +172,7 @@ impl Connections {
 
     /// Connections now.
     pub fn len(&self) -> u64 {
-        self.count.load(Relaxed)
+        self.shards.iter().map(|shard| u64::from(shard.count())).sum()
     }
 
     /// Whether there is none.
@@ -154,7 +182,7 @@ impl Connections {
 
     /// Connections that a port gave up for newer ones of its own.
     pub fn evicted(&self) -> u64 {
-        self.evicted.load(Relaxed)
+        self.shards.iter().map(|shard| shard.evicted()).sum()
     }
 
     /// Connections that a port has begun.
@@ -208,29 +236,77 @@ impl Connections {
     /// Every connection, as it is when its turn comes.
     pub fn entries(&self) -> impl Iterator<Item = Entry> {
         let used = self.lock_free().fresh as usize;
-        self.records()[..used].iter().enumerate().filter_map(|(index, record)| record.entry(index as u32))
+        (0..used).filter_map(|index| self.entry_at(index as u32))
     }
 
     /// Looks a packet's connection up.
     pub fn find(&self, key: &FlowKey, hash: u64, vni: u32) -> Option<Found> {
-        let bucket = self.bucket(hash);
-        let _shard = self.lock(bucket);
-        self.find_in(bucket, key, vni)
+        self.look(key, hash, vni).ok()
     }
 
+    /// As [`Connections::find`]. A miss spares [`Connections::commit_after`] of the same key another look, if nothing has changed
+    /// by then.
+    ///
+    /// # Errors
+    /// There is no such connection.
+    pub fn look(&self, key: &FlowKey, hash: u64, vni: u32) -> Result<Found, Miss> {
+        let bucket = self.bucket(hash);
+        let shard = self.shard(bucket);
+        let read = shard.read(|| self.walk(bucket, key, vni, WALK_MAX));
+        let (found, miss) = read.unwrap_or_else(|| self.look_locked(bucket, key, vni));
+        found.or_else(|| self.find_reply(bucket, key, vni)).ok_or(miss)
+    }
+
+    #[cold]
+    fn look_locked(&self, bucket: usize, key: &FlowKey, vni: u32) -> (Option<Found>, Miss) {
+        let shard = self.shard(bucket);
+        let _wheel = shard.lock();
+        (self.find_in(bucket, key, vni), shard.miss())
+    }
+
+    /// Asks for what a look for a hash reads first.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        prefetch(&self.heads[self.bucket(hash)]);
+    }
+
+    /// Asks for the first record of the chain of a hash, which should have been asked for.
+    #[inline]
+    pub fn prefetch_chain(&self, hash: u64) {
+        let first = self.heads[self.bucket(hash)].load(Relaxed);
+        if let Some(record) = self.records().get(first as usize) {
+            record.prefetch();
+        }
+    }
+
+    /// The connection of a key, under the lock.
+    #[cold]
     fn find_in(&self, bucket: usize, key: &FlowKey, vni: u32) -> Option<Found> {
+        // No chain is longer than the table.
+        self.walk(bucket, key, vni, usize::MAX).flatten()
+    }
+
+    /// The same among the first `most` records of the chain; `None` when there are more.
+    #[inline(always)]
+    fn walk(&self, bucket: usize, key: &FlowKey, vni: u32, most: usize) -> Option<Option<Found>> {
+        let mut index = self.heads[bucket].load(Relaxed);
+        if index == NONE {
+            return Some(None);
+        }
         let (same, reverse) = (key.unscoped(), key.reversed());
         let records = self.records();
-        let mut index = self.heads[bucket].load(Relaxed);
-        while index != NONE {
+        for _ in 0..most {
             let record = &records[index as usize];
             let found = record.key();
             if record.vni() == vni && (found == same || found == reverse) {
                 // Of a query, the direction is in the kind.
                 let direction = usize::from(found != same);
-                return Some(Found { index, generation: record.generation(), direction });
+                return Some(Some(Found { index, generation: record.generation(), direction }));
             }
             index = record.next.load(Relaxed);
+            if index == NONE {
+                return Some(None);
+            }
         }
         None
     }
@@ -245,54 +321,88 @@ impl Connections {
         timeouts: &Timeouts,
         free: &mut FreeRecords,
         now: u32,
-    ) -> Result<Found, CommitError> {
+    ) -> Result<Committed, CommitError> {
+        self.commit_after(Miss::UNKNOWN, new, timeouts, free, now)
+    }
+
+    /// The same for a key that [`Connections::look`] did not find.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    pub fn commit_after(
+        &self,
+        miss: Miss,
+        new: &NewConnection,
+        timeouts: &Timeouts,
+        free: &mut FreeRecords,
+        now: u32,
+    ) -> Result<Committed, CommitError> {
         debug_assert!(new.key.kind() != Kind::Answer);
         if free.0.is_empty() {
             self.take_free(free);
         }
         let bucket = self.bucket(new.hash);
-        let mut shard = self.lock(bucket);
-        if let Some(found) = self.find_in(bucket, &new.key, new.vni) {
-            return Ok(found);
+        let shard = self.shard(bucket);
+        let mut wheel = shard.lock();
+        let known = if shard.is_unchanged_since(miss) { None } else { self.find_in(bucket, &new.key, new.vni) };
+        if let Some(found) = known.or_else(|| self.find_reply(bucket, &new.key, new.vni)) {
+            return Ok(Committed { found, new: false });
         }
-        let refused = match self.quotas.take(new.in_port) {
-            Ok(()) if !free.0.is_empty() => None,
-            Ok(()) => {
-                self.quotas.give_back(new.in_port);
-                Some(CommitError::Full)
-            }
-            Err(Refusal::Quota) => Some(CommitError::Quota),
-            Err(Refusal::Shared) => Some(CommitError::Full),
+        let payer = if new.receiver_pays { new.out_port } else { new.in_port };
+        let taken = match self.quotas.take(payer) {
+            Ok(()) => free.0.pop().ok_or_else(|| {
+                self.quotas.give_back(payer);
+                CommitError::Full
+            }),
+            Err(Refusal::Quota) => Err(CommitError::Quota),
+            Err(Refusal::Shared) => Err(CommitError::Full),
         };
-        if let Some(error) = refused {
+        let index = match taken {
+            Ok(index) => index,
             // One of its own that nobody has answered and that would end soonest makes room, if there is one.
-            let index = self.evict(&mut shard, new.in_port).ok_or(error)?;
+            Err(error) => self.evict(shard, &mut wheel, payer).ok_or(error)?,
+        };
+        if let Some(translation) = &new.translation
+            && let Err(error) = self.link_reply(index, &new.key, translation)
+        {
             free.0.push(index);
-            self.quotas.take_anyway(new.in_port);
+            self.quotas.give_back(payer);
+            return Err(error);
         }
-        let index = free.0.pop().ok_or(CommitError::Full)?;
-        let record = &self.records()[index as usize];
+        let records = self.records();
+        let record = &records[index as usize];
         record.fill(new, now);
-        self.link(&mut shard, bucket, index, timeouts);
-        Ok(Found { index, generation: record.generation(), direction: 0 })
+        let alone = timeouts.of_new(new.key.proto(), &new.side);
+        let lives = if new.translation.is_some() { timeouts.crossing(new.key.proto(), alone) } else { alone };
+        let deadline = now.saturating_add(lives).saturating_add(1);
+        self.link(shard, &mut wheel, bucket, records, index, deadline);
+        // The next one of this worker, in all likelihood.
+        if let Some(next) = free.0.last() {
+            records[*next as usize].prefetch();
+        }
+        Ok(Committed { found: Found { index, generation: record.generation(), direction: 0 }, new: true })
     }
 
     /// Puts a filled record into its chain and wheel.
-    pub(super) fn link(&self, shard: &mut Wheel, bucket: usize, index: u32, timeouts: &Timeouts) {
-        let record = &self.records()[index as usize];
-        record.next.store(self.heads[bucket].load(Relaxed), Relaxed);
-        self.heads[bucket].store(index, Relaxed);
-        shard.insert(self.records(), index, deadline(record, timeouts));
-        self.count.fetch_add(1, Relaxed);
+    #[inline]
+    fn link(&self, shard: &Shard, wheel: &mut Wheel, bucket: usize, records: &[Record], index: u32, deadline: u32) {
+        let record = &records[index as usize];
+        shard.change(|| {
+            record.next.store(self.heads[bucket].load(Relaxed), Relaxed);
+            self.heads[bucket].store(index, Relaxed);
+        });
+        wheel.insert(records, index, deadline);
+        shard.count_more(1);
     }
 
     /// As [`Connections::link`], for a record that was there before this run.
     pub(super) fn relink_adopted(&self, index: u32, timeouts: &Timeouts) {
-        let record = &self.records()[index as usize];
+        let records = self.records();
+        let record = &records[index as usize];
         let bucket = self.bucket(self.keys.hash(&record.key(), record.vni()));
-        let mut shard = self.lock(bucket);
-        self.quotas.take_anyway(record.port(0));
-        self.link(&mut shard, bucket, index, timeouts);
+        let shard = self.shard(bucket);
+        self.quotas.take_anyway(record.payer());
+        self.link(shard, &mut shard.lock(), bucket, records, index, deadline(record, timeouts));
     }
 
     /// Forgets a connection, unless it is another one by now. Returns whether it was there.
@@ -300,12 +410,14 @@ impl Connections {
         let Some(record) = self.get(index, generation) else { return false };
         let bucket = self.bucket(self.keys.hash(&record.key(), record.vni()));
         {
-            let mut shard = self.lock(bucket);
+            let shard = self.shard(bucket);
+            let mut wheel = shard.lock();
             if self.get(index, generation).is_none() {
                 return false;
             }
-            shard.remove(self.records(), index);
-            self.unlink(bucket, index);
+            wheel.remove(self.records(), index);
+            self.unlink(shard, bucket, index);
+            self.quotas.give_back(record.payer());
         }
         self.give_back(&[index]);
         true
@@ -315,10 +427,10 @@ impl Connections {
     pub fn reschedule(&self, index: u32, generation: u32, timeouts: &Timeouts) {
         let Some(record) = self.get(index, generation) else { return };
         let bucket = self.bucket(self.keys.hash(&record.key(), record.vni()));
-        let mut shard = self.lock(bucket);
+        let mut wheel = self.shard(bucket).lock();
         if self.get(index, generation).is_some() {
-            shard.remove(self.records(), index);
-            shard.insert(self.records(), index, deadline(record, timeouts));
+            wheel.remove(self.records(), index);
+            wheel.insert(self.records(), index, deadline(record, timeouts));
         }
     }
 
@@ -335,7 +447,8 @@ impl Connections {
         let mut freed = [0; KEEP];
         let (mut looked, mut count) = (0, 0);
         {
-            let mut wheel = lock(&self.shards[shard]);
+            let shard = &self.shards[shard];
+            let mut wheel = shard.lock();
             while looked < budget && count < KEEP {
                 let Some(index) = wheel.due(self.records(), now) else { break };
                 looked += 1;
@@ -345,10 +458,11 @@ impl Connections {
                     wheel.insert(self.records(), index, deadline);
                     continue;
                 }
-                if let Some(entry) = record.entry(index) {
+                if let Some(entry) = self.entry_at(index) {
                     closed(&entry);
                 }
-                self.unlink(self.bucket(self.keys.hash(&record.key(), record.vni())), index);
+                self.unlink(shard, self.bucket(self.keys.hash(&record.key(), record.vni())), index);
+                self.quotas.give_back(record.payer());
                 freed[count] = index;
                 count += 1;
             }
@@ -362,8 +476,8 @@ impl Connections {
         SHARDS
     }
 
-    /// Takes a record out of its chain and clears it. Its shard is locked, and it is in no wheel.
-    fn unlink(&self, bucket: usize, index: u32) {
+    /// Takes a record out of its chain and clears it, all but its ports. Its shard is locked, and it is in no wheel.
+    fn unlink(&self, shard: &Shard, bucket: usize, index: u32) {
         let records = self.records();
         let mut at = &self.heads[bucket];
         while at.load(Relaxed) != index {
@@ -375,25 +489,26 @@ impl Connections {
             at = &records[next as usize].next;
         }
         let record = &records[index as usize];
-        at.store(record.next.load(Relaxed), Relaxed);
-        self.quotas.give_back(record.port(0));
-        record.clear();
-        self.count.fetch_sub(1, Relaxed);
+        if record.crosses() {
+            self.unlink_reply(index);
+        }
+        shard.change(|| {
+            at.store(record.next.load(Relaxed), Relaxed);
+            record.clear();
+        });
+        shard.count_more(-1);
     }
 
-    /// Frees a connection of a port in this shard that nobody has answered, out of those that would end soonest.
-    #[cold]
-    fn evict(&self, shard: &mut Wheel, port: u32) -> Option<u32> {
+    /// Frees a connection of a port in this shard that nobody has answered, out of those that would end soonest. The port's
+    /// share of the table stays taken, for the one that comes in its place.
+    fn evict(&self, shard: &Shard, wheel: &mut Wheel, port: u32) -> Option<u32> {
         let records = self.records();
-        let own = |index: &u32| {
-            let record = &records[*index as usize];
-            record.port(0) == port && !record.is_assured()
-        };
-        let index = shard.soonest(records, EVICT_LOOKS).find(own)?;
+        let own = |record: &Record| record.payer() == port && !record.is_assured();
+        let index = wheel.soonest(records, EVICT_LOOKS, own)?;
         let record = &records[index as usize];
-        shard.remove(records, index);
-        self.unlink(self.bucket(self.keys.hash(&record.key(), record.vni())), index);
-        self.evicted.fetch_add(1, Relaxed);
+        wheel.remove(records, index);
+        self.unlink(shard, self.bucket(self.keys.hash(&record.key(), record.vni())), index);
+        shard.count_evicted();
         Some(index)
     }
 
@@ -434,23 +549,19 @@ impl Connections {
     }
 
     #[inline]
-    fn bucket(&self, hash: u64) -> usize {
+    pub(super) fn bucket(&self, hash: u64) -> usize {
         // The lower half chooses a bucket of the flow caches, the upper half the other: a mix of both.
         (hash ^ hash >> 23) as usize & (self.heads.len() - 1)
     }
 
-    fn lock(&self, bucket: usize) -> MutexGuard<'_, Wheel> {
-        lock(&self.shards[bucket % SHARDS])
+    #[inline]
+    fn shard(&self, bucket: usize) -> &CachePadded<Shard> {
+        &self.shards[bucket % SHARDS]
     }
 
     fn lock_free(&self) -> MutexGuard<'_, Free> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A panic under the lock would end the process (`fabric::or_abort`).
-fn lock(shard: &Mutex<Wheel>) -> MutexGuard<'_, Wheel> {
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Second in which a connection ends if nothing comes.

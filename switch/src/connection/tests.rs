@@ -57,7 +57,12 @@ impl Host {
     }
 
     fn commit_with(&self, free: &mut FreeRecords, key: FlowKey, in_port: u32, now: u32) -> Result<Found, CommitError> {
-        let new = NewConnection {
+        let new = self.new_connection(key, in_port);
+        self.connections.commit(&new, &self.timeouts, free, now).map(|committed| committed.found)
+    }
+
+    fn new_connection(&self, key: FlowKey, in_port: u32) -> NewConnection {
+        NewConnection {
             key,
             hash: self.hash(&key),
             vni: 7,
@@ -67,8 +72,9 @@ impl Host {
             epoch: 5,
             queue: NO_QUEUE,
             side: Side::default(),
-        };
-        self.connections.commit(&new, &self.timeouts, free, now)
+            translation: None,
+            receiver_pays: false,
+        }
     }
 
     fn find(&self, key: FlowKey) -> Option<Found> {
@@ -216,8 +222,10 @@ fn the_next_run_adopts_what_is_still_right() {
             epoch: 1,
             queue: 0,
             side: Side::default(),
+            translation: None,
+            receiver_pays: false,
         };
-        assert!(indices.insert(next.commit(&new, &host.timeouts, &mut free, 105).unwrap().index));
+        assert!(indices.insert(next.commit(&new, &host.timeouts, &mut free, 105).unwrap().found.index));
     }
     assert_eq!(next.len(), 1000);
     drop(next);
@@ -289,4 +297,61 @@ proptest! {
             prop_assert_eq!(host.connections.used_by(port), count as u32);
         }
     }
+}
+
+#[test]
+fn what_is_found_without_the_lock_is_there() {
+    // Two long chains, between which records wander while others look for what stays at the end of one.
+    let host = &host(512);
+    let of_chain = |chain: u64, from: u32| {
+        let lies_there = move |key: &FlowKey| (host.hash(key) ^ host.hash(key) >> 23) & 511 == chain;
+        (from..).map(udp).filter(lies_there)
+    };
+    let stays = of_chain(5, 0).next().unwrap();
+    host.commit(stays, 0, 100).unwrap();
+    let going = AtomicU32::new(1);
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (1..3)
+            .map(|worker| {
+                let mut free = FreeRecords::new();
+                let of = |chain| of_chain(chain, worker * 1_000_000).take(40).collect();
+                let chains: [Vec<FlowKey>; 2] = [of(5), of(6)];
+                scope.spawn(move || {
+                    for round in 0..2_000 {
+                        let begun = chains[round % 2].iter().map(|key| host.commit_with(&mut free, *key, worker, 100));
+                        for found in begun.collect::<Result<Vec<Found>, _>>().unwrap() {
+                            assert!(host.connections.remove(found.index, found.generation));
+                        }
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            while going.load(Ordering::Relaxed) != 0 {
+                let found = host.find(stays).expect("it stays");
+                let record = host.connections.get(found.index, found.generation).expect("it is what was found");
+                assert_eq!(record.key(), stays);
+            }
+        });
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        going.store(0, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_miss_that_is_out_of_date_is_looked_up_again() {
+    let host = host(512);
+    let (key, other) = (udp(1), udp(2));
+    let miss = host.connections.look(&key, host.hash(&key), 7).unwrap_err();
+    let first = host.commit(key, 0, 100).unwrap();
+    let mut free = FreeRecords::new();
+    let after = |miss, key: FlowKey, free: &mut FreeRecords| {
+        host.connections.commit_after(miss, &host.new_connection(key, 0), &host.timeouts, free, 100).unwrap().found
+    };
+    assert_eq!(after(miss, key, &mut free), first);
+    assert_eq!(after(Miss::UNKNOWN, key, &mut free), first);
+    let miss = host.connections.look(&other, host.hash(&other), 7).unwrap_err();
+    let second = after(miss, other, &mut free);
+    assert_eq!(host.find(other), Some(second));
+    assert_eq!(host.connections.len(), 2);
 }

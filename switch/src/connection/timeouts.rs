@@ -1,7 +1,7 @@
 //! How long a connection lives without a packet.
 
 use super::record::Record;
-use crate::tcp_track::{self, State};
+use crate::tcp_track::{self, Side, State};
 use crate::wire::proto;
 
 /// Seconds without a packet after which a connection is forgotten (SEMANTICS CT12, NA14; RFC 5382, RFC 4787).
@@ -27,6 +27,13 @@ pub struct Timeouts {
     pub sctp: u32,
     /// Any other protocol.
     pub other: u32,
+    /// UDP from one network into another: as long as a NAT mapping lives (RFC 4787 REQ-5), which must not outlive it (SEMANTICS
+    /// NA16).
+    pub crossing_udp: u32,
+    /// TCP from one network into another that is not established (RFC 5382 REQ-5).
+    pub crossing_tcp: u32,
+    /// ICMP queries from one network into another (RFC 5508 REQ-2).
+    pub crossing_icmp: u32,
 }
 
 impl Default for Timeouts {
@@ -42,6 +49,9 @@ impl Default for Timeouts {
             icmp: 30,
             sctp: 210,
             other: 600,
+            crossing_udp: 300,
+            crossing_tcp: 240,
+            crossing_icmp: 60,
         }
     }
 }
@@ -49,19 +59,48 @@ impl Default for Timeouts {
 impl Timeouts {
     /// Seconds that a connection may live from its last packet.
     pub fn of(&self, record: &Record) -> u32 {
+        let alone = self.within(record);
+        if record.crosses() { self.crossing(record.key().proto(), alone) } else { alone }
+    }
+
+    /// The same of a connection that crosses, which within a network would live `alone`.
+    pub(super) fn crossing(&self, protocol: u8, alone: u32) -> u32 {
+        match protocol {
+            proto::TCP => alone.max(self.crossing_tcp),
+            proto::UDP => alone.max(self.crossing_udp),
+            proto::ICMPV4 | proto::ICMPV6 => alone.max(self.crossing_icmp),
+            _ => alone,
+        }
+    }
+
+    /// Of one within a network.
+    fn within(&self, record: &Record) -> u32 {
         match record.key().proto() {
-            proto::TCP => match tcp_track::state(&record.side(0), &record.side(1)) {
-                State::Opening => self.tcp_opening,
-                State::Established => self.tcp_established,
-                State::Closing => self.tcp_closing,
-                State::TimeWait => self.tcp_time_wait,
-                State::Closed => self.tcp_closed,
-            },
+            proto::TCP => self.tcp(&record.side(0), &record.side(1)),
             proto::UDP if record.is_replied() => self.udp_stream,
+            other => self.of_new(other, &Side::default()),
+        }
+    }
+
+    /// The same of a connection that begins, whose first segment shows `side` (TCP).
+    #[inline]
+    pub(super) fn of_new(&self, protocol: u8, side: &Side) -> u32 {
+        match protocol {
+            proto::TCP => self.tcp(side, &Side::default()),
             proto::UDP => self.udp_unreplied,
             proto::ICMPV4 | proto::ICMPV6 => self.icmp,
             proto::SCTP => self.sctp,
             _ => self.other,
+        }
+    }
+
+    fn tcp(&self, side: &Side, other: &Side) -> u32 {
+        match tcp_track::state(side, other) {
+            State::Opening => self.tcp_opening,
+            State::Established => self.tcp_established,
+            State::Closing => self.tcp_closing,
+            State::TimeWait => self.tcp_time_wait,
+            State::Closed => self.tcp_closed,
         }
     }
 }

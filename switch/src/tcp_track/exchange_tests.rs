@@ -216,6 +216,7 @@ impl Path {
         let receiver = self.sides[1 - from];
         match track(&self.sides[from], &receiver, &segment) {
             Outcome::Pass(side) => self.sides[from] = side,
+            Outcome::Challenge(_) => {}
             // It was overtaken by more than a window: its receiver discards it too (RFC 5961 §5.2, RFC 9293 §3.10.7.4).
             Outcome::OutOfWindow if overtaken(&segment, &self.sides[from]) => self.refused += 1,
             // smoltcp 0.14 retransmits a whole segment (three duplicate acknowledgements) whatever the window, and goes on
@@ -264,6 +265,7 @@ impl Path {
                 };
                 match track(&sender, &receiver, &segment) {
                     Outcome::Pass(side) => prop_assert_eq!(side, sender, "{:?}", segment),
+                    Outcome::Challenge(_) => prop_assert_eq!(flags, SYN),
                     other => prop_assert_eq!(other, Outcome::OutOfWindow, "{:?}", segment),
                 }
             }

@@ -88,6 +88,12 @@ pub fn update(checksum: u16, old: u16, new: u16) -> u16 {
     !combine(combine(!checksum, !old), new)
 }
 
+/// The checksum after what it covers changed by `difference`, a sum of `~old + new` (RFC 1624, equation 3).
+#[inline]
+pub fn apply(checksum: u16, difference: u16) -> u16 {
+    !combine(!checksum, difference)
+}
+
 /// As [`update`], for octets of even length at an even offset. Both slices must be equally long.
 #[inline]
 pub fn update_octets(checksum: u16, old: &[u8], new: &[u8]) -> u16 {
@@ -111,7 +117,7 @@ pub fn pseudo_v6(src: Ipv6Addr, dst: Ipv6Addr, proto: u8, len: u32) -> u16 {
 
 /// Adds the carries back in until 16 bits are left.
 #[inline]
-fn fold(total: u64) -> u16 {
+pub fn fold(total: u64) -> u16 {
     let total = (total >> 32) + (total & 0xffff_ffff);
     let total = (total >> 16) + (total & 0xffff);
     let total = (total >> 16) + (total & 0xffff);

@@ -37,6 +37,8 @@ pub mod unreachable {
     pub const L4_PORT: u8 = 3;
     /// Fragmentation needed and "don't fragment" set; carries the MTU (RFC 1191).
     pub const FRAGMENTATION_NEEDED: u8 = 4;
+    /// Communication administratively prohibited (RFC 1812 §5.2.7.1).
+    pub const PROHIBITED: u8 = 13;
 }
 
 /// View of the fixed part.

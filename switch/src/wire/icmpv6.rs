@@ -43,6 +43,8 @@ pub mod kind {
 pub mod unreachable {
     /// No route to the destination.
     pub const NO_ROUTE: u8 = 0;
+    /// Communication with destination administratively prohibited.
+    pub const PROHIBITED: u8 = 1;
     /// The address does not answer.
     pub const ADDRESS: u8 = 3;
     /// Nothing listens on the L4 port.

@@ -116,6 +116,40 @@ impl Repr {
     }
 }
 
+/// Lowers the MSS option of a SYN to `max`, where it is above, and keeps the checksum right; one that is `partial` covers no
+/// options yet. `segment` is the header with its options.
+pub fn clamp_mss(segment: &mut [u8], max: u16, partial: bool) {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const MSS: u8 = 2;
+    let mut at = HEADER_LEN;
+    while let Some(kind) = segment.get(at).copied() {
+        let len = match kind {
+            END => return,
+            NO_OPERATION => 1,
+            _ => match segment.get(at + 1) {
+                // RFC 9293 §3.1: the length counts both octets before the value.
+                Some(len) if *len >= 2 => usize::from(*len),
+                _ => return,
+            },
+        };
+        if (kind, len) == (MSS, 4) && segment.len() >= at + 4 {
+            let old = be16(segment, at + 2);
+            if old > max {
+                segment[at + 2..at + 4].copy_from_slice(&max.to_be_bytes());
+                if !partial {
+                    // At an odd place its octets are halves of two words: a sum over swapped octets is the swapped sum.
+                    let word = |value: u16| if at.is_multiple_of(2) { value } else { value.swap_bytes() };
+                    let checksum = super::checksum::update(be16(segment, 16), word(old), word(max));
+                    segment[16..18].copy_from_slice(&checksum.to_be_bytes());
+                }
+            }
+            return;
+        }
+        at += len;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,15 +1,17 @@
-//! Where a worker sleeps, and the devices of the host that it reads and writes: an `io_uring` for each worker, and TAP
-//! devices for containers.
+//! Where a worker sleeps, and the devices of the host that it reads and writes: an `io_uring` for each worker, TAP
+//! devices for containers, and packet sockets for the uplink; and what the kernel must know and tell of the uplink.
 //!
 //! Read [`uring`] first. It knows the packet of `hostweave-switch` and no other crate of ours.
 #![deny(unsafe_code)]
 
+pub mod device;
 mod error;
 pub mod limits;
+pub mod netlink;
 pub mod netns;
+pub mod packet_socket;
 #[allow(unsafe_code, reason = "memory that the kernel fills, and ioctls")]
 mod sys;
-pub mod tap;
 pub mod uring;
 mod waker;
 

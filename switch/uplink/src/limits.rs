@@ -2,8 +2,17 @@
 
 use hostweave_switch::limits::{BURST, FRAME_MAX};
 
-/// Octets of the virtio-net header before each frame (VIRTIO 1.2 §5.1.6, with `num_buffers`).
+/// Octets of the virtio-net header before each frame of a TAP device (VIRTIO 1.2 §5.1.6, with `num_buffers`).
 pub const HEADER_LEN: usize = 12;
+
+/// Octets of the virtio-net header before each frame of a packet socket (packet(7), without `num_buffers`).
+pub const PACKET_HEADER_LEN: usize = 10;
+
+/// Octets of a VLAN tag (IEEE 802.1Q).
+pub const VLAN_TAG_LEN: usize = 4;
+
+/// Octets of frames that wait in a packet socket, either way; the kernel counts its own overhead too.
+pub const SOCKET_BUFFER: usize = 8 << 20;
 
 /// Requests that are queued before the kernel is called.
 pub const SUBMISSIONS: u32 = 1_024;
@@ -12,12 +21,12 @@ pub const SUBMISSIONS: u32 = 1_024;
 pub const COMPLETIONS: u32 = 16_384;
 
 /// Octets of a buffer for one frame: whole pages.
-pub const FRAME_BUFFER: usize = (HEADER_LEN + FRAME_MAX).next_multiple_of(4_096);
+pub const FRAME_BUFFER: usize = (HEADER_LEN + VLAN_TAG_LEN + FRAME_MAX).next_multiple_of(4_096);
 
-/// Frames of all TAP devices that a worker has read and not yet handled. A power of two.
+/// Frames of all devices that a worker has read and not yet handled. A power of two.
 pub const READ_BUFFERS: u16 = 64;
 
-/// Frames of all TAP devices that a worker has written and the kernel not yet taken.
+/// Frames of all devices that a worker has written and the kernel not yet taken.
 pub const WRITE_BUFFERS: u16 = 128;
 
 /// Frames that the kernel has not yet taken, of one device.
@@ -34,4 +43,4 @@ pub const DEVICE_NAME_MAX: usize = 15;
 
 const _: () = assert!(READ_BUFFERS.is_power_of_two() && READ_BUFFERS as usize >= BURST);
 const _: () = assert!(WRITE_BUFFERS as usize >= BURST);
-const _: () = assert!(FRAME_BUFFER >= HEADER_LEN + FRAME_MAX);
+const _: () = assert!(FRAME_BUFFER >= HEADER_LEN + VLAN_TAG_LEN + FRAME_MAX && PACKET_HEADER_LEN < HEADER_LEN);

@@ -58,7 +58,7 @@ pub struct TapRequest {
     pub mtu: u16,
 }
 
-/// A device that is ready for [`crate::tap::Tap::new`].
+/// A device that is ready for [`crate::device::Device::tap`].
 #[derive(Debug)]
 pub struct TapDevice {
     /// The device.

@@ -1,5 +1,5 @@
 //! The only file of this crate with `unsafe`: the memory that the kernel reads and writes for us, the submission of
-//! requests that name it, and the `ioctl`s of TUN devices. Everything it offers is safe to call.
+//! requests that name it, the `ioctl`s of TUN devices, and packet sockets. Everything it offers is safe to call.
 //!
 //! Memory of frames is taken from the system once and never given back (see [`Region`]): whatever still points there,
 //! a request in flight or a [`Segment`] of a burst, points at mapped memory for the life of the process.
@@ -196,6 +196,10 @@ pub(crate) enum Op {
     ReadMulti { fd: RawFd },
     /// Read once into a provided buffer of `len` octets.
     ReadOnce { fd: RawFd, len: u32 },
+    /// Receive from a socket into provided buffers until they run out.
+    ReceiveMulti { fd: RawFd },
+    /// Receive from a socket once into a provided buffer of `len` octets.
+    ReceiveOnce { fd: RawFd, len: u32 },
 }
 
 /// One completion.
@@ -230,6 +234,7 @@ impl Mode {
 pub(crate) struct Ring {
     io: IoUring,
     multishot_reads: bool,
+    multishot_receives: bool,
     /// Requests that did not fit the submission queue; nearly always empty.
     backlog: Vec<squeue::Entry>,
 }
@@ -262,12 +267,19 @@ impl Ring {
         let mut probe = Probe::new();
         let probed = io.submitter().register_probe(&mut probe).is_ok();
         let multishot_reads = mode == Mode::Deferred && probed && probe.is_supported(opcode::ReadMulti::CODE);
-        Ok(Self { io, multishot_reads, backlog: Vec::new() })
+        // Linux 6.0, so wherever that mode is.
+        let multishot_receives = mode == Mode::Deferred;
+        Ok(Self { io, multishot_reads, multishot_receives, backlog: Vec::new() })
     }
 
     /// Whether one request reads any number of frames (Linux 6.7).
     pub(crate) fn multishot_reads(&self) -> bool {
         self.multishot_reads
+    }
+
+    /// Whether one request receives any number of frames from a socket.
+    pub(crate) fn multishot_receives(&self) -> bool {
+        self.multishot_receives
     }
 
     /// Makes `count` (a power of two) buffers and tells the kernel.
@@ -304,14 +316,30 @@ impl Ring {
                 .buf_group(BUFFER_GROUP)
                 .build()
                 .flags(squeue::Flags::BUFFER_SELECT),
+            Op::ReceiveMulti { fd } => opcode::RecvMulti::new(Fd(fd), BUFFER_GROUP).build(),
+            Op::ReceiveOnce { fd, len } => opcode::Recv::new(Fd(fd), std::ptr::null_mut(), len)
+                .buf_group(BUFFER_GROUP)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT),
         };
         self.push_entry(entry.user_data(user_data));
     }
 
-    /// Queues a write of the first `len` octets of a buffer that [`WritePool::fill`] returned.
-    pub(crate) fn push_write(&mut self, fd: RawFd, pool: &WritePool, (index, len): (u16, usize), user_data: u64) {
+    /// Queues a write of the first `len` octets of a buffer that [`WritePool::fill`] returned. One to a socket never
+    /// waits for room there: frames that did would overtake each other.
+    pub(crate) fn push_write(
+        &mut self,
+        fd: RawFd,
+        socket: bool,
+        pool: &WritePool,
+        (index, len): (u16, usize),
+        user_data: u64,
+    ) {
         let address = pool.buffers.at(usize::from(index) * pool.stride, len);
-        let entry = opcode::Write::new(Fd(fd), address.as_ptr(), len as u32).build();
+        let entry = match socket {
+            false => opcode::Write::new(Fd(fd), address.as_ptr(), len as u32).build(),
+            true => opcode::Send::new(Fd(fd), address.as_ptr(), len as u32).flags(libc::MSG_DONTWAIT).build(),
+        };
         self.push_entry(entry.user_data(user_data));
     }
 
@@ -503,6 +531,68 @@ pub(crate) fn set_interface_up(socket: BorrowedFd<'_>, name: &str) -> io::Result
     let flags = unsafe { request.ifr_ifru.ifru_flags };
     request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
     ioctl(socket, libc::SIOCSIFFLAGS as _, &mut request)
+}
+
+/// A packet socket that receives nothing until it is bound (packet(7)).
+pub(crate) fn packet_socket() -> io::Result<OwnedFd> {
+    // SAFETY: makes a file descriptor and touches no memory. JUSTIFICATION: `nix` makes such sockets, but with the
+    // protocol of its choice, which receives at once.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this file descriptor for us; nobody else knows it.
+    // JUSTIFICATION: it arrives as a number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sets an option of a socket.
+fn set_option<T>(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
+    let (address, len) = (std::ptr::from_ref(value).cast(), size_of::<T>() as libc::socklen_t);
+    // SAFETY: private function; the kernel reads `len` octets of `value`, and every caller below pairs the option with
+    // its type. JUSTIFICATION: `nix` does not know these options.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, address, len) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sets an option that is a number.
+pub(crate) fn set_number(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+    set_option(socket, level, name, &value)
+}
+
+/// Lets only frames pass for which the program returns other than zero (`SO_ATTACH_FILTER`).
+pub(crate) fn attach_filter(socket: BorrowedFd<'_>, program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };
+    set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+}
+
+/// Has the interface receive more than what is for it (`PACKET_ADD_MEMBERSHIP`, `PACKET_MR_*`), while the socket is open.
+pub(crate) fn join(socket: BorrowedFd<'_>, index: u32, kind: i32) -> io::Result<()> {
+    let request = libc::packet_mreq {
+        mr_ifindex: index as libc::c_int,
+        mr_type: kind as libc::c_ushort,
+        mr_alen: 0,
+        mr_address: [0; 8],
+    };
+    set_option(socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &request)
+}
+
+/// Binds a packet socket to an interface, for frames of all protocols: from now on it receives.
+pub(crate) fn bind_packet(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as libc::c_ushort,
+        sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+        sll_ifindex: index as libc::c_int,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the kernel reads `len` octets of an address of the family that it says.
+    // JUSTIFICATION: `nix` has no constructor for this address.
+    let result = unsafe { libc::bind(socket.as_raw_fd(), std::ptr::from_ref(&address).cast(), len) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Receives one octet and at most one file descriptor. No octet: the other end is closed.

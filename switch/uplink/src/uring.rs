@@ -1,4 +1,4 @@
-//! A worker's `io_uring`: kicks, signals, frames of TAP devices and wake-ups, and the only place where it sleeps.
+//! A worker's `io_uring`: kicks, signals, frames of network devices and wake-ups, and the only place where it sleeps.
 //!
 //! # Theory of operation
 //!
@@ -14,7 +14,7 @@
 //!
 //! *Signals* to guests' call eventfds are writes that never wait (`RWF_NOWAIT`) and complete silently.
 //!
-//! *Frames* of TAP devices are read into buffers that all devices of the worker share. When they run out, the devices
+//! *Frames* of network devices are read into buffers that all devices of the worker share. When they run out, the devices
 //! that brought the fewest frames lately are served first.
 //!
 //! Requests go to file descriptors that others may share: those of guests must be eventfds, checked where they are
@@ -34,8 +34,8 @@ use hostweave_switch::tables::PortId;
 
 use crate::Error;
 use crate::limits::{
-    COMPLETIONS, DEVICE_IN_FLIGHT_MAX, FRAME_BUFFER, HEADER_LEN, POLLS_ENDED_MAX, READ_BUFFERS, READS_ONE_SHOT,
-    SUBMISSIONS, WRITE_BUFFERS,
+    COMPLETIONS, DEVICE_IN_FLIGHT_MAX, FRAME_BUFFER, POLLS_ENDED_MAX, READ_BUFFERS, READS_ONE_SHOT, SUBMISSIONS,
+    WRITE_BUFFERS,
 };
 use crate::sys::{Completion, Op, ReadPool, Ring, WritePool};
 
@@ -55,6 +55,11 @@ pub enum Event {
         token: u64,
         /// The frame; goes back by [`Uring::release`].
         frame: Frame,
+    },
+    /// A device lost a frame: it is of a kind that has no virtio-net header.
+    Lost {
+        /// As given when the device was started.
+        token: u64,
     },
     /// A device did not take a frame that was queued: it is set down, or gone.
     Refused {
@@ -93,18 +98,30 @@ impl Frame {
     }
 }
 
+/// How frames are read and written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// By `read` and `write`.
+    File,
+    /// By `recv` and `send`.
+    Socket,
+}
+
 /// A file that frames are read from and written to, one a call.
 #[derive(Debug)]
-pub(crate) struct Device {
+pub(crate) struct Stream {
     port: PortId,
     pub(crate) fd: Arc<OwnedFd>,
+    kind: Kind,
+    /// Octets of a write that are not the packet's.
+    overhead: usize,
     /// Frames given to the kernel and not yet taken, by all workers.
     in_flight: AtomicU32,
 }
 
-impl Device {
-    pub(crate) fn new(port: PortId, fd: OwnedFd) -> Self {
-        Self { port, fd: Arc::new(fd), in_flight: AtomicU32::new(0) }
+impl Stream {
+    pub(crate) fn new(port: PortId, fd: OwnedFd, kind: Kind, overhead: usize) -> Self {
+        Self { port, fd: Arc::new(fd), kind, overhead, in_flight: AtomicU32::new(0) }
     }
 }
 
@@ -121,7 +138,7 @@ struct Kick {
 struct Reader {
     token: u64,
     /// `None` once stopped or failed: only the end of the requests is waited for.
-    device: Option<Arc<Device>>,
+    device: Option<Arc<Stream>>,
     stopped: bool,
     /// Requests in the kernel.
     requests: u32,
@@ -145,7 +162,7 @@ pub struct Uring {
     reads: Option<ReadPool>,
     writes: Option<WritePool>,
     /// For each write buffer in use, where it goes (which keeps the file open) and how much of it.
-    writing: Vec<Option<(Arc<Device>, usize)>>,
+    writing: Vec<Option<(Arc<Stream>, usize)>>,
     /// File descriptors that queued requests name: open until submitted.
     named: Vec<Arc<OwnedFd>>,
     events: Vec<Event>,
@@ -295,7 +312,7 @@ impl Uring {
     }
 
     /// Reads frames of `device` until it is stopped.
-    pub(crate) fn start(&mut self, token: u64, device: Arc<Device>) {
+    pub(crate) fn start(&mut self, token: u64, device: Arc<Stream>) {
         if let Err(error) = self.ensure_reads() {
             self.events.push(Event::Failed { token, error });
             return;
@@ -327,7 +344,7 @@ impl Uring {
     #[inline]
     pub(crate) fn write(
         &mut self,
-        device: &Arc<Device>,
+        device: &Arc<Stream>,
         fill: impl FnOnce(&mut [u8]) -> Option<usize>,
     ) -> Result<(), DropReason> {
         if self.writes.as_ref().is_none_or(WritePool::is_empty)
@@ -348,7 +365,7 @@ impl Uring {
         let index = usize::from(buffer.0);
         device.in_flight.fetch_add(1, Ordering::Relaxed);
         self.writing[index] = Some((Arc::clone(device), buffer.1));
-        ring.push_write(device.fd.as_raw_fd(), pool, buffer, user_data(WRITE, index));
+        ring.push_write(device.fd.as_raw_fd(), device.kind == Kind::Socket, pool, buffer, user_data(WRITE, index));
         Ok(())
     }
 
@@ -443,9 +460,14 @@ impl Uring {
                 _ => pool.provide(buffer),
             }
         }
+        let kind = reader.device.as_ref().map(|device| device.kind);
+        if completion.result == -libc::EINVAL && kind == Some(Kind::Socket) {
+            // A packet socket has taken the frame by then.
+            self.events.push(Event::Lost { token: reader.token });
+        }
         if reader.device.is_none() {
             self.forget_reader(index);
-        } else if completion.result <= 0 && !again(completion.result) {
+        } else if completion.result <= 0 && !again(kind, completion.result) {
             let error = io::Error::from_raw_os_error(-completion.result);
             let token = reader.token;
             reader.device = None;
@@ -459,7 +481,7 @@ impl Uring {
         if let Some((device, len)) = self.writing.get_mut(index).and_then(Option::take) {
             device.in_flight.fetch_sub(1, Ordering::Relaxed);
             if completion.result < 0 {
-                let octets = len.saturating_sub(HEADER_LEN);
+                let octets = len.saturating_sub(device.overhead);
                 self.events.push(Event::Refused { port: device.port, octets });
             }
             if let Some(pool) = self.writes.as_mut() {
@@ -489,9 +511,12 @@ impl Uring {
                 }
                 continue;
             };
-            let (op, wanted) = match ring.multishot_reads() {
-                true => (Op::ReadMulti { fd: device.fd.as_raw_fd() }, 1),
-                false => (Op::ReadOnce { fd: device.fd.as_raw_fd(), len: stride }, READS_ONE_SHOT),
+            let fd = device.fd.as_raw_fd();
+            let (op, wanted) = match (device.kind, ring.multishot_reads(), ring.multishot_receives()) {
+                (Kind::File, true, _) => (Op::ReadMulti { fd }, 1),
+                (Kind::File, false, _) => (Op::ReadOnce { fd, len: stride }, READS_ONE_SHOT),
+                (Kind::Socket, _, true) => (Op::ReceiveMulti { fd }, 1),
+                (Kind::Socket, _, false) => (Op::ReceiveOnce { fd, len: stride }, READS_ONE_SHOT),
             };
             while reader.requests < wanted {
                 ring.push(op, user_data(READ, index));
@@ -521,8 +546,13 @@ impl Drop for Uring {
 }
 
 /// Whether a read that failed may just be tried again.
-fn again(result: i32) -> bool {
-    matches!(-result, libc::ENOBUFS | libc::EAGAIN | libc::EINTR | libc::ECANCELED)
+fn again(kind: Option<Kind>, result: i32) -> bool {
+    match -result {
+        libc::ENOBUFS | libc::EAGAIN | libc::EINTR | libc::ECANCELED => true,
+        // See [`Event::Lost`].
+        libc::EINVAL => kind == Some(Kind::Socket),
+        _ => false,
+    }
 }
 
 /// Index of an entry that is free, made if there is none.

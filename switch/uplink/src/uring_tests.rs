@@ -8,6 +8,7 @@ use std::time::Instant;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::*;
+use crate::limits::HEADER_LEN;
 use crate::sys::Mode;
 
 const SHORT: Option<Duration> = Some(Duration::from_millis(30));
@@ -267,11 +268,11 @@ fn wakes_end_the_sleep_and_none_is_lost() {
     sender.join().unwrap();
 }
 
-fn pair() -> (Arc<Device>, UnixDatagram) {
+fn pair() -> (Arc<Stream>, UnixDatagram) {
     let (ours, theirs) = UnixDatagram::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     theirs.set_nonblocking(true).unwrap();
-    (Arc::new(Device::new(PortId(6), ours.into())), theirs)
+    (Arc::new(Stream::new(PortId(6), ours.into(), Kind::File, HEADER_LEN)), theirs)
 }
 
 fn content(frame: &Frame) -> Vec<u8> {
@@ -435,7 +436,7 @@ fn a_device_that_goes_away_fails_once() {
     let mut uring = Uring::new().unwrap();
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
-    uring.start(8, Arc::new(Device::new(PortId(6), ours.into())));
+    uring.start(8, Arc::new(Stream::new(PortId(6), ours.into(), Kind::File, HEADER_LEN)));
     uring.submit();
     drop(theirs);
     uring.wait(LONG);

@@ -22,8 +22,8 @@ use hostweave_switch::packet::Burst;
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
 use hostweave_uplink::Error;
+use hostweave_uplink::device::Device;
 use hostweave_uplink::netns::{TapRequest, delete_tap, open_tap, run_helper};
-use hostweave_uplink::tap::Tap;
 use hostweave_uplink::uring::{Event, Uring, Waker};
 use nix::sched::{CloneFlags, setns};
 
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     if arguments.first().is_some_and(|first| first == "wire") {
         let open = |path: &String, mac| {
             let request = TapRequest { name: "eth0".to_owned(), netns: Some(path.into()), mac, mtu: 1500 };
-            Tap::new(open_tap(&program(), &request).unwrap(), PortId(3)).unwrap()
+            Device::tap(open_tap(&program(), &request).unwrap(), PortId(3)).unwrap()
         };
         let _wire = Wire::new(open(&arguments[1], MAC_A), open(&arguments[2], MAC_B));
         println!("ready");
@@ -174,7 +174,7 @@ struct Wire {
 }
 
 impl Wire {
-    fn new(a: Tap, b: Tap) -> Self {
+    fn new(a: Device, b: Device) -> Self {
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
         let (sender, receiver) = std::sync::mpsc::channel();
         let thread = std::thread::spawn({
@@ -198,7 +198,7 @@ impl Drop for Wire {
     }
 }
 
-fn carry(uring: &mut Uring, taps: &[Tap; 2], stop: &AtomicBool, seen: &Seen) {
+fn carry(uring: &mut Uring, taps: &[Device; 2], stop: &AtomicBool, seen: &Seen) {
     let mut burst = Burst::new();
     taps[0].start(uring, 0);
     taps[1].start(uring, 1);
@@ -231,8 +231,8 @@ fn carry(uring: &mut Uring, taps: &[Tap; 2], stop: &AtomicBool, seen: &Seen) {
     taps[1].stop(uring, 1);
 }
 
-fn open(netns: &Netns, mac: MacAddr) -> Tap {
-    Tap::new(open_tap(&program(), &netns.request(mac)).unwrap(), PortId(3)).unwrap()
+fn open(netns: &Netns, mac: MacAddr) -> Device {
+    Device::tap(open_tap(&program(), &netns.request(mac)).unwrap(), PortId(3)).unwrap()
 }
 
 fn addresses(a: &Netns, b: &Netns) {

@@ -1,9 +1,12 @@
-//! A TAP device: how a container's frames come in and go out.
+//! A network device of the host: how frames of a container or of the uplink come in and go out.
 //!
-//! Each frame stands behind a virtio-net header of 12 octets (VIRTIO 1.2 §5.1.6, `IFF_VNET_HDR`), so that GSO frames
-//! and partial checksums pass whole in both directions (SEMANTICS VU16). What the header asks for is checked as a
-//! guest's is: a packet socket in the container can write nearly anything there. This file does not make devices
-//! (see [`crate::netns`]) and does not segment.
+//! It is a TAP device ([`crate::netns`]) or a packet socket ([`crate::packet_socket`]). Both put each frame behind a
+//! virtio-net header (VIRTIO 1.2 §5.1.6, `IFF_VNET_HDR`, `PACKET_VNET_HDR`), so that GSO frames and partial checksums
+//! pass whole in both directions (SEMANTICS VU16). What the header asks for is checked as a guest's is: a packet socket
+//! at the other end of a cable can write nearly anything there. This file does not make devices and does not segment.
+//!
+//! A device may have a VLAN tag (IEEE 802.1Q). It is written into each frame that leaves; of those that come, the
+//! kernel has taken the tag out already and let only ours pass.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -15,31 +18,38 @@ use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
 
 use crate::Error;
-use crate::limits::HEADER_LEN;
+use crate::limits::{HEADER_LEN, PACKET_HEADER_LEN, VLAN_TAG_LEN};
 use crate::netns::{Namespace, TapDevice};
+use crate::packet_socket::PacketSocket;
 use crate::sys;
-use crate::uring::{Device, Frame, Uring};
+use crate::uring::{Frame, Kind, Stream, Uring};
 
 const ETHERNET: usize = 14;
+/// Octets of both link addresses.
+const LINK_ADDRESSES: usize = 12;
+const ETHERTYPE_VLAN: u16 = 0x8100;
 const IPV6_HEADER: usize = 40;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// A TAP device in use. Any worker may transmit; one receives.
+/// A device in use. Any worker may transmit; one receives.
 #[derive(Debug)]
-pub struct Tap {
-    device: Arc<Device>,
+pub struct Device {
+    stream: Arc<Stream>,
     name: String,
     namespace: Option<Namespace>,
     uso: bool,
+    header_len: usize,
+    /// IEEE 802.1Q tag of each frame that leaves.
+    vlan: Option<u16>,
 }
 
-impl Tap {
-    /// Puts a device to use for `port`: header format and offloads.
+impl Device {
+    /// Puts a TAP device to use for `port`: header format and offloads.
     ///
     /// # Errors
     /// When the kernel refuses them.
-    pub fn new(device: TapDevice, port: PortId) -> Result<Self, Error> {
+    pub fn tap(device: TapDevice, port: PortId) -> Result<Self, Error> {
         let TapDevice { fd, name, namespace } = device;
         let failed = |action: &str, source| Error::Device { name: name.clone(), action: action.to_owned(), source };
         sys::tun_set_header_len(fd.as_fd(), HEADER_LEN).map_err(|error| failed("set its header length", error))?;
@@ -50,10 +60,19 @@ impl Tap {
         if !uso {
             sys::tun_set_offload(fd.as_fd(), tcp).map_err(|error| failed("set its offloads", error))?;
         }
-        Ok(Self { device: Arc::new(Device::new(port, fd)), name, namespace, uso })
+        let stream = Arc::new(Stream::new(port, fd, Kind::File, HEADER_LEN));
+        Ok(Self { stream, name, namespace, uso, header_len: HEADER_LEN, vlan: None })
     }
 
-    /// Name of the device.
+    /// Puts a packet socket to use for `port`.
+    pub fn packet(socket: PacketSocket, port: PortId) -> Self {
+        let PacketSocket { fd, name, vlan, uso } = socket;
+        let before = PACKET_HEADER_LEN + vlan.map_or(0, |_| VLAN_TAG_LEN);
+        let stream = Arc::new(Stream::new(port, fd, Kind::Socket, before));
+        Self { stream, name, namespace: None, uso, header_len: PACKET_HEADER_LEN, vlan }
+    }
+
+    /// Name of the interface.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -71,7 +90,7 @@ impl Tap {
 
     /// Brings frames to this worker, as [`crate::uring::Event::Frame`] with `token`.
     pub fn start(&self, uring: &mut Uring, token: u64) {
-        uring.start(token, Arc::clone(&self.device));
+        uring.start(token, Arc::clone(&self.stream));
     }
 
     /// Brings no more frames.
@@ -85,7 +104,7 @@ impl Tap {
     /// # Errors
     /// `FrameTooShort`, `FrameTooLong`, `ChecksumBad`, `GsoBad`; nothing is added then. `Internal` when the burst is full.
     pub fn receive(&self, port: PortId, frame: &Frame, burst: &mut Burst) -> Result<(), DropReason> {
-        receive(port, frame.data(), burst)
+        receive(port, frame.data(), self.header_len, burst)
     }
 
     /// `tx`: queues the packet for the device; it is written with the next [`Uring::submit`]. Should the device then not
@@ -96,20 +115,61 @@ impl Tap {
     /// that the kernel does not know.
     #[inline]
     pub fn transmit(&self, packet: &Packet, arena: &[Segment], uring: &mut Uring) -> Result<(), DropReason> {
-        let offload = &packet.meta.offload;
+        let offload = packet.meta.offload;
         if offload.gso_type & !virtio_net::GSO_ECN == virtio_net::GSO_UDP_L4 && !self.uso {
             return Err(DropReason::GsoBad);
         }
-        uring.write(&self.device, |buffer| {
-            let (header, frame) = buffer.split_at_mut(HEADER_LEN);
-            header.copy_from_slice(&header_of(offload));
-            Some(HEADER_LEN + packet.copy_frame(arena, frame)?)
-        })
+        uring.write(&self.stream, |buffer| write(buffer, self.header_len, self.vlan, offload, packet, arena))
     }
 }
 
-fn receive(port: PortId, data: Segment, burst: &mut Burst) -> Result<(), DropReason> {
-    let frame_len = data.len().checked_sub(HEADER_LEN).ok_or(DropReason::FrameTooShort)?;
+/// Writes header and frame. Returns how many octets, `None` when they do not fit.
+#[inline]
+fn write(
+    buffer: &mut [u8],
+    header_len: usize,
+    vlan: Option<u16>,
+    mut offload: Offload,
+    packet: &Packet,
+    arena: &[Segment],
+) -> Option<usize> {
+    let (header, frame) = buffer.split_at_mut_checked(header_len)?;
+    let frame_len = match vlan {
+        None => packet.copy_frame(arena, frame)?,
+        Some(vlan) => {
+            let len = packet.copy_frame(arena, frame.get_mut(VLAN_TAG_LEN..)?)?;
+            shift(&mut offload);
+            tag(frame, vlan);
+            len + VLAN_TAG_LEN
+        }
+    };
+    header.copy_from_slice(&header_of(&offload)[..header_len]);
+    Some(header_len + frame_len)
+}
+
+/// Everything behind the link addresses moves by the length of a tag.
+fn shift(offload: &mut Offload) {
+    let by = VLAN_TAG_LEN as u16;
+    if offload.needs_csum() {
+        offload.csum_start += by;
+    }
+    if offload.is_gso() {
+        offload.hdr_len += by;
+    }
+}
+
+/// Moves the link addresses of a frame that starts at [`VLAN_TAG_LEN`] to the front, and puts the tag between them and
+/// the rest.
+fn tag(frame: &mut [u8], vlan: u16) {
+    frame.copy_within(VLAN_TAG_LEN..VLAN_TAG_LEN + LINK_ADDRESSES, 0);
+    if let Some(tag) = frame.get_mut(LINK_ADDRESSES..LINK_ADDRESSES + VLAN_TAG_LEN) {
+        tag[..2].copy_from_slice(&ETHERTYPE_VLAN.to_be_bytes());
+        tag[2..].copy_from_slice(&vlan.to_be_bytes());
+    }
+}
+
+fn receive(port: PortId, data: Segment, header_len: usize, burst: &mut Burst) -> Result<(), DropReason> {
+    let frame_len = data.len().checked_sub(header_len).ok_or(DropReason::FrameTooShort)?;
     if frame_len < ETHERNET {
         return Err(DropReason::FrameTooShort);
     }
@@ -122,12 +182,12 @@ fn receive(port: PortId, data: Segment, burst: &mut Burst) -> Result<(), DropRea
     let head_len = frame_len.min(HEAD_FIRST);
     let (packet, arena) = burst.next_slot(port);
     // One copy for both; the header ends where the frame begins.
-    let copied = &mut packet.slot()[HEADROOM - HEADER_LEN..HEADROOM + head_len];
+    let copied = &mut packet.slot()[HEADROOM - header_len..HEADROOM + head_len];
     data.copy_to(copied);
-    let (header, head) = copied.split_at(HEADER_LEN);
+    let (header, head) = copied.split_at(header_len);
     let offload = check_header(header, frame_len, head)?;
     let first = arena.len();
-    arena.extend(data.skip(HEADER_LEN + head_len));
+    arena.extend(data.skip(header_len + head_len));
     packet.set_frame(head_len, first, arena.len() - first, frame_len - head_len);
     packet.meta.offload = offload;
     burst.push();
@@ -204,5 +264,5 @@ fn gso_headers(gso_type: u8, start: usize, offset: usize, head: &[u8]) -> Option
 }
 
 #[cfg(test)]
-#[path = "tap_tests.rs"]
+#[path = "device_tests.rs"]
 mod tests;

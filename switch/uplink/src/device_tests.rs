@@ -1,5 +1,5 @@
 //! Tests of [`super`]: what a sender may write before and into a frame. Devices themselves are tested by
-//! `tests/tap.rs`.
+//! `tests/tap.rs` and `tests/packet.rs`.
 
 use std::ptr::NonNull;
 
@@ -13,7 +13,7 @@ fn segment(octets: &[u8]) -> Segment {
 
 fn accept(octets: &[u8]) -> Result<Offload, DropReason> {
     let mut burst = Burst::new();
-    receive(PortId(1), segment(octets), &mut burst)?;
+    receive(PortId(1), segment(octets), HEADER_LEN, &mut burst)?;
     assert_eq!(burst.len(), 1);
     Ok(burst.packets()[0].meta.offload)
 }
@@ -113,15 +113,15 @@ fn a_full_burst_takes_no_more() {
     let mut burst = Burst::new();
     let octets = frame(Offload::default(), 0x0800, 200);
     while burst.has_room(1) {
-        receive(PortId(1), segment(&octets), &mut burst).unwrap();
+        receive(PortId(1), segment(&octets), HEADER_LEN, &mut burst).unwrap();
     }
-    assert_eq!(receive(PortId(1), segment(&octets), &mut burst), Err(DropReason::Internal));
+    assert_eq!(receive(PortId(1), segment(&octets), HEADER_LEN, &mut burst), Err(DropReason::Internal));
 }
 
 /// Any octets: never a panic; what is accepted is whole, and what it asks for lies inside it.
 fn check(octets: &[u8]) {
     let mut burst = Burst::new();
-    if receive(PortId(1), segment(octets), &mut burst).is_err() {
+    if receive(PortId(1), segment(octets), HEADER_LEN, &mut burst).is_err() {
         assert!(burst.is_empty() && burst.segments.is_empty());
         return;
     }
@@ -172,4 +172,39 @@ fn mutated_frames() {
         }
         check(&octets);
     }
+}
+
+#[test]
+fn a_tag_stands_behind_the_link_addresses_and_moves_the_checksum() {
+    let offload = gso(virtio_net::GSO_TCPV4, 34);
+    let octets = frame(offload, 0x0800, 3_000);
+    let mut burst = Burst::new();
+    receive(PortId(1), segment(&octets), HEADER_LEN, &mut burst).unwrap();
+    let (packet, arena) = burst.packet_mut(0);
+    let mut buffer = vec![0xa5; 4_000];
+    let len = write(&mut buffer, PACKET_HEADER_LEN, Some(0x123), packet.meta.offload, packet, arena).unwrap();
+    let (header, tagged) = buffer[..len].split_at(PACKET_HEADER_LEN);
+    assert_eq!(header[..10], header_of(&Offload { hdr_len: 70, csum_start: 38, ..offload })[..10]);
+    let plain = &octets[HEADER_LEN..];
+    assert_eq!((&tagged[..12], &tagged[12..16], &tagged[16..]), (&plain[..12], &[0x81, 0, 1, 0x23][..], &plain[12..]));
+    let len = write(&mut buffer, PACKET_HEADER_LEN, None, packet.meta.offload, packet, arena).unwrap();
+    assert_eq!(&buffer[PACKET_HEADER_LEN..len], plain);
+    assert_eq!(write(&mut buffer[..3_013], PACKET_HEADER_LEN, Some(1), packet.meta.offload, packet, arena), None);
+    assert_eq!(write(&mut buffer[..5], PACKET_HEADER_LEN, Some(1), packet.meta.offload, packet, arena), None);
+    let mut plain = Offload::default();
+    shift(&mut plain);
+    assert_eq!(plain, Offload::default(), "what is not asked for stays zero");
+}
+
+#[test]
+fn a_packet_socket_has_a_shorter_header() {
+    let mut octets = frame(gso(virtio_net::GSO_TCPV4, 34), 0x0800, 3_000);
+    octets.drain(PACKET_HEADER_LEN..HEADER_LEN);
+    let mut burst = Burst::new();
+    receive(PortId(1), segment(&octets), PACKET_HEADER_LEN, &mut burst).unwrap();
+    let (packet, arena) = burst.packet_mut(0);
+    assert_eq!(packet.meta.offload, gso(virtio_net::GSO_TCPV4, 34));
+    let mut copy = vec![0; packet.len()];
+    packet.copy_frame(arena, &mut copy).unwrap();
+    assert_eq!(copy, octets[PACKET_HEADER_LEN..]);
 }

@@ -1,0 +1,219 @@
+//! Contradictions: an address that two would have, names that lead nowhere, an address attached twice.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use hostweave_switch::tables::Egress;
+use ipnet::IpNet;
+
+use super::{address_pools, attach_path, attachments, nat_pools, service, services};
+use crate::config::checked::{Object, PoolChoice, PoolType, Spec, annotations};
+use crate::config::diagnostic::Diagnostic;
+use crate::config::kind::{Kind, ObjectKey};
+use crate::config::names::closest;
+use crate::config::node::Path;
+use crate::config::problem::Problem;
+use crate::config::ranges::Range;
+use crate::config::set::ObjectSet;
+
+/// Checks what objects say about the outside against each other.
+pub fn check(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
+    check_addresses(set, found);
+    check_pools(set, found);
+    check_services(set, found);
+    check_attachments(set, found);
+    check_egress(set, found);
+}
+
+/// Addresses that somebody has.
+struct Holding<'a> {
+    range: Range,
+    object: &'a Object,
+    path: Path,
+    /// `in spec.addresses`, for people.
+    what: &'static str,
+}
+
+/// Everything that has addresses outside of the networks. Those who come first are in the right.
+fn holdings(set: &ObjectSet) -> Vec<Holding<'_>> {
+    let mut holdings = Vec::new();
+    let uplink = set.of_kind(Kind::HostConfig).next().and_then(|object| match &object.spec {
+        Spec::HostConfig(host) => host.uplink.as_ref().map(|uplink| (&**object, uplink)),
+        _ => None,
+    });
+    if let Some((object, uplink)) = uplink {
+        let addresses = uplink.addresses.iter().map(IpNet::addr);
+        for (path, what, addresses) in [
+            (Path::of("spec.uplink.addresses"), "address of the uplink", addresses.collect::<Vec<IpAddr>>()),
+            (Path::of("spec.uplink.gateways"), "gateway of the uplink", uplink.gateways.clone()),
+        ] {
+            let holding = |address: IpAddr| Holding { range: address.into(), object, path: path.clone(), what };
+            holdings.extend(addresses.into_iter().map(holding));
+        }
+    }
+    let path = Path::of("spec.addresses");
+    for (object, pool) in nat_pools(set) {
+        let holding = |(index, range): (usize, &Range)| Holding {
+            range: *range,
+            object,
+            path: path.index(index),
+            what: "range of the pool",
+        };
+        holdings.extend(pool.ranges.iter().enumerate().map(holding));
+    }
+    for (object, pool) in address_pools(set) {
+        let holding = |(index, range): (usize, &Range)| Holding {
+            range: *range,
+            object,
+            path: path.index(index),
+            what: "range of the pool",
+        };
+        holdings.extend(pool.ranges.iter().enumerate().map(holding));
+    }
+    holdings
+}
+
+/// No address has two owners (SEMANTICS DA5).
+fn check_addresses(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
+    let holdings = holdings(set);
+    let mut order: Vec<usize> = (0..holdings.len()).collect();
+    order.sort_by_key(|index| (holdings[*index].range, *index));
+    // Of those before, the one that reaches farthest.
+    let mut reaching: Option<usize> = None;
+    for index in order.iter().copied() {
+        let this = &holdings[index];
+        if let Some(other) = reaching.map(|other| &holdings[other])
+            && other.range.overlaps(&this.range)
+            && other.object.key != this.object.key
+        {
+            let (late, early) = if other.object.key > this.object.key { (other, this) } else { (this, other) };
+            let range = if late.range.count() < early.range.count() { late.range } else { early.range };
+            let message = format!(
+                "{range} is in {} and in {} ({}): {} there",
+                late.object.key, early.object.key, early.object.origin, early.what
+            );
+            let problem = Problem::value(&late.path, "conflict", message).label("taken");
+            found.push(late.object.diagnose(problem.help("an address has one owner: take it out of one of them")));
+        }
+        if reaching.is_none_or(|other| holdings[other].range.last() < this.range.last()) {
+            reaching = Some(index);
+        }
+    }
+    check_networks(set, &holdings, &order, found);
+}
+
+/// Addresses outside are none of a network's. Each network is looked for among the sorted ranges.
+fn check_networks(set: &ObjectSet, holdings: &[Holding<'_>], order: &[usize], found: &mut Vec<Diagnostic>) {
+    for object in set.of_kind(Kind::Network) {
+        let Spec::Network(network) = &object.spec else { continue };
+        let v4 = network.v4.map(|(net, _)| IpNet::V4(net));
+        for net in v4.into_iter().chain(network.v6.map(|(net, _)| IpNet::V6(net))) {
+            let range = Range::from(net);
+            // Where nothing else is wrong, ranges do not overlap: they end in the order in which they begin.
+            let first = order.partition_point(|index| holdings[*index].range.last() < range.first());
+            let inside = order.iter().skip(first).map(|index| &holdings[*index]);
+            for holding in inside.take_while(|holding| holding.range.first() <= range.last()) {
+                let message = format!(
+                    "{} lies in {net} of {} ({}): its addresses are given to ports",
+                    holding.range, object.key, object.origin
+                );
+                let problem = Problem::value(&holding.path, "conflict", message).label("inside a network");
+                found.push(holding.object.diagnose(problem.help("use addresses that are in no Network's cidrs")));
+            }
+        }
+    }
+}
+
+fn check_pools(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
+    for (object, pool) in nat_pools(set) {
+        for (index, name) in pool.networks.iter().enumerate() {
+            if set.network(name).is_none() {
+                let path = Path::of("spec.networks").index(index);
+                let problem = Problem::value(&path, "not_found", format!("Network {name} does not exist"));
+                found.push(object.diagnose(problem.label(meant(name, set.networks().map(|(name, _)| name)))));
+            }
+        }
+        if set.host().uplink.is_none() {
+            let message = format!("{} has no effect: HostConfig.spec.uplink is not written", object.key);
+            let problem = Problem::value(&Path::of("metadata.name"), "no_effect", message).label("no uplink");
+            found.push(object.diagnose(problem.warning()));
+        }
+    }
+}
+
+fn check_services(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
+    for (object, service) in services(set) {
+        let PoolChoice::Named(name) = &service.pool else { continue };
+        if set.get(&ObjectKey::new(Kind::AddressPool, None, name)).is_none() {
+            let known = address_pools(set).map(|(pool, _)| pool.key.name.as_str());
+            let label = meant(name, known);
+            let message = format!("AddressPool {name} does not exist");
+            let problem = Problem::value(&annotations::path_of(annotations::POOL), "not_found", message).label(label);
+            let kind = if name.starts_with("private") { PoolType::Private } else { PoolType::Public };
+            found.push(object.diagnose(problem.help(format!(
+                "apply it as well: {{apiVersion: hostweave.dev/v1alpha1, kind: AddressPool, metadata: {{name: {name}}}, \
+                 spec: {{type: {}, addresses: […]}}}}",
+                if kind == PoolType::Public { "public" } else { "private" }
+            ))));
+        }
+    }
+}
+
+/// SEMANTICS DA3: at most one workload at a time.
+fn check_attachments(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
+    let mut owners: HashMap<ObjectKey, &Object> = HashMap::new();
+    for attachment in attachments(set) {
+        let key = attachment.service_key();
+        let mut refuse = |code, message: String, label: String, help: &str| {
+            let problem = Problem::value(&attach_path(), code, message).label(label);
+            found.push(attachment.written.diagnose(problem.help(help)));
+        };
+        if service(set, &key).is_none() {
+            let known = set.of_namespace(Kind::Service, key.namespace.as_deref().unwrap_or_default());
+            let known: Vec<String> = known.map(|service| service.key.name.clone()).collect();
+            let label = meant(&key.name, known.iter().map(String::as_str));
+            refuse(
+                "not_found",
+                format!("{key} does not exist"),
+                label,
+                "a Port has the address of a Service of its namespace",
+            );
+        } else if let Some(owner) = owners.get(&key) {
+            let message = format!("{key} is attached to {} ({}) already", owner.key, owner.origin);
+            let help = "an address sits on one port: take the annotation away there first, in the same apply";
+            refuse("conflict", message, "second owner".to_owned(), help);
+        } else {
+            owners.insert(key, attachment.port);
+        }
+    }
+}
+
+/// Networks whose traffic would not leave, though it is written that it does.
+fn check_egress(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
+    for object in set.of_kind(Kind::Network) {
+        let Spec::Network(network) = &object.spec else { continue };
+        for (egress, ipv4, family) in [(network.egress_v4, true, "ipv4"), (network.egress_v6, false, "ipv6")] {
+            let path = Path::of("spec.egress").key(family);
+            let has = if ipv4 { network.v4.is_some() } else { network.v6.is_some() };
+            let warning = match egress {
+                None | Some(Egress::None) => continue,
+                _ if !has => {
+                    format!("{path} has no effect: the network has no {} range", if ipv4 { "IPv4" } else { "IPv6" })
+                }
+                _ if set.host().uplink.is_none() => {
+                    format!("{path} has no effect: HostConfig.spec.uplink is not written")
+                }
+                Some(Egress::Nat) if !nat_pools(set).any(|(_, pool)| pool.serves(&object.key.name, ipv4)) => {
+                    format!("{path} is nat, and no NatPool has addresses of that family for it: nothing leaves")
+                }
+                Some(_) => continue,
+            };
+            found.push(object.diagnose(Problem::value(&path, "no_effect", warning).label("no effect").warning()));
+        }
+    }
+}
+
+/// What stands under the mark of a name that leads nowhere.
+fn meant<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    closest(name, known).map_or("not there".to_owned(), |similar| format!("did you mean {similar}?"))
+}

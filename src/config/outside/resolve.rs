@@ -1,0 +1,150 @@
+//! What the packet path is to do about the outside.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use hostweave_policy::model::{Labels, Selector};
+use hostweave_switch::tables::Egress;
+
+use super::{Given, ServiceAddresses, attach_path, attachments, nat_pools};
+use crate::config::checked::{NatPool, Network, Object, PoolType, Spec};
+use crate::config::diagnostic::Diagnostic;
+use crate::config::kind::{DEFAULT_NAMESPACE, Kind, ObjectKey};
+use crate::config::policies::namespace_labels;
+use crate::config::problem::Problem;
+use crate::config::set::ObjectSet;
+use crate::fabric::spec::{AttachSpec, Desired, NatPoolSpec, PortSpec};
+
+/// What becomes of packets of a family that leave a network: as written, else NAT if a pool serves it.
+pub fn egress_of(set: &ObjectSet, name: &str, network: &Network, ipv4: bool) -> Egress {
+    let (written, has) = match ipv4 {
+        true => (network.egress_v4, network.v4.is_some()),
+        false => (network.egress_v6, network.v6.is_some()),
+    };
+    if !has || set.host().uplink.is_none() {
+        return Egress::None;
+    }
+    let served = || nat_pools(set).any(|(_, pool)| pool.serves(name, ipv4));
+    written.unwrap_or_else(|| if served() { Egress::Nat } else { Egress::None })
+}
+
+/// Adds uplink, pools and attached addresses; networks and ports are there already.
+pub fn resolve(set: &ObjectSet, given: &ServiceAddresses, desired: &mut Desired) -> Vec<Diagnostic> {
+    desired.uplink = set.host().uplink.clone();
+    for network in &mut desired.networks {
+        let Some(checked) = set.network(&network.name) else { continue };
+        network.egress_v4 = egress_of(set, &network.name, checked, true);
+        network.egress_v6 = egress_of(set, &network.name, checked, false);
+    }
+    let namespaces: HashMap<&str, Labels> =
+        set.of_kind(Kind::Namespace).map(|object| (object.key.name.as_str(), namespace_labels(object))).collect();
+    desired.nat_pools =
+        nat_pools(set).map(|(object, pool)| pool_of(object, pool, &namespaces, &desired.ports)).collect();
+    attach(set, given, desired)
+}
+
+fn pool_of(object: &Object, pool: &NatPool, namespaces: &HashMap<&str, Labels>, ports: &[PortSpec]) -> NatPoolSpec {
+    let matches = |selector: &Selector, labels: &Labels| selector.requirements.is_empty() || selector.matches(labels);
+    let serves = |port: &&PortSpec| {
+        let network = pool.networks.is_empty() || pool.networks.contains(&port.network);
+        let namespace = namespaces.get(port.namespace.as_str());
+        network
+            && namespace.is_some_and(|labels| matches(&pool.namespaces, labels))
+            && matches(&pool.selector, &port.labels)
+    };
+    NatPoolSpec {
+        name: object.key.name.clone(),
+        addresses: pool.addresses.clone(),
+        draining: pool.draining.clone(),
+        ports: ports.iter().filter(serves).map(|port| port.uid).collect(),
+        block_size: pool.block_size,
+        blocks: pool.blocks.clone(),
+        filtering: pool.filtering,
+        overload: pool.overload,
+    }
+}
+
+/// Gives ports the addresses of their Services. A direct one comes first among the port's: DHCP hands it out.
+fn attach(set: &ObjectSet, given: &ServiceAddresses, desired: &mut Desired) -> Vec<Diagnostic> {
+    let mut problems = Vec::new();
+    let slots: HashMap<(String, String), usize> = desired
+        .ports
+        .iter()
+        .enumerate()
+        .map(|(slot, port)| ((port.namespace.clone(), port.name.clone()), slot))
+        .collect();
+    // Of an address that its pool has lost, which is a problem already, nothing is made.
+    let pool_type = |given: &Given| {
+        let pool = set.get(&ObjectKey::new(Kind::AddressPool, None, &given.pool))?;
+        match &pool.spec {
+            Spec::AddressPool(pool) if pool.contains(given.address) => Some(pool.pool_type),
+            _ => None,
+        }
+    };
+    let mut owners: HashMap<IpAddr, &Object> = HashMap::new();
+    for attachment in attachments(set) {
+        let (object, service) = (attachment.port, attachment.service_key());
+        let namespace = object.key.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+        let slot = slots.get(&(namespace, object.key.name.clone())).copied();
+        let (Some(port), Some(addresses)) = (slot.and_then(|slot| desired.ports.get_mut(slot)), given.get(&service))
+        else {
+            continue;
+        };
+        let one_to_one = attachment.one_to_one(set);
+        let mut refuse = |code, message: String, label: &str, help: &str| {
+            let problem = Problem::value(&attach_path(), code, message).label(label).help(help);
+            problems.push(attachment.written.diagnose(problem));
+        };
+        let mut used = 0;
+        for given in addresses {
+            if !has_family(set, port, given.address) {
+                continue;
+            }
+            used += 1;
+            let Some(pool_type) = pool_type(given) else { continue };
+            if let Some(owner) = owners.get(&given.address) {
+                let message = format!("address {} of {service} is attached to {} already", given.address, owner.key);
+                refuse("conflict", message, "second owner", "an address sits on one port");
+                continue;
+            }
+            let public = pool_type == PoolType::Public;
+            if one_to_one && !public {
+                let message = format!(
+                    "{service} has {}, a private address: 1:1 NAT stands between the outside and a port",
+                    given.address
+                );
+                refuse("conflict", message, "private", "attach it with mode direct, or take a public address");
+                continue;
+            }
+            owners.insert(given.address, object);
+            if public {
+                let (port, service) = (port.uid, service.path());
+                desired.attached.push(AttachSpec { address: given.address, port, service, one_to_one });
+            }
+            if !one_to_one {
+                match given.address {
+                    IpAddr::V4(v4) => port.v4.insert(0, v4),
+                    IpAddr::V6(v6) => port.v6.insert(0, v6),
+                }
+            }
+        }
+        if used == 0 {
+            let message = format!("Network {} has no range of the family that {service} has", port.network);
+            refuse(
+                "conflict",
+                message,
+                "no such family",
+                "write spec.ipFamilies in the Service, or give the Network a range",
+            );
+        }
+    }
+    problems
+}
+
+/// Whether a port's network has the family of an address.
+fn has_family(set: &ObjectSet, port: &PortSpec, address: IpAddr) -> bool {
+    set.network(&port.network).is_some_and(|network| match address {
+        IpAddr::V4(_) => network.v4.is_some(),
+        IpAddr::V6(_) => network.v6.is_some(),
+    })
+}

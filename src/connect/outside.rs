@@ -1,0 +1,376 @@
+//! `dnat`, `route` and `snat`: where the first packet of a connection goes, within its network or beyond, and as what it
+//! arrives there.
+//!
+//! What is decided by tables is a [`Plan`]; it may hold one NAT mapping, that of its destination. The source's is taken last,
+//! when policy has allowed everything ([`snat`]). Holds give themselves back unless `commit` keeps them ([`Held`]).
+
+use std::net::Ipv6Addr;
+
+use hostweave_nat::{End, Inside, MappingRef, Nat, Outside, Refused};
+use hostweave_switch::connection::{Hold, Translation};
+use hostweave_switch::flow::{FlowKey, Kind};
+use hostweave_switch::packet::Packet;
+use hostweave_switch::route;
+use hostweave_switch::stage::{DropReason, Verdict};
+use hostweave_switch::tables::{AddressKey, Egress, NetworkId, Owned, Port, PortId, PortKind, Tables, Uplink};
+
+use super::Flows;
+use crate::datapath::Context;
+use crate::observe::recorder::{Detail, Recorder};
+
+/// Where the first packet of a connection is to go.
+pub(super) struct Plan<'a> {
+    /// The port; or why there is none, which is told after the sender's policy.
+    pub to: Result<&'a Port, DropReason>,
+    /// The destination as its receiver has it.
+    pub dst: Outside,
+    /// How it leaves its network; `None` when it stays.
+    pub source: Option<Source>,
+    /// The mapping of the destination.
+    pub held: Held<'a>,
+}
+
+/// As whom a packet leaves its network.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Source {
+    /// As whom it was sent.
+    Own,
+    /// As this address, by 1:1 NAT.
+    Public(u128),
+    /// As an address of a pool.
+    Pool,
+}
+
+/// A mapping that is held until a connection keeps it.
+pub(super) struct Held<'a> {
+    nat: &'a Nat,
+    mapping: Option<MappingRef>,
+    now: u32,
+}
+
+impl<'a> Held<'a> {
+    fn none(flows: &Flows<'a>) -> Self {
+        Self { nat: flows.nat, mapping: None, now: 0 }
+    }
+
+    fn one(flows: &Flows<'a>, mapping: MappingRef, now: u32) -> Self {
+        Self { nat: flows.nat, mapping: Some(mapping), now }
+    }
+
+    /// As a connection keeps it. It is still given back when this ends.
+    fn hold(&self) -> Option<Hold> {
+        self.mapping.map(|MappingRef { index, generation }| Hold { index, generation })
+    }
+
+    /// A connection keeps it.
+    pub fn keep(mut self) {
+        self.mapping = None;
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some(mapping) = self.mapping.take() {
+            self.nat.release(mapping, self.now, self.now, End::Refused);
+        }
+    }
+}
+
+/// Where a packet goes for which there is no connection.
+pub(super) fn plan<'a, R: Recorder>(
+    ctx: &Context<'a>,
+    flows: &Flows<'a>,
+    key: &FlowKey,
+    packet: &Packet,
+    record: &mut R,
+) -> Plan<'a> {
+    let dst = destination(key);
+    let stays = |to| Plan { to, dst, source: None, held: Held::none(flows) };
+    if ctx.port.kind == PortKind::Uplink {
+        let to = receiver(ctx, flows, key, destination_of_remote(key));
+        return crossing(ctx, flows, to, dst, Source::Own, record);
+    }
+    match route::route(ctx.tables, ctx.port.network, packet) {
+        Ok(id) => stays(ctx.tables.port(id).ok_or(DropReason::Internal)),
+        Err(DropReason::NoRoute) if route::leads_out(ctx.network, packet) => {
+            let source = source(ctx.tables, ctx.port, key.src());
+            let to = source.and_then(|source| leave(ctx, flows, key, source));
+            crossing(ctx, flows, to, dst, source.unwrap_or(Source::Own), record)
+        }
+        Err(reason) => stays(Err(reason)),
+    }
+}
+
+/// Who gets a packet from outside its network, as what, and by which mapping.
+type Receiver<'a> = (&'a Port, Outside, Option<MappingRef>);
+
+fn crossing<'a, R: Recorder>(
+    ctx: &Context<'a>,
+    flows: &Flows<'a>,
+    to: Result<Receiver<'a>, DropReason>,
+    dst: Outside,
+    source: Source,
+    record: &mut R,
+) -> Plan<'a> {
+    match to {
+        Ok((to, inside, mapping)) => {
+            if inside != dst {
+                record.stage("dnat", Detail::Destination(inside.address, inside.l4));
+            }
+            let held = mapping.map_or(Held::none(flows), |mapping| Held::one(flows, mapping, ctx.now));
+            Plan { to: Ok(to), dst: inside, source: Some(source), held }
+        }
+        Err(reason) => {
+            if ctx.port.kind == PortKind::Uplink {
+                record.stage("dnat", Detail::Verdict(Verdict::Drop(reason)));
+            }
+            Plan { to: Err(reason), dst, source: Some(source), held: Held::none(flows) }
+        }
+    }
+}
+
+/// A packet that leaves its network, for the uplink or, if its destination is an address of the host there, for whoever has it
+/// (RFC 4787 REQ-9): that never touches the wire.
+fn leave<'a>(ctx: &Context<'a>, flows: &Flows<'a>, key: &FlowKey, source: Source) -> Result<Receiver<'a>, DropReason> {
+    let uplink = ctx.tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
+    if uplink.owned.contains_key(&key.dst()) || uplink.is_routed(key.dst()) {
+        // Filters know senders by what they look like from outside.
+        let from = shown(ctx.tables, flows, ctx.port, key, source);
+        return receiver(ctx, flows, key, from.unwrap_or(NOBODY));
+    }
+    let to = ctx.tables.port(uplink.port).ok_or(DropReason::UplinkDown)?;
+    Ok((to, destination(key), None))
+}
+
+/// Who gets a packet to an address of the host at the uplink (SEMANTICS NA36, DA1).
+fn receiver<'a>(
+    ctx: &Context<'a>,
+    flows: &Flows<'a>,
+    key: &FlowKey,
+    from: Outside,
+) -> Result<Receiver<'a>, DropReason> {
+    let uplink = ctx.tables.uplink.as_deref().ok_or(DropReason::NotOurs)?;
+    let dst = destination(key);
+    let (port, inside, mapping) = match uplink.owned.get(&key.dst()) {
+        Some(Owned::Host) => return Err(DropReason::GatewayNoService),
+        Some(Owned::Attached { port, inside }) => {
+            let inside = Outside { address: inside.unwrap_or(key.dst()), l4: dst.l4 };
+            (*port, inside, None)
+        }
+        // Of an ICMP query the identifier is the sender's own; whom it is for it does not say.
+        Some(Owned::Nat) if key.kind() == Kind::Ports => {
+            let found = flows.nat.inbound(ctx.pools, key.proto(), dst, from, ctx.now);
+            let found = found.map_err(|_| DropReason::NatNoMapping)?;
+            let inside = Outside { address: found.inside.address, l4: found.inside.l4 };
+            (PortId(found.inside.port), inside, Some(found.mapping))
+        }
+        Some(Owned::Nat) => return Err(DropReason::NatNoMapping),
+        None if uplink.is_routed(key.dst()) => return Err(DropReason::NatNoMapping),
+        None => return Err(DropReason::NotOurs),
+    };
+    let held = mapping.map(|mapping| Held::one(flows, mapping, ctx.now));
+    let to = ctx.tables.port(port).ok_or(DropReason::NatNoMapping)?;
+    if !has(ctx.tables, uplink, to, inside.address) {
+        return Err(DropReason::NatNoMapping);
+    }
+    // Nobody outside has an address of the network that the packet is about to enter: its policies could not tell.
+    if ctx.port.kind == PortKind::Uplink && is_within(ctx.tables, to.network, key.src()) {
+        return Err(DropReason::SpoofedIp);
+    }
+    if let Some(held) = held {
+        held.keep();
+    }
+    Ok((to, inside, mapping))
+}
+
+/// Whether a port has an address, of its network or attached.
+fn has(tables: &Tables, uplink: &Uplink, port: &Port, address: u128) -> bool {
+    let attached = Owned::Attached { port: port.id, inside: None };
+    tables.owner(AddressKey { address, network: port.network }) == Some(port.id)
+        || uplink.owned.get(&address) == Some(&attached)
+}
+
+fn is_within(tables: &Tables, network: NetworkId, address: u128) -> bool {
+    let Some(network) = tables.network(network) else { return false };
+    let address = Ipv6Addr::from(address);
+    match address.to_ipv4_mapped() {
+        Some(address) => network.v4.is_some_and(|(range, _)| range.contains(&address)),
+        None => network.v6.is_some_and(|(range, _)| range.contains(&address)),
+    }
+}
+
+/// As whom a port's packets from `src` leave its network.
+///
+/// # Errors
+/// `EgressNone`.
+pub(super) fn source(tables: &Tables, port: &Port, src: u128) -> Result<Source, DropReason> {
+    let uplink = tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
+    if let Some(Owned::Attached { port: owner, inside: None }) = uplink.owned.get(&src)
+        && *owner == port.id
+    {
+        return Ok(Source::Own);
+    }
+    if let Some(public) = uplink.public.get(&(port.id, src)) {
+        return Ok(Source::Public(*public));
+    }
+    match egress(tables, port, src) {
+        Egress::None => Err(DropReason::EgressNone),
+        Egress::Nat => Ok(Source::Pool),
+        Egress::Routed => Ok(Source::Own),
+    }
+}
+
+/// What becomes of packets of the family of `address` that leave a port's network.
+pub(super) fn egress(tables: &Tables, port: &Port, address: u128) -> Egress {
+    let Some(network) = tables.network(port.network) else { return Egress::None };
+    if Ipv6Addr::from(address).to_ipv4_mapped().is_some() { network.egress_v4 } else { network.egress_v6 }
+}
+
+/// As whom the outside sees the sender of a packet now; `None` when that is not settled yet.
+pub(super) fn shown(tables: &Tables, flows: &Flows<'_>, port: &Port, key: &FlowKey, source: Source) -> Option<Outside> {
+    let l4 = source_l4(key);
+    match source {
+        Source::Own => Some(Outside { address: key.src(), l4 }),
+        Source::Public(address) => Some(Outside { address, l4 }),
+        Source::Pool => {
+            let vni = tables.network(port.network)?.vni;
+            flows.nat.outside_of(&inside(flows, port, vni, key))
+        }
+    }
+}
+
+/// What an endpoint is called that nobody has.
+pub(super) const NOBODY: Outside = Outside { address: 0xffff_0000_0000, l4: 0 };
+
+/// `snat`, the last that is done before a connection begins: as whom it leaves. How it crosses, and the mapping of its source.
+///
+/// # Errors
+/// Why it cannot leave. It never leaves as it is (SEMANTICS NA35).
+pub(super) fn snat<'a, R: Recorder>(
+    ctx: &Context<'a>,
+    flows: &Flows<'a>,
+    key: &FlowKey,
+    plan: &Plan<'a>,
+    to: &Port,
+    source: Source,
+    record: &mut R,
+) -> Result<(Translation, Held<'a>), DropReason> {
+    let mut held = Held::none(flows);
+    let outside = match source {
+        Source::Own | Source::Public(_) => shown(ctx.tables, flows, ctx.port, key, source).unwrap_or(NOBODY),
+        Source::Pool if R::MASKED => {
+            let known = shown(ctx.tables, flows, ctx.port, key, source);
+            record.stage("snat", Detail::Source(known.map(|outside| (outside.address, outside.l4))));
+            known.unwrap_or(NOBODY)
+        }
+        Source::Pool => {
+            let inside = inside(flows, ctx.port, ctx.network.vni, key);
+            let mapped = flows.nat.outbound(ctx.pools, &inside, destination(key), ctx.now).map_err(refusal);
+            let mapped = mapped.inspect_err(|reason| record.stage("snat", Detail::Verdict(Verdict::Drop(*reason))))?;
+            held = Held::one(flows, mapped.mapping, ctx.now);
+            mapped.outside
+        }
+    };
+    if source != Source::Own && !(R::MASKED && source == Source::Pool) {
+        record.stage("snat", Detail::Source(Some((outside.address, outside.l4))));
+    }
+    let vni = ctx.tables.network(to.network).ok_or(DropReason::Internal)?.vni;
+    let (src_port, dst_port) = match key.kind() {
+        Kind::Ports => (outside.l4, plan.dst.l4),
+        Kind::Query | Kind::Answer => (outside.l4, key.dst_port()),
+        Kind::Addresses => (0, 0),
+    };
+    let there = FlowKey::new(outside.address, plan.dst.address, src_port, dst_port, key.proto(), key.kind());
+    let translation = Translation { reply: there.reversed(), vni, held: [held.hold(), plan.held.hold()] };
+    Ok((translation, held))
+}
+
+fn refusal(refused: Refused) -> DropReason {
+    match refused {
+        Refused::NoPool => DropReason::NatNoPool,
+        Refused::Exhausted { .. } => DropReason::NatExhausted,
+        Refused::PortLimit => DropReason::NatPortLimit,
+        Refused::Full => DropReason::NatTableFull,
+        Refused::Unsupported(_) => DropReason::NatUnsupported,
+    }
+}
+
+/// The inside endpoint that a packet comes from.
+pub(super) fn inside(flows: &Flows<'_>, port: &Port, vni: u32, key: &FlowKey) -> Inside {
+    Inside {
+        port: port.id.0,
+        uid: flows.connections.port_id(port.id.0),
+        vni,
+        address: key.src(),
+        l4: source_l4(key),
+        proto: key.proto(),
+    }
+}
+
+/// L4 port or identifier of a packet's sender.
+fn source_l4(key: &FlowKey) -> u16 {
+    match key.kind() {
+        Kind::Ports | Kind::Query => key.src_port(),
+        Kind::Answer | Kind::Addresses => 0,
+    }
+}
+
+/// The endpoint that a packet is for, as it says.
+pub(super) fn destination(key: &FlowKey) -> Outside {
+    Outside { address: key.dst(), l4: key.l4_dst_port().unwrap_or(0) }
+}
+
+/// The endpoint of a remote that sends a packet.
+fn destination_of_remote(key: &FlowKey) -> Outside {
+    destination(&key.reversed())
+}
+
+/// Whether what a connection was given when it began is still its own: addresses of its ports, addresses at the uplink.
+///
+/// # Errors
+/// `NoConnection` when it is not, or `EgressNone`.
+pub(super) fn still<'a>(
+    tables: &'a Tables,
+    key: &FlowKey,
+    translation: &Translation,
+    ports: [u32; 2],
+) -> Result<(&'a Port, &'a Port), DropReason> {
+    let uplink: &Uplink = tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
+    let [Some(from), Some(to)] = ports.map(|port| tables.port(PortId(port))) else {
+        return Err(DropReason::NoConnection);
+    };
+    let there = translation.reply.reversed();
+    let owns = |port: &Port, address| has(tables, uplink, port, address);
+    let pooled = |address| uplink.owned.get(&address) == Some(&Owned::Nat);
+    if from.kind == PortKind::Uplink {
+        if uplink.port != from.id || uplink.owned.contains_key(&key.src()) || uplink.is_routed(key.src()) {
+            return Err(DropReason::NoConnection);
+        }
+    } else {
+        // A connection that began from a pool goes on from there when the port has got an address of its own since.
+        let by_pool = pooled(there.src()) && egress(tables, from, key.src()) == Egress::Nat;
+        let right = match source(tables, from, key.src())? {
+            _ if by_pool => true,
+            Source::Own => there.src() == key.src(),
+            Source::Public(public) => there.src() == public,
+            Source::Pool => false,
+        };
+        if !owns(from, key.src()) || !right {
+            return Err(DropReason::NoConnection);
+        }
+    }
+    let right = if to.kind == PortKind::Uplink {
+        let ours = uplink.owned.contains_key(&key.dst()) || uplink.is_routed(key.dst());
+        // Where the destination was given to a port of the network since, that one is meant.
+        let local = tables.owner(AddressKey { address: key.dst(), network: from.network }).is_some();
+        uplink.port == to.id && !ours && !local && there.dst() == key.dst()
+    } else {
+        let attached = match uplink.owned.get(&key.dst()) {
+            Some(Owned::Nat) => true,
+            Some(Owned::Attached { port, inside }) => *port == to.id && inside.unwrap_or(key.dst()) == there.dst(),
+            _ => false,
+        };
+        attached && owns(to, there.dst())
+    };
+    if right { Ok((from, to)) } else { Err(DropReason::NoConnection) }
+}

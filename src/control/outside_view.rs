@@ -1,0 +1,117 @@
+//! What people and programs are told about uplink, pools and Services: the `status` of their objects.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+
+use super::controller::Snapshot;
+use super::view::problem_of;
+use crate::config::checked::{AddressPool, NatPool, Network, Object};
+use crate::config::outside::{Given, attachment, attachments, egress_of};
+use crate::config::policies::namespace_labels;
+use crate::config::{Kind, ObjectKey};
+use hostweave_switch::tables::Egress;
+
+/// `status` of a Service: what Kubernetes has there, and which port has the address.
+pub fn service(snapshot: &Snapshot, object: &Object) -> Value {
+    let given = snapshot.services.get(&object.key).map(Vec::as_slice).unwrap_or_default();
+    let attached = attachments(&snapshot.set).find(|attachment| attachment.service_key() == object.key);
+    let ingress: Vec<Value> = given.iter().map(|given| json!({"ip": given.address})).collect();
+    let mut pools: Vec<&str> = given.iter().map(|given| given.pool.as_str()).collect();
+    pools.dedup();
+    json!({
+        "loadBalancer": {"ingress": ingress},
+        "addresses": given.iter().map(|given| given.address).collect::<Vec<_>>(),
+        "pools": pools,
+        "port": attached.as_ref().map(|attachment| attachment.port.key.path()),
+        "mode": attached.map(|attachment| mode(attachment.one_to_one(&snapshot.set))),
+        "reason": problem_of(snapshot, &object.key).map(|problem| &problem.message),
+    })
+}
+
+fn mode(one_to_one: bool) -> &'static str {
+    if one_to_one { "nat" } else { "direct" }
+}
+
+/// The Service whose address a port has: its name, addresses, and whether the guest sees them.
+pub fn attached(snapshot: &Snapshot, port: &ObjectKey) -> Option<Value> {
+    let attachment = attachment(&snapshot.set, port)?;
+    let service = attachment.service_key();
+    let addresses: Vec<IpAddr> = addresses_of(snapshot, &service).map(|given| given.address).collect();
+    let mode = mode(attachment.one_to_one(&snapshot.set));
+    Some(json!({"service": service.path(), "addresses": addresses, "mode": mode}))
+}
+
+/// The addresses that a guest has on its own NIC because they are attached.
+pub fn direct_addresses(snapshot: &Snapshot, port: &ObjectKey) -> Vec<IpAddr> {
+    let Some(attachment) = attachment(&snapshot.set, port).filter(|attachment| !attachment.one_to_one(&snapshot.set))
+    else {
+        return Vec::new();
+    };
+    addresses_of(snapshot, &attachment.service_key()).map(|given| given.address).collect()
+}
+
+fn addresses_of<'a>(snapshot: &'a Snapshot, service: &ObjectKey) -> impl Iterator<Item = &'a Given> + use<'a> {
+    snapshot.services.get(service).into_iter().flatten()
+}
+
+/// `status` of an AddressPool.
+pub fn address_pool(snapshot: &Snapshot, object: &Object, pool: &AddressPool) -> Value {
+    let services = snapshot.services.iter().filter(|(_, given)| given.iter().any(|one| one.pool == object.key.name));
+    let services: Vec<String> = services.map(|(key, _)| key.path()).collect();
+    let mut used: Vec<IpAddr> = snapshot
+        .services
+        .values()
+        .flatten()
+        .filter(|given| given.pool == object.key.name)
+        .map(|given| given.address)
+        .collect();
+    used.sort_unstable();
+    used.dedup();
+    let size = pool.ranges.iter().fold(0_u128, |sum, range| sum.saturating_add(range.count()));
+    json!({
+        // Beyond 2^53 a number in JSON is not what was written (RFC 8259 §6).
+        "size": u64::try_from(size).unwrap_or(u64::MAX).min(1 << 53),
+        "inUse": used.len(),
+        "services": services,
+    })
+}
+
+/// `status` of a NatPool, as far as its objects say.
+pub fn nat_pool(snapshot: &Snapshot, pool: &NatPool) -> Value {
+    let set = &snapshot.set;
+    let networks: Vec<&str> = set.networks().map(|(name, _)| name).filter(|name| serves(pool, name)).collect();
+    let labels = |name: &str| {
+        let namespace = set.get(&ObjectKey::new(Kind::Namespace, None, name));
+        namespace.map(|namespace| namespace_labels(namespace)).unwrap_or_default()
+    };
+    let served = set.ports().filter(|(key, _, port)| {
+        let everybody = pool.selector.requirements.is_empty() && pool.namespaces.requirements.is_empty();
+        serves(pool, &port.network)
+            && (everybody
+                || pool.selector.matches(&set.labels_of(key))
+                    && pool.namespaces.matches(&labels(key.namespace.as_deref().unwrap_or_default())))
+    });
+    let blocks = format!("{}-{} of {}", pool.blocks.start(), pool.blocks.end(), pool.block_size);
+    json!({
+        "addresses": pool.addresses.len(),
+        "draining": pool.draining,
+        "networks": networks,
+        "ports": served.count(),
+        "blocks": blocks,
+    })
+}
+
+fn serves(pool: &NatPool, network: &str) -> bool {
+    pool.serves(network, true) || pool.serves(network, false)
+}
+
+/// What becomes of packets that leave a network, by family.
+pub fn egress(snapshot: &Snapshot, name: &str, network: &Network) -> Value {
+    let word = |ipv4| match egress_of(&snapshot.set, name, network, ipv4) {
+        Egress::None => "none",
+        Egress::Nat => "nat",
+        Egress::Routed => "routed",
+    };
+    json!({"ipv4": word(true), "ipv6": word(false)})
+}

@@ -1,0 +1,152 @@
+//! The last step of a packet that leaves its network: for another network of the host, or for the world behind the uplink.
+//! What [`crate::rewrite`] is to a packet that stays.
+//!
+//! Whatever came before, no packet leaves by the uplink with a source address that is not the host's to use there
+//! (DESIGN §4, SEMANTICS NA35): that is looked up here, in what will be sent.
+
+use crate::MacAddr;
+use crate::connection::Change;
+use crate::packet::{L3, Packet};
+use crate::route::{self, source};
+use crate::stage::DropReason;
+use crate::tables::{NetworkId, NextHop, Owned, Port, PortKind, Tables, Uplink};
+use crate::translate::translate;
+use crate::wire::{ethernet, ipv4, proto, tcp};
+
+/// Addresses a packet of `network` to `out`, makes it what `change` says, and takes one off its TTL. Link address, TTL, MTU and
+/// next hop are checked first. `hash` is the flow's: it chooses among several gateways.
+///
+/// # Errors
+/// Why the packet may not go on. It is as it was received then, unless it is `SourceNotOwned`. For `MtuExceeded`,
+/// `meta.out_port` says whose network it is too long for.
+#[inline]
+pub fn cross(
+    packet: &mut Packet,
+    tables: &Tables,
+    network: NetworkId,
+    out: &Port,
+    hash: u32,
+    change: Option<&Change>,
+) -> Result<(), DropReason> {
+    let uplink = if out.kind == PortKind::Uplink { Some(uplink(tables)?) } else { None };
+    let (dst, src) = may_cross(packet, tables, uplink, out, hash)?;
+    if let Some(change) = change {
+        translate(packet, change)?;
+    }
+    clamp(packet, tables, network, out);
+    let l3 = packet.meta.l3;
+    let frame = packet.head_mut().first_chunk_mut::<{ ethernet::HEADER_LEN + ipv4::HEADER_LEN }>();
+    let (link, header) = frame.ok_or(DropReason::Internal)?.split_at_mut(ethernet::HEADER_LEN);
+    let (Some(link), Some(header)) = (link.first_chunk_mut(), header.first_chunk_mut()) else {
+        return Err(DropReason::Internal);
+    };
+    ethernet::set_addresses(link, dst, src);
+    if out.kind != PortKind::Internal {
+        match l3 {
+            L3::V4 => ipv4::decrement_ttl(header),
+            // It is above one: checked.
+            L3::V6 => header[HOP_LIMIT] = header[HOP_LIMIT].saturating_sub(1),
+            L3::Arp | L3::None => return Err(DropReason::Internal),
+        }
+    }
+    match uplink {
+        Some(uplink) if !may_leave(uplink, network, packet) => Err(DropReason::SourceNotOwned),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a packet may go to `out` now. Returns the link addresses that it gets: destination and source.
+///
+/// # Errors
+/// As [`cross`].
+#[inline]
+pub fn may_cross(
+    packet: &mut Packet,
+    tables: &Tables,
+    uplink: Option<&Uplink>,
+    out: &Port,
+    hash: u32,
+) -> Result<(MacAddr, MacAddr), DropReason> {
+    let mtu = tables.network(out.network).map_or(0, |network| network.mtu);
+    let too_long = route::widest(packet) > u32::from(mtu);
+    let frame = packet.head().first_chunk().ok_or(DropReason::Internal)?;
+    let l3 = packet.meta.l3;
+    route::check(frame, l3, too_long, out).inspect_err(|reason| {
+        if *reason == DropReason::MtuExceeded {
+            packet.meta.out_port = out.id;
+        }
+    })?;
+    match uplink {
+        Some(uplink) => Ok((next_hop(uplink, l3, hash)?, uplink.mac)),
+        None => Ok((out.mac, MacAddr::ROUTER)),
+    }
+}
+
+fn uplink(tables: &Tables) -> Result<&Uplink, DropReason> {
+    tables.uplink.as_deref().ok_or(DropReason::UplinkDown)
+}
+
+/// The gateway of a flow: one that has answered, chosen by hash.
+#[inline]
+fn next_hop(uplink: &Uplink, l3: L3, hash: u32) -> Result<MacAddr, DropReason> {
+    if !uplink.link {
+        return Err(DropReason::UplinkDown);
+    }
+    let gateways = if l3 == L3::V4 { &uplink.v4 } else { &uplink.v6 };
+    match gateways.as_slice() {
+        [one] => one.mac,
+        several => choose(several, hash),
+    }
+    .ok_or(DropReason::NextHopUnresolved)
+}
+
+fn choose(gateways: &[NextHop], hash: u32) -> Option<MacAddr> {
+    let resolved = || gateways.iter().filter_map(|gateway| gateway.mac);
+    let count = resolved().count() as u64;
+    // Of the upper bits: the lower ones choose queues.
+    resolved().nth(((u64::from(hash) * count) >> 32) as usize)
+}
+
+/// Whether the source of a packet is one that its sender may use out there: an address of a NAT pool, its own attached address,
+/// or one of a range that is routed to its network.
+#[inline]
+fn may_leave(uplink: &Uplink, network: NetworkId, packet: &Packet) -> bool {
+    let Some(src) = source(packet) else { return false };
+    match uplink.owned.get(&src) {
+        Some(Owned::Nat) => true,
+        Some(Owned::Attached { port, .. }) => *port == packet.meta.in_port,
+        Some(Owned::Host) => false,
+        None => uplink.is_routed_to(src, network),
+    }
+}
+
+/// The MSS of a SYN that leaves for a network of a smaller MTU than the sender knows of (RFC 9293 §3.7.1; RFC 8200 §8.3). Where
+/// both are equal nothing is touched: path MTU discovery sees to the rest.
+#[inline]
+fn clamp(packet: &mut Packet, tables: &Tables, network: NetworkId, out: &Port) {
+    const FLAGS: usize = 13;
+    if packet.meta.proto != proto::TCP || packet.meta.later_fragment {
+        return;
+    }
+    let l4 = usize::from(packet.meta.layers.l4);
+    let syn = packet.head().get(l4 + FLAGS).is_some_and(|flags| flags & tcp::flags::SYN != 0);
+    if syn {
+        let mtu = |network| tables.network(network).map_or(u16::MAX, |network| network.mtu);
+        let (from, to) = (mtu(network), mtu(out.network));
+        if from != to {
+            clamp_to(packet, from.min(to));
+        }
+    }
+}
+
+#[cold]
+fn clamp_to(packet: &mut Packet, mtu: u16) {
+    let headers = if packet.meta.l3 == L3::V4 { 20 } else { 40 } + tcp::HEADER_LEN as u16;
+    let partial = packet.meta.offload.needs_csum();
+    let (l4, l5) = (usize::from(packet.meta.layers.l4), usize::from(packet.meta.layers.l5));
+    if let Some(segment) = packet.head_mut().get_mut(l4..l5) {
+        tcp::clamp_mss(segment, mtu.saturating_sub(headers), partial);
+    }
+}
+
+const HOP_LIMIT: usize = 7;

@@ -1,0 +1,183 @@
+//! A packet socket on an interface of the host (packet(7)): the uplink's frames, beside the kernel's own use of it.
+//!
+//! It receives each frame that comes in, before any filter of the kernel sees it, and none that goes out. A filter in
+//! the kernel lets only frames with our VLAN tag pass, or, without one, those without a tag: the kernel takes the tag
+//! out of the frame before we see it, so nobody could tell afterwards.
+//!
+//! Frames that leave go through the interface's queueing discipline. To go past it (`PACKET_QDISC_BYPASS`) would be
+//! cheaper, but there the kernel drops each GSO frame that the interface cannot segment itself, and whatever does not
+//! fit its ring at once.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use libc::sock_filter;
+
+use crate::Error;
+use crate::limits::SOCKET_BUFFER;
+use crate::sys;
+
+#[cfg(target_endian = "big")]
+compile_error!(
+    "packet sockets have virtio-net headers in the byte order of the host, and this crate reads little endian"
+);
+
+/// A packet socket that is bound to an interface, for [`crate::device::Device::packet`].
+#[derive(Debug)]
+pub struct PacketSocket {
+    pub(crate) fd: OwnedFd,
+    pub(crate) name: String,
+    pub(crate) vlan: Option<u16>,
+    pub(crate) uso: bool,
+}
+
+impl PacketSocket {
+    /// Opens one on the interface with this name and index, which must be set up. With `vlan` (1 to 4094) it receives
+    /// and sends only frames with that tag.
+    ///
+    /// # Errors
+    /// When the interface is gone or down, or capabilities are missing.
+    pub fn open(name: &str, index: u32, vlan: Option<u16>) -> Result<Self, Error> {
+        let failed = |action: &'static str| {
+            move |source| Error::Interface { name: name.to_owned(), action: action.to_owned(), source }
+        };
+        let fd = sys::packet_socket().map_err(failed("open a packet socket"))?;
+        let socket = fd.as_fd();
+        let set = |option, value| sys::set_number(socket, libc::SOL_PACKET, option, value);
+        set(libc::PACKET_VNET_HDR, 1).map_err(failed("ask for offload headers"))?;
+        set(libc::PACKET_IGNORE_OUTGOING, 1).map_err(failed("ignore outgoing frames"))?;
+        sys::attach_filter(socket, &mut tag_filter(vlan)).map_err(failed("filter VLAN tags"))?;
+        for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
+            sys::set_number(socket, libc::SOL_SOCKET, option, SOCKET_BUFFER as i32)
+                .map_err(failed("make room for frames"))?;
+        }
+        // Neighbour solicitations for addresses of ours are sent to groups that the kernel has not joined.
+        sys::join(socket, index, libc::PACKET_MR_ALLMULTI).map_err(failed("receive all groups"))?;
+        if vlan.is_some() {
+            // Some interfaces drop tags in hardware for which the kernel has no device, unless they take everything.
+            sys::join(socket, index, libc::PACKET_MR_PROMISC).map_err(failed("receive its VLAN"))?;
+        }
+        sys::bind_packet(socket, index).map_err(failed("bind a packet socket"))?;
+        Ok(Self { fd, name: name.to_owned(), vlan, uso: kernel_takes_uso() })
+    }
+}
+
+/// Whether the kernel knows UDP segments in virtio-net headers (Linux 6.2).
+fn kernel_takes_uso() -> bool {
+    let Ok(system) = nix::sys::utsname::uname() else { return false };
+    let release = system.release().to_string_lossy().into_owned();
+    release_at_least(&release, (6, 2))
+}
+
+fn release_at_least(release: &str, wanted: (u32, u32)) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else { return false };
+    (major, minor) >= wanted
+}
+
+/// A classic BPF program that accepts frames with this tag only, or without any. A tag of VLAN 0 is none: it only says
+/// the priority (IEEE 802.1Q §6.9.1).
+fn tag_filter(vlan: Option<u16>) -> Vec<sock_filter> {
+    let load = |what: libc::c_int| sock_filter {
+        code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16,
+        jt: 0,
+        jf: 0,
+        k: (libc::SKF_AD_OFF + what) as u32,
+    };
+    let equals = |value: u32, jt: u8, jf: u8| sock_filter {
+        code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+        jt,
+        jf,
+        k: value,
+    };
+    let identifier =
+        sock_filter { code: (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16, jt: 0, jf: 0, k: VLAN_MASK };
+    let end = |len: u32| sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: len };
+    let (accept, drop) = (end(u32::MAX), end(0));
+    match vlan {
+        None => vec![
+            load(libc::SKF_AD_VLAN_TAG_PRESENT),
+            equals(0, 3, 0),
+            load(libc::SKF_AD_VLAN_TAG),
+            identifier,
+            equals(0, 0, 1),
+            accept,
+            drop,
+        ],
+        Some(vlan) => vec![
+            load(libc::SKF_AD_VLAN_TAG_PRESENT),
+            equals(0, 6, 0),
+            load(SKF_AD_VLAN_TPID),
+            equals(ETHERTYPE_VLAN, 0, 4),
+            load(libc::SKF_AD_VLAN_TAG),
+            identifier,
+            equals(u32::from(vlan), 0, 1),
+            accept,
+            drop,
+        ],
+    }
+}
+
+const VLAN_MASK: u32 = 0xfff;
+const ETHERTYPE_VLAN: u32 = 0x8100;
+/// `linux/filter.h`.
+const SKF_AD_VLAN_TPID: libc::c_int = 60;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the program says about a frame with this tag (protocol, identifier and priority), by a small interpreter.
+    fn run(program: &[sock_filter], tag: Option<(u32, u32)>) -> u32 {
+        let (mut at, mut a) = (0, 0);
+        loop {
+            let step = program[at];
+            at += 1;
+            match step.code {
+                0x20 => {
+                    a = match step.k.wrapping_sub(libc::SKF_AD_OFF as u32) {
+                        44 => tag.map_or(0, |(_, tag)| tag),
+                        48 => u32::from(tag.is_some()),
+                        60 => tag.map_or(0, |(protocol, _)| protocol),
+                        other => panic!("{other}"),
+                    }
+                }
+                0x15 => at += usize::from(if a == step.k { step.jt } else { step.jf }),
+                0x54 => a &= step.k,
+                0x06 => return step.k,
+                other => panic!("{other:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn only_frames_of_the_vlan_pass() {
+        for (vlan, tag, passes) in [
+            (None, None, true),
+            (None, Some((0x8100, 0)), true),
+            (None, Some((0x8100, 0xe000)), true),
+            (None, Some((0x8100, 7)), false),
+            (Some(7), None, false),
+            (Some(7), Some((0x8100, 7)), true),
+            (Some(7), Some((0x8100, 0xe007)), true),
+            (Some(7), Some((0x8100, 8)), false),
+            (Some(7), Some((0x8100, 0)), false),
+            (Some(7), Some((0x88a8, 7)), false),
+        ] {
+            assert_eq!(run(&tag_filter(vlan), tag) != 0, passes, "{vlan:?} {tag:?}");
+        }
+    }
+
+    #[test]
+    fn releases_are_compared_by_number() {
+        for (release, wanted) in [
+            ("6.2.0", true),
+            ("6.18.44-fc", true),
+            ("10.0", true),
+            ("6.1.999", false),
+            ("5.15.0-91", false),
+            ("", false),
+        ] {
+            assert_eq!(release_at_least(release, (6, 2)), wanted, "{release}");
+        }
+    }
+}
