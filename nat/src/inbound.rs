@@ -150,6 +150,7 @@ impl Nat {
         let (inside, outside, remote) = (&class.inside(inside), class.endpoint(outside), class.endpoint(remote));
         let mut shard = self.lock(self.bucket(&record.inside()));
         let right = self.valid(mapping).is_some()
+            && mapping.index < self.fresh()
             && record.is_of(inside)
             && record.uid() == inside.uid
             && record.outside() == outside

@@ -266,6 +266,10 @@ impl Nat {
                 // Another worker was faster, or a block went back: look again.
                 return Ok(());
             }
+            if let Some(at) = self.returns(ask).filter(|_| address.is_none()) {
+                ask.tenant.set_address(at);
+                return Ok(());
+            }
             let chosen = address.or_else(|| self.choose(ask, &mut blocks, granules));
             let wanted = if address.is_some() { 1 } else { *pool.blocks.start() };
             if let Some(at) = chosen {
@@ -281,6 +285,12 @@ impl Nat {
         }
         let at = address.or_else(|| pool.open[family].first().copied());
         Err(self.exhausted(at, ask.inside.uid, ask.now))
+    }
+
+    /// An address that drains no longer, at which the workload has blocks still. The blocks are locked.
+    fn returns(&self, ask: &Ask) -> Option<u32> {
+        let at = |lease| self.registry.lease(lease).map(|state| state.address.load(Relaxed));
+        ask.tenant.leases().filter_map(at).find(|at| ask.pools.is_open(*at, ask.served.pool))
     }
 
     /// An address for a workload that has no blocks: the one that it had before, else the emptier of two, else any with room.
