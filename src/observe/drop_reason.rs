@@ -36,12 +36,9 @@ pub fn hubble(reason: DropReason) -> (u32, &'static str) {
         R::ConnectionQuota | R::ConnectionTableFull => (155, "CT_MAP_INSERTION_FAILED"),
         R::FragmentQueueFull | R::FragmentTimeout => (175, "FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND"),
         R::TtlExceeded => (196, "TTL_EXCEEDED"),
-        R::NatNoMapping
-        | R::NatNoPool
-        | R::NatExhausted
-        | R::NatPortLimit
-        | R::NatTableFull
-        | R::NatTupleTaken => (167, "NO_MAPPING_FOR_NAT_MASQUERADE"),
+        R::NatNoMapping | R::NatNoPool | R::NatExhausted | R::NatPortLimit | R::NatTableFull | R::NatTupleTaken => {
+            (167, "NO_MAPPING_FOR_NAT_MASQUERADE")
+        }
         R::NatUnsupported => (168, "UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE"),
         R::EgressNone | R::UplinkDown | R::NextHopUnresolved => (169, "FIB_LOOKUP_FAILED"),
         R::NotOurs => (151, "STALE_OR_UNROUTABLE_IP"),
@@ -51,6 +48,7 @@ pub fn hubble(reason: DropReason) -> (u32, &'static str) {
         R::PortDown | R::PortNotRunning | R::QueueDisabled => (203, "DROP_EP_NOT_READY"),
         R::GatewayNoService => (164, "LOCAL_HOST_IS_UNREACHABLE"),
         R::MtuExceeded => (157, "IP_FRAGMENTATION_NOT_SUPPORTED"),
+        R::RateLimited => (198, "DROP_RATE_LIMITED"),
         R::LocalRateLimited
         | R::NeighborNoAnswer
         | R::DhcpNoAnswer
@@ -94,6 +92,7 @@ mod tests {
         (175, "FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND"),
         (176, "FORBIDDEN_ICMPV6_MESSAGE"),
         (196, "TTL_EXCEEDED"),
+        (198, "DROP_RATE_LIMITED"),
         (203, "DROP_EP_NOT_READY"),
     ];
 
