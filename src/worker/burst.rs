@@ -80,10 +80,7 @@ impl Path {
                 ended => ended,
             };
             let (packet, arena) = self.burst.packet_mut(index);
-            let verdict = match (verdict, limits) {
-                (Verdict::Forward, Some(limits)) => within(limits, plane, packet, ticks),
-                (verdict, _) => verdict,
-            };
+            let verdict = limits.map_or(verdict, |limits| within(limits, verdict, plane, packet, ticks));
             watcher.decided(index, verdict);
             let to = match verdict {
                 Verdict::Forward => {
@@ -130,8 +127,7 @@ impl Path {
             }
         }
         out.finish(&mut self.uring);
-        let burst = [self.burst.len() as u64, octets, forwarded, replied];
-        account(count, burst);
+        account(count, [self.burst.len() as u64, octets, forwarded, replied]);
     }
 
     /// Sends the fragments that waited for a first one of the burst before. The burst is empty.
@@ -162,7 +158,7 @@ impl Path {
                     _ => return Err(DropReason::Internal),
                 }
                 if let Some(limits) = &input.limits
-                    && let Verdict::Drop(reason) = within(limits, plane, packet, ticks)
+                    && let Verdict::Drop(reason) = within(limits, Verdict::Forward, plane, packet, ticks)
                 {
                     return Err(reason);
                 }
@@ -373,9 +369,12 @@ pub(super) fn keep(
     }
 }
 
-/// Whether the sender may send another packet now.
+/// What becomes of a packet of a sender that may send only so much.
 #[inline(never)]
-fn within(limits: &RateLimits, plane: &Plane, packet: &Packet, ticks: u64) -> Verdict {
+fn within(limits: &RateLimits, verdict: Verdict, plane: &Plane, packet: &Packet, ticks: u64) -> Verdict {
+    if verdict != Verdict::Forward {
+        return verdict;
+    }
     let uplink = plane.tables.uplink.as_ref().is_some_and(|uplink| uplink.port == packet.meta.out_port);
     if limits.egress(packet, uplink, ticks) { Verdict::Forward } else { Verdict::Drop(DropReason::RateLimited) }
 }
