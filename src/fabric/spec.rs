@@ -15,6 +15,7 @@ use hostweave_policy::model::{
 };
 use hostweave_switch::MacAddr;
 pub use hostweave_switch::connection::Timeouts;
+pub use hostweave_switch::rate::PortRates;
 pub use hostweave_switch::tables::LocalServices;
 use hostweave_switch::tables::Network;
 use ipnet::IpNet;
@@ -225,6 +226,8 @@ pub struct PortSpec {
     pub named_ports: Vec<NamedPort>,
     /// Connections that it may have opened at a time.
     pub flows_max: u32,
+    /// What it may send and receive per second.
+    pub rates: PortRates,
 }
 
 impl PortSpec {

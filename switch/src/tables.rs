@@ -13,6 +13,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use crate::MacAddr;
 use crate::connection::Timeouts;
 use crate::counters::PortCounters;
+use crate::rate::RateLimits;
 
 /// Index of a port in [`Tables::ports`], below [`crate::limits::PORTS_MAX`]. Reused after a port is deleted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -192,6 +193,8 @@ pub struct Port {
     pub up: bool,
     /// Lease time that DHCP hands out, in seconds.
     pub lease_s: u32,
+    /// What it may send and receive per second, where that is limited.
+    pub limits: Option<Arc<RateLimits>>,
     /// Counters, one set per worker.
     pub counters: Arc<[PortCounters]>,
 }

@@ -13,6 +13,7 @@ mod networks;
 mod offloads;
 mod policy;
 mod queues;
+mod rates;
 mod restart;
 mod scene;
 mod sockets;
