@@ -81,7 +81,7 @@ pub fn to_desired(
     let config = set.host();
     let mut desired = Desired {
         networks,
-        ports,
+        ports: ports.into(),
         policy: policies::spec(set),
         established: config.established,
         local: config.infrastructure.answers,

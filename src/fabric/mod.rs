@@ -54,7 +54,7 @@ use crate::worker::{Shared, WorkerStats};
 use mailbox::Message;
 use plane::Plane;
 use port::PortRuntime;
-use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Timeouts};
+use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Ports, Timeouts};
 use start::{Seat, or_abort, start_worker};
 use uplink::owned::Outside;
 use uplink::{Attended, UplinkRuntime};
@@ -111,7 +111,7 @@ struct State {
     /// Whether connections of an earlier run were looked at.
     adopted: bool,
     /// Networks and ports as they were asked for last.
-    wanted: Option<(Vec<Network>, Vec<PortSpec>)>,
+    wanted: Option<(Vec<Network>, Ports)>,
     /// What was asked for outside of them last.
     outside: Option<Outside>,
     uplink: Option<UplinkRuntime>,
@@ -279,6 +279,9 @@ impl Fabric {
         let attended = inner.attend_uplink(&mut state, &[], &[]);
         let update = state.compile(&desired.policy);
         state.bump(&update);
+        if state.uplink.is_some() {
+            connections::allocate_translations(&inner.connections);
+        }
         inner.adopt(&mut state);
         inner.share_connections(&state);
         inner.publish(&mut state);

@@ -143,7 +143,8 @@ impl Inner {
             .flatten()
             .map(|port| (self.connections.port_id(port.id.0), port.name.as_str()))
             .collect();
-        let name = |uid: u128| names.get(&uid).map_or_else(|| Uuid::from_u128(uid).to_string(), |name| (*name).to_owned());
+        let name =
+            |uid: u128| names.get(&uid).map_or_else(|| Uuid::from_u128(uid).to_string(), |name| (*name).to_owned());
         for event in told {
             self.event(match event {
                 NatEvent::Allocated { block, .. } => FabricEvent::NatBlockAllocated {

@@ -314,7 +314,7 @@ fn account(count: &PortCounters, [frames, octets, forwarded, replied]: [u64; 4])
 fn tell(shared: &Shared, pace: &mut Pace, port: PortId, note: Option<LocalNote>, now: Instant) {
     let Some(note) = note else { return };
     let may = match note {
-        LocalNote::RouterHeard { .. } => pace.router(port, now),
+        LocalNote::RouterHeard { contradicts: false, .. } => pace.router(port, now),
         _ => pace.note(port, now),
     };
     match may {

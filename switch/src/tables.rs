@@ -156,12 +156,6 @@ impl Uplink {
         owned.iter().filter_map(public).collect()
     }
 
-    /// Whether decisions that rest on the one come out as those that rest on the other.
-    pub fn decides_as(&self, other: &Self) -> bool {
-        let of = |uplink: &Self| (uplink.port, uplink.network, uplink.mtu);
-        of(self) == of(other) && self.owned == other.owned && self.routed == other.routed
-    }
-
     /// Whether an address lies in a range that is routed to the host.
     pub fn is_routed(&self, address: u128) -> bool {
         let address = Ipv6Addr::from(address).to_canonical();
