@@ -87,21 +87,6 @@ pub fn allocate_all(connections: &Connections) {
     }
 }
 
-/// Allocates the lines of connections that cross the border of a network, for all records that can be used by now. A file system
-/// that is full leaves those without: what would cross is then refused.
-pub(super) fn allocate_translations(connections: &Connections) {
-    let records = connections.available();
-    if connections.translatable() >= records {
-        return;
-    }
-    let (from, len) = connections.translations_at(records);
-    let offset = |at: usize| nix::libc::off_t::try_from(at).unwrap_or(nix::libc::off_t::MAX);
-    match nix::fcntl::posix_fallocate(connections.file(), offset(from), offset(len)) {
-        Ok(()) => connections.make_translatable(records),
-        Err(error) => tracing::warn!(%error, "the runtime directory has no room for {records} translated connections"),
-    }
-}
-
 impl State {
     pub(super) fn new(connections: &Connections) -> Self {
         let mut port_ids = IdPool::default();

@@ -83,9 +83,6 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
                 return;
             }
             look_around(&inner, &mut state, &news.failed);
-            if state.uplink.is_some() {
-                super::connections::allocate_translations(&inner.connections);
-            }
             let attended = inner.attend_uplink(&mut state, &news.outside, &news.failed);
             soon = inner.finish_attending(&mut state, attended);
             if advertised.elapsed() >= ADVERTISE_EVERY {

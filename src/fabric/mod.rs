@@ -271,9 +271,6 @@ impl Fabric {
             inner.update_port(&mut state, spec)?;
         }
         let retired = inner.update_uplink(&mut state, desired);
-        if state.uplink.is_some() {
-            connections::allocate_translations(&inner.connections);
-        }
         gone_ids.extend(retired.iter().map(|uplink| uplink.port().id));
         state.pools = inner.compile_pools(&state, &desired.nat_pools)?;
         let attended = inner.attend_uplink(&mut state, &[], &[]);
