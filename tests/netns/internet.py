@@ -667,33 +667,47 @@ def drained(case):
 # 12
 
 
-@suite.test("hairpin: one container reaches another by its public address, and by its mapping, and is seen from outside", cases={
-    "attached": False, "mapping": True})
-def hairpin(case, mapping):
-    if mapping:
-        product_only("endpoint-independent filtering")
-        host, a, b = world(case, "a", "b", filtering="endpointIndependent")
-    else:
-        host, a, b = world(case, "a", "b")
-        product_only("a kernel has one way to a network that it is on")
-        host.attach(b, *FIRST_PUBLIC)
+@suite.test("hairpin: one container reaches another by its mapping, or by its 1:1 address, and is seen as from outside", cases={
+    "mapping": False, "one-to-one": True})
+def hairpin(case, one_to_one):
+    product_only("a kernel has one way to a network that it is on")
+    host, a, b = world(case, "a", "b", **({} if one_to_one else {"filtering": "endpointIndependent"}))
+    if one_to_one:
+        host.attach(b, *FIRST_PUBLIC, one_to_one=True)
         b.peer("serve", port=TELLS, mode="tells")
     host.server.peer("reflect", port=REFLECT)
+    listener = host.router.capture("host0", "port 6000")
     for number, server in enumerate(SERVER):
         a.peer("bind", name=server, host=a.families[number], port=6000)
         own = a.peer("ask", name=server, to=[server, REFLECT])
-        if mapping:
-            b.peer("bind", name=server, host=b.families[number], port=6000)
-            to = b.peer("ask", name=server, to=[server, REFLECT])
-        else:
-            b.carry(FIRST_PUBLIC[number])
-            b.peer("bind", name=server, host=FIRST_PUBLIC[number], port=6000)
-            to = [FIRST_PUBLIC[number], 6000]
+        b.peer("bind", name=server, host=b.families[number], port=6000)
+        to = b.peer("ask", name=server, to=[server, REFLECT])
+        if one_to_one:
+            assert to == [FIRST_PUBLIC[number], 6000], to
             assert in_pool(outside_of(a, b, to[0])[0]), "TCP: the external source"
         a.peer("send", name=server, to=to, text="around")
         assert b.peer("take", name=server) == ["around", own], "the external source and port (RFC 4787 REQ-9)"
         b.peer("send", name=server, to=own, text="and back")
         assert a.peer("take", name=server) == ["and back", to]
+    assert [s for s in listener.stop() if {s.src, s.dst} <= set(addresses(POOL[family(s.src)]) + list(FIRST_PUBLIC))] == [], "never on the wire"
+    host.finish()
+
+
+@suite.test("an attached address is its port's own in its network, too: neighbours reach it directly, and policy knows them by their labels")
+def attached_neighbours(case):
+    product_only("labels")
+    host, a, b, c = world(case, "a", "b", "c")
+    host.attach(b, *FIRST_PUBLIC)
+    b.peer("serve", port=TELLS, mode="tells")
+    host.daemon.policy("only-a", podSelector={"matchLabels": {"name": "b"}}, policyTypes=["Ingress"],
+                       ingress=[{"from": [{"podSelector": {"matchLabels": {"name": "a"}}}]}])
+    host.reload()
+    for number, public in enumerate(FIRST_PUBLIC):
+        b.carry(public)
+        assert outside_of(a, b, public)[0] == a.families[number], "as itself"
+        for node in (c, host.customer):
+            found = node.peer("open", group="denied", host=public, port=TELLS, timeout=1.5)
+            assert found == {"opened": 0, "failed": {"timeout": 1}}, found
     host.finish()
 
 
@@ -830,7 +844,7 @@ def who_had_it(case):
             case.note("%s: %s%s" % (command, said.stdout, said.stderr))
             assert said.returncode == 0 and "default/a" in said.stdout, (command, said.stdout, said.stderr)
         assert inside in host.daemon.cli("nat", "list"), "the inside address"
-        for command in (["nat", "stats"], ["nat", "pools"], ["nat", "pools", "--cidr"], ["uplink", "get"]):
+        for command in (["nat", "stats"], ["uplink", "get"]):
             said = host.daemon.cli(*command)
             case.note("%s: %s" % (command, said))
             assert said.strip(), command
