@@ -36,12 +36,9 @@ pub fn hubble(reason: DropReason) -> (u32, &'static str) {
         R::ConnectionQuota | R::ConnectionTableFull => (155, "CT_MAP_INSERTION_FAILED"),
         R::FragmentQueueFull | R::FragmentTimeout => (175, "FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND"),
         R::TtlExceeded => (196, "TTL_EXCEEDED"),
-        R::NatNoMapping
-        | R::NatNoPool
-        | R::NatExhausted
-        | R::NatPortLimit
-        | R::NatTableFull
-        | R::NatTupleTaken => (167, "NO_MAPPING_FOR_NAT_MASQUERADE"),
+        R::NatNoMapping | R::NatNoPool | R::NatExhausted | R::NatPortLimit | R::NatTableFull | R::NatTupleTaken => {
+            (167, "NO_MAPPING_FOR_NAT_MASQUERADE")
+        }
         R::NatUnsupported => (168, "UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE"),
         R::EgressNone | R::UplinkDown | R::NextHopUnresolved => (169, "FIB_LOOKUP_FAILED"),
         R::NotOurs => (151, "STALE_OR_UNROUTABLE_IP"),
