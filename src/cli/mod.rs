@@ -11,6 +11,7 @@ mod conntrack;
 mod daemon;
 mod demo;
 mod describe_policy;
+mod dns;
 pub mod failure;
 mod objects;
 mod observe;
@@ -116,6 +117,9 @@ enum Command {
     /// Show and forget connections
     #[command(subcommand)]
     Conntrack(conntrack::Command),
+    /// Ask for names as guests do
+    #[command(subcommand)]
+    Dns(dns::Command),
     /// Show everything that happens, as JSON lines
     Monitor(observe_events::MonitorArgs),
     /// Call a method of the control socket
@@ -238,6 +242,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Observe(args) => done(observe::observe(&session, &args)),
         Command::Policy(command) => done(policy::run(&session, &command)),
         Command::Conntrack(command) => done(conntrack::run(&session, &command)),
+        Command::Dns(command) => dns::run(&session, &command),
         Command::Monitor(args) => done(observe_events::monitor(&session, &args)),
         Command::Rpc(args) => done(rpc::run(&session, &args)),
         Command::Schema(args) => done(offline::schema(&args)),

@@ -51,7 +51,13 @@ pub async fn run(controller: Arc<Controller>, mut events: UnboundedReceiver<Fabr
 fn handle(controller: &Controller, events: Vec<FabricEvent>, budgets: &mut Budgets) {
     let mut seen: Vec<(ObjectKey, Ipv6Addr)> = Vec::new();
     for event in events {
-        let Some(key) = key_of(port_of(&event)) else { continue };
+        if matches!(event, FabricEvent::DnsUpstream { .. }) {
+            // Seldom: it takes several questions without an answer.
+            let (event_type, message, data) = describe(event);
+            controller.parts.events.add(event_type, None, message, data);
+            continue;
+        }
+        let Some(key) = port_of(&event).and_then(key_of) else { continue };
         if let FabricEvent::AddressSeen { address, .. } = event {
             seen.push((key, address));
             continue;
@@ -115,7 +121,8 @@ fn key_of(port: &str) -> Option<ObjectKey> {
     (!name.contains('/')).then(|| ObjectKey::port(namespace, name))
 }
 
-fn port_of(event: &FabricEvent) -> &str {
+/// `namespace/name` of the port that it happened to.
+fn port_of(event: &FabricEvent) -> Option<&str> {
     match event {
         FabricEvent::Connected { port, .. }
         | FabricEvent::Started { port, .. }
@@ -125,7 +132,8 @@ fn port_of(event: &FabricEvent) -> &str {
         | FabricEvent::AttachFailed { port, .. }
         | FabricEvent::AddressSeen { port, .. }
         | FabricEvent::AddressDeclined { port, .. }
-        | FabricEvent::LeaseConfirmed { port, .. } => port,
+        | FabricEvent::LeaseConfirmed { port, .. } => Some(port),
+        FabricEvent::DnsUpstream { .. } => None,
     }
 }
 
@@ -162,6 +170,13 @@ fn describe(event: FabricEvent) -> (EventType, String, Value) {
         }
         FabricEvent::LeaseConfirmed { address, .. } => {
             (EventType::LeaseConfirmed, format!("the guest leased {address}"), json!({"address": address}))
+        }
+        FabricEvent::DnsUpstream { server, failure: Some(reason) } => {
+            let message = format!("DNS server {server} does not answer: {reason}");
+            (EventType::DnsUpstreamFailed, message, json!({"server": server, "reason": reason}))
+        }
+        FabricEvent::DnsUpstream { server, failure: None } => {
+            (EventType::DnsUpstreamRecovered, format!("DNS server {server} answers again"), json!({"server": server}))
         }
     }
 }

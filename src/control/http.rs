@@ -205,6 +205,7 @@ async fn scrape(server: &Server) -> Result<Reply, RpcError> {
             policy: fabric.policy_report(),
             connections: fabric.connection_report(),
             flows_lost: fabric.flow_log().lost(),
+            dns: fabric.dns().report(),
         };
         sample.encode()
     });

@@ -15,7 +15,7 @@ use tokio::sync::broadcast;
 
 use super::controller::{Controller, ObjectChange};
 use super::error::{ErrorKind, RpcError};
-use super::methods::{capture, conntrack, event, flow, object, policy, port, probe, server, trace};
+use super::methods::{capture, conntrack, dns, event, flow, object, policy, port, probe, server, trace};
 use super::socket::Client;
 use crate::config::names::closest;
 use crate::fabric::capture::CaptureHandle;
@@ -218,6 +218,8 @@ methods! {
     "trace.run" Read trace::Run => trace::run: "What would become of a packet, stage by stage, and why.",
     "conntrack.list" Read conntrack::List => conntrack::list: "Connections, with what allowed them.",
     "conntrack.flush" Write conntrack::Flush => conntrack::flush: "Forgets connections: their next packets are decided anew.",
+    "dns.query" Read dns::Query => dns::query: "What the gateway of a network answers, and where that comes from.",
+    "dns.records" Read dns::Records => dns::records: "Every record that guests of a network may see.",
     "flow.list" Read flow::List => flow::list: "The last connections that began, ended or were refused, and dropped packets.",
     "flow.subscribe" Read flow::List => flow::subscribe: "Subscribes to the flow log.",
     "flow.unsubscribe" Read flow::Unsubscribe => flow::unsubscribe: "Ends a subscription of this connection.",

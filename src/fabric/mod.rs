@@ -45,6 +45,7 @@ use tokio::sync::mpsc;
 pub use flows::policy as policy_of;
 
 use crate::observe::flow_log::FlowLog;
+use crate::services::dns::Dns;
 use crate::services::sockets::Sockets;
 use crate::worker::clock::Clock;
 use crate::worker::watch::Watch;
@@ -70,6 +71,7 @@ struct Inner {
     state: Mutex<State>,
     events: mpsc::UnboundedSender<FabricEvent>,
     sockets: Sockets,
+    dns: Dns,
     connections: Arc<Connections>,
     nat: Arc<Nat>,
     fragments: Arc<Fragments>,
@@ -204,6 +206,7 @@ impl Fabric {
         threads.push(listener);
         let state = Mutex::new(State::new(&connections));
         let sockets = Sockets::new().context("starting the host's own services")?;
+        let dns = Dns::new(sockets.clone(), events.clone());
         let flow_log = Arc::new(FlowLog::default());
         let inner = Inner {
             config,
@@ -212,6 +215,7 @@ impl Fabric {
             state,
             events,
             sockets,
+            dns,
             connections,
             nat,
             fragments,
@@ -245,6 +249,9 @@ impl Fabric {
             state.bump(&update);
             inner.publish_policy(&mut state);
             inner.wait_until_in_force(state.revision);
+            if !inner.dns.is_told(desired.dns.as_ref()) {
+                inner.dns.update(desired.dns.as_ref(), &desired.networks, &desired.ports);
+            }
             return Ok(());
         }
         check(desired)?;
@@ -269,6 +276,7 @@ impl Fabric {
         inner.publish(&mut state);
         inner.wait_until_in_force(state.revision);
         inner.forget_connections_of(&gone_ids);
+        inner.dns.update(desired.dns.as_ref(), &desired.networks, &desired.ports);
         state.wanted = Some((desired.networks.clone(), desired.ports.clone()));
         for port in state.ports.values() {
             port.open_gate();
@@ -319,6 +327,11 @@ impl Fabric {
     /// Sockets inside the networks, for the host's own services.
     pub fn sockets(&self) -> Sockets {
         self.inner.sockets.clone()
+    }
+
+    /// DNS at the gateways.
+    pub fn dns(&self) -> &Dns {
+        &self.inner.dns
     }
 
     /// Stops all attachments and workers and waits for them. TAP devices stay: containers keep them.

@@ -14,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 use hostweave_switch::counters::PortTotals;
 
 use crate::fabric::report::{ConnectionReport, PolicyReport};
+use crate::services::dns::DnsReport;
 use crate::worker::verdicts::{ACTIONS, DIRECTIONS, MATCHES};
 
 /// `Content-Type` of the text.
@@ -64,6 +65,8 @@ pub struct Sample {
     pub connections: ConnectionReport,
     /// What the flow log has not, and what its subscribers missed.
     pub flows_lost: u64,
+    /// DNS at the gateways.
+    pub dns: DnsReport,
 }
 
 impl Sample {
@@ -192,6 +195,7 @@ impl Collector for Sample {
         self.port_states(&mut encoder)?;
         self.worker_metrics(&mut encoder)?;
         self.policy_metrics(&mut encoder)?;
+        super::dns_metrics::encode(&self.dns, &mut encoder)?;
         let mut number = |name: &str, help: &str, kind, value: u64| {
             let metric = encoder.encode_descriptor(name, help, None, kind)?;
             match kind {
@@ -246,6 +250,7 @@ mod tests {
             },
             connections: ConnectionReport { used: 2, capacity: 10, evicted: 1, refused_quota: 4, refused_full: 0 },
             flows_lost: 9,
+            dns: DnsReport { answers: vec![("cluster", "noerror", 6)], limited: 2, ..DnsReport::default() },
         };
         let text = sample.encode().unwrap();
         for line in [
@@ -267,6 +272,8 @@ mod tests {
             "hostweave_conntrack_evictions_total 1",
             "hostweave_conntrack_insert_failures_total{reason=\"quota\"} 4",
             "hostweave_flowlog_lost_events_total 9",
+            "hostweave_dns_queries_total{zone=\"cluster\",rcode=\"noerror\"} 6",
+            "hostweave_dns_refusals_total{reason=\"limit\"} 2",
             "# EOF",
         ] {
             assert!(text.lines().any(|have| have == line), "{line} is not in\n{text}");

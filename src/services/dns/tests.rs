@@ -1,0 +1,1 @@
+//! The zone and what is answered from it.
