@@ -18,10 +18,11 @@ use hostweave::datapath::{self, Context, Lookup};
 use hostweave::fabric::plane::Plane;
 use hostweave::observe::recorder::Unwatched;
 use hostweave_guest::frames::Path;
+use hostweave_nat::Nat;
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::*;
 use hostweave_switch::connection::{Connections, FreeRecords, Options};
-use hostweave_switch::flow::{FlowCache, FlowKey};
+use hostweave_switch::flow::{FlowCache, FlowKey, round};
 use hostweave_switch::fuzz::{GUEST_A, GUEST_B, NETWORK, mac, tables, v4, v6};
 use hostweave_switch::limits::{BURST, HEADROOM};
 use hostweave_switch::packet::Burst;
@@ -101,15 +102,21 @@ const PACKETS: u32 = 1 << 19;
 struct State {
     cache: FlowCache,
     connections: Connections,
+    nat: Nat,
     free: FreeRecords,
     burst: Burst,
     lookups: [Lookup; BURST],
 }
 
+/// No packet asks it.
+fn nat_options(now: u32) -> hostweave_nat::Options {
+    hostweave_nat::Options { capacity: 1024, boot: 1, now, timers: hostweave_nat::Timers::default(), seed: None }
+}
+
 /// A burst of parsed packets from `flow` to `rewrite`, asked for ahead as the worker does. Returns how many go on.
 #[inline(never)]
 fn measured(ctx: &Context<'_>, state: &mut State) -> usize {
-    let State { cache, connections, free, burst, lookups } = state;
+    let State { cache, connections, nat, free, burst, lookups } = state;
     let count = burst.len();
     let ahead = !cache.is_small();
     for (packet, lookup) in burst.packets().iter().zip(lookups.iter_mut()) {
@@ -120,16 +127,23 @@ fn measured(ctx: &Context<'_>, state: &mut State) -> usize {
         }
     }
     if ahead {
-        for lookup in &lookups[..count] {
+        let mut unknown = 0u64;
+        for (index, lookup) in lookups[..count].iter().enumerate() {
             if !cache.prefetch_flow(lookup.hash) {
                 connections.prefetch(lookup.hash);
+                cache.prefetch_room(lookup.hash, round(ctx.now));
+                unknown |= 1 << index;
             }
+        }
+        while unknown != 0 {
+            connections.prefetch_chain(lookups[unknown.trailing_zeros() as usize].hash);
+            unknown &= unknown - 1;
         }
     }
     let mut forwarded = 0;
     for (index, lookup) in lookups[..count].iter().enumerate() {
         let (packet, arena) = burst.packet_mut(index);
-        let mut flows = Flows { cache, connections, free, denied: None, opened: None };
+        let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
         let verdict = datapath::forward(ctx, &mut flows, lookup, packet, arena, &mut Unwatched);
         forwarded += usize::from(black_box(verdict) == Verdict::Forward);
     }
@@ -270,6 +284,7 @@ fn run(scenario: &Scenario, six: bool, packets: u32, begin: impl FnOnce()) -> Re
     let mut state = State {
         cache: FlowCache::new(2 * capacity as usize)?,
         connections: Connections::open(&folder.path().join("connections"), &options)?,
+        nat: Nat::open(&folder.path().join("nat"), &nat_options(options.now))?,
         free: FreeRecords::new(),
         burst: Burst::new(),
         lookups: [Lookup::default(); BURST],

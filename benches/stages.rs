@@ -15,6 +15,7 @@ use hostweave::fabric::plane::Plane;
 use hostweave::observe::recorder::Unwatched;
 use hostweave::services;
 use hostweave_guest::{Nic, NicConfig, VnetHeader, features, frames::Path};
+use hostweave_nat::Nat;
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::{Endpoint, Labels, World};
 use hostweave_switch::connection::{Connections, FreeRecords, Options};
@@ -77,8 +78,8 @@ fn stage_forward(
     packet: &mut Packet,
     arena: &mut [Segment],
 ) -> Verdict {
-    let State { cache, connections, free, lookups } = state;
-    let mut flows = Flows { cache, connections, free, denied: None, opened: None };
+    let State { cache, connections, nat, free, lookups } = state;
+    let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
     datapath::forward(ctx, &mut flows, &lookups[index], packet, arena, &mut Unwatched)
 }
 
@@ -91,8 +92,14 @@ fn stage_tx(tx: &mut ToGuest<'_>, packet: &Packet, arena: &[Segment]) -> u32 {
 struct State {
     cache: FlowCache,
     connections: Connections,
+    nat: Nat,
     free: FreeRecords,
     lookups: Box<[Lookup]>,
+}
+
+/// No packet asks it.
+fn nat_options(now: u32) -> hostweave_nat::Options {
+    hostweave_nat::Options { capacity: 1024, boot: 1, now, timers: hostweave_nat::Timers::default(), seed: None }
 }
 
 /// One burst through all stages. Returns how many frames arrived.
@@ -194,6 +201,7 @@ fn main() -> Result<(), Failure> {
     let mut state = State {
         cache: FlowCache::new(2048)?,
         connections: Connections::open(&folder.path().join("connections"), &options)?,
+        nat: Nat::open(&folder.path().join("nat"), &nat_options(now - 10))?,
         free: FreeRecords::new(),
         lookups: vec![Lookup::default(); BURST].into(),
     };

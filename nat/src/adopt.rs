@@ -19,7 +19,7 @@ use hostweave_switch::shared::{SharedFile, plain_struct};
 
 use crate::model::*;
 use crate::pools::Pools;
-use crate::record::{BOUND, DETACHED, LeaseRecord, Record, TRACKED};
+use crate::record::{BOUND, DETACHED, LeaseRecord, RESTORED, Record, TRACKED};
 use crate::table::{Nat, Options};
 
 /// "HWNAT" and a version of the layout that this file and `record.rs` describe.
@@ -204,7 +204,8 @@ impl Nat {
         }
         let overload = pools.pool(used.pool).is_some_and(|pool| pool.overload);
         let tracked = if overload && class == Class::Tcp { TRACKED } else { 0 };
-        record.adopt(workload, lease, tracked);
+        let restored = if entry.until == 0 { RESTORED } else { 0 };
+        record.adopt(workload, lease, tracked | restored);
         let longest = now.saturating_add(self.timer(record, End::Established));
         let until = match entry.until {
             0 => longest,

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::model::*;
 use crate::pools::{Pools, Use};
-use crate::record::{Record, TIMED, TRACKED};
+use crate::record::{RESTORED, Record, TIMED, TRACKED};
 use crate::table::Nat;
 
 /// Compares the address of a remote only ([`Nat::remote_mark`]).
@@ -25,9 +25,8 @@ impl Nat {
         let inside = record.inside();
         let _shard = self.lock(self.bucket(&inside));
         // It may have ended, and its record be another's, until the lock was ours.
-        let l4 = if class == Class::Addresses { 0 } else { to.l4 };
         let same = record.is_valid() && record.inside() == inside && record.proto() == proto;
-        if !same || record.outside() != (Outside { l4, ..to }) {
+        if !same || record.outside() != class.endpoint(to) {
             return Err(Unmapped::NoMapping);
         }
         let port = self.port_of(record).ok_or(Unmapped::NoMapping)?;
@@ -43,7 +42,8 @@ impl Nat {
         }
         record.holds.store(holds + 1, Relaxed);
         let bound = record.is_bound();
-        Ok(Mapping { inside: Inside { port, ..inside }, mapping: record.reference(index), bound })
+        let l4 = if class == Class::Addresses { to.l4 } else { inside.l4 };
+        Ok(Mapping { inside: Inside { port, l4, ..inside }, mapping: record.reference(index), bound })
     }
 
     /// The mapping at an outside endpoint: of several, the one that is bound to the remote. What is found may be gone already.
@@ -101,11 +101,15 @@ impl Nat {
     /// The outside endpoint that `inside` has now, without making or holding one: for ICMP errors that it sends (RFC 5508 REQ-5)
     /// and for lists. Of mappings that are bound to a remote any.
     pub fn outside_of(&self, inside: &Inside) -> Option<Outside> {
-        let bucket = self.bucket(inside);
+        let class = Class::of(inside.proto)?;
+        let endpoint = class.inside(inside);
+        let bucket = self.bucket(&endpoint);
         let _shard = self.lock(bucket);
-        let index = self.find_any(bucket, inside)?;
+        let index = self.find_any(bucket, &endpoint)?;
         let record = self.record(index)?;
-        (record.uid() == inside.uid).then(|| record.outside())
+        let outside = record.outside();
+        let l4 = if class == Class::Addresses { inside.l4 } else { outside.l4 };
+        (record.uid() == inside.uid).then_some(Outside { l4, ..outside })
     }
 
     /// The outside address that a port's mappings of a family have, if it has any: where an ICMP error of the port itself comes from.
@@ -142,9 +146,11 @@ impl Nat {
 
     /// Takes a hold for a connection of an earlier run, whose mapping is to be this one. False: it is not, forget the connection.
     pub fn hold(&self, pools: &Pools, mapping: MappingRef, inside: &Inside, outside: Outside, remote: Outside) -> bool {
-        let Some(record) = self.valid(mapping) else { return false };
-        let _shard = self.lock(self.bucket(&record.inside()));
+        let (Some(record), Some(class)) = (self.valid(mapping), Class::of(inside.proto)) else { return false };
+        let (inside, outside, remote) = (&class.inside(inside), class.endpoint(outside), class.endpoint(remote));
+        let mut shard = self.lock(self.bucket(&record.inside()));
         let right = self.valid(mapping).is_some()
+            && mapping.index < self.fresh()
             && record.is_of(inside)
             && record.uid() == inside.uid
             && record.outside() == outside
@@ -157,6 +163,14 @@ impl Nat {
             let l4 = if record.has(TRACKED) { remote.l4 } else { 0 };
             let _outside = self.lock_outside(record.lease.load(Relaxed) as usize);
             self.note_remote(mapping.index, self.remote_mark(Outside { l4, ..remote }));
+        }
+        if record.has(RESTORED) {
+            // Its timer is not that of a connection: it must not be what the next one is measured by.
+            if record.has(TIMED) {
+                shard.wheel.remove(self.records(), mapping.index);
+            }
+            record.set_state(0, RESTORED | TIMED);
+            record.until.store(0, Relaxed);
         }
         record.holds.store(record.holds.load(Relaxed) + 1, Relaxed);
         true

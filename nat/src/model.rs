@@ -121,7 +121,8 @@ pub struct Inside {
     pub vni: u32,
     /// Its address, IPv4-mapped for IPv4.
     pub address: u128,
-    /// L4 port, identifier of an ICMP query, 0 for protocols that have neither.
+    /// L4 port, identifier of an ICMP query, 0 for protocols that have neither. Of protocols whose ports are not translated (all but TCP and
+    /// UDP) it comes back unchanged.
     pub l4: u16,
     /// Protocol number of the IP header.
     pub proto: u8,
@@ -427,5 +428,23 @@ impl Class {
             DCCP | AH | UDP_LITE => None,
             _ => Some(Self::Addresses),
         }
+    }
+
+    /// An inside endpoint as mappings know it: where only addresses are translated, L4 ports (those of SCTP) do not tell apart.
+    #[inline]
+    pub(crate) fn inside(self, inside: &Inside) -> Inside {
+        Inside { l4: if self == Self::Addresses { 0 } else { inside.l4 }, ..*inside }
+    }
+
+    /// The same of an endpoint outside.
+    #[inline]
+    pub(crate) fn endpoint(self, outside: Outside) -> Outside {
+        Outside { l4: if self == Self::Addresses { 0 } else { outside.l4 }, ..outside }
+    }
+
+    /// An answer, where only addresses are translated with the L4 port that was asked for.
+    #[inline]
+    pub(crate) fn mapped(self, mapped: Mapped, l4: u16) -> Mapped {
+        if self == Self::Addresses { Mapped { outside: Outside { l4, ..mapped.outside }, ..mapped } } else { mapped }
     }
 }

@@ -63,10 +63,8 @@ impl Nat {
         if tenant.uid() != inside.uid {
             return Err(Refused::NoPool);
         }
-        let (mut inside, mut remote) = (*inside, remote);
-        if class == Class::Addresses {
-            (inside.l4, remote.l4) = (0, 0);
-        }
+        let l4 = inside.l4;
+        let (inside, remote) = (class.inside(inside), class.endpoint(remote));
         let ask = Ask { pools, pool, served, tenant, inside, remote, class, now };
         let inside = &ask.inside;
         let bucket = self.bucket(inside);
@@ -74,7 +72,7 @@ impl Nat {
         let mut beside = false;
         while let Some(index) = self.find(bucket, inside, remote) {
             match self.fate(&ask, index) {
-                Fate::Use => return Ok(self.use_again(&ask, index)),
+                Fate::Use => return Ok(class.mapped(self.use_again(&ask, index), l4)),
                 Fate::Detach => self.detach(&mut shard, bucket, index, now),
                 Fate::Beside => {
                     beside = true;
@@ -82,7 +80,7 @@ impl Nat {
                 }
             }
         }
-        self.make(&ask, &mut shard, bucket, beside)
+        self.make(&ask, &mut shard, bucket, beside).map(|mapped| class.mapped(mapped, l4))
     }
 
     fn fate(&self, ask: &Ask, index: u32) -> Fate {
@@ -268,6 +266,10 @@ impl Nat {
                 // Another worker was faster, or a block went back: look again.
                 return Ok(());
             }
+            if let Some(at) = self.returns(ask).filter(|_| address.is_none()) {
+                ask.tenant.set_address(at);
+                return Ok(());
+            }
             let chosen = address.or_else(|| self.choose(ask, &mut blocks, granules));
             let wanted = if address.is_some() { 1 } else { *pool.blocks.start() };
             if let Some(at) = chosen {
@@ -283,6 +285,12 @@ impl Nat {
         }
         let at = address.or_else(|| pool.open[family].first().copied());
         Err(self.exhausted(at, ask.inside.uid, ask.now))
+    }
+
+    /// An address that drains no longer, at which the workload has blocks still. The blocks are locked.
+    fn returns(&self, ask: &Ask) -> Option<u32> {
+        let at = |lease| self.registry.lease(lease).map(|state| state.address.load(Relaxed));
+        ask.tenant.leases().filter_map(at).find(|at| ask.pools.is_open(*at, ask.served.pool))
     }
 
     /// An address for a workload that has no blocks: the one that it had before, else the emptier of two, else any with room.

@@ -30,6 +30,9 @@ pub(crate) const DETACHED: u32 = 4;
 /// All its remotes are noted, so that its L4 port may be shared.
 pub(crate) const TRACKED: u32 = 8;
 
+/// It was held when an earlier run ended: `until` is for the case that none of its connections is taken over.
+pub(crate) const RESTORED: u32 = 16;
+
 /// A mapping: two cache lines, the first of which is what a lookup by inside endpoint needs.
 #[derive(Default)]
 #[repr(C, align(128))]

@@ -367,6 +367,8 @@ impl Nat {
                 shard.free.push(free.first);
                 free.first = record.next.load(Relaxed);
             } else if free.fresh < available {
+                // A mark that is too low may hide records of an earlier run: they were not adopted.
+                self.record(free.fresh).filter(|record| record.is_valid()).inspect(|record| record.clear());
                 shard.free.push(free.fresh);
                 free.fresh += 1;
             } else {

@@ -50,6 +50,11 @@ pub fn network() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| names(Kind::Network, current))
 }
 
+/// Name of a NatPool.
+pub fn nat_pool() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| names(Kind::NatPool, current))
+}
+
 /// Name of a namespace.
 pub fn namespace() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| names(Kind::Namespace, current))

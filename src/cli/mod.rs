@@ -12,7 +12,9 @@ mod daemon;
 mod demo;
 mod describe_policy;
 mod dns;
+mod doctor;
 pub mod failure;
+mod nat;
 mod objects;
 mod observe;
 mod observe_events;
@@ -25,6 +27,8 @@ mod port;
 mod rpc;
 mod status;
 mod trace;
+mod uplink;
+mod whois;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -84,6 +88,8 @@ enum Command {
     Demo(demo::Args),
     /// Say how the daemon is; exit code 1 if something is degraded
     Status(status::Args),
+    /// Look for what is wrong with the host, and say what to do; exit code 1 if something does not work
+    Doctor(doctor::Args),
     /// Work with ports, the NICs of VMs and containers
     #[command(subcommand)]
     Port(port::Command),
@@ -120,6 +126,14 @@ enum Command {
     /// Ask for names as guests do
     #[command(subcommand)]
     Dns(dns::Command),
+    /// Show NAT mappings, how full the addresses are, and who had which L4 port
+    #[command(subcommand)]
+    Nat(nat::Command),
+    /// Show the way out of the host
+    #[command(subcommand)]
+    Uplink(uplink::Command),
+    /// Say whose an address is: port, Service, network, NAT mapping
+    Whois(whois::Args),
     /// Show everything that happens, as JSON lines
     Monitor(observe_events::MonitorArgs),
     /// Call a method of the control socket
@@ -227,6 +241,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Daemon(args) => done(daemon::run(&session, args)),
         Command::Demo(args) => demo::run(&session, &args),
         Command::Status(args) => status::run(&session, &args),
+        Command::Doctor(args) => doctor::run(&session, &args),
         Command::Port(command) => done(port::run(&session, command)),
         Command::Apply(args) => done(objects::apply(&session, &args)),
         Command::Diff(args) => objects::diff(&session, &args),
@@ -243,6 +258,9 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Policy(command) => done(policy::run(&session, &command)),
         Command::Conntrack(command) => done(conntrack::run(&session, &command)),
         Command::Dns(command) => dns::run(&session, &command),
+        Command::Nat(command) => done(nat::run(&session, &command)),
+        Command::Uplink(command) => done(uplink::run(&session, &command)),
+        Command::Whois(args) => done(whois::run(&session, &args)),
         Command::Monitor(args) => done(observe_events::monitor(&session, &args)),
         Command::Rpc(args) => done(rpc::run(&session, &args)),
         Command::Schema(args) => done(offline::schema(&args)),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hostweave_guest::frames::{Path, Segment as TcpHeader};
+use hostweave_nat::{Nat, Timers};
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::{
     DefaultPolicy, Endpoint, Labels, NetworkPolicy, PolicyName, PortMatch, Protocol, Rule, Selector, World,
@@ -12,8 +13,10 @@ use hostweave_policy::model::{
 use hostweave_switch::MacAddr;
 use hostweave_switch::connection::{Connections, Entry, FreeRecords, Options};
 use hostweave_switch::flow::{FlowCache, FlowKey, NO_QUEUE, TRUST_S};
+use hostweave_switch::fragment::{Admit, Fragments};
 use hostweave_switch::limits::HEAD_FIRST;
-use hostweave_switch::packet::{Burst, Meta};
+use hostweave_switch::packet::{Burst, Meta, Offload, Packet};
+use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{AddressKey, Addressing, Network, NetworkId, Port, PortId, PortKind, Tables};
 use hostweave_switch::wire::tcp::flags::{ACK, FIN, RST, SYN};
@@ -22,9 +25,11 @@ use super::Flows;
 use crate::datapath::{self, Context, Lookup};
 use crate::fabric::plane::Plane;
 use crate::observe::recorder::{Detail, Recorder, Unwatched};
+use crate::worker::burst::error_reply;
 
 mod icmp;
 mod limits;
+mod nat;
 mod policy;
 mod tcp;
 
@@ -40,14 +45,27 @@ struct Host {
     compiler: Compiler,
     world: World,
     connections: Connections,
+    nat: Nat,
+    fragments: Fragments,
     workers: [(FlowCache, FreeRecords); 2],
     now: u32,
     queue: u8,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// Where a packet went, and into which receive queue.
 type Sent = Result<(u32, u8), DropReason>;
+
+/// Where a packet went, and as what.
+struct Passed {
+    to: u32,
+    queue: u8,
+    frame: Vec<u8>,
+    offload: Offload,
+}
+
+/// Why a packet ended, and the ICMP error that its sender hears of it.
+struct Ended(DropReason, Option<Vec<u8>>);
 
 /// Watches as `trace` does.
 struct Masked;
@@ -129,6 +147,9 @@ impl Host {
         let connections = Connections::open(&dir.path().join("connections"), &options).unwrap();
         connections.make_available(1024);
         connections.share((0..4).map(|port| (port, 1024)));
+        let options =
+            hostweave_nat::Options { capacity: 1024, boot: 1, now: 100, timers: Timers::default(), seed: Some(1) };
+        let nat = Nat::open(&dir.path().join("nat"), &options).unwrap();
         let endpoint = |id: u32| {
             let (namespace, name) = ("test".to_owned(), id.to_string());
             let (labels, named_ports) = (Labels::new(), Vec::new());
@@ -139,7 +160,7 @@ impl Host {
         let policy = compiler.update(&world).table;
         let plane = Plane { tables: tables(), policy, ..Plane::default() };
         let workers = [(); 2].map(|()| (FlowCache::new(4096).unwrap(), FreeRecords::new()));
-        Self { plane, compiler, world, connections, workers, now: 100, queue: 0, _dir: dir }
+        Self { plane, compiler, world, connections, nat, fragments: Fragments::new(), workers, now: 100, queue: 0, dir }
     }
 
     /// A world in which a policy isolates every port; in come TCP and UDP to these ports alone.
@@ -166,29 +187,60 @@ impl Host {
     fn publish(&mut self) {
         self.plane.policy = self.compiler.update(&self.world).table;
         self.plane.tables.epochs[0] += 1;
+        self.plane.tables.crossings += 1;
     }
 
     fn send_with<R: Recorder>(&mut self, worker: usize, from: u32, frame: &[u8], record: &mut R) -> Sent {
-        let Self { plane, connections, workers, now, queue, .. } = self;
+        let passed = self.pass(worker, from, frame, Offload::default(), record);
+        passed.map(|passed| (passed.to, passed.queue)).map_err(|ended| ended.0)
+    }
+
+    /// A frame with what its virtio-net header asks for, and what comes of it.
+    fn pass<R: Recorder>(
+        &mut self,
+        worker: usize,
+        from: u32,
+        frame: &[u8],
+        offload: Offload,
+        record: &mut R,
+    ) -> Result<Passed, Ended> {
+        let Self { plane, connections, nat, fragments, workers, now, queue, .. } = self;
         let (cache, free) = &mut workers[worker];
-        let (port, network) = (plane.tables.port(PortId(from)).unwrap(), plane.tables.network(NETWORK).unwrap());
+        let port = plane.tables.port(PortId(from)).unwrap();
+        let network = plane.tables.network(port.network).unwrap();
         let ctx = Context::new(plane, port, network, *queue, *now);
-        let meta = Meta { in_port: PortId(from), ..Meta::default() };
+        let meta = Meta { in_port: PortId(from), offload, ..Meta::default() };
         Burst::new().with_frame(meta, frame, HEAD_FIRST, |packet, arena| {
+            let ended = |packet: &mut Packet, arena: &mut Vec<Segment>, reason| {
+                let answered = error_reply(packet, arena, &ctx, reason);
+                Ended(reason, answered.then(|| packet.head().to_vec()))
+            };
             match datapath::classify(&ctx, packet, arena, &mut None, record) {
                 Verdict::Continue => {}
-                Verdict::Drop(reason) => return Err(reason),
+                Verdict::Drop(reason) => return Err(ended(packet, arena, reason)),
                 other => panic!("{other:?} of a packet to another guest"),
+            }
+            if packet.meta.fragment {
+                match fragments.admit(packet, arena, network.vni, u64::from(*now) * 1000) {
+                    Admit::Known(ports) => ports.write(&mut packet.meta),
+                    Admit::First(waiting) => assert!(waiting.is_empty()),
+                    _ => panic!("a fragment before its first"),
+                }
             }
             let key = FlowKey::of(packet, from as u16).unwrap();
             let lookup = Lookup { key, hash: connections.keys().hash(&key, network.vni) };
-            let mut flows = Flows { cache, connections, free, denied: None, opened: None };
+            let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
             let verdict = datapath::forward(&ctx, &mut flows, &lookup, packet, arena, record);
             let denied = flows.denied.is_some();
             assert_eq!(denied, verdict == Verdict::Drop(DropReason::PolicyDenied), "who denied it is told");
             match verdict {
-                Verdict::Forward => Ok((packet.meta.out_port.0, packet.meta.queue)),
-                Verdict::Drop(reason) => Err(reason),
+                Verdict::Forward => {
+                    let mut octets = vec![0; packet.len()];
+                    packet.copy_frame(arena, &mut octets).unwrap();
+                    let meta = &packet.meta;
+                    Ok(Passed { to: meta.out_port.0, queue: meta.queue, frame: octets, offload: meta.offload })
+                }
+                Verdict::Drop(reason) => Err(ended(packet, arena, reason)),
                 other => panic!("{other:?} of forward"),
             }
         })

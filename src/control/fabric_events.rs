@@ -51,19 +51,18 @@ pub async fn run(controller: Arc<Controller>, mut events: UnboundedReceiver<Fabr
 fn handle(controller: &Controller, events: Vec<FabricEvent>, budgets: &mut Budgets) {
     let mut seen: Vec<(ObjectKey, Ipv6Addr)> = Vec::new();
     for event in events {
-        if matches!(event, FabricEvent::DnsUpstream { .. }) {
-            // Seldom: it takes several questions without an answer.
+        let Some(port) = port_of(&event) else {
             let (event_type, message, data) = describe(event);
-            controller.parts.events.add(event_type, None, message, data);
+            tell(controller, budgets, event_type, None, message, data);
             continue;
-        }
-        let Some(key) = port_of(&event).and_then(key_of) else { continue };
+        };
+        let Some(key) = key_of(port) else { continue };
         if let FabricEvent::AddressSeen { address, .. } = event {
             seen.push((key, address));
             continue;
         }
         let (event_type, message, data) = describe(event);
-        tell(controller, budgets, event_type, &key, message, data);
+        tell(controller, budgets, event_type, Some(&key), message, data);
     }
     if seen.is_empty() {
         return;
@@ -86,15 +85,15 @@ fn handle(controller: &Controller, events: Vec<FabricEvent>, budgets: &mut Budge
             (_, Ok(false) | Err(LearnError::NoPort)) => {}
             (Ok(()), Ok(true)) => {
                 let message = format!("the guest formed {address} and may use it");
-                tell(controller, budgets, EventType::AddressLearned, &key, message, data);
+                tell(controller, budgets, EventType::AddressLearned, Some(&key), message, data);
             }
             (Err(error), Ok(true)) => {
                 let message = format!("the guest formed {address}, which could not be remembered: {error:#}");
-                tell(controller, budgets, EventType::AddressRefused, &key, message, data);
+                tell(controller, budgets, EventType::AddressRefused, Some(&key), message, data);
             }
             (_, Err(reason)) => {
                 let message = format!("the guest formed {address} and may not use it: {reason}");
-                tell(controller, budgets, EventType::AddressRefused, &key, message, data);
+                tell(controller, budgets, EventType::AddressRefused, Some(&key), message, data);
             }
         }
     }
@@ -104,12 +103,13 @@ fn tell(
     controller: &Controller,
     budgets: &mut Budgets,
     event_type: EventType,
-    key: &ObjectKey,
+    key: Option<&ObjectKey>,
     message: String,
     data: Value,
 ) {
-    if budgets.take(key, Instant::now()) {
-        controller.parts.events.add(event_type, Some(key), message, data);
+    let whose = key.map_or(Whose::Uplink(event_type), |key| Whose::Object(key.clone()));
+    if budgets.take(&whose, Instant::now()) {
+        controller.parts.events.add(event_type, key, message, data);
     } else {
         controller.parts.events.count_lost(1);
     }
@@ -121,7 +121,7 @@ fn key_of(port: &str) -> Option<ObjectKey> {
     (!name.contains('/')).then(|| ObjectKey::port(namespace, name))
 }
 
-/// `namespace/name` of the port that it happened to.
+/// The port that an event is about; `None` for those of the uplink and of DNS.
 fn port_of(event: &FabricEvent) -> Option<&str> {
     match event {
         FabricEvent::Connected { port, .. }
@@ -134,6 +134,12 @@ fn port_of(event: &FabricEvent) -> Option<&str> {
         | FabricEvent::AddressDeclined { port, .. }
         | FabricEvent::LeaseConfirmed { port, .. } => Some(port),
         FabricEvent::DnsUpstream { .. } => None,
+        FabricEvent::UplinkUp { .. }
+        | FabricEvent::UplinkDown { .. }
+        | FabricEvent::UplinkFailed { .. }
+        | FabricEvent::GatewayReachable { .. }
+        | FabricEvent::GatewayUnreachable { .. }
+        | FabricEvent::UplinkAddressConflict { .. } => None,
     }
 }
 
@@ -178,16 +184,57 @@ fn describe(event: FabricEvent) -> (EventType, String, Value) {
         FabricEvent::DnsUpstream { server, failure: None } => {
             (EventType::DnsUpstreamRecovered, format!("DNS server {server} answers again"), json!({"server": server}))
         }
+        event => describe_outside(&event),
     }
+}
+
+/// The same for what happens at the uplink.
+fn describe_outside(event: &FabricEvent) -> (EventType, String, Value) {
+    match event {
+        FabricEvent::UplinkUp { interface, mtu } => {
+            let message = format!("the uplink {interface} is up, with packets of up to {mtu} octets");
+            (EventType::UplinkUp, message, json!({"interface": interface, "mtu": mtu}))
+        }
+        FabricEvent::UplinkDown { interface, reason } => {
+            let message = format!("the uplink {interface} is down: {reason}");
+            (EventType::UplinkDown, message, json!({"interface": interface, "reason": reason}))
+        }
+        FabricEvent::UplinkFailed { interface, reason } => {
+            let message = format!("the uplink {interface} could not be set up and is tried again: {reason}");
+            (EventType::UplinkFailed, message, json!({"interface": interface, "reason": reason}))
+        }
+        FabricEvent::GatewayReachable { address, mac } => {
+            let message = format!("the gateway {address} answers, from {mac}");
+            (EventType::GatewayReachable, message, json!({"address": address, "mac": mac.to_string()}))
+        }
+        FabricEvent::UplinkAddressConflict { address, mac } => {
+            let message = format!("{mac} at the uplink claims our address {address}");
+            (EventType::UplinkAddressConflict, message, json!({"address": address, "mac": mac.to_string()}))
+        }
+        FabricEvent::GatewayUnreachable { address } => {
+            let message = format!("the gateway {address} does not answer");
+            (EventType::GatewayUnreachable, message, json!({"address": address}))
+        }
+        other => unreachable!("{other:?} is about a port"),
+    }
+}
+
+/// Who causes events.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Whose {
+    /// A port.
+    Object(ObjectKey),
+    /// Neighbours at the uplink, one kind of event for itself: what anybody can cause there must not hide the rest.
+    Uplink(EventType),
 }
 
 /// How many events each port has caused lately.
 #[derive(Default)]
-struct Budgets(HashMap<ObjectKey, (Instant, u32)>);
+struct Budgets(HashMap<Whose, (Instant, u32)>);
 
 impl Budgets {
     /// Whether one more event of this port may be told.
-    fn take(&mut self, key: &ObjectKey, now: Instant) -> bool {
+    fn take(&mut self, key: &Whose, now: Instant) -> bool {
         if !self.0.contains_key(key) {
             // What is old says nothing: ports that are gone leave no trace.
             self.0.retain(|_, (since, _)| now.duration_since(*since) < WINDOW);
@@ -209,10 +256,14 @@ mod tests {
     fn one_port_cannot_flood_the_log() {
         let mut budgets = Budgets::default();
         let (noisy, quiet) = (ObjectKey::port("a", "noisy"), ObjectKey::port("a", "quiet"));
+        let (noisy, quiet) = (Whose::Object(noisy), Whose::Object(quiet));
         let start = Instant::now();
         let told = (0..1000).filter(|_| budgets.take(&noisy, start)).count();
         assert_eq!(told, EVENTS_PER_WINDOW as usize);
         assert!(budgets.take(&quiet, start));
+        let claims = Whose::Uplink(EventType::UplinkAddressConflict);
+        assert_eq!((0..1000).filter(|_| budgets.take(&claims, start)).count(), EVENTS_PER_WINDOW as usize);
+        assert!(budgets.take(&Whose::Uplink(EventType::UplinkDown), start));
         assert!(budgets.take(&noisy, start + WINDOW));
     }
 

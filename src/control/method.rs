@@ -15,7 +15,9 @@ use tokio::sync::broadcast;
 
 use super::controller::{Controller, ObjectChange};
 use super::error::{ErrorKind, RpcError};
-use super::methods::{capture, conntrack, dns, event, flow, object, policy, port, probe, server, trace};
+use super::methods::{
+    capture, conntrack, dns, doctor, event, flow, nat, object, policy, port, probe, server, trace, uplink, whois,
+};
 use super::socket::Client;
 use crate::config::names::closest;
 use crate::fabric::capture::CaptureHandle;
@@ -220,6 +222,12 @@ methods! {
     "conntrack.flush" Write conntrack::Flush => conntrack::flush: "Forgets connections: their next packets are decided anew.",
     "dns.query" Read dns::Query => dns::query: "What the gateway of a network answers, and where that comes from.",
     "dns.records" Read dns::Records => dns::records: "Every record that guests of a network may see.",
+    "nat.list" Read nat::List => nat::list: "NAT mappings, inside and outside.",
+    "nat.stats" Read server::Empty => nat::stats: "Numbers of NAT: mappings, refusals, L4 ports of each address, the biggest users.",
+    "nat.lookup" Read nat::Lookup => nat::lookup: "Who has, or had, an outside L4 port.",
+    "uplink.get" Read server::Empty => uplink::get: "The uplink: interface, routers, and the addresses that the host owns there.",
+    "doctor.run" Read server::Empty => doctor::run: "What is wrong with the host, and what to do.",
+    "whois.run" Read whois::Run => whois::run: "Whose an address is, or which port has, or had, an L4 port of it.",
     "flow.list" Read flow::List => flow::list: "The last connections that began, ended or were refused, and dropped packets.",
     "flow.subscribe" Read flow::List => flow::subscribe: "Subscribes to the flow log.",
     "flow.unsubscribe" Read flow::Unsubscribe => flow::unsubscribe: "Ends a subscription of this connection.",

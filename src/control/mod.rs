@@ -13,6 +13,7 @@ pub mod attach_args;
 pub mod connection;
 pub mod controller;
 pub mod daemon;
+pub mod doctor;
 mod draft;
 pub mod endpoint;
 pub mod error;

@@ -13,6 +13,8 @@ use hostweave_switch::connection::{Claim, Connections, Entry, Options};
 use hostweave_switch::tables::{NetworkId, Port, PortId, Tables};
 
 use super::spec::{FabricConfig, PolicySpec};
+use super::uplink::UplinkRuntime;
+use super::uplink::lifecycle::decides_otherwise;
 use super::{Established, IdPool, Inner, State};
 use crate::observe::flow_event::FlowEvent;
 
@@ -83,9 +85,12 @@ impl State {
             established: Established::default(),
             local: Default::default(),
             epochs: Vec::new(),
+            crossings: 1,
             remembered,
             adopted: false,
             wanted: None,
+            outside: None,
+            uplink: None,
             networks: Default::default(),
             ports: Default::default(),
             network_ids: IdPool::default(),
@@ -123,13 +128,27 @@ impl State {
     }
 
     /// A network gets a new epoch: workers ask connections and policy again about whatever they know.
-    pub(super) fn bump_network(&mut self, NetworkId(id): NetworkId) {
+    pub(super) fn bump_network(&mut self, network: NetworkId) {
+        self.bump_one(network);
+        // What leaves a network is decided by both.
+        if let Some((outside, _)) = self.uplink.as_ref().map(UplinkRuntime::network).filter(|(id, _)| *id != network) {
+            self.bump_one(outside);
+        }
+    }
+
+    fn bump_one(&mut self, NetworkId(id): NetworkId) {
         let index = usize::from(id);
         if self.epochs.len() <= index {
             self.epochs.resize(index + 1, 1);
         }
         // Zero is what an earlier run decided.
         self.epochs[index] = self.epochs[index].checked_add(1).unwrap_or(1);
+        self.bump_crossings();
+    }
+
+    /// Workers decide again about whatever leads from one network into another.
+    pub(super) fn bump_crossings(&mut self) {
+        self.crossings = self.crossings.wrapping_add(1) & (u32::MAX >> 1);
     }
 
     /// Fills in the epochs of tables that are about to replace `old`: a network one of whose ports or whose own settings
@@ -149,12 +168,21 @@ impl State {
                 changed.insert(NetworkId(index as u16));
             }
         }
-        if (old.timeouts, old.keep_established) != (tables.timeouts, tables.keep_established) {
+        let elsewhere = decides_otherwise(old, tables);
+        if elsewhere || (old.timeouts, old.keep_established) != (tables.timeouts, tables.keep_established) {
             changed.extend((0..tables.networks.len()).map(|index| NetworkId(index as u16)));
         }
         changed.into_iter().for_each(|network| self.bump_network(network));
+        let same = match (&old.uplink, &tables.uplink) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new) || old.decides_as(new),
+            (old, new) => old.is_none() && new.is_none(),
+        };
+        if !same {
+            self.bump_crossings();
+        }
         self.epochs.resize(self.epochs.len().max(tables.networks.len()), 1);
         tables.epochs.clone_from(&self.epochs);
+        tables.crossings = self.crossings;
     }
 }
 
@@ -191,7 +219,9 @@ impl Inner {
     pub(super) fn share_connections(&self, state: &State) {
         let internal = state.networks.values().map(|network| &network.port);
         let limits = state.ports.values().chain(internal).map(|port| (port.id().0, port.flows_max()));
-        self.connections.share(limits);
+        // What begins outside may fill whatever nobody was promised.
+        let outside = state.uplink.as_ref().map(|uplink| (uplink.port().id.0, self.config.connections_max));
+        self.connections.share(limits.chain(outside));
     }
 
     /// Ends the connections of ports that were removed. No worker's plane knows the ports any more.

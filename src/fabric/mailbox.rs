@@ -9,6 +9,7 @@ use hostweave_switch::tables::PortId;
 use hostweave_uplink::uring::Waker;
 
 use super::plane::SourceKey;
+use crate::services::uplink::Frame;
 use crate::worker::probe::Shot;
 
 /// What a worker is told.
@@ -22,6 +23,8 @@ pub enum Message {
     SourceStopped(SourceKey),
     /// Send a router advertisement to every guest behind this port (RFC 4861 §6.2.4).
     Advertise(PortId),
+    /// Send frames of the host's own to whatever is behind this port.
+    Originate(PortId, Arc<[Frame]>),
     /// Send a frame for a port (`hostweave ping`).
     Probe(Arc<Shot>),
     /// End the thread.
@@ -35,6 +38,7 @@ impl PartialEq for Message {
             (Message::SourceStarted(a), Message::SourceStarted(b)) => a == b,
             (Message::SourceStopped(a), Message::SourceStopped(b)) => a == b,
             (Message::Advertise(a), Message::Advertise(b)) => a == b,
+            (Message::Originate(a, x), Message::Originate(b, y)) => a == b && x == y,
             (Message::Probe(a), Message::Probe(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }

@@ -23,6 +23,9 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// How often the flow log is filled while there is something for it.
 const FLOWS_PERIOD: Duration = Duration::from_millis(10);
 
+/// How often the uplink is looked after while more is to be sent there than goes in one go.
+const SOON: Duration = Duration::from_millis(10);
+
 /// How often a router advertisement goes to every port: RFC 4861 §6.2.1, `MaxRtrAdvInterval`, whose lifetimes are
 /// three times that and more.
 const ADVERTISE_EVERY: Duration = Duration::from_secs(600);
@@ -44,21 +47,23 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
     let mut expired = Instant::now();
     let mut looked = Instant::now();
     let mut drain = Drain::default();
+    let mut soon = false;
     loop {
         let pause = {
             let Some(inner) = inner.upgrade() else { return };
             let pause = take_flows(&inner, &mut drain);
             let noted = inner.workers.iter().any(|worker| !worker.notes.is_empty());
-            if pause != PERIOD && !noted && looked.elapsed() < PERIOD {
+            let links = inner.links_changed.swap(false, Ordering::AcqRel);
+            if pause != PERIOD && !(noted || links || soon) && looked.elapsed() < PERIOD {
                 drop(inner);
                 std::thread::park_timeout(pause);
                 continue;
             }
             looked = Instant::now();
-            let mut failed = Vec::new();
+            let mut news = News::default();
             for worker in &inner.workers {
                 while let Some(note) = worker.notes.pop() {
-                    handle(&inner, note, &mut failed);
+                    handle(&inner, note, &mut news);
                 }
             }
             if expired.elapsed() >= PERIOD {
@@ -75,15 +80,26 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
             if state.stopping {
                 return;
             }
-            look_around(&inner, &mut state, &failed);
+            look_around(&inner, &mut state, &news.failed);
+            let attended = inner.attend_uplink(&mut state, &news.outside, &news.failed);
+            soon = inner.finish_attending(&mut state, attended);
             if advertised.elapsed() >= ADVERTISE_EVERY {
                 advertised = Instant::now();
                 state.ports.values().for_each(|port| inner.advertise(port));
             }
-            pause
+            if soon { pause.min(SOON) } else { pause }
         };
         std::thread::park_timeout(pause);
     }
+}
+
+/// What workers left.
+#[derive(Default)]
+struct News {
+    /// Ports whose devices failed.
+    failed: Vec<PortId>,
+    /// What neighbours at the uplink said.
+    outside: Vec<LocalNote>,
 }
 
 /// Takes what workers left for the flow log. Returns how long nobody needs to look: while there are events this thread
@@ -101,13 +117,14 @@ fn take_flows(inner: &Inner, drain: &mut Drain) -> Duration {
     if drain.run(inner) { FLOWS_PERIOD } else { PERIOD }
 }
 
-fn handle(inner: &Arc<Inner>, note: Note, failed: &mut Vec<PortId>) {
+fn handle(inner: &Arc<Inner>, note: Note, news: &mut News) {
     match note {
         Note::Local(id, note) => {
             let plane = inner.plane.load();
             let Some(port) = plane.tables.port(id) else { return };
             let port = port.name.clone();
             inner.event(match note {
+                LocalNote::RouterHeard { .. } | LocalNote::AddressConflict(..) => return news.outside.push(note),
                 LocalNote::AddressSeen(address) => FabricEvent::AddressSeen { port, address },
                 LocalNote::AddressDeclined(address) => FabricEvent::AddressDeclined { port, address },
                 LocalNote::LeaseConfirmed(address) => FabricEvent::LeaseConfirmed { port, address },
@@ -115,7 +132,7 @@ fn handle(inner: &Arc<Inner>, note: Note, failed: &mut Vec<PortId>) {
         }
         Note::DeviceFailed(id, error) => {
             tracing::warn!(port = id.0, %error, "a network device failed");
-            failed.push(id);
+            news.failed.push(id);
         }
     }
 }

@@ -14,6 +14,7 @@ mod flows;
 pub mod mailbox;
 mod maintenance;
 mod nat;
+pub mod nat_report;
 mod observer;
 pub mod plane;
 mod port;
@@ -21,10 +22,11 @@ pub mod probe;
 pub mod report;
 pub mod spec;
 mod start;
+pub mod uplink;
 mod what_if;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -55,6 +57,8 @@ use plane::Plane;
 use port::PortRuntime;
 use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Timeouts};
 use start::{Seat, or_abort, start_worker};
+use uplink::owned::Outside;
+use uplink::{Attended, UplinkRuntime};
 pub use what_if::{Affected, AffectedFlow, DeniedFlow, Impact, Picture};
 
 /// The running packet path.
@@ -78,6 +82,11 @@ struct Inner {
     clock: Clock,
     flow_log: Arc<FlowLog>,
     watch: Arc<Watch>,
+    /// Whether some interface of the host may have changed.
+    links_changed: AtomicBool,
+    /// Whether a thread listens for that.
+    links_watched: AtomicBool,
+    stopping: AtomicBool,
 }
 
 /// What exists, by name.
@@ -97,12 +106,17 @@ struct State {
     local: LocalServices,
     /// By [`NetworkId`]; see [`Tables::epochs`].
     epochs: Vec<u32>,
+    /// See [`Tables::crossings`].
+    crossings: u32,
     /// Slots of ports that an earlier run knew, by the ports' ids; taken back by whoever comes first.
     remembered: HashMap<u128, u32>,
     /// Whether connections of an earlier run were looked at.
     adopted: bool,
     /// Networks and ports as they were asked for last.
     wanted: Option<(Vec<Network>, Vec<PortSpec>)>,
+    /// What was asked for outside of them last.
+    outside: Option<Outside>,
+    uplink: Option<UplinkRuntime>,
     networks: HashMap<String, NetworkRuntime>,
     ports: HashMap<String, PortRuntime>,
     network_ids: IdPool,
@@ -208,22 +222,12 @@ impl Fabric {
         let sockets = Sockets::new().context("starting the host's own services")?;
         let dns = Dns::new(sockets.clone(), events.clone());
         let flow_log = Arc::new(FlowLog::default());
-        let inner = Inner {
-            config,
-            plane,
-            workers,
-            state,
-            events,
-            sockets,
-            dns,
-            connections,
-            nat,
-            fragments,
-            clock,
-            flow_log,
-            watch,
-        };
-        let inner = Arc::new(inner);
+        let (links_changed, links_watched, stopping) = Default::default();
+        #[rustfmt::skip]
+        let inner = Arc::new(Inner {
+            config, plane, workers, state, events, sockets, dns, connections, nat, fragments, clock, flow_log, watch,
+            links_changed, links_watched, stopping,
+        });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))
     }
@@ -249,15 +253,14 @@ impl Fabric {
             state.bump(&update);
             inner.publish_policy(&mut state);
             inner.wait_until_in_force(state.revision);
-            if !inner.dns.is_told(desired.dns.as_ref()) {
-                inner.dns.update(desired.dns.as_ref(), &desired.networks, &desired.ports);
-            }
+            inner.dns.update_spec(desired);
             return Ok(());
         }
         check(desired)?;
+        inner.check_outside(&state, desired)?;
         let changed = inner.update_networks(&mut state, &desired.networks);
         let gone = inner.remove_ports(&mut state, &desired.ports);
-        let gone_ids: Vec<PortId> = gone.iter().map(PortRuntime::id).collect();
+        let mut gone_ids: Vec<PortId> = gone.iter().map(PortRuntime::id).collect();
         if !gone.is_empty() {
             inner.publish(&mut state);
             state.wait_for_workers();
@@ -269,6 +272,9 @@ impl Fabric {
         for spec in &desired.ports {
             inner.update_port(&mut state, spec)?;
         }
+        let retired = inner.update_uplink(&mut state, desired);
+        gone_ids.extend(retired.iter().map(|uplink| uplink.port().id));
+        let attended = inner.attend_uplink(&mut state, &[], &[]);
         let update = state.compile(&desired.policy);
         state.bump(&update);
         inner.adopt(&mut state);
@@ -276,7 +282,9 @@ impl Fabric {
         inner.publish(&mut state);
         inner.wait_until_in_force(state.revision);
         inner.forget_connections_of(&gone_ids);
-        inner.dns.update(desired.dns.as_ref(), &desired.networks, &desired.ports);
+        inner.dns.update(desired);
+        inner.finish_attending(&mut state, Attended { changed: false, ..attended });
+        retired.into_iter().for_each(|uplink| inner.close_uplink(uplink));
         state.wanted = Some((desired.networks.clone(), desired.ports.clone()));
         for port in state.ports.values() {
             port.open_gate();
@@ -306,7 +314,8 @@ impl Fabric {
         let ports = state.ports.values().chain(state.networks.values().map(|network| &network.port));
         let mut gone = state.departed_totals.clone();
         state.departed.iter().for_each(|port| gone.add(&PortTotals::of(&port.counters)));
-        ports.map(|port| port.status().totals).chain([gone]).collect()
+        let uplink = state.uplink.as_ref().map(UplinkRuntime::totals);
+        ports.map(|port| port.status().totals).chain(uplink).chain([gone]).collect()
     }
 
     /// Time and packets of each worker.
@@ -329,22 +338,19 @@ impl Fabric {
         self.inner.sockets.clone()
     }
 
-    /// DNS at the gateways.
-    pub fn dns(&self) -> &Dns {
-        &self.inner.dns
-    }
-
     /// Stops all attachments and workers and waits for them. TAP devices stay: containers keep them.
     pub fn shutdown(&self) {
-        let ports: Vec<PortRuntime> = {
+        self.inner.stopping.store(true, Ordering::Relaxed);
+        let (ports, uplink): (Vec<PortRuntime>, _) = {
             let mut state = self.inner.lock();
             state.stopping = true;
-            state.ports.drain().map(|(_, port)| port).collect()
+            (state.ports.drain().map(|(_, port)| port).collect(), state.uplink.take())
         };
         self.inner.publish(&mut self.inner.lock());
         for mut port in ports {
             port.detach(&self.inner.config, false);
         }
+        uplink.into_iter().for_each(|uplink| self.inner.close_uplink(uplink));
         for worker in &self.inner.workers {
             worker.mailbox.send(Message::Stop);
             worker.listener.unpark();
@@ -484,6 +490,9 @@ impl Inner {
                     .push((*key, source.clone()));
             }
         }
+        if let Some(uplink) = &state.uplink {
+            uplink.add_to(&mut tables, &mut plane, self.workers.len());
+        }
         plane.tables = tables;
         self.swap(state, plane);
     }
@@ -535,6 +544,7 @@ impl State {
     /// Whether networks and ports are those that were asked for last: then policies are all that may have changed.
     fn asks_the_same(&self, desired: &Desired) -> bool {
         self.wanted.as_ref().is_some_and(|(networks, ports)| *networks == desired.networks && *ports == desired.ports)
+            && self.outside.as_ref() == Some(&Outside::of(desired))
     }
 
     /// Waits until the workers have let go of every plane but the published one, and with it of devices that are to
@@ -567,7 +577,7 @@ fn check(desired: &Desired) -> anyhow::Result<()> {
     if desired.networks.len() > NETWORKS_MAX {
         bail!("{} networks are more than this host's limit of {NETWORKS_MAX}", desired.networks.len());
     }
-    if desired.ports.len() + desired.networks.len() > PORTS_MAX {
+    if desired.ports.len() + desired.networks.len() + usize::from(desired.uplink.is_some()) > PORTS_MAX {
         bail!("{} ports are more than this host's limit of {PORTS_MAX}", desired.ports.len());
     }
     let networks: HashSet<&str> = desired.networks.iter().map(|network| network.name.as_str()).collect();

@@ -259,6 +259,18 @@ pub enum FabricEvent {
     LeaseConfirmed { port: String, address: std::net::IpAddr },
     /// An upstream DNS server does not answer, or, without a reason, answers again.
     DnsUpstream { server: String, failure: Option<String> },
+    /// Frames pass the uplink.
+    UplinkUp { interface: String, mtu: u16 },
+    /// No frames pass the uplink any more.
+    UplinkDown { interface: String, reason: String },
+    /// The uplink could not be set up; it is tried again.
+    UplinkFailed { interface: String, reason: String },
+    /// A router at the uplink answers.
+    GatewayReachable { address: IpAddr, mac: MacAddr },
+    /// A router at the uplink does not answer.
+    GatewayUnreachable { address: IpAddr },
+    /// Somebody else at the uplink claims an address of ours.
+    UplinkAddressConflict { address: IpAddr, mac: MacAddr },
 }
 
 /// What `port describe` shows of a port's attachments.

@@ -278,6 +278,8 @@ struct Known {
     ports: HashMap<String, (PortId, Arc<Port>)>,
     /// One in which no live connection was decided.
     epoch: u32,
+    /// See [`Tables::crossings`]; likewise.
+    crossings: u32,
     /// Identities of the ports' objects: another one of the same name is another port.
     specs: HashMap<String, uuid::Uuid>,
 }
@@ -291,7 +293,8 @@ impl Known {
         let specs = state.ports.iter().filter_map(|(name, port)| Some((name.clone(), port.uid()?))).collect();
         // One that no live connection was decided in: each is decided by the draft.
         let epoch = state.epochs.iter().max().map_or(1, |last| last.checked_add(1).unwrap_or(1));
-        Self { networks, ports, epoch, specs }
+        let crossings = state.crossings.wrapping_add(1);
+        Self { networks, ports, epoch, crossings, specs }
     }
 
     fn draft(&self, desired: &Desired) -> Picture {
@@ -330,6 +333,7 @@ impl Known {
             add_port(&mut tables, port);
         }
         tables.epochs = vec![self.epoch; tables.networks.len()];
+        tables.crossings = self.crossings;
         let policy = &desired.policy;
         let world = World {
             default: policy.default,

@@ -36,13 +36,13 @@ pub fn hubble(reason: DropReason) -> (u32, &'static str) {
         R::ConnectionQuota | R::ConnectionTableFull => (155, "CT_MAP_INSERTION_FAILED"),
         R::FragmentQueueFull | R::FragmentTimeout => (175, "FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND"),
         R::TtlExceeded => (196, "TTL_EXCEEDED"),
-        R::NatNoMapping => (173, "NO_MATCHING_MAPPING"),
-        R::NatNoPool | R::NatExhausted | R::NatPortLimit | R::NatTableFull | R::NatUnsupported | R::NatTupleTaken => {
-            (161, "SNAT_NO_MAP_FOUND")
+        R::NatNoMapping | R::NatNoPool | R::NatExhausted | R::NatPortLimit | R::NatTableFull | R::NatTupleTaken => {
+            (167, "NO_MAPPING_FOR_NAT_MASQUERADE")
         }
-        R::EgressNone | R::NotOurs | R::UplinkDown | R::NextHopUnresolved | R::SourceNotOwned => {
-            (0, "DROP_REASON_UNKNOWN")
-        }
+        R::NatUnsupported => (168, "UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE"),
+        R::EgressNone | R::UplinkDown | R::NextHopUnresolved => (169, "FIB_LOOKUP_FAILED"),
+        R::NotOurs => (151, "STALE_OR_UNROUTABLE_IP"),
+        R::SourceNotOwned => (132, "INVALID_SOURCE_IP"),
         R::NoRoute | R::AddressNotForwardable => (151, "STALE_OR_UNROUTABLE_IP"),
         R::MulticastNotForwarded => (150, "UNKNOWN_L3_TARGET_ADDRESS"),
         R::PortDown | R::PortNotRunning | R::QueueDisabled => (203, "DROP_EP_NOT_READY"),
@@ -85,6 +85,9 @@ mod tests {
         (157, "IP_FRAGMENTATION_NOT_SUPPORTED"),
         (164, "LOCAL_HOST_IS_UNREACHABLE"),
         (165, "NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION"),
+        (167, "NO_MAPPING_FOR_NAT_MASQUERADE"),
+        (168, "UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE"),
+        (169, "FIB_LOOKUP_FAILED"),
         (175, "FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND"),
         (176, "FORBIDDEN_ICMPV6_MESSAGE"),
         (196, "TTL_EXCEEDED"),
@@ -109,6 +112,7 @@ mod tests {
             (DropReason::TtlExceeded, 196),
             (DropReason::RouterAdvertisementFromGuest, 176),
             (DropReason::FragmentTimeout, 175),
+            (DropReason::NatNoMapping, 167),
         ] {
             assert_eq!(hubble(reason).0, number, "{}", reason.name());
         }

@@ -94,6 +94,18 @@ event_types! {
     DnsUpstreamFailed Warning,
     /// An upstream DNS server answers again.
     DnsUpstreamRecovered Normal,
+    /// Frames pass the uplink.
+    UplinkUp Normal,
+    /// No frames pass the uplink any more.
+    UplinkDown Warning,
+    /// The uplink could not be set up; it is tried again.
+    UplinkFailed Warning,
+    /// A router at the uplink answers.
+    GatewayReachable Normal,
+    /// A router at the uplink does not answer.
+    GatewayUnreachable Warning,
+    /// Somebody else at the uplink claims an address of ours.
+    UplinkAddressConflict Warning,
 }
 
 /// Something that happened.

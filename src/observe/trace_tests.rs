@@ -38,6 +38,7 @@ spec:
 struct Host {
     picture: Picture,
     connections: Connections,
+    nat: Nat,
     _dir: tempfile::TempDir,
 }
 
@@ -60,11 +61,20 @@ impl Host {
         let connections = Connections::open(&dir.path().join("connections"), &options).unwrap();
         connections.make_available(1024);
         connections.share((0..16).map(|port| (port, 1024)));
-        Self { picture: Picture::of(&desired), connections, _dir: dir }
+        let options =
+            hostweave_nat::Options { capacity: 16, boot: 1, now: 0, timers: Default::default(), seed: Some(1) };
+        let nat = Nat::open(&dir.path().join("nat"), &options).unwrap();
+        Self { picture: Picture::of(&desired), connections, nat, _dir: dir }
     }
 
     fn scene(&self) -> Scene<'_> {
-        Scene { plane: &self.picture.plane, world: &self.picture.world, connections: &self.connections, now: 100 }
+        Scene {
+            plane: &self.picture.plane,
+            world: &self.picture.world,
+            connections: &self.connections,
+            nat: &self.nat,
+            now: 100,
+        }
     }
 
     fn request(&self, from: &str, to: &str) -> Request {
@@ -94,6 +104,8 @@ impl Host {
             epoch,
             queue: 0,
             side: Side::default(),
+            translation: None,
+            receiver_pays: false,
         };
         self.connections.commit(&new, &tables.timeouts, &mut FreeRecords::new(), 88).unwrap();
     }

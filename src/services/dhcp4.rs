@@ -1,5 +1,6 @@
 //! The DHCPv4 server (RFC 2131, options RFC 2132, 3397, 3442, 6842), without state: each port has its addresses in the
-//! tables, so every answer follows from the message and the port alone (SEMANTICS DH1–DH6).
+//! tables, so every answer follows from the message and the port alone (SEMANTICS DH1–DH6). An attached public address
+//! is the first of its port, and so the one that is given: as a /32, since the gateway is not in its subnet (DA1).
 //!
 //! The server identifier is the gateway's address, the same on every host. What a guest was told is not remembered
 //! here; a confirmed lease and a declined address are reported to control by a note.
@@ -155,7 +156,9 @@ impl Answer<'_> {
         if self.lease.is_some() {
             put_times(writer, ctx.port.lease_s)?;
         }
-        let host = ctx.network.addressing == Addressing::Host;
+        // Without a lease it is about the address that the client has.
+        let address = self.lease.unwrap_or(self.message.ciaddr());
+        let host = ctx.network.addressing == Addressing::Host || !range.contains(&address);
         let mask = if host { Ipv4Addr::BROADCAST } else { range.netmask() };
         dhcp4::put(writer, option::SUBNET_MASK, &mask.octets())?;
         put_routes(writer, self.gateway, host)?;
@@ -322,6 +325,31 @@ mod tests {
         let routes = vec![(Ipv4Net::from(GATEWAY_V4), NOBODY), (Ipv4Net::default(), GATEWAY_V4)];
         assert_eq!(option(&offer, OptionCode::ClasslessStaticRoute), &DhcpOption::ClasslessStaticRoute(routes));
         assert_eq!(option(&offer, OptionCode::Router), &DhcpOption::Router(vec![GATEWAY_V4]));
+    }
+
+    #[test]
+    fn da1_an_attached_address_is_given_as_a_host_lease_and_takes_the_place_of_the_private_one() {
+        let mut world = World::new();
+        let public = Ipv4Addr::new(203, 0, 113, 7);
+        world.port.v4.insert(0, public);
+        let (offer, dst, _) = answer(send(&world, &client(MessageType::Discover)));
+        assert_eq!((offer.yiaddr(), dst), (public, public));
+        assert_eq!(option(&offer, OptionCode::SubnetMask), &DhcpOption::SubnetMask(Ipv4Addr::BROADCAST));
+        let routes = vec![(Ipv4Net::from(GATEWAY_V4), NOBODY), (Ipv4Net::default(), GATEWAY_V4)];
+        assert_eq!(option(&offer, OptionCode::ClasslessStaticRoute), &DhcpOption::ClasslessStaticRoute(routes));
+        assert_eq!(answer(send(&world, &request(public))).0.opts().msg_type(), Some(MessageType::Ack));
+        // A guest that still has the private one learns at its next renewal.
+        let mut renewing = client(MessageType::Request);
+        renewing.set_ciaddr(A_V4);
+        assert_eq!(answer(send(&world, &renewing)).0.opts().msg_type(), Some(MessageType::Nak));
+        // One that keeps both by hand is told the prefix of each.
+        let mut inform = client(MessageType::Inform);
+        inform.set_ciaddr(A_V4);
+        let mask = DhcpOption::SubnetMask(Ipv4Addr::new(255, 255, 255, 0));
+        assert_eq!(option(&answer(send(&world, &inform)).0, OptionCode::SubnetMask), &mask);
+        inform.set_ciaddr(public);
+        let mask = DhcpOption::SubnetMask(Ipv4Addr::BROADCAST);
+        assert_eq!(option(&answer(send(&world, &inform)).0, OptionCode::SubnetMask), &mask);
     }
 
     /// RFC 2131 §4.3.2: the four states of a client that sends REQUEST.

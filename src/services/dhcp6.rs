@@ -235,7 +235,11 @@ impl<'a> Request<'a> {
                 let code = if renews { status::NO_BINDING } else { status::NO_ADDRS_AVAIL };
                 return refuse(writer, code, "one address a port");
             };
-            let on_link = |address: Ipv6Addr| self.ctx.network.v6.is_some_and(|(range, _)| range.contains(&address));
+            // An attached address is the port's, though not of its network (SEMANTICS DA1).
+            let on_link = |address: Ipv6Addr| {
+                self.ctx.network.v6.is_some_and(|(range, _)| range.contains(&address))
+                    || self.ctx.port.v6.contains(&address)
+            };
             // §18.3.2: "If the server finds that the prefix on one or more IP addresses in any IA in the message from
             // the client is not appropriate for the link, the server MUST return the IA with the status NotOnLink."
             if kind == message_type::REQUEST && !association.addresses().all(on_link) {
@@ -410,6 +414,19 @@ mod tests {
             };
             assert_eq!(names[0].to_string(), "cluster.local.");
         }
+    }
+
+    #[test]
+    fn da1_an_attached_address_is_given() {
+        let mut world = World::new();
+        let public: Ipv6Addr = "2001:db8:aa::7".parse().unwrap();
+        world.port.v6.insert(0, public);
+        for kind in [MessageType::Request, MessageType::Renew] {
+            let reply = answer(send(&world, &with(kind, [ia(5, &[public])])));
+            assert_eq!(associations(&reply)[0].3, [(public, 3600)]);
+        }
+        let both = send(&world, &with(MessageType::Confirm, [ia(5, &[public, A_V6])]));
+        assert_eq!(status(answer(both).opts()), Some(Status::Success));
     }
 
     #[test]

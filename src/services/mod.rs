@@ -20,14 +20,15 @@ pub mod sockets;
 mod stack;
 #[cfg(test)]
 mod testing;
+pub mod uplink;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hostweave_switch::packet::{L3, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{Network, Port, Tables};
-use hostweave_switch::wire;
+use hostweave_switch::tables::{Network, Port, PortKind, Tables};
+use hostweave_switch::{MacAddr, wire};
 
 pub use ndp::{ALL_NODES, MULTICAST_ALL_NODES, router_advertisement};
 
@@ -51,6 +52,19 @@ pub enum LocalNote {
     AddressDeclined(Ipv4Addr),
     /// A lease was confirmed to the guest.
     LeaseConfirmed(IpAddr),
+    /// At the uplink somebody told which link address a router has.
+    RouterHeard {
+        /// The router's address.
+        address: IpAddr,
+        /// The link address.
+        mac: MacAddr,
+        /// Whether it may be an answer.
+        answer: bool,
+        /// Whether packets go to another one now.
+        contradicts: bool,
+    },
+    /// At the uplink somebody else claims an address of ours.
+    AddressConflict(IpAddr, MacAddr),
 }
 
 /// Answers a packet that `parse` and `guard` let pass, if it is for one of the stateless services. `Continue` when it
@@ -82,6 +96,9 @@ fn service(
     note: &mut Option<LocalNote>,
 ) -> Verdict {
     let on = ctx.tables.local;
+    if ctx.port.kind == PortKind::Uplink {
+        return uplink::answer(ctx, packet, arena, note);
+    }
     match (packet.meta.l3, packet.meta.proto) {
         (L3::Arp, _) => arp::answer(ctx, packet, arena),
         (L3::V4, PROTO_ICMP) if on.ping => ping::answer_v4(ctx, packet),

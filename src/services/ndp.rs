@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{AddressKey, Addressing, Network, ROUTER_LINK_LOCAL};
+use hostweave_switch::tables::{AddressKey, Addressing, Network, Port, ROUTER_LINK_LOCAL};
 use hostweave_switch::wire::frame::{self, checksum_valid};
 use hostweave_switch::wire::writer::{Full, Writer};
 use hostweave_switch::{MacAddr, limits};
@@ -43,7 +43,8 @@ fn reply(
             // (if the solicitation's source address is not the unspecified address)".
             let to = if message.source.is_unspecified() { ALL_NODES } else { message.source };
             let mac = if message.source.is_unspecified() { MULTICAST_ALL_NODES } else { ctx.port.mac };
-            let built = frame::replace(packet, |frame| router_advertisement(ctx.network, mac, to, frame));
+            let (network, port) = (ctx.network, ctx.port);
+            let built = frame::replace(packet, |frame| router_advertisement(network, port, mac, to, frame));
             built.map_err(|_| DropReason::Internal)
         }
         NEIGHBOR_SOLICITATION => {
@@ -58,15 +59,15 @@ fn reply(
 }
 
 /// What a message says that survived the checks of RFC 4861 §6.1.1 and §7.1.1.
-struct Message {
-    kind: u8,
-    source: Ipv6Addr,
+pub(super) struct Message {
+    pub(super) kind: u8,
+    pub(super) source: Ipv6Addr,
     /// Of a neighbour solicitation; unspecified for the others.
-    target: Ipv6Addr,
+    pub(super) target: Ipv6Addr,
 }
 
 impl Message {
-    fn check(packet: &mut Packet, arena: &mut [Segment]) -> Result<Self, DropReason> {
+    pub(super) fn check(packet: &mut Packet, arena: &mut [Segment]) -> Result<Self, DropReason> {
         let invalid = DropReason::NdInvalid;
         let (l3, l4) = (usize::from(packet.meta.layers.l3), usize::from(packet.meta.layers.l4));
         let end = l3 + packet.meta.l3_len as usize;
@@ -123,7 +124,8 @@ fn check_options(mut options: &[u8]) -> Result<bool, DropReason> {
     if options.is_empty() { Ok(link_address) } else { Err(DropReason::NdInvalid) }
 }
 
-fn address(bytes: &[u8], at: usize) -> Result<Ipv6Addr, DropReason> {
+/// The address at `at`.
+pub(super) fn address(bytes: &[u8], at: usize) -> Result<Ipv6Addr, DropReason> {
     let octets = bytes.get(at..).and_then(|rest| rest.first_chunk::<16>());
     octets.map(|octets| Ipv6Addr::from(*octets)).ok_or(DropReason::NdInvalid)
 }
@@ -189,11 +191,19 @@ fn taken(ctx: &LocalContext<'_>, target: Ipv6Addr, note: &mut Option<LocalNote>)
 }
 
 /// Writes the router advertisement of a network as a frame to `mac` and `to`, and returns its length. Sent in answer
-/// to a solicitation, and unsolicited to [`ALL_NODES`] so that guests' lifetimes never run out.
+/// to a solicitation, and unsolicited to [`ALL_NODES`] so that guests' lifetimes never run out. To a port with an attached
+/// address the prefix is deprecated (RFC 4862 §5.5.4): its guest keeps the private address, and prefers the attached one,
+/// which DHCPv6 hands out, as the source of what it begins (RFC 6724 §5, rule 3; SEMANTICS DA2).
 ///
 /// # Errors
 /// When it does not fit `frame`.
-pub fn router_advertisement(network: &Network, mac: MacAddr, to: Ipv6Addr, frame: &mut [u8]) -> Result<usize, Full> {
+pub fn router_advertisement(
+    network: &Network,
+    port: &Port,
+    mac: MacAddr,
+    to: Ipv6Addr,
+    frame: &mut [u8],
+) -> Result<usize, Full> {
     frame::icmp6(frame, mac, ROUTER_LINK_LOCAL, to, |writer| {
         writer.bytes(&[ROUTER_ADVERTISEMENT, 0, 0, 0, HOP_LIMIT, FLAG_MANAGED | FLAG_OTHER])?;
         writer.u16(ROUTER_LIFETIME_S)?;
@@ -201,7 +211,7 @@ pub fn router_advertisement(network: &Network, mac: MacAddr, to: Ipv6Addr, frame
         put_link_address(writer, OPTION_SOURCE_LINK_ADDRESS)?;
         writer.bytes(&[OPTION_MTU, 1, 0, 0])?;
         writer.u32(u32::from(network.mtu))?;
-        put_prefix(writer, network)?;
+        put_prefix(writer, network, port)?;
         put_resolvers(writer, network)?;
         put_search_list(writer, network)
     })
@@ -212,7 +222,7 @@ fn put_link_address(writer: &mut Writer<'_>, option: u8) -> Result<(), Full> {
     writer.bytes(&MacAddr::ROUTER.0)
 }
 
-fn put_prefix(writer: &mut Writer<'_>, network: &Network) -> Result<(), Full> {
+fn put_prefix(writer: &mut Writer<'_>, network: &Network, port: &Port) -> Result<(), Full> {
     let Some((range, _)) = network.v6 else { return Ok(()) };
     // SEMANTICS RA3: A only for a /64, whose interface identifiers are 64 bits long; not on link with host addressing.
     let autonomous = if range.prefix_len() == 64 { FLAG_AUTONOMOUS } else { 0 };
@@ -222,7 +232,8 @@ fn put_prefix(writer: &mut Writer<'_>, network: &Network) -> Result<(), Full> {
     }
     writer.bytes(&[OPTION_PREFIX, 4, range.prefix_len(), on_link | autonomous])?;
     writer.u32(VALID_LIFETIME_S)?;
-    writer.u32(PREFERRED_LIFETIME_S)?;
+    let attached = port.v6.first().is_some_and(|first| !range.contains(first));
+    writer.u32(if attached { 0 } else { PREFERRED_LIFETIME_S })?;
     writer.zeros(4)?;
     writer.bytes(&range.network().octets())
 }
@@ -271,8 +282,10 @@ pub const ROUTER_SOLICITATION: u8 = 133;
 /// Last of them.
 pub const REDIRECT: u8 = 137;
 const ROUTER_ADVERTISEMENT: u8 = 134;
-const NEIGHBOR_SOLICITATION: u8 = 135;
-const NEIGHBOR_ADVERTISEMENT: u8 = 136;
+/// Neighbour solicitation.
+pub const NEIGHBOR_SOLICITATION: u8 = 135;
+/// Neighbour advertisement.
+pub const NEIGHBOR_ADVERTISEMENT: u8 = 136;
 const SOLICITED_NODE: [u8; 13] = [0xff, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff];
 const OPTION_SOURCE_LINK_ADDRESS: u8 = 1;
 const OPTION_TARGET_LINK_ADDRESS: u8 = 2;
@@ -281,8 +294,10 @@ const OPTION_MTU: u8 = 5;
 const OPTION_RDNSS: u8 = 25;
 const OPTION_DNSSL: u8 = 31;
 const FLAG_ROUTER: u8 = 0x80;
-const FLAG_SOLICITED: u8 = 0x40;
-const FLAG_OVERRIDE: u8 = 0x20;
+/// It answers a solicitation.
+pub const FLAG_SOLICITED: u8 = 0x40;
+/// It replaces what is known.
+pub const FLAG_OVERRIDE: u8 = 0x20;
 /// Addresses by DHCPv6, which serves every port (RA2).
 const FLAG_MANAGED: u8 = 0x80;
 /// The rest by DHCPv6.
@@ -426,7 +441,7 @@ mod tests {
         let mut world = World::new();
         let flags = |world: &World| {
             let mut frame = [0; 512];
-            let len = router_advertisement(&world.network, GUEST_A, ALL_NODES, &mut frame).unwrap();
+            let len = router_advertisement(&world.network, &world.port, GUEST_A, ALL_NODES, &mut frame).unwrap();
             let mut found = None;
             read(&frame[..len], ROUTER_LINK_LOCAL, |_, _, repr| match repr {
                 NdiscRepr::RouterAdvert { prefix_info, .. } => found = prefix_info.map(|prefix| prefix.flags),
@@ -444,6 +459,27 @@ mod tests {
         let message = Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit { lladdr: None });
         let outcome = world.ask(&icmpv6(A_LINK_LOCAL, ALL_ROUTERS, 255, &message));
         assert_eq!(outcome.verdict, Verdict::Drop(DropReason::NeighborNoAnswer));
+    }
+
+    #[test]
+    fn da2_the_prefix_is_deprecated_where_an_address_is_attached() {
+        let mut world = World::new();
+        let preferred = |world: &World| {
+            let message = Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit { lladdr: None });
+            let mut found = (0, 0);
+            let frame = world.ask(&icmpv6(A_LINK_LOCAL, ALL_ROUTERS, 255, &message)).reply();
+            read(&frame, ROUTER_LINK_LOCAL, |_, _, repr| match repr {
+                NdiscRepr::RouterAdvert { prefix_info: Some(prefix), .. } => {
+                    found = (prefix.preferred_lifetime.secs(), prefix.valid_lifetime.secs());
+                }
+                _ => panic!("{repr:?}"),
+            });
+            found
+        };
+        let plain = preferred(&world);
+        assert!(plain.0 > 0);
+        world.port.v6.insert(0, "2001:db8:aa::7".parse().unwrap());
+        assert_eq!(preferred(&world), (0, plain.1));
     }
 
     #[test]

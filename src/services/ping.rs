@@ -17,11 +17,16 @@ use super::LocalContext;
 
 /// Answers an ICMP packet over IPv4 if it is an echo request, or a later fragment of one, to the gateway.
 pub fn answer_v4(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
+    let gateway = ctx.network.v4.map(|(_, gateway)| gateway);
+    reflect_v4(packet, MacAddr::ROUTER, |address| Some(address) == gateway)
+}
+
+/// Answers one to any of the addresses that are `ours`, behind the link address `mac`.
+pub fn reflect_v4(packet: &mut Packet, mac: MacAddr, ours: impl FnOnce(Ipv4Addr) -> bool) -> Verdict {
     let (l3, l4) = (usize::from(packet.meta.layers.l3), usize::from(packet.meta.layers.l4));
     if !is_request(packet, l4, ECHO_REQUEST_V4) {
         return Verdict::Continue;
     }
-    let Some(gateway) = ctx.network.v4.map(|(_, gateway)| gateway) else { return Verdict::Continue };
     let head = packet.head_mut();
     let Some((ethernet, header)) = head.get_mut(..l4).and_then(|headers| headers.split_at_mut_checked(l3)) else {
         return Verdict::Continue;
@@ -31,10 +36,10 @@ pub fn answer_v4(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
     };
     let destination = Ipv4Addr::new(header[16], header[17], header[18], header[19]);
     let source = Ipv4Addr::new(header[12], header[13], header[14], header[15]);
-    if destination != gateway || source.is_unspecified() || ethernet[..6] != MacAddr::ROUTER.0 {
+    if ethernet[..6] != mac.0 || !ours(destination) || source.is_unspecified() {
         return Verdict::Continue;
     }
-    swap_macs(ethernet, ctx.port.mac);
+    swap_macs(ethernet);
     let (left, right) = header.split_at_mut(16);
     left[12..16].swap_with_slice(&mut right[..4]);
     let [old_ttl, proto] = [header[8], header[9]];
@@ -46,11 +51,16 @@ pub fn answer_v4(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
 
 /// Answers an ICMPv6 packet if it is an echo request, or a later fragment of one, to the gateway or `fe80::1`.
 pub fn answer_v6(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
+    let gateway = ctx.network.v6.map(|(_, gateway)| gateway);
+    reflect_v6(packet, MacAddr::ROUTER, |address| Some(address) == gateway || address == ROUTER_LINK_LOCAL)
+}
+
+/// Answers one to any of the addresses that are `ours`, behind the link address `mac`.
+pub fn reflect_v6(packet: &mut Packet, mac: MacAddr, ours: impl FnOnce(Ipv6Addr) -> bool) -> Verdict {
     let (l3, l4) = (usize::from(packet.meta.layers.l3), usize::from(packet.meta.layers.l4));
     if !is_request(packet, l4, ECHO_REQUEST_V6) {
         return Verdict::Continue;
     }
-    let gateway = ctx.network.v6.map(|(_, gateway)| gateway);
     let head = packet.head_mut();
     let Some((ethernet, header)) = head.get_mut(..l4).and_then(|headers| headers.split_at_mut_checked(l3)) else {
         return Verdict::Continue;
@@ -63,11 +73,11 @@ pub fn answer_v6(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
     let fragment_only = header[6] == NEXT_FRAGMENT && l4 == l3 + 48;
     let octets = |at: usize, header: &[u8; 40]| Ipv6Addr::from(std::array::from_fn(|index| header[at + index]));
     let (source, destination) = (octets(8, header), octets(24, header));
-    let ours = Some(destination) == gateway || destination == ROUTER_LINK_LOCAL;
-    if !ours || !(plain || fragment_only) || source.is_unspecified() || ethernet[..6] != MacAddr::ROUTER.0 {
+    let whole = plain || fragment_only;
+    if ethernet[..6] != mac.0 || !whole || source.is_unspecified() || !ours(destination) {
         return Verdict::Continue;
     }
-    swap_macs(ethernet, ctx.port.mac);
+    swap_macs(ethernet);
     header[7] = HOP_LIMIT;
     let (left, right) = header.split_at_mut(24);
     left[8..].swap_with_slice(right);
@@ -111,9 +121,10 @@ fn finish(packet: &mut Packet, l4: usize, request: u8, reply: u8) -> Verdict {
     Verdict::Reply
 }
 
-fn swap_macs(ethernet: &mut [u8; 14], guest: MacAddr) {
-    ethernet[..6].copy_from_slice(&guest.0);
-    ethernet[6..12].copy_from_slice(&MacAddr::ROUTER.0);
+/// The sender's is its own: checked by `guard`, or at the uplink whatever it says.
+fn swap_macs(ethernet: &mut [u8; 14]) {
+    let (to, from) = ethernet.split_at_mut(6);
+    to.swap_with_slice(&mut from[..6]);
 }
 
 fn update_checksum(field: &mut [u8], old: u16, new: u16) {

@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use hostweave_switch::counters::PortCounters;
-use hostweave_switch::flow::{FlowKey, NO_QUEUE};
+use hostweave_switch::flow::{FlowKey, NO_QUEUE, round};
 use hostweave_switch::fragment::{Admit, QueuedFrame};
 use hostweave_switch::icmp_error::{self, ErrorKind};
 use hostweave_switch::limits::BURST;
-use hostweave_switch::packet::{Offload, Packet};
+use hostweave_switch::packet::{L3, Offload, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{PortId, PortKind};
@@ -23,6 +23,9 @@ use crate::fabric::plane::Plane;
 use crate::observe::flow_event::FlowEvent;
 use crate::observe::recorder::Unwatched;
 use crate::services::LocalNote;
+use crate::services::uplink::come_from;
+
+const _: () = assert!(BURST <= 64, "a bit for each packet of a burst");
 
 /// Fragments looked at in one loop for being too old.
 const FRAGMENTS_BUDGET: usize = 16;
@@ -187,11 +190,18 @@ impl Path {
                 self.cache.prefetch(self.lookups[index].hash);
             }
         }
+        let (mut unknown, connections) = (0u64, &self.shared.connections);
         for index in 0..self.burst.len() {
             let hash = self.lookups[index].hash;
             if verdicts[index] == Verdict::Continue && !self.cache.prefetch_flow(hash) {
-                self.shared.connections.prefetch(hash);
+                connections.prefetch(hash);
+                self.cache.prefetch_room(hash, round(ctx.now));
+                unknown |= 1 << index;
             }
+        }
+        while unknown != 0 {
+            connections.prefetch_chain(self.lookups[unknown.trailing_zeros() as usize].hash);
+            unknown &= unknown - 1;
         }
     }
 
@@ -303,7 +313,11 @@ fn account(count: &PortCounters, [frames, octets, forwarded, replied]: [u64; 4])
 #[cold]
 fn tell(shared: &Shared, pace: &mut Pace, port: PortId, note: Option<LocalNote>, now: Instant) {
     let Some(note) = note else { return };
-    match pace.note(port, now) {
+    let may = match note {
+        LocalNote::RouterHeard { contradicts: false, .. } => pace.router(port, now),
+        _ => pace.note(port, now),
+    };
+    match may {
         true => shared.note(Note::Local(port, note)),
         false => add(&shared.stats.notes_lost, 1),
     }
@@ -349,10 +363,19 @@ pub(super) fn keep(
 
 /// Turns a dropped packet into the ICMP error that its sender must hear of, if any.
 #[cold]
-fn error_reply(packet: &mut Packet, arena: &mut [Segment], ctx: &Context<'_>, reason: DropReason) -> bool {
+pub(crate) fn error_reply(packet: &mut Packet, arena: &mut [Segment], ctx: &Context<'_>, reason: DropReason) -> bool {
     let Some(kind) = icmp_error_for(ctx, packet, reason) else { return false };
+    let outside = ctx.port.kind == PortKind::Uplink;
+    // There an error comes from an address of the host, or not at all.
+    if outside && packet.meta.l3 == L3::V6 && ctx.network.v6.is_none() {
+        return false;
+    }
     packet.meta.offload = Offload::default();
-    icmp_error::icmp_error(packet, arena, ctx.network, kind)
+    let made = icmp_error::icmp_error(packet, arena, ctx.network, kind);
+    if made && outside {
+        come_from(packet.head_mut(), ctx.port.mac);
+    }
+    made
 }
 
 /// Which ICMP error a drop is answered with, if any.

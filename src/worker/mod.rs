@@ -11,7 +11,7 @@
 //!
 //! The loop reads the clock once. It never allocates, blocks, or waits for a lock on behalf of a packet.
 
-mod burst;
+pub(crate) mod burst;
 pub mod capture;
 pub mod clock;
 pub mod delivery;
@@ -32,7 +32,7 @@ use hostweave_nat::Nat;
 use hostweave_switch::connection::{Connections, FreeRecords};
 use hostweave_switch::flow::{FlowCache, NO_QUEUE};
 use hostweave_switch::fragment::{Fragments, QueuedFrame};
-use hostweave_switch::limits::BURST;
+use hostweave_switch::limits::{BURST, HEAD_FIRST};
 use hostweave_switch::packet::{Burst, Meta};
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
@@ -272,6 +272,9 @@ impl Worker {
                 Message::SourceStarted(key) => self.sources.started(key),
                 Message::SourceStopped(key) => self.sources.stopped(key, &mut self.path.uring),
                 Message::Advertise(port) => self.path.advertise(plane, port, now),
+                Message::Originate(port, frames) => {
+                    frames.iter().for_each(|frame| self.path.originate(plane, port, frame, now));
+                }
                 Message::Probe(shot) => self.path.shoot(plane, &shot, now),
                 Message::Stop => stop = true,
             }
@@ -400,19 +403,25 @@ impl Path {
     /// Sends a router advertisement that nobody asked for, so that the lifetimes of the last one never run out.
     #[cold]
     fn advertise(&mut self, plane: &Plane, port: PortId, now: Instant) {
-        let worker = self.shared.index;
         if !plane.tables.local.ra {
             return;
         }
         let Some(output) = plane.tables.port(port) else { return };
         let Some(network) = plane.tables.network(output.network) else { return };
-        let Some(count) = output.counters.get(worker) else { return };
         let mut frame = [0; FRAME_LEN_MAX];
-        let Ok(len) = router_advertisement(network, MULTICAST_ALL_NODES, ALL_NODES, &mut frame) else { return };
+        let Ok(len) = router_advertisement(network, output, MULTICAST_ALL_NODES, ALL_NODES, &mut frame) else { return };
+        self.originate(plane, port, &frame[..len], now);
+    }
+
+    /// Sends a frame of the host's own, which fits a packet's private slot.
+    #[cold]
+    fn originate(&mut self, plane: &Plane, port: PortId, frame: &[u8], now: Instant) {
+        let worker = self.shared.index;
+        let Some(count) = counters(plane, port, worker) else { return };
         let Path { uring, stash, burst, .. } = self;
         let mut out = Delivery::new(plane, worker, 1);
         count.originated.add(1);
-        burst.with_frame(Meta::default(), &frame[..len], len, |packet, arena| {
+        burst.with_frame(Meta::default(), frame, HEAD_FIRST, |packet, arena| {
             if matches!(out.deliver(uring, packet, arena, port), Outcome::Busy) {
                 keep(stash, plane, worker, packet, arena, port, now);
             }

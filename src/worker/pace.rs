@@ -20,6 +20,12 @@ const NOTES_PER_S: u32 = 8;
 /// Burst of notes: a guest that boots leases two addresses and forms a few.
 const NOTES_BURST: u32 = 32;
 
+/// Notes about what routers at the uplink answer, per second and worker. On their own: whoever claims their addresses, or
+/// ours, cannot keep control from hearing them.
+const ROUTERS_PER_S: u32 = 64;
+/// Burst of notes about routers.
+const ROUTERS_BURST: u32 = 128;
+
 /// Events for the flow log that a port may cause, per second and worker: a flood of new connections or drops must not drown
 /// what others do. Each new connection is one.
 const FLOW_EVENTS_PER_S: u32 = 1_000;
@@ -66,6 +72,7 @@ struct Buckets {
     local: Bucket,
     icmp_errors: Bucket,
     notes: Bucket,
+    routers: Bucket,
     flow_events: Bucket,
 }
 
@@ -100,6 +107,12 @@ impl Pace {
         self.buckets(port, now).is_some_and(|buckets| buckets.notes.take(now, NOTES_PER_S, NOTES_BURST))
     }
 
+    /// Whether control may hear of a router at the uplink, behind this port, now.
+    #[cold]
+    pub fn router(&mut self, port: PortId, now: Instant) -> bool {
+        self.buckets(port, now).is_some_and(|buckets| buckets.routers.take(now, ROUTERS_PER_S, ROUTERS_BURST))
+    }
+
     /// Whether the flow log may hear of another thing that happened to packets of this port.
     #[cold]
     pub fn flow_event(&mut self, port: PortId, now: Instant) -> bool {
@@ -114,6 +127,7 @@ impl Pace {
             local: full(LOCAL_BURST),
             icmp_errors: full(ICMP_ERRORS_BURST),
             notes: full(NOTES_BURST),
+            routers: full(ROUTERS_BURST),
             flow_events: full(FLOW_EVENTS_BURST),
         }))
     }
@@ -152,6 +166,7 @@ mod tests {
         assert_eq!(told, NOTES_BURST as usize);
         assert!(pace.note(PortId(1), start));
         assert!(pace.note(PortId(0), start + Duration::from_secs(1)));
+        assert!(pace.router(PortId(0), start), "routers are heard in any case");
         assert!(told < super::super::NOTES_MAX, "one port cannot fill the queue that all share");
     }
 }

@@ -459,28 +459,39 @@ impl FlowCache {
         self.put(self.find(&flow.key, hash), flow, hash);
     }
 
-    /// The same for a flow that [`FlowCache::find`] has just been asked for: where it stands, if it does.
+    /// The same for a flow that [`FlowCache::find`] has just been asked for: where it stands, if it does. Inlined, so that the
+    /// flow goes from registers into its line.
+    #[inline]
     pub fn put(&mut self, place: Option<usize>, flow: &Flow, hash: u64) {
         if let Some(place) = place {
             return self.set(place, flow);
         }
-        let [first, second] = self.places(hash);
-        let room = |bucket: usize| empty(self.buckets[bucket].0[TAGS]);
-        let (room_first, room_second) = (room(first), room(second));
-        let (bucket, place) = if room_first | room_second != 0 {
-            self.filled += 1;
-            // The emptier one: so both stay even.
-            let emptier_first = count(room_first) >= count(room_second);
-            let (bucket, room) = if emptier_first { (first, room_first) } else { (second, room_second) };
-            (bucket, room.trailing_zeros() as usize / 8)
-        } else {
-            self.oldest([first, second], flow.round as u8)
-        };
-        set_octet(&mut self.buckets[bucket].0[TAGS], place, tag(hash));
+        let (bucket, place) = self.room(hash, flow.round);
+        let tags = &mut self.buckets[bucket].0[TAGS];
+        self.filled += usize::from(tags.to_le_bytes()[place] == 0);
+        set_octet(tags, place, tag(hash));
         self.set(bucket * PLACES + place, flow);
         if self.filled * 5 > self.active * PLACES * 4 {
             self.grow();
         }
+    }
+
+    /// Asks for the line in which a new flow of this hash will most likely stand.
+    #[inline]
+    pub fn prefetch_room(&self, hash: u64, round: u32) {
+        let (bucket, place) = self.room(hash, round);
+        prefetch(&self.lines[bucket * PLACES + place]);
+    }
+
+    /// Bucket and place for a new flow: in the emptier bucket, so that both stay even; where both are full, the oldest goes.
+    fn room(&self, hash: u64, round: u32) -> (usize, usize) {
+        let [first, second] = self.places(hash);
+        let [of_first, of_second] = [first, second].map(|bucket| empty(self.buckets[bucket].0[TAGS]));
+        if of_first | of_second == 0 {
+            return self.oldest([first, second], round as u8);
+        }
+        let (bucket, room) = if count(of_first) >= count(of_second) { (first, of_first) } else { (second, of_second) };
+        (bucket, room.trailing_zeros() as usize / 8)
     }
 
     /// The place of two full buckets that was written longest ago.

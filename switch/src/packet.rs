@@ -52,6 +52,12 @@ impl Offload {
         self.flags & virtio_net::NEEDS_CSUM != 0
     }
 
+    /// Whether nothing is asked, once it was checked ([`crate::offload::check_offload`]) or made by us.
+    #[inline]
+    pub fn is_none(&self) -> bool {
+        self.flags | self.gso_type == 0
+    }
+
     /// Whether the frame stands for several segments.
     #[inline]
     pub fn is_gso(&self) -> bool {

@@ -6,7 +6,7 @@ use crate::packet::{L3, Packet};
 use crate::route;
 use crate::stage::DropReason;
 use crate::tables::{Network, Port, PortKind};
-use crate::wire::{ethernet, ipv4};
+use crate::wire::{ethernet, ipv4, ipv6};
 
 /// Addresses a packet to `out` and takes one off its TTL or hop limit, unless `out` is the host's own: there the packet
 /// arrives and is not forwarded. Link address, TTL and MTU are checked first ([`route::may_go_on`]).
@@ -20,24 +20,20 @@ pub fn rewrite(packet: &mut Packet, network: &Network, out: &Port) -> Result<(),
     let frame = packet.head_mut().first_chunk_mut::<{ ethernet::HEADER_LEN + ipv4::HEADER_LEN }>();
     let frame = frame.ok_or(DropReason::Internal)?;
     route::check(frame, l3, too_long, out)?;
-    let (link, header) = frame.split_at_mut(ethernet::HEADER_LEN);
-    let (Some(link), Some(header)) = (link.first_chunk_mut(), header.first_chunk_mut()) else {
-        return Err(DropReason::Internal);
-    };
-    ethernet::set_addresses(link, out.mac, MacAddr::ROUTER);
+    let Some(start) = frame.first_chunk_mut() else { return Err(DropReason::Internal) };
+    ethernet::set_addresses_by_words(start, out.mac, MacAddr::ROUTER);
     if out.kind == PortKind::Internal {
         return Ok(());
     }
+    let Some(header) = frame[ethernet::HEADER_LEN..].first_chunk_mut() else { return Err(DropReason::Internal) };
+    // It is above one: checked.
     match l3 {
         L3::V4 => ipv4::decrement_ttl(header),
-        // It is above one: checked.
-        L3::V6 => header[HOP_LIMIT] = header[HOP_LIMIT].saturating_sub(1),
+        L3::V6 => ipv6::decrement_hop_limit(header),
         L3::Arp | L3::None => {}
     }
     Ok(())
 }
-
-const HOP_LIMIT: usize = 7;
 
 #[cfg(test)]
 mod tests {

@@ -91,6 +91,9 @@ pub enum Egress {
     Routed,
 }
 
+/// The network beyond the uplink; that of an object is never zero.
+pub const OUTSIDE_VNI: u32 = 0;
+
 /// A router at the uplink.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NextHop {
@@ -151,6 +154,12 @@ impl Uplink {
             _ => None,
         };
         owned.iter().filter_map(public).collect()
+    }
+
+    /// Whether decisions that rest on the one come out as those that rest on the other.
+    pub fn decides_as(&self, other: &Self) -> bool {
+        let of = |uplink: &Self| (uplink.port, uplink.network, uplink.mtu);
+        of(self) == of(other) && self.owned == other.owned && self.routed == other.routed
     }
 
     /// Whether an address lies in a range that is routed to the host.
@@ -285,6 +294,9 @@ pub struct Tables {
     pub addresses: AddressTable,
     /// By [`NetworkId`]: changes whenever a decision about a packet of that network may come out differently. Never zero.
     pub epochs: Vec<u32>,
+    /// Changes whenever one of `epochs` does, or what the host owns at the uplink: the epoch of whatever leads from one network
+    /// into another.
+    pub crossings: u32,
     /// How long connections live.
     pub timeouts: Timeouts,
     /// What the switch answers itself.
@@ -314,12 +326,11 @@ impl Tables {
         self.epochs.get(usize::from(id.0)).copied().unwrap_or(1)
     }
 
-    /// Epoch of whatever leads from one network into another: that of the network outside, which changes whenever another one
-    /// does. Never that of a network.
+    /// Epoch of whatever leads from one network into another. Never that of a network.
     #[inline]
     pub fn crossing_epoch(&self) -> u32 {
         const CROSSING: u32 = 1 << 31;
-        CROSSING | self.uplink.as_deref().map_or(1, |uplink| self.epoch(uplink.network))
+        CROSSING | self.crossings
     }
 
     /// The network with this VNI, if it exists. Not for every packet.

@@ -6,6 +6,7 @@
 mod cli;
 mod control;
 mod flows;
+mod outside;
 mod policy;
 mod support;
 mod why;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use hostweave::connect::Flows;
 use hostweave::datapath::{self, Context, Lookup};
 use hostweave::observe::recorder::Unwatched;
+use hostweave_nat::{Nat, Pools, Timers};
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::{Endpoint, Labels, World};
 use hostweave_policy::table::Table;
@@ -71,6 +72,8 @@ struct Path {
     policy: Arc<Table>,
     cache: FlowCache,
     connections: Connections,
+    nat: Nat,
+    pools: Pools,
     free: FreeRecords,
     now: u32,
 }
@@ -96,12 +99,18 @@ impl Path {
         let connections = Connections::open(file.path(), &options).expect("a table");
         connections.make_available(1024);
         connections.share((0..4).map(|port| (port, 256)));
+        let options =
+            hostweave_nat::Options { capacity: 16, boot: 1, now: 0, timers: Timers::default(), seed: Some(1) };
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let nat = Nat::open(file.path(), &options).expect("a table");
         Self {
             burst: Burst::new(),
             tables,
             policy: Compiler::new().update(&world).table,
             cache: FlowCache::new(1024).expect("a cache"),
             connections,
+            nat,
+            pools: Pools::default(),
             free: FreeRecords::new(),
             now: 1,
         }
@@ -114,14 +123,15 @@ pub fn local(data: &[u8]) {
         static STATE: RefCell<Path> = RefCell::new(Path::new());
     }
     let Some((id, offload, frame)) = hostweave_switch::fuzz::prepare(data) else { return };
-    STATE.with_borrow_mut(|Path { burst, tables, policy, cache, connections, free, now }| {
+    STATE.with_borrow_mut(|Path { burst, tables, policy, pools, nat, cache, connections, free, now }| {
         let tables = &*tables;
         let port = tables.port(id).expect("a port of the tables");
         let network = tables.network(port.network).expect("a network of the tables");
         let meta = Meta { in_port: id, offload, ..Meta::default() };
         // Now and then time passes, and connections end.
         *now += u32::from(data.first().is_some_and(|octet| octet % 16 == 0));
-        let ctx = Context { tables, policy, port, network, epoch: 1, queue: 0, now: *now };
+        let crossing_epoch = tables.crossing_epoch();
+        let ctx = Context { tables, policy, port, network, pools, epoch: 1, crossing_epoch, queue: 0, now: *now };
         for shard in 0..Connections::shards() {
             connections.expire(shard, &tables.timeouts, *now, 4, |_| ());
         }
@@ -132,7 +142,7 @@ pub fn local(data: &[u8]) {
                 && let Some(key) = FlowKey::of(packet, id.0 as u16)
             {
                 let lookup = Lookup { key, hash: connections.keys().hash(&key, network.vni) };
-                let mut flows = Flows { cache, connections, free, denied: None, opened: None };
+                let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
                 verdict = datapath::forward(&ctx, &mut flows, &lookup, packet, arena, &mut Unwatched);
                 assert_ne!(verdict, Verdict::Drop(DropReason::PolicyDenied), "nothing is isolated");
             }

@@ -24,7 +24,7 @@ class Port:
 
     def __init__(self, daemon, name, network, mode, queues, tap, netns, labels=None):
         self.daemon, self.name, self.network, self.queues, self.tap = daemon, name, network, queues, tap
-        self.labels, self.flows = labels or {}, None
+        self.labels, self.flows, self.annotations = labels or {}, None, {}
         if tap:
             self.backend = {"tap": {"name": tap, **({"netns": netns} if netns else {})}}
         else:
@@ -35,7 +35,7 @@ class Port:
 
     def object(self):
         return {"apiVersion": "hostweave.dev/v1alpha1", "kind": "Port",
-                "metadata": {"name": self.name, "labels": self.labels},
+                "metadata": {"name": self.name, "labels": self.labels, **({"annotations": self.annotations} if self.annotations else {})},
                 "spec": {"network": self.network, "backend": self.backend,
                          **({"limits": {"flows": self.flows}} if self.flows else {})}}
 
@@ -69,8 +69,9 @@ class Port:
 class Daemon:
     """`hostweave daemon`. `start`, `kill` (as a crash), `stop` (SIGTERM) and `start` again, as often as wanted."""
 
-    def __init__(self, case, mtu=1500, workers=1, networks=None):
-        self.case, self.ports, self.process, self.starts = case, [], None, 0
+    def __init__(self, case, mtu=1500, workers=1, networks=None, space=None):
+        """With `space`, a namespace, it runs there."""
+        self.case, self.ports, self.process, self.starts, self.space = case, [], None, 0, space
         self.runtime = os.path.join(case.run, "run")
         self.config = os.path.join(case.run, "conf")
         self.control = os.path.join(self.runtime, "control.sock")
@@ -96,12 +97,17 @@ class Daemon:
         """Sets fields of `HostConfig.spec`; before `start`, or followed by `reload`."""
         self.objects[0]["spec"].update(spec)
 
-    def policy(self, name, **spec):
-        """Sets a NetworkPolicy of the namespace `default`; without fields it goes. Before `start`, or followed by `reload`."""
-        self.objects = [o for o in self.objects if (o["kind"], o["metadata"]["name"]) != ("NetworkPolicy", name)]
+    def set(self, version, kind, name, spec, annotations=None):
+        """Sets an object, of the namespace `default` if it has one; without fields it goes. Before `start`, or followed by
+        `reload`."""
+        self.objects = [o for o in self.objects if (o["kind"], o["metadata"]["name"]) != (kind, name)]
         if spec:
-            self.objects.append({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-                                 "metadata": {"name": name}, "spec": spec})
+            metadata = {"name": name, **({"annotations": annotations} if annotations else {})}
+            self.objects.append({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec})
+
+    def policy(self, name, **spec):
+        """Sets a NetworkPolicy; without fields it goes."""
+        self.set("networking.k8s.io/v1", "NetworkPolicy", name, spec)
 
     def reload(self):
         """Applies the configuration as it is now to the running daemon."""
@@ -118,6 +124,8 @@ class Daemon:
         self._write()
         self.starts += 1
         argv = [BINARY, "daemon", "--rootless", "--config", self.config, "--control", self.control]
+        if self.space:
+            argv = ["ip", "netns", "exec", self.space.name] + argv
         environment = dict(os.environ, RUST_BACKTRACE="1")
         self.process = process.spawn(argv, self.case.log("daemon.log"), env=environment)
 

@@ -126,6 +126,56 @@ def routed(data, hops):
     return ethertype + bytes(ip)
 
 
+class Seen:
+    """A frame taken apart: `src` and `dst` are addresses as text (of ARP: sender and target), `protocol` is the last header's,
+    `body` what follows the IP headers. Non-first fragments have `protocol` None."""
+
+    def __init__(self, data):
+        self.data, self.src, self.dst, self.protocol, self.body, self.ttl = data, None, None, None, b"", None
+        self.dst_mac, self.src_mac = (":".join("%02x" % octet for octet in data[at:at + 6]) for at in (0, 6))
+        self.ethertype = struct.unpack_from(">H", data, 12)[0]
+        packet = data[14:]
+        if self.ethertype == 0x0806:
+            self.operation, = struct.unpack_from(">H", packet, 6)
+            self.src, self.dst = str(ipaddress.ip_address(packet[14:18])), str(ipaddress.ip_address(packet[24:28]))
+        elif self.ethertype == 0x0800:
+            self.src, self.dst = str(ipaddress.ip_address(packet[12:16])), str(ipaddress.ip_address(packet[16:20]))
+            self.ttl = packet[8]
+            if not struct.unpack_from(">H", packet, 6)[0] & 0x1FFF:
+                self.protocol, self.body = packet[9], packet[(packet[0] & 15) * 4:]
+        elif self.ethertype == 0x86DD:
+            self.src, self.dst = str(ipaddress.ip_address(packet[8:24])), str(ipaddress.ip_address(packet[24:40]))
+            self.protocol, self.body, self.ttl = packet[6], packet[40:], packet[7]
+            while self.protocol in (0, 43, 44, 60):
+                if self.protocol == 44 and struct.unpack_from(">H", self.body, 2)[0] & 0xFFF8:
+                    self.protocol = None
+                    break
+                self.protocol, self.body = self.body[0], self.body[8 + (8 * self.body[1] if self.protocol != 44 else 0):]
+
+    def __repr__(self):
+        return "%s > %s %04x %s > %s protocol %s %s" % (
+            self.src_mac, self.dst_mac, self.ethertype, self.src, self.dst, self.protocol, self.body[:40].hex())
+
+    @property
+    def icmp(self):
+        """Type and code of ICMP or ICMPv6."""
+        return (self.body[0], self.body[1]) if self.protocol in (1, 58) and len(self.body) > 1 else None
+
+    @property
+    def neighbour(self):
+        """What a neighbour solicitation (135) or advertisement (136) is about: type and target."""
+        if self.protocol == 58 and self.body[:1] in (b"\x87", b"\x88") and len(self.body) >= 24:
+            return self.body[0], str(ipaddress.ip_address(self.body[8:24]))
+
+    @property
+    def tcp_flags(self):
+        return self.body[13] if self.protocol == 6 and len(self.body) > 13 else 0
+
+    @property
+    def ports(self):
+        return struct.unpack_from(">HH", self.body) if self.protocol in (6, 17) and len(self.body) >= 4 else None
+
+
 def write_pcap(path, frames):
     with open(path, "wb") as out:
         out.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, _LINKTYPE_ETHERNET))
@@ -133,15 +183,15 @@ def write_pcap(path, frames):
             out.write(struct.pack("<IIII", 0, 0, len(data), len(data)) + data)
 
 
-def read_pcap(path):
-    """All complete frames of a pcap file that may still be written to."""
+def read_pcap(path, whole=True):
+    """All complete frames of a pcap file that may still be written to; with `whole`, none was cut when it was captured."""
     data = open(path, "rb").read()
     frames, at = [], 24
     while at + 16 <= len(data):
         captured, original = struct.unpack_from("<II", data, at + 8)
         if at + 16 + captured > len(data):
             break
-        assert captured == original, "the frame was cut when it was captured"
+        assert captured == original or not whole, "the frame was cut when it was captured"
         frames.append(data[at + 16 : at + 16 + captured])
         at += 16 + captured
     return frames

@@ -7,20 +7,19 @@ Addresses are set by hand (containers.py proves DHCP and SLAAC), so that a test 
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from harness import packets, process, requirements  # noqa: E402
+from harness import packets, requirements  # noqa: E402
 from harness.daemon import ROUTER_MAC, Daemon  # noqa: E402
 from harness.namespace import Namespace  # noqa: E402
 from harness.packets import ACK, RST, SYN  # noqa: E402
+from harness.peer import Peer  # noqa: E402
 from harness.process import until  # noqa: E402
 from harness.suite import Suite  # noqa: E402
 
-PEER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "peer.py")
 # What a policy lets in; 7100 and up are allowed nowhere.
 ECHO, OTHER, CLOSES, LATE, IPERF = 7000, 7001, 7002, 7003, 5201
 MEET = range(7010, 7090)
@@ -33,46 +32,6 @@ def check():
 
 
 suite = Suite("connections", check)
-
-
-class Peer:
-    """`peer.py` in a namespace."""
-
-    def __init__(self, space):
-        self.case, self.name, self.number = space.case, space.port.name, 0
-        self.log = self.case.log("peer-%s.log" % self.name)
-        argv = ["ip", "netns", "exec", space.name, "python3", "-u", PEER]
-        self.process = process.spawn(argv, self.log, stdin=subprocess.PIPE)
-        self.case.callback(process.kill, self.process)
-
-    def start(self, do, **arguments):
-        self.number += 1
-        line = json.dumps({"number": self.number, "do": do, **arguments})
-        self.case.note("peer %s: %s" % (self.name, line[:300]))
-        self.process.stdin.write(line.encode() + b"\n")
-        self.process.stdin.flush()
-
-    def finish(self, timeout=90):
-        """The answer to what was started last."""
-        mark = "\n=%d " % self.number
-
-        def answered():
-            text = open(self.log).read()
-            if mark in text and text.split(mark)[1].endswith("\n"):
-                return json.loads(text.split(mark)[1].splitlines()[0])
-            if self.process.poll() is not None:
-                error = TimeoutError("peer %s ended: %s" % (self.name, text[-2000:]))
-                error.final = True
-                raise error
-
-        answer = until(answered, "peer %s has done what it was told" % self.name, timeout, 0.02)
-        self.case.note("peer %s: %s" % (self.name, str(answer)[:300]))
-        assert "error" not in answer, "peer %s: %s" % (self.name, answer["error"])
-        return answer["answer"]
-
-    def __call__(self, do, **arguments):
-        self.start(do, **arguments)
-        return self.finish()
 
 
 def allow(daemon, *ports):
@@ -99,7 +58,7 @@ def spaces(case, *names, mtu=1500, workers=2, **host):
         until(lambda: space.sh("ip link show " + space.device), "the device of %s" % space.port.name, 30)
         space.sh("ip addr add {v4}/24 dev {d}; ip -6 addr add {v6}/64 dev {d} nodad; ip link set {d} up; "
                  "ip -6 route replace default via fe80::1 dev {d}".format(v4=space.port.v4, v6=space.port.v6, d=space.device))
-        space.peer = Peer(space)
+        space.peer = Peer(space, space.port.name)
     return daemon, found
 
 

@@ -1,5 +1,5 @@
 """One end of many connections, in a namespace of its own: commands are JSON lines on standard input, each answered by one
-line `=NUMBER JSON` on standard output. `Peer` in connections.py speaks to it.
+line `=NUMBER JSON` on standard output. `harness.peer.Peer` speaks to it.
 
 Sockets are the kernel's; nothing here knows the switch. Needs root for raw frames and for TCP_REPAIR, by which a socket is
 forgotten without a word, or says its sequence numbers.
@@ -30,6 +30,11 @@ def stream(host, source_port=0):
     return sock
 
 
+def plain(address):
+    """Address and L4 port; the address without the form that IPv4 has on a socket of both families."""
+    return [address[0].removeprefix("::ffff:"), address[1]]
+
+
 def name_of(error):
     return "timeout" if isinstance(error, asyncio.TimeoutError) else errno.errorcode.get(error.errno, repr(error))
 
@@ -37,7 +42,7 @@ def name_of(error):
 class Peer:
     def __init__(self):
         self.loop = asyncio.get_running_loop()
-        self.groups, self.held, self.tasks, self.heard, self.raw = {}, {}, set(), [], {}
+        self.groups, self.held, self.tasks, self.heard, self.raw, self.bound = {}, {}, set(), [], {}, {}
 
     def task(self, coroutine):
         task = self.loop.create_task(coroutine)
@@ -81,6 +86,62 @@ class Peer:
         for _ in range(5):
             await asyncio.sleep(0.2)
             await self.loop.sock_sendall(sock, b"x" * count)
+
+    async def _tells(self, sock):
+        """Says who has connected, as seen from here; then an echo."""
+        await self.loop.sock_sendall(sock, json.dumps(plain(sock.getpeername())).encode())
+        await self._echo(sock)
+
+    async def remotes(self, port):
+        """Who has connected to a port of ours, as seen from here."""
+        return [plain(sock.getpeername()) for sock in self.held.get(port, []) if sock.fileno() >= 0]
+
+    async def reflect(self, port):
+        """Answers each datagram by whom it came from, as seen from here; both families."""
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(("", port))
+        sock.setblocking(False)
+
+        async def answer():
+            while True:
+                _, source = await self.loop.sock_recvfrom(sock, 65536)
+                await self.loop.sock_sendto(sock, json.dumps(plain(source)).encode(), source)
+
+        self.task(answer())
+
+    # UDP sockets that stay, by name
+
+    async def bind(self, name, host, port=0):
+        """A socket of an address; answers its L4 port."""
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((host, port))
+        sock.setblocking(False)
+        self.bound[name] = sock
+        return sock.getsockname()[1]
+
+    async def send(self, name, to, text="a word"):
+        """Sends to an address and L4 port."""
+        try:
+            await self.loop.sock_sendto(self.bound[name], text.encode(), tuple(to))
+        except OSError as error:
+            return name_of(error)
+
+    async def take(self, name, timeout=5):
+        """What comes next to a socket, and from where; `None` when nothing does."""
+        try:
+            data, source = await asyncio.wait_for(self.loop.sock_recvfrom(self.bound[name], 65536), timeout)
+            return [data.decode(), plain(source)]
+        except asyncio.TimeoutError:
+            return None
+
+    async def ask(self, name, to, tries=3, timeout=2):
+        """Who we are to the other side's `reflect`; `None` when it never answers."""
+        for _ in range(tries):
+            await self.send(name, to)
+            answer = await self.take(name, timeout)
+            if answer:
+                return json.loads(answer[0])
 
     async def hear(self, port):
         """Takes UDP datagrams, both families; `heard` gives them back."""
@@ -133,6 +194,10 @@ class Peer:
         for result in await asyncio.gather(*(one(i, sock) for i, sock in enumerate(self.groups[group]))):
             counts[result] = counts.get(result, 0) + 1
         return counts
+
+    async def tell(self, group, timeout=10):
+        """Who the first connection of a group is to the other side's `tells`."""
+        return json.loads(await asyncio.wait_for(self.loop.sock_recv(self.groups[group][0], 200), timeout))
 
     async def churn(self, hosts, port, count, parallel=50):
         """Short connections, one after the other: opened, used once, closed."""
@@ -211,6 +276,11 @@ class Peer:
                 continue
             self.loop.remove_reader(sock)
             sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+            sock.close()
+
+    async def close(self, group):
+        """Closes the connections of a group, as one does."""
+        for sock in self.groups.pop(group, []):
             sock.close()
 
     async def numbers(self, group):

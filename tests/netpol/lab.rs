@@ -327,6 +327,7 @@ fn short_timeouts() -> Timeouts {
         icmp: SECONDS,
         sctp: SECONDS,
         other: SECONDS,
+        ..Timeouts::default()
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrayvec::ArrayVec;
 use hostweave_switch::limits::{BURST, BURST_SEGMENTS, FRAME_MAX, HEAD_FIRST, HEADROOM};
-use hostweave_switch::packet::{Burst, Offload, Packet};
+use hostweave_switch::packet::{Burst, Packet};
 use hostweave_switch::payload::{Segment, gather};
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
@@ -569,7 +569,7 @@ impl ToGuest<'_> {
         }
         let receiver =
             scatter::Receiver { header_len: state.header_len, features: state.features, followed: &self.followed };
-        let result = if packet.meta.offload == Offload::default() {
+        let result = if packet.meta.offload.is_none() {
             receiver.write(ring, &offload::PLAIN, packet.head(), packet.segments(arena)).map(|()| scatter::Written::ONE)
         } else {
             receiver.write_offloaded(ring, packet, arena)

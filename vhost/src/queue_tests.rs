@@ -1,5 +1,6 @@
 //! Tests of [`super`]: queues between a driver written here and the worker's side, well-behaved and hostile.
 
+use hostweave_switch::packet::Offload;
 use hostweave_switch::packet::{Meta, virtio_net};
 
 use super::*;

@@ -74,7 +74,7 @@ impl Receiver<'_> {
             } else {
                 slice.write(&header[..self.header_len]);
             }
-            slice.part(self.header_len, head.len()).write(head);
+            slice.part(self.header_len, head.len()).write_head(head);
             let mut at = self.header_len + head.len();
             for segment in segments {
                 at += slice.write_segment(at, *segment);

@@ -87,7 +87,7 @@ fn selection(params: List) -> Result<Selection, RpcError> {
     })
 }
 
-fn moment(field: &str, text: Option<&str>) -> Result<Option<SystemTime>, RpcError> {
+pub fn moment(field: &str, text: Option<&str>) -> Result<Option<SystemTime>, RpcError> {
     let Some(text) = text else { return Ok(None) };
     let error = || {
         let message = format!("{text:?} is no time");

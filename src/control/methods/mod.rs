@@ -3,11 +3,15 @@
 pub mod capture;
 pub mod conntrack;
 pub mod dns;
+pub mod doctor;
 pub mod event;
 pub mod flow;
+pub mod nat;
 pub mod object;
 pub mod policy;
 pub mod port;
 pub mod probe;
 pub mod server;
 pub mod trace;
+pub mod uplink;
+pub mod whois;

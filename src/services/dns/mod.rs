@@ -49,7 +49,7 @@ use self::spec::{DnsSpec, PORT, PortRecords, ZoneInput};
 use self::upstream::Upstreams;
 use self::zone::{TTL_S, Zone};
 use super::sockets::Sockets;
-use crate::fabric::spec::{FabricEvent, PortSpec};
+use crate::fabric::spec::{Desired, FabricEvent};
 
 /// The DNS servers of all networks.
 pub struct Dns {
@@ -126,17 +126,20 @@ impl Dns {
         Self { sockets, runtime: Handle::current(), forwarder, counters, state: Mutex::default() }
     }
 
-    /// Whether this is what it was told last.
-    pub fn is_told(&self, spec: Option<&DnsSpec>) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.spec.as_ref() == spec
+    /// As [`Dns::update`], where networks and ports are those of last time.
+    pub fn update_spec(&self, desired: &Desired) {
+        let told = self.state.lock().unwrap_or_else(PoisonError::into_inner).spec == desired.dns;
+        if !told {
+            self.update(desired);
+        }
     }
 
-    /// Serves what exists; `None` for nothing. The networks must have their stacks.
-    pub fn update(&self, spec: Option<&DnsSpec>, networks: &[Network], ports: &[PortSpec]) {
+    /// Serves what exists. The networks must have their stacks.
+    pub fn update(&self, desired: &Desired) {
+        let Desired { dns, networks, ports, .. } = desired;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.spec = spec.cloned();
-        let Some(spec) = spec else {
+        state.spec.clone_from(dns);
+        let Some(spec) = dns else {
             state.served.clear();
             return;
         };

@@ -252,7 +252,8 @@ fn rfc6891_options_are_answered_by_options() {
     assert_eq!(reply_to(&message).edns.unwrap().max_payload(), UDP_PAYLOAD);
     message.edns.as_mut().unwrap().set_version(1);
     let refused = reply_to(&message);
-    assert_eq!((refused.metadata.response_code, refused.answers.len()), (ResponseCode::BADVERS, 0));
+    // BADVERS; hickory reads it as BADSIG, which has the same number.
+    assert_eq!((u16::from(refused.metadata.response_code), refused.answers.len()), (16, 0));
     assert_eq!(refused.edns.unwrap().version(), 0);
     message.edns = None;
     assert!(reply_to(&message).edns.is_none());

@@ -270,6 +270,15 @@ impl Connections {
         prefetch(&self.heads[self.bucket(hash)]);
     }
 
+    /// Asks for the first record of the chain of a hash, which should have been asked for.
+    #[inline]
+    pub fn prefetch_chain(&self, hash: u64) {
+        let first = self.heads[self.bucket(hash)].load(Relaxed);
+        if let Some(record) = self.records().get(first as usize) {
+            record.prefetch();
+        }
+    }
+
     /// The connection of a key, under the lock.
     #[cold]
     fn find_in(&self, bucket: usize, key: &FlowKey, vni: u32) -> Option<Found> {

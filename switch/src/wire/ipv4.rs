@@ -144,16 +144,20 @@ pub fn fill_checksum(header: &mut [u8; HEADER_LEN]) {
     header[10..12].copy_from_slice(&(!sum).to_be_bytes());
 }
 
-/// Takes one off the TTL and updates the checksum (RFC 1624). The TTL must be above zero.
+/// Takes one off the TTL and updates the checksum (RFC 1624). The TTL must be above zero. By words, as
+/// [`super::ethernet::set_addresses_by_words`]: the two that lie at multiples of eight octets in a frame.
 #[inline]
 pub fn decrement_ttl(header: &mut [u8; HEADER_LEN]) {
     debug_assert!(header[8] > 0);
-    header[8] = header[8].wrapping_sub(1);
+    let with_ttl = u64::from_le_bytes(array(header, 2)) - (1 << 48);
+    let rest = u64::from_le_bytes(array(header, 10));
     // TTL is the upper octet of its word, so the checksum grows by 0x0100, with end-around carry. 0xffff is written
     // as zero, as equation 3 of RFC 1624 does.
-    let sum = u32::from(be16(header, 10)) + 0x0100;
+    let sum = u32::from((rest as u16).swap_bytes()) + 0x0100;
     let checksum = (sum + u32::from(sum >= 0xffff)) as u16;
-    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let with_checksum = rest >> 16 << 16 | u64::from(checksum.swap_bytes());
+    header[2..10].copy_from_slice(&with_ttl.to_le_bytes());
+    header[10..18].copy_from_slice(&with_checksum.to_le_bytes());
 }
 
 /// What is wrong with IPv4 options.

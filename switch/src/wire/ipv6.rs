@@ -127,6 +127,15 @@ impl Repr {
     }
 }
 
+/// Takes one off the hop limit, which must be above zero. `start`: the first octets of the header. By a word, as
+/// [`super::ipv4::decrement_ttl`].
+#[inline]
+pub fn decrement_hop_limit(start: &mut [u8; 20]) {
+    debug_assert!(start[7] > 0);
+    let with_hop_limit = u64::from_le_bytes(array(start, 2)) - (1 << 40);
+    start[2..10].copy_from_slice(&with_hop_limit.to_le_bytes());
+}
+
 /// Whether a walk goes on behind this next-header value. Encrypted payload, unknown protocols and "no next header" end
 /// it, as transport protocols do.
 #[inline]

@@ -83,6 +83,28 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The kernel would see frames that are for us.
+    #[error(
+        "interface {name}: cannot hide hostweave's addresses from the kernel by nf_tables{}{}",
+        hint(.source), no_tables(.source)
+    )]
+    Hide {
+        /// Interface.
+        name: String,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What to do when the kernel has no nf_tables.
+fn no_tables(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => {
+            "; load the modules nf_tables and nft_chain_filter (`modprobe nf_tables`), or use `driver: tap`"
+        }
+        _ => "",
+    }
 }
 
 /// What to do about an answer of the system.

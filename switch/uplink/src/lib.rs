@@ -7,6 +7,7 @@
 pub mod device;
 mod error;
 pub mod limits;
+pub mod netlink;
 pub mod netns;
 pub mod packet_socket;
 #[allow(unsafe_code, reason = "memory that the kernel fills, and ioctls")]

@@ -1,0 +1,300 @@
+//! A daemon that died: what the next one takes over from the file, and what it does not believe.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileExt;
+
+use hostweave_nat::*;
+use proptest::prelude::*;
+use support::*;
+
+/// What connections know of their mappings.
+struct Held {
+    mapping: MappingRef,
+    inside: Inside,
+    outside: Outside,
+    remote: Outside,
+}
+
+/// A NAT in use: mappings of all kinds, some held, some not.
+fn in_use(family: Family) -> (World, Vec<Held>) {
+    let world = World::new(PoolSpec { overload: true, filtering: Filtering::AddressDependent, ..spec() });
+    let mut held = vec![];
+    for i in 0..400u16 {
+        let proto = [TCP, UDP, family.icmp, 47, TCP, TCP][usize::from(i) % 6];
+        let l4 = if proto == 47 { 0 } else { 3000 + i };
+        let from = inside(family, proto, u32::from(i) % 2, l4);
+        let to = remote(family, i, if proto == 47 { 0 } else { 443 });
+        let Ok(mapped) = world.out(&from, to) else { continue };
+        if i % 5 == 0 {
+            world.end(mapped.mapping, End::Closed);
+        } else {
+            held.push(Held { mapping: mapped.mapping, inside: from, outside: mapped.outside, remote: to });
+        }
+    }
+    assert!(world.nat.stats().mappings > 350);
+    (world, held)
+}
+
+fn hold(world: &World, held: &Held) -> bool {
+    world.nat.hold(&world.pools, held.mapping, &held.inside, held.outside, held.remote)
+}
+
+#[test]
+fn na38_mappings_and_blocks_survive_a_crash() {
+    for family in FAMILIES {
+        let (mut world, held) = in_use(family);
+        let before: BTreeMap<u32, Entry> = world.nat.entries().map(|entry| (entry.mapping.index, entry)).collect();
+        let blocks: BTreeSet<_> = world.nat.leases().map(|lease| (lease.block.address, lease.block.first)).collect();
+        world.now += 5;
+        let adopted = world.restart(|_| Claim::Keep);
+        assert_eq!((adopted.kept as usize, adopted.forgotten), (before.len(), 0));
+        assert_eq!(adopted.blocks as usize, blocks.len());
+        for entry in world.nat.entries() {
+            let old = &before[&entry.mapping.index];
+            assert_eq!((entry.mapping, entry.inside, entry.outside), (old.mapping, old.inside, old.outside));
+            assert_eq!((entry.remote, entry.created, entry.holds), (old.remote, old.created, 0));
+        }
+        assert!(held.iter().all(|held| hold(&world, held)));
+        for held in &held {
+            // The same endpoint again, and what it lets in.
+            assert_eq!(world.to(&held.inside, held.remote).mapping, held.mapping);
+            assert_eq!(world.nat.outside_of(&held.inside).is_some(), true);
+            let back = world.back(held.inside.proto, held.outside, held.remote).unwrap();
+            assert_eq!((back.inside, back.mapping), (held.inside, held.mapping));
+            (0..3).for_each(|_| world.end(held.mapping, End::Closed));
+        }
+        world.wait(605 + 2 * HOLD_S);
+        let stats = world.nat.stats();
+        assert_eq!((stats.mappings, stats.blocks), (0, 0));
+        assert!(world.nat.addresses().all(|address| address.leased == 0 && address.used == [0; 3]));
+    }
+}
+
+#[test]
+fn what_no_connection_holds_after_a_crash_ends_by_its_timer() {
+    for family in FAMILIES {
+        let (mut world, _) = in_use(family);
+        world.restart(|_| Claim::Keep);
+        world.wait(7441);
+        assert_eq!(world.nat.stats().mappings, 0);
+    }
+}
+
+#[test]
+fn a_hold_must_be_of_the_same_connection() {
+    let family = FAMILIES[0];
+    let (mut world, held) = in_use(family);
+    world.restart(|_| Claim::Keep);
+    let right = held.iter().find(|held| held.inside.proto == UDP).unwrap();
+    let is = |mapping, inside: &Inside, outside, remote| world.nat.hold(&world.pools, mapping, inside, outside, remote);
+    let Held { mapping, inside, outside, remote } = *right;
+    assert!(!is(MappingRef { generation: mapping.generation + 1, ..mapping }, &inside, outside, remote));
+    assert!(!is(MappingRef { index: u32::MAX, ..mapping }, &inside, outside, remote));
+    assert!(!is(mapping, &Inside { l4: inside.l4 ^ 1, ..inside }, outside, remote));
+    assert!(!is(mapping, &Inside { uid: 1, ..inside }, outside, remote));
+    assert!(!is(mapping, &Inside { port: 5, ..inside }, outside, remote));
+    assert!(!is(mapping, &inside, Outside { l4: outside.l4 ^ 1, ..outside }, remote));
+    assert!(is(mapping, &inside, outside, remote));
+}
+
+#[test]
+fn a_file_of_another_boot_size_or_layout_is_void() {
+    let family = FAMILIES[0];
+    for options in [Options { boot: 8, ..options(T0) }, Options { capacity: 1 << 13, ..options(T0) }] {
+        let (mut world, _) = in_use(family);
+        assert_eq!(world.restart_with(&options, |_| panic!("nothing is asked")), Adopted::default());
+        assert_eq!(world.nat.history().count(), 0);
+        assert!(world.out(&inside(family, UDP, 0, 1), remote(family, 1, 1)).is_ok());
+    }
+    let (mut world, _) = in_use(family);
+    overwrite(&world, 0, &0x4857_4e41_54ff_u64.to_ne_bytes());
+    assert_eq!(world.restart(|_| Claim::Keep), Adopted::default());
+}
+
+#[test]
+fn mappings_of_ports_or_addresses_that_are_gone_are_forgotten() {
+    for family in FAMILIES {
+        // Control says so.
+        let (mut world, held) = in_use(family);
+        let count = world.nat.stats().mappings;
+        let adopted = world.restart(|entry| if entry.inside.uid == 101 { Claim::Keep } else { Claim::Forget });
+        assert_eq!(u64::from(adopted.kept + adopted.forgotten), count);
+        assert!(world.nat.entries().all(|entry| entry.inside.uid == 101) && adopted.kept > 100);
+        assert!(held.iter().all(|held| hold(&world, held) == (held.inside.uid == 101)));
+        // No pool serves the port: its block stays its own until it has been empty for long enough.
+        let (mut world, _) = in_use(family);
+        world.specs[0].workloads.retain(|workload| workload.uid == 101);
+        world.restart(|_| Claim::Keep);
+        assert!(world.nat.entries().all(|entry| entry.inside.uid == 101));
+        assert!(world.nat.leases().any(|lease| lease.block.uid == 100));
+        world.wait(HOLD_S + 1);
+        assert!(!world.nat.leases().any(|lease| lease.block.uid == 100));
+        // No pool has the address: what was there is history.
+        let (mut world, _) = in_use(family);
+        let leases: Vec<Lease> = world.nat.leases().collect();
+        world.specs[0].addresses = vec![family.pool(9)];
+        assert_eq!(world.restart(|_| Claim::Keep).kept, 0);
+        assert_eq!(world.nat.leases().count(), 0);
+        let block = leases[0].block;
+        assert_eq!(world.nat.lookup(block.address, block.first, Some(T0 - 1)), None);
+        world.now += 100;
+        world.restart(|_| Claim::Keep);
+        assert_eq!(world.nat.history().filter(|lease| lease.until == Some(T0)).count(), leases.len());
+    }
+}
+
+fn overwrite(world: &World, at: u64, octets: &[u8]) {
+    let file = std::fs::File::options().read(true).write(true).open(world.folder.path().join("nat")).unwrap();
+    file.write_all_at(octets, at).unwrap();
+}
+
+fn octets(world: &World, at: u64, len: usize) -> Vec<u8> {
+    let file = std::fs::File::open(world.folder.path().join("nat")).unwrap();
+    let mut octets = vec![0; len];
+    file.read_exact_at(&mut octets, at).unwrap();
+    octets
+}
+
+const LEASES_AT: u64 = 4096;
+const LEASE: u64 = 64;
+const RECORD: u64 = 128;
+
+fn records_at(world: &World) -> u64 {
+    LEASES_AT + u64::from(world.nat.capacity() / 4) * LEASE
+}
+
+/// What must be true of anything that a NAT believes.
+fn check(world: &World) {
+    let pool: BTreeSet<u128> = world.specs[0].addresses.iter().map(|address| mapped(*address)).collect();
+    let mut granules = BTreeSet::new();
+    for lease in world.nat.leases() {
+        let Block { uid, address, first, size } = lease.block;
+        assert!(pool.contains(&address) && uid != 0 && first >= 1024 && lease.since <= world.now);
+        for granule in 0..size / 64 {
+            assert!(granules.insert((address, first / 64 + granule)), "blocks do not overlap");
+        }
+    }
+    let (mut outsides, mut insides) = (BTreeMap::new(), BTreeSet::new());
+    for entry in world.nat.entries() {
+        let Entry { inside, outside, remote, .. } = entry;
+        assert!(
+            (100..110).contains(&inside.uid) && inside.port == (inside.uid - 100) as u32 && entry.created <= world.now
+        );
+        assert!(insides.insert((
+            inside.vni,
+            inside.address,
+            inside.l4,
+            inside.proto,
+            remote.map(|to| (to.address, to.l4))
+        )));
+        let place = (outside.address, outside.l4, inside.proto, remote.map(|to| (to.address, to.l4)));
+        assert!(outsides.insert(place, inside.uid).is_none());
+        if [UDP, TCP, 1, 58].contains(&inside.proto) {
+            assert_eq!(world.nat.lookup(outside.address, outside.l4, None).unwrap().block.uid, inside.uid);
+        }
+    }
+}
+
+/// Goes on with it, and all must come back in the end.
+fn go_on(world: &mut World, family: Family, held: &[Held]) {
+    let mine: Vec<&Held> = held.iter().filter(|held| hold(world, held)).collect();
+    for i in 0..300u16 {
+        let from =
+            inside(family, [UDP, TCP, 47][usize::from(i) % 3], u32::from(i) % 3, if i % 3 == 2 { 0 } else { 9000 + i });
+        let to = remote(family, i % 7, if i % 3 == 2 { 0 } else { 80 });
+        if let Ok(mapped) = world.out(&from, to) {
+            let _ = world.back(from.proto, mapped.outside, to);
+        }
+        check_some(world, i);
+    }
+    mine.iter().for_each(|held| world.end(held.mapping, End::Closed));
+    let entries: Vec<Entry> = world.nat.entries().collect();
+    for entry in entries {
+        (0..entry.holds).for_each(|_| world.end(entry.mapping, End::Closed));
+    }
+    world.wait(7441);
+    world.wait(2 * HOLD_S + 2);
+    let stats = world.nat.stats();
+    assert_eq!((stats.mappings, stats.blocks), (0, 0));
+    assert!(world.nat.addresses().all(|address| address.leased == 0 && address.used == [0; 3]));
+}
+
+fn check_some(world: &World, i: u16) {
+    if i.is_multiple_of(60) {
+        check(world);
+    }
+}
+
+/// One thing that somebody did to the file.
+#[derive(Clone, Debug)]
+enum Damage {
+    /// Some octets of leases, or of mappings, are others.
+    Write { leases: bool, at: u64, octets: Vec<u8> },
+    /// A lease, or a mapping, is there once more.
+    Copy { leases: bool, from: u64, to: u64 },
+    /// The mark of what was ever used.
+    Used(u64),
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    // Few values, so that what one writes makes sense somewhere.
+    let octet = prop_oneof![Just(0u8), Just(1), Just(2), Just(100), Just(255), any::<u8>()];
+    let write = (any::<bool>(), 0u64..64 * 400, proptest::collection::vec(octet, 1..40))
+        .prop_map(|(leases, at, octets)| Damage::Write { leases, at: if leases { at % 1024 } else { at }, octets });
+    let copy = (any::<bool>(), 0u64..400, 0u64..400).prop_map(|(leases, from, to)| {
+        let count = if leases { 12 } else { 400 };
+        Damage::Copy { leases, from: from % count, to: to % count }
+    });
+    prop_oneof![8 => write, 6 => copy, 1 => any::<u64>().prop_map(Damage::Used), 1 => (0u64..500).prop_map(Damage::Used)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_damaged_is_forgotten_and_never_believed(
+        v6 in any::<bool>(),
+        damages in proptest::collection::vec(damage(), 1..30),
+    ) {
+        let family = FAMILIES[usize::from(v6)];
+        let (mut world, held) = in_use(family);
+        let records = records_at(&world);
+        for damage in damages {
+            let place = |leases| if leases { (LEASES_AT, LEASE) } else { (records, RECORD) };
+            match damage {
+                Damage::Write { leases, at, octets } => overwrite(&world, place(leases).0 + at, &octets),
+                Damage::Copy { leases, from, to } => {
+                    let (start, size) = place(leases);
+                    let copied = octets(&world, start + from * size, size as usize);
+                    overwrite(&world, start + to * size, &copied);
+                }
+                Damage::Used(used) => overwrite(&world, 32, &used.to_ne_bytes()),
+            }
+        }
+        world.now += 3;
+        world.restart(|_| Claim::Keep);
+        check(&world);
+        go_on(&mut world, family, &held);
+    }
+
+    #[test]
+    fn pure_garbage_is_nothing(v6 in any::<bool>(), seed in any::<u64>()) {
+        let family = FAMILIES[usize::from(v6)];
+        let (mut world, held) = in_use(family);
+        let mut state = seed | 1;
+        let mut garbage = vec![0u8; 1 << 17];
+        for word in garbage.chunks_exact_mut(8) {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // Many small numbers: valid marks, flags, counts.
+            word.copy_from_slice(&(state >> (state >> 58)).to_ne_bytes());
+        }
+        overwrite(&world, LEASES_AT, &garbage);
+        overwrite(&world, records_at(&world), &garbage);
+        world.restart(|_| Claim::Keep);
+        check(&world);
+        go_on(&mut world, family, &held);
+    }
+}

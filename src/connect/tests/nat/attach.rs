@@ -1,0 +1,156 @@
+//! Direct attach, 1:1 NAT and routed ranges (SEMANTICS DA1–DA5).
+
+use super::*;
+
+/// B has the public address on its own NIC.
+fn direct() -> Host {
+    let mut host = Host::outside();
+    attach(&mut host, B);
+    host
+}
+
+fn attach(host: &mut Host, id: u32) {
+    for v6 in [false, true] {
+        host.edit_uplink(|uplink| {
+            uplink.owned.insert(mapped(public(v6, PUBLIC)), Owned::Attached { port: PortId(id), inside: None });
+        });
+        host.plane.tables.addresses.insert(AddressKey::new(NETWORK, public(v6, PUBLIC)), PortId(id));
+    }
+    let tables = &mut host.plane.tables;
+    for port in tables.ports.iter_mut().flatten() {
+        let mut new = (**port).clone();
+        new.v4.retain(|address| *address != public(false, PUBLIC));
+        new.v6.retain(|address| *address != public(true, PUBLIC));
+        if new.id == PortId(id) {
+            let [IpAddr::V4(v4), IpAddr::V6(v6)] = [false, true].map(|v6| public(v6, PUBLIC)) else { unreachable!() };
+            new.v4.push(v4);
+            new.v6.push(v6);
+        }
+        *port = Arc::new(new);
+    }
+    host.publish();
+}
+
+fn one_to_one() -> Host {
+    let mut host = Host::outside();
+    host.edit_uplink(|uplink| {
+        for v6 in [false, true] {
+            let attached = Owned::Attached { port: PortId(B), inside: Some(mapped(address(B, v6))) };
+            uplink.owned.insert(mapped(public(v6, PUBLIC)), attached);
+        }
+    });
+    host
+}
+
+#[test]
+fn da1_da2_an_attached_address_is_the_guests_own_both_ways() {
+    both(|v6| {
+        let mut host = direct();
+        let (server, own) = (remote(v6, 1), public(v6, PUBLIC));
+        let sent = Path { src: own, ..out(B, server) };
+        assert_eq!(host.through(0, B, &sent.udp(4000, 53, b"data")), Ok((UPLINK, (own, server, 4000, 53))));
+        let back = inward(server, own);
+        assert_eq!(host.through(1, UPLINK, &back.udp(53, 4000, b"answer")), Ok((B, (server, own, 53, 4000))));
+        assert_eq!(host.entries().len(), 1);
+        // Unasked: any protocol, any port, as policy allows.
+        assert_eq!(host.through(0, UPLINK, &back.udp(9, 10, b"hello")), Ok((B, (server, own, 9, 10))));
+        assert_eq!(host.through(0, UPLINK, &back.ip(47, b"any protocol!")).unwrap().0, B);
+        assert_eq!(host.through(0, UPLINK, &back.echo_request(7, 1, b"?")), Ok((B, (server, own, 7, 0))));
+        assert_eq!(host.through(0, B, &sent.udp(10, 9, b"answer")), Ok((UPLINK, (own, server, 10, 9))));
+        host.allow_only(&[80]);
+        assert_eq!(host.through(0, UPLINK, &back.udp(9, 11, b"hello")), Err(DropReason::PolicyDenied), "DA4");
+        assert_eq!(host.through(0, UPLINK, &back.udp(9, 80, b"hello")).unwrap().0, B);
+        // From its private address it leaves through the pool as anybody else; nobody else has its address.
+        host.leaves(B, server, (4000, 53));
+        let stolen = Path { src: own, ..out(A, server) };
+        assert_eq!(host.to(A, &stolen.udp(1, 2, b"data")), Err(DropReason::SpoofedIp));
+    });
+}
+
+#[test]
+fn an_attached_address_that_moves_takes_no_connection_along() {
+    both(|v6| {
+        let mut host = direct();
+        let (server, own) = (remote(v6, 1), public(v6, PUBLIC));
+        let sent = Path { src: own, ..out(B, server) };
+        host.through(0, B, &sent.udp(4000, 53, b"data")).unwrap();
+        attach(&mut host, C);
+        assert_eq!(host.to(B, &sent.udp(4000, 53, b"data")), Err(DropReason::SpoofedIp));
+        let answer = inward(server, own).udp(53, 4000, b"answer");
+        assert_eq!(host.through(0, UPLINK, &answer).unwrap().0, C, "a connection of its own");
+    });
+}
+
+#[test]
+fn one_to_one_nat_translates_addresses_and_nothing_else() {
+    both(|v6| {
+        let mut host = one_to_one();
+        let (server, own) = (remote(v6, 1), public(v6, PUBLIC));
+        let sent = out(B, server);
+        assert_eq!(host.through(0, B, &sent.udp(4000, 53, b"data")), Ok((UPLINK, (own, server, 4000, 53))));
+        let back = inward(server, own);
+        let inside = address(B, v6);
+        assert_eq!(host.through(1, UPLINK, &back.udp(53, 4000, b"answer")), Ok((B, (server, inside, 53, 4000))));
+        assert_eq!(host.through(0, UPLINK, &back.udp(9, 10, b"hello")), Ok((B, (server, inside, 9, 10))));
+        assert_eq!(host.through(0, UPLINK, &back.echo_request(7, 1, b"?")), Ok((B, (server, inside, 7, 0))));
+        let (reply, kind) = (out(B, server), if v6 { 129 } else { 0 });
+        assert_eq!(host.through(0, B, &reply.icmp(kind, 0, [0, 7, 0, 1], b"?")), Ok((UPLINK, (own, server, 7, 0))));
+        assert_eq!(host.through(0, UPLINK, &back.ip(47, b"any protocol!")), Ok((B, (server, inside, 0, 0))));
+        assert_eq!(host.through(0, B, &sent.ip(47, b"any protocol!")), Ok((UPLINK, (own, server, 0, 0))));
+        assert_eq!(host.nat.stats().mappings, 0, "no pool has a part in it");
+        // From inside the network, by the public address: as from outside.
+        let (to, seen) = host.through(0, A, &out(A, own).udp(1, 2, b"hello")).unwrap();
+        assert_eq!((to, seen.0, seen.1, seen.3), (B, public(v6, POOL), inside, 2));
+        assert_eq!(
+            host.through(0, B, &out(B, public(v6, POOL)).udp(2, seen.2, b"x")),
+            Ok((A, (own, address(A, v6), 2, 1)))
+        );
+    });
+}
+
+#[test]
+fn a_routed_range_leaves_as_it_is_and_nothing_unasked_comes_in() {
+    both(|v6| {
+        let mut host = Host::outside();
+        host.edit_network(NETWORK, |network| (network.egress_v4, network.egress_v6) = (Egress::Routed, Egress::Routed));
+        let server = remote(v6, 1);
+        let frame = out(A, server).udp(4000, 53, b"data");
+        assert_eq!(host.to(A, &frame), Err(DropReason::SourceNotOwned), "the range is not routed to us");
+        let (v4, v6_range) = ("192.0.2.0/24".parse().unwrap(), "2001:db8:0:1::/64".parse().unwrap());
+        host.edit_uplink(|uplink| uplink.routed = vec![(v4, NETWORK), (v6_range, NETWORK)]);
+        assert_eq!(host.through(0, A, &frame), Ok((UPLINK, (address(A, v6), server, 4000, 53))));
+        let back = inward(server, address(A, v6));
+        assert_eq!(
+            host.through(0, UPLINK, &back.udp(53, 4000, b"answer")),
+            Ok((A, (server, address(A, v6), 53, 4000)))
+        );
+        assert_eq!(host.through(0, UPLINK, &back.udp(53, 4001, b"?")), Err(DropReason::NatNoMapping));
+        let from_ours = inward(address(B, v6), address(A, v6)).udp(53, 4000, b"?");
+        assert_eq!(host.through(0, UPLINK, &from_ours), Err(DropReason::SpoofedIp));
+        // A guest of another network has the same address and no such range.
+        host.edit_network(OTHER, |network| (network.egress_v4, network.egress_v6) = (Egress::Routed, Egress::Routed));
+        assert_eq!(host.to(D, &out(D, server).udp(4000, 53, b"data")), Err(DropReason::NatTupleTaken));
+        assert_eq!(host.to(D, &out(D, server).udp(4001, 53, b"data")), Err(DropReason::SourceNotOwned));
+    });
+}
+
+#[test]
+fn a_connection_from_a_pool_goes_on_when_its_port_gets_an_address_of_its_own() {
+    both(|v6| {
+        let mut host = Host::outside();
+        let l4 = host.leaves(B, remote(v6, 1), (4000, 53));
+        host.edit_uplink(|uplink| {
+            let attached = Owned::Attached { port: PortId(B), inside: Some(mapped(address(B, v6))) };
+            uplink.owned.insert(mapped(public(v6, PUBLIC)), attached);
+        });
+        assert_eq!(host.leaves(B, remote(v6, 1), (4000, 53)), l4);
+        let other = out(B, remote(v6, 1)).udp(4001, 53, b"data");
+        assert_eq!(host.through(0, B, &other), Ok((UPLINK, (public(v6, PUBLIC), remote(v6, 1), 4001, 53))));
+        // An address that is the pool's no more ends what came from it.
+        host.edit_uplink(|uplink| {
+            uplink.owned.remove(&mapped(public(v6, POOL)));
+        });
+        let frame = out(B, remote(v6, 1)).udp(4000, 53, b"data");
+        assert_eq!(host.through(0, B, &frame), Ok((UPLINK, (public(v6, PUBLIC), remote(v6, 1), 4000, 53))));
+    });
+}

@@ -1,0 +1,263 @@
+//! Whether what objects ask for works: the uplink and its routers, pools, MTUs, what guests negotiated.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use hostweave_nat::unmapped;
+use hostweave_switch::tables::Egress;
+
+use super::super::controller::{Controller, Snapshot};
+use super::{Finding, tap};
+use crate::config::outside::{address_pools, attachments, egress_of, nat_pools};
+use crate::fabric::nat_report::NatReport;
+use crate::fabric::spec::{PortStatus, UplinkDriver};
+use crate::fabric::uplink::UplinkStatus;
+use crate::observe::events::{EventType, Filter};
+
+/// From which part of its L4 ports on an address is nearly full.
+const NEARLY_FULL: f64 = 0.85;
+
+/// Ports that a finding names.
+const PORTS_NAMED_MAX: usize = 5;
+
+/// virtio-net features (VIRTIO 1.3 §5.1.3): the guest takes partial checksums and large frames.
+const GUEST_CSUM: u64 = 1 << 1;
+const GUEST_TSO: u64 = 1 << 7 | 1 << 8;
+const HOST_TSO: u64 = 1 << 11 | 1 << 12;
+
+/// Looks at everything that concerns the network.
+pub fn examine(controller: &Controller, snapshot: &Snapshot) -> Vec<Finding> {
+    let fabric = &controller.parts.fabric;
+    let mut findings = Vec::new();
+    let status = fabric.uplink_status();
+    findings.extend(wants_out(snapshot, status.is_some()));
+    if let Some(status) = &status {
+        findings.push(uplink(status));
+        findings.extend(gateways(snapshot, status));
+        findings.extend(mtu(snapshot, status));
+        findings.extend(conflicts(controller, status));
+        if status.spec.driver == UplinkDriver::Tap {
+            findings.extend(kernel_routes(snapshot, status));
+        }
+    }
+    findings.extend(pools(snapshot, &fabric.nat_report()));
+    findings.extend(guests(&fabric.port_statuses()));
+    let problems = snapshot.problems.iter().map(|problem| {
+        let object = problem.object.as_deref().unwrap_or("objects");
+        let help = problem.help.clone().unwrap_or_else(|| "change the object".to_owned());
+        Finding::error("objects", format!("{object}: {}", problem.message), help)
+    });
+    findings.extend(problems);
+    findings
+}
+
+/// What would leave, and cannot.
+fn wants_out(snapshot: &Snapshot, uplink: bool) -> Option<Finding> {
+    if uplink {
+        return None;
+    }
+    let set = &snapshot.set;
+    let pools = nat_pools(set).next().map(|(pool, _)| pool.key.to_string());
+    let attached = attachments(set).next().map(|attachment| attachment.service_key().to_string());
+    let wants = pools.or(attached)?;
+    let message = format!("{wants} needs an uplink, and none is configured: ports reach only each other");
+    Some(Finding::error(
+        "uplink",
+        message,
+        "write HostConfig.spec.uplink. See: hostweave explain HostConfig.spec.uplink",
+    ))
+}
+
+fn uplink(status: &UplinkStatus) -> Finding {
+    let name = &status.spec.interface;
+    if status.link {
+        return Finding::ok("uplink", format!("{name} passes frames, MTU {}", status.mtu));
+    }
+    let reason = status.reason.as_deref().unwrap_or("it is down");
+    let help = format!("look at: ip -d link show {name}");
+    Finding::error("uplink", format!("nothing passes {name}: {reason}"), help)
+}
+
+fn gateways(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (ipv4, family) in [(true, "IPv4"), (false, "IPv6")] {
+        let hops: Vec<_> = status.gateways.iter().filter(|hop| hop.address.is_ipv4() == ipv4).collect();
+        let leaves = |(name, network)| egress_of(&snapshot.set, name, network, ipv4) != Egress::None;
+        let attached = status.owned.iter().any(|(address, _)| address.is_ipv4() == ipv4 && !own(status, *address));
+        if hops.is_empty() && (snapshot.set.networks().any(leaves) || attached) {
+            let message = format!("{family} packets would leave, and there is no {family} router");
+            findings.push(Finding::error("gateway", message, "add one to HostConfig.spec.uplink.gateways"));
+        }
+        for hop in hops {
+            let address = hop.address;
+            findings.push(match hop.mac {
+                Some(mac) => Finding::ok("gateway", format!("{address} is at {mac}")),
+                None if !status.link => Finding::error(
+                    "gateway",
+                    format!("{address} cannot be asked: the uplink is down"),
+                    "see uplink above",
+                ),
+                None => {
+                    let asked = if ipv4 { "ARP" } else { "neighbour discovery" };
+                    let message = format!("{address} does not answer {asked} at {}", status.spec.interface);
+                    let help = "is it the right interface, VLAN and address? From another host: ping the router";
+                    Finding::error("gateway", message, help)
+                }
+            });
+        }
+    }
+    findings
+}
+
+/// Whether an address is one of the host's own, written in its configuration.
+fn own(status: &UplinkStatus, address: IpAddr) -> bool {
+    status.spec.addresses.iter().any(|net| net.addr() == address)
+}
+
+/// Guests that send larger packets than the uplink takes learn it by ICMP, packet by packet.
+fn mtu(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let set = &snapshot.set;
+    for (name, network) in set.networks() {
+        let leaves = [true, false].iter().any(|ipv4| egress_of(set, name, network, *ipv4) != Egress::None);
+        let attached = attachments(set)
+            .any(|attachment| set.ports().any(|(key, _, port)| *key == attachment.port.key && port.network == name));
+        if (leaves || attached) && network.mtu > status.mtu {
+            let message = format!(
+                "network {name} has MTU {}, and the uplink {}: guests learn of it by ICMP, which some block",
+                network.mtu, status.mtu
+            );
+            let help = format!("write mtu: {} in Network {name}; guests learn it from virtio, DHCP and RA", status.mtu);
+            findings.push(Finding::warning("mtu", message, help));
+        }
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok("mtu", format!("every packet of a network fits the uplink's MTU {}", status.mtu)));
+    }
+    findings
+}
+
+/// Somebody else who claims an address of ours, or the kernel that holds one.
+fn conflicts(controller: &Controller, status: &UplinkStatus) -> Vec<Finding> {
+    let filter = Filter { types: vec![EventType::UplinkAddressConflict], ..Filter::default() };
+    let last = controller.parts.events.list(&filter, 1);
+    let mut findings: Vec<Finding> = last
+        .iter()
+        .map(|event| {
+            let help = "two hosts have one address: take it away from one of them";
+            Finding::error("address", event.message.clone(), help)
+        })
+        .collect();
+    let held = hostweave_uplink::netlink::interfaces::addresses().unwrap_or_default();
+    for held in held.iter().filter(|held| status.owned.iter().any(|(address, _)| *address == held.address)) {
+        let message = format!("the kernel holds {} on {}: both answer for it", held.address, held.interface);
+        let help = format!("ip address delete {}/{} dev {}", held.address, held.prefix, held.interface);
+        findings.push(Finding::error("address", message, help));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok("address", format!("nobody else claims one of {} addresses", status.owned.len())));
+    }
+    findings
+}
+
+/// What the kernel has to do for a TAP uplink, and whether it does.
+fn kernel_routes(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
+    let commands = tap::commands(&snapshot.set, &status.spec).join("\n");
+    let mut missing = Vec::new();
+    for (ipv4, setting) in [(true, "net/ipv4/ip_forward"), (false, "net/ipv6/conf/all/forwarding")] {
+        let wanted = status.spec.addresses.iter().any(|net| net.addr().is_ipv4() == ipv4);
+        let value = std::fs::read_to_string(Path::new("/proc/sys").join(setting)).unwrap_or_default();
+        if wanted && value.trim() == "0" {
+            missing.push(format!("{}=0: it forwards nothing", setting.replace('/', ".")));
+        }
+    }
+    let held = hostweave_uplink::netlink::interfaces::addresses().unwrap_or_default();
+    for gateway in &status.spec.gateways {
+        let there = held.iter().any(|held| held.address == *gateway && held.interface == status.spec.interface);
+        if !there && !matches!(gateway, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+            missing.push(format!("it does not have the gateway's address {gateway} on {}", status.spec.interface));
+        }
+    }
+    if missing.is_empty() {
+        return vec![Finding::note("tap", "the kernel routes to and from the TAP device", commands)];
+    }
+    vec![Finding::error("tap", format!("the kernel is not set up to route: {}", missing.join("; ")), commands)]
+}
+
+/// Addresses without room for more.
+fn pools(snapshot: &Snapshot, report: &NatReport) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (object, pool) in nat_pools(&snapshot.set) {
+        let stats = report.addresses.iter().filter(|stats| pool.addresses.contains(&unmapped(stats.address)));
+        let (leased, total) =
+            stats.fold((0.0, 0.0), |sum, stats| (sum.0 + f64::from(stats.leased), sum.1 + f64::from(stats.total)));
+        let key = &object.key;
+        let help = "add addresses to the pool, or lower portBlock.max. See: hostweave nat stats";
+        if total > 0.0 && leased / total >= NEARLY_FULL {
+            let message =
+                format!("{key} is nearly empty: {:.0}% of its L4 ports are given out", 100.0 * leased / total);
+            findings.push(Finding::warning("pool", message, help));
+        }
+        if pool.addresses.iter().all(|address| pool.draining.contains(address)) {
+            let message = format!("every address of {key} is draining: new connections are refused");
+            findings.push(Finding::error("pool", message, "take one out of spec.draining"));
+        }
+    }
+    for (object, pool) in address_pools(&snapshot.set) {
+        let size = pool.ranges.iter().fold(0_u128, |sum, range| sum.saturating_add(range.count()));
+        let used = snapshot.services.values().flatten().filter(|given| given.pool == object.key.name).count();
+        if used as f64 >= NEARLY_FULL * size as f64 {
+            let message = format!("{} is nearly empty: {used} of {size} addresses are given", object.key);
+            findings.push(Finding::warning("pool", message, "add addresses to the pool, or delete Services"));
+        }
+    }
+    let refused = report.stats.exhausted;
+    if refused > 0 {
+        let message = format!("{refused} connections were refused because a pool had no L4 ports left");
+        let help = "see the biggest users: hostweave nat stats";
+        findings.push(Finding::warning("pool", message, help));
+    }
+    if findings.is_empty()
+        && (nat_pools(&snapshot.set).next().is_some() || address_pools(&snapshot.set).next().is_some())
+    {
+        findings.push(Finding::ok("pool", "every pool has room"));
+    }
+    findings
+}
+
+/// What guests negotiated that costs the host, and where their memory lies.
+fn guests(ports: &[(String, PortStatus)]) -> Vec<Finding> {
+    let active = |status: &PortStatus| status.attachments.iter().find(|one| one.active && one.queue_pairs > 0).cloned();
+    let guests: Vec<_> = ports.iter().filter_map(|(name, status)| Some((name.as_str(), active(status)?))).collect();
+    let mut findings = Vec::new();
+    let lacking = |wanted: &dyn Fn(u64) -> bool| -> Vec<&str> {
+        guests.iter().filter(|(_, one)| one.features != 0 && !wanted(one.features)).map(|(name, _)| *name).collect()
+    };
+    let small = lacking(&|features| features & GUEST_TSO != 0 && features & GUEST_CSUM != 0);
+    if !small.is_empty() {
+        let message =
+            format!("guests of {} take no large frames: they are cut into segments in software", named(&small));
+        let help = "offload mismatch: in the guest ethtool -K DEV gro on rx on; in the VMM guest_csum=on,guest_tso4=on";
+        findings.push(Finding::note("offload", message, help));
+    }
+    let senders = lacking(&|features| features & HOST_TSO != 0);
+    if !senders.is_empty() {
+        let message = format!("guests of {} send no large frames: each segment costs a whole packet", named(&senders));
+        let help = "offload mismatch: in the guest ethtool -K DEV tx on tso on; in the VMM host_tso4=on,host_tso6=on";
+        findings.push(Finding::note("offload", message, help));
+    }
+    let in_small_pages: Vec<&str> =
+        guests.iter().filter(|(_, one)| matches!(one.memory, Some((_, false)))).map(|(name, _)| *name).collect();
+    if !in_small_pages.is_empty() {
+        let message = format!("memory of the guests of {} is in small pages", named(&in_small_pages));
+        let help = "QEMU: memory-backend-memfd,hugetlb=on,share=on; cloud-hypervisor: --memory hugepages=on,shared=on";
+        findings.push(Finding::note("hugepages", message, help));
+    }
+    findings
+}
+
+fn named(ports: &[&str]) -> String {
+    let more = ports.len().saturating_sub(PORTS_NAMED_MAX);
+    let names = ports.iter().take(PORTS_NAMED_MAX).copied().collect::<Vec<_>>().join(", ");
+    if more > 0 { format!("{names} and {more} more") } else { names }
+}

@@ -1,0 +1,213 @@
+//! `nat.*`: mappings, blocks of L4 ports, and who had which.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use hostweave_nat::{Entry, Outside, unmapped};
+use hostweave_switch::wire::proto;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::flow::moment;
+use super::server::Empty;
+use crate::config::checked::NatPool;
+use crate::config::outside::nat_pools;
+use crate::control::controller::Snapshot;
+use crate::control::error::{ErrorKind, RpcError};
+use crate::control::method::Call;
+use crate::fabric::nat_report::{LeaseView, MappingView};
+use crate::observe::synthetic;
+use crate::observe::time::rfc3339;
+
+/// Mappings that are listed unless said otherwise.
+const LIMIT_DEFAULT: usize = 10_000;
+
+/// Parameters of `nat.list`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct List {
+    /// Of these ports, `namespace/name`.
+    ports: Vec<String>,
+    /// With one of these addresses, inside or outside.
+    addresses: Vec<String>,
+    /// Of this pool.
+    pool: Option<String>,
+    /// How many at most; 10000 if left out.
+    limit: Option<usize>,
+}
+
+/// Parameters of `nat.lookup`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Lookup {
+    /// Outside address.
+    address: String,
+    /// L4 port, or identifier of an ICMP query.
+    l4_port: u16,
+    /// RFC 3339 time; now if left out.
+    #[serde(default)]
+    at: Option<String>,
+}
+
+/// Ports by uid, for names.
+pub struct Names<'a> {
+    snapshot: &'a Snapshot,
+    ports: HashMap<Uuid, String>,
+}
+
+impl<'a> Names<'a> {
+    /// The names of a snapshot.
+    pub fn new(snapshot: &'a Snapshot) -> Self {
+        let ports = snapshot.assignments.iter().map(|(key, assignment)| (assignment.uid, key.path())).collect();
+        Self { snapshot, ports }
+    }
+
+    /// `namespace/name` of a port; `None` if it is gone.
+    pub fn port(&self, uid: Uuid) -> Option<&str> {
+        self.ports.get(&uid).map(String::as_str)
+    }
+
+    /// The pool that has an address.
+    pub fn pool(&self, address: IpAddr) -> Option<(&'a str, &'a NatPool)> {
+        nat_pools(&self.snapshot.set)
+            .find(|(_, pool)| pool.ranges.iter().any(|range| range.contains(address)))
+            .map(|(object, pool)| (object.key.name.as_str(), pool))
+    }
+
+    fn network(&self, vni: u32) -> Option<&'a str> {
+        self.snapshot.set.networks().find(|(_, network)| network.vni == vni).map(|(name, _)| name)
+    }
+}
+
+/// An address, or what is wrong with it.
+pub fn address(field: &str, text: &str) -> Result<IpAddr, RpcError> {
+    let error = || {
+        let error = RpcError::new(ErrorKind::InvalidParams, field, format!("{text:?} is not an IP address"));
+        error.help("like 203.0.113.7 or 2001:db8::7")
+    };
+    text.parse().map_err(|_| error())
+}
+
+pub fn list(call: &Call<'_>, params: List) -> Result<Value, RpcError> {
+    let snapshot = call.controller.snapshot();
+    let names = Names::new(&snapshot);
+    let addresses: Vec<IpAddr> =
+        params.addresses.iter().map(|text| address("addresses", text)).collect::<Result<_, _>>()?;
+    let wanted = |entry: &Entry| {
+        let ends = [entry.inside.address, entry.outside.address].map(unmapped);
+        let port = || names.port(Uuid::from_u128(entry.inside.uid));
+        (params.ports.is_empty() || port().is_some_and(|name| params.ports.iter().any(|port| port == name)))
+            && (addresses.is_empty() || ends.iter().any(|end| addresses.contains(end)))
+            && params.pool.as_ref().is_none_or(|wanted| names.pool(ends[1]).is_some_and(|(name, _)| name == wanted))
+    };
+    let fabric = &call.controller.parts.fabric;
+    let (views, total) = fabric.nat_mappings(params.limit.unwrap_or(LIMIT_DEFAULT), wanted);
+    let mappings: Vec<Value> = views.iter().map(|view| mapping(view, &names)).collect();
+    Ok(json!({"mappings": mappings, "total": total}))
+}
+
+fn mapping(view: &MappingView, names: &Names<'_>) -> Value {
+    let MappingView { entry, .. } = view;
+    let outside = unmapped(entry.outside.address);
+    let query = matches!(entry.inside.proto, proto::ICMPV4 | proto::ICMPV6);
+    let end = |address: IpAddr, l4: u16| {
+        let mut end = json!({"address": address});
+        end[if query { "icmpId" } else { "l4Port" }] = json!(l4);
+        end
+    };
+    let remote = |remote: Outside| end(unmapped(remote.address), remote.l4);
+    json!({
+        "protocol": synthetic::protocol_name(entry.inside.proto),
+        "port": names.port(view.port),
+        "uid": view.port,
+        "network": names.network(entry.inside.vni),
+        "inside": end(unmapped(entry.inside.address), entry.inside.l4),
+        "outside": end(outside, entry.outside.l4),
+        "pool": names.pool(outside).map(|(name, _)| name),
+        // On an L4 port that several connections share (SEMANTICS NA17).
+        "remote": entry.remote.map(remote),
+        "connections": entry.holds,
+        "ageSeconds": view.age_s,
+        "expiresSeconds": view.expires_s,
+    })
+}
+
+pub fn stats(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
+    let snapshot = call.controller.snapshot();
+    let names = Names::new(&snapshot);
+    let report = call.controller.parts.fabric.nat_report();
+    let addresses: Vec<Value> = report
+        .addresses
+        .iter()
+        .map(|stats| {
+            let address = unmapped(stats.address);
+            let pool = names.pool(address);
+            let [udp, tcp, icmp] = stats.used;
+            json!({
+                "address": address,
+                "pool": pool.map(|(name, _)| name),
+                "draining": pool.is_some_and(|(_, pool)| pool.draining.contains(&address)),
+                "leasedPorts": stats.leased,
+                "totalPorts": stats.total,
+                "usedPorts": {"udp": udp, "tcp": tcp, "icmp": icmp},
+            })
+        })
+        .collect();
+    let users = report.users.iter().take(USERS_LISTED_MAX);
+    let users: Vec<Value> =
+        users.map(|(uid, ports)| json!({"port": names.port(*uid), "uid": uid, "leasedPorts": ports})).collect();
+    let stats = &report.stats;
+    Ok(json!({
+        "mappings": stats.mappings,
+        "capacity": stats.capacity,
+        "blocks": stats.blocks,
+        "refused": {"exhausted": stats.exhausted, "limit": stats.limited, "tableFull": stats.full},
+        "overloaded": stats.overloaded,
+        "filtered": stats.filtered,
+        "eventsLost": stats.events_lost,
+        "addresses": addresses,
+        "users": users,
+    }))
+}
+
+/// Users of L4 ports that `nat.stats` lists, the biggest first.
+const USERS_LISTED_MAX: usize = 10;
+
+pub fn lookup(call: &Call<'_>, params: Lookup) -> Result<Value, RpcError> {
+    let snapshot = call.controller.snapshot();
+    let names = Names::new(&snapshot);
+    let outside = address("address", &params.address)?;
+    let at = moment("at", params.at.as_deref())?;
+    let found = call.controller.parts.fabric.nat_lookup(outside, params.l4_port, at);
+    found.map(|view| lease(&view, &names)).ok_or_else(|| {
+        let place = synthetic::address(outside, Some(params.l4_port));
+        let when = at.map(|at| format!(" at {}", rfc3339(at))).unwrap_or_default();
+        let had = if at.is_some() { "had" } else { "has" };
+        let error = RpcError::new(ErrorKind::NotFound, "address", format!("nobody {had} {place}{when}"));
+        match names.pool(outside) {
+            None => error.help(format!("{outside} is of no NatPool; hostweave whois {outside} says whose it is")),
+            Some((pool, _)) => {
+                error.help(format!("{outside} is of NatPool {pool}; see: hostweave nat list --ip {outside}"))
+            }
+        }
+    })
+}
+
+/// A block and who has it.
+pub fn lease(view: &LeaseView, names: &Names<'_>) -> Value {
+    let block = &view.lease.block;
+    let address = unmapped(block.address);
+    json!({
+        "port": names.port(view.port),
+        "uid": view.port,
+        "address": address,
+        "pool": names.pool(address).map(|(name, _)| name),
+        "firstPort": block.first,
+        "lastPort": u32::from(block.first) + u32::from(block.size) - 1,
+        "since": rfc3339(view.since),
+        "until": view.until.map(rfc3339),
+        "mappings": view.lease.mappings,
+    })
+}

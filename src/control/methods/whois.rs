@@ -1,0 +1,164 @@
+//! `whois.run`: whose an address is, or which port had an L4 port of it.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::flow::moment;
+use super::nat::{Names, address, lease};
+use crate::config::checked::{Network, PoolType};
+use crate::config::outside::{address_pools, attachments};
+use crate::config::{Kind, ObjectKey};
+use crate::control::controller::Snapshot;
+use crate::control::error::{ErrorKind, RpcError};
+use crate::control::method::Call;
+use crate::observe::time::rfc3339;
+
+/// Parameters of `whois.run`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Run {
+    /// The address.
+    address: String,
+    /// L4 port of a NAT address.
+    #[serde(default)]
+    l4_port: Option<u16>,
+    /// RFC 3339 time, for L4 ports of NAT addresses; now if left out.
+    #[serde(default)]
+    at: Option<String>,
+}
+
+pub fn run(call: &Call<'_>, params: Run) -> Result<Value, RpcError> {
+    let asked = address("address", &params.address)?;
+    let at = moment("at", params.at.as_deref())?;
+    let snapshot = call.controller.snapshot();
+    let mut owners = ports(&snapshot, asked);
+    owners.extend(service(&snapshot, asked));
+    owners.extend(networks(&snapshot, asked));
+    owners.extend(uplink(&snapshot, asked));
+    let names = Names::new(&snapshot);
+    if let Some((pool, _)) = names.pool(asked) {
+        let fabric = &call.controller.parts.fabric;
+        let mut owner = json!({"kind": "natPool", "name": pool});
+        match params.l4_port {
+            Some(l4) => {
+                let found = fabric.nat_lookup(asked, l4, at);
+                owner["lease"] = found.as_ref().map_or(Value::Null, |view| lease(view, &names));
+                let had = if at.is_some() { "had" } else { "has" };
+                owner["text"] = json!(match &found {
+                    Some(view) => format!("port {} {had} L4 port {l4}", port_name(&names, view.port)),
+                    None => format!("nobody {had} L4 port {l4}"),
+                });
+            }
+            None => {
+                let leases = fabric.nat_leases(Some(asked));
+                owner["leases"] = leases.iter().map(|view| lease(view, &names)).collect();
+                let mut users: Vec<_> = leases.iter().map(|view| view.port).collect();
+                users.sort_unstable();
+                users.dedup();
+                owner["text"] = json!(format!("{} ports share it", users.len()));
+            }
+        }
+        owners.push(owner);
+    }
+    // An address of a pool that a Service has is the Service's.
+    if owners.is_empty() {
+        owners.extend(pool(&snapshot, asked));
+    }
+    if owners.is_empty() {
+        let error = RpcError::new(ErrorKind::NotFound, "address", format!("{asked} is nobody's here"));
+        return Err(error.help("hostweave knows the addresses of networks, ports, Services, pools and its uplink"));
+    }
+    Ok(json!({"address": asked, "l4Port": params.l4_port, "at": at.map(rfc3339), "owners": owners}))
+}
+
+fn port_name(names: &Names<'_>, uid: uuid::Uuid) -> String {
+    names.port(uid).map_or_else(|| format!("{uid}, which is gone,"), str::to_owned)
+}
+
+/// Ports that have it in their network: equal addresses of two networks are two ports'.
+fn ports(snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
+    let mut owners = Vec::new();
+    for (key, _, port) in snapshot.set.ports() {
+        let Some(assignment) = snapshot.assignments.get(key) else { continue };
+        let how = match asked {
+            IpAddr::V4(v4) if assignment.v4 == Some(v4) => "automatic",
+            IpAddr::V6(v6) if assignment.v6 == Some(v6) => "automatic",
+            IpAddr::V6(v6) if assignment.learned.contains(&v6) => "learned",
+            _ if port.fixed().any(|fixed| fixed == asked) => "fixed",
+            _ => continue,
+        };
+        owners.push(json!({
+            "kind": "port",
+            "name": key.path(),
+            "network": port.network,
+            "text": format!("{how} address in network {}", port.network),
+        }));
+    }
+    owners
+}
+
+fn service(snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
+    let has = |key: &ObjectKey| {
+        snapshot.services.get(key).and_then(|given| given.iter().find(|given| given.address == asked))
+    };
+    let services = snapshot.set.of_kind(Kind::Service).filter_map(|object| Some((&object.key, has(&object.key)?)));
+    services
+        .map(|(key, given)| {
+            let attached = attachments(&snapshot.set).find(|attachment| attachment.service_key() == *key);
+            let port = attached.map(|attachment| attachment.port.key.path());
+            json!({
+                "kind": "service",
+                "name": key.path(),
+                "pool": given.pool,
+                "port": port,
+                "text": match &port {
+                    Some(port) => format!("attached to port {port}, of AddressPool {}", given.pool),
+                    None => format!("attached to no port, of AddressPool {}", given.pool),
+                },
+            })
+        })
+        .collect()
+}
+
+/// The range or gateway of a network.
+fn networks(snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
+    let range = |network: &Network| -> Option<(IpNet, IpAddr)> {
+        let (net, gateway): (IpNet, IpAddr) = match asked {
+            IpAddr::V4(_) => network.v4.map(|(net, gateway)| (net.into(), gateway.into()))?,
+            IpAddr::V6(_) => network.v6.map(|(net, gateway)| (net.into(), gateway.into()))?,
+        };
+        net.contains(&asked).then_some((net, gateway))
+    };
+    let inside = snapshot.set.networks().filter_map(|(name, network)| Some((name, range(network)?)));
+    inside
+        .map(|(name, (net, gateway))| {
+            let text = match asked == gateway {
+                true => format!("gateway of {net}: the switch itself"),
+                false => format!("in its range {net}"),
+            };
+            json!({"kind": "network", "name": name, "text": text})
+        })
+        .collect()
+}
+
+fn uplink(snapshot: &Snapshot, asked: IpAddr) -> Option<Value> {
+    let uplink = snapshot.set.host().uplink.as_ref()?;
+    let own = uplink.addresses.iter().any(|net| net.addr() == asked);
+    let text = match () {
+        () if own => "the host's own address at the uplink",
+        () if uplink.gateways.contains(&asked) => "a router at the uplink",
+        () => return None,
+    };
+    Some(json!({"kind": "uplink", "name": uplink.interface, "text": text}))
+}
+
+/// An AddressPool whose address nobody has.
+fn pool(snapshot: &Snapshot, asked: IpAddr) -> Option<Value> {
+    let (object, pool) = address_pools(&snapshot.set).find(|(_, pool)| pool.contains(asked))?;
+    let word = if pool.pool_type == PoolType::Public { "public" } else { "private" };
+    Some(json!({"kind": "addressPool", "name": object.key.name, "text": format!("{word}, given to no Service")}))
+}

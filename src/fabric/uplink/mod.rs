@@ -1,0 +1,469 @@
+//! The way out of the host at run time: the device, the routers behind it, what is announced there, and what the kernel
+//! must not see.
+//!
+//! # Theory of operation
+//!
+//! The uplink is a port (kind [`PortKind::Uplink`]) in a network of its own that no object can name. It exists as long as
+//! it is wanted; its device comes and goes with the interface. Nothing here waits for news: the maintenance thread calls
+//! [`UplinkRuntime::attend`] once a second and whenever something may have happened (a worker left a note, the kernel
+//! said that some interface changed), and `attend` looks at the interface as it is then. So an interface that is
+//! renamed, deleted, made again or set down in whatever order is one case: what is open does not fit what is there.
+//!
+//! Packets are the workers' all the time. Questions to routers and announcements are frames that the port's worker is
+//! handed; what neighbours say comes back as notes.
+
+pub mod announce;
+mod kernel;
+pub(super) mod lifecycle;
+pub mod neighbor;
+pub mod owned;
+mod report;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hostweave_switch::MacAddr;
+use hostweave_switch::counters::{PortCounters, PortTotals};
+use hostweave_switch::tables::{Network, NetworkId, OUTSIDE_VNI, Owned, Port, PortId, PortKind, Tables, Uplink};
+use hostweave_uplink::device::Device;
+use hostweave_uplink::netlink::interfaces::{Interface, interface};
+use hostweave_uplink::netns::{TapRequest, open_tap};
+use hostweave_uplink::packet_socket::PacketSocket;
+use ipnet::IpNet;
+
+use super::plane::{Output, Plane, Source, SourceKey, owner};
+use super::spec::{FabricEvent, UplinkDriver, UplinkSpec};
+use super::{Inner, Message};
+use crate::services::LocalNote;
+use crate::services::uplink::{Frame, announcement, question};
+use announce::Announcements;
+use kernel::Hidden;
+use neighbor::{Change, Heard, Neighbors};
+use owned::Outside;
+pub use report::UplinkStatus;
+
+/// Identity of the uplink's port, the same in every run: connections that begin there are taken over by it.
+pub const UPLINK_UID: u128 = u128::from_be_bytes(*b"hostweave uplink");
+
+/// Names of the port and its network; no object can have them.
+const PORT_NAME: &str = "uplink";
+const NETWORK_NAME: &str = "(outside)";
+
+/// Octets of IP packet while the interface is unknown.
+const MTU_UNKNOWN: u16 = 1_500;
+
+/// Announcements that are sent in one go.
+const ANNOUNCE_MAX: usize = 16;
+
+/// How soon a device that failed is opened again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// A device in use.
+struct Open {
+    index: u32,
+    output: Arc<Output>,
+    source: (SourceKey, Source),
+}
+
+/// The uplink at run time.
+pub struct UplinkRuntime {
+    outside: Outside,
+    spec: UplinkSpec,
+    network_id: NetworkId,
+    network: Arc<Network>,
+    port: Arc<Port>,
+    /// As it was when it was last looked at.
+    interface: Option<Interface>,
+    open: Option<Open>,
+    /// Not before then.
+    open_after: Option<Instant>,
+    /// Devices opened so far, so that a source's key is never used twice.
+    serial: u32,
+    link: bool,
+    neighbors: Neighbors,
+    announcements: Announcements,
+    owned: HashMap<u128, Owned>,
+    routed: Vec<(IpNet, NetworkId)>,
+    hidden: Hidden,
+    failure: Option<String>,
+}
+
+/// What [`UplinkRuntime::attend`] leaves to its caller.
+#[derive(Default)]
+pub struct Attended {
+    /// The plane must be published anew.
+    pub changed: bool,
+    /// Then these are to be sent.
+    pub frames: Vec<Frame>,
+    /// More are to be sent soon.
+    pub more: bool,
+}
+
+impl UplinkRuntime {
+    /// An uplink without device.
+    pub(super) fn new(inner: &Inner, id: PortId, network_id: NetworkId, spec: &UplinkSpec) -> Self {
+        let counters = (0..inner.workers.len()).map(|_| PortCounters::default()).collect();
+        Self {
+            outside: Outside::default(),
+            spec: spec.clone(),
+            network_id,
+            network: Arc::new(network_of(spec, MTU_UNKNOWN)),
+            port: Arc::new(port_of(id, network_id, MacAddr::default(), counters)),
+            interface: None,
+            open: None,
+            open_after: None,
+            serial: 0,
+            link: false,
+            neighbors: Neighbors::default(),
+            announcements: Announcements::default(),
+            owned: HashMap::new(),
+            routed: Vec::new(),
+            hidden: Hidden::new(&inner.config.runtime_dir),
+            failure: None,
+        }
+    }
+
+    /// Its identity in the tables.
+    pub fn port(&self) -> &Arc<Port> {
+        &self.port
+    }
+
+    /// Its network.
+    pub fn network(&self) -> (NetworkId, &Arc<Network>) {
+        (self.network_id, &self.network)
+    }
+
+    /// Where its packets go.
+    pub fn output(&self) -> Option<&Arc<Output>> {
+        self.open.as_ref().map(|open| &open.output)
+    }
+
+    /// Where its packets come from.
+    pub fn source(&self) -> Option<&(SourceKey, Source)> {
+        self.open.as_ref().map(|open| &open.source)
+    }
+
+    /// What it counted.
+    pub fn totals(&self) -> PortTotals {
+        PortTotals::of(&self.port.counters)
+    }
+
+    /// Takes over what is wanted. The device is closed if it is not the one that is wanted any more.
+    pub fn set(&mut self, outside: &Outside, owned: HashMap<u128, Owned>, routed: Vec<(IpNet, NetworkId)>) {
+        let Some(spec) = &outside.uplink else { return };
+        let now = Instant::now();
+        let other = |spec: &UplinkSpec| (spec.interface.clone(), spec.driver, spec.vlan);
+        if other(spec) != other(&self.spec) {
+            // Workers let go of the old device before a new one takes its name.
+            self.open_after = self.open.take().map(|_| now + AGAIN);
+            self.link = false;
+            self.interface = None;
+            self.neighbors.forget(now);
+            self.hidden.remove();
+        }
+        self.neighbors.set(&spec.gateways, now);
+        let new = owned.iter().filter(|(address, owner)| self.owned.get(*address) != Some(*owner));
+        let new: Vec<IpAddr> = new.map(|(address, _)| owned::unmapped(*address)).collect();
+        self.announcements.retain(|address| owned.contains_key(&owned::mapped(*address)));
+        self.announcements.add(new, now);
+        (self.spec, self.outside, self.owned, self.routed) = (spec.clone(), outside.clone(), owned, routed);
+        self.set_network();
+    }
+
+    /// Looks at the interface and does what time asks for. `failed`: a worker said that the device brings nothing more.
+    pub(super) fn attend(&mut self, inner: &Inner, failed: bool) -> Attended {
+        let now = Instant::now();
+        let mut attended = Attended { changed: self.look(inner, failed, now), ..Attended::default() };
+        if self.link {
+            let (mut questions, mut changes) = (Vec::new(), Vec::new());
+            self.neighbors.tick(now, &mut questions, &mut changes);
+            attended.changed |= !changes.is_empty();
+            changes.iter().for_each(|change| tell(inner, change));
+            let mac = self.port.mac;
+            attended.frames = questions
+                .iter()
+                .filter_map(|asked| question(mac, self.outside.source_for(asked.address)?, asked.address, asked.to))
+                .collect();
+            let due = self.announcements.take(now, ANNOUNCE_MAX);
+            attended.frames.extend(due.into_iter().flat_map(|address| announcement(mac, address)));
+            attended.more = self.announcements.is_due(now);
+        }
+        attended
+    }
+
+    /// A neighbour said something. Returns whether the plane must be published anew.
+    pub(super) fn heard(&mut self, inner: &Inner, note: &LocalNote) -> bool {
+        match *note {
+            LocalNote::RouterHeard { address, mac, answer, .. } if self.link => {
+                let change = self.neighbors.heard(&Heard { address, mac, answer }, Instant::now());
+                change.iter().for_each(|change| tell(inner, change));
+                change.is_some()
+            }
+            LocalNote::AddressConflict(address, mac) => {
+                inner.event(FabricEvent::UplinkAddressConflict { address, mac });
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// As packets see it.
+    pub fn table(&self) -> Uplink {
+        let owned = self.owned.iter().map(|(address, owned)| (*address, *owned)).collect();
+        Uplink {
+            port: self.port.id,
+            network: self.network_id,
+            mac: self.port.mac,
+            vlan: self.spec.vlan,
+            mtu: self.network.mtu,
+            link: self.link,
+            v4: self.neighbors.hops(true),
+            v6: self.neighbors.hops(false),
+            public: Uplink::one_to_one(&owned),
+            owned,
+            routed: self.routed.clone(),
+        }
+    }
+
+    /// Adds network, port and device to what is about to be published.
+    pub fn add_to(&self, tables: &mut Tables, plane: &mut Plane, workers: usize) {
+        let (network, port) = (usize::from(self.network_id.0), self.port.id.0 as usize);
+        tables.networks.resize(tables.networks.len().max(network + 1), None);
+        tables.networks[network] = Some(Arc::clone(&self.network));
+        tables.ports.resize(tables.ports.len().max(port + 1), None);
+        tables.ports[port] = Some(Arc::clone(&self.port));
+        plane.outputs.resize(plane.outputs.len().max(port + 1), None);
+        plane.outputs[port] = self.output().cloned();
+        if let Some(source) = self.source() {
+            plane.sources[owner(self.port.id, 0, workers)].push(source.clone());
+        }
+        tables.uplink = Some(Arc::new(self.table()));
+    }
+
+    /// Closes the device. The kernel gets its addresses back.
+    pub fn close(&mut self) {
+        self.open = None;
+        self.link = false;
+        self.hidden.remove();
+    }
+
+    /// Makes the device fit the interface as it is. Returns whether something changed that packets must see.
+    fn look(&mut self, inner: &Inner, failed: bool, now: Instant) -> bool {
+        let found = interface(&self.spec.interface);
+        let before = (self.interface, self.link, self.open.is_some());
+        let fits = |open: &Open, there: &Interface| there.index == open.index && there.up;
+        let there = found.as_ref().ok().copied().flatten();
+        if failed || self.open.as_ref().is_some_and(|open| !there.is_some_and(|there| fits(open, &there))) {
+            self.open = None;
+            self.hidden.forget();
+            self.open_after = failed.then_some(now + AGAIN);
+        }
+        let mut result = found.map(|_| ()).map_err(anyhow::Error::from);
+        self.interface = there;
+        if result.is_ok() && self.open.is_none() && self.open_after.is_none_or(|at| now >= at) {
+            result = self.try_open(inner);
+        }
+        if result.is_ok() && self.open.is_some() {
+            result = self.hide();
+        }
+        self.note_failure(inner, result.err());
+        self.set_port();
+        self.set_network();
+        self.set_link(inner, now);
+        before != (self.interface, self.link, self.open.is_some())
+    }
+
+    /// Opens the device if the interface is there and up.
+    fn try_open(&mut self, inner: &Inner) -> anyhow::Result<()> {
+        let id = self.port.id;
+        let (device, index) = match self.spec.driver {
+            UplinkDriver::AfPacket => {
+                let Some(there) = self.interface.filter(|there| there.up) else { return Ok(()) };
+                owned::refuse_addresses_of_the_kernel(&self.outside)?;
+                self.hide()?;
+                let socket = PacketSocket::open(&self.spec.interface, there.index, self.spec.vlan)?;
+                (Device::packet(socket, id), there.index)
+            }
+            UplinkDriver::Tap => {
+                if self.spec.vlan.is_some() {
+                    anyhow::bail!("a TAP uplink has no VLAN: let the kernel tag what it routes");
+                }
+                owned::refuse_addresses_of_the_kernel(&self.outside)?;
+                let mtu = self.spec.mtu.or(self.interface.map(|there| octets(there.mtu))).unwrap_or(MTU_UNKNOWN);
+                let mac = self.interface.map_or_else(|| tap_mac(&self.spec.interface), |there| there.mac);
+                let request = TapRequest { name: self.spec.interface.clone(), netns: None, mac, mtu };
+                let device = Device::tap(open_tap(&inner.config.helper, &request)?, id)?;
+                self.interface = interface(&self.spec.interface)?;
+                let Some(there) = self.interface else { return Ok(()) };
+                (device, there.index)
+            }
+        };
+        let device = Arc::new(device);
+        let key = SourceKey { port: id, attachment: self.serial, pair: 0 };
+        self.serial += 1;
+        let output = Arc::new(Output::Device(Arc::clone(&device)));
+        self.open = Some(Open { index, output, source: (key, Source::Device(device)) });
+        Ok(())
+    }
+
+    /// The kernel must not see what is ours. Nothing happens when that is so already.
+    fn hide(&mut self) -> anyhow::Result<()> {
+        if self.spec.driver != UplinkDriver::AfPacket {
+            return Ok(());
+        }
+        let addresses = self.owned.keys().map(|address| IpNet::from(owned::unmapped(*address)));
+        let prefixes = addresses.chain(self.routed.iter().map(|(prefix, _)| *prefix)).collect();
+        Ok(self.hidden.install(&self.spec.interface, prefixes)?)
+    }
+
+    fn note_failure(&mut self, inner: &Inner, error: Option<anyhow::Error>) {
+        let failure = error.map(|error| format!("{error:#}"));
+        if let Some(reason) = failure.clone().filter(|_| failure != self.failure) {
+            inner.event(FabricEvent::UplinkFailed { interface: self.spec.interface.clone(), reason });
+        }
+        self.failure = failure;
+    }
+
+    /// The port has the interface's link address, or, behind a TAP device, one beside it.
+    fn set_port(&mut self) {
+        let Some(there) = self.interface else { return };
+        let mac = match self.spec.driver {
+            UplinkDriver::AfPacket => there.mac,
+            UplinkDriver::Tap => beside(there.mac),
+        };
+        if mac != self.port.mac {
+            let counters = Arc::clone(&self.port.counters);
+            self.port = Arc::new(port_of(self.port.id, self.network_id, mac, counters));
+            // Neighbours must hear of it as of a new cable.
+            self.link = false;
+        }
+    }
+
+    fn set_network(&mut self) {
+        let mtu = self.interface.map_or(MTU_UNKNOWN, |there| octets(there.mtu));
+        let network = network_of(&self.spec, self.spec.mtu.map_or(mtu, |wanted| wanted.min(mtu)));
+        if *self.network != network {
+            self.network = Arc::new(network);
+        }
+    }
+
+    fn set_link(&mut self, inner: &Inner, now: Instant) {
+        let link = self.open.is_some() && self.interface.is_some_and(|there| there.carrier);
+        if link == self.link {
+            return;
+        }
+        self.link = link;
+        self.neighbors.forget(now);
+        let interface = self.spec.interface.clone();
+        if link {
+            self.announcements.add(self.owned.keys().map(|address| owned::unmapped(*address)), now);
+            inner.event(FabricEvent::UplinkUp { interface, mtu: self.network.mtu });
+        } else {
+            let reason = self.why_down().to_owned();
+            inner.event(FabricEvent::UplinkDown { interface, reason });
+        }
+    }
+
+    fn why_down(&self) -> &'static str {
+        match self.interface {
+            None => "the interface does not exist",
+            Some(there) if !there.up => "the interface is set down",
+            Some(there) if !there.carrier => "the interface has no carrier",
+            Some(_) => "the interface cannot be used",
+        }
+    }
+}
+
+fn tell(inner: &Inner, change: &Change) {
+    inner.event(match *change {
+        Change::Reachable(address, mac) => FabricEvent::GatewayReachable { address, mac },
+        Change::Unreachable(address) => FabricEvent::GatewayUnreachable { address },
+    });
+}
+
+/// Hands frames to the worker that owns the uplink's port.
+fn send(inner: &Inner, port: PortId, frames: Vec<Frame>) {
+    if !frames.is_empty() {
+        inner.workers[owner(port, 0, inner.workers.len())].mailbox.send(Message::Originate(port, frames.into()));
+    }
+}
+
+fn octets(mtu: u32) -> u16 {
+    u16::try_from(mtu).unwrap_or(u16::MAX)
+}
+
+/// The network beyond the uplink. Its gateway's place is taken by the host, so that ICMP errors come from there.
+fn network_of(spec: &UplinkSpec, mtu: u16) -> Network {
+    let v4 = spec.addresses.iter().find_map(|net| match net {
+        IpNet::V4(net) => Some((net.trunc(), net.addr())),
+        IpNet::V6(_) => None,
+    });
+    let v6 = spec.addresses.iter().find_map(|net| match net {
+        IpNet::V6(net) => Some((net.trunc(), net.addr())),
+        IpNet::V4(_) => None,
+    });
+    Network {
+        name: NETWORK_NAME.to_owned(),
+        vni: OUTSIDE_VNI,
+        v4,
+        v6,
+        mtu,
+        addressing: Default::default(),
+        learning: false,
+        domain: None,
+        resolvers: Vec::new(),
+        internal: PortId::NONE,
+        egress_v4: Default::default(),
+        egress_v6: Default::default(),
+    }
+}
+
+/// The port owns nothing in its network: who owns what out there stands in [`Uplink::owned`].
+fn port_of(id: PortId, network: NetworkId, mac: MacAddr, counters: Arc<[PortCounters]>) -> Port {
+    Port {
+        id,
+        name: PORT_NAME.to_owned(),
+        kind: PortKind::Uplink,
+        network,
+        mac,
+        v4: Vec::new(),
+        v6: Vec::new(),
+        hostname: String::new(),
+        up: true,
+        lease_s: 0,
+        counters,
+    }
+}
+
+/// The kernel's link address on a TAP device of that name: the same each time, locally administered.
+fn tap_mac(name: &str) -> MacAddr {
+    // FNV-1a.
+    let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, octet| (hash ^ u32::from(octet)).wrapping_mul(0x0100_0193));
+    let [a, b, c, d] = hash.to_be_bytes();
+    MacAddr([0x02, 0x68, a, b, c, d & 0xfe])
+}
+
+/// The other one of a pair of link addresses, locally administered.
+fn beside(MacAddr([a, b, c, d, e, f]): MacAddr) -> MacAddr {
+    MacAddr([a | 0x02, b, c, d, e, f ^ 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_addresses_of_a_pair_differ_and_are_nobodys() {
+        for name in ["hw-up", "tap0", ""] {
+            let (kernel, ours) = (tap_mac(name), beside(tap_mac(name)));
+            assert_ne!(kernel, ours);
+            for mac in [kernel, ours] {
+                assert!(!mac.is_multicast() && mac.0[0] & 2 != 0, "{mac}");
+            }
+        }
+        assert_ne!(tap_mac("tap0"), tap_mac("tap1"));
+        assert_eq!(beside(beside(tap_mac("a"))), tap_mac("a"));
+    }
+}

@@ -1,0 +1,309 @@
+//! The routers at the uplink, and which of them answer: ARP (RFC 826) and neighbour unreachability detection (RFC 4861
+//! §7.3) as one state machine. It sends nothing and knows no clock.
+//!
+//! ```text
+//!            answer                       30 s, or somebody else claims the address
+//!   Asking ──────────► Reachable ─────────────────────────────────────────► Probing
+//!     ▲  ▲ every 1 s        ▲                    the same MAC answers          │
+//!     │  └─ then every 3 s  └──────────────────────────────────────────────────┤
+//!     └───────────────────────── three questions without answer ───────────────┘
+//! ```
+//!
+//! *Asking* is for everybody and believes the first answer. *Probing* asks only whom we know, and goes on using it
+//! meanwhile. So whoever claims a router's address gets it only once the router itself has fallen silent, however
+//! often they say so; and what they say never makes us ask more than once a second.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use hostweave_switch::MacAddr;
+use hostweave_switch::tables::NextHop;
+
+/// Between two questions (RFC 4861 §10, `RETRANS_TIMER`).
+const AGAIN: Duration = Duration::from_secs(1);
+/// Between two questions about a router that is dead.
+const AGAIN_DEAD: Duration = Duration::from_secs(3);
+/// How long an answer holds (RFC 4861 §10, `REACHABLE_TIME`).
+const FRESH: Duration = Duration::from_secs(30);
+/// Questions without answer after which a router is dead (RFC 4861 §10, `MAX_UNICAST_SOLICIT`).
+const UNANSWERED_MAX: u32 = 3;
+
+/// A question to be sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Question {
+    /// Who is asked for.
+    pub address: IpAddr,
+    /// Who is asked; everybody when `None`.
+    pub to: Option<MacAddr>,
+}
+
+/// Something that a router, or somebody in its name, said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Heard {
+    /// The router's address.
+    pub address: IpAddr,
+    /// The link address that it is said to have.
+    pub mac: MacAddr,
+    /// Whether it was said to us, as an answer is.
+    pub answer: bool,
+}
+
+/// Something that packets and people must know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// A router answers, with this link address.
+    Reachable(IpAddr, MacAddr),
+    /// A router does not answer.
+    Unreachable(IpAddr),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// `dead`: somebody was told already.
+    Asking {
+        sent: u32,
+        next: Instant,
+        dead: bool,
+    },
+    Reachable {
+        mac: MacAddr,
+        since: Instant,
+        until: Instant,
+    },
+    Probing {
+        mac: MacAddr,
+        sent: u32,
+        next: Instant,
+    },
+}
+
+impl State {
+    fn begin(now: Instant) -> Self {
+        State::Asking { sent: 0, next: now, dead: false }
+    }
+
+    fn mac(&self) -> Option<MacAddr> {
+        match self {
+            State::Asking { .. } => None,
+            State::Reachable { mac, .. } | State::Probing { mac, .. } => Some(*mac),
+        }
+    }
+}
+
+/// All routers.
+#[derive(Default, Debug)]
+pub struct Neighbors(Vec<(IpAddr, State)>);
+
+impl Neighbors {
+    /// Takes over which routers there are. What is known of those that stay is kept.
+    pub fn set(&mut self, routers: &[IpAddr], now: Instant) {
+        let known = std::mem::take(&mut self.0);
+        let state = |router: &IpAddr| known.iter().find(|(address, _)| address == router).map(|(_, state)| *state);
+        self.0 = routers.iter().map(|router| (*router, state(router).unwrap_or(State::begin(now)))).collect();
+    }
+
+    /// Forgets what is known: the cable leads elsewhere, or nowhere.
+    pub fn forget(&mut self, now: Instant) {
+        self.0.iter_mut().for_each(|(_, state)| *state = State::begin(now));
+    }
+
+    /// Takes note of what somebody said.
+    pub fn heard(&mut self, heard: &Heard, now: Instant) -> Option<Change> {
+        let (_, state) = self.0.iter_mut().find(|(address, _)| *address == heard.address)?;
+        let fresh = State::Reachable { mac: heard.mac, since: now, until: now + FRESH };
+        match state {
+            State::Asking { .. } if heard.answer => {
+                *state = fresh;
+                return Some(Change::Reachable(heard.address, heard.mac));
+            }
+            // It is there: ask soon.
+            State::Asking { next, .. } => *next = (*next).min(now + AGAIN),
+            State::Reachable { mac, .. } | State::Probing { mac, .. } if *mac == heard.mac => {
+                if heard.answer {
+                    *state = fresh;
+                }
+            }
+            State::Reachable { mac, since, .. } => {
+                *state = State::Probing { mac: *mac, sent: 0, next: now.max(*since + AGAIN) };
+            }
+            State::Probing { .. } => {}
+        }
+        None
+    }
+
+    /// What is to be sent now, and what has changed by waiting.
+    pub fn tick(&mut self, now: Instant, questions: &mut Vec<Question>, changes: &mut Vec<Change>) {
+        for (address, state) in &mut self.0 {
+            if let State::Reachable { mac, until, .. } = *state
+                && now >= until
+            {
+                *state = State::Probing { mac, sent: 0, next: now };
+            }
+            if let State::Probing { sent, next, .. } = *state
+                && now >= next
+                && sent >= UNANSWERED_MAX
+            {
+                *state = State::Asking { sent: 0, next: now, dead: true };
+                changes.push(Change::Unreachable(*address));
+            }
+            match state {
+                State::Probing { mac, sent, next } if now >= *next => {
+                    questions.push(Question { address: *address, to: Some(*mac) });
+                    (*sent, *next) = (*sent + 1, now + AGAIN);
+                }
+                State::Asking { sent, next, dead } if now >= *next => {
+                    if *sent >= UNANSWERED_MAX && !*dead {
+                        *dead = true;
+                        changes.push(Change::Unreachable(*address));
+                    }
+                    questions.push(Question { address: *address, to: None });
+                    *sent = sent.saturating_add(1);
+                    *next = now + if *sent > UNANSWERED_MAX { AGAIN_DEAD } else { AGAIN };
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The routers of one family, as packets see them.
+    pub fn hops(&self, ipv4: bool) -> Vec<NextHop> {
+        let family = self.0.iter().filter(|(address, _)| address.is_ipv4() == ipv4);
+        family.map(|(address, state)| NextHop { address: *address, mac: state.mac() }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROUTER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    const GOOD: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+    const EVIL: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x66]);
+
+    struct Scene {
+        neighbors: Neighbors,
+        now: Instant,
+        asked: Vec<Option<MacAddr>>,
+        changes: Vec<Change>,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let now = Instant::now();
+            let mut neighbors = Neighbors::default();
+            neighbors.set(&[ROUTER], now);
+            Self { neighbors, now, asked: Vec::new(), changes: Vec::new() }
+        }
+
+        /// Lets time pass, in steps of a tenth of a second.
+        fn pass(&mut self, tenths: u32) -> &mut Self {
+            for _ in 0..tenths {
+                self.now += Duration::from_millis(100);
+                let mut questions = Vec::new();
+                self.neighbors.tick(self.now, &mut questions, &mut self.changes);
+                self.asked.extend(questions.iter().map(|question| question.to));
+            }
+            self
+        }
+
+        fn hear(&mut self, mac: MacAddr, answer: bool) -> &mut Self {
+            let heard = Heard { address: ROUTER, mac, answer };
+            self.changes.extend(self.neighbors.heard(&heard, self.now));
+            self
+        }
+
+        fn mac(&self) -> Option<MacAddr> {
+            self.neighbors.hops(true)[0].mac
+        }
+
+        fn taken(&mut self) -> (Vec<Option<MacAddr>>, Vec<Change>) {
+            (std::mem::take(&mut self.asked), std::mem::take(&mut self.changes))
+        }
+    }
+
+    #[test]
+    fn a_router_is_asked_for_until_it_answers_then_asked_itself() {
+        let mut scene = Scene::new();
+        assert_eq!(scene.pass(1).taken(), (vec![None], vec![]));
+        scene.hear(GOOD, true);
+        assert_eq!((scene.mac(), scene.taken().1), (Some(GOOD), vec![Change::Reachable(ROUTER, GOOD)]));
+        assert_eq!(scene.pass(295).taken(), (vec![], vec![]), "an answer holds for half a minute");
+        assert_eq!(scene.pass(10).taken(), (vec![Some(GOOD)], vec![]));
+        scene.hear(GOOD, true);
+        assert_eq!(scene.pass(295).taken(), (vec![], vec![]));
+    }
+
+    #[test]
+    fn three_questions_without_answer_and_it_is_dead_and_asked_for_again() {
+        let mut scene = Scene::new();
+        scene.pass(1).hear(GOOD, true).pass(300).taken();
+        scene.pass(25);
+        assert_eq!(scene.mac(), Some(GOOD), "in use until it is dead");
+        assert_eq!(scene.pass(5).taken(), (vec![Some(GOOD), Some(GOOD), None], vec![Change::Unreachable(ROUTER)]));
+        assert_eq!(scene.mac(), None);
+        let (asked, changes) = scene.pass(300).taken();
+        assert!(asked.len() >= 9 && asked.len() <= 13 && asked.iter().all(Option::is_none), "{asked:?}");
+        assert_eq!(changes, [], "told once");
+        scene.hear(EVIL, true);
+        assert_eq!(scene.mac(), Some(EVIL), "a router that was replaced");
+    }
+
+    #[test]
+    fn one_that_never_answered_is_told_of_once() {
+        let mut scene = Scene::new();
+        let (asked, changes) = scene.pass(100).taken();
+        assert_eq!(changes, [Change::Unreachable(ROUTER)]);
+        assert!((5..=6).contains(&asked.len()), "{asked:?}");
+    }
+
+    #[test]
+    fn claims_do_not_move_a_router_that_answers() {
+        let mut scene = Scene::new();
+        scene.pass(1).hear(GOOD, true).taken();
+        for _ in 0..100 {
+            scene.pass(1);
+            for answer in [true, false] {
+                scene.hear(EVIL, answer);
+            }
+            // The router answers what it is asked.
+            if scene.asked.last() == Some(&Some(GOOD)) {
+                scene.hear(GOOD, true);
+            }
+            assert_eq!(scene.mac(), Some(GOOD));
+        }
+        let (asked, changes) = scene.taken();
+        assert!(asked.len() <= 11, "claims cost at most one question a second: {}", asked.len());
+        assert!(asked.iter().all(|to| *to == Some(GOOD)) && changes.is_empty(), "nobody else is asked");
+    }
+
+    #[test]
+    fn a_silent_router_is_replaced_within_four_seconds_of_the_claim() {
+        let mut scene = Scene::new();
+        scene.pass(1).hear(GOOD, true).pass(50).hear(EVIL, false).pass(40);
+        let (asked, changes) = scene.taken();
+        assert_eq!(changes, [Change::Reachable(ROUTER, GOOD), Change::Unreachable(ROUTER)]);
+        assert_eq!(asked.last(), Some(&None));
+        assert_eq!(scene.hear(EVIL, true).mac(), Some(EVIL));
+    }
+
+    #[test]
+    fn announcements_are_no_answers() {
+        let mut scene = Scene::new();
+        scene.pass(1).hear(EVIL, false).pass(1);
+        assert_eq!(scene.mac(), None);
+    }
+
+    #[test]
+    fn routers_come_and_go_and_a_new_cable_is_a_new_world() {
+        let mut scene = Scene::new();
+        scene.pass(1).hear(GOOD, true);
+        let other: IpAddr = "2001:db8::1".parse().unwrap();
+        scene.neighbors.set(&[other, ROUTER], scene.now);
+        assert_eq!(scene.mac(), Some(GOOD));
+        assert_eq!(scene.neighbors.hops(false), [NextHop { address: other, mac: None }]);
+        scene.neighbors.forget(scene.now);
+        assert_eq!(scene.mac(), None);
+        scene.neighbors.set(&[], scene.now);
+        assert_eq!(scene.hear(GOOD, true).neighbors.hops(true), []);
+    }
+}

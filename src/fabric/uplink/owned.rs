@@ -1,0 +1,228 @@
+//! What the host owns at the uplink, worked out from what is to exist.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+
+use anyhow::bail;
+use hostweave_switch::tables::{Egress, Network, NetworkId, Owned, PortId};
+use hostweave_uplink::netlink::interfaces::{self, Held};
+use ipnet::IpNet;
+use uuid::Uuid;
+
+use super::super::spec::{AttachSpec, Desired, NatPoolSpec, PortSpec, UplinkSpec};
+
+/// What is wanted outside of the networks.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Outside {
+    /// The way out.
+    pub uplink: Option<UplinkSpec>,
+    /// NAT addresses.
+    pub nat_pools: Vec<NatPoolSpec>,
+    /// Addresses on one port each.
+    pub attached: Vec<AttachSpec>,
+}
+
+impl Outside {
+    /// The part of `desired` that lies outside.
+    pub fn of(desired: &Desired) -> Self {
+        let Desired { uplink, nat_pools, attached, .. } = desired;
+        Self { uplink: uplink.clone(), nat_pools: nat_pools.clone(), attached: attached.clone() }
+    }
+
+    /// Every address, in order.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let host = self.uplink.iter().flat_map(|uplink| uplink.addresses.iter().map(IpNet::addr));
+        let pools = self.nat_pools.iter().flat_map(|pool| pool.addresses.iter().copied());
+        let mut all: Vec<IpAddr> = host.chain(pools).chain(self.attached.iter().map(|attach| attach.address)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Whose each address is. `port` finds a port's slot and spec by its uid. An address of a pool that is attached to a
+    /// port is the port's.
+    pub fn owners<'a>(&self, port: impl Fn(&Uuid) -> Option<(PortId, &'a PortSpec)>) -> HashMap<u128, Owned> {
+        let mut owned = HashMap::new();
+        for address in self.uplink.iter().flat_map(|uplink| &uplink.addresses) {
+            owned.insert(mapped(address.addr()), Owned::Host);
+        }
+        for address in self.nat_pools.iter().flat_map(|pool| &pool.addresses) {
+            owned.insert(mapped(*address), Owned::Nat);
+        }
+        for attach in &self.attached {
+            let Some((id, spec)) = port(&attach.port) else { continue };
+            let private = match attach.address {
+                IpAddr::V4(_) => spec.v4.first().map(|address| mapped((*address).into())),
+                IpAddr::V6(_) => spec.v6.first().map(|address| mapped((*address).into())),
+            };
+            // Without an address of that family there is nobody to hand the packets to.
+            if attach.one_to_one && private.is_none() {
+                continue;
+            }
+            let inside = private.filter(|_| attach.one_to_one);
+            owned.insert(mapped(attach.address), Owned::Attached { port: id, inside });
+        }
+        owned
+    }
+
+    /// Where a question about `target` comes from: an address of the host in the same subnet, else any of the host, else
+    /// any that it owns.
+    pub fn source_for(&self, target: IpAddr) -> Option<IpAddr> {
+        let host = || self.uplink.iter().flat_map(|uplink| &uplink.addresses);
+        let near = host().find(|net| net.contains(&target)).map(IpNet::addr);
+        let family = |address: &IpAddr| address.is_ipv4() == target.is_ipv4();
+        near.or_else(|| host().map(IpNet::addr).find(family)).or_else(|| self.addresses().into_iter().find(family))
+    }
+}
+
+/// The ranges that are routed to the host, with their networks.
+pub fn routed<'a>(networks: impl Iterator<Item = (NetworkId, &'a Network)>) -> Vec<(IpNet, NetworkId)> {
+    let mut routed = Vec::new();
+    for (id, network) in networks {
+        if let (Egress::Routed, Some((range, _))) = (network.egress_v4, network.v4) {
+            routed.push((IpNet::V4(range), id));
+        }
+        if let (Egress::Routed, Some((range, _))) = (network.egress_v6, network.v6) {
+            routed.push((IpNet::V6(range), id));
+        }
+    }
+    routed.sort_unstable();
+    routed
+}
+
+/// An address as the tables have it.
+pub fn mapped(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(address.to_ipv6_mapped()),
+        IpAddr::V6(address) => u128::from(address),
+    }
+}
+
+/// The same, back.
+pub fn unmapped(address: u128) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from(address)).to_canonical()
+}
+
+/// Refuses addresses that the host's own kernel holds: it would answer for them too, or keep their packets.
+///
+/// # Errors
+/// The first such address, with what to do; or the kernel does not answer.
+pub fn refuse_addresses_of_the_kernel(outside: &Outside) -> anyhow::Result<()> {
+    if outside.uplink.is_none() {
+        return Ok(());
+    }
+    refuse_held(outside, &interfaces::addresses()?)
+}
+
+fn refuse_held(outside: &Outside, held: &[Held]) -> anyhow::Result<()> {
+    for address in outside.addresses() {
+        let Some(found) = held.iter().find(|held| held.address == address) else { continue };
+        let (interface, prefix) = (&found.interface, found.prefix);
+        bail!(
+            "address {address} cannot be hostweave's: the kernel of this host holds it on {interface}; take it away there \
+             (`ip address del {address}/{prefix} dev {interface}`), or give hostweave another one"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fabric::spec::{BackendSpec, UplinkDriver};
+
+    fn outside() -> Outside {
+        Outside {
+            uplink: Some(UplinkSpec {
+                interface: "eth1".to_owned(),
+                driver: UplinkDriver::AfPacket,
+                addresses: ["203.0.113.2/24", "192.0.2.2/24", "2001:db8::2/64"]
+                    .map(|net| net.parse().unwrap())
+                    .to_vec(),
+                gateways: Vec::new(),
+                vlan: None,
+                mtu: None,
+            }),
+            nat_pools: vec![NatPoolSpec {
+                name: "pool".to_owned(),
+                addresses: ["203.0.113.7", "203.0.113.8"].map(|address| address.parse().unwrap()).to_vec(),
+                draining: Vec::new(),
+                ports: Vec::new(),
+                block_size: 64,
+                blocks: 1..=1,
+                filtering: Default::default(),
+                overload: false,
+            }],
+            attached: vec![AttachSpec {
+                address: "203.0.113.8".parse().unwrap(),
+                port: Uuid::from_u128(5),
+                service: "a/b".to_owned(),
+                one_to_one: true,
+            }],
+        }
+    }
+
+    fn port() -> PortSpec {
+        PortSpec {
+            uid: Uuid::from_u128(5),
+            namespace: "a".to_owned(),
+            name: "web".to_owned(),
+            network: "default".to_owned(),
+            mac: Default::default(),
+            v4: vec!["10.0.0.9".parse().unwrap()],
+            v6: Vec::new(),
+            hostname: String::new(),
+            up: true,
+            backend: BackendSpec::Tap { name: "t".to_owned(), netns: None },
+            labels: Default::default(),
+            named_ports: Vec::new(),
+            flows_max: 1,
+        }
+    }
+
+    fn key(address: &str) -> u128 {
+        mapped(address.parse().unwrap())
+    }
+
+    #[test]
+    fn every_address_has_one_owner() {
+        let (mut outside, spec) = (outside(), port());
+        let find = |uid: &Uuid| (*uid == spec.uid).then_some((PortId(3), &spec));
+        let owned = outside.owners(find);
+        assert_eq!(owned.len(), 5);
+        assert_eq!(owned[&key("2001:db8::2")], Owned::Host);
+        assert_eq!(owned[&key("203.0.113.7")], Owned::Nat);
+        let attached = Owned::Attached { port: PortId(3), inside: Some(key("10.0.0.9")) };
+        assert_eq!(owned[&key("203.0.113.8")], attached, "of a pool, and attached");
+        outside.attached[0].one_to_one = false;
+        assert_eq!(outside.owners(find)[&key("203.0.113.8")], Owned::Attached { port: PortId(3), inside: None });
+        outside.attached[0].address = "2001:db8::9".parse().unwrap();
+        outside.attached[0].one_to_one = true;
+        assert_eq!(outside.owners(find).get(&key("2001:db8::9")), None, "the port has no address of that family");
+        assert_eq!(unmapped(key("203.0.113.8")), "203.0.113.8".parse::<IpAddr>().unwrap());
+    }
+
+    #[test]
+    fn questions_come_from_the_nearest_address() {
+        let mut outside = outside();
+        let from = |outside: &Outside, target: &str| outside.source_for(target.parse().unwrap());
+        let address = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        assert_eq!(from(&outside, "192.0.2.1"), address("192.0.2.2"));
+        assert_eq!(from(&outside, "198.51.100.1"), address("203.0.113.2"));
+        assert_eq!(from(&outside, "fe80::1"), address("2001:db8::2"));
+        outside.uplink.as_mut().unwrap().addresses.clear();
+        assert_eq!(from(&outside, "192.0.2.1"), address("203.0.113.7"));
+        assert_eq!(from(&outside, "fe80::1"), None);
+    }
+
+    #[test]
+    fn an_address_of_the_kernel_is_refused_with_the_cure() {
+        let outside = outside();
+        let held = |address: &str| Held { address: address.parse().unwrap(), prefix: 24, interface: "eth0".to_owned() };
+        assert!(refuse_held(&outside, &[held("203.0.113.9"), held("127.0.0.1")]).is_ok());
+        for address in ["203.0.113.2", "203.0.113.7", "203.0.113.8", "2001:db8::2"] {
+            let error = refuse_held(&outside, &[held(address)]).unwrap_err().to_string();
+            assert!(error.contains(&format!("`ip address del {address}/24 dev eth0`")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What `uplink get` and `doctor` show.
+
+use std::net::IpAddr;
+
+use hostweave_switch::MacAddr;
+use hostweave_switch::counters::PortTotals;
+use hostweave_switch::tables::{NextHop, Owned};
+use ipnet::IpNet;
+
+use super::UplinkRuntime;
+use super::owned::unmapped;
+use crate::fabric::Fabric;
+use crate::fabric::spec::UplinkSpec;
+
+/// The uplink as it is.
+#[derive(Clone, Debug)]
+pub struct UplinkStatus {
+    /// What was asked for.
+    pub spec: UplinkSpec,
+    /// Whether frames pass.
+    pub link: bool,
+    /// Why not, in a sentence.
+    pub reason: Option<String>,
+    /// Its link address; `None` while the interface is unknown.
+    pub mac: Option<MacAddr>,
+    /// Octets of IP packet.
+    pub mtu: u16,
+    /// Routers of both families, with their link addresses.
+    pub gateways: Vec<NextHop>,
+    /// Addresses that it answers for, in order.
+    pub owned: Vec<(IpAddr, Owned)>,
+    /// Prefixes that are routed to the host.
+    pub routed: Vec<IpNet>,
+    /// What its port counted.
+    pub totals: PortTotals,
+}
+
+impl Fabric {
+    /// The uplink as it is; `None` when none is wanted.
+    pub fn uplink_status(&self) -> Option<UplinkStatus> {
+        self.inner.lock().uplink.as_ref().map(UplinkRuntime::status)
+    }
+}
+
+impl UplinkRuntime {
+    fn status(&self) -> UplinkStatus {
+        let mut owned: Vec<(IpAddr, Owned)> =
+            self.owned.iter().map(|(address, owned)| (unmapped(*address), *owned)).collect();
+        owned.sort_unstable_by_key(|(address, _)| *address);
+        let down = (!self.link).then(|| self.why_down().to_owned());
+        UplinkStatus {
+            spec: self.spec.clone(),
+            link: self.link,
+            reason: self.failure.clone().or(down),
+            mac: self.interface.map(|_| self.port.mac),
+            mtu: self.network.mtu,
+            gateways: self.neighbors.hops(true).into_iter().chain(self.neighbors.hops(false)).collect(),
+            owned,
+            routed: self.routed.iter().map(|(prefix, _)| *prefix).collect(),
+            totals: self.totals(),
+        }
+    }
+}

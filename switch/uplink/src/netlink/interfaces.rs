@@ -1,0 +1,179 @@
+//! What the kernel says about interfaces and their addresses, and that something about interfaces has changed.
+//!
+//! News carry no state: whoever hears [`Watch::wait`] return asks again for what it needs. So none can be missed, in
+//! whatever order they come, and a flood of them is one.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use hostweave_switch::MacAddr;
+use nix::sys::socket::SockProtocol;
+
+use super::{Attributes, Message, Netlink, questions};
+use crate::Error;
+
+/// An Ethernet interface, as it is now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Interface {
+    /// Its index; another one after it was deleted and made again.
+    pub index: u32,
+    /// Its link address.
+    pub mac: MacAddr,
+    /// Octets of IP packet.
+    pub mtu: u32,
+    /// Set up.
+    pub up: bool,
+    /// Set up, and a cable with something at the other end.
+    pub carrier: bool,
+}
+
+/// The interface with this name in the calling thread's namespace; `None` when there is none.
+///
+/// # Errors
+/// When the kernel refuses the question, or the interface is no Ethernet.
+pub fn interface(name: &str) -> Result<Option<Interface>, Error> {
+    let failed = |source| Error::Interface { name: name.to_owned(), action: "ask the kernel about it".into(), source };
+    let mut message = Message::new(libc::RTM_GETLINK, libc::NLM_F_ACK, &[0; LINK_HEADER]);
+    message.text(libc::IFLA_IFNAME, name);
+    let asked = questions(SockProtocol::NetlinkRoute).and_then(|mut socket| socket.ask(message));
+    let answers = match asked {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
+        asked => asked.map_err(failed)?,
+    };
+    let link = answers.iter().find(|answer| answer.kind == libc::RTM_NEWLINK);
+    let found = link.and_then(|answer| read_link(&answer.body));
+    found.map(Some).ok_or_else(|| failed(io::Error::other("it is no Ethernet interface")))
+}
+
+/// An address that the kernel holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Held {
+    /// The address.
+    pub address: IpAddr,
+    /// Length of its subnet's prefix.
+    pub prefix: u8,
+    /// Where it is.
+    pub interface: String,
+}
+
+/// Every address that the kernel holds in the calling thread's namespace.
+///
+/// # Errors
+/// When the kernel refuses the question.
+pub fn addresses() -> Result<Vec<Held>, Error> {
+    let failed =
+        |source| Error::Interface { name: "*".to_owned(), action: "ask the kernel for addresses".into(), source };
+    let mut socket = questions(SockProtocol::NetlinkRoute).map_err(failed)?;
+    let links = Message::new(libc::RTM_GETLINK, libc::NLM_F_DUMP, &[0; LINK_HEADER]);
+    let links = socket.ask(links).map_err(failed)?;
+    let names: HashMap<u32, String> = links.iter().filter_map(|answer| read_name(&answer.body)).collect();
+    let message = Message::new(libc::RTM_GETADDR, libc::NLM_F_DUMP, &[0; ADDRESS_HEADER]);
+    let answers = socket.ask(message).map_err(failed)?;
+    let new = answers.iter().filter(|answer| answer.kind == libc::RTM_NEWADDR);
+    Ok(new.filter_map(|answer| read_address(&answer.body, &names)).collect())
+}
+
+/// Hears that something about interfaces has changed.
+pub struct Watch(Netlink);
+
+impl Watch {
+    /// Listens in the calling thread's namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket.
+    pub fn new(patience: Duration) -> Result<Self, Error> {
+        let opened = Netlink::open(SockProtocol::NetlinkRoute, libc::RTMGRP_LINK as u32, patience);
+        opened.map(Self).map_err(|source| Error::Interface {
+            name: "*".to_owned(),
+            action: "listen for changes".to_owned(),
+            source,
+        })
+    }
+
+    /// Waits for news; `false` when there were none in time.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn wait(&self) -> io::Result<bool> {
+        self.0.wait()
+    }
+}
+
+/// `struct ifinfomsg`: family, type, index, flags, change mask.
+const LINK_HEADER: usize = 16;
+/// `struct ifaddrmsg`: family, prefix length, flags, scope, index.
+const ADDRESS_HEADER: usize = 8;
+
+fn read_link(body: &[u8]) -> Option<Interface> {
+    let (header, attributes) = body.split_first_chunk::<LINK_HEADER>()?;
+    let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    if u16::from_ne_bytes([header[2], header[3]]) != libc::ARPHRD_ETHER {
+        return None;
+    }
+    let (index, flags) = (word(4), word(8) as i32);
+    let (mut mac, mut mtu) = (None, None);
+    for (kind, value) in Attributes(attributes) {
+        match kind {
+            libc::IFLA_ADDRESS => mac = value.try_into().ok().map(MacAddr),
+            libc::IFLA_MTU => mtu = value.try_into().ok().map(u32::from_ne_bytes),
+            _ => {}
+        }
+    }
+    let up = flags & libc::IFF_UP != 0;
+    let carrier = up && flags & libc::IFF_RUNNING != 0 && flags & libc::IFF_LOWER_UP != 0;
+    Some(Interface { index, mac: mac?, mtu: mtu?, up, carrier })
+}
+
+/// Index and name of an interface of any kind.
+fn read_name(body: &[u8]) -> Option<(u32, String)> {
+    let (header, attributes) = body.split_first_chunk::<LINK_HEADER>()?;
+    let (_, name) = Attributes(attributes).find(|(kind, _)| *kind == libc::IFLA_IFNAME)?;
+    let index = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
+    Some((index, String::from_utf8_lossy(name).trim_end_matches('\0').to_owned()))
+}
+
+fn read_address(body: &[u8], names: &HashMap<u32, String>) -> Option<Held> {
+    let (header, attributes) = body.split_first_chunk::<ADDRESS_HEADER>()?;
+    let read = |value: &[u8]| match i32::from(header[0]) {
+        libc::AF_INET => value.try_into().ok().map(|octets: [u8; 4]| IpAddr::V4(Ipv4Addr::from(octets))),
+        libc::AF_INET6 => value.try_into().ok().map(|octets: [u8; 16]| IpAddr::V6(Ipv6Addr::from(octets))),
+        _ => None,
+    };
+    let find = |wanted| Attributes(attributes).find(|(kind, _)| *kind == wanted).and_then(|(_, value)| read(value));
+    // On a point-to-point interface the other one is the peer's.
+    let address = find(libc::IFA_LOCAL).or_else(|| find(libc::IFA_ADDRESS))?;
+    let index = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
+    Some(Held { address, prefix: header[1], interface: names.get(&index).cloned().unwrap_or_default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_interface_has_its_address_and_is_no_ethernet() {
+        let wanted = Held { address: Ipv4Addr::LOCALHOST.into(), prefix: 8, interface: "lo".to_owned() };
+        assert!(addresses().unwrap().contains(&wanted));
+        assert!(interface("lo").is_err());
+        assert_eq!(interface("hw-none").unwrap(), None);
+    }
+
+    #[test]
+    fn messages_that_are_cut_off_say_nothing() {
+        let mut link = vec![0; LINK_HEADER];
+        link[2..4].copy_from_slice(&libc::ARPHRD_ETHER.to_ne_bytes());
+        link[4] = 7;
+        link[8..12].copy_from_slice(&(libc::IFF_UP as u32).to_ne_bytes());
+        link.extend([10, 0, 1, 0, 2, 0, 0, 0, 0, 9, 0, 0]);
+        link.extend([8, 0, 4, 0, 0xdc, 5, 0, 0]);
+        let mac = MacAddr([2, 0, 0, 0, 0, 9]);
+        let wanted = Interface { index: 7, mac, mtu: 1500, up: true, carrier: false };
+        assert_eq!(read_link(&link), Some(wanted));
+        for len in 0..link.len() {
+            assert_eq!(read_link(&link[..len]), None, "{len}");
+            assert_eq!(read_address(&link[..len.min(ADDRESS_HEADER)], &HashMap::new()), None);
+        }
+    }
+}

@@ -1,0 +1,640 @@
+//! Packet sockets, interfaces and hiding on veth pairs, with the kernel's own TCP/IP at the other end.
+//!
+//! Needs root and `ip`; says so and does nothing where they are missing. Each scenario makes namespaces of its own and
+//! removes them.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use hostweave_switch::limits::HEAD_FIRST;
+use hostweave_switch::packet::{Burst, Meta};
+use hostweave_switch::tables::PortId;
+use hostweave_uplink::device::Device;
+use hostweave_uplink::netlink::hide;
+use hostweave_uplink::netlink::interfaces::{Watch, addresses, interface};
+use hostweave_uplink::packet_socket::PacketSocket;
+use hostweave_uplink::uring::{Event, Uring, Waker};
+use nix::sched::{CloneFlags, setns};
+
+const SCENARIOS: &[(&str, fn())] = &[
+    ("datagrams_and_tcp_with_offloads_between_two_kernels", datagrams_and_tcp),
+    ("only_frames_with_our_tag_pass_and_all_of_ours_have_it", tags),
+    ("what_we_send_we_do_not_receive", own_frames),
+    ("an_interface_that_goes_down_or_away_ends_the_socket", down_and_gone),
+    ("a_frame_that_is_too_long_for_the_interface_is_refused", too_long),
+    ("interfaces_and_addresses_as_the_kernel_has_them", interfaces),
+    ("what_is_hidden_the_kernel_neither_answers_nor_forwards", hidden),
+    ("ranges_of_any_kind_are_hidden_and_nothing_beside_them", hidden_ranges),
+];
+
+fn main() -> ExitCode {
+    if let Some(missing) = missing() {
+        println!("packet: SKIPPED, this needs {missing}");
+        return ExitCode::SUCCESS;
+    }
+    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let mut failed = 0;
+    for (name, scenario) in SCENARIOS {
+        if filter.as_ref().is_some_and(|filter| !name.contains(filter.as_str())) {
+            continue;
+        }
+        let result = std::panic::catch_unwind(scenario);
+        println!("test packet::{name} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
+        failed += u32::from(result.is_err());
+    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What this machine lacks.
+fn missing() -> Option<&'static str> {
+    let name = format!("hw-pk-{}-try", std::process::id());
+    let made = Command::new("ip").args(["netns", "add", &name]).stderr(Stdio::null()).status();
+    if !made.is_ok_and(|status| status.success()) {
+        return Some("root and `ip netns`");
+    }
+    let _ = Command::new("ip").args(["netns", "del", &name]).status();
+    None
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split_whitespace()).status().unwrap();
+    assert!(status.success(), "ip {arguments}");
+}
+
+/// A network namespace that goes away with the value.
+struct Netns(String);
+
+impl Netns {
+    fn new(scenario: &str) -> Self {
+        let name = format!("hw-pk-{}-{scenario}", std::process::id());
+        ip(&format!("netns add {name}"));
+        let netns = Self(name);
+        netns.ip("link set lo up");
+        netns
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.0)
+    }
+
+    fn ip(&self, arguments: &str) {
+        ip(&format!("-n {} {arguments}", self.0));
+    }
+
+    fn ping(&self, target: &str) -> bool {
+        let arguments = ["netns", "exec", &self.0, "ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", target];
+        Command::new("ip").args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
+    }
+
+    /// Writes to a file below /proc/sys/net.
+    fn sysctl(&self, name: &str, value: &str) {
+        let (path, value) = (format!("/proc/sys/net/{name}"), value.to_owned());
+        self.inside(move || std::fs::write(path, value).unwrap()).join().unwrap();
+    }
+
+    /// Runs `body` on a thread of its own inside the namespace.
+    fn inside<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let file = File::open(self.path()).unwrap();
+        std::thread::spawn(move || {
+            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+            body()
+        })
+    }
+
+    /// Opens a packet socket on an interface.
+    fn open(&self, name: &'static str, vlan: Option<u16>) -> Device {
+        let opened = self.inside(move || {
+            let index = interface(name).unwrap().unwrap().index;
+            PacketSocket::open(name, index, vlan).unwrap()
+        });
+        Device::packet(opened.join().unwrap(), PortId(3))
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).stderr(Stdio::null()).status();
+    }
+}
+
+/// Connects `a` and `b`, as `left` and `right`.
+fn cable(a: &Netns, left: &str, b: &Netns, right: &str) {
+    a.ip(&format!("link add {left} type veth peer name {right} netns {}", b.0));
+    a.ip(&format!("link set {left} up"));
+    b.ip(&format!("link set {right} up"));
+    // Duplicate address detection and router solicitations only make noise here.
+    for (netns, name) in [(a, left), (b, right)] {
+        netns.sysctl(&format!("ipv6/conf/{name}/accept_dad"), "0");
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    frames: AtomicU64,
+    gso: AtomicU64,
+    partial: AtomicU64,
+    dropped: AtomicU64,
+}
+
+/// A wire between two devices, moved by one worker's ring.
+struct Wire {
+    stop: Arc<AtomicBool>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+    seen: Arc<Seen>,
+}
+
+impl Wire {
+    fn new(a: Device, b: Device) -> Self {
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn({
+            let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
+            move || {
+                let mut uring = Uring::new().unwrap();
+                sender.send(uring.waker()).unwrap();
+                carry(&mut uring, &[a, b], &stop, &seen);
+            }
+        });
+        Self { stop, waker: receiver.recv().unwrap(), thread: Some(thread), seen }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.waker.wake();
+        let joined = self.thread.take().unwrap().join();
+        assert!(std::thread::panicking() || joined.is_ok());
+    }
+}
+
+fn carry(uring: &mut Uring, devices: &[Device; 2], stop: &AtomicBool, seen: &Seen) {
+    let mut burst = Burst::new();
+    devices[0].start(uring, 0);
+    devices[1].start(uring, 1);
+    let mut events = Vec::new();
+    while !stop.load(Ordering::SeqCst) {
+        uring.poll_completions(&mut |event| events.push(event));
+        if events.is_empty() {
+            uring.wait(Some(Duration::from_secs(1)));
+            continue;
+        }
+        for event in events.drain(..) {
+            let (token, frame) = match event {
+                Event::Frame { token, frame } => (token, frame),
+                Event::Refused { .. } | Event::Lost { .. } => {
+                    seen.dropped.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+                other => panic!("{other:?}"),
+            };
+            let (from, to) = (token as usize, 1 - token as usize);
+            let received = devices[from].receive(PortId(from as u32), &frame, &mut burst);
+            seen.frames.fetch_add(1, Ordering::Relaxed);
+            seen.dropped.fetch_add(u64::from(received.is_err()), Ordering::Relaxed);
+            for index in 0..burst.len() {
+                let (packet, arena) = burst.packet_mut(index);
+                seen.gso.fetch_add(u64::from(packet.meta.offload.is_gso()), Ordering::Relaxed);
+                seen.partial.fetch_add(u64::from(packet.meta.offload.needs_csum()), Ordering::Relaxed);
+                let sent = devices[to].transmit(packet, arena, uring);
+                seen.dropped.fetch_add(u64::from(sent.is_err()), Ordering::Relaxed);
+            }
+            burst.clear();
+            uring.release(frame);
+        }
+        uring.submit();
+    }
+    devices[0].stop(uring, 0);
+    devices[1].stop(uring, 1);
+}
+
+/// Two kernels, `a` and `b`, and a host between them whose wire is made of packet sockets. Its own kernel has no part.
+struct Scene {
+    a: Netns,
+    b: Netns,
+    host: Netns,
+}
+
+impl Scene {
+    fn new(name: &str) -> Self {
+        let scene = Self {
+            a: Netns::new(&format!("{name}-a")),
+            b: Netns::new(&format!("{name}-b")),
+            host: Netns::new(&format!("{name}-h")),
+        };
+        cable(&scene.host, "left", &scene.a, "eth0");
+        cable(&scene.host, "right", &scene.b, "eth0");
+        scene
+    }
+
+    fn addresses(&self, device: &str) {
+        for (netns, host) in [(&self.a, 1), (&self.b, 2)] {
+            netns.ip(&format!("addr add 192.0.2.{host}/24 dev {device}"));
+            netns.ip(&format!("addr add 2001:db8::{host}/64 dev {device} nodad"));
+        }
+    }
+}
+
+/// Sends a datagram of `len` octets from `a` to `b` and back.
+fn echo(a: &Netns, b: &Netns, to: &str, len: usize) {
+    let address: SocketAddr = to.parse().unwrap();
+    let (ready, listening) = std::sync::mpsc::channel();
+    let server = b.inside(move || {
+        let socket = UdpSocket::bind(address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        ready.send(()).unwrap();
+        let mut octets = [0; 2_000];
+        let (len, peer) = socket.recv_from(&mut octets).unwrap();
+        socket.send_to(&octets[..len], peer).unwrap();
+    });
+    listening.recv().unwrap();
+    let client = a.inside(move || {
+        let socket = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let sent: Vec<u8> = (0..len).map(|index| index as u8).collect();
+        socket.send_to(&sent, address).unwrap();
+        let mut octets = [0; 2_000];
+        let received = socket.recv(&mut octets).unwrap();
+        assert!(octets[..received] == sent[..]);
+    });
+    client.join().unwrap();
+    server.join().unwrap();
+}
+
+/// Sends `len` octets of a pattern from `a` to `b` and compares them.
+fn transfer(a: &Netns, b: &Netns, to: &str, len: usize) {
+    let address: SocketAddr = to.parse().unwrap();
+    let (ready, listening) = std::sync::mpsc::channel();
+    let server = b.inside(move || {
+        let listener = TcpListener::bind(address).unwrap();
+        ready.send(()).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut octets = Vec::new();
+        stream.read_to_end(&mut octets).unwrap();
+        octets
+    });
+    listening.recv().unwrap();
+    let pattern: Vec<u8> = (0..len).map(|index| ((index * 31) >> 3) as u8).collect();
+    let sent = pattern.clone();
+    let client = a.inside(move || {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap();
+        stream.write_all(&sent).unwrap();
+    });
+    client.join().unwrap();
+    assert!(server.join().unwrap() == pattern, "{to}: the octets differ");
+}
+
+fn datagrams_and_tcp() {
+    let scene = Scene::new("tcp");
+    let wire = Wire::new(scene.host.open("left", None), scene.host.open("right", None));
+    scene.addresses("eth0");
+    for address in ["192.0.2.2:5000", "[2001:db8::2]:5000"] {
+        for len in [1, 100, 1_400, 1_472 - 20 * usize::from(address.starts_with('['))] {
+            echo(&scene.a, &scene.b, address, len);
+        }
+    }
+    transfer(&scene.a, &scene.b, "192.0.2.2:5001", 20_000_000);
+    transfer(&scene.a, &scene.b, "[2001:db8::2]:5001", 20_000_000);
+    let seen = &wire.seen;
+    assert!(seen.gso.load(Ordering::Relaxed) > 100, "GSO frames pass whole");
+    assert!(seen.partial.load(Ordering::Relaxed) > 100, "partial checksums pass");
+    // 40 MB in far fewer frames than segments of 1,448 octets.
+    assert!(seen.frames.load(Ordering::Relaxed) < 20_000, "{}", seen.frames.load(Ordering::Relaxed));
+    // The first TCP of a fast sender may fill a socket; it is no fault, but not the rule.
+    assert!(seen.dropped.load(Ordering::Relaxed) < 100, "{}", seen.dropped.load(Ordering::Relaxed));
+}
+
+fn tags() {
+    // Two hosts with a trunk between them, each with its own wire: what crosses it gets a tag and loses it.
+    let (scene, other) = (Scene::new("vlan"), Netns::new("vlan-o"));
+    cable(&other, "trunk", &scene.host, "trunk");
+    scene.host.ip("link del right");
+    cable(&other, "right", &scene.b, "eth0");
+    let _wire = Wire::new(scene.host.open("left", None), scene.host.open("trunk", Some(7)));
+    let wire = Wire::new(other.open("trunk", Some(7)), other.open("right", None));
+    scene.addresses("eth0");
+    for address in ["192.0.2.2:5000", "[2001:db8::2]:5000"] {
+        echo(&scene.a, &scene.b, address, 1_452);
+        transfer(&scene.a, &scene.b, address, 5_000_000);
+    }
+    transfer(&scene.b, &scene.a, "192.0.2.1:5001", 5_000_000);
+    assert!(wire.seen.gso.load(Ordering::Relaxed) > 100, "GSO frames pass whole");
+    drop(wire);
+    // Nobody hears another VLAN, or what has no tag, and who wants no tag hears none.
+    for (sender, listener, heard) in [
+        (Some(7), Some(7), true),
+        (Some(8), Some(7), false),
+        (None, Some(7), false),
+        (Some(7), None, false),
+        (None, None, true),
+    ] {
+        let (from, to) = (other.open("trunk", sender), scene.host.open("trunk", listener));
+        let mut uring = Uring::new().unwrap();
+        to.start(&mut uring, 0);
+        uring.submit();
+        send(&from, &mut Uring::new().unwrap(), &oddity(60));
+        assert_eq!(arrived(&mut uring, &to).contains(&oddity(60)), heard, "{sender:?} {listener:?}");
+    }
+}
+
+/// Frames that arrive at a device within half a second.
+fn arrived(uring: &mut Uring, device: &Device) -> Vec<Vec<u8>> {
+    let mut burst = Burst::new();
+    let mut frames = Vec::new();
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(500) {
+        uring.wait(Some(Duration::from_millis(50)));
+        let mut events = Vec::new();
+        uring.poll_completions(&mut |event| events.push(event));
+        for event in events {
+            let Event::Frame { frame, .. } = event else { continue };
+            device.receive(PortId(1), &frame, &mut burst).unwrap();
+            let (packet, arena) = burst.packet_mut(0);
+            let mut copy = vec![0; packet.len()];
+            packet.copy_frame(arena, &mut copy).unwrap();
+            frames.push(copy);
+            burst.clear();
+            uring.release(frame);
+        }
+    }
+    frames
+}
+
+/// A frame that nobody else sends.
+fn oddity(len: usize) -> Vec<u8> {
+    let mut frame = vec![0x5a; len];
+    frame[..6].fill(0xff);
+    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+    frame
+}
+
+fn send(device: &Device, uring: &mut Uring, frame: &[u8]) {
+    let mut burst = Burst::new();
+    burst.with_frame(Meta::default(), frame, HEAD_FIRST, |packet, arena| {
+        device.transmit(packet, arena, uring).unwrap();
+    });
+    uring.submit();
+}
+
+fn own_frames() {
+    let scene = Scene::new("own");
+    let (left, peer) = (scene.host.open("left", None), scene.a.open("eth0", None));
+    let mut uring = Uring::new().unwrap();
+    left.start(&mut uring, 0);
+    uring.submit();
+    let mut other = Uring::new().unwrap();
+    peer.start(&mut other, 0);
+    other.submit();
+    send(&left, &mut uring, &oddity(60));
+    assert!(!arrived(&mut uring, &left).contains(&oddity(60)));
+    assert!(arrived(&mut other, &peer).contains(&oddity(60)));
+    // Nor what the kernel sends there by itself.
+    scene.host.ip("addr add 192.0.2.9/24 dev left");
+    let asking = scene.host.inside(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(&[1], "192.0.2.77:9").unwrap());
+    asking.join().unwrap();
+    let is_arp = |frame: &Vec<u8>| frame[12..14] == [8, 6];
+    assert!(!arrived(&mut uring, &left).iter().any(is_arp));
+    assert!(arrived(&mut other, &peer).iter().any(is_arp));
+}
+
+fn fails(uring: &mut Uring, token: u64) -> bool {
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(5) {
+        uring.wait(Some(Duration::from_millis(50)));
+        let mut failed = false;
+        let mut frames = Vec::new();
+        uring.poll_completions(&mut |event| match event {
+            Event::Failed { token: found, .. } => failed |= found == token,
+            Event::Frame { frame, .. } => frames.push(frame),
+            _ => {}
+        });
+        frames.into_iter().for_each(|frame| uring.release(frame));
+        if failed {
+            return true;
+        }
+    }
+    false
+}
+
+fn down_and_gone() {
+    let scene = Scene::new("down");
+    let watch = scene.host.inside(|| Watch::new(Duration::from_secs(5)).unwrap()).join().unwrap();
+    let mut uring = Uring::new().unwrap();
+    let left = scene.host.open("left", None);
+    left.start(&mut uring, 4);
+    uring.submit();
+    scene.host.ip("link set left down");
+    assert!(fails(&mut uring, 4), "set down");
+    assert!(watch.wait().unwrap(), "the kernel tells of it");
+    left.stop(&mut uring, 4);
+    drop(left);
+    scene.host.ip("link set left up");
+    let left = scene.host.open("left", None);
+    left.start(&mut uring, 5);
+    uring.submit();
+    let index = move |scene: &Scene| {
+        scene.host.inside(|| interface("left").unwrap().map(|there| (there.index, there.carrier))).join().unwrap()
+    };
+    let (before, carrier) = index(&scene).unwrap();
+    assert!(carrier);
+    scene.a.ip("link set eth0 down");
+    assert_eq!(index(&scene), Some((before, false)), "the other end of the cable");
+    scene.host.ip("link del left");
+    assert!(fails(&mut uring, 5), "deleted");
+    assert_eq!(index(&scene), None);
+    left.stop(&mut uring, 5);
+    cable(&scene.host, "left", &scene.a, "eth0");
+    assert_ne!(index(&scene).unwrap().0, before, "made again it is another one");
+    let left = scene.host.open("left", None);
+    left.start(&mut uring, 6);
+    uring.submit();
+    let peer = scene.a.open("eth0", None);
+    let mut other = Uring::new().unwrap();
+    send(&peer, &mut other, &oddity(60));
+    assert!(arrived(&mut uring, &left).contains(&oddity(60)));
+}
+
+fn too_long() {
+    let scene = Scene::new("long");
+    let left = scene.host.open("left", None);
+    let mut uring = Uring::new().unwrap();
+    for (len, fits) in [(1_514, true), (1_515, false), (9_000, false)] {
+        send(&left, &mut uring, &oddity(len));
+        uring.wait(Some(Duration::from_millis(50)));
+        let mut refused = Vec::new();
+        uring.poll_completions(&mut |event| match event {
+            Event::Refused { port: PortId(3), octets } => refused.push(octets),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(refused, if fits { vec![] } else { vec![len] }, "{len}");
+    }
+}
+
+fn interfaces() {
+    let scene = Scene::new("facts");
+    scene.host.ip("link set left address 02:00:00:00:00:77 mtu 9000");
+    scene.host.ip("addr add 203.0.113.9/25 dev left");
+    scene.host.ip("addr add 2001:db8::9/64 dev left nodad");
+    scene.host.ip("link set right down");
+    let (left, right, held) = scene
+        .host
+        .inside(|| (interface("left").unwrap().unwrap(), interface("right").unwrap().unwrap(), addresses().unwrap()))
+        .join()
+        .unwrap();
+    assert_eq!(
+        (left.mac.to_string().as_str(), left.mtu, left.up, left.carrier),
+        ("02:00:00:00:00:77", 9_000, true, true)
+    );
+    assert!(!right.up && !right.carrier && right.index != left.index);
+    for (address, prefix) in [("203.0.113.9", 25), ("2001:db8::9", 64)] {
+        let address: IpAddr = address.parse().unwrap();
+        let found = held.iter().find(|held| held.address == address).unwrap();
+        assert_eq!((found.prefix, found.interface.as_str()), (prefix, "left"));
+    }
+    let refused = scene.host.inside(move || PacketSocket::open("left", 99_999, None).unwrap_err().to_string());
+    assert_eq!(refused.join().unwrap(), "interface left: cannot receive all groups");
+}
+
+/// What comes in at `peer`'s end of the cable within half a second, after a frame was sent into it.
+fn answers(peer: &Device, uring: &mut Uring, frame: &[u8]) -> Vec<Vec<u8>> {
+    arrived(uring, peer);
+    send(peer, uring, frame);
+    arrived(uring, peer)
+}
+
+fn hidden() {
+    let scene = Scene::new("hide");
+    // The host's kernel forwards between its two cables; the pool lies behind the left one.
+    scene.host.ip("addr add 192.0.2.254/24 dev left");
+    scene.host.ip("addr add 198.51.100.254/24 dev right");
+    scene.host.ip("addr add 2001:db8:1::254/64 dev left nodad");
+    scene.host.sysctl("ipv4/ip_forward", "1");
+    scene.host.sysctl("ipv6/conf/all/forwarding", "1");
+    scene.host.sysctl("ipv4/conf/left/proxy_arp", "1");
+    scene.host.sysctl("ipv4/neigh/left/proxy_delay", "0");
+    scene.host.ip("route add 203.0.113.0/24 via 198.51.100.1 dev right");
+    scene.host.ip("neigh add 198.51.100.1 lladdr 02:00:00:00:00:09 dev right");
+    scene.host.ip("route add default via 192.0.2.1 dev left");
+    scene.a.ip("addr add 192.0.2.1/24 dev eth0");
+    scene.a.ip("addr add 2001:db8:1::1/64 dev eth0 nodad");
+    let mac = scene.host.inside(|| interface("left").unwrap().unwrap().mac).join().unwrap();
+    let peer = scene.a.open("eth0", None);
+    let mut uring = Uring::new().unwrap();
+    peer.start(&mut uring, 0);
+    uring.submit();
+    let ours: IpAddr = "203.0.113.7".parse().unwrap();
+    let ours6: IpAddr = "2001:db8:1::7".parse().unwrap();
+    // An ARP request for the address, which proxy ARP answers, and a TCP segment to it, which is forwarded or redirected.
+    let mut request = oddity(42);
+    request[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+    request[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    request[22..28].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+    request[28..32].copy_from_slice(&Ipv4Addr::new(192, 0, 2, 1).octets());
+    request[32..38].fill(0);
+    request[38..42].copy_from_slice(&Ipv4Addr::new(203, 0, 113, 7).octets());
+    let answered = |uring: &mut Uring| {
+        answers(&peer, uring, &request).iter().any(|frame| frame[12..14] == [8, 6] && frame[21] == 2)
+    };
+    assert!(answered(&mut uring), "the kernel would answer");
+    let segment = to_pool(mac.0, [203, 0, 113, 7]);
+    let watch = scene.b.open("eth0", None);
+    let mut behind = Uring::new().unwrap();
+    watch.start(&mut behind, 0);
+    behind.submit();
+    let forwarded = |uring: &mut Uring, behind: &mut Uring| {
+        arrived(behind, &watch);
+        send(&peer, uring, &segment);
+        arrived(behind, &watch).iter().any(|frame| frame.get(30..34) == Some(&[203, 0, 113, 7]))
+    };
+    assert!(forwarded(&mut uring, &mut behind), "the kernel would forward");
+    let prefixes = move || [ours.into(), ours6.into()];
+    scene.host.inside(move || hide::install("left", &prefixes()).unwrap()).join().unwrap();
+    assert!(!answered(&mut uring), "no answer");
+    assert!(!forwarded(&mut uring, &mut behind), "not forwarded");
+    let after = answers(&peer, &mut uring, &segment);
+    assert!(after.iter().all(|frame| frame[12..14] != [8, 0]), "no redirect, no reset: {after:?}");
+    // What is not ours goes on, both families.
+    assert!(scene.a.ping("192.0.2.254") && scene.a.ping("2001:db8:1::254"));
+    // An address of the kernel's own, were it ours: the whole family is looked at.
+    let own: IpAddr = "2001:db8:1::254".parse().unwrap();
+    scene.host.inside(move || hide::install("left", &[own.into()]).unwrap()).join().unwrap();
+    assert!(!scene.a.ping("2001:db8:1::254") && scene.a.ping("192.0.2.254"));
+    assert!(answered(&mut uring), "replaced as a whole");
+    // A packet socket sees it all the same.
+    let left = scene.host.open("left", None);
+    let mut inside = Uring::new().unwrap();
+    left.start(&mut inside, 0);
+    inside.submit();
+    scene.host.inside(move || hide::install("left", &prefixes()).unwrap()).join().unwrap();
+    send(&peer, &mut uring, &segment);
+    assert!(arrived(&mut inside, &left).contains(&segment));
+    scene.host.inside(|| hide::remove("left").unwrap()).join().unwrap();
+    assert!(answered(&mut uring), "given back");
+    scene.host.inside(|| hide::remove("left").unwrap()).join().unwrap();
+    scene.host.inside(|| hide::remove("never").unwrap()).join().unwrap();
+}
+
+/// A TCP SYN to an address.
+fn to_pool(mac: [u8; 6], to: [u8; 4]) -> Vec<u8> {
+    let mut frame = vec![0; 54];
+    frame[..6].copy_from_slice(&mac);
+    frame[6..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 8, 0]);
+    frame[14..26].copy_from_slice(&[0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0]);
+    frame[26..30].copy_from_slice(&[192, 0, 2, 1]);
+    frame[30..34].copy_from_slice(&to);
+    let sum: u32 = frame[14..34].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame[34..48].copy_from_slice(&[0x13, 0x88, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2]);
+    frame
+}
+
+fn hidden_ranges() {
+    let scene = Scene::new("range");
+    // The kernel holds every second address of a small range.
+    for last in (2..32).step_by(2) {
+        scene.host.ip(&format!("addr add 192.0.2.{last}/24 dev left"));
+    }
+    scene.a.ip("addr add 192.0.2.200/24 dev eth0");
+    let hide = |prefixes: &[&str]| {
+        let prefixes: Vec<ipnet::IpNet> = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
+        scene.host.inside(move || hide::install("left", &prefixes).unwrap()).join().unwrap();
+    };
+    let visible = || -> Vec<u32> {
+        let pings: Vec<_> = (2..32)
+            .step_by(2)
+            .map(|last| {
+                let arguments = ["-n", "-c", "1", "-W", "1"].map(str::to_owned);
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", &scene.a.0, "ping"]).args(arguments).arg(format!("192.0.2.{last}"));
+                (last, command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+            })
+            .collect();
+        pings.into_iter().filter_map(|(last, mut ping)| ping.wait().unwrap().success().then_some(last)).collect()
+    };
+    assert_eq!(visible(), (2..32).step_by(2).collect::<Vec<_>>());
+    hide(&["192.0.2.4/32", "192.0.2.8/30", "192.0.2.12/32", "192.0.2.13/32", "192.0.2.24/29"]);
+    assert_eq!(visible(), [2, 6, 14, 16, 18, 20, 22]);
+    hide(&["0.0.0.0/0", "::/0"]);
+    assert_eq!(visible(), [0; 0]);
+    hide(&[]);
+    assert_eq!(visible().len(), 15);
+    // More than fit one message.
+    let many: Vec<String> = (0..3_000).map(|n| format!("10.{}.{}.1/32", n / 250, n % 250)).collect();
+    let mut many: Vec<&str> = many.iter().map(String::as_str).collect();
+    many.push("192.0.2.6");
+    let many: Vec<String> =
+        many.into_iter().map(|one| if one.contains('/') { one.to_owned() } else { format!("{one}/32") }).collect();
+    hide(&many.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(!visible().contains(&6) && visible().len() == 14);
+}

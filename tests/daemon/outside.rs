@@ -1,0 +1,195 @@
+//! Pools, Services and attached addresses, as people meet them; NAT, whois and doctor.
+
+use crate::support::Daemon;
+
+const POOLS: &str = "\
+apiVersion: hostweave.dev/v1alpha1
+kind: AddressPool
+metadata: {name: public-ord1}
+spec: {type: public, addresses: [203.0.113.0/30, \"2001:db8:aa::/126\"]}
+---
+apiVersion: hostweave.dev/v1alpha1
+kind: NatPool
+metadata: {name: ord1}
+spec: {addresses: [198.51.100.8/30, \"2001:db8:bb::1\"]}
+";
+
+/// CoreWeave's form, and a port that has the address.
+fn attached(port: &str, service: &str) -> String {
+    format!(
+        "\
+apiVersion: hostweave.dev/v1alpha1
+kind: Port
+metadata: {{name: {port}, namespace: shop, annotations: {{net.coreweave.cloud/attachLoadbalancerIP: {service}}}}}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: {service}
+  namespace: shop
+  annotations: {{service.beta.kubernetes.io/coreweave-load-balancer-type: public}}
+spec:
+  externalTrafficPolicy: Local
+  ipFamilyPolicy: PreferDualStack
+  type: LoadBalancer
+  ports: [{{name: attach, port: 1, protocol: TCP, targetPort: attach}}]
+  selector: {{coreweave.cloud/ignore: ignore}}
+"
+    )
+}
+
+#[test]
+fn a_service_keeps_its_address_over_a_restart_and_says_who_has_it() {
+    let mut daemon = Daemon::started();
+    let applied = |daemon: &Daemon, text: &str| {
+        let done = daemon.cli_with(&["apply", "-f", "-"], text);
+        assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
+        done.stdout
+    };
+    applied(&daemon, POOLS);
+    let dry = daemon.cli_with(&["apply", "-f", "-", "--dry-run=server"], &attached("a", "ip"));
+    assert!(dry.code == 0 && dry.stdout.contains("Service shop/ip created (dry run)"), "{}{}", dry.stdout, dry.stderr);
+    applied(&daemon, &attached("other", "first"));
+    applied(&daemon, &attached("a", "ip"));
+    daemon.ok(&["delete", "port", "shop/other"]);
+    daemon.ok(&["delete", "svc", "shop/first"]);
+    let ingress = |daemon: &Daemon| {
+        let service = daemon.json(&["get", "svc", "ip", "-n", "shop"]);
+        service["status"]["loadBalancer"]["ingress"].clone()
+    };
+    let expected = serde_json::json!([{"ip": "203.0.113.1"}, {"ip": "2001:db8:aa::1"}]);
+    assert_eq!(ingress(&daemon), expected);
+    // As after a crash: what a user was told is on disk.
+    daemon.kill();
+    daemon.start(&[]);
+    assert_eq!(ingress(&daemon), expected);
+    let port = daemon.json(&["get", "port", "shop/a"])["status"].clone();
+    assert_eq!(port["addresses"][0], "203.0.113.1");
+    assert_eq!(port["attached"]["service"], "shop/ip");
+    let table = daemon.ok(&["get", "svc", "-n", "shop"]);
+    assert!(table.contains("203.0.113.1,2001:db8:aa::1") && table.contains("shop/a   direct"), "{table}");
+    assert!(daemon.ok(&["describe", "svc", "shop/ip"]).contains("203.0.113.1"));
+    assert!(daemon.ok(&["get", "addresspools"]).contains("public-ord1"));
+    assert!(daemon.ok(&["get", "natpools"]).contains("1-8 of 512"));
+}
+
+#[test]
+fn what_contradicts_itself_is_refused_and_names_both() {
+    let daemon = Daemon::started();
+    let apply = |text: &str| daemon.cli_with(&["apply", "-f", "-"], text);
+    assert_eq!(apply(&(POOLS.to_owned() + "---\n" + &attached("a", "ip"))).code, 0);
+    let refused = |text: &str, words: &[&str]| {
+        let done = apply(text);
+        assert_eq!(done.code, 5, "{text}\n{}{}", done.stdout, done.stderr);
+        for word in words {
+            assert!(done.stderr.contains(word), "{word} is not in\n{}", done.stderr);
+        }
+    };
+    // SEMANTICS DA3.
+    let second = attached("b", "ip").split("---").next().unwrap().to_owned();
+    refused(&second, &["Port shop/b", "Service shop/ip is attached to Port shop/a", "attachLoadbalancerIP"]);
+    // SEMANTICS DA5.
+    let pool = |addresses: &str| {
+        POOLS.split("---").nth(1).unwrap().replace("ord1}", "other}").replace("198.51.100.8/30", addresses)
+    };
+    refused(&pool("203.0.113.2"), &["NatPool other", "AddressPool public-ord1"]);
+    refused(&pool("10.64.0.9"), &["NatPool other", "Network default"]);
+    // The address of a Service does not go away with a pool.
+    let gone = daemon.cli(&["delete", "addresspool", "public-ord1"]);
+    assert!(gone.code == 5 && gone.stderr.contains("203.0.113.0"), "{}{}", gone.stdout, gone.stderr);
+    // A move between ports is one apply.
+    let bare = "apiVersion: hostweave.dev/v1alpha1\nkind: Port\nmetadata: {name: a, namespace: shop}\n---\n";
+    let done = apply(&(bare.to_owned() + &second));
+    assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
+    assert_eq!(daemon.json(&["get", "svc", "ip", "-n", "shop"])["status"]["port"], "shop/b");
+}
+
+#[test]
+fn whois_and_nat_answer_or_say_what_to_ask() {
+    let daemon = Daemon::started();
+    let text = POOLS.to_owned() + "---\n" + &attached("a", "ip");
+    assert_eq!(daemon.cli_with(&["apply", "-f", "-"], &text).code, 0);
+    for (asked, kind, name) in [
+        ("203.0.113.0", "service", "shop/ip"),
+        ("2001:db8:aa::", "service", "shop/ip"),
+        ("203.0.113.1", "addressPool", "public-ord1"),
+        ("198.51.100.9", "natPool", "ord1"),
+        ("[2001:db8:bb::1]:40000", "natPool", "ord1"),
+        ("10.64.0.1", "network", "default"),
+        ("10.64.0.2", "port", "shop/file-0"),
+    ] {
+        let answer = daemon.json(&["whois", asked]);
+        let owner = &answer["owners"][0];
+        assert_eq!((owner["kind"].as_str(), owner["name"].as_str()), (Some(kind), Some(name)), "{asked}: {answer}");
+    }
+    let nobody = daemon.cli(&["whois", "192.0.2.1"]);
+    assert!(nobody.code == 3 && nobody.stderr.contains("192.0.2.1 is nobody's"), "{}", nobody.stderr);
+    assert!(daemon.ok(&["whois", "198.51.100.9:40000"]).contains("nobody has L4 port 40000"));
+    assert_eq!(daemon.json(&["nat", "list"]), serde_json::json!([]));
+    assert_eq!(daemon.json(&["nat", "stats"])["mappings"], 0);
+    for place in ["198.51.100.9:40000", "[2001:db8:bb::1]:40000"] {
+        for at in [&[][..], &["--at", "5m"]] {
+            let done = daemon.cli(&[&["nat", "lookup", place], at].concat());
+            assert_eq!(done.code, 3, "{}{}", done.stdout, done.stderr);
+            assert!(done.stderr.contains("is of NatPool ord1"), "{}", done.stderr);
+        }
+    }
+    assert_eq!(daemon.cli(&["nat", "lookup", "198.51.100.9"]).code, 2);
+    assert_eq!(daemon.cli(&["nat", "lookup", "198.51.100.9:1", "--at", "noon"]).code, 2);
+}
+
+#[test]
+fn doctor_and_uplink_say_what_is_missing_and_what_to_do() {
+    let mut daemon = Daemon::started();
+    let findings = |daemon: &Daemon| -> Vec<serde_json::Value> {
+        let done = daemon.cli(&["doctor", "-o", "json"]);
+        let findings: Vec<serde_json::Value> = serde_json::from_str(&done.stdout).unwrap();
+        let bad = findings.iter().any(|finding| finding["severity"] == "warning" || finding["severity"] == "error");
+        assert_eq!(done.code, i32::from(bad), "{}{}", done.stdout, done.stderr);
+        for finding in &findings {
+            assert_eq!(finding["help"].is_string(), finding["severity"] != "ok", "{finding}");
+        }
+        findings
+    };
+    let error = |findings: &[serde_json::Value], check: &str, word: &str| {
+        findings.iter().any(|finding| {
+            finding["check"] == check
+                && finding["severity"] == "error"
+                && finding["message"].as_str().unwrap().contains(word)
+        })
+    };
+    let done = daemon.cli(&["uplink", "get"]);
+    assert!(done.code == 3 && done.stderr.contains("HostConfig.spec.uplink"), "{}", done.stderr);
+    assert!(!findings(&daemon).iter().any(|finding| finding["check"] == "uplink"), "nothing wants out");
+    assert_eq!(daemon.cli_with(&["apply", "-f", "-"], POOLS).code, 0);
+    assert!(error(&findings(&daemon), "uplink", "NatPool ord1 needs an uplink"));
+    // An interface that is not there: everything that follows is said.
+    let host = "\
+apiVersion: hostweave.dev/v1alpha1
+kind: HostConfig
+metadata: {name: h}
+spec:
+  uplink: {interface: hw-no-such-if, addresses: [198.51.100.2/24, \"2001:db8:9::2/64\"], gateways: [198.51.100.1], mtu: 1400}
+";
+    let done = daemon.cli_with(&["apply", "-f", "-"], host);
+    assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
+    let uplink = daemon.json(&["uplink", "get"]);
+    assert_eq!((uplink["interface"].as_str(), uplink["link"].as_bool()), (Some("hw-no-such-if"), Some(false)));
+    assert_eq!(uplink["gateways"][0]["state"], "unresolved");
+    let text = daemon.ok(&["uplink", "get"]);
+    assert!(text.contains("hw-no-such-if down") && text.contains("NAT addresses"), "{text}");
+    let found = findings(&daemon);
+    assert!(error(&found, "uplink", "hw-no-such-if"), "{found:?}");
+    assert!(error(&found, "gateway", "no IPv6 router"), "{found:?}");
+    assert!(error(&found, "gateway", "198.51.100.1"), "{found:?}");
+    let mtu = found.iter().find(|finding| finding["check"] == "mtu").unwrap();
+    assert!(mtu["message"].as_str().unwrap().contains("network default has MTU 1500"), "{mtu}");
+    assert!(daemon.ok(&["get", "network", "default", "-o", "yaml"]).contains("10.64.0.0/24"));
+    daemon.kill();
+    let done = daemon.cli(&["doctor"]);
+    assert!(
+        done.code == 1 && done.stdout.contains("no daemon answers") && done.stdout.contains("kernel"),
+        "{}",
+        done.stdout
+    );
+}

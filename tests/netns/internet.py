@@ -1,0 +1,820 @@
+"""The way out, under real kernels and with other people's judges: uplink, NAT, direct attach, over a small internet.
+
+Needs root. The topology, and how the tests themselves are judged (HOSTWEAVE_INTERNET=kernel, none), is in harness/internet.py.
+Every test does its work over IPv4 and over IPv6.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+
+from harness import internet, packets, process  # noqa: E402
+from harness.daemon import ROUTER_MAC  # noqa: E402
+from harness.internet import (  # noqa: E402
+    CUSTOMER, GATEWAY, INSIDE, KERNEL, OWN, POOL, PUBLIC, ROUTER, SECOND, SERVER, SERVER_ALIAS, addresses, family, product_only, world,
+)
+from harness.packets import ACK, RST, SYN  # noqa: E402
+from harness.process import until  # noqa: E402
+from harness.suite import Suite  # noqa: E402
+
+ECHO, TELLS, REFLECT = 7000, 7001, 7002
+PUBLIC_4, PUBLIC_6 = (addresses(cidr) for cidr in PUBLIC)
+FIRST_PUBLIC = PUBLIC_4[2], PUBLIC_6[2]
+SECOND_PUBLIC = PUBLIC_4[3], PUBLIC_6[3]
+
+suite = Suite("internet", internet.requires)
+
+
+def in_pool(address):
+    return address in addresses(POOL[family(address)])
+
+
+def digest(path):
+    return hashlib.sha256(open(path, "rb").read()).hexdigest()
+
+
+def url(host, name):
+    return "http://%s/%s" % ("[%s]" % host if family(host) else host, name)
+
+
+def outside_of(container, node, host, port=TELLS):
+    """Who a container is to a peer that `tells`: address and L4 port of a new TCP connection."""
+    group = "tell-%s-%d" % (host, port)
+    opened = container.peer("open", group=group, host=host, port=port, timeout=5)
+    assert opened["opened"] == 1, "%s reaches %s: %s" % (container.short, host, opened)
+    told = container.peer("tell", group=group)
+    container.peer("close", group=group)
+    return told
+
+
+# 1
+
+
+@suite.test("20 MB by curl to and from nginx, octet for octet, 10 connections at once: all come from one address of the pool")
+def curl(case):
+    host, a, b = world(case, "a", "b")
+    host.nginx()
+    with open(os.path.join(host.www, "big"), "wb") as out:
+        out.write(os.urandom(20 << 20))
+    wanted = digest(os.path.join(host.www, "big"))
+    for number, server in enumerate(SERVER):
+        for space in (a, b):
+            path = os.path.join(case.run, "got")
+            space.sh("curl -sS -f -m 60 -o %s %s" % (path, url(server, "big")))
+            assert digest(path) == wanted, "what came differs"
+            name = "up-%d-%s" % (number, space.short)
+            space.sh("curl -sS -f -m 60 -T %s %s" % (path, url(server, name)))
+            assert digest(os.path.join(host.www, name)) == wanted, "what was sent differs"
+            space.sh("curl -sS -f -m 60 -Z %s" % " ".join("-o /dev/null " + url(server, "big?%d" % i) for i in range(10)))
+            seen = set(host.clients())
+            assert len(seen) == 1, "paired pooling (RFC 4787 REQ-2): one inside address has one outside address: %s" % seen
+            assert in_pool(seen.pop()), "the pool's, not its own"
+            open(host.access, "w").close()
+    host.finish()
+
+
+@suite.test("what a container sends as 60 KB segments crosses the uplink as such: the router sees frames far beyond the MTU")
+def segments_stay_large(case):
+    host, a = world(case, "a")
+    host.iperf()
+    for server in SERVER:
+        for direction in ("", "-R"):
+            listener = host.router.capture("host0", "tcp and greater 9000", octets=128)
+            a.iperf(server, 1, direction)
+            # Which side of a veth a capture sees tells the direction by the source.
+            large = [seen for seen in listener.stop() if (seen.src == server) == (direction == "-R")]
+            assert len(large) > 20, "%d large frames %s" % (len(large), direction)
+    host.finish()
+
+
+# 2
+
+
+@suite.test("unasked, nothing comes in: no answer, no RST, no ICMP error, and no container sees any of it; counted as nat_no_mapping")
+def unasked(case):
+    host, a = world(case, "a")
+    host.server.peer("serve", port=TELLS, mode="tells")
+    host.server.peer("reflect", port=REFLECT)
+    before = host.drops("nat_no_mapping")
+    sent = 0
+    for number, server in enumerate(SERVER):
+        # With a mapping that is in use: others who know it do not get in, not even by the same port.
+        a.peer("bind", name="own", host=a.families[number], port=6000)
+        udp = a.peer("ask", name="own", to=[server, REFLECT])
+        assert in_pool(udp[0]), udp
+        a.peer("open", group=server, host=server, port=TELLS)
+        tcp = a.peer("tell", group=server)
+        # Links and neighbours have said what they have to before anybody looks.
+        host.customer.sh("ping -c 1 -W 1 %s" % ROUTER[number])
+        listeners = [host.router.capture("host0", "not arp and not (icmp6 and ip6[40] >= 133)"), a.capture(a.device)]
+        for node, own in ((host.customer, CUSTOMER), (host.second, SECOND)):
+            node.peer("bind", name="prober", host=own[number], port=5000)
+            for to in ([udp[0], udp[1]], [tcp[0], tcp[1]], [udp[0], 22], [addresses(POOL[number])[-1], 5353]):
+                node.peer("send", name="prober", to=to)
+                found = node.peer("open", group="none", host=to[0], port=to[1], timeout=1.5)
+                assert found == {"opened": 0, "failed": {"timeout": 1}}, "TCP to %s: %s" % (to, found)
+            assert node.peer("take", name="prober", timeout=0.5) is None, "a datagram was answered"
+            assert node.sh("ping -c 1 -W 1 %s" % udp[0], check=False).returncode == 1, "an echo was answered"
+            # Two SYNs each within the time that they were given, at least.
+            sent += 4 + 4 + 1
+        # The server itself, from a port that was not asked: address and port decide (REQ-8).
+        host.server.peer("bind", name="other", host=server, port=5001)
+        host.server.peer("send", name="other", to=udp)
+        assert a.peer("take", name="own", timeout=0.5) is None, "what came from another port was let in"
+        outside, inside = (listener.stop() for listener in listeners)
+        leaked = [seen for seen in outside if seen.src in addresses(POOL[number]) and seen.dst != server]
+        assert leaked == [], "a pool address answered: %s" % leaked
+        assert len([seen for seen in outside if seen.dst in addresses(POOL[number])]) >= sent // (number + 1), "the probes were sent"
+        came = [seen for seen in inside if {seen.src, seen.dst} & {CUSTOMER[number], SECOND[number]} or
+                (seen.ports and 5001 in seen.ports)]
+        assert came == [], "the container saw: %s" % came
+        assert a.peer("ask", name="own", to=[server, REFLECT]) == udp, "its own goes on"
+    if before is not None:
+        assert host.drops("nat_no_mapping") - before >= sent, "all of them were counted"
+    host.finish()
+
+
+# 3
+
+
+@suite.test("ping, in fragments too, and what comes back as ICMP: the closed port of the server, the router's time exceeded")
+def icmp(case):
+    host, a = world(case, "a")
+    for number, server in enumerate(SERVER):
+        a.sh("ping -c 3 -i 0.2 -W 3 %s" % server)
+        # Not a multiple of eight, in three fragments, with the identifier of a socket that stays.
+        a.sh("ping -c 3 -i 0.2 -W 3 -s 3333 %s" % server)
+        # Two at once do not take each other's answers.
+        first = a.spawn(["ping", "-c", "10", "-i", "0.1", "-W", "3", server], "ping-1.log")
+        a.sh("ping -c 10 -i 0.1 -W 3 %s" % server)
+        assert first.wait(20) == 0
+        assert a.peer("datagram", host=server, port=9) == "ECONNREFUSED"
+        # No answer at all, but no error either, is what this is not.
+        started = time.monotonic()
+        assert a.peer("open", group="closed", host=server, port=9, timeout=5)["failed"] == {"ECONNREFUSED": 1}
+        assert time.monotonic() - started < 4
+        out = a.sh("ping -c 1 -W 3 -t 2 %s" % server, check=False).stdout
+        assert "Time to live exceeded" in out or "Hop limit" in out, out
+        assert ROUTER[number] in out, out
+    host.finish()
+
+
+@suite.test("traceroute by UDP, TCP and ICMP, and tracepath: the gateway, the router, the server, in this order")
+def routes(case):
+    host, a = world(case, "a")
+    host.nginx()
+    for number, server in enumerate(SERVER):
+        for options in ("", "-T -p 80", "-I"):
+            out = a.sh("traceroute -n -q 2 -w 2 -m 8 %s %s" % (options, server))
+            hops = [line.split()[1] for line in out.splitlines()[1:]]
+            assert hops[1:] == [ROUTER[number], server], (options, out)
+            assert hops[0] in (GATEWAY[number], "fe80::1", OWN[number]), out
+        out = a.sh("tracepath -n -m 8 %s" % server)
+        assert "reached" in out and "pmtu 1500" in out and ROUTER[number] in out, out
+    host.finish()
+
+
+# 4
+
+
+@suite.test("iperf3, TCP and UDP, both ways, one stream and eight")
+def iperf(case):
+    host, a = world(case, "a")
+    host.iperf()
+    for server in SERVER:
+        for options in ("", "-R", "-P 8"):
+            got = a.iperf(server, 2, options)
+            rate = got["sum_received"]["bits_per_second"] / 1e6
+            case.note("%s %s: %d Mbit/s" % (server, options, rate))
+            assert rate > 10, (options, got)
+        for options in ("", "-R"):
+            got = a.iperf(server, 2, "-u -b 20M -l 1200 " + options)["sum"]
+            assert got["packets"] > 1000 and got["lost_percent"] < 5, got
+    host.finish()
+
+
+# 5
+
+FILTERINGS = {
+    "default": (None, "NAT with Address and Port Dependent Filtering"),
+    "address-and-port": ("addressAndPortDependent", "NAT with Address and Port Dependent Filtering"),
+    "address": ("addressDependent", "NAT with Address Dependent Filtering"),
+    "endpoint-independent": ("endpointIndependent", "NAT with Endpoint Independent Filtering"),
+}
+
+
+@suite.test("turnutils_natdiscovery (RFC 5780) says: endpoint-independent mapping, and the filtering that was configured", cases=FILTERINGS)
+def natdiscovery(case, expected):
+    filtering, verdict = expected
+    host, a = world(case, "a", filtering=filtering)
+    host.stun()
+    for number, server in enumerate(SERVER):
+        out = a.sh("turnutils_natdiscovery -m -f -L %s %s" % (a.families[number], server))
+        assert "NAT with Endpoint Independent Mapping" in out, out
+        assert verdict in out, out
+    host.finish()
+
+
+# 6
+
+
+@suite.test("a smaller MTU on the path: TCP through NAT learns it and goes on, octet for octet; a datagram hears EMSGSIZE")
+def path_mtu(case):
+    host, a = world(case, "a")
+    host.nginx()
+    path = os.path.join(case.run, "up")
+    with open(path, "wb") as out:
+        out.write(os.urandom(3 << 20))
+    host.narrow(1300)
+    for number, server in enumerate(SERVER):
+        a.sh("curl -sS -f -m 60 -T %s %s" % (path, url(server, "up-%d" % number)))
+        assert digest(os.path.join(host.www, "up-%d" % number)) == digest(path)
+        assert "mtu 1300" in a.sh("ip route get %s" % server), "the container's kernel has learnt it"
+        a.sh("ip -4 route flush cache; ip -6 route flush cache")
+        assert a.peer("datagram", host=server, port=9, octets=1400) == "EMSGSIZE"
+        found = a.peer("datagram", host=server, port=9, octets=1400)
+        # The kernel's NAT puts IPv6 fragments together, and sends them on whole.
+        wanted = "EMSGSIZE" if number and internet.WAY == "kernel" else "ECONNREFUSED"
+        assert found == wanted, "in fragments, to a port that is closed: %s" % found
+        a.sh("ip -4 route flush cache; ip -6 route flush cache")
+        out = a.sh("tracepath -n -m 8 %s" % server)
+        assert "pmtu 1300" in out and "reached" in out, out
+    host.finish()
+
+
+@suite.test("a network with a smaller MTU than the outside: servers learn it from the switch, octet for octet, both ways")
+def narrow_network(case):
+    product_only("the kernel's bridge has one MTU")
+    host, a = world(case, "a", mtu=1300)
+    host.nginx()
+    with open(os.path.join(host.www, "big"), "wb") as out:
+        out.write(os.urandom(3 << 20))
+    # A guest that believes in 1500, and says so by its MSS.
+    a.sh("ip link set %s mtu 1500" % a.device, check=False)
+    for number, server in enumerate(SERVER):
+        mtu = a.sh("cat /sys/class/net/%s/mtu" % a.device).strip()
+        case.note("the container's own MTU: %s" % mtu)
+        path = os.path.join(case.run, "got")
+        a.sh("curl -sS -f -m 60 -o %s %s" % (path, url(server, "big")))
+        assert digest(path) == digest(os.path.join(host.www, "big"))
+        a.sh("curl -sS -f -m 60 -T %s %s" % (path, url(server, "up-%d" % number)))
+        assert digest(path) == digest(os.path.join(host.www, "up-%d" % number))
+    host.finish()
+
+
+# 7
+
+
+@suite.test("direct attach: the container has the public address on its NIC; every protocol and port comes in, its own leave from there")
+def direct_attach(case):
+    host, a, b = world(case, "a", "b")
+    host.attach(a, *FIRST_PUBLIC)
+    host.server.peer("serve", port=TELLS, mode="tells")
+    host.server.peer("reflect", port=REFLECT)
+    for number, public in enumerate(FIRST_PUBLIC):
+        a.carry(public)
+        if not number:
+            for port in (22, 8080, 65535):
+                a.peer("serve", port=port, mode="tells")
+            a.peer("reflect", port=53)
+        for node, own in ((host.customer, CUSTOMER), (host.server, SERVER)):
+            node.sh("ping -c 2 -i 0.2 -W 3 %s" % public)
+            for port in (22, 8080, 65535):
+                assert outside_of(node, a, public, port)[0] == own[number], "the guest sees who it is"
+            node.peer("bind", name="u", host=own[number])
+            assert node.peer("ask", name="u", to=[public, 53])[0] == own[number]
+            # Nobody listens: its own kernel says so.
+            assert node.peer("datagram", host=public, port=9) == "ECONNREFUSED"
+            assert node.peer("open", group="closed", host=public, port=9, timeout=5)["failed"] == {"ECONNREFUSED": 1}
+        assert outside_of(a, host.server, SERVER[number])[0] == public, "its own connections leave from there"
+        a.peer("bind", name="own", host=public, port=6000)
+        assert a.peer("ask", name="own", to=[SERVER[number], REFLECT]) == [public, 6000], "unchanged"
+        a.sh("ping -c 2 -i 0.2 -W 3 %s" % SERVER[number])
+        # The other one has what it had: the pool.
+        assert in_pool(outside_of(b, host.server, SERVER[number])[0])
+    # A protocol without ports: 47, GRE (RFC 2784), as it is.
+    listener = a.capture(a.device, "ip proto 47 or ip6 proto 47")
+    mac = host.router.sh("cat /sys/class/net/host0/address").strip()
+    up0 = host.host.sh("cat /sys/class/net/up0/address").strip()
+    for number, public in enumerate(FIRST_PUBLIC):
+        frame = packets.ip_frame(mac, up0, CUSTOMER[number], public, 47, b"\0\0\x08\0 payload")
+        host.router.peer("frames", device="host0", frames=[frame.hex()])
+    until(lambda: len(listener.frames()) == 2, "GRE arrives", 5)
+    host.finish()
+
+
+@suite.test("direct attach: policy judges what comes in by its real source, the first packet and the thousandth")
+def attach_policy(case):
+    host, a = world(case, "a")
+    host.attach(a, *FIRST_PUBLIC)
+    for public in FIRST_PUBLIC:
+        a.carry(public)
+    a.peer("serve", port=TELLS, mode="tells")
+    for number, public in enumerate(FIRST_PUBLIC):
+        assert outside_of(host.customer, a, public)[0] == CUSTOMER[number]
+    host.admit(a, SERVER[0] + "/32", SERVER[1] + "/128")
+    before = host.drops("policy_denied")
+    for number, public in enumerate(FIRST_PUBLIC):
+        found = host.customer.peer("open", group="denied", host=public, port=TELLS, timeout=2)
+        assert found == {"opened": 0, "failed": {"timeout": 1}}, found
+        assert host.customer.sh("ping -c 1 -W 1 %s" % public, check=False).returncode == 1
+        assert outside_of(host.server, a, public)[0] == SERVER[number]
+    if before is not None:
+        assert host.drops("policy_denied") >= before + 4
+    host.finish()
+
+
+@suite.test("direct attach: an address moves from one port to another and back; the daemon goes on, and so does everything else")
+def attach_moves(case):
+    host, a, b = world(case, "a", "b")
+    host.server.peer("serve", port=ECHO)
+    for space in (a, b):
+        space.peer("serve", port=TELLS, mode="tells")
+    assert b.peer("open", group="nat", host=SERVER[0], port=ECHO, count=20)["opened"] == 20
+    for turn, (to, other) in enumerate(((a, b), (b, a), (a, b))):
+        host.attach(to, *FIRST_PUBLIC)
+        for number, public in enumerate(FIRST_PUBLIC):
+            if turn:
+                other.drop(public)
+            to.carry(public)
+
+            def arrives():
+                listener = "tells-%d-%d" % (turn, number)
+                found = host.customer.peer("open", group=listener, host=public, port=TELLS, timeout=1)
+                return found["opened"] >= 1 and host.customer.peer("tell", group=listener)[0] == CUSTOMER[number]
+
+            until(arrives, "%s reaches %s" % (public, to.short), 15)
+            remotes = [r[0] for r in to.peer("remotes", port=TELLS)]
+            assert CUSTOMER[number] in remotes, "it is %s that was reached" % to.short
+            assert outside_of_attached(host, to, number) == public
+        assert b.peer("echo", group="nat") == {"ok": 20}, "what was there before goes on"
+    host.finish()
+
+
+def outside_of_attached(host, space, number):
+    """Who a container is to the second server."""
+    if not getattr(host.second, "told", False):
+        host.second.peer("serve", port=TELLS, mode="tells")
+        host.second.told = True
+    return outside_of(space, host.second, SECOND[number])[0]
+
+
+@suite.test("1:1 NAT: a guest that cannot carry the address has it all the same, every protocol and port, both ways")
+def one_to_one(case):
+    host, a = world(case, "a")
+    host.attach(a, *FIRST_PUBLIC, one_to_one=True)
+    host.server.peer("serve", port=TELLS, mode="tells")
+    host.server.peer("reflect", port=REFLECT)
+    a.peer("serve", port=22, mode="tells")
+    a.peer("reflect", port=53)
+    for number, public in enumerate(FIRST_PUBLIC):
+        host.customer.sh("ping -c 2 -i 0.2 -W 3 %s" % public)
+        assert outside_of(host.customer, a, public, 22)[0] == CUSTOMER[number]
+        host.customer.peer("bind", name="u", host=CUSTOMER[number])
+        assert host.customer.peer("ask", name="u", to=[public, 53])[0] == CUSTOMER[number]
+        assert host.customer.peer("datagram", host=public, port=9) == "ECONNREFUSED"
+        assert outside_of(a, host.server, SERVER[number])[0] == public
+        a.peer("bind", name="own", host=a.families[number], port=6000)
+        assert a.peer("ask", name="own", to=[SERVER[number], REFLECT]) == [public, 6000], "ports stay as they are"
+        a.sh("ping -c 2 -i 0.2 -W 3 %s" % SERVER[number])
+    host.finish()
+
+
+@suite.test("da3: two ports that claim one address: apply is refused, names both, and what was before stays")
+def two_claims(case):
+    product_only("objects")
+    host, a, b = world(case, "a", "b")
+    host.attach(a, *FIRST_PUBLIC)
+    a.carry(FIRST_PUBLIC[0])
+    a.peer("serve", port=TELLS, mode="tells")
+    assert outside_of(host.customer, a, FIRST_PUBLIC[0])[0] == CUSTOMER[0]
+    host.annotate(b, "own-ip")
+    try:
+        host.reload()
+        refused = json.dumps(b.port.describe())
+        assert "default/a" in refused or " a " in refused, "its status says who has it: %s" % refused
+    except RuntimeError as error:
+        refused = str(error)
+        assert "default/a" in refused and "default/b" in refused, refused
+    assert outside_of(host.customer, a, FIRST_PUBLIC[0])[0] == CUSTOMER[0], "the first goes on"
+    host.finish()
+
+
+# 8
+
+
+@suite.test("kill -9 under 200 (then 1,000) translated TCP connections and a UDP mapping: all go on, from the same outside ports",
+            cases={"200": 200, "1000": 1000})
+def killed(case, count):
+    host, a, b = world(case, "a", "b")
+    host.server.peer("serve", port=ECHO)
+    host.server.peer("reflect", port=REFLECT)
+    each = count // 4
+    told = {}
+    for space in (a, b):
+        for number, server in enumerate(SERVER):
+            opened = space.peer("open", group=server, host=server, port=ECHO, count=each)
+            assert opened == {"opened": each, "failed": {}}, opened
+            assert space.peer("echo", group=server) == {"ok": each}
+            space.peer("bind", name=server, host=space.families[number], port=6000)
+            told[space.short, server] = space.peer("ask", name=server, to=[server, REFLECT])
+            assert in_pool(told[space.short, server][0])
+    before = sorted(map(tuple, host.server.peer("remotes", port=ECHO)))
+    assert len(set(before)) == count
+    for how in ("kill", "stop", "kill"):
+        host.restart(how)
+        for space in (a, b):
+            for number, server in enumerate(SERVER):
+                assert space.peer("echo", group=server, timeout=30) == {"ok": each}, (how, space.short, server)
+                again = space.peer("ask", name=server, to=[server, REFLECT])
+                assert again == told[space.short, server], (how, again, told)
+                # Nobody new gets an outside port that is in use.
+                assert space.peer("open", group="new" + server, host=server, port=ECHO, count=20)["failed"] == {}
+                assert space.peer("echo", group="new" + server) == {"ok": 20 * (1 + ("kill", "stop", "kill").index(how))} or how == "kill"
+        after = list(map(tuple, host.server.peer("remotes", port=ECHO)))
+        assert len(after) == len(set(after)) and set(before) <= set(after), "the same connections, all different"
+    host.finish()
+
+
+# 9
+
+
+@suite.test("the uplink goes down and up again, four times: what needed it waits and goes on; what did not never notices")
+def flapped(case):
+    host, a, b = world(case, "a", "b")
+    host.server.peer("serve", port=ECHO)
+    b.peer("serve", port=ECHO)
+    for server in SERVER:
+        assert a.peer("open", group=server, host=server, port=ECHO, count=50)["opened"] == 50
+    assert a.peer("open", group="local", host=b.v4, port=ECHO, count=50)["opened"] == 50
+    for space, device in ((host.host, "up0"), (host.router, "host0")) * 2:
+        space.sh("ip link set %s down" % device)
+        assert a.peer("echo", group="local", timeout=5) == {"ok": 50}, "others do not notice"
+        time.sleep(0.5)
+        space.sh("ip link set %s up" % device)
+        # The kernel's IPv6 addresses went with the link.
+        if space is host.router:
+            space.sh("ip addr replace %s/64 dev host0 nodad" % ROUTER[1])
+        else:
+            space.sh("ip addr replace %s/64 dev up0 nodad; ip route replace default via %s; ip route replace default via %s" % ((KERNEL[1],) + ROUTER))
+            if internet.WAY != "product":
+                space.sh("; ".join("ip addr replace %s/128 dev up0 nodad" % address for address in addresses(POOL[1])))
+        for server in SERVER:
+            assert a.peer("echo", group=server, timeout=40) == {"ok": 50}, server
+    host.finish()
+
+
+@suite.test("the gateway has another MAC address all of a sudden, and does not say so: traffic goes on within seconds")
+def gateway_changes(case):
+    host, a = world(case, "a")
+    host.server.peer("serve", port=ECHO)
+    for server in SERVER:
+        assert a.peer("open", group=server, host=server, port=ECHO, count=20)["opened"] == 20
+    for number in (1, 2):
+        # Its old neighbours stay as it knows them; they are not told.
+        host.router.sh("ip link set host0 address 02:00:00:00:0%d:01" % number)
+        for server in SERVER:
+            assert a.peer("echo", group=server, timeout=60) == {"ok": 20}, server
+    host.finish()
+
+
+# 10
+
+
+def foreign(host, frames, up0):
+    """What the kernel of the host had no business to say on the segment."""
+    ours = set(OWN) | {address for cidr in POOL + PUBLIC for address in addresses(cidr)}
+    found = []
+    for seen in frames:
+        if seen.src_mac != up0:
+            continue
+        if seen.ethertype == 0x0806 and seen.dst in ours and seen.operation == 1 and seen.src != seen.dst:
+            found.append(("asks for an address of ours", seen))
+        if seen.neighbour and seen.neighbour[0] == 135 and seen.neighbour[1] in ours and seen.src != "::":
+            found.append(("asks for an address of ours", seen))
+        if seen.icmp in ((5, 0), (5, 1), (137, 0)):
+            found.append(("redirects", seen))
+        if seen.tcp_flags & RST and seen.src in ours:
+            found.append(("resets", seen))
+        if seen.icmp and seen.icmp[0] in (3, 11) and seen.protocol == 1 or seen.icmp and seen.icmp[0] in (1, 2, 3, 4) and seen.protocol == 58:
+            found.append(("complains", seen))
+        if seen.src in SERVER + SERVER_ALIAS + SECOND + CUSTOMER:
+            found.append(("forwards back what came for us", seen))
+    return found
+
+
+@suite.test("the host's kernel forwards, and stays out: no RST, no redirect, no duplicate, no neighbour's question or second answer")
+def kernel_stays_out(case):
+    product_only("it is about the kernel beside it")
+    host, a, b = world(case, "a", "b")
+    host.attach(b, *FIRST_PUBLIC)
+    host.nginx()
+    host.server.peer("serve", port=ECHO)
+    b.peer("serve", port=TELLS, mode="tells")
+    for public in FIRST_PUBLIC:
+        b.carry(public)
+    up0 = host.host.sh("cat /sys/class/net/up0/address").strip()
+
+    def talk():
+        # The router asks again, with nobody's help.
+        host.router.sh("ip neigh flush dev host0")
+        for number, server in enumerate(SERVER):
+            a.sh("curl -sS -f -m 20 -o /dev/null -w '%%{http_code}' %s || true" % url(server, ""))
+            assert a.peer("open", group=server, host=server, port=ECHO, count=20)["failed"] == {}
+            assert a.peer("echo", group=server) in ({"ok": 20}, {"ok": 40}, {"ok": 60})
+            a.sh("ping -c 2 -i 0.2 -W 3 %s" % server)
+            assert outside_of(host.customer, b, FIRST_PUBLIC[number])[0] == CUSTOMER[number]
+            # To addresses of ours that nobody has, and to ports without a mapping.
+            for address in (addresses(POOL[number])[3], SECOND_PUBLIC[number], OWN[number]):
+                host.customer.peer("open", group="none", host=address, port=99, timeout=0.5)
+            # The kernel's own addresses work as ever.
+            host.host.sh("ping -c 1 -W 3 %s" % server)
+            host.server.sh("ping -c 1 -W 3 %s" % KERNEL[number])
+
+    def observed():
+        listener = host.router.capture("host0")
+        talk()
+        return listener.stop()
+
+    frames = observed()
+    wrong = foreign(host, frames, up0)
+    assert wrong == [], wrong[:10]
+    # Each question is answered once.
+    owned = addresses(POOL[0])[:1] + [FIRST_PUBLIC[0]]
+    for address in owned:
+        asked = [s for s in frames if s.ethertype == 0x0806 and s.operation == 1 and s.dst == address and s.src_mac != up0]
+        told = [s for s in frames if s.ethertype == 0x0806 and s.operation == 2 and s.src == address]
+        assert len(told) <= len(asked), (address, asked, told)
+    # Nothing twice: a TCP segment of ours with data appears once (retransmissions are rare where nothing is lost).
+    segments = [s.data[14:] for s in frames if s.src_mac == up0 and s.protocol == 6 and len(s.data) > 100]
+    assert len(segments) - len(set(segments)) <= len(segments) // 50, "%d of %d twice" % (len(segments) - len(set(segments)), len(segments))
+    rules = host.host.sh("nft list ruleset; tc filter show dev up0 ingress; tc qdisc show dev up0")
+    # A crash leaves the rules; the next start has them once, and its end takes them away.
+    host.restart("kill")
+    assert foreign(host, observed(), up0) == []
+    again = host.host.sh("nft list ruleset; tc filter show dev up0 ingress; tc qdisc show dev up0")
+    assert len(again.splitlines()) == len(rules.splitlines()), (rules, again)
+    host.finish()
+    host.daemon.stop()
+    left = host.host.sh("nft list ruleset; tc filter show dev up0 ingress").strip()
+    assert left == "", left
+    host.daemon.start()
+
+
+@suite.test("a pool address that the kernel itself holds is refused, with the cure")
+def kernel_holds_a_pool_address(case):
+    product_only("objects")
+    host, a = world(case, "a")
+    for number, address in enumerate(KERNEL):
+        host.pool(addresses=list(POOL) + [address])
+        try:
+            host.reload()
+        except RuntimeError as error:
+            assert address in str(error) and "up0" in str(error), error
+            assert "ip addr del" in str(error), "the cure: %s" % error
+        else:
+            raise AssertionError("it was accepted: %s" % address)
+    host.pool(addresses=list(POOL))
+    host.reload()
+    host.finish()
+
+
+# 11
+
+
+@suite.test("a pool without room: new flows are refused by ICMP, what is there goes on, and an event names the biggest user")
+def exhausted(case):
+    product_only("port blocks")
+    # Room for 64 UDP ports each for one workload, and for one block in all.
+    host, a, b = world(case, "a", "b", pool=[addresses(POOL[0])[0], addresses(POOL[1])[0]], block={"size": 64, "min": 64, "max": 64}, overload=False)
+    host.server.peer("reflect", port=REFLECT)
+    host.server.peer("serve", port=ECHO)
+    for number, server in enumerate(SERVER):
+        names = []
+        refused = 0
+        for i in range(80):
+            name = "%d-%d" % (number, i)
+            a.peer("bind", name=name, host=a.families[number])
+            if a.peer("ask", name=name, to=[server, REFLECT], tries=1, timeout=0.5):
+                names.append(name)
+            else:
+                refused += 1
+        assert len(names) == 64 and refused == 16, (len(names), refused)
+        assert a.peer("datagram", host=server, port=REFLECT, timeout=2) == "EHOSTUNREACH", "code 1: no room (RFC 6888)"
+        for name in names[:8]:
+            assert a.peer("ask", name=name, to=[server, REFLECT]), "what is there goes on"
+        # TCP has room of its own (RFC 7857: the spaces are separate).
+        assert a.peer("open", group="tcp", host=server, port=ECHO, count=64)["failed"] == {}
+        found = a.peer("open", group="tcp", host=server, port=ECHO, count=1, timeout=3)["failed"]
+        assert found in ({"EHOSTUNREACH": 1}, {"timeout": 1}), found
+        a.peer("close", group="tcp")
+        told = host.daemon.cli("observe", "--type", "nat", "--last", "50", "-o", "json", check=False).stdout
+        assert "default/a" in told, "the event names the biggest user: %s" % told
+        # The other one is not hindered.
+        b.peer("bind", name=server, host=b.families[number])
+        assert b.peer("ask", name=server, to=[server, REFLECT]), "one workload's load is its own"
+    assert host.drops("nat_exhausted") > 0
+    host.finish()
+
+
+@suite.test("an address of the pool is drained: what uses it goes on, what is new comes from the others")
+def drained(case):
+    product_only("the kernel has no such thing")
+    host, a = world(case, "a")
+    host.server.peer("serve", port=ECHO)
+    host.server.peer("serve", port=TELLS, mode="tells")
+    for number, server in enumerate(SERVER):
+        assert a.peer("open", group=server, host=server, port=ECHO, count=20)["opened"] == 20
+        used = host.server.peer("remotes", port=ECHO)[-1][0]
+        host.pool(addresses=list(POOL), draining=[used])
+        host.reload()
+        assert a.peer("echo", group=server) == {"ok": 20}
+        told = outside_of(a, host.server, server)
+        assert in_pool(told[0]) and told[0] != used, (told, used)
+        assert a.peer("echo", group=server) == {"ok": 20}
+    host.finish()
+
+
+# 12
+
+
+@suite.test("hairpin: one container reaches another by its public address, and by its mapping, and is seen from outside", cases={
+    "attached": False, "mapping": True})
+def hairpin(case, mapping):
+    if mapping:
+        product_only("endpoint-independent filtering")
+        host, a, b = world(case, "a", "b", filtering="endpointIndependent")
+    else:
+        host, a, b = world(case, "a", "b")
+        product_only("a kernel has one way to a network that it is on")
+        host.attach(b, *FIRST_PUBLIC)
+        b.peer("serve", port=TELLS, mode="tells")
+    host.server.peer("reflect", port=REFLECT)
+    for number, server in enumerate(SERVER):
+        a.peer("bind", name=server, host=a.families[number], port=6000)
+        own = a.peer("ask", name=server, to=[server, REFLECT])
+        if mapping:
+            b.peer("bind", name=server, host=b.families[number], port=6000)
+            to = b.peer("ask", name=server, to=[server, REFLECT])
+        else:
+            b.carry(FIRST_PUBLIC[number])
+            b.peer("bind", name=server, host=FIRST_PUBLIC[number], port=6000)
+            to = [FIRST_PUBLIC[number], 6000]
+            assert in_pool(outside_of(a, b, to[0])[0]), "TCP: the external source"
+        a.peer("send", name=server, to=to, text="around")
+        assert b.peer("take", name=server) == ["around", own], "the external source and port (RFC 4787 REQ-9)"
+        b.peer("send", name=server, to=own, text="and back")
+        assert a.peer("take", name=server) == ["and back", to]
+    host.finish()
+
+
+# 13
+
+
+@suite.test("frames with other people's sources, 20,000 of them: none reaches the router or the other container")
+def spoofed(case):
+    host, a, b = world(case, "a", "b")
+    host.server.peer("serve", port=ECHO)
+    for server in SERVER:
+        assert a.peer("open", group=server, host=server, port=ECHO, count=5)["opened"] == 5
+    listeners = [host.router.capture("host0", octets=128), b.capture(b.device, octets=128)]
+    made = []
+    for number, server in enumerate(SERVER):
+        sources = [OWN[number], KERNEL[number], ROUTER[number], SECOND[number], CUSTOMER[number], addresses(POOL[number])[0],
+                   FIRST_PUBLIC[number], b.families[number], GATEWAY[number], addresses(INSIDE[0])[77] if not number else INSIDE[1][:-3] + "77",
+                   "::1" if number else "127.0.0.1", "ff02::1" if number else "224.0.0.1", "fe80::77" if number else "169.254.7.7",
+                   "::" if number else "0.0.0.0"]
+        for source in sources:
+            for to in (server, b.families[number], FIRST_PUBLIC[number], addresses(POOL[number])[1]):
+                made.append(packets.frame(120, len(made), a.mac, ROUTER_MAC, source, to, 4242, 4243))
+                made.append(packets.tcp_frame(a.mac, ROUTER_MAC, source, to, (4242, 4243), 1, 0, SYN))
+                made.append(packets.tcp_frame(a.mac, ROUTER_MAC, source, to, (4242, 4243), 1, 1, ACK | RST))
+    every = [frame.hex() for frame in made]
+    for _ in range(20_000 // len(every) + 1):
+        for at in range(0, len(every), 100):
+            a.peer("frames", device=a.device, frames=every[at:at + 100])
+    for listener, who in zip(listeners, ("router", "b")):
+        reached = [s for s in listener.stop() if s.ports and 4242 in s.ports or s.ports and 4243 in s.ports]
+        assert reached == [], "%d at %s: %s" % (len(reached), who, reached[:5])
+    for server in SERVER:
+        assert a.peer("echo", group=server) == {"ok": 5}
+    if host.daemon:
+        assert host.drops("spoofed_ip") >= 15_000, host.daemon.stats()["a"]
+    host.finish()
+
+
+@suite.test("from outside with sources of ours or of the inside: none is let in, whatever it pretends to answer")
+def spoofed_from_outside(case):
+    host, a, b = world(case, "a", "b")
+    host.attach(b, *FIRST_PUBLIC)
+    for public in FIRST_PUBLIC:
+        b.carry(public)
+    mac = host.router.sh("cat /sys/class/net/host0/address").strip()
+    up0 = host.host.sh("cat /sys/class/net/up0/address").strip()
+    product_only("reverse path filters of a kernel are another matter")
+    listeners = [a.capture(a.device), b.capture(b.device)]
+    made = []
+    for number in (0, 1):
+        for source in (OWN[number], addresses(POOL[number])[0], FIRST_PUBLIC[number], a.families[number], b.families[number],
+                       "::1" if number else "127.0.0.1", "ff02::1" if number else "224.0.0.1"):
+            for to in (a.families[number], b.families[number], FIRST_PUBLIC[number], addresses(POOL[number])[0]):
+                made.append(packets.frame(120, len(made), mac, up0, source, to, 4242, 4243))
+    host.router.peer("frames", device="host0", frames=[frame.hex() for frame in made])
+    for listener in listeners:
+        reached = [s for s in listener.stop() if s.ports and 4242 in s.ports]
+        assert reached == [], reached[:5]
+    host.finish()
+
+
+# 14
+
+
+@suite.test("driver: tap: the kernel routes the pool to the daemon, for hosts with a single address")
+def tap_driver(case):
+    product_only("drivers")
+    host, a = world(case, "a", driver="tap", start=False)
+    host.nginx()
+    # The kernel of the host is the router: it answers for the pool at its own uplink, and sends it to the TAP.
+    host.uplink(driver="tap", interface="hw-up", addresses=["192.168.77.2/30", "fd00:77::2/64"], gateways=["192.168.77.1", "fd00:77::1"])
+    host.daemon.start()
+    until(lambda: host.host.sh("ip link show hw-up", check=False).returncode == 0, "the TAP", 20)
+    host.host.sh("ip addr replace 192.168.77.1/30 dev hw-up; ip addr replace fd00:77::1/64 dev hw-up nodad; ip link set hw-up up; "
+                 "ip route replace {0} via 192.168.77.2; ip -6 route replace {1} via fd00:77::2; "
+                 "sysctl -qw net.ipv4.conf.up0.proxy_arp=1 net.ipv6.conf.up0.proxy_ndp=1".format(*POOL))
+    for address in addresses(POOL[1]):
+        host.host.sh("ip -6 neigh replace proxy %s dev up0" % address)
+    for space in host.containers:
+        space.v4, space.v6, space.mac = space.port.v4, space.port.v6, space.port.mac
+        space.connect()
+    host.ready()
+    with open(os.path.join(host.www, "big"), "wb") as out:
+        out.write(os.urandom(5 << 20))
+    for server in SERVER:
+        path = os.path.join(case.run, "got")
+        a.sh("curl -sS -f -m 60 -o %s %s" % (path, url(server, "big")))
+        assert digest(path) == digest(os.path.join(host.www, "big"))
+        a.sh("curl -sS -f -m 60 -T %s %s" % (path, url(server, "up-%d" % family(server))))
+        assert digest(path) == digest(os.path.join(host.www, "up-%d" % family(server)))
+    assert all(in_pool(address) for address in host.clients()), set(host.clients())
+    host.finish()
+
+
+# 15
+
+
+@suite.test("no pool, or egress none: nothing leaves, the container hears it, the drop and trace say why", cases={"no-pool": False, "none": True})
+def no_way_out(case, none):
+    product_only("objects")
+    host, a, b = world(case, "a", "b", start=False, **({} if none else {"pool": None}))
+    if none:
+        network = next(o for o in host.daemon.objects if o["kind"] == "Network")
+        network["spec"]["egress"] = {"ipv4": "none", "ipv6": "none"}
+    host.start()
+    listener = host.router.capture("host0", "not arp and not icmp6")
+    before = sum(host.daemon.stats()["a"]["dropped"].values())
+    for number, server in enumerate(SERVER):
+        assert a.sh("ping -c 1 -W 1 %s" % server, check=False).returncode != 0
+        found = a.peer("open", group="none", host=server, port=80, timeout=2)
+        assert found["opened"] == 0, found
+        done = host.daemon.cli("trace", "--from", "default/a", "--to", "%s:80" % ("[%s]" % server if number else server), check=False)
+        case.note(done.stdout + done.stderr)
+        assert done.returncode == 1 and "egress" in done.stdout, done.stdout + done.stderr
+        a.sh("ping -c 1 -W 3 %s" % b.families[number])
+    assert [s for s in listener.stop() if s.src in a.families] == []
+    after = host.daemon.stats()["a"]["dropped"]
+    assert sum(after.values()) >= before + 4, after
+    host.finish()
+
+
+@suite.test("who had it: nat list, nat lookup, nat stats, whois, uplink get and trace answer for a connection that is there")
+def who_had_it(case):
+    product_only("the command line")
+    host, a = world(case, "a")
+    host.server.peer("serve", port=ECHO)
+    for number, server in enumerate(SERVER):
+        assert a.peer("open", group=server, host=server, port=ECHO)["opened"] == 1
+        address, port = host.server.peer("remotes", port=ECHO)[-1]
+        outside = ("[%s]:%d" if number else "%s:%d") % (address, port)
+        inside = a.families[number]
+        for command in (["nat", "list"], ["nat", "lookup", outside], ["nat", "lookup", outside, "--protocol", "tcp"], ["whois", outside]):
+            said = host.daemon.cli(*command, check=False)
+            case.note("%s: %s%s" % (command, said.stdout, said.stderr))
+            assert said.returncode == 0 and "default/a" in said.stdout, (command, said.stdout, said.stderr)
+        assert inside in host.daemon.cli("nat", "list"), "the inside address"
+        for command in (["nat", "stats"], ["nat", "pools"], ["nat", "pools", "--cidr"], ["uplink", "get"]):
+            said = host.daemon.cli(*command)
+            case.note("%s: %s" % (command, said))
+            assert said.strip(), command
+        said = host.daemon.cli("trace", "--from", "default/a", "--to", "%s:80" % ("[%s]" % server if number else server))
+        assert "snat" in said and address in said, said
+    status, body = host.daemon.http("/metrics")
+    assert status == 200 and "hostweave_nat" in body, body[:2000]
+    host.finish()
+
+
+if __name__ == "__main__":
+    suite.main()
