@@ -237,7 +237,7 @@ fn hostile_connections_are_cut_and_others_go_on() {
         let mut response = good.clone();
         response[4] |= 0x80;
         for octets in [&[0xff, 0xff, 1, 2, 3][..], &[0, 0], &response] {
-            assert_eq!(over_tcp(&mut guest, gateway, octets, |_| false), []);
+            assert!(over_tcp(&mut guest, gateway, octets, |_| false).is_empty());
         }
         // Two queries at once have two answers.
         let both = over_tcp(&mut guest, gateway, &[&good[..], &good].concat(), |octets| {

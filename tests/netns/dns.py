@@ -37,7 +37,7 @@ def reply(query, tcp):
         at += 1 + query[at]
     name, question = ".".join(labels), query[12:at + 5]
     kind = struct.unpack(">H", query[at + 1:at + 3])[0]
-    print(name, kind, "tcp" if tcp else "udp", flush=True)
+    print("asked", name, kind, "tcp" if tcp else "udp", flush=True)
     record = lambda n: b"\\xc0\\x0c" + struct.pack(">HHIH", 1, 1, 60, 4) + bytes([198, 51, 100, n])
     soa = b"\\0" + struct.pack(">HHIH", 6, 1, 60, 22) + b"\\0\\0" + struct.pack(">IIIII", 1, 1, 1, 1, 60)
     flags, answers, authority = 0x8180, [], b""
@@ -78,7 +78,7 @@ class Scene:
         self.log = case.log("upstream.log")
         self.upstream = process.spawn(["python3", "-uc", UPSTREAM, str(PORT)], self.log)
         case.callback(process.kill, self.upstream)
-        until(lambda: "ready" in open(self.log).read(), "the upstream server", 20)
+        until(lambda: "\nready\n" in open(self.log).read(), "the upstream server", 20)
         same = ["192.0.2.0/24", "2001:db8:0:1::/64"]
         self.daemon = Daemon(case, networks={"red": same, "blue": ["198.18.0.0/24"]})
         self.daemon.host(dns={"upstream": ["127.0.0.1:%d" % PORT]})
@@ -108,7 +108,7 @@ class Scene:
         return self.space.sh("dig +time=3 +tries=2 " + " ".join(arguments))
 
     def asked(self):
-        return [line for line in open(self.log).read().split("\n") if line and line != "ready"]
+        return [line[len("asked "):] for line in open(self.log).read().split("\n") if line.startswith("asked ")]
 
 
 @suite.test("dig gets ports, reverse names, SOA and the version from both gateways; another network's names do not exist")
