@@ -217,9 +217,10 @@ fn servers_that_do_not_answer_are_told_and_the_guest_gets_an_answer() {
         let reply = ask(&mut guest, GATEWAYS[0], name, RecordType::A);
         assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
     }
-    host.event("event of the server", |event| {
-        matches!(event, FabricEvent::DnsUpstream { server, failure: Some(_) } if *server == closed.to_string())
-    });
+    host.event(
+        "event of the server",
+        |event| matches!(event, FabricEvent::DnsUpstream { server, failure: Some(_) } if *server == closed.to_string()),
+    );
     assert_eq!(host.fabric.dns().report().upstreams, [(closed.to_string(), false)]);
     // The other one of two is asked, and found at once.
     let upstream = Upstream::start();

@@ -292,3 +292,25 @@ fn gateways(network: &Network) -> impl Iterator<Item = IpAddr> {
     let v4 = network.v4.map(|(_, gateway)| IpAddr::V4(gateway));
     v4.into_iter().chain(network.v6.map(|(_, gateway)| IpAddr::V6(gateway)))
 }
+
+/// A zone by itself, without a network and without anybody to ask: for benchmarks and fuzzing.
+pub struct Answers(Server);
+
+impl Answers {
+    /// The zone of an input.
+    pub fn new(input: &ZoneInput) -> Self {
+        let counters = Arc::new(Counters::default());
+        let upstreams = Upstreams::new(tokio::sync::mpsc::unbounded_channel().0);
+        upstreams.configure(Some(&[]), Vec::new());
+        let forwarder = Forwarder::new(upstreams, Arc::clone(&counters));
+        Self(Server { zone: ArcSwap::from_pointee(Zone::new(input, 1)), forwarder, counters })
+    }
+
+    /// What is answered to a datagram; nothing where the zone has no answer.
+    pub fn answer(&self, datagram: &[u8]) -> Option<Vec<u8>> {
+        match self.0.handle(datagram, true) {
+            Handled::Reply(reply, _) => Some(reply),
+            Handled::Later(_) | Handled::Nothing => None,
+        }
+    }
+}
