@@ -33,7 +33,7 @@ const ONE_KIND: &[(Kind, &str, Fate)] = &[
     (Kind::HostConfig, "spec.hostAccess", Fate::NotYet),
     (Kind::HostConfig, "spec.overlay", Fate::NotYet),
     (Kind::HostConfig, "spec.store.etcd", Fate::NotYet),
-    (Kind::HostConfig, "spec.dns", Fate::NotYet),
+    (Kind::HostConfig, "spec.dns.publicZones", Fate::NotYet),
     (Kind::HostConfig, "spec.ingress", Fate::NotYet),
     (Kind::HostConfig, "spec.dashboard", Fate::NotYet),
     (Kind::HostConfig, "spec.metrics", Fate::NotYet),

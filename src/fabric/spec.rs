@@ -21,6 +21,8 @@ use hostweave_switch::tables::Network;
 use ipnet::IpNet;
 use uuid::Uuid;
 
+pub use crate::services::dns::spec::DnsSpec;
+
 /// Connections that a host has room for, where nothing is written.
 pub const CONNECTIONS_MAX_DEFAULT: u32 = 1 << 18;
 
@@ -61,6 +63,8 @@ pub struct Desired {
     pub nat_pools: Vec<NatPoolSpec>,
     /// Public addresses that sit on one port each; no address twice.
     pub attached: Vec<AttachSpec>,
+    /// DNS at the gateways; `None` for none.
+    pub dns: Option<DnsSpec>,
 }
 
 /// A list of ports. Cheap to clone, and to compare with its own clone: a change of policy costs nothing per port.
@@ -302,6 +306,8 @@ pub enum FabricEvent {
     AddressDeclined { port: String, address: Ipv4Addr },
     /// A DHCP lease was confirmed to the guest.
     LeaseConfirmed { port: String, address: std::net::IpAddr },
+    /// An upstream DNS server does not answer, or, without a reason, answers again.
+    DnsUpstream { server: String, failure: Option<String> },
     /// Frames pass the uplink.
     UplinkUp { interface: String, mtu: u16 },
     /// No frames pass the uplink any more.

@@ -57,7 +57,7 @@ pub struct Network {
     pub learning: bool,
     /// Search domain that DHCP and RA hand out, such as `cluster.local`.
     pub domain: Option<String>,
-    /// Resolvers that DHCP and RA hand out; the gateway once it answers DNS.
+    /// Resolvers that DHCP and RA hand out.
     pub resolvers: Vec<IpAddr>,
     /// The port behind which the host's own services of this network listen; owns the gateway's addresses.
     pub internal: PortId,

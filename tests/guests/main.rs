@@ -4,6 +4,7 @@
 
 mod basics;
 mod cluster_policy;
+mod dns;
 mod established;
 mod floods;
 mod hostile;

@@ -3,6 +3,7 @@
 
 pub mod annotations;
 mod cluster_network_policy;
+mod dns;
 mod host_config;
 mod meta;
 mod network;
