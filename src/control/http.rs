@@ -230,6 +230,7 @@ async fn scrape(server: &Server) -> Result<Reply, RpcError> {
             policy: fabric.policy_report(),
             connections: fabric.connection_report(),
             flows_lost: fabric.flow_log().lost(),
+            dns: fabric.dns().report(),
             nat: nat.stats,
             nat_addresses: nat.addresses.iter().map(|stats| nat_address(&snapshot, stats)).collect(),
             uplink: fabric.uplink_status().map(uplink_sample),

@@ -15,10 +15,13 @@ use hostweave_policy::model::{
 };
 use hostweave_switch::MacAddr;
 pub use hostweave_switch::connection::Timeouts;
+pub use hostweave_switch::rate::PortRates;
 pub use hostweave_switch::tables::LocalServices;
 use hostweave_switch::tables::Network;
 use ipnet::IpNet;
 use uuid::Uuid;
+
+pub use crate::services::dns::spec::DnsSpec;
 
 /// Connections that a host has room for, where nothing is written.
 pub const CONNECTIONS_MAX_DEFAULT: u32 = 1 << 18;
@@ -60,6 +63,8 @@ pub struct Desired {
     pub nat_pools: Vec<NatPoolSpec>,
     /// Public addresses that sit on one port each; no address twice.
     pub attached: Vec<AttachSpec>,
+    /// DNS at the gateways; `None` for none.
+    pub dns: Option<DnsSpec>,
 }
 
 /// A list of ports. Cheap to clone, and to compare with its own clone: a change of policy costs nothing per port.
@@ -225,6 +230,8 @@ pub struct PortSpec {
     pub named_ports: Vec<NamedPort>,
     /// Connections that it may have opened at a time.
     pub flows_max: u32,
+    /// What it may send and receive per second.
+    pub rates: PortRates,
 }
 
 impl PortSpec {
@@ -299,6 +306,8 @@ pub enum FabricEvent {
     AddressDeclined { port: String, address: Ipv4Addr },
     /// A DHCP lease was confirmed to the guest.
     LeaseConfirmed { port: String, address: std::net::IpAddr },
+    /// An upstream DNS server does not answer, or, without a reason, answers again.
+    DnsUpstream { server: String, failure: Option<String> },
     /// Frames pass the uplink.
     UplinkUp { interface: String, mtu: u16 },
     /// No frames pass the uplink any more.

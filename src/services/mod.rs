@@ -8,6 +8,7 @@ mod arp;
 mod datagram;
 mod dhcp4;
 mod dhcp6;
+pub mod dns;
 #[cfg(test)]
 mod hostile_tests;
 pub mod internal;
