@@ -11,6 +11,7 @@ mod conntrack;
 mod daemon;
 mod demo;
 mod describe_policy;
+mod dns;
 mod doctor;
 pub mod failure;
 mod nat;
@@ -122,6 +123,9 @@ enum Command {
     /// Show and forget connections
     #[command(subcommand)]
     Conntrack(conntrack::Command),
+    /// Ask for names as guests do
+    #[command(subcommand)]
+    Dns(dns::Command),
     /// Show NAT mappings, how full the addresses are, and who had which L4 port
     #[command(subcommand)]
     Nat(nat::Command),
@@ -253,6 +257,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Observe(args) => done(observe::observe(&session, &args)),
         Command::Policy(command) => done(policy::run(&session, &command)),
         Command::Conntrack(command) => done(conntrack::run(&session, &command)),
+        Command::Dns(command) => dns::run(&session, &command),
         Command::Nat(command) => done(nat::run(&session, &command)),
         Command::Uplink(command) => done(uplink::run(&session, &command)),
         Command::Whois(args) => done(whois::run(&session, &args)),

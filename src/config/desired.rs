@@ -55,7 +55,7 @@ pub fn to_desired(
     host: &HostFacts<'_>,
 ) -> (Desired, Vec<Diagnostic>) {
     let mut problems = Vec::new();
-    let networks = set.networks().map(|(name, network)| network_of(name, network)).collect();
+    let networks = set.networks().map(|(name, network)| network_of(name, network, set.host())).collect();
     let mut ports = Vec::new();
     for (key, object, port) in set.ports() {
         let Some(assignment) = assignments.get(key) else { continue };
@@ -74,6 +74,7 @@ pub fn to_desired(
                 labels: set.labels(key),
                 named_ports: port.named_ports.iter().map(named_port).collect(),
                 flows_max: port.flows_max.unwrap_or(set.host().defaults.flows_max),
+                rates: port.rates,
             }),
             Err(problem) => problems.push(object.diagnose(problem)),
         }
@@ -81,7 +82,7 @@ pub fn to_desired(
     let config = set.host();
     let mut desired = Desired {
         networks,
-        ports,
+        ports: ports.into(),
         policy: policies::spec(set),
         established: config.established,
         local: config.infrastructure.answers,
@@ -89,6 +90,7 @@ pub fn to_desired(
         uplink: None,
         nat_pools: Vec::new(),
         attached: Vec::new(),
+        dns: Some(config.dns.clone()),
     };
     problems.extend(outside::resolve(set, services, &mut desired));
     (desired, problems)
@@ -98,7 +100,11 @@ fn named_port(named: &checked::NamedPort) -> NamedPort {
     NamedPort { name: named.name.clone(), protocol: checked::protocol(named.protocol), port: named.port }
 }
 
-fn network_of(name: &str, network: &checked::Network) -> Network {
+fn network_of(name: &str, network: &checked::Network, host: &checked::HostConfig) -> Network {
+    let gateways = || {
+        let v4 = network.v4.map(|(_, gateway)| gateway.into());
+        v4.into_iter().chain(network.v6.map(|(_, gateway)| gateway.into())).collect()
+    };
     Network {
         name: name.to_owned(),
         vni: network.vni,
@@ -107,8 +113,9 @@ fn network_of(name: &str, network: &checked::Network) -> Network {
         mtu: network.mtu,
         addressing: network.addressing,
         learning: network.learning,
-        domain: network.domain.clone(),
-        resolvers: network.resolvers.clone(),
+        domain: network.domain.clone().or_else(|| Some(host.dns.domain.clone())),
+        // The gateway answers DNS.
+        resolvers: if network.resolvers.is_empty() { gateways() } else { network.resolvers.clone() },
         // The fabric gives each network its internal port.
         internal: PortId::NONE,
         // What reaches beyond the network comes last.

@@ -121,7 +121,7 @@ fn key_of(port: &str) -> Option<ObjectKey> {
     (!name.contains('/')).then(|| ObjectKey::port(namespace, name))
 }
 
-/// The port that an event is about; `None` for those of the uplink.
+/// The port that an event is about; `None` for those of the uplink and of DNS.
 fn port_of(event: &FabricEvent) -> Option<&str> {
     match event {
         FabricEvent::Connected { port, .. }
@@ -136,6 +136,7 @@ fn port_of(event: &FabricEvent) -> Option<&str> {
         | FabricEvent::NatBlockAllocated { port, .. }
         | FabricEvent::NatBlockReleased { port, .. }
         | FabricEvent::NatExhausted { port, .. } => Some(port),
+        FabricEvent::DnsUpstream { .. } => None,
         FabricEvent::UplinkUp { .. }
         | FabricEvent::UplinkDown { .. }
         | FabricEvent::UplinkFailed { .. }
@@ -193,6 +194,13 @@ fn describe(event: FabricEvent) -> (EventType, String, Value) {
             );
             let data = json!({"pool": pool, "address": address, "biggest": biggest, "ports": ports});
             (EventType::NatExhausted, message, data)
+        }
+        FabricEvent::DnsUpstream { server, failure: Some(reason) } => {
+            let message = format!("DNS server {server} does not answer: {reason}");
+            (EventType::DnsUpstreamFailed, message, json!({"server": server, "reason": reason}))
+        }
+        FabricEvent::DnsUpstream { server, failure: None } => {
+            (EventType::DnsUpstreamRecovered, format!("DNS server {server} answers again"), json!({"server": server}))
         }
         event => describe_outside(&event),
     }

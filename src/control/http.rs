@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use hostweave_nat::{AddressStats, unmapped};
 use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Body, Bytes, Frame, Incoming as HttpBody};
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
@@ -15,12 +16,15 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::connection::{Prefixed, Server, next, request_bytes_max};
+use super::controller::Snapshot;
 use super::error::{ErrorKind, RpcError};
 use super::method::{self, Feed, Outcome};
 use super::rpc::{self, Incoming, Request, Response};
 use super::socket::Client;
 use super::view::{PORT_STATES, PortView};
-use crate::observe::metrics::{self, PortSample, Sample, WorkerSample};
+use crate::config::outside::nat_pools;
+use crate::fabric::uplink::UplinkStatus;
+use crate::observe::metrics::{self, NatAddressSample, PortSample, Sample, UplinkSample, WorkerSample};
 
 /// Octets of a request's head.
 const HEAD_BYTES_MAX: usize = 32 << 10;
@@ -177,6 +181,26 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
+fn nat_address(snapshot: &Snapshot, stats: &AddressStats) -> NatAddressSample {
+    let address = unmapped(stats.address);
+    let pool = nat_pools(&snapshot.set).find(|(_, pool)| pool.ranges.iter().any(|range| range.contains(address)));
+    NatAddressSample {
+        pool: pool.map(|(object, _)| object.key.name.clone()).unwrap_or_default(),
+        address,
+        leased: [stats.leased.into(), stats.total.into()],
+        used: stats.used,
+    }
+}
+
+fn uplink_sample(status: UplinkStatus) -> UplinkSample {
+    UplinkSample {
+        interface: status.spec.interface,
+        up: status.link,
+        gateways: status.gateways.iter().map(|hop| (hop.address, hop.mac.is_some())).collect(),
+        totals: status.totals,
+    }
+}
+
 async fn scrape(server: &Server) -> Result<Reply, RpcError> {
     let controller = server.controller.clone();
     // The fabric's lock may be held by a change that waits for a device.
@@ -195,6 +219,7 @@ async fn scrape(server: &Server) -> Result<Reply, RpcError> {
             asleep_s: report.asleep_s,
             packets: report.packets,
         });
+        let nat = fabric.nat_report();
         let sample = Sample {
             ports: ports.collect(),
             workers: workers.collect(),
@@ -205,6 +230,10 @@ async fn scrape(server: &Server) -> Result<Reply, RpcError> {
             policy: fabric.policy_report(),
             connections: fabric.connection_report(),
             flows_lost: fabric.flow_log().lost(),
+            dns: fabric.dns().report(),
+            nat: nat.stats,
+            nat_addresses: nat.addresses.iter().map(|stats| nat_address(&snapshot, stats)).collect(),
+            uplink: fabric.uplink_status().map(uplink_sample),
         };
         sample.encode()
     });

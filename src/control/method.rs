@@ -16,7 +16,7 @@ use tokio::sync::broadcast;
 use super::controller::{Controller, ObjectChange};
 use super::error::{ErrorKind, RpcError};
 use super::methods::{
-    capture, conntrack, doctor, event, flow, nat, object, policy, port, probe, server, trace, uplink, whois,
+    capture, conntrack, dns, doctor, event, flow, nat, object, policy, port, probe, server, trace, uplink, whois,
 };
 use super::socket::Client;
 use crate::config::names::closest;
@@ -220,6 +220,8 @@ methods! {
     "trace.run" Read trace::Run => trace::run: "What would become of a packet, stage by stage, and why.",
     "conntrack.list" Read conntrack::List => conntrack::list: "Connections, with what allowed them.",
     "conntrack.flush" Write conntrack::Flush => conntrack::flush: "Forgets connections: their next packets are decided anew.",
+    "dns.query" Read dns::Query => dns::query: "What the gateway of a network answers, and where that comes from.",
+    "dns.records" Read dns::Records => dns::records: "Every record that guests of a network may see.",
     "nat.list" Read nat::List => nat::list: "NAT mappings, inside and outside.",
     "nat.stats" Read server::Empty => nat::stats: "Numbers of NAT: mappings, refusals, L4 ports of each address, the biggest users.",
     "nat.lookup" Read nat::Lookup => nat::lookup: "Who has, or had, an outside L4 port.",

@@ -47,6 +47,7 @@ use tokio::sync::mpsc;
 pub use flows::policy as policy_of;
 
 use crate::observe::flow_log::FlowLog;
+use crate::services::dns::Dns;
 use crate::services::sockets::Sockets;
 use crate::worker::clock::Clock;
 use crate::worker::watch::Watch;
@@ -54,7 +55,7 @@ use crate::worker::{Shared, WorkerStats};
 use mailbox::Message;
 use plane::Plane;
 use port::PortRuntime;
-use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Timeouts};
+use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Ports, Timeouts};
 use start::{Seat, or_abort, start_worker};
 use uplink::owned::Outside;
 use uplink::{Attended, UplinkRuntime};
@@ -74,6 +75,7 @@ struct Inner {
     state: Mutex<State>,
     events: mpsc::UnboundedSender<FabricEvent>,
     sockets: Sockets,
+    dns: Dns,
     connections: Arc<Connections>,
     nat: Arc<Nat>,
     fragments: Arc<Fragments>,
@@ -111,7 +113,7 @@ struct State {
     /// Whether connections of an earlier run were looked at.
     adopted: bool,
     /// Networks and ports as they were asked for last.
-    wanted: Option<(Vec<Network>, Vec<PortSpec>)>,
+    wanted: Option<(Vec<Network>, Ports)>,
     /// What was asked for outside of them last.
     outside: Option<Outside>,
     uplink: Option<UplinkRuntime>,
@@ -220,11 +222,12 @@ impl Fabric {
         threads.push(listener);
         let state = Mutex::new(State::new(&connections));
         let sockets = Sockets::new().context("starting the host's own services")?;
+        let dns = Dns::new(sockets.clone(), events.clone());
         let flow_log = Arc::new(FlowLog::default());
         let (links_changed, links_watched, stopping) = Default::default();
         #[rustfmt::skip]
         let inner = Arc::new(Inner {
-            config, plane, workers, state, events, sockets, connections, nat, fragments, clock, flow_log, watch,
+            config, plane, workers, state, events, sockets, dns, connections, nat, fragments, clock, flow_log, watch,
             links_changed, links_watched, stopping,
         });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
@@ -252,6 +255,7 @@ impl Fabric {
             state.bump(&update);
             inner.publish_policy(&mut state);
             inner.wait_until_in_force(state.revision);
+            inner.dns.update_spec(desired);
             return Ok(());
         }
         check(desired)?;
@@ -284,6 +288,7 @@ impl Fabric {
         inner.publish(&mut state);
         inner.wait_until_in_force(state.revision);
         inner.forget_connections_of(&gone_ids);
+        inner.dns.update(desired);
         inner.finish_attending(&mut state, Attended { changed: false, ..attended });
         retired.into_iter().for_each(|uplink| inner.close_uplink(uplink));
         state.wanted = Some((desired.networks.clone(), desired.ports.clone()));

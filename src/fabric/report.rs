@@ -6,6 +6,7 @@ use hostweave_policy::table::Stats;
 use hostweave_switch::stage::DropReason;
 
 use super::Fabric;
+use crate::services::dns::Dns;
 use crate::worker::verdicts::VerdictCounts;
 
 /// What policy is, and what it said.
@@ -37,6 +38,11 @@ pub struct ConnectionReport {
 }
 
 impl Fabric {
+    /// DNS at the gateways.
+    pub fn dns(&self) -> &Dns {
+        &self.inner.dns
+    }
+
     /// What policy is, and what it said.
     pub fn policy_report(&self) -> PolicyReport {
         let mut verdicts = VerdictCounts::default();

@@ -90,6 +90,10 @@ event_types! {
     AddressDeclined Warning,
     /// A DHCP lease was confirmed to the guest.
     LeaseConfirmed Normal,
+    /// An upstream DNS server does not answer; it is asked last from now on.
+    DnsUpstreamFailed Warning,
+    /// An upstream DNS server answers again.
+    DnsUpstreamRecovered Normal,
     /// Frames pass the uplink.
     UplinkUp Normal,
     /// No frames pass the uplink any more.

@@ -1,7 +1,9 @@
 //! Metrics in OpenMetrics text (UX §6). Nothing is kept for them: a scrape reads the counters of ports and workers.
 
 use std::fmt::Error;
+use std::net::IpAddr;
 
+use hostweave_nat::Stats;
 use hostweave_switch::stage::DropReason;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -14,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use hostweave_switch::counters::PortTotals;
 
 use crate::fabric::report::{ConnectionReport, PolicyReport};
+use crate::services::dns::DnsReport;
 use crate::worker::verdicts::{ACTIONS, DIRECTIONS, MATCHES};
 
 /// `Content-Type` of the text.
@@ -43,6 +46,32 @@ pub struct WorkerSample {
     pub packets: u64,
 }
 
+/// One NAT address at the time of a scrape.
+#[derive(Clone, Debug)]
+pub struct NatAddressSample {
+    /// Its pool; empty for one that no pool has any more.
+    pub pool: String,
+    /// The address.
+    pub address: IpAddr,
+    /// L4 ports in blocks of workloads, and how many there are.
+    pub leased: [u64; 2],
+    /// L4 ports in use: UDP, TCP, ICMP identifiers.
+    pub used: [u32; 3],
+}
+
+/// The uplink at the time of a scrape.
+#[derive(Clone, Debug)]
+pub struct UplinkSample {
+    /// Its interface.
+    pub interface: String,
+    /// Whether frames pass.
+    pub up: bool,
+    /// Routers, and whether they answer.
+    pub gateways: Vec<(IpAddr, bool)>,
+    /// Its counters.
+    pub totals: PortTotals,
+}
+
 /// Everything that a scrape reads.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
@@ -64,6 +93,14 @@ pub struct Sample {
     pub connections: ConnectionReport,
     /// What the flow log has not, and what its subscribers missed.
     pub flows_lost: u64,
+    /// DNS at the gateways.
+    pub dns: DnsReport,
+    /// NAT.
+    pub nat: Stats,
+    /// Its addresses.
+    pub nat_addresses: Vec<NatAddressSample>,
+    /// The uplink, if there is one.
+    pub uplink: Option<UplinkSample>,
 }
 
 impl Sample {
@@ -153,6 +190,78 @@ impl Sample {
         Ok(())
     }
 
+    fn nat_metrics(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        {
+            let help = "L4 ports of a NAT address that mappings use";
+            let mut metric = encoder.encode_descriptor("nat_ports_in_use", help, None, MetricType::Gauge)?;
+            for sample in &self.nat_addresses {
+                let address = sample.address.to_string();
+                for (protocol, used) in ["udp", "tcp", "icmp"].into_iter().zip(sample.used) {
+                    let labels = [("pool", sample.pool.as_str()), ("address", &address), ("protocol", protocol)];
+                    ConstGauge::new(i64::from(used)).encode(metric.encode_family(&labels)?)?;
+                }
+            }
+        }
+        let gauges = [
+            ("nat_ports_leased", "L4 ports of a NAT address that lie in blocks of workloads"),
+            ("nat_ports", "L4 ports that a NAT address has"),
+        ];
+        for (index, (name, help)) in gauges.into_iter().enumerate() {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for sample in &self.nat_addresses {
+                let address = sample.address.to_string();
+                let labels = [("pool", sample.pool.as_str()), ("address", address.as_str())];
+                let value = i64::try_from(sample.leased[index]).unwrap_or(i64::MAX);
+                ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
+            }
+        }
+        let help = "Mappings that were refused";
+        let mut metric = encoder.encode_descriptor("nat_allocation_failures", help, None, MetricType::Counter)?;
+        let nat = &self.nat;
+        for (reason, count) in [("exhausted", nat.exhausted), ("limit", nat.limited), ("table_full", nat.full)] {
+            ConstCounter::new(count).encode(metric.encode_family(&[("reason", reason)])?)?;
+        }
+        Ok(())
+    }
+
+    fn uplink_metrics(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        let Some(uplink) = &self.uplink else { return Ok(()) };
+        let interface = ("interface", uplink.interface.as_str());
+        {
+            let help = "1 if frames pass the uplink";
+            let mut metric = encoder.encode_descriptor("uplink_up", help, None, MetricType::Gauge)?;
+            ConstGauge::new(i64::from(uplink.up)).encode(metric.encode_family(&[interface])?)?;
+        }
+        {
+            let help = "1 if the router answers";
+            let mut metric = encoder.encode_descriptor("uplink_gateway_up", help, None, MetricType::Gauge)?;
+            for (gateway, up) in &uplink.gateways {
+                let gateway = gateway.to_string();
+                let labels = [interface, ("gateway", gateway.as_str())];
+                ConstGauge::new(i64::from(*up)).encode(metric.encode_family(&labels)?)?;
+            }
+        }
+        let totals = &uplink.totals;
+        for (name, help, unit, count) in [
+            ("uplink_receive", "Octets from outside", Some(Unit::Bytes), totals.received_bytes),
+            ("uplink_receive_packets", "Frames from outside", None, totals.received),
+            ("uplink_transmit", "Octets to the outside", Some(Unit::Bytes), totals.transmitted_bytes),
+            ("uplink_transmit_packets", "Frames to the outside", None, totals.transmitted),
+        ] {
+            let mut metric = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
+            ConstCounter::new(count).encode(metric.encode_family(&[interface])?)?;
+        }
+        let help = "Frames that ended at the uplink; ingress comes from outside, egress goes there";
+        let mut metric = encoder.encode_descriptor("uplink_drops", help, None, MetricType::Counter)?;
+        for (direction, drops) in [("ingress", &totals.dropped), ("egress", &totals.tx_dropped)] {
+            for (reason, count) in drops.iter() {
+                let labels = [interface, ("direction", direction), ("reason", reason.name())];
+                ConstCounter::new(*count).encode(metric.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
     fn worker_metrics(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
         let numbered = || self.workers.iter().enumerate().map(|(index, worker)| (index.to_string(), worker));
         {
@@ -192,6 +301,9 @@ impl Collector for Sample {
         self.port_states(&mut encoder)?;
         self.worker_metrics(&mut encoder)?;
         self.policy_metrics(&mut encoder)?;
+        super::dns_metrics::encode(&self.dns, &mut encoder)?;
+        self.nat_metrics(&mut encoder)?;
+        self.uplink_metrics(&mut encoder)?;
         let mut number = |name: &str, help: &str, kind, value: u64| {
             let metric = encoder.encode_descriptor(name, help, None, kind)?;
             match kind {
@@ -211,6 +323,12 @@ impl Collector for Sample {
         number("conntrack_capacity", "Connections at most", MetricType::Gauge, capacity)?;
         let help = "Connections that a port gave up for newer ones of its own";
         number("conntrack_evictions", help, MetricType::Counter, self.connections.evicted)?;
+        number("nat_mappings", "NAT mappings now", MetricType::Gauge, self.nat.mappings)?;
+        number("nat_capacity", "NAT mappings at most", MetricType::Gauge, self.nat.capacity)?;
+        let help = "NAT mappings on an L4 port that others use too";
+        number("nat_overloaded", help, MetricType::Counter, self.nat.overloaded)?;
+        let help = "Packets from outside that a filter of NAT kept out";
+        number("nat_filtered", help, MetricType::Counter, self.nat.filtered)?;
         let help = "Flow events that found no room or whose reader was too slow";
         number("flowlog_lost_events", help, MetricType::Counter, self.flows_lost)
     }
@@ -246,6 +364,24 @@ mod tests {
             },
             connections: ConnectionReport { used: 2, capacity: 10, evicted: 1, refused_quota: 4, refused_full: 0 },
             flows_lost: 9,
+            dns: DnsReport { answers: vec![("cluster", "noerror", 6)], limited: 2, ..DnsReport::default() },
+            nat: Stats { mappings: 6, capacity: 100, exhausted: 2, ..Stats::default() },
+            nat_addresses: vec![NatAddressSample {
+                pool: "ord1".into(),
+                address: "2001:db8::7".parse().unwrap(),
+                leased: [512, 64_512],
+                used: [4, 1, 1],
+            }],
+            uplink: Some(UplinkSample {
+                interface: "eth1".into(),
+                up: true,
+                gateways: vec![("198.51.100.1".parse().unwrap(), false)],
+                totals: PortTotals {
+                    received: 7,
+                    tx_dropped: vec![(DropReason::SpoofedIp, 3)],
+                    ..PortTotals::default()
+                },
+            }),
         };
         let text = sample.encode().unwrap();
         for line in [
@@ -267,6 +403,18 @@ mod tests {
             "hostweave_conntrack_evictions_total 1",
             "hostweave_conntrack_insert_failures_total{reason=\"quota\"} 4",
             "hostweave_flowlog_lost_events_total 9",
+            "hostweave_dns_queries_total{zone=\"cluster\",rcode=\"noerror\"} 6",
+            "hostweave_dns_refusals_total{reason=\"limit\"} 2",
+            "hostweave_nat_ports_in_use{pool=\"ord1\",address=\"2001:db8::7\",protocol=\"udp\"} 4",
+            "hostweave_nat_ports_leased{pool=\"ord1\",address=\"2001:db8::7\"} 512",
+            "hostweave_nat_ports{pool=\"ord1\",address=\"2001:db8::7\"} 64512",
+            "hostweave_nat_allocation_failures_total{reason=\"exhausted\"} 2",
+            "hostweave_nat_mappings 6",
+            "hostweave_nat_capacity 100",
+            "hostweave_uplink_up{interface=\"eth1\"} 1",
+            "hostweave_uplink_gateway_up{interface=\"eth1\",gateway=\"198.51.100.1\"} 0",
+            "hostweave_uplink_receive_packets_total{interface=\"eth1\"} 7",
+            "hostweave_uplink_drops_total{interface=\"eth1\",direction=\"egress\",reason=\"spoofed_ip\"} 3",
             "# EOF",
         ] {
             assert!(text.lines().any(|have| have == line), "{line} is not in\n{text}");

@@ -8,6 +8,7 @@ mod arp;
 mod datagram;
 mod dhcp4;
 mod dhcp6;
+pub mod dns;
 #[cfg(test)]
 mod hostile_tests;
 pub mod internal;
@@ -51,7 +52,7 @@ pub enum LocalNote {
     AddressDeclined(Ipv4Addr),
     /// A lease was confirmed to the guest.
     LeaseConfirmed(IpAddr),
-    /// At the uplink somebody told which link address a router has; `answer` when it was told to us.
+    /// At the uplink somebody told which link address a router has.
     RouterHeard {
         /// The router's address.
         address: IpAddr,
@@ -59,6 +60,8 @@ pub enum LocalNote {
         mac: MacAddr,
         /// Whether it may be an answer.
         answer: bool,
+        /// Whether packets go to another one now.
+        contradicts: bool,
     },
     /// At the uplink somebody else claims an address of ours.
     AddressConflict(IpAddr, MacAddr),

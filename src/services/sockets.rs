@@ -400,37 +400,58 @@ impl UdpSocket {
         .await
     }
 
-    /// Sends a datagram, from one of our addresses (chosen to fit when `None`). Waits while the buffer is full.
+    /// Sends a datagram, from one of our addresses (chosen to fit when `None`). Waits while the buffer is full; one task at
+    /// a time.
     ///
     /// # Errors
     /// `InvalidInput` when it does not fit the network's MTU or `to` is no unicast address, `AddrNotAvailable` when
     /// `from` is not the gateway's, `NotConnected` when the network is gone.
     pub async fn send_to(&self, data: &[u8], from: Option<IpAddr>, to: SocketAddr) -> io::Result<()> {
-        let sent = poll_fn(|cx| {
-            let mut stack = self.shared.stack();
-            if stack.closed {
-                return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-            }
-            let from = from.or_else(|| stack.source_for(to.ip())).filter(|from| stack.is_local(*from));
-            let Some(from) = from.filter(|from| from.is_ipv4() == to.is_ipv4()) else {
-                return Poll::Ready(Err(io::ErrorKind::AddrNotAvailable.into()));
-            };
-            if data.len() > stack.datagram_len_max(to.ip()) {
-                return Poll::Ready(Err(io::ErrorKind::InvalidInput.into()));
-            }
-            let mut metadata = udp::UdpMetadata::from((to.ip(), to.port()));
-            metadata.local_address = Some(from.into());
-            let socket = stack.sockets.get_mut::<udp::Socket<'_>>(self.handle);
-            match socket.send_slice(data, metadata) {
-                Ok(()) => Poll::Ready(Ok(())),
-                Err(udp::SendError::Unaddressable) => Poll::Ready(Err(io::ErrorKind::InvalidInput.into())),
-                Err(udp::SendError::BufferFull) => {
-                    socket.register_send_waker(cx.waker());
-                    Poll::Pending
-                }
-            }
+        poll_fn(|cx| match self.try_send(data, from, to, Some(cx)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            sent => Poll::Ready(sent),
         })
-        .await;
+        .await
+    }
+
+    /// As [`UdpSocket::send_to`], from any task, without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` when the buffer is full, and those of `send_to`.
+    pub fn try_send_to(&self, data: &[u8], from: IpAddr, to: SocketAddr) -> io::Result<()> {
+        self.try_send(data, Some(from), to, None)
+    }
+
+    fn try_send(
+        &self,
+        data: &[u8],
+        from: Option<IpAddr>,
+        to: SocketAddr,
+        waiter: Option<&mut Context<'_>>,
+    ) -> io::Result<()> {
+        let mut stack = self.shared.stack();
+        if stack.closed {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        let from = from.or_else(|| stack.source_for(to.ip())).filter(|from| stack.is_local(*from));
+        let from = from.filter(|from| from.is_ipv4() == to.is_ipv4()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        if data.len() > stack.datagram_len_max(to.ip()) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut metadata = udp::UdpMetadata::from((to.ip(), to.port()));
+        metadata.local_address = Some(from.into());
+        let socket = stack.sockets.get_mut::<udp::Socket<'_>>(self.handle);
+        let sent = match socket.send_slice(data, metadata) {
+            Ok(()) => Ok(()),
+            Err(udp::SendError::Unaddressable) => Err(io::ErrorKind::InvalidInput.into()),
+            Err(udp::SendError::BufferFull) => {
+                if let Some(waiter) = waiter {
+                    socket.register_send_waker(waiter.waker());
+                }
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+        };
+        drop(stack);
         self.shared.port.nudge();
         sent
     }

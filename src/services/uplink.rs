@@ -174,9 +174,10 @@ fn is_router(hops: &[NextHop], address: IpAddr) -> bool {
 
 /// Control hears what routers answer, and what is said about their link addresses that is not so.
 fn router_heard(hops: &[NextHop], address: IpAddr, mac: MacAddr, answer: bool, note: &mut Option<LocalNote>) {
-    let known = hops.iter().find(|hop| hop.address == address);
-    if known.is_some_and(|hop| answer || hop.mac != Some(mac)) {
-        *note = Some(LocalNote::RouterHeard { address, mac, answer });
+    let Some(hop) = hops.iter().find(|hop| hop.address == address) else { return };
+    if answer || hop.mac != Some(mac) {
+        let contradicts = hop.mac.is_some_and(|known| known != mac);
+        *note = Some(LocalNote::RouterHeard { address, mac, answer, contradicts });
     }
 }
 

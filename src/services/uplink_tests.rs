@@ -50,8 +50,8 @@ fn ask_knowing(known: Option<MacAddr>, frame: &[u8]) -> End {
         v4: vec![NextHop { address: ROUTER_V4.into(), mac: known }],
         v6: vec![NextHop { address: ROUTER_V6.into(), mac: known }],
         owned: owned.into_iter().collect(),
-        routed: Vec::new(),
         public: Default::default(),
+        routed: Vec::new(),
     }));
     let world = World::new();
     let port = Port { id: PortId(9), kind: PortKind::Uplink, mac: OURS, ..world.port };
@@ -178,7 +178,8 @@ fn arp_is_answered_for_exactly_what_is_owned() {
 
 #[test]
 fn only_an_answer_to_us_is_an_answer() {
-    let heard = |mac, answer| Some(LocalNote::RouterHeard { address: ROUTER_V4.into(), mac, answer });
+    let heard =
+        |mac, answer| Some(LocalNote::RouterHeard { address: ROUTER_V4.into(), mac, answer, contradicts: mac == EVIL });
     let router = (ROUTER_MAC, ROUTER_V4);
     assert_eq!(ask(&reply(OURS, router, (OURS, HOST_V4))), (NO_ANSWER, heard(ROUTER_MAC, true)));
     // Somebody else claims to be the router: control decides. What is known already costs nothing.
@@ -250,7 +251,8 @@ fn solicitations_are_answered_for_exactly_what_is_owned() {
 
 #[test]
 fn advertisements_of_routers_are_heard_as_what_they_are() {
-    let heard = |mac, answer| Some(LocalNote::RouterHeard { address: ROUTER_V6.into(), mac, answer });
+    let heard =
+        |mac, answer| Some(LocalNote::RouterHeard { address: ROUTER_V6.into(), mac, answer, contradicts: mac == EVIL });
     let answer = advert((ROUTER_MAC, OURS), ROUTER_V6, HOST_V6, ROUTER_V6, true);
     assert_eq!(ask(&answer), (NO_ANSWER, heard(ROUTER_MAC, true)));
     let claim = advert((EVIL, MULTICAST_ALL_NODES), ROUTER_V6, ALL_NODES, ROUTER_V6, false);

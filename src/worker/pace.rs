@@ -20,8 +20,8 @@ const NOTES_PER_S: u32 = 8;
 /// Burst of notes: a guest that boots leases two addresses and forms a few.
 const NOTES_BURST: u32 = 32;
 
-/// Notes about routers at the uplink, per second and worker. On their own: whoever claims addresses of ours cannot keep
-/// control from hearing a router.
+/// Notes about what routers at the uplink answer, per second and worker. On their own: whoever claims their addresses, or
+/// ours, cannot keep control from hearing them.
 const ROUTERS_PER_S: u32 = 64;
 /// Burst of notes about routers.
 const ROUTERS_BURST: u32 = 128;

@@ -13,6 +13,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use crate::MacAddr;
 use crate::connection::Timeouts;
 use crate::counters::PortCounters;
+use crate::rate::RateLimits;
 
 /// Index of a port in [`Tables::ports`], below [`crate::limits::PORTS_MAX`]. Reused after a port is deleted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -56,7 +57,7 @@ pub struct Network {
     pub learning: bool,
     /// Search domain that DHCP and RA hand out, such as `cluster.local`.
     pub domain: Option<String>,
-    /// Resolvers that DHCP and RA hand out; the gateway once it answers DNS.
+    /// Resolvers that DHCP and RA hand out.
     pub resolvers: Vec<IpAddr>,
     /// The port behind which the host's own services of this network listen; owns the gateway's addresses.
     pub internal: PortId,
@@ -192,6 +193,8 @@ pub struct Port {
     pub up: bool,
     /// Lease time that DHCP hands out, in seconds.
     pub lease_s: u32,
+    /// What it may send and receive per second, where that is limited.
+    pub limits: Option<Arc<RateLimits>>,
     /// Counters, one set per worker.
     pub counters: Arc<[PortCounters]>,
 }

@@ -4,6 +4,7 @@
 
 mod basics;
 mod cluster_policy;
+mod dns;
 mod established;
 mod floods;
 mod hostile;
@@ -13,6 +14,7 @@ mod networks;
 mod offloads;
 mod policy;
 mod queues;
+mod rates;
 mod restart;
 mod scene;
 mod sockets;

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use hostweave_policy::model::{self, DefaultPolicy};
 use hostweave_switch::limits::{CONNECTIONS_MAX, WORKERS_MAX};
 
-use super::{Account, absolute_path, account, queues, range, uplink};
+use super::{Account, absolute_path, account, dns, queues, range, uplink};
 use crate::config::names;
 use crate::config::node::Path;
 use crate::config::problem::Problem;
 use crate::config::raw;
 use crate::fabric::spec::{
-    CONNECTIONS_MAX_DEFAULT, Established, FLOWS_MAX_DEFAULT, LocalServices, Timeouts, UplinkSpec,
+    CONNECTIONS_MAX_DEFAULT, DnsSpec, Established, FLOWS_MAX_DEFAULT, LocalServices, Timeouts, UplinkSpec,
 };
 
 /// CPUs are numbered below this (`CPU_SETSIZE` of Linux).
@@ -45,6 +45,8 @@ pub struct HostConfig {
     pub established: Established,
     /// Traffic of the host's own services.
     pub infrastructure: Infrastructure,
+    /// DNS at the gateways.
+    pub dns: DnsSpec,
     /// The table of connections.
     pub connections: Connections,
     /// The way out of the host.
@@ -98,6 +100,7 @@ impl Default for HostConfig {
             default_policy: DefaultPolicy::Allow,
             established: Established::Recheck,
             infrastructure: Infrastructure::default(),
+            dns: DnsSpec::default(),
             connections: Connections::default(),
             uplink: None,
         }
@@ -124,6 +127,9 @@ impl HostConfig {
         }
         if let Some(infrastructure) = &raw.infrastructure {
             host.infrastructure = infrastructure_of(infrastructure);
+        }
+        if let Some(raw) = &raw.dns {
+            host.dns = dns::check(raw, &spec.key("dns"), problems);
         }
         if let Some(connections) = &raw.connections {
             host.connections = check_connections(connections, &spec.key("connections"), problems);

@@ -3,12 +3,14 @@
 
 pub mod annotations;
 mod cluster_network_policy;
+mod dns;
 mod host_config;
 mod meta;
 mod network;
 mod network_policy;
 mod pools;
 mod port;
+mod rates;
 mod selector;
 mod service;
 mod uplink;

@@ -46,6 +46,9 @@ pub struct HostConfigSpec {
     /// Traffic between ports and the host's own services, which passes whatever policies say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infrastructure: Option<Infrastructure>,
+    /// DNS at the gateways.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<super::dns::Dns>,
     /// The table of connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<Connections>,

@@ -119,10 +119,10 @@ pub enum OnOff {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NetworkDns {
-    /// Search domain, such as `cluster.local`.
+    /// Search domain, such as `cluster.local`; the cluster zone (`HostConfig.spec.dns`) if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
-    /// Addresses of resolvers, at most 8.
+    /// Addresses of resolvers, at most 8; the gateway, which answers DNS, if left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub servers: Vec<String>,

@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod conntrack;
+pub mod dns;
 pub mod doctor;
 pub mod event;
 pub mod flow;

@@ -50,6 +50,9 @@ pub fn status(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
         degraded.push(format!("the configuration files are not in force: {failure}"));
     }
     let fabric = &controller.parts.fabric;
+    let dns = fabric.dns().report();
+    let down = dns.upstreams.iter().filter(|(_, up)| !up);
+    degraded.extend(down.map(|(server, _)| format!("DNS server {server} does not answer")));
     let (policy, connections, flow_log) = (fabric.policy_report(), fabric.connection_report(), fabric.flow_log());
     let workers: Vec<Value> = controller.parts.fabric.worker_reports().iter().enumerate().map(worker).collect();
     let host = snapshot.set.of_kind(crate::config::Kind::HostConfig).next().map(|object| object.key.name.clone());
@@ -77,6 +80,12 @@ pub fn status(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
             "refused": connections.refused_quota + connections.refused_full,
         },
         "flows": {"total": flow_log.count(), "lost": flow_log.lost()},
+        "dns": {
+            "clusterDomain": snapshot.set.host().dns.domain,
+            "upstream": dns.upstreams.iter().map(|(server, up)| json!({"server": server, "up": up})).collect::<Vec<_>>(),
+            "answers": dns.answers.iter().map(|(.., count)| count).sum::<u64>(),
+            "cached": dns.cached,
+        },
         "runtimeDir": controller.parts.runtime,
         "config": controller.parts.config,
     }))

@@ -196,7 +196,7 @@ impl UplinkRuntime {
     /// A neighbour said something. Returns whether the plane must be published anew.
     pub(super) fn heard(&mut self, inner: &Inner, note: &LocalNote) -> bool {
         match *note {
-            LocalNote::RouterHeard { address, mac, answer } if self.link => {
+            LocalNote::RouterHeard { address, mac, answer, .. } if self.link => {
                 let change = self.neighbors.heard(&Heard { address, mac, answer }, Instant::now());
                 change.iter().for_each(|change| tell(inner, change));
                 change.is_some()
@@ -433,6 +433,7 @@ fn port_of(id: PortId, network: NetworkId, mac: MacAddr, counters: Arc<[PortCoun
         hostname: String::new(),
         up: true,
         lease_s: 0,
+        limits: None,
         counters,
     }
 }
