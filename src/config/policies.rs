@@ -63,6 +63,17 @@ pub fn selected<'a>(set: &'a ObjectSet, policy: &Object) -> Vec<&'a ObjectKey> {
     }
 }
 
+/// Whether [`ports_in`] finds one.
+fn selects_any(set: &ObjectSet, namespace: &str, selector: &Selector) -> bool {
+    let matches = |port: &Arc<Object>| selector.matches(&set.labels_of(&port.key));
+    match wanted(selector) {
+        None => set.of_namespace(Kind::Port, namespace).any(matches),
+        Some((key, values)) => {
+            values.iter().any(|value| set.ports_with_label(namespace, key, value).iter().any(matches))
+        }
+    }
+}
+
 fn ports_in<'a>(set: &'a ObjectSet, namespace: &str, selector: &Selector) -> Vec<&'a ObjectKey> {
     let matches = |port: &&'a Arc<Object>| selector.matches(&set.labels_of(&port.key));
     let mut ports: Vec<&ObjectKey> = match wanted(selector) {
@@ -116,13 +127,18 @@ pub fn dubious<'a>(set: &ObjectSet, keys: impl IntoIterator<Item = &'a ObjectKey
         }
     }
     for (namespace, policies) in by_namespace {
+        // Without requirement it is about all ports that will be.
+        let empty = |policy: &&model::NetworkPolicy| {
+            !policy.selector.requirements.is_empty() && !selects_any(set, namespace, &policy.selector)
+        };
+        let empty: Vec<_> = policies.into_iter().filter(empty).collect();
+        if empty.is_empty() {
+            continue;
+        }
         let ports = set.of_namespace(Kind::Port, namespace);
         let labels: Vec<Cow<'_, Labels>> = ports.map(|port| set.labels_of(&port.key)).collect();
         let index = LabelIndex::new(labels.iter().map(|labels| &**labels));
-        // Without requirement it is about all ports that will be.
-        let empty =
-            |policy: &&model::NetworkPolicy| !policy.selector.requirements.is_empty() && !index.has(&policy.selector);
-        for policy in policies.into_iter().filter(empty) {
+        for policy in empty {
             let what = format!("podSelector {}", words::selector(&policy.selector));
             let help = index.help(&format!("in namespace {namespace}"), "port", &policy.selector);
             found.push(selects_nothing(Kind::NetworkPolicy, &policy.name, &what, help));
@@ -207,17 +223,6 @@ impl<'a> LabelIndex<'a> {
             }
         }
         Self { all, by_label }
-    }
-
-    /// Whether anything matches. Looks only at what has a wanted label, where the selector wants one.
-    fn has(&self, selector: &Selector) -> bool {
-        match wanted(selector) {
-            Some((key, values)) => {
-                let having = values.iter().filter_map(|value| self.by_label.get(&(key, value.as_str()))).flatten();
-                having.into_iter().any(|labels| selector.matches(labels))
-            }
-            None => self.all.iter().any(|labels| selector.matches(labels)),
-        }
     }
 
     /// `labels in namespace shop: app=db (2 ports), app=web (3 ports). Did you mean app=db?`
