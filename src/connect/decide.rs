@@ -65,9 +65,9 @@ pub(super) fn decide<'a, R: Recorder>(
     let uplink = ctx.tables.uplink.as_deref().filter(|uplink| uplink.port == out.id);
     cross::may_cross(packet, ctx.tables, uplink, out, lookup.hash as u32)?;
     let (translation, held) = outside::snat(ctx, flows, &lookup.key, &plan, out, source, record)?;
-    let before = flows.opened.is_some();
     let step = commit(ctx, flows, lookup, missed, out, allowed, side, Some(translation), record)?;
-    if flows.opened.is_some() && !before {
+    // Of another worker's connection, which is the same, that one holds the mappings.
+    if flows.opened.is_some() {
         held.keep();
         plan.held.keep();
     }

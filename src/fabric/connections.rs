@@ -193,6 +193,9 @@ impl Inner {
     /// Takes over the connections of an earlier run whose ports are there and still have their addresses. Each is decided
     /// anew on its next packet. Before the first plane is published.
     pub(super) fn adopt(&self, state: &mut State) {
+        if state.uplink.is_some() {
+            allocate_translations(&self.connections);
+        }
         if std::mem::replace(&mut state.adopted, true) {
             return;
         }
