@@ -280,9 +280,6 @@ impl Fabric {
         let attended = inner.attend_uplink(&mut state, &[], &[]);
         let update = state.compile(&desired.policy);
         state.bump(&update);
-        if state.uplink.is_some() {
-            connections::allocate_translations(&inner.connections);
-        }
         inner.adopt(&mut state);
         inner.share_connections(&state);
         inner.publish(&mut state);
