@@ -191,7 +191,7 @@ impl State {
 
 impl Inner {
     /// Takes over the connections of an earlier run whose ports are there and still have their addresses. Each is decided
-    /// anew on its next packet. Before the first plane is published.
+    /// anew on its next packet. Before the first plane is published. With an uplink there is room for those that cross.
     pub(super) fn adopt(&self, state: &mut State) {
         if state.uplink.is_some() {
             allocate_translations(&self.connections);
