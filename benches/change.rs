@@ -102,6 +102,7 @@ fn port(i: u32, folder: &Path) -> PortSpec {
         labels: labels(i),
         named_ports: Vec::new(),
         flows_max: 65_536,
+        rates: Default::default(),
     }
 }
 

@@ -199,7 +199,7 @@ impl Nat {
             return None;
         }
         let state = self.registry.lease(lease)?;
-        if !state.enter(workload, at) {
+        if !self.enter(lease, workload, at, now) {
             return None;
         }
         let overload = pools.pool(used.pool).is_some_and(|pool| pool.overload);

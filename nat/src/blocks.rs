@@ -134,17 +134,6 @@ impl Registry {
 }
 
 impl LeaseState {
-    /// One more mapping in a block of a workload at an address; false if the block is somebody else's by now.
-    #[inline]
-    pub(crate) fn enter(&self, workload: u32, address: u32) -> bool {
-        let open = self.users.fetch_add(1, SeqCst) & CLOSED == 0;
-        let right = open && self.workload.load(Acquire) == workload && self.address.load(Relaxed) == address;
-        if !right {
-            self.users.fetch_sub(1, SeqCst);
-        }
-        right
-    }
-
     /// First L4 port and number of them.
     #[inline]
     pub(crate) fn ports(&self) -> (u16, u16) {
@@ -334,6 +323,22 @@ impl Nat {
             return Some(blocks.fresh - 1);
         }
         blocks.ended.pop_front()
+    }
+
+    /// One more mapping in a block of a workload at an address; false if the block is somebody else's by now. Once entered, it stays
+    /// what it is.
+    #[inline]
+    pub(crate) fn enter(&self, lease: u32, workload: u32, address: u32, now: u32) -> bool {
+        let Some(state) = self.registry.lease(lease) else { return false };
+        if state.users.fetch_add(1, SeqCst) & CLOSED != 0 {
+            state.users.fetch_sub(1, SeqCst);
+            return false;
+        }
+        let right = state.workload.load(Acquire) == workload && state.address.load(Relaxed) == address;
+        if !right {
+            self.leave(lease, now);
+        }
+        right
     }
 
     /// A mapping in a block ended.

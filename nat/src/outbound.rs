@@ -204,10 +204,12 @@ impl Nat {
         let l4 = ask.inside.l4;
         let lease = address.lease_of(l4)?;
         let state = self.registry.lease(lease)?;
-        if !state.enter(ask.served.workload, at) {
+        if !self.enter(lease, ask.served.workload, at, ask.now) {
             return None;
         }
-        if address.take(ask.class, l4) {
+        // It may be another block by now.
+        let (first, size) = state.ports();
+        if l4 & !size.wrapping_sub(1) == first && address.take(ask.class, l4) {
             state.used[ask.class as usize].fetch_add(1, Relaxed);
             return Some(Place { address: address.address(), l4, lease, bound: false });
         }
@@ -230,10 +232,11 @@ impl Nat {
                 continue;
             }
             *own += 1;
-            let (first, size) = state.ports();
-            if state.used[class].load(Relaxed) >= size.into() || !state.enter(ask.served.workload, at) {
+            let is_full = state.used[class].load(Relaxed) >= state.ports().1.into();
+            if is_full || !self.enter(lease, ask.served.workload, at, ask.now) {
                 continue;
             }
+            let (first, size) = state.ports();
             if let Some(l4) = address.take_any(ask.class, first, size, shard.random.draw()) {
                 state.used[class].fetch_add(1, Relaxed);
                 ask.tenant.set_hint(class, place);
@@ -358,8 +361,7 @@ impl Nat {
             let address = ask.tenant.address().filter(|at| ask.pools.is_open(*at, ask.served.pool));
             let had = ask.tenant.count();
             if let Some(at) = address {
-                let enter =
-                    |lease: &u32| self.registry.lease(*lease).is_some_and(|state| state.enter(ask.served.workload, at));
+                let enter = |lease: &u32| self.enter(*lease, ask.served.workload, at, ask.now);
                 if let Some(lease) = ask.tenant.leases().find(enter) {
                     return Ok((lease, at));
                 }
@@ -374,9 +376,10 @@ impl Nat {
         let address = self.registry.address(at)?;
         let mark = self.remote_mark(ask.remote);
         for lease in ask.tenant.leases() {
-            let Some(state) = self.registry.lease(lease).filter(|state| state.enter(ask.served.workload, at)) else {
+            let Some(state) = self.registry.lease(lease) else { continue };
+            if !self.enter(lease, ask.served.workload, at, ask.now) {
                 continue;
-            };
+            }
             let (first, size) = state.ports();
             let start = shard.random.draw();
             let _outside = self.lock_outside(lease as usize);

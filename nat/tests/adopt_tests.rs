@@ -61,7 +61,7 @@ fn na38_mappings_and_blocks_survive_a_crash() {
         for held in &held {
             // The same endpoint again, and what it lets in.
             assert_eq!(world.to(&held.inside, held.remote).mapping, held.mapping);
-            assert_eq!(world.nat.outside_of(&held.inside).is_some(), true);
+            assert!(world.nat.outside_of(&held.inside).is_some());
             let back = world.back(held.inside.proto, held.outside, held.remote).unwrap();
             assert_eq!((back.inside, back.mapping), (held.inside, held.mapping));
             (0..3).for_each(|_| world.end(held.mapping, End::Closed));

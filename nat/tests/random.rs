@@ -167,7 +167,7 @@ impl Oracle {
         }
         match expected.filter(|known| known.reference == mapped.mapping) {
             Some(known) => assert_eq!((mapped.outside, mapped.new), (known.outside, false)),
-            None => self.new(from, to, &mapped, all_of(&self.known, from)),
+            None => self.begins(from, to, &mapped, all_of(&self.known, from)),
         }
         let at = self.find(mapped.mapping).unwrap();
         let known = &mut self.known[at];
@@ -187,7 +187,7 @@ impl Oracle {
     }
 
     /// A new mapping must be one that may be.
-    fn new(&mut self, from: &Inside, to: Outside, mapped: &Mapped, serves_all: bool) {
+    fn begins(&mut self, from: &Inside, to: Outside, mapped: &Mapped, serves_all: bool) {
         assert!(mapped.new);
         let outside = mapped.outside;
         assert!(self.spec().addresses.contains(&unmapped(outside.address)) && !self.is_draining(outside.address));

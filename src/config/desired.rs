@@ -74,6 +74,7 @@ pub fn to_desired(
                 labels: set.labels(key),
                 named_ports: port.named_ports.iter().map(named_port).collect(),
                 flows_max: port.flows_max.unwrap_or(set.host().defaults.flows_max),
+                rates: port.rates,
             }),
             Err(problem) => problems.push(object.diagnose(problem)),
         }
@@ -81,7 +82,7 @@ pub fn to_desired(
     let config = set.host();
     let mut desired = Desired {
         networks,
-        ports,
+        ports: ports.into(),
         policy: policies::spec(set),
         established: config.established,
         local: config.infrastructure.answers,

@@ -57,7 +57,9 @@ impl ObjectSet {
 
     /// The objects of one kind, by namespace and name.
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Arc<Object>> {
-        self.objects.iter().filter(move |(key, _)| key.kind == kind).map(|(_, object)| object)
+        // Keys begin with their kind; nothing stands before no namespace and no name.
+        let first = ObjectKey { kind, namespace: None, name: String::new() };
+        self.objects.range(first..).take_while(move |(key, _)| key.kind == kind).map(|(_, object)| object)
     }
 
     /// The ports, by namespace and name.
@@ -113,6 +115,36 @@ impl ObjectSet {
         });
         let label = (namespace.to_owned(), key.to_owned(), value.to_owned());
         by_label.get(&label).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// This set with namespaces and policies written or, where the flag says so, deleted. Looks at nothing else: neither
+    /// ports nor addresses depend on them. `None` if other objects are among them, a namespace is deleted, or the labels of one
+    /// choose whom a NAT pool serves.
+    ///
+    /// # Errors
+    /// A policy of a namespace that does not exist.
+    pub fn with_policies(&self, changes: &[(bool, &Arc<Object>)]) -> Option<Result<Self, Diagnostics>> {
+        let is_policy = |kind| matches!(kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy);
+        let chooses = self.of_kind(Kind::NatPool).next().is_some();
+        let independent = |(gone, object): &(bool, &Arc<Object>)| {
+            is_policy(object.key.kind) || (object.key.kind == Kind::Namespace && !gone && !chooses)
+        };
+        if !changes.iter().all(independent) {
+            return None;
+        }
+        let mut set = self.clone();
+        let objects = Arc::make_mut(&mut set.objects);
+        for (gone, object) in changes {
+            if *gone {
+                objects.remove(&object.key);
+            } else {
+                objects.insert(object.key.clone(), Arc::clone(object));
+            }
+        }
+        let mut found = Vec::new();
+        let written = changes.iter().filter(|(gone, object)| !gone && object.key.kind == Kind::NetworkPolicy);
+        written.for_each(|(_, policy)| check_namespace(&set, &policy.key, policy, &mut found));
+        Some(if found.is_empty() { Ok(set) } else { Err(Diagnostics(found)) })
     }
 
     /// Labels of a port: its own and those of the Pod of the same namespace and name.

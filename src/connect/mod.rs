@@ -33,6 +33,7 @@ use crate::datapath::{Context, Lookup};
 use crate::observe::recorder::{Detail, Recorder};
 
 pub use decide::{Allowed, Denied, anew};
+pub use outside::held_ends;
 pub use related::quoted;
 
 const SYN_ACK: u8 = flags::SYN | flags::ACK;

@@ -7,7 +7,7 @@
 use std::net::Ipv6Addr;
 
 use hostweave_nat::{End, Inside, MappingRef, Nat, Outside, Refused};
-use hostweave_switch::connection::{Hold, Translation};
+use hostweave_switch::connection::{Entry, Hold, Translation};
 use hostweave_switch::flow::{FlowKey, Kind};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::route;
@@ -283,6 +283,34 @@ pub(super) fn snat<'a, R: Recorder>(
     let there = FlowKey::new(outside.address, plan.dst.address, src_port, dst_port, key.proto(), key.kind());
     let translation = Translation { reply: there.reversed(), vni, held: [held.hold(), plan.held.hold()] };
     Ok((translation, held))
+}
+
+/// One end of a connection that has a NAT mapping.
+#[derive(Clone, Copy, Debug)]
+pub struct MappedEnd {
+    /// The end within its network.
+    pub inside: Inside,
+    /// The same as the outside sees it.
+    pub outside: Outside,
+    /// Who it talks to, as the outside sees it.
+    pub remote: Outside,
+}
+
+/// Of a connection that crosses, the ends whose mappings it may hold: that of its source, and that of its destination.
+pub fn held_ends(entry: &Entry, translation: &Translation, uid: impl Fn(u32) -> u128) -> [MappedEnd; 2] {
+    let (key, there) = (&entry.key, translation.reply.reversed());
+    let end = |port: u32, vni, key: &FlowKey| Inside {
+        port,
+        uid: uid(port),
+        vni,
+        address: key.src(),
+        l4: source_l4(key),
+        proto: key.proto(),
+    };
+    let shown = Outside { address: there.src(), l4: source_l4(&there) };
+    let from = MappedEnd { inside: end(entry.in_port, entry.vni, key), outside: shown, remote: destination(key) };
+    let to = end(entry.out_port, translation.vni, &translation.reply);
+    [from, MappedEnd { inside: to, outside: destination(key), remote: shown }]
 }
 
 fn refusal(refused: Refused) -> DropReason {

@@ -109,6 +109,7 @@ fn port(id: u32, kind: PortKind) -> Port {
         hostname: String::new(),
         up: true,
         lease_s: 3600,
+        limits: None,
         counters: Arc::new([]),
     }
 }

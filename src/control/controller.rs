@@ -27,6 +27,7 @@ use super::selector::Selector;
 use crate::config::checked::{Object, Origin};
 use crate::config::outside::ServiceAddresses;
 use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, load_paths, policies};
+use crate::fabric::spec::Desired;
 use crate::fabric::{Fabric, Impact, Picture};
 use crate::observe::events::{EventLog, EventType};
 use crate::store::{Batch, Contents, Store};
@@ -40,15 +41,19 @@ pub struct Snapshot {
     /// Objects, checked together, built-in ones included.
     pub set: ObjectSet,
     /// Addresses of ports.
-    pub assignments: Assignments,
+    pub assignments: Arc<Assignments>,
     /// Addresses of Services.
-    pub services: ServiceAddresses,
+    pub services: Arc<ServiceAddresses>,
     /// Identities of objects that were applied at run time.
     pub identities: BTreeMap<ObjectKey, Identity>,
     /// Grows with every change of objects.
     pub revision: u64,
     /// Ports that cannot be given what they need.
     pub problems: Vec<Diagnostic>,
+    /// What is dubious about the objects together.
+    pub warnings: Vec<Diagnostic>,
+    /// What the packet path was asked to do.
+    pub desired: Desired,
 }
 
 /// What became of an object.
@@ -152,8 +157,8 @@ impl Controller {
             parts,
             started,
             snapshot: ArcSwap::from_pointee(Snapshot {
-                assignments: initial.assignments,
-                services: initial.services,
+                assignments: Arc::new(initial.assignments),
+                services: Arc::new(initial.services),
                 revision: initial.revision,
                 ..Snapshot::default()
             }),
@@ -224,7 +229,7 @@ impl Controller {
         }
         refuse(refused)?;
         draft.cascade()?;
-        let plan = plan::plan(&draft.objects, &before.assignments, &before.services, &self.parts.runtime)?;
+        let plan = plan::replan(&draft.objects, &draft.changes, &before, &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
         let changed = draft.changes.iter().any(|(action, _)| *action != Action::Unchanged);
         let changed_keys = draft.changes.iter().map(|(_, object)| &object.key);
@@ -318,7 +323,7 @@ impl Controller {
     ) -> anyhow::Result<()> {
         let _writer = self.lock();
         let before = self.snapshot();
-        let mut assignments = before.assignments.clone();
+        let mut assignments = Assignments::clone(&before.assignments);
         let changed = change(&before.set, &mut assignments);
         if changed.is_empty() {
             return Ok(());
@@ -336,11 +341,13 @@ impl Controller {
         }
         self.snapshot.store(Arc::new(Snapshot {
             set: before.set.clone(),
-            assignments,
-            services: before.services.clone(),
+            assignments: Arc::new(assignments),
+            services: Arc::clone(&before.services),
             identities: before.identities.clone(),
             revision: before.revision,
             problems: before.problems.clone(),
+            warnings: before.warnings.clone(),
+            desired,
         }));
         Ok(())
     }
@@ -355,12 +362,12 @@ impl Controller {
         changes: &[(Action, Arc<Object>)],
     ) -> Result<(), RpcError> {
         let before = self.snapshot();
-        let assignment = |key: &ObjectKey| Some((key.clone(), plan.ipam.assignments.get(key)?.clone()));
-        batch.assignments = plan.ipam.changed.iter().filter_map(assignment).collect();
-        batch.assignments_gone.clone_from(&plan.ipam.freed);
-        let given = |key: &ObjectKey| Some((key.clone(), plan.services.addresses.get(key)?.clone()));
-        batch.services = plan.services.changed.iter().filter_map(given).collect();
-        batch.services_gone.clone_from(&plan.services.freed);
+        let assignment = |key: &ObjectKey| Some((key.clone(), plan.assignments.get(key)?.clone()));
+        batch.assignments = plan.assigned.iter().filter_map(assignment).collect();
+        batch.assignments_gone.clone_from(&plan.freed);
+        let given = |key: &ObjectKey| Some((key.clone(), plan.services.get(key)?.clone()));
+        batch.services = plan.services_assigned.iter().filter_map(given).collect();
+        batch.services_gone.clone_from(&plan.services_freed);
         let revision = before.revision + u64::from(!batch.is_empty() || !changes.is_empty());
         batch.revision = revision;
         let written = revision != before.revision;
@@ -377,9 +384,9 @@ impl Controller {
         }
         let identities = objects.stored.iter().map(|(key, (_, identity))| (key.clone(), *identity)).collect();
         **writer = objects;
-        let Plan { set, ipam, services, problems, .. } = plan;
-        let (assignments, services) = (ipam.assignments, services.addresses);
-        self.snapshot.store(Arc::new(Snapshot { set, assignments, services, identities, revision, problems }));
+        let Plan { set, assignments, services, problems, warnings, desired, .. } = plan;
+        let snapshot = Snapshot { set, assignments, services, identities, revision, problems, warnings, desired };
+        self.snapshot.store(Arc::new(snapshot));
         self.tell(revision, changes);
         Ok(())
     }
@@ -789,6 +796,58 @@ mod tests {
         assert!(Arc::ptr_eq(&before, &policy(&host)));
         host.apply(&shop_policy("a").replace("app: a", "app: x")).unwrap();
         assert!(!Arc::ptr_eq(&before, &policy(&host)));
+    }
+
+    /// Whatever is changed in whatever order, what was planned in steps is what is planned at once.
+    #[test]
+    fn plans_in_steps_are_those_from_scratch() {
+        let host = host(tempfile::tempdir().unwrap());
+        host.apply(&[namespace("shop"), shop_port()].concat()).unwrap();
+        let mut state = 0x9e37_79b9_u32;
+        let mut random = |below: u32| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state % below
+        };
+        let mut in_steps = 0;
+        for _ in 0..150 {
+            let name = ["a", "b", "c"][random(3) as usize];
+            let policy = shop_policy(name).replace(&format!("app: {name}"), ["app: x", "app: y"][random(2) as usize]);
+            let labels = format!("metadata: {{labels: {{team: t{}}}, name: shop}}", random(3));
+            let before = host.controller.snapshot();
+            let delete = |key| Edit::Delete { key, must_exist: false };
+            let edits = match random(5) {
+                0 => vec![delete(ObjectKey::new(crate::config::Kind::NetworkPolicy, Some("shop"), name))],
+                1 => vec![delete(
+                    before.set.ports().next().map_or(ObjectKey::port("shop", "none"), |(key, ..)| key.clone()),
+                )],
+                kind => {
+                    let text = match kind {
+                        2 => shop_port(),
+                        3 => namespace("shop").replace("metadata: {name: shop}", &labels),
+                        _ => policy,
+                    };
+                    let source = Source { name: "t".to_owned(), text };
+                    let objects = load_sources(vec![source]).unwrap().objects;
+                    objects.into_iter().map(|object| Edit::Put(Box::new(object))).collect()
+                }
+            };
+            host.controller.edit(edits, &EditOptions::default()).unwrap();
+            let after = host.controller.snapshot();
+            in_steps +=
+                u32::from(after.revision > before.revision && Arc::ptr_eq(&after.assignments, &before.assignments));
+            let runtime = &host.controller.parts.runtime;
+            let scratch = plan::plan(&host.controller.lock(), &after.assignments, &after.services, runtime).unwrap();
+            let same =
+                |(a, b): ((&ObjectKey, &Arc<Object>), (&ObjectKey, &Arc<Object>))| a.0 == b.0 && Arc::ptr_eq(a.1, b.1);
+            assert_eq!(after.set.iter().count(), scratch.set.iter().count());
+            assert!(after.set.iter().zip(scratch.set.iter()).all(same));
+            assert_eq!(after.assignments, scratch.assignments);
+            assert_eq!(format!("{:?}", after.desired), format!("{:?}", scratch.desired));
+            assert_eq!(format!("{:?}", after.warnings), format!("{:?}", scratch.warnings));
+        }
+        assert!(in_steps > 20, "{in_steps}");
     }
 
     #[test]

@@ -132,9 +132,12 @@ fn port_of(event: &FabricEvent) -> Option<&str> {
         | FabricEvent::AttachFailed { port, .. }
         | FabricEvent::AddressSeen { port, .. }
         | FabricEvent::AddressDeclined { port, .. }
-        | FabricEvent::LeaseConfirmed { port, .. } => Some(port),
-        FabricEvent::DnsUpstream { .. } => None,
-        FabricEvent::UplinkUp { .. }
+        | FabricEvent::LeaseConfirmed { port, .. }
+        | FabricEvent::NatBlockAllocated { port, .. }
+        | FabricEvent::NatBlockReleased { port, .. }
+        | FabricEvent::NatExhausted { port, .. } => Some(port),
+        FabricEvent::DnsUpstream { .. }
+        | FabricEvent::UplinkUp { .. }
         | FabricEvent::UplinkDown { .. }
         | FabricEvent::UplinkFailed { .. }
         | FabricEvent::GatewayReachable { .. }
@@ -184,8 +187,30 @@ fn describe(event: FabricEvent) -> (EventType, String, Value) {
         FabricEvent::DnsUpstream { server, failure: None } => {
             (EventType::DnsUpstreamRecovered, format!("DNS server {server} answers again"), json!({"server": server}))
         }
+        FabricEvent::NatBlockAllocated { address, first, count, .. } => {
+            let (message, data) = block("got", address, first, count);
+            (EventType::NatBlockAllocated, message, data)
+        }
+        FabricEvent::NatBlockReleased { address, first, count, .. } => {
+            let (message, data) = block("gave back", address, first, count);
+            (EventType::NatBlockReleased, message, data)
+        }
+        FabricEvent::NatExhausted { pool, address, biggest, ports, .. } => {
+            let message = format!(
+                "NAT pool {pool} has no more L4 ports of {address} for it (largest user: {biggest}, {ports} L4 ports)"
+            );
+            let data = json!({"pool": pool, "address": address, "biggest": biggest, "ports": ports});
+            (EventType::NatExhausted, message, data)
+        }
         event => describe_outside(&event),
     }
+}
+
+/// A block of L4 ports, in words and as data.
+fn block(verb: &str, address: std::net::IpAddr, first: u16, count: u16) -> (String, Value) {
+    let last = u32::from(first) + u32::from(count.max(1)) - 1;
+    let data = json!({"address": address, "firstPort": first, "lastPort": last});
+    (format!("{verb} the L4 ports {first} to {last} of {address}"), data)
 }
 
 /// The same for what happens at the uplink.

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::controller::{Action, Snapshot};
 use super::error::{ErrorKind, RpcError};
 use crate::config::checked::Object;
 use crate::config::desired::{HostFacts, to_desired};
-use crate::config::outside::{ServiceAddresses, ServicePlan, addresses};
-use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, check_set, ipam};
+use crate::config::outside::{ServiceAddresses, addresses};
+use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, check_set, ipam, policies};
 use crate::fabric::spec::Desired;
 
 /// What the daemon gave a stored object.
@@ -54,9 +55,17 @@ pub struct Plan {
     /// The objects, checked together.
     pub set: ObjectSet,
     /// Addresses of every port.
-    pub ipam: ipam::Plan,
+    pub assignments: Arc<Assignments>,
+    /// Ports whose addresses are to be written to the store.
+    pub assigned: Vec<ObjectKey>,
+    /// Ports whose addresses are to be deleted from it.
+    pub freed: Vec<ObjectKey>,
     /// Addresses of every Service.
-    pub services: ServicePlan,
+    pub services: Arc<ServiceAddresses>,
+    /// Services whose addresses are to be written to the store.
+    pub services_assigned: Vec<ObjectKey>,
+    /// Services whose addresses are to be deleted from it.
+    pub services_freed: Vec<ObjectKey>,
     /// What the packet path is to do.
     pub desired: Desired,
     /// Ports that cannot be given what they need: they pass no traffic.
@@ -79,8 +88,42 @@ pub fn plan(
     let ipam = ipam::assign(&set, remembered, &mut Uuid::new_v4);
     let services = addresses::assign(&set, given);
     let (desired, mut problems) = desired(&set, &ipam.assignments, &services.addresses, runtime_dir);
-    problems.extend(ipam.problems.iter().chain(&services.problems).cloned());
-    Ok(Plan { set, ipam, services, desired, problems, warnings })
+    problems.extend(ipam.problems.into_iter().chain(services.problems));
+    Ok(Plan {
+        set,
+        assignments: Arc::new(ipam.assignments),
+        assigned: ipam.changed,
+        freed: ipam.freed,
+        services: Arc::new(services.addresses),
+        services_assigned: services.changed,
+        services_freed: services.freed,
+        desired,
+        problems,
+        warnings,
+    })
+}
+
+/// What [`plan`] says after `changes` of what was planned before; costs what changed where nothing but namespaces and
+/// policies did. A port that lacks something is planned again with all others: what it waits for may be there now.
+///
+/// # Errors
+/// As [`plan`].
+pub fn replan(
+    objects: &Objects,
+    changes: &[(Action, Arc<Object>)],
+    before: &Snapshot,
+    runtime_dir: &Path,
+) -> Result<Plan, Diagnostics> {
+    let changed = changes.iter().filter(|(action, _)| *action != Action::Unchanged);
+    let changed: Vec<_> = changed.map(|(action, object)| (*action == Action::Deleted, object)).collect();
+    let known = before.problems.is_empty().then(|| before.set.with_policies(&changed)).flatten();
+    let Some(set) = known.transpose()? else {
+        return plan(objects, &before.assignments, &before.services, runtime_dir);
+    };
+    let desired = Desired { policy: policies::spec(&set), ..before.desired.clone() };
+    let (assignments, services) = (Arc::clone(&before.assignments), Arc::clone(&before.services));
+    let warnings = before.warnings.clone();
+    Ok(Plan { set, assignments, services, desired, warnings, ..Plan::default() })
 }
 
 /// What the packet path is to do for objects that were planned before.

@@ -13,7 +13,6 @@ use hostweave_switch::connection::{Claim, Connections, Entry, Options};
 use hostweave_switch::tables::{NetworkId, Port, PortId, Tables};
 
 use super::spec::{FabricConfig, PolicySpec};
-use super::uplink::UplinkRuntime;
 use super::uplink::lifecycle::decides_otherwise;
 use super::{Established, IdPool, Inner, State};
 use crate::observe::flow_event::FlowEvent;
@@ -52,6 +51,27 @@ fn allocate(connections: &Connections, records: u32) -> nix::Result<()> {
     Ok(())
 }
 
+/// The same for the translations of as many connections as there is room for. Once asked for, [`allocate_all`] goes on with it: hosts
+/// without an uplink need none.
+pub(super) fn allocate_translations(connections: &Connections) {
+    loop {
+        let records = connections.available();
+        let (offset, len) = connections.translations_at(records);
+        let [offset, len] =
+            [offset, len].map(|octets| nix::libc::off_t::try_from(octets).unwrap_or(nix::libc::off_t::MAX));
+        if let Err(error) = nix::fcntl::posix_fallocate(connections.file(), offset, len) {
+            let (room, wanted) = (connections.translatable(), records);
+            tracing::warn!(%error, "the runtime directory has room for {room} connections to the outside only, not {wanted}");
+            return;
+        }
+        connections.make_translatable(records);
+        // The other thread may have gone a step further meanwhile.
+        if connections.available() == records {
+            return;
+        }
+    }
+}
+
 /// Allocates the rest of the table, step by step. A file system that is full ends it: the table is smaller then.
 pub fn allocate_all(connections: &Connections) {
     while connections.available() < connections.capacity() {
@@ -60,6 +80,9 @@ pub fn allocate_all(connections: &Connections) {
             let (room, wanted) = (connections.available(), connections.capacity());
             tracing::warn!(%error, "the runtime directory has room for {room} connections only, not {wanted}");
             return;
+        }
+        if connections.translatable() > 0 {
+            allocate_translations(connections);
         }
     }
 }
@@ -91,6 +114,7 @@ impl State {
             wanted: None,
             outside: None,
             uplink: None,
+            pools: Arc::default(),
             networks: Default::default(),
             ports: Default::default(),
             network_ids: IdPool::default(),
@@ -127,27 +151,15 @@ impl State {
         update.changed.iter().for_each(|network| self.bump_network(*network));
     }
 
-    /// A network gets a new epoch: workers ask connections and policy again about whatever they know.
-    pub(super) fn bump_network(&mut self, network: NetworkId) {
-        self.bump_one(network);
-        // What leaves a network is decided by both.
-        if let Some((outside, _)) = self.uplink.as_ref().map(UplinkRuntime::network).filter(|(id, _)| *id != network) {
-            self.bump_one(outside);
-        }
-    }
-
-    fn bump_one(&mut self, NetworkId(id): NetworkId) {
+    /// A network gets a new epoch: workers ask connections and policy again about whatever they know of it, and about whatever
+    /// leads from one network into another.
+    pub(super) fn bump_network(&mut self, NetworkId(id): NetworkId) {
         let index = usize::from(id);
         if self.epochs.len() <= index {
             self.epochs.resize(index + 1, 1);
         }
         // Zero is what an earlier run decided.
         self.epochs[index] = self.epochs[index].checked_add(1).unwrap_or(1);
-        self.bump_crossings();
-    }
-
-    /// Workers decide again about whatever leads from one network into another.
-    pub(super) fn bump_crossings(&mut self) {
         self.crossings = self.crossings.wrapping_add(1) & (u32::MAX >> 1);
     }
 
@@ -173,13 +185,6 @@ impl State {
             changed.extend((0..tables.networks.len()).map(|index| NetworkId(index as u16)));
         }
         changed.into_iter().for_each(|network| self.bump_network(network));
-        let same = match (&old.uplink, &tables.uplink) {
-            (Some(old), Some(new)) => Arc::ptr_eq(old, new) || old.decides_as(new),
-            (old, new) => old.is_none() && new.is_none(),
-        };
-        if !same {
-            self.bump_crossings();
-        }
         self.epochs.resize(self.epochs.len().max(tables.networks.len()), 1);
         tables.epochs.clone_from(&self.epochs);
         tables.crossings = self.crossings;
@@ -197,12 +202,26 @@ impl Inner {
             state.networks.values().map(|network| (network.network.vni, network.id)).collect();
         let ports: std::collections::HashMap<u32, _> =
             state.ports.values().map(|port| (port.id().0, Arc::clone(port.port()))).collect();
+        self.adopt_mappings(state);
+        let outside = state.uplink.as_ref().map(|uplink| uplink.port().id.0);
+        // Whose an attached address is the next packet finds out, as for every connection that crosses.
+        let knows = |slot: u32, vni: u32| {
+            Some(slot) == outside || ports.get(&slot).is_some_and(|port| vnis.get(&vni) == Some(&port.network))
+        };
         let owns = |slot: u32, vni: u32, address: u128| {
             ports.get(&slot).is_some_and(|port| vnis.get(&vni) == Some(&port.network) && port.owns(address))
         };
         let claim = |entry: &Entry| {
-            let right =
-                owns(entry.in_port, entry.vni, entry.key.src()) && owns(entry.out_port, entry.vni, entry.key.dst());
+            let right = match &entry.translation {
+                None => {
+                    owns(entry.in_port, entry.vni, entry.key.src()) && owns(entry.out_port, entry.vni, entry.key.dst())
+                }
+                Some(translation) => {
+                    knows(entry.in_port, entry.vni)
+                        && knows(entry.out_port, translation.vni)
+                        && self.hold_again(&state.pools, entry)
+                }
+            };
             if right { Claim::Keep } else { Claim::Forget }
         };
         let adopted = self.connections.adopt(&state.timeouts, self.clock.seconds(Instant::now()), claim);
@@ -219,9 +238,8 @@ impl Inner {
     pub(super) fn share_connections(&self, state: &State) {
         let internal = state.networks.values().map(|network| &network.port);
         let limits = state.ports.values().chain(internal).map(|port| (port.id().0, port.flows_max()));
-        // What begins outside may fill whatever nobody was promised.
-        let outside = state.uplink.as_ref().map(|uplink| (uplink.port().id.0, self.config.connections_max));
-        self.connections.share(limits.chain(outside));
+        // What begins outside counts for the port that it is for.
+        self.connections.share(limits);
     }
 
     /// Ends the connections of ports that were removed. No worker's plane knows the ports any more.

@@ -42,6 +42,7 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
     let Ok(inner) = receiver.recv() else { return };
     if let Some(inner) = inner.upgrade() {
         super::connections::allocate_all(&inner.connections);
+        super::nat::allocate_all(&inner.nat);
     }
     let mut advertised = Instant::now();
     let mut expired = Instant::now();
@@ -70,6 +71,7 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
                 expired = Instant::now();
                 let mut closed = Vec::new();
                 inner.expire_connections(|event| closed.push(event));
+                inner.expire_mappings();
                 drain.log(&inner, closed);
                 if !inner.fragments.is_idle() {
                     // Only workers may count what has waited too long.

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
-use hostweave_nat::Nat;
+use hostweave_nat::{Nat, Pools};
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::World;
 use hostweave_policy::table::Table;
@@ -55,7 +55,7 @@ use crate::worker::{Shared, WorkerStats};
 use mailbox::Message;
 use plane::Plane;
 use port::PortRuntime;
-use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Timeouts};
+use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Ports, Timeouts};
 use start::{Seat, or_abort, start_worker};
 use uplink::owned::Outside;
 use uplink::{Attended, UplinkRuntime};
@@ -113,10 +113,12 @@ struct State {
     /// Whether connections of an earlier run were looked at.
     adopted: bool,
     /// Networks and ports as they were asked for last.
-    wanted: Option<(Vec<Network>, Vec<PortSpec>)>,
+    wanted: Option<(Vec<Network>, Ports)>,
     /// What was asked for outside of them last.
     outside: Option<Outside>,
     uplink: Option<UplinkRuntime>,
+    /// Pools of NAT addresses as compiled last.
+    pools: Arc<Pools>,
     networks: HashMap<String, NetworkRuntime>,
     ports: HashMap<String, PortRuntime>,
     network_ids: IdPool,
@@ -274,9 +276,13 @@ impl Fabric {
         }
         let retired = inner.update_uplink(&mut state, desired);
         gone_ids.extend(retired.iter().map(|uplink| uplink.port().id));
+        state.pools = inner.compile_pools(&state, &desired.nat_pools)?;
         let attended = inner.attend_uplink(&mut state, &[], &[]);
         let update = state.compile(&desired.policy);
         state.bump(&update);
+        if state.uplink.is_some() {
+            connections::allocate_translations(&inner.connections);
+        }
         inner.adopt(&mut state);
         inner.share_connections(&state);
         inner.publish(&mut state);
@@ -513,6 +519,7 @@ impl Inner {
     fn swap(&self, state: &mut State, mut plane: Plane) {
         state.epochs_of(&mut plane.tables, &self.plane.load().tables);
         plane.policy = Arc::clone(&state.policy);
+        plane.pools = Arc::clone(&state.pools);
         plane.world = Arc::clone(&state.world);
         plane.policy_revision = state.policy_revision;
         state.retired.push(self.plane.swap(Arc::new(plane)));

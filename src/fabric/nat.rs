@@ -1,34 +1,69 @@
-//! NAT as the fabric keeps it: where its file lies, and that mappings are given back when connections end.
+//! NAT as the fabric keeps it: where its file lies, which pools serve whom, what an earlier run left, and that mappings are given back
+//! when connections end.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use hostweave_nat::{End, MappingRef, Nat, Options, Timers};
+use hostweave_nat::{
+    Claim, End, Filtering, Limits, MappingRef, Nat, NatEvent, Options, PoolSpec, Pools, Timers, Workload,
+};
 use hostweave_switch::connection::{Connections, Entry, Hold};
 use hostweave_switch::tcp_track::{self, State as TcpState};
 use hostweave_switch::wire::proto;
+use uuid::Uuid;
 
 use super::connections::boot_id;
-use super::spec::FabricConfig;
+use super::spec::{self, FabricConfig, FabricEvent, NatPoolSpec};
+use super::uplink::owned::unmapped;
+use super::{Inner, State};
+use crate::connect;
 use crate::worker::clock::Clock;
+
+/// Mappings and blocks looked at in one go, in each shard.
+const EXPIRE_BUDGET: usize = 1024;
+
+/// Mappings whose blocks of the file are allocated in one go.
+const STEP: u32 = 1 << 14;
 
 /// Opens the table of mappings under the runtime directory.
 pub(super) fn open(config: &FabricConfig, now: u32) -> anyhow::Result<Nat> {
     let path = config.runtime_dir.join("nat");
     let options =
         Options { capacity: config.connections_max, boot: boot_id(), now, timers: Timers::default(), seed: None };
-    Nat::open(&path, &options).with_context(|| format!("opening {}", path.display()))
+    let nat = Nat::open(&path, &options).with_context(|| format!("opening {}", path.display()))?;
+    let first = nat.ever_used().max(STEP).min(nat.capacity());
+    allocate(&nat, first).with_context(|| format!("making room in {}", path.display()))?;
+    Ok(nat)
+}
+
+/// Has blocks allocated up to a number of mappings, so that touching one can never fail.
+fn allocate(nat: &Nat, mappings: u32) -> nix::Result<()> {
+    let end = nix::libc::off_t::try_from(nat.file_len(mappings)).unwrap_or(nix::libc::off_t::MAX);
+    nix::fcntl::posix_fallocate(nat.file(), 0, end)?;
+    nat.make_available(mappings);
+    Ok(())
+}
+
+/// Allocates the rest of the table, step by step. A file system that is full ends it: the table is smaller then.
+pub(super) fn allocate_all(nat: &Nat) {
+    while nat.available() < nat.capacity() {
+        let next = nat.available().saturating_add(STEP).min(nat.capacity());
+        if let Err(error) = allocate(nat, next) {
+            let (room, wanted) = (nat.available(), nat.capacity());
+            tracing::warn!(%error, "the runtime directory has room for {room} NAT mappings only, not {wanted}");
+            return;
+        }
+    }
 }
 
 /// Has each mapping that a connection held given back when the connection ends, whoever ends it.
 pub(super) fn give_back(nat: &Arc<Nat>, connections: &Connections, clock: Clock) {
     let nat = Arc::clone(nat);
     connections.on_release(Box::new(move |hold, entry| {
-        let Hold { index, generation } = hold;
         let now = clock.seconds(Instant::now());
         let seen = entry.seen[0].max(entry.seen[1]);
-        nat.release(MappingRef { index, generation }, seen, now, how(entry));
+        nat.release(mapping_of(hold), seen, now, how(entry));
     }));
 }
 
@@ -39,4 +74,118 @@ fn how(entry: &Entry) -> End {
         return End::Established;
     }
     End::Closed
+}
+
+fn mapping_of(Hold { index, generation }: Hold) -> MappingRef {
+    MappingRef { index, generation }
+}
+
+impl Inner {
+    /// Compiles the pools for the ports that there are.
+    pub(super) fn compile_pools(&self, state: &State, pools: &[NatPoolSpec]) -> anyhow::Result<Arc<Pools>> {
+        let ports = state.ports.values().filter_map(|port| Some((port.uid()?, port.id().0)));
+        let slots: std::collections::HashMap<Uuid, u32> = ports.collect();
+        let specs: Vec<PoolSpec> = pools.iter().map(|pool| pool_spec(pool, |uid| slots.get(&uid).copied())).collect();
+        let now = self.clock.seconds(Instant::now());
+        Ok(Arc::new(Pools::compile(&self.nat, &specs, now).context("setting up the NAT pools")?))
+    }
+
+    /// Takes over the mappings of an earlier run whose ports are there and still have their addresses. Before the connections
+    /// that hold them.
+    pub(super) fn adopt_mappings(&self, state: &State) {
+        let owns = |entry: &hostweave_nat::Entry| {
+            let inside = &entry.inside;
+            let port = state.ports.values().find(|port| port.id().0 == inside.port);
+            let network = port.and_then(|port| state.networks.values().find(|n| n.id == port.port().network));
+            port.is_some_and(|port| port.port().owns(inside.address))
+                && network.is_some_and(|network| network.network.vni == inside.vni)
+        };
+        let claim = |entry: &_| if owns(entry) { Claim::Keep } else { Claim::Forget };
+        let adopted = self.nat.adopt(&state.pools, self.clock.seconds(Instant::now()), claim);
+        if adopted.kept + adopted.forgotten > 0 {
+            let (kept, forgotten, blocks) = (adopted.kept, adopted.forgotten, adopted.blocks);
+            tracing::info!(kept, forgotten, blocks, "NAT mappings of the last run");
+        }
+    }
+
+    /// Takes hold of the mappings that a connection of an earlier run held. False, and none is held: they are not its own.
+    pub(super) fn hold_again(&self, pools: &Pools, entry: &Entry) -> bool {
+        let Some(translation) = &entry.translation else { return true };
+        let ends = connect::held_ends(entry, translation, |slot| self.connections.port_id(slot));
+        let mut taken = Vec::with_capacity(2);
+        for (hold, end) in translation.held.iter().zip(&ends) {
+            let Some(hold) = *hold else { continue };
+            let mapping = mapping_of(hold);
+            if !self.nat.hold(pools, mapping, &end.inside, end.outside, end.remote) {
+                let now = self.clock.seconds(Instant::now());
+                taken.into_iter().for_each(|mapping| self.nat.release(mapping, now, now, End::Refused));
+                return false;
+            }
+            taken.push(mapping);
+        }
+        true
+    }
+
+    /// Ends mappings and blocks whose time has come, and tells what happened to blocks. Called once a second by the maintenance
+    /// thread.
+    pub(super) fn expire_mappings(&self) {
+        let now = self.clock.seconds(Instant::now());
+        let mut told = Vec::new();
+        while self.nat.expire(now, EXPIRE_BUDGET, |event| told.push(event)) {}
+        if told.is_empty() {
+            return;
+        }
+        let plane = self.plane.load();
+        let names: std::collections::HashMap<u128, &str> = plane
+            .tables
+            .ports
+            .iter()
+            .flatten()
+            .map(|port| (self.connections.port_id(port.id.0), port.name.as_str()))
+            .collect();
+        let name =
+            |uid: u128| names.get(&uid).map_or_else(|| Uuid::from_u128(uid).to_string(), |name| (*name).to_owned());
+        for event in told {
+            self.event(match event {
+                NatEvent::Allocated { block, .. } => FabricEvent::NatBlockAllocated {
+                    port: name(block.uid),
+                    address: unmapped(block.address),
+                    first: block.first,
+                    count: block.size,
+                },
+                NatEvent::Released { block, .. } => FabricEvent::NatBlockReleased {
+                    port: name(block.uid),
+                    address: unmapped(block.address),
+                    first: block.first,
+                    count: block.size,
+                },
+                NatEvent::Exhausted { uid, address, biggest, ports, .. } => FabricEvent::NatExhausted {
+                    port: name(uid),
+                    pool: plane.pools.pool_of(address).unwrap_or_default().to_owned(),
+                    address: unmapped(address),
+                    biggest: name(biggest),
+                    ports,
+                },
+            });
+        }
+    }
+}
+
+fn pool_spec(pool: &NatPoolSpec, slot: impl Fn(Uuid) -> Option<u32>) -> PoolSpec {
+    let workload = |uid: &Uuid| Some(Workload { port: slot(*uid)?, uid: uid.as_u128() });
+    PoolSpec {
+        name: pool.name.clone(),
+        addresses: pool.addresses.clone(),
+        draining: pool.draining.clone(),
+        workloads: pool.ports.iter().filter_map(workload).collect(),
+        block_size: pool.block_size,
+        blocks: pool.blocks.clone(),
+        filtering: match pool.filtering {
+            spec::Filtering::EndpointIndependent => Filtering::EndpointIndependent,
+            spec::Filtering::AddressDependent => Filtering::AddressDependent,
+            spec::Filtering::AddressAndPortDependent => Filtering::AddressAndPortDependent,
+        },
+        overload: pool.overload,
+        limits: Limits::default(),
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use hostweave_policy::model::Endpoint;
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortCounters, PortTotals};
+use hostweave_switch::rate::RateLimits;
 use hostweave_switch::tables::{Network, NetworkId, Port, PortId, PortKind, ROUTER_LINK_LOCAL};
 use hostweave_uplink::device::Device;
 use hostweave_uplink::netns::{TapRequest, delete_tap, open_tap};
@@ -336,6 +337,7 @@ pub fn internal_port(id: PortId, network_id: NetworkId, network: &Network, count
         hostname: String::new(),
         up: true,
         lease_s: LEASE_S,
+        limits: None,
         counters,
     }
 }
@@ -356,6 +358,7 @@ pub fn port_of(id: PortId, network: NetworkId, spec: &PortSpec, counters: Arc<[P
         hostname: spec.hostname.clone(),
         up: spec.up,
         lease_s: LEASE_S,
+        limits: RateLimits::new(&spec.rates),
         counters,
     }
 }

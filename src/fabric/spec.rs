@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::ops::RangeInclusive;
+use std::ops::{Deref, DerefMut, RangeInclusive};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use hostweave_policy::model::{
 };
 use hostweave_switch::MacAddr;
 pub use hostweave_switch::connection::Timeouts;
+pub use hostweave_switch::rate::PortRates;
 pub use hostweave_switch::tables::LocalServices;
 use hostweave_switch::tables::Network;
 use ipnet::IpNet;
@@ -47,7 +48,7 @@ pub struct Desired {
     /// Networks, by unique name. `internal` is filled in by the fabric.
     pub networks: Vec<Network>,
     /// Ports, by unique (namespace, name).
-    pub ports: Vec<PortSpec>,
+    pub ports: Ports,
     /// What policy depends on, besides ports.
     pub policy: PolicySpec,
     /// What becomes of established connections when policies change.
@@ -64,6 +65,52 @@ pub struct Desired {
     pub attached: Vec<AttachSpec>,
     /// DNS at the gateways; `None` for none.
     pub dns: Option<DnsSpec>,
+}
+
+/// A list of ports. Cheap to clone, and to compare with its own clone: a change of policy costs nothing per port.
+#[derive(Clone, Debug, Default)]
+pub struct Ports(Arc<Vec<PortSpec>>);
+
+impl PartialEq for Ports {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
+
+impl Deref for Ports {
+    type Target = Vec<PortSpec>;
+
+    fn deref(&self) -> &Vec<PortSpec> {
+        &self.0
+    }
+}
+
+/// Copies the list if a clone of it is in use.
+impl DerefMut for Ports {
+    fn deref_mut(&mut self) -> &mut Vec<PortSpec> {
+        Arc::make_mut(&mut self.0)
+    }
+}
+
+impl From<Vec<PortSpec>> for Ports {
+    fn from(ports: Vec<PortSpec>) -> Self {
+        Self(Arc::new(ports))
+    }
+}
+
+impl FromIterator<PortSpec> for Ports {
+    fn from_iter<I: IntoIterator<Item = PortSpec>>(ports: I) -> Self {
+        Vec::from_iter(ports).into()
+    }
+}
+
+impl<'a> IntoIterator for &'a Ports {
+    type Item = &'a PortSpec;
+    type IntoIter = std::slice::Iter<'a, PortSpec>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
 }
 
 /// The way out of the host (`HostConfig.spec.uplink`).
@@ -183,6 +230,8 @@ pub struct PortSpec {
     pub named_ports: Vec<NamedPort>,
     /// Connections that it may have opened at a time.
     pub flows_max: u32,
+    /// What it may send and receive per second.
+    pub rates: PortRates,
 }
 
 impl PortSpec {
@@ -271,6 +320,12 @@ pub enum FabricEvent {
     GatewayUnreachable { address: IpAddr },
     /// Somebody else at the uplink claims an address of ours.
     UplinkAddressConflict { address: IpAddr, mac: MacAddr },
+    /// A port got L4 ports of a NAT address.
+    NatBlockAllocated { port: String, address: IpAddr, first: u16, count: u16 },
+    /// They are free again.
+    NatBlockReleased { port: String, address: IpAddr, first: u16, count: u16 },
+    /// A port wanted more and there were none; `biggest` is the port that has most of the address, `ports` how many.
+    NatExhausted { port: String, pool: String, address: IpAddr, biggest: String, ports: u32 },
 }
 
 /// What `port describe` shows of a port's attachments.

@@ -48,6 +48,7 @@ pub fn hubble(reason: DropReason) -> (u32, &'static str) {
         R::PortDown | R::PortNotRunning | R::QueueDisabled => (203, "DROP_EP_NOT_READY"),
         R::GatewayNoService => (164, "LOCAL_HOST_IS_UNREACHABLE"),
         R::MtuExceeded => (157, "IP_FRAGMENTATION_NOT_SUPPORTED"),
+        R::RateLimited => (198, "DROP_RATE_LIMITED"),
         R::LocalRateLimited
         | R::NeighborNoAnswer
         | R::DhcpNoAnswer
@@ -91,6 +92,7 @@ mod tests {
         (175, "FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND"),
         (176, "FORBIDDEN_ICMPV6_MESSAGE"),
         (196, "TTL_EXCEEDED"),
+        (198, "DROP_RATE_LIMITED"),
         (203, "DROP_EP_NOT_READY"),
     ];
 

@@ -106,6 +106,12 @@ event_types! {
     GatewayUnreachable Warning,
     /// Somebody else at the uplink claims an address of ours.
     UplinkAddressConflict Warning,
+    /// A port got L4 ports of a NAT address.
+    NatBlockAllocated Normal,
+    /// L4 ports of a NAT address are free again.
+    NatBlockReleased Normal,
+    /// A port wanted more L4 ports of a NAT address than there are.
+    NatExhausted Warning,
 }
 
 /// Something that happened.

@@ -75,6 +75,7 @@ impl World {
             hostname: "a".to_owned(),
             up: true,
             lease_s: 3600,
+            limits: None,
             counters: Arc::new([]),
         };
         let mut tables = Tables::default();

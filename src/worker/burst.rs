@@ -9,6 +9,7 @@ use hostweave_switch::icmp_error::{self, ErrorKind};
 use hostweave_switch::limits::BURST;
 use hostweave_switch::packet::{L3, Offload, Packet};
 use hostweave_switch::payload::Segment;
+use hostweave_switch::rate::RateLimits;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{PortId, PortKind};
 
@@ -67,7 +68,8 @@ impl Path {
         if ahead {
             self.classify_all(&ctx, &mut verdicts, now);
         }
-        let mut out = Delivery::new(plane, self.shared.index, self.burst.len());
+        let (limits, ticks) = (input.limits.as_deref(), self.shared.clock.ticks(now));
+        let mut out = Delivery::new(plane, self.shared.index, self.burst.len(), ticks);
         let (mut forwarded, mut replied, mut octets) = (0, 0, 0);
         for index in 0..self.burst.len() {
             octets += self.burst.packets()[index].len() as u64;
@@ -77,8 +79,9 @@ impl Path {
                 Verdict::Drop(reason) => self.refused(&ctx, index, reason, now),
                 ended => ended,
             };
-            watcher.decided(index, verdict);
             let (packet, arena) = self.burst.packet_mut(index);
+            let verdict = limits.map_or(verdict, |limits| within(limits, verdict, plane, packet, ticks));
+            watcher.decided(index, verdict);
             let to = match verdict {
                 Verdict::Forward => {
                     forwarded += 1;
@@ -124,8 +127,7 @@ impl Path {
             }
         }
         out.finish(&mut self.uring);
-        let burst = [self.burst.len() as u64, octets, forwarded, replied];
-        account(count, burst);
+        account(count, [self.burst.len() as u64, octets, forwarded, replied]);
     }
 
     /// Sends the fragments that waited for a first one of the burst before. The burst is empty.
@@ -140,7 +142,8 @@ impl Path {
                 continue;
             };
             let ctx = Context::new(plane, input, network, NO_QUEUE, self.shared.clock.seconds(now));
-            let mut out = Delivery::new(plane, self.shared.index, 1);
+            let ticks = self.shared.clock.ticks(now);
+            let mut out = Delivery::new(plane, self.shared.index, 1, ticks);
             let Path { shared, uring, burst, cache, free, stash, .. } = self;
             // Counts are per worker, and another one may have queued it: only their sum is never below zero.
             count.queued.sub(1);
@@ -153,6 +156,11 @@ impl Path {
                     Verdict::Forward => {}
                     Verdict::Drop(reason) => return Err(reason),
                     _ => return Err(DropReason::Internal),
+                }
+                if let Some(limits) = &input.limits
+                    && let Verdict::Drop(reason) = within(limits, Verdict::Forward, plane, packet, ticks)
+                {
+                    return Err(reason);
                 }
                 let to = packet.meta.out_port;
                 if stash.holds(to) || matches!(out.deliver(uring, packet, arena, to), Outcome::Busy) {
@@ -359,6 +367,16 @@ pub(super) fn keep(
     } else {
         counters.tx_dropped.add(DropReason::GuestRingBusy, 1);
     }
+}
+
+/// What becomes of a packet of a sender that may send only so much.
+#[inline(never)]
+fn within(limits: &RateLimits, verdict: Verdict, plane: &Plane, packet: &Packet, ticks: u64) -> Verdict {
+    if verdict != Verdict::Forward {
+        return verdict;
+    }
+    let uplink = plane.tables.uplink.as_ref().is_some_and(|uplink| uplink.port == packet.meta.out_port);
+    if limits.egress(packet, uplink, ticks) { Verdict::Forward } else { Verdict::Drop(DropReason::RateLimited) }
 }
 
 /// Turns a dropped packet into the ICMP error that its sender must hear of, if any.

@@ -30,6 +30,12 @@ impl Clock {
         (self.at + now.saturating_duration_since(self.start)).as_millis() as u64
     }
 
+    /// Ticks of [`hostweave_switch::rate`] at `now`.
+    #[inline]
+    pub fn ticks(&self, now: Instant) -> u64 {
+        hostweave_switch::rate::ticks((self.at + now.saturating_duration_since(self.start)).as_nanos() as u64)
+    }
+
     /// Whole seconds at `now`.
     #[inline]
     pub fn seconds(&self, now: Instant) -> u32 {

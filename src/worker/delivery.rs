@@ -8,6 +8,7 @@ use hostweave_switch::counters::PortCounters;
 use hostweave_switch::limits::BURST;
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
+use hostweave_switch::rate::RateLimits;
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
 use hostweave_uplink::uring::Uring;
@@ -23,6 +24,7 @@ struct Open<'p> {
     single: bool,
     queue: ToGuest<'p>,
     counters: &'p PortCounters,
+    limits: Option<&'p RateLimits>,
     frames: u64,
     octets: u64,
 }
@@ -46,6 +48,8 @@ pub struct Delivery<'p> {
     worker: usize,
     /// About how many packets there are.
     burst_len: usize,
+    /// When, for rate limits.
+    ticks: u64,
     open: ArrayVec<Open<'p>, BURST>,
 }
 
@@ -62,8 +66,8 @@ pub enum Outcome {
 impl<'p> Delivery<'p> {
     /// Nothing claimed yet.
     #[inline]
-    pub fn new(plane: &'p Plane, worker: usize, burst_len: usize) -> Self {
-        Self { plane, worker, burst_len, open: ArrayVec::new() }
+    pub fn new(plane: &'p Plane, worker: usize, burst_len: usize, ticks: u64) -> Self {
+        Self { plane, worker, burst_len, ticks, open: ArrayVec::new() }
     }
 
     /// Hands a packet to `to`. A drop is counted here; a busy packet is the caller's to keep.
@@ -74,6 +78,11 @@ impl<'p> Delivery<'p> {
             && last.port == to
             && last.single
         {
+            if let Some(limits) = last.limits
+                && !within(limits, self.plane, packet, to, self.ticks)
+            {
+                return self.dropped(to, DropReason::RateLimited);
+            }
             return match last.transmit(packet, arena) {
                 Ok(()) => Outcome::Done,
                 Err(reason) => self.dropped(to, reason),
@@ -87,6 +96,7 @@ impl<'p> Delivery<'p> {
     fn deliver_elsewhere(&mut self, uring: &mut Uring, packet: &Packet, arena: &[Segment], to: PortId) -> Outcome {
         let outcome = match self.plane.output(to) {
             Some(Output::Vhost(output)) => self.vhost(output, packet, arena, to),
+            Some(Output::Device(_)) if !self.may_receive(packet, to) => Outcome::Dropped(DropReason::RateLimited),
             Some(Output::Device(device)) => self.count_sent(to, packet, device.transmit(packet, arena, uring)),
             Some(Output::Internal(port)) => self.count_sent(to, packet, port.deliver(packet, arena)),
             None => Outcome::Dropped(DropReason::PortNotRunning),
@@ -127,14 +137,26 @@ impl<'p> Delivery<'p> {
                 }
                 queue.prefetch(self.burst_len);
                 let single = output.is_single();
-                self.open.push(Open { port: to, pair, single, queue, counters, frames: 0, octets: 0 });
+                let limits = self.plane.tables.port(to).and_then(|port| port.limits.as_deref());
+                self.open.push(Open { port: to, pair, single, queue, counters, limits, frames: 0, octets: 0 });
                 self.open.len() - 1
             }
         };
+        if let Some(limits) = self.open[index].limits
+            && !within(limits, self.plane, packet, to, self.ticks)
+        {
+            return Outcome::Dropped(DropReason::RateLimited);
+        }
         match self.open[index].transmit(packet, arena) {
             Ok(()) => Outcome::Done,
             Err(reason) => Outcome::Dropped(reason),
         }
+    }
+
+    /// Whether the receiver may receive another packet now.
+    fn may_receive(&self, packet: &Packet, to: PortId) -> bool {
+        let limits = self.plane.tables.port(to).and_then(|port| port.limits.as_deref());
+        limits.is_none_or(|limits| within(limits, self.plane, packet, to, self.ticks))
     }
 
     /// Counts a frame that a device or a service took.
@@ -166,6 +188,17 @@ impl<'p> Delivery<'p> {
             }
         }
     }
+}
+
+/// Whether a port may receive another packet now. What the switch itself says to it is free: nobody starves a guest of its
+/// address or its router.
+#[inline(never)]
+fn within(limits: &RateLimits, plane: &Plane, packet: &Packet, to: PortId, ticks: u64) -> bool {
+    if packet.meta.in_port == to || packet.meta.in_port == PortId::NONE {
+        return true;
+    }
+    let uplink = plane.tables.uplink.as_ref().is_some_and(|uplink| uplink.port == packet.meta.in_port);
+    limits.ingress(packet, uplink, ticks)
 }
 
 /// This worker's counters of a port.

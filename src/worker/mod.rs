@@ -419,7 +419,7 @@ impl Path {
         let worker = self.shared.index;
         let Some(count) = counters(plane, port, worker) else { return };
         let Path { uring, stash, burst, .. } = self;
-        let mut out = Delivery::new(plane, worker, 1);
+        let mut out = Delivery::new(plane, worker, 1, self.shared.clock.ticks(now));
         count.originated.add(1);
         burst.with_frame(Meta::default(), frame, HEAD_FIRST, |packet, arena| {
             if matches!(out.deliver(uring, packet, arena, port), Outcome::Busy) {
@@ -432,7 +432,7 @@ impl Path {
     #[cold]
     fn retry_stash(&mut self, plane: &Plane, now: Instant) {
         let worker = self.shared.index;
-        let mut out = Delivery::new(plane, worker, 1);
+        let mut out = Delivery::new(plane, worker, 1, self.shared.clock.ticks(now));
         let uring = &mut self.uring;
         let left = |to: PortId| counters(plane, to, worker).inspect(|counters| counters.tx_queued.sub(1));
         self.stash.retry(

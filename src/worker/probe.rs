@@ -182,7 +182,7 @@ impl Path {
         };
         let ctx = Context::new(plane, input, network, NO_QUEUE, self.shared.clock.seconds(now));
         let Path { shared, uring, burst, cache, free, stash, .. } = self;
-        let mut out = Delivery::new(plane, shared.index, 1);
+        let mut out = Delivery::new(plane, shared.index, 1, shared.clock.ticks(now));
         let meta = Meta { in_port: input.id, ..Meta::default() };
         let ended = burst.with_frame(meta, &shot.frame, shot.frame.len(), |packet, arena| {
             let verdict = datapath::classify(&ctx, packet, arena, &mut None, story);

@@ -92,6 +92,7 @@ pub fn tables() -> Tables {
             hostname: format!("port-{}", id.0),
             up: true,
             lease_s: 3600,
+            limits: None,
             counters: Arc::new([]),
         })));
     }

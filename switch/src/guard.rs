@@ -49,9 +49,9 @@ pub fn link(port: &Port, packet: &Packet) -> Verdict {
 #[inline(always)]
 fn link_addresses(port: &Port, packet: &Packet) -> Result<(), DropReason> {
     let link: &[u8; ethernet::HEADER_LEN] = packet.head().first_chunk().ok_or(DropReason::Internal)?;
-    let word = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| link[at + i]));
+    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| link[at + i]));
     // Both addresses as numbers: the first six and the next six octets.
-    let (dst, src) = (word(0) >> 16, word(4) & 0xffff_ffff_ffff);
+    let (dst, src) = (word(0) & MAC_MASK, word(4) >> 16);
     if src != mac_number(port.mac) {
         return foreign(port, dst, src);
     }
@@ -63,6 +63,7 @@ fn link_addresses(port: &Port, packet: &Packet) -> Result<(), DropReason> {
 }
 
 /// The link addresses of a frame that does not come from the port's own: at the uplink they all do not.
+#[inline(never)]
 fn foreign(port: &Port, dst: u64, src: u64) -> Result<(), DropReason> {
     if port.kind != PortKind::Uplink || src & GROUP != 0 {
         return Err(DropReason::SpoofedMac);
@@ -76,12 +77,16 @@ fn foreign(port: &Port, dst: u64, src: u64) -> Result<(), DropReason> {
 /// The router's MAC address as a number.
 const ROUTER: u64 = mac_number(MacAddr::ROUTER);
 
-/// The bit that makes a MAC address that of a group.
-const GROUP: u64 = 1 << 40;
+/// Six octets.
+const MAC_MASK: u64 = 0xffff_ffff_ffff;
 
+/// The bit that makes a MAC address that of a group.
+const GROUP: u64 = 1;
+
+/// In the order of octets that processors load without turning them round.
 #[inline]
 const fn mac_number(MacAddr([a, b, c, d, e, f]): MacAddr) -> u64 {
-    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
 
 /// The second half: everything above. Of a flow that is known, the first packet went through it, and a port whose addresses

@@ -20,6 +20,7 @@ pub mod parse;
 pub mod payload;
 #[allow(unsafe_code, reason = "prefetch instructions")]
 pub mod prefetch;
+pub mod rate;
 pub mod rewrite;
 pub mod route;
 #[allow(unsafe_code, reason = "mappings that outlive the process")]

@@ -148,7 +148,6 @@ impl Default for Meta {
 pub struct Packet {
     /// What is known so far.
     pub meta: Meta,
-    head_start: u16,
     head_len: u16,
     /// Payload segments: a range of the burst's arena.
     segment_first: u32,
@@ -164,7 +163,6 @@ impl Packet {
     fn empty() -> Self {
         Self {
             meta: Meta::default(),
-            head_start: HEADROOM as u16,
             head_len: 0,
             segment_first: 0,
             segment_count: 0,
@@ -176,15 +174,13 @@ impl Packet {
     /// The private copy of the first octets of the frame.
     #[inline]
     pub fn head(&self) -> &[u8] {
-        let start = usize::from(self.head_start);
-        &self.head.0[start..start + usize::from(self.head_len)]
+        &self.head.0[HEADROOM..HEADROOM + usize::from(self.head_len)]
     }
 
     /// The private copy, to rewrite.
     #[inline]
     pub fn head_mut(&mut self) -> &mut [u8] {
-        let start = usize::from(self.head_start);
-        &mut self.head.0[start..start + usize::from(self.head_len)]
+        &mut self.head.0[HEADROOM..HEADROOM + usize::from(self.head_len)]
     }
 
     /// Octets of the frame: head and payload.
@@ -216,7 +212,6 @@ impl Packet {
     #[inline]
     pub fn set_frame(&mut self, head_len: usize, first: usize, count: usize, payload_len: usize) {
         debug_assert!(HEADROOM + head_len <= HEAD_CAPACITY);
-        self.head_start = HEADROOM as u16;
         self.head_len = head_len as u16;
         self.segment_first = first as u32;
         self.segment_count = count as u32;
@@ -252,7 +247,7 @@ impl Packet {
             return Err(DropReason::HeadersTooLong);
         }
         let want = len - usize::from(self.head_len);
-        let at = usize::from(self.head_start) + usize::from(self.head_len);
+        let at = HEADROOM + usize::from(self.head_len);
         let first = self.segment_first as usize;
         let segments = &mut arena[first..first + self.segment_count as usize];
         let got = gather(segments, 0, &mut self.head.0[at..at + want]);
@@ -276,7 +271,7 @@ impl Packet {
     /// is kept as far as it goes. The payload is gone.
     #[inline]
     pub fn set_head_only(&mut self, len: usize) {
-        debug_assert!(usize::from(self.head_start) + len <= HEAD_CAPACITY);
+        debug_assert!(HEADROOM + len <= HEAD_CAPACITY);
         self.head_len = len as u16;
         self.segment_count = 0;
         self.payload_len = 0;

@@ -58,18 +58,24 @@ pub(crate) fn check(
     const GROUP: u8 = 1;
     let ttl = if l3 == L3::V4 { frame[TTL_V4] } else { frame[HOP_LIMIT_V6] };
     // RFC 1122 §3.3.6, RFC 1812 §5.3.4: a packet to a group of the link may not be forwarded to one host.
-    if frame[0] & GROUP != 0 {
-        return Err(DropReason::MulticastNotForwarded);
-    }
+    let group = frame[0] & GROUP != 0;
     // RFC 1812 §5.3.1: "a router MUST NOT ... discard a packet just because it has a TTL of zero or one, if it has
     // otherwise determined that the router is the packet's destination".
-    if ttl <= 1 && out.kind != PortKind::Internal {
-        return Err(DropReason::TtlExceeded);
-    }
-    if too_long {
-        return Err(DropReason::MtuExceeded);
+    let expired = ttl <= 1 && out.kind != PortKind::Internal;
+    if group | expired | too_long {
+        return Err(refused(group, expired));
     }
     Ok(())
+}
+
+/// Why [`check`] lets a packet not go on.
+#[cold]
+fn refused(group: bool, expired: bool) -> DropReason {
+    match (group, expired) {
+        (true, _) => DropReason::MulticastNotForwarded,
+        (_, true) => DropReason::TtlExceeded,
+        _ => DropReason::MtuExceeded,
+    }
 }
 
 /// Octets of IP packet of the longest packet that the frame stands for (SEMANTICS VU12): a GSO frame is as long as its

@@ -95,6 +95,8 @@ drop_reasons! {
     DhcpNoAnswer = "dhcp_no_answer",
     /// The guest asks the switch's own services faster than the port's limit.
     LocalRateLimited = "local_rate_limited",
+    /// More than `spec.limits` of the port lets it send or receive.
+    RateLimited = "rate_limited",
     /// The destination MAC is neither the router's nor a group the router listens to.
     NotForRouter = "not_for_router",
     /// Broadcast or multicast that no service of the network listens to; a routed network does not flood.

@@ -13,6 +13,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use crate::MacAddr;
 use crate::connection::Timeouts;
 use crate::counters::PortCounters;
+use crate::rate::RateLimits;
 
 /// Index of a port in [`Tables::ports`], below [`crate::limits::PORTS_MAX`]. Reused after a port is deleted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -156,12 +157,6 @@ impl Uplink {
         owned.iter().filter_map(public).collect()
     }
 
-    /// Whether decisions that rest on the one come out as those that rest on the other.
-    pub fn decides_as(&self, other: &Self) -> bool {
-        let of = |uplink: &Self| (uplink.port, uplink.network, uplink.mtu);
-        of(self) == of(other) && self.owned == other.owned && self.routed == other.routed
-    }
-
     /// Whether an address lies in a range that is routed to the host.
     pub fn is_routed(&self, address: u128) -> bool {
         let address = Ipv6Addr::from(address).to_canonical();
@@ -198,6 +193,8 @@ pub struct Port {
     pub up: bool,
     /// Lease time that DHCP hands out, in seconds.
     pub lease_s: u32,
+    /// What it may send and receive per second, where that is limited.
+    pub limits: Option<Arc<RateLimits>>,
     /// Counters, one set per worker.
     pub counters: Arc<[PortCounters]>,
 }

@@ -19,7 +19,7 @@ fn cpu_time() -> Duration {
 fn two_hundred_idle_ports_leave_the_workers_asleep_and_two_of_them_talk() {
     let mut host = Host::alone(2);
     let specs: Vec<_> = (0..200u8).map(|n| host.spec("default", &format!("p{n}"), 10 + n, 1)).collect();
-    host.desired.ports = specs.clone();
+    host.desired.ports = specs.clone().into();
     host.apply();
     let mut guests: Vec<Guest> =
         specs.iter().map(|spec| host.guest(spec).without(features::ALL_GSO).ring_size(64).up()).collect();

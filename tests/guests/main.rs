@@ -14,6 +14,7 @@ mod networks;
 mod offloads;
 mod policy;
 mod queues;
+mod rates;
 mod restart;
 mod scene;
 mod sockets;

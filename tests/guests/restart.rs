@@ -166,7 +166,7 @@ fn both_sides_may_restart_where_the_vmm_listens() {
         }
         spec
     });
-    host.desired.ports = specs.to_vec();
+    host.desired.ports = specs.to_vec().into();
     host.apply();
     let guests = pair(&mut host, [&specs[0], &specs[1]], |guest| guest.mode(Mode::Server));
     let transfer = start_transfer(&guests[0], addresses(&specs[1])[0]);

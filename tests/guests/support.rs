@@ -118,6 +118,7 @@ impl Host {
             labels: Labels::new(),
             named_ports: Vec::new(),
             flows_max: 65_536,
+            rates: Default::default(),
         }
     }
 

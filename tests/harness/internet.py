@@ -300,7 +300,7 @@ class Product(Internet):
             until(resolved, "the gateways are resolved", 20)
 
     def uplink_status(self):
-        return self.daemon.rpc("uplink.get")["uplink"]
+        return self.daemon.rpc("uplink.get")
 
     def restart(self, how="kill"):
         getattr(self.daemon, how)()

@@ -288,6 +288,7 @@ impl Lab {
             labels: BTreeMap::new(),
             named_ports: Vec::new(),
             flows_max: CONNECTIONS_MAX,
+            rates: Default::default(),
         }
     }
 }

@@ -10,6 +10,7 @@ mod network;
 mod network_policy;
 mod pools;
 mod port;
+mod rates;
 mod selector;
 mod service;
 mod uplink;

@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use hostweave_switch::MacAddr;
 use hostweave_switch::limits::CONNECTIONS_MAX;
 
-use super::{Metadata, absolute_path, account, annotations, queues, range};
+use super::{Metadata, absolute_path, account, annotations, queues, range, rates};
 use crate::config::kind::{DEFAULT_NETWORK, ObjectKey};
 use crate::config::node::Path;
 use crate::config::problem::Problem;
 use crate::config::raw::port::Protocol;
 use crate::config::{desired, names, raw};
-use crate::fabric::spec::SocketMode;
+use crate::fabric::spec::{PortRates, SocketMode};
 
 /// Fixed addresses of one port.
 const ADDRESSES_MAX: usize = 64;
@@ -39,6 +39,8 @@ pub struct Port {
     pub up: bool,
     /// Connections that it may have opened at a time, where written.
     pub flows_max: Option<u32>,
+    /// What it may send and receive per second.
+    pub rates: PortRates,
 }
 
 /// What is attached.
@@ -123,6 +125,7 @@ impl Port {
                 let flows = raw.limits.as_ref().and_then(|limits| limits.flows);
                 range(flows, 1, CONNECTIONS_MAX, &spec.key("limits").key("flows"), problems)
             },
+            rates: rates::check(raw.limits.as_ref(), &spec.key("limits"), problems),
         };
         port.check_addresses(&raw.addresses, &spec.key("addresses"), problems);
         port

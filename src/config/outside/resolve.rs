@@ -73,14 +73,6 @@ fn attach(set: &ObjectSet, given: &ServiceAddresses, desired: &mut Desired) -> V
         .enumerate()
         .map(|(slot, port)| ((port.namespace.clone(), port.name.clone()), slot))
         .collect();
-    // Of an address that its pool has lost, which is a problem already, nothing is made.
-    let pool_type = |given: &Given| {
-        let pool = set.get(&ObjectKey::new(Kind::AddressPool, None, &given.pool))?;
-        match &pool.spec {
-            Spec::AddressPool(pool) if pool.contains(given.address) => Some(pool.pool_type),
-            _ => None,
-        }
-    };
     let mut owners: HashMap<IpAddr, &Object> = HashMap::new();
     for attachment in attachments(set) {
         let (object, service) = (attachment.port, attachment.service_key());
@@ -101,7 +93,7 @@ fn attach(set: &ObjectSet, given: &ServiceAddresses, desired: &mut Desired) -> V
                 continue;
             }
             used += 1;
-            let Some(pool_type) = pool_type(given) else { continue };
+            let Some(pool_type) = pool_type(set, given) else { continue };
             if let Some(owner) = owners.get(&given.address) {
                 let message = format!("address {} of {service} is attached to {} already", given.address, owner.key);
                 refuse("conflict", message, "second owner", "an address sits on one port");
@@ -139,6 +131,15 @@ fn attach(set: &ObjectSet, given: &ServiceAddresses, desired: &mut Desired) -> V
         }
     }
     problems
+}
+
+/// Of which type the pool of an address is. Of an address that its pool has lost, which is a problem already, nothing is made.
+fn pool_type(set: &ObjectSet, given: &Given) -> Option<PoolType> {
+    let pool = set.get(&ObjectKey::new(Kind::AddressPool, None, &given.pool))?;
+    match &pool.spec {
+        Spec::AddressPool(pool) if pool.contains(given.address) => Some(pool.pool_type),
+        _ => None,
+    }
 }
 
 /// Whether a port's network has the family of an address.

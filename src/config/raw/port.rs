@@ -61,6 +61,49 @@ pub struct Limits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 67_108_864))]
     pub flows: Option<u32>,
+    /// What the guest may send, to wherever it goes; unlimited if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Rates>,
+    /// What the guest may receive, from wherever it comes; unlimited if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Rates>,
+    /// What passes the uplink, besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<UplinkLimits>,
+}
+
+/// What passes the uplink.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UplinkLimits {
+    /// What the guest may send through the uplink; unlimited if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Rates>,
+    /// What the guest may receive from the uplink; unlimited if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Rates>,
+}
+
+/// Packets and bits per second. A frame of several segments (GSO) counts as all of them.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rates {
+    /// Packets per second, 1 to 1000000000; unlimited if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub packets_per_second: Option<u64>,
+    /// Packets at once after a pause, 1 to 1000000000; as many as in 20 milliseconds, at least 64, if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub burst_packets: Option<u64>,
+    /// Bits of Ethernet frames per second, 1000 to 1000000000000; unlimited if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1000, max = 1_000_000_000_000_u64))]
+    pub bits_per_second: Option<u64>,
+    /// Bits at once after a pause, 1 to 1000000000000; as many as in 20 milliseconds, at least 1048576, if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000_000_u64))]
+    pub burst_bits: Option<u64>,
 }
 
 /// What is attached: exactly one of the two.

@@ -199,7 +199,7 @@ fn the_host_decides_what_no_policy_says() {
         (host("{connections: {timeouts: {tcp: 30}}}"), &["unknown_field 4 tcp"]),
         (host("{defaults: {flows: 0}}"), &["out_of_range 4 0"]),
         (port("{limits: {flows: 0}}"), &["out_of_range 4 0"]),
-        (port("{limits: {txMbps: 10}}"), &["not_yet_supported 4 txMbps"]),
+        (port("{limits: {txMbps: 10}}"), &["refused_field 4 txMbps"]),
     ]);
 }
 

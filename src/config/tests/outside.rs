@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use hostweave_switch::rate::{Rate, Rates};
 use hostweave_switch::tables::Egress;
 use uuid::Uuid;
 
@@ -9,7 +10,7 @@ use super::*;
 use crate::config::desired::{HostFacts, to_desired};
 use crate::config::ipam::assign;
 use crate::config::outside::{ServiceAddresses, ServicePlan, addresses};
-use crate::fabric::spec::{AttachSpec, Desired, Filtering, UplinkDriver};
+use crate::fabric::spec::{AttachSpec, Desired, Filtering, PortRates, UplinkDriver};
 
 const UPLINK: &str = "{uplink: {interface: eth1, addresses: [198.51.100.2/24, '2001:db8:9::2/64'], \
                       gateways: [198.51.100.1, 'fe80::1']}}";
@@ -72,6 +73,30 @@ fn desired(text: &str, given: &ServiceAddresses) -> (Desired, ServicePlan, Vec<S
 
 fn ips(texts: &[&str]) -> Vec<IpAddr> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+#[test]
+fn rates_are_checked_and_reach_the_packet_path() {
+    let limits = |text: &str| port(&format!("{{limits: {{{text}}}}}"));
+    check(&[
+        (limits("egress: {packetsPerSecond: 0}"), &["out_of_range 4 0"]),
+        (limits("ingress: {bitsPerSecond: 999}"), &["out_of_range 4 999"]),
+        (limits("uplink: {egress: {packetsPerSecond: 1000000001}}"), &["out_of_range 4 1000000001"]),
+        (limits("uplink: {ingress: {bitsPerSecond: 1000, burstBits: 0}}"), &["out_of_range 4 0"]),
+        (limits("egress: {burstPackets: 5}"), &["conflict 4 burstPackets"]),
+        (limits("egress: {packetPerSecond: 5}"), &["unknown_field 4 packetPerSecond"]),
+        (limits("txMbps: 1000"), &["refused_field 4 txMbps"]),
+    ]);
+    let rates = |text: &str| desired(&limits(text), &ServiceAddresses::new()).0.ports[0].rates;
+    assert_eq!(rates("flows: 5"), PortRates::default());
+    let told =
+        rates("egress: {packetsPerSecond: 1000}, uplink: {ingress: {bitsPerSecond: 100000000000, burstBits: 8}}");
+    assert_eq!(told.egress, Rates { packets: Some(Rate { per_s: 1_000, burst: 64 }), bits: None });
+    assert_eq!(told.uplink_ingress.bits, Some(Rate { per_s: 100_000_000_000, burst: 8 }));
+    assert_eq!(
+        rates("ingress: {bitsPerSecond: 1000000000}").ingress.bits,
+        Some(Rate { per_s: 1_000_000_000, burst: 20_000_000 })
+    );
 }
 
 #[test]

@@ -433,6 +433,7 @@ fn port_of(id: PortId, network: NetworkId, mac: MacAddr, counters: Arc<[PortCoun
         hostname: String::new(),
         up: true,
         lease_s: 0,
+        limits: None,
         counters,
     }
 }

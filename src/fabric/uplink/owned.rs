@@ -177,6 +177,7 @@ mod tests {
             labels: Default::default(),
             named_ports: Vec::new(),
             flows_max: 1,
+            rates: Default::default(),
         }
     }
 

@@ -10,6 +10,7 @@ use super::record::{Direction, Entry};
 use super::table::{CommitError, Connections, Found};
 use super::translation::{Change, Hold, Translation, TranslationLine};
 use crate::flow::FlowKey;
+use crate::prefetch::prefetch;
 use crate::shared::Anonymous;
 
 /// Locks of the chains.
@@ -110,12 +111,24 @@ impl Connections {
         (record.generation() == entry.generation).then_some(entry)
     }
 
-    /// Looks a packet's connection up by the tuple of the answers, and its reverse.
+    /// Asks for what [`Connections::find_reply`] reads first.
+    #[inline]
+    pub(super) fn prefetch_reply(&self, bucket: usize) {
+        prefetch(&self.crossings.heads[bucket]);
+    }
+
+    /// Looks a packet's connection up by the tuple of the answers, and its reverse. Most chains are empty.
+    #[inline]
     pub(super) fn find_reply(&self, bucket: usize, key: &FlowKey, vni: u32) -> Option<Found> {
         // What another worker is just adding is found by `commit`.
         if self.crossings.heads[bucket].load(Relaxed) == 0 {
             return None;
         }
+        self.find_reply_locked(bucket, key, vni)
+    }
+
+    #[inline(never)]
+    fn find_reply_locked(&self, bucket: usize, key: &FlowKey, vni: u32) -> Option<Found> {
         let _chain = self.crossings.lock(bucket);
         self.find_reply_in(bucket, key, vni)
     }

@@ -267,7 +267,9 @@ impl Connections {
     /// Asks for what a look for a hash reads first.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
-        prefetch(&self.heads[self.bucket(hash)]);
+        let bucket = self.bucket(hash);
+        prefetch(&self.heads[bucket]);
+        self.prefetch_reply(bucket);
     }
 
     /// Asks for the first record of the chain of a hash, which should have been asked for.

@@ -1,5 +1,5 @@
 //! Tests of [`super`]: what a sender may write before and into a frame. Devices themselves are tested by
-//! `tests/tap.rs` and `tests/packet.rs`.
+//! `tests/tap.rs` and `tests/packet`.
 
 use std::ptr::NonNull;
 

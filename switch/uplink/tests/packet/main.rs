@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -19,11 +19,12 @@ use hostweave_switch::limits::HEAD_FIRST;
 use hostweave_switch::packet::{Burst, Meta};
 use hostweave_switch::tables::PortId;
 use hostweave_uplink::device::Device;
-use hostweave_uplink::netlink::hide;
 use hostweave_uplink::netlink::interfaces::{Watch, addresses, interface};
 use hostweave_uplink::packet_socket::PacketSocket;
 use hostweave_uplink::uring::{Event, Uring, Waker};
 use nix::sched::{CloneFlags, setns};
+
+mod hiding;
 
 const SCENARIOS: &[(&str, fn())] = &[
     ("datagrams_and_tcp_with_offloads_between_two_kernels", datagrams_and_tcp),
@@ -32,8 +33,8 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("an_interface_that_goes_down_or_away_ends_the_socket", down_and_gone),
     ("a_frame_that_is_too_long_for_the_interface_is_refused", too_long),
     ("interfaces_and_addresses_as_the_kernel_has_them", interfaces),
-    ("what_is_hidden_the_kernel_neither_answers_nor_forwards", hidden),
-    ("ranges_of_any_kind_are_hidden_and_nothing_beside_them", hidden_ranges),
+    ("what_is_hidden_the_kernel_neither_answers_nor_forwards", hiding::hidden),
+    ("ranges_of_any_kind_are_hidden_and_nothing_beside_them", hiding::hidden_ranges),
 ];
 
 fn main() -> ExitCode {
@@ -503,138 +504,4 @@ fn interfaces() {
     }
     let refused = scene.host.inside(move || PacketSocket::open("left", 99_999, None).unwrap_err().to_string());
     assert_eq!(refused.join().unwrap(), "interface left: cannot receive all groups");
-}
-
-/// What comes in at `peer`'s end of the cable within half a second, after a frame was sent into it.
-fn answers(peer: &Device, uring: &mut Uring, frame: &[u8]) -> Vec<Vec<u8>> {
-    arrived(uring, peer);
-    send(peer, uring, frame);
-    arrived(uring, peer)
-}
-
-fn hidden() {
-    let scene = Scene::new("hide");
-    // The host's kernel forwards between its two cables; the pool lies behind the left one.
-    scene.host.ip("addr add 192.0.2.254/24 dev left");
-    scene.host.ip("addr add 198.51.100.254/24 dev right");
-    scene.host.ip("addr add 2001:db8:1::254/64 dev left nodad");
-    scene.host.sysctl("ipv4/ip_forward", "1");
-    scene.host.sysctl("ipv6/conf/all/forwarding", "1");
-    scene.host.sysctl("ipv4/conf/left/proxy_arp", "1");
-    scene.host.sysctl("ipv4/neigh/left/proxy_delay", "0");
-    scene.host.ip("route add 203.0.113.0/24 via 198.51.100.1 dev right");
-    scene.host.ip("neigh add 198.51.100.1 lladdr 02:00:00:00:00:09 dev right");
-    scene.host.ip("route add default via 192.0.2.1 dev left");
-    scene.a.ip("addr add 192.0.2.1/24 dev eth0");
-    scene.a.ip("addr add 2001:db8:1::1/64 dev eth0 nodad");
-    let mac = scene.host.inside(|| interface("left").unwrap().unwrap().mac).join().unwrap();
-    let peer = scene.a.open("eth0", None);
-    let mut uring = Uring::new().unwrap();
-    peer.start(&mut uring, 0);
-    uring.submit();
-    let ours: IpAddr = "203.0.113.7".parse().unwrap();
-    let ours6: IpAddr = "2001:db8:1::7".parse().unwrap();
-    // An ARP request for the address, which proxy ARP answers, and a TCP segment to it, which is forwarded or redirected.
-    let mut request = oddity(42);
-    request[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
-    request[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-    request[22..28].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
-    request[28..32].copy_from_slice(&Ipv4Addr::new(192, 0, 2, 1).octets());
-    request[32..38].fill(0);
-    request[38..42].copy_from_slice(&Ipv4Addr::new(203, 0, 113, 7).octets());
-    let answered = |uring: &mut Uring| {
-        answers(&peer, uring, &request).iter().any(|frame| frame[12..14] == [8, 6] && frame[21] == 2)
-    };
-    assert!(answered(&mut uring), "the kernel would answer");
-    let segment = to_pool(mac.0, [203, 0, 113, 7]);
-    let watch = scene.b.open("eth0", None);
-    let mut behind = Uring::new().unwrap();
-    watch.start(&mut behind, 0);
-    behind.submit();
-    let forwarded = |uring: &mut Uring, behind: &mut Uring| {
-        arrived(behind, &watch);
-        send(&peer, uring, &segment);
-        arrived(behind, &watch).iter().any(|frame| frame.get(30..34) == Some(&[203, 0, 113, 7]))
-    };
-    assert!(forwarded(&mut uring, &mut behind), "the kernel would forward");
-    let prefixes = move || [ours.into(), ours6.into()];
-    scene.host.inside(move || hide::install("left", &prefixes()).unwrap()).join().unwrap();
-    assert!(!answered(&mut uring), "no answer");
-    assert!(!forwarded(&mut uring, &mut behind), "not forwarded");
-    let after = answers(&peer, &mut uring, &segment);
-    assert!(after.iter().all(|frame| frame[12..14] != [8, 0]), "no redirect, no reset: {after:?}");
-    // What is not ours goes on, both families.
-    assert!(scene.a.ping("192.0.2.254") && scene.a.ping("2001:db8:1::254"));
-    // An address of the kernel's own, were it ours: the whole family is looked at.
-    let own: IpAddr = "2001:db8:1::254".parse().unwrap();
-    scene.host.inside(move || hide::install("left", &[own.into()]).unwrap()).join().unwrap();
-    assert!(!scene.a.ping("2001:db8:1::254") && scene.a.ping("192.0.2.254"));
-    assert!(answered(&mut uring), "replaced as a whole");
-    // A packet socket sees it all the same.
-    let left = scene.host.open("left", None);
-    let mut inside = Uring::new().unwrap();
-    left.start(&mut inside, 0);
-    inside.submit();
-    scene.host.inside(move || hide::install("left", &prefixes()).unwrap()).join().unwrap();
-    send(&peer, &mut uring, &segment);
-    assert!(arrived(&mut inside, &left).contains(&segment));
-    scene.host.inside(|| hide::remove("left").unwrap()).join().unwrap();
-    assert!(answered(&mut uring), "given back");
-    scene.host.inside(|| hide::remove("left").unwrap()).join().unwrap();
-    scene.host.inside(|| hide::remove("never").unwrap()).join().unwrap();
-}
-
-/// A TCP SYN to an address.
-fn to_pool(mac: [u8; 6], to: [u8; 4]) -> Vec<u8> {
-    let mut frame = vec![0; 54];
-    frame[..6].copy_from_slice(&mac);
-    frame[6..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 8, 0]);
-    frame[14..26].copy_from_slice(&[0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0]);
-    frame[26..30].copy_from_slice(&[192, 0, 2, 1]);
-    frame[30..34].copy_from_slice(&to);
-    let sum: u32 = frame[14..34].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-    let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
-    frame[24..26].copy_from_slice(&sum.to_be_bytes());
-    frame[34..48].copy_from_slice(&[0x13, 0x88, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2]);
-    frame
-}
-
-fn hidden_ranges() {
-    let scene = Scene::new("range");
-    // The kernel holds every second address of a small range.
-    for last in (2..32).step_by(2) {
-        scene.host.ip(&format!("addr add 192.0.2.{last}/24 dev left"));
-    }
-    scene.a.ip("addr add 192.0.2.200/24 dev eth0");
-    let hide = |prefixes: &[&str]| {
-        let prefixes: Vec<ipnet::IpNet> = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
-        scene.host.inside(move || hide::install("left", &prefixes).unwrap()).join().unwrap();
-    };
-    let visible = || -> Vec<u32> {
-        let pings: Vec<_> = (2..32)
-            .step_by(2)
-            .map(|last| {
-                let arguments = ["-n", "-c", "1", "-W", "1"].map(str::to_owned);
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", &scene.a.0, "ping"]).args(arguments).arg(format!("192.0.2.{last}"));
-                (last, command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-            })
-            .collect();
-        pings.into_iter().filter_map(|(last, mut ping)| ping.wait().unwrap().success().then_some(last)).collect()
-    };
-    assert_eq!(visible(), (2..32).step_by(2).collect::<Vec<_>>());
-    hide(&["192.0.2.4/32", "192.0.2.8/30", "192.0.2.12/32", "192.0.2.13/32", "192.0.2.24/29"]);
-    assert_eq!(visible(), [2, 6, 14, 16, 18, 20, 22]);
-    hide(&["0.0.0.0/0", "::/0"]);
-    assert_eq!(visible(), [0; 0]);
-    hide(&[]);
-    assert_eq!(visible().len(), 15);
-    // More than fit one message.
-    let many: Vec<String> = (0..3_000).map(|n| format!("10.{}.{}.1/32", n / 250, n % 250)).collect();
-    let mut many: Vec<&str> = many.iter().map(String::as_str).collect();
-    many.push("192.0.2.6");
-    let many: Vec<String> =
-        many.into_iter().map(|one| if one.contains('/') { one.to_owned() } else { format!("{one}/32") }).collect();
-    hide(&many.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(!visible().contains(&6) && visible().len() == 14);
 }
