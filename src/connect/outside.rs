@@ -6,7 +6,7 @@
 
 use std::net::Ipv6Addr;
 
-use hostweave_nat::{End, Inside, MappingRef, Nat, Outside, Refused};
+use hostweave_nat::{End, Inside, MappingRef, Nat, Outside, Refused, V4, V6};
 use hostweave_switch::connection::{Entry, Hold, Translation};
 use hostweave_switch::flow::{FlowKey, Kind};
 use hostweave_switch::packet::Packet;
@@ -259,6 +259,11 @@ pub(super) fn snat<'a, R: Recorder>(
     let outside = match source {
         Source::Own | Source::Public(_) => shown(ctx.tables, flows, ctx.port, key, source).unwrap_or(NOBODY),
         Source::Pool if R::MASKED => {
+            let family = if key.src() >> 32 == 0xffff { V4 } else { V6 };
+            if !ctx.pools.serves(ctx.port.id, family) {
+                record.stage("snat", Detail::Verdict(Verdict::Drop(DropReason::NatNoPool)));
+                return Err(DropReason::NatNoPool);
+            }
             let known = shown(ctx.tables, flows, ctx.port, key, source);
             record.stage("snat", Detail::Source(known.map(|outside| (outside.address, outside.l4))));
             known.unwrap_or(NOBODY)

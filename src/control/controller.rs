@@ -839,10 +839,9 @@ mod tests {
                 u32::from(after.revision > before.revision && Arc::ptr_eq(&after.assignments, &before.assignments));
             let runtime = &host.controller.parts.runtime;
             let scratch = plan::plan(&host.controller.lock(), &after.assignments, &after.services, runtime).unwrap();
-            let same =
-                |(a, b): ((&ObjectKey, &Arc<Object>), (&ObjectKey, &Arc<Object>))| a.0 == b.0 && Arc::ptr_eq(a.1, b.1);
             assert_eq!(after.set.iter().count(), scratch.set.iter().count());
-            assert!(after.set.iter().zip(scratch.set.iter()).all(same));
+            let same = after.set.iter().zip(scratch.set.iter()).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1));
+            assert!(same);
             assert_eq!(after.assignments, scratch.assignments);
             assert_eq!(format!("{:?}", after.desired), format!("{:?}", scratch.desired));
             assert_eq!(format!("{:?}", after.warnings), format!("{:?}", scratch.warnings));

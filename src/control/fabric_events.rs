@@ -136,8 +136,8 @@ fn port_of(event: &FabricEvent) -> Option<&str> {
         | FabricEvent::NatBlockAllocated { port, .. }
         | FabricEvent::NatBlockReleased { port, .. }
         | FabricEvent::NatExhausted { port, .. } => Some(port),
-        FabricEvent::DnsUpstream { .. }
-        | FabricEvent::UplinkUp { .. }
+        FabricEvent::DnsUpstream { .. } => None,
+        FabricEvent::UplinkUp { .. }
         | FabricEvent::UplinkDown { .. }
         | FabricEvent::UplinkFailed { .. }
         | FabricEvent::GatewayReachable { .. }
@@ -180,13 +180,6 @@ fn describe(event: FabricEvent) -> (EventType, String, Value) {
         FabricEvent::LeaseConfirmed { address, .. } => {
             (EventType::LeaseConfirmed, format!("the guest leased {address}"), json!({"address": address}))
         }
-        FabricEvent::DnsUpstream { server, failure: Some(reason) } => {
-            let message = format!("DNS server {server} does not answer: {reason}");
-            (EventType::DnsUpstreamFailed, message, json!({"server": server, "reason": reason}))
-        }
-        FabricEvent::DnsUpstream { server, failure: None } => {
-            (EventType::DnsUpstreamRecovered, format!("DNS server {server} answers again"), json!({"server": server}))
-        }
         FabricEvent::NatBlockAllocated { address, first, count, .. } => {
             let (message, data) = block("got", address, first, count);
             (EventType::NatBlockAllocated, message, data)
@@ -201,6 +194,13 @@ fn describe(event: FabricEvent) -> (EventType, String, Value) {
             );
             let data = json!({"pool": pool, "address": address, "biggest": biggest, "ports": ports});
             (EventType::NatExhausted, message, data)
+        }
+        FabricEvent::DnsUpstream { server, failure: Some(reason) } => {
+            let message = format!("DNS server {server} does not answer: {reason}");
+            (EventType::DnsUpstreamFailed, message, json!({"server": server, "reason": reason}))
+        }
+        FabricEvent::DnsUpstream { server, failure: None } => {
+            (EventType::DnsUpstreamRecovered, format!("DNS server {server} answers again"), json!({"server": server}))
         }
         event => describe_outside(&event),
     }

@@ -12,9 +12,10 @@ use hostweave_policy::table::Table;
 use hostweave_switch::connection::{Claim, Connections, Entry, Options};
 use hostweave_switch::tables::{NetworkId, Port, PortId, Tables};
 
+use super::ids::IdPool;
 use super::spec::{FabricConfig, PolicySpec};
 use super::uplink::lifecycle::decides_otherwise;
-use super::{Established, IdPool, Inner, State};
+use super::{Established, Inner, State};
 use crate::observe::flow_event::FlowEvent;
 
 /// Connections looked at in one go, between two of which a worker may have the shard.
@@ -89,14 +90,11 @@ pub fn allocate_all(connections: &Connections) {
 
 impl State {
     pub(super) fn new(connections: &Connections) -> Self {
-        let mut port_ids = IdPool::default();
         let slots = (0..).zip(connections.port_ids());
         let remembered: std::collections::HashMap<u128, u32> =
             slots.filter_map(|(slot, id)| Some((id?, slot))).collect();
-        // Slots between those that are remembered are free.
         let taken: HashSet<u32> = remembered.values().copied().collect();
-        port_ids.next = taken.iter().max().map_or(0, |last| last + 1);
-        port_ids.free.extend((0..port_ids.next).filter(|slot| !taken.contains(slot)));
+        let port_ids = IdPool::without(&taken);
         State {
             revision: 0,
             compiler: Compiler::new(),

@@ -11,6 +11,7 @@ pub mod capture;
 mod connections;
 pub mod conntrack;
 mod flows;
+mod ids;
 pub mod mailbox;
 mod maintenance;
 mod nat;
@@ -25,7 +26,7 @@ mod start;
 pub mod uplink;
 mod what_if;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -52,6 +53,7 @@ use crate::services::sockets::Sockets;
 use crate::worker::clock::Clock;
 use crate::worker::watch::Watch;
 use crate::worker::{Shared, WorkerStats};
+use ids::IdPool;
 use mailbox::Message;
 use plane::Plane;
 use port::PortRuntime;
@@ -130,32 +132,6 @@ struct State {
     /// What all ports counted that are gone for good: without it the ledger of the host would not close.
     departed_totals: PortTotals,
     stopping: bool,
-}
-
-/// Small numbers, reused late: they index tables, and a frame that waits in a stash names its port by one.
-#[derive(Default)]
-struct IdPool {
-    next: u32,
-    free: VecDeque<u32>,
-}
-
-impl IdPool {
-    /// Numbers that rest before the first of them is used again.
-    const RESTING: usize = 256;
-
-    fn take(&mut self) -> u32 {
-        if self.free.len() > Self::RESTING
-            && let Some(id) = self.free.pop_front()
-        {
-            return id;
-        }
-        self.next += 1;
-        self.next - 1
-    }
-
-    fn give_back(&mut self, id: u32) {
-        self.free.push_back(id);
-    }
 }
 
 struct NetworkRuntime {

@@ -8,16 +8,18 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use hostweave_nat::Pools;
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::World;
 use hostweave_switch::connection::{Entry as Connection, Translation};
 use hostweave_switch::flow::{FlowKey, NO_QUEUE};
 use hostweave_switch::stage::DropReason;
-use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables};
+use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables, Uplink};
 
 use super::plane::Plane;
 use super::port::{internal_port, port_of};
 use super::spec::{Desired, Established};
+use super::uplink::owned::{Outside, routed};
 use super::{Fabric, State, check, connections};
 use crate::connect::{self, Denied};
 use crate::datapath::Context;
@@ -280,6 +282,10 @@ struct Known {
     epoch: u32,
     /// See [`Tables::crossings`]; likewise.
     crossings: u32,
+    /// The uplink as it is, with its network and port.
+    uplink: Option<(Uplink, Arc<Network>, Arc<Port>)>,
+    /// NAT pools as they are.
+    pools: Arc<Pools>,
     /// Identities of the ports' objects: another one of the same name is another port.
     specs: HashMap<String, uuid::Uuid>,
 }
@@ -294,14 +300,21 @@ impl Known {
         // One that no live connection was decided in: each is decided by the draft.
         let epoch = state.epochs.iter().max().map_or(1, |last| last.checked_add(1).unwrap_or(1));
         let crossings = state.crossings.wrapping_add(1);
-        Self { networks, ports, epoch, crossings, specs }
+        let uplink = state.uplink.as_ref().map(|uplink| {
+            let (_, network) = uplink.network();
+            (uplink.table(), Arc::clone(network), Arc::clone(uplink.port()))
+        });
+        Self { networks, ports, epoch, crossings, specs, uplink, pools: Arc::clone(&state.pools) }
     }
 
     fn draft(&self, desired: &Desired) -> Picture {
-        let taken: HashSet<u32> =
-            self.networks.values().map(|(_, port)| port.0).chain(self.ports.values().map(|(id, _)| id.0)).collect();
+        let outside = self.uplink.as_ref().map(|(uplink, ..)| (uplink.network.0, uplink.port.0));
+        let internal = self.networks.values().map(|(_, port)| port.0);
+        let taken = internal.chain(self.ports.values().map(|(id, _)| id.0)).chain(outside.map(|(_, port)| port));
+        let taken: HashSet<u32> = taken.collect();
         let mut free_ports = (0..).filter(|id| !taken.contains(id)).map(PortId);
-        let taken: HashSet<u16> = self.networks.values().map(|(id, _)| id.0).collect();
+        let taken = self.networks.values().map(|(id, _)| id.0).chain(outside.map(|(network, _)| network));
+        let taken: HashSet<u16> = taken.collect();
         let mut free_networks = (0..).filter(|id| !taken.contains(id)).map(NetworkId);
         let mut tables = Tables {
             timeouts: desired.timeouts,
@@ -332,6 +345,7 @@ impl Known {
             endpoints.push(Arc::new(connections::endpoint(&port, spec)));
             add_port(&mut tables, port);
         }
+        self.add_uplink(&mut tables, desired);
         tables.epochs = vec![self.epoch; tables.networks.len()];
         tables.crossings = self.crossings;
         let policy = &desired.policy;
@@ -344,7 +358,33 @@ impl Known {
             cluster_policies: policy.cluster_policies.clone(),
         };
         let policy = Compiler::new().update(&world).table;
-        Picture { plane: Arc::new(Plane { tables, policy, ..Plane::default() }), world: Arc::new(world) }
+        // What pools would become is known when they are asked for: compiling them is a change.
+        let pools = Arc::clone(&self.pools);
+        Picture { plane: Arc::new(Plane { tables, policy, pools, ..Plane::default() }), world: Arc::new(world) }
+    }
+
+    /// The uplink as it is, with what the host would own there. One that is not there yet leads nowhere.
+    fn add_uplink(&self, tables: &mut Tables, desired: &Desired) {
+        let (Some((uplink, network, port)), Some(_)) = (&self.uplink, &desired.uplink) else { return };
+        let slots: HashMap<uuid::Uuid, (PortId, &super::PortSpec)> = desired
+            .ports
+            .iter()
+            .filter_map(|spec| {
+                let name = spec.full_name();
+                let port = tables.ports.iter().flatten().find(|port| port.name == name)?;
+                Some((spec.uid, (port.id, spec)))
+            })
+            .collect();
+        let owned = Outside::of(desired).owners(|uid| slots.get(uid).copied()).into_iter().collect();
+        let networks = (0..).map(NetworkId).zip(&tables.networks);
+        let routed = routed(networks.filter_map(|(id, network)| Some((id, &**network.as_ref()?))));
+        let public = Uplink::one_to_one(&owned);
+        let new = Uplink { owned, public, routed, ..uplink.clone() };
+        let index = usize::from(uplink.network.0);
+        tables.networks.resize(tables.networks.len().max(index + 1), None);
+        tables.networks[index] = Some(Arc::clone(network));
+        add_port(tables, Arc::clone(port));
+        tables.uplink = Some(Arc::new(new));
     }
 }
 

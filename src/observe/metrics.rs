@@ -338,8 +338,7 @@ impl Collector for Sample {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_scrape_has_the_documented_names() {
+    fn sample() -> Sample {
         let totals = PortTotals {
             received: 3,
             received_bytes: 180,
@@ -349,7 +348,7 @@ mod tests {
             tx_dropped: vec![(DropReason::SpoofedMac, 4)],
             ..PortTotals::default()
         };
-        let sample = Sample {
+        Sample {
             ports: vec![PortSample { port: "shop/web-0".into(), state: "running", totals }],
             workers: vec![WorkerSample { busy_s: 1.0, polling_s: 1.0, asleep_s: 2.0, packets: 3 }],
             port_states: &["running", "down"],
@@ -382,8 +381,12 @@ mod tests {
                     ..PortTotals::default()
                 },
             }),
-        };
-        let text = sample.encode().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_scrape_has_the_documented_names() {
+        let text = sample().encode().unwrap();
         for line in [
             "hostweave_port_receive_bytes_total{port=\"shop/web-0\"} 180",
             "hostweave_port_receive_packets_total{port=\"shop/web-0\"} 3",

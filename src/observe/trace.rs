@@ -263,7 +263,11 @@ impl Narrator<'_> {
             ("conn", Detail::Connection(found) | Detail::Related(found)) => Some(self.known(found)),
             (_, Detail::BuiltIn(rule)) => Some(self.builtin(rule)),
             (_, Detail::Policy(flow, decision)) => Some(self.policy(name, &flow, decision)),
-            ("route", Detail::Port(id)) => Some(stage(name, "local", self.leads_to(id))),
+            ("route", Detail::Port(id)) => Some(stage(name, self.how_far(id), self.leads_to(id))),
+            ("dnat", Detail::Destination(address, l4)) => {
+                Some(stage(name, "changed", format!("{} becomes {}", self.tuple.destination(), self.end(address, l4))))
+            }
+            ("snat", Detail::Source(outside)) => Some(self.leaves_as(outside)),
             ("commit", Detail::Masked) => Some(stage(name, "ok", "here the connection would begin")),
             _ => None,
         }
@@ -295,10 +299,58 @@ impl Narrator<'_> {
         port_name(self.tables, id)
     }
 
+    /// `uplink` for what leaves the host, `network` for what another network gets.
+    fn how_far(&self, id: PortId) -> &'static str {
+        match self.tables.port(id) {
+            Some(port) if port.kind == PortKind::Uplink => "uplink",
+            Some(port) if port.network != self.port.network => "network",
+            _ => "local",
+        }
+    }
+
+    /// An address with the L4 port or identifier that belongs to it.
+    fn end(&self, address: u128, l4: u16) -> String {
+        let end = Tuple { src: std::net::Ipv6Addr::from(address).to_canonical(), src_port: l4, ..*self.tuple };
+        end.source()
+    }
+
+    fn leaves_as(&self, outside: Option<(u128, u16)>) -> Stage {
+        let from = self.tuple.source();
+        match outside {
+            Some((address, l4)) => {
+                let mut stage = stage("snat", "changed", format!("{from} leaves as {}", self.end(address, l4)));
+                stage.lines.extend(self.pool_of(address));
+                stage
+            }
+            None => {
+                let mut stage = stage("snat", "pool", format!("{from} would get an address and L4 port of a NAT pool"));
+                stage.lines.push("nothing is taken for a trace; the first real packet settles which".to_owned());
+                stage
+            }
+        }
+    }
+
+    fn pool_of(&self, address: u128) -> Option<String> {
+        let pool = self.scene.plane.pools.pool_of(address)?;
+        Some(format!("an address of NatPool {pool}"))
+    }
+
     fn leads_to(&self, id: PortId) -> String {
         match self.tables.port(id) {
+            Some(port) if port.kind == PortKind::Uplink => self.gateways(),
             Some(port) if port.kind == PortKind::Internal => format!("the {}", self.name(id)),
             _ => format!("port {}", self.name(id)),
+        }
+    }
+
+    /// The way out of the host, for the packet's family.
+    fn gateways(&self) -> String {
+        let Some(uplink) = self.tables.uplink.as_deref() else { return "the uplink".to_owned() };
+        let gateways = if self.tuple.dst.is_ipv4() { &uplink.v4 } else { &uplink.v6 };
+        let names: Vec<String> = gateways.iter().map(|gateway| gateway.address.to_string()).collect();
+        match names.as_slice() {
+            [] => "the uplink, which has no gateway of this family".to_owned(),
+            names => format!("the uplink, by {}", names.join(" or ")),
         }
     }
 
@@ -312,7 +364,26 @@ impl Narrator<'_> {
         let mut stage =
             stage("conn", "known", format!("{answer}established connection, begun by {by} {} ago", time::short(age)));
         stage.lines = self.allowed_by(&entry);
+        stage.lines.extend(self.translated(&entry, found));
         stage
+    }
+
+    /// What packets of this direction become on their way.
+    fn translated(&self, entry: &Entry, found: Found) -> Option<String> {
+        let translation = entry.translation?;
+        let (here, there) = match found.direction {
+            0 => (entry.key, translation.reply.reversed()),
+            _ => (translation.reply, entry.key.reversed()),
+        };
+        if here.unscoped() == there.unscoped() {
+            return None;
+        }
+        let end = |key: &FlowKey, source: bool| {
+            let end = if source { (key.src(), key.src_port()) } else { (key.dst(), key.dst_port()) };
+            let tuple = Tuple { src: std::net::Ipv6Addr::from(end.0).to_canonical(), src_port: end.1, ..*self.tuple };
+            tuple.source()
+        };
+        Some(format!("translated: goes on from {} to {}", end(&there, true), end(&there, false)))
     }
 
     fn allowed_by(&self, entry: &Entry) -> Vec<String> {
@@ -456,6 +527,8 @@ fn stage_of(reason: DropReason, last: Option<&str>) -> &'static str {
         (_, None) => "rx",
         (DropReason::NoConnection, _) => "conn",
         (DropReason::PolicyPending, _) => "egress",
+        (DropReason::NatTupleTaken, _) => "commit",
+        (DropReason::SourceNotOwned, _) => "rewrite",
         (DropReason::IcmpUnrelated, _) => "conn",
         _ => "route",
     }

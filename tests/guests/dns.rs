@@ -148,7 +148,7 @@ fn guests_ask_for_ports_and_services_of_their_network() {
         let mut ask = |name: &str, kind| ask(&mut guest, gateway, name, kind);
         let web = ask("web-0.test.port.cluster.local.", RecordType::A);
         assert_eq!((data(&web), web.metadata.authoritative), (vec!["192.0.2.10".to_owned()], true));
-        assert_eq!(data(&ask("web-0.test.port.cluster.local.", RecordType::AAAA)), [v6.clone()]);
+        assert_eq!(data(&ask("web-0.test.port.cluster.local.", RecordType::AAAA)), std::slice::from_ref(&v6));
         assert_eq!(data(&ask("api.test.svc.cluster.local.", RecordType::A)), ["192.0.2.200"]);
         let reverse = ask("10.2.0.192.in-addr.arpa.", RecordType::PTR);
         assert_eq!(data(&reverse), ["web-0.test.port.cluster.local."]);

@@ -19,7 +19,7 @@ fn a_guest_sends_and_receives_what_its_limits_let_it() {
         let (mut a, mut b) = (host.spec("default", "a", 10, 1), host.spec("default", "b", 11, 1));
         a.rates.egress = packets(egress);
         b.rates.ingress = ingress.map(packets).unwrap_or_default();
-        host.desired.ports = vec![a.clone(), b.clone()];
+        host.desired.ports = vec![a.clone(), b.clone()].into();
         host.apply();
         let (mut sender, mut receiver) = (host.guest(&a).ring_size(1_024).up(), host.guest(&b).ring_size(1_024).up());
         let began = Instant::now();

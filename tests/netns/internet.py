@@ -246,23 +246,32 @@ def path_mtu(case):
     host.finish()
 
 
-@suite.test("a network with a smaller MTU than the outside: servers learn it from the switch, octet for octet, both ways")
+@suite.test("a network with a smaller MTU than the outside: MSS says so, datagrams hear EMSGSIZE from the switch; octet for octet, both ways")
 def narrow_network(case):
     product_only("the kernel's bridge has one MTU")
     host, a = world(case, "a", mtu=1300)
+    host.attach(a, *FIRST_PUBLIC)
     host.nginx()
     with open(os.path.join(host.www, "big"), "wb") as out:
         out.write(os.urandom(3 << 20))
-    # A guest that believes in 1500, and says so by its MSS.
-    a.sh("ip link set %s mtu 1500" % a.device, check=False)
+    # A container that says it takes segments as long as the outside has them.
+    a.sh("ip -4 route change default via {0} dev {1} advmss 1460; ip -6 route change default via fe80::1 dev {1} advmss 1440".format(
+        GATEWAY[0], a.device))
     for number, server in enumerate(SERVER):
-        mtu = a.sh("cat /sys/class/net/%s/mtu" % a.device).strip()
-        case.note("the container's own MTU: %s" % mtu)
+        listener = host.router.capture("host0", "tcp port 80", octets=128)
         path = os.path.join(case.run, "got")
         a.sh("curl -sS -f -m 60 -o %s %s" % (path, url(server, "big")))
         assert digest(path) == digest(os.path.join(host.www, "big"))
         a.sh("curl -sS -f -m 60 -T %s %s" % (path, url(server, "up-%d" % number)))
         assert digest(path) == digest(os.path.join(host.www, "up-%d" % number))
+        begun = [seen for seen in listener.stop() if seen.tcp_flags & SYN and seen.src != server]
+        # The first option is the MSS (RFC 9293 §3.7.1).
+        assert begun and all(seen.body[20:24] == b"\2\4" + (1300 - (40, 60)[number]).to_bytes(2, "big") for seen in begun), begun
+        public = FIRST_PUBLIC[number]
+        a.carry(public)
+        assert host.server.peer("datagram", host=public, port=9, octets=1400) == "EMSGSIZE"
+        assert "mtu 1300" in host.server.sh("ip route get %s" % public), "the server has learnt it"
+        assert host.server.peer("datagram", host=public, port=9, octets=1400) == "ECONNREFUSED", "in fragments"
     host.finish()
 
 
@@ -468,17 +477,15 @@ def flapped(case):
     host.finish()
 
 
-@suite.test("the gateway has another MAC address all of a sudden, and does not say so: traffic goes on within seconds")
+@suite.test("the gateway has another MAC address all of a sudden, and does not say so: it is found again, and traffic goes on")
 def gateway_changes(case):
     host, a = world(case, "a")
     host.server.peer("serve", port=ECHO)
     for server in SERVER:
         assert a.peer("open", group=server, host=server, port=ECHO, count=20)["opened"] == 20
-    for number in (1, 2):
-        # Its old neighbours stay as it knows them; they are not told.
-        host.router.sh("ip link set host0 address 02:00:00:00:0%d:01" % number)
-        for server in SERVER:
-            assert a.peer("echo", group=server, timeout=60) == {"ok": 20}, server
+    host.router.sh("ip link set host0 address 02:00:00:00:01:01")
+    for server in SERVER:
+        assert a.peer("echo", group=server, timeout=80) == {"ok": 20}, server
     host.finish()
 
 
@@ -714,7 +721,7 @@ def attached_neighbours(case):
 # 13
 
 
-@suite.test("frames with other people's sources, 20,000 of them: none reaches the router or the other container")
+@suite.test("frames with other people's sources, a million of them: none reaches the router or the other container")
 def spoofed(case):
     host, a, b = world(case, "a", "b")
     host.server.peer("serve", port=ECHO)
@@ -732,17 +739,18 @@ def spoofed(case):
                 made.append(packets.frame(120, len(made), a.mac, ROUTER_MAC, source, to, 4242, 4243))
                 made.append(packets.tcp_frame(a.mac, ROUTER_MAC, source, to, (4242, 4243), 1, 0, SYN))
                 made.append(packets.tcp_frame(a.mac, ROUTER_MAC, source, to, (4242, 4243), 1, 1, ACK | RST))
-    every = [frame.hex() for frame in made]
-    for _ in range(20_000 // len(every) + 1):
-        for at in range(0, len(every), 100):
-            a.peer("frames", device=a.device, frames=every[at:at + 100])
+    times = 1_000_000 // len(made) + 1
+    for at in range(0, len(made), 100):
+        a.peer("frames", device=a.device, frames=[frame.hex() for frame in made[at:at + 100]], times=times)
     for listener, who in zip(listeners, ("router", "b")):
         reached = [s for s in listener.stop() if s.ports and 4242 in s.ports or s.ports and 4243 in s.ports]
         assert reached == [], "%d at %s: %s" % (len(reached), who, reached[:5])
     for server in SERVER:
         assert a.peer("echo", group=server) == {"ok": 5}
     if host.daemon:
-        assert host.drops("spoofed_ip") >= 15_000, host.daemon.stats()["a"]
+        # A TAP device drops what its queue does not hold; what the switch got it counted.
+        counted = host.drops("spoofed_ip") + host.drops("martian_source")
+        assert counted >= 100_000, host.daemon.stats()["a"]
     host.finish()
 
 

@@ -294,13 +294,15 @@ class Peer:
         sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, REPAIR_OFF_QUIETLY)
         return [sock.getsockname()[1]] + found
 
-    async def frames(self, device, frames):
-        """Sends frames as they are (hexadecimal)."""
+    async def frames(self, device, frames, times=1):
+        """Sends frames as they are (hexadecimal), all of them several times."""
         if device not in self.raw:
             self.raw[device] = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
             self.raw[device].bind((device, 0))
-        for frame in frames:
-            self.raw[device].send(bytes.fromhex(frame))
+        frames = [bytes.fromhex(frame) for frame in frames]
+        for _ in range(times):
+            for frame in frames:
+                self.raw[device].send(frame)
 
     async def datagram(self, host, port, octets=100, answer=True, timeout=5):
         """A datagram; what comes back: its length, or the error that ICMP reports."""
