@@ -409,14 +409,15 @@ fn icmp_error_for(ctx: &Context<'_>, packet: &Packet, reason: DropReason) -> Opt
             let network = out.and_then(|out| ctx.tables.network(out.network)).unwrap_or(ctx.network);
             return Some(ErrorKind::TooBig(network.mtu));
         }
-        DropReason::NoRoute | DropReason::UplinkDown => ErrorKind::NoRoute,
+        // A network without egress is a router without a default route (RFC 1812 §5.2.7.1).
+        DropReason::NoRoute | DropReason::EgressNone | DropReason::UplinkDown => ErrorKind::NoRoute,
         // SEMANTICS NA23: what may pass by itself, and what does not.
         DropReason::NatExhausted
         | DropReason::NatPortLimit
         | DropReason::NatTableFull
         | DropReason::NatTupleTaken
         | DropReason::NextHopUnresolved => ErrorKind::Unreachable,
-        DropReason::EgressNone | DropReason::NatNoPool | DropReason::NatUnsupported => ErrorKind::Prohibited,
+        DropReason::NatNoPool | DropReason::NatUnsupported => ErrorKind::Prohibited,
         _ => return None,
     };
     (ctx.port.kind != PortKind::Uplink).then_some(kind)

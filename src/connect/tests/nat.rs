@@ -390,17 +390,17 @@ fn without_egress_or_pool_nothing_leaves() {
         let frame = out(A, remote(v6, 1)).udp(4000, 53, b"data");
         let ended = host.pass(0, A, &frame, Offload::default(), &mut Unwatched).err().unwrap();
         assert_eq!(ended.0, DropReason::NatNoPool);
-        let prohibited = |frame: Vec<u8>| {
+        let told = |frame: Vec<u8>| {
             let Body::Ip { l4: L4::Icmp { kind, code, .. }, .. } = read(&frame).0.body else { panic!() };
-            assert_eq!((kind, code), if v6 { (1, 1) } else { (3, 13) });
+            (kind, code)
         };
-        prohibited(ended.1.unwrap());
+        assert_eq!(told(ended.1.unwrap()), if v6 { (1, 1) } else { (3, 13) }, "prohibited");
         let l4 = host.leaves(B, remote(v6, 1), (4000, 53));
         host.edit_network(NETWORK, |network| (network.egress_v4, network.egress_v6) = (Egress::None, Egress::None));
         let frame = out(B, remote(v6, 1)).udp(4000, 53, b"data");
         let ended = host.pass(0, B, &frame, Offload::default(), &mut Unwatched).err().unwrap();
         assert_eq!(ended.0, DropReason::EgressNone, "connections end with it");
-        prohibited(ended.1.unwrap());
+        assert_eq!(told(ended.1.unwrap()), if v6 { (1, 0) } else { (3, 0) }, "no route");
         let answer = inward(remote(v6, 1), public(v6, POOL)).udp(53, l4, b"answer");
         assert_eq!(host.through(0, UPLINK, &answer), Err(DropReason::NatNoMapping));
         // An address of the network that nobody has is not looked for outside.
