@@ -236,6 +236,8 @@ impl Fabric {
         }
         check(desired)?;
         inner.check_outside(&state, desired)?;
+        // What can fail of it fails here, before anything has changed; that addresses are known then harms nobody.
+        inner.compile_pools(&state, &desired.nat_pools)?;
         let changed = inner.update_networks(&mut state, &desired.networks);
         let gone = inner.remove_ports(&mut state, &desired.ports);
         let mut gone_ids: Vec<PortId> = gone.iter().map(PortRuntime::id).collect();

@@ -1,6 +1,7 @@
 //! NAT as the fabric keeps it: where its file lies, which pools serve whom, what an earlier run left, and that mappings are given back
 //! when connections end.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use hostweave_switch::wire::proto;
 use uuid::Uuid;
 
 use super::connections::boot_id;
+use super::port::PortRuntime;
 use super::spec::{self, FabricConfig, FabricEvent, NatPoolSpec};
 use super::uplink::owned::unmapped;
 use super::{Inner, State};
@@ -84,7 +86,7 @@ impl Inner {
     /// Compiles the pools for the ports that there are.
     pub(super) fn compile_pools(&self, state: &State, pools: &[NatPoolSpec]) -> anyhow::Result<Arc<Pools>> {
         let ports = state.ports.values().filter_map(|port| Some((port.uid()?, port.id().0)));
-        let slots: std::collections::HashMap<Uuid, u32> = ports.collect();
+        let slots: HashMap<Uuid, u32> = ports.collect();
         let specs: Vec<PoolSpec> = pools.iter().map(|pool| pool_spec(pool, |uid| slots.get(&uid).copied())).collect();
         let now = self.clock.seconds(Instant::now());
         Ok(Arc::new(Pools::compile(&self.nat, &specs, now).context("setting up the NAT pools")?))
@@ -93,12 +95,12 @@ impl Inner {
     /// Takes over the mappings of an earlier run whose ports are there and still have their addresses. Before the connections
     /// that hold them.
     pub(super) fn adopt_mappings(&self, state: &State) {
+        let vnis: HashMap<_, u32> = state.networks.values().map(|network| (network.id, network.network.vni)).collect();
+        let ports: HashMap<u32, &PortRuntime> = state.ports.values().map(|port| (port.id().0, port)).collect();
         let owns = |entry: &hostweave_nat::Entry| {
             let inside = &entry.inside;
-            let port = state.ports.values().find(|port| port.id().0 == inside.port);
-            let network = port.and_then(|port| state.networks.values().find(|n| n.id == port.port().network));
-            port.is_some_and(|port| port.port().owns(inside.address))
-                && network.is_some_and(|network| network.network.vni == inside.vni)
+            let port = ports.get(&inside.port).map(|port| port.port());
+            port.is_some_and(|port| port.owns(inside.address) && vnis.get(&port.network) == Some(&inside.vni))
         };
         let claim = |entry: &_| if owns(entry) { Claim::Keep } else { Claim::Forget };
         let adopted = self.nat.adopt(&state.pools, self.clock.seconds(Instant::now()), claim);
