@@ -5,7 +5,7 @@
 //!
 //! The uplink is a port (kind [`PortKind::Uplink`]) in a network of its own that no object can name. It exists as long as
 //! it is wanted; its device comes and goes with the interface. Nothing here waits for news: the maintenance thread calls
-//! [`UplinkRuntime::attend`] once a second and whenever something may have happened (a worker left a note, the kernel
+//! `UplinkRuntime::attend` once a second and whenever something may have happened (a worker left a note, the kernel
 //! said that some interface changed), and `attend` looks at the interface as it is then. So an interface that is
 //! renamed, deleted, made again or set down in whatever order is one case: what is open does not fit what is there.
 //!
@@ -90,7 +90,7 @@ pub struct UplinkRuntime {
     failure: Option<String>,
 }
 
-/// What [`UplinkRuntime::attend`] leaves to its caller.
+/// What `UplinkRuntime::attend` leaves to its caller.
 #[derive(Default)]
 pub struct Attended {
     /// The plane must be published anew.

@@ -2,10 +2,10 @@
 //!
 //! # Theory of operation
 //!
-//! A [`server`] for each network listens on UDP and TCP port 53 of the gateway's addresses, behind the internal port.
-//! A query is read ([`message`]), answered from the network's [`zone`] by the Kubernetes DNS specification ([`mod@answer`],
-//! [`service`]), or, if it is about nobody here, from the cache or by the host's upstream servers ([`forward`],
-//! [`exchange`], [`upstream`]). Names in the cluster zone and reverse names of any network's ranges are never asked
+//! A `server` for each network listens on UDP and TCP port 53 of the gateway's addresses, behind the internal port.
+//! A query is read (`message`), answered from the network's `zone` by the Kubernetes DNS specification (`answer`,
+//! `service`), or, if it is about nobody here, from the cache or by the host's upstream servers (`forward`,
+//! `exchange`, `upstream`). Names in the cluster zone and reverse names of any network's ranges are never asked
 //! elsewhere; what a network does not have does not exist for it.
 //!
 //! Control hands over what exists ([`Dns::update`]); zones are built anew where something changed and swapped in.
