@@ -24,6 +24,7 @@
 #![deny(unsafe_code)]
 
 pub mod model;
+pub mod service;
 
 mod address;
 mod adopt;

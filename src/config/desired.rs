@@ -91,6 +91,7 @@ pub fn to_desired(
         nat_pools: Vec::new(),
         attached: Vec::new(),
         dns: Some(config.dns.clone()),
+        services: Vec::new(),
     };
     problems.extend(outside::resolve(set, services, &mut desired));
     (desired, problems)

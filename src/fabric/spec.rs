@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use hostweave_nat::Filtering;
+pub use hostweave_nat::service::Refusal;
 use hostweave_policy::model::{
     ClusterNetworkPolicy, DefaultPolicy, Infrastructure, Labels, NamedPort, Namespace, NetworkPolicy,
 };
@@ -65,6 +66,8 @@ pub struct Desired {
     pub attached: Vec<AttachSpec>,
     /// DNS at the gateways; `None` for none.
     pub dns: Option<DnsSpec>,
+    /// Services that spread connections, by namespace and name.
+    pub services: Vec<Arc<ServiceSpec>>,
 }
 
 /// A list of ports. Cheap to clone, and to compare with its own clone: a change of policy costs nothing per port.
@@ -173,6 +176,158 @@ pub struct AttachSpec {
     pub service: String,
     /// Whether the guest does not see it: 1:1 NAT to its first private address of the family.
     pub one_to_one: bool,
+}
+
+/// A Service that spreads connections over backends (SEMANTICS §2).
+#[derive(Clone, PartialEq, Debug)]
+pub struct ServiceSpec {
+    /// `namespace/name`.
+    pub name: String,
+    /// Name of its network: that of its backends, and of the clients of its cluster addresses.
+    pub network: String,
+    /// Addresses inside the network: `clusterIPs`.
+    pub cluster: Vec<IpAddr>,
+    /// Addresses out of pools: `status.loadBalancer.ingress`.
+    pub load_balancer: Vec<LoadBalancerAddress>,
+    /// Its L4 ports.
+    pub ports: Vec<ServicePortSpec>,
+    /// `sessionAffinity: ClientIP`: for how many seconds.
+    pub affinity_s: Option<u32>,
+    /// `loadBalancerSourceRanges`; empty for everybody.
+    pub sources: Vec<IpNet>,
+    /// What clients in the network get when no backend is eligible for them.
+    pub refusal_internal: Refusal,
+    /// What others get.
+    pub refusal_external: Refusal,
+    /// Active checks; `None` for none.
+    pub health: Option<HealthSpec>,
+    /// What happens when all backends that are ready fail their checks.
+    pub all_down: AllDown,
+    /// What becomes of TCP connections to a backend that takes no new ones.
+    pub drain: Drain,
+}
+
+/// An address of a Service out of an AddressPool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LoadBalancerAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Whether the host owns it at its uplink; else it is known in the Service's network only.
+    pub public: bool,
+}
+
+/// L4 ports of a Service, and who stands behind them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServicePortSpec {
+    /// Its name; empty for none.
+    pub name: String,
+    /// IP protocol: TCP, UDP or SCTP.
+    pub proto: u8,
+    /// L4 ports, as clients see them.
+    pub l4: RangeInclusive<u16>,
+    /// All endpoints, one per address, whatever their state; no (address, L4 port) twice.
+    pub endpoints: Vec<EndpointSpec>,
+}
+
+/// An address and L4 port that a Service may send connections to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointSpec {
+    /// What balancing is keyed by: `namespace/port`, or the address of an endpoint that is no port.
+    pub name: String,
+    /// Uid of the port; `None` for an address of an EndpointSlice that is nobody's here.
+    pub port: Option<Uuid>,
+    /// Its address.
+    pub address: IpAddr,
+    /// L4 port; `None` for the one that the client asked for.
+    pub l4: Option<u16>,
+    /// Share of new connections relative to others, 1 to 1000.
+    pub weight: u16,
+    /// What the objects say about it.
+    pub condition: Condition,
+    /// Whether it is eligible for clients in the network (`internalTrafficPolicy`, `trafficDistribution`).
+    pub internal: bool,
+    /// Whether it is eligible for others (`externalTrafficPolicy`).
+    pub external: bool,
+}
+
+/// What the objects say about an endpoint. Whether it runs and is healthy is for the fabric to find out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Condition {
+    /// It takes connections.
+    Ready,
+    /// It ends, and still answers: the second choice, where none is ready (SEMANTICS SV1).
+    Terminating,
+    /// It takes none.
+    NotReady,
+}
+
+/// What happens when all ready backends fail their checks (SEMANTICS SV4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AllDown {
+    /// Clients are refused.
+    #[default]
+    Reject,
+    /// All of them get connections.
+    Panic,
+}
+
+/// What becomes of TCP connections to a backend that takes no new ones (SEMANTICS SV5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Drain {
+    /// They go on.
+    #[default]
+    Keep,
+    /// They end.
+    Reset,
+}
+
+/// Active checks of a Service's backends (SEMANTICS SV2).
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct HealthSpec {
+    /// What is asked.
+    pub check: HealthCheck,
+    /// L4 port; `None` for each backend's own.
+    pub l4: Option<u16>,
+    /// From one question to the next, in milliseconds, 100 to 3600000.
+    pub interval_ms: u32,
+    /// How long an answer is waited for, in milliseconds, at most the interval.
+    pub timeout_ms: u32,
+    /// Answers in a row that make it healthy.
+    pub rise: u8,
+    /// Failures in a row that make it unhealthy.
+    pub fall: u8,
+}
+
+/// What is asked of a backend.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum HealthCheck {
+    /// It accepts a TCP connection.
+    Tcp,
+    /// `GET path` is answered with a status of `statuses`.
+    Http {
+        /// Over TLS, whatever the certificate.
+        tls: bool,
+        /// Path and query.
+        path: String,
+        /// `Host`; `None` for the backend's address.
+        host: Option<String>,
+        /// Statuses that are right.
+        statuses: RangeInclusive<u16>,
+    },
+    /// `grpc.health.v1.Health/Check` says `SERVING`.
+    Grpc {
+        /// Name of the service, empty for the server as a whole.
+        service: String,
+    },
+    /// It answers an echo request.
+    Icmp,
+    /// It answers a datagram.
+    Udp {
+        /// What is sent.
+        send: Vec<u8>,
+        /// What the answer begins with; empty for any.
+        expect: Vec<u8>,
+    },
 }
 
 /// What policy depends on, besides ports: the fabric adds an endpoint for each port and has a
