@@ -1,6 +1,7 @@
 """A network namespace as a container: created for one test, gone after it."""
 
 import os
+import shutil
 
 from . import process
 
@@ -12,9 +13,19 @@ class Namespace:
         self.case = case
         self.name = "hwt-%d-%s" % (os.getpid(), name)
         self.path = "/run/netns/" + self.name
+        # `ip netns exec` binds what is below over /etc: programs inside read and write this one, never the machine's.
+        self.etc = "/etc/netns/" + self.name
+        os.makedirs(self.etc)
+        case.callback(shutil.rmtree, self.etc, ignore_errors=True)
+        self.resolv("")
         process.run(["ip", "netns", "add", self.name])
         case.callback(self.delete)
         self.sh("ip link set lo up")
+
+    def resolv(self, text):
+        """Writes its resolv.conf."""
+        with open(self.etc + "/resolv.conf", "w") as out:
+            out.write(text)
 
     def delete(self):
         process.run(["ip", "netns", "del", self.name], check=False)

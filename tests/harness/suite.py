@@ -32,6 +32,24 @@ class TestTimeout(TimeoutError):
     final = True
 
 
+# What a test of containers must never write: a DHCP client that is let loose takes the machine's names away.
+MACHINE = ("/etc/resolv.conf", "/etc/hosts")
+
+
+def machine():
+    """The machine's own configuration, as it is."""
+    return {path: open(path, "rb").read() for path in MACHINE if os.path.exists(path)}
+
+
+def restored(before):
+    """Puts the machine's own configuration back; the files that were changed."""
+    changed = [path for path, octets in before.items() if machine().get(path) != octets]
+    for path in changed:
+        with open(path, "wb") as out:
+            out.write(before[path])
+    return changed
+
+
 class Case(contextlib.ExitStack):
     """One running test: `logs` is its folder for everything worth keeping, `run` a short path for sockets."""
 
@@ -112,12 +130,17 @@ class Suite:
 
         signal.signal(signal.SIGALRM, expired)
         signal.alarm(timeout)
+        before = machine()
         try:
-            with Case(name, folder) as case:
-                try:
-                    function(case)
-                finally:
-                    signal.alarm(0)  # Cleaning up is bounded by its own time-outs.
+            try:
+                with Case(name, folder) as case:
+                    try:
+                        function(case)
+                    finally:
+                        signal.alarm(0)  # Cleaning up is bounded by its own time-outs.
+            finally:
+                changed = restored(before)
+            assert not changed, "the test changed the machine's own %s" % ", ".join(changed)
         except Skip as reason:
             print("skip  %s  (%s)" % (title, reason), flush=True)
             return "skipped"

@@ -90,16 +90,8 @@ class Scene:
         until(lambda: self.space.sh("ip link show hw-a"), "the device", 30)
         assert self.space.dhcp("hw-a") == self.space.port.v4
         slaac(self.space)
-        # `ip netns exec` binds what is below /etc/netns over /etc: the container's own resolv.conf.
-        folder = "/etc/netns/" + self.space.name
-        os.makedirs(folder)
-        case.callback(process.run, ["rm", "-r", folder])
         self.resolv = open(case.log("resolv-%s.conf" % self.space.name)).read()
-        self.set_resolver(self.resolv)
-
-    def set_resolver(self, text):
-        with open("/etc/netns/%s/resolv.conf" % self.space.name, "w") as out:
-            out.write(text)
+        self.space.resolv(self.resolv)
 
     def gateways(self):
         return self.space.port.describe()["gateways"]
@@ -161,7 +153,7 @@ def resolvers(case):
     gateway = scene.gateways()[0]
     assert "nameserver " + gateway in scene.resolv, "DHCP hands out the gateway: %r" % scene.resolv
     # As glibc reads it: with the search domain, which udhcpc gives its script.
-    scene.set_resolver(scene.resolv + "\nsearch cluster.local\n")
+    scene.space.resolv(scene.resolv + "\nsearch cluster.local\n")
     sh = scene.space.sh
     assert sh("getent ahostsv4 a.default.port.cluster.local").split()[0] == port.v4
     assert sh("getent ahostsv6 a.default.port.cluster.local").split()[0] == port.v6
