@@ -64,7 +64,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 struct Open {
     index: u32,
     output: Arc<Output>,
-    source: (SourceKey, Source),
+    /// One for each worker that receives.
+    sources: Vec<(SourceKey, Source)>,
 }
 
 /// The uplink at run time.
@@ -141,8 +142,8 @@ impl UplinkRuntime {
     }
 
     /// Where its packets come from.
-    pub fn source(&self) -> Option<&(SourceKey, Source)> {
-        self.open.as_ref().map(|open| &open.source)
+    fn sources(&self) -> &[(SourceKey, Source)] {
+        self.open.as_ref().map_or(&[], |open| &open.sources)
     }
 
     /// What it counted.
@@ -236,8 +237,8 @@ impl UplinkRuntime {
         tables.ports[port] = Some(Arc::clone(&self.port));
         plane.outputs.resize(plane.outputs.len().max(port + 1), None);
         plane.outputs[port] = self.output().cloned();
-        if let Some(source) = self.source() {
-            plane.sources[owner(self.port.id, 0, workers)].push(source.clone());
+        for (key, source) in self.sources() {
+            plane.sources[owner(self.port.id, usize::from(key.pair), workers)].push((*key, source.clone()));
         }
         tables.uplink = Some(Arc::new(self.table()));
     }
@@ -278,13 +279,14 @@ impl UplinkRuntime {
     /// Opens the device if the interface is there and up.
     fn try_open(&mut self, inner: &Inner) -> anyhow::Result<()> {
         let id = self.port.id;
-        let (device, index) = match self.spec.driver {
+        let (devices, index) = match self.spec.driver {
             UplinkDriver::AfPacket => {
                 let Some(there) = self.interface.filter(|there| there.up) else { return Ok(()) };
                 owned::refuse_addresses_of_the_kernel(&self.outside)?;
                 self.hide()?;
-                let socket = PacketSocket::open(&self.spec.interface, there.index, self.spec.vlan)?;
-                (Device::packet(socket, id), there.index)
+                let (name, vlan) = (&self.spec.interface, self.spec.vlan);
+                let sockets = PacketSocket::open_group(name, there.index, vlan, inner.workers.len())?;
+                (sockets.into_iter().map(|socket| Device::packet(socket, id)).collect(), there.index)
             }
             UplinkDriver::Tap => {
                 if self.spec.vlan.is_some() {
@@ -297,14 +299,17 @@ impl UplinkRuntime {
                 let device = Device::tap(open_tap(&inner.config.helper, &request)?, id)?;
                 self.interface = interface(&self.spec.interface)?;
                 let Some(there) = self.interface else { return Ok(()) };
-                (device, there.index)
+                (vec![device], there.index)
             }
         };
-        let device = Arc::new(device);
-        let key = SourceKey { port: id, attachment: self.serial, pair: 0 };
+        let devices: Vec<Arc<Device>> = devices.into_iter().map(Arc::new).collect();
+        let Some(first) = devices.first() else { return Ok(()) };
+        // Any worker writes to any of them.
+        let output = Arc::new(Output::Device(Arc::clone(first)));
+        let key = |pair| SourceKey { port: id, attachment: self.serial, pair };
+        let sources = (0..).zip(devices).map(|(pair, device)| (key(pair), Source::Device(device))).collect();
         self.serial += 1;
-        let output = Arc::new(Output::Device(Arc::clone(&device)));
-        self.open = Some(Open { index, output, source: (key, Source::Device(device)) });
+        self.open = Some(Open { index, output, sources });
         Ok(())
     }
 

@@ -560,6 +560,22 @@ pub(crate) fn set_number(socket: BorrowedFd<'_>, level: i32, name: i32, value: i
     set_option(socket, level, name, &value)
 }
 
+/// An option that is a number.
+pub(crate) fn number(socket: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
+    let (mut value, mut len) = (0_i32, size_of::<i32>() as libc::socklen_t);
+    // SAFETY: the kernel writes at most `len` octets to `value`. JUSTIFICATION: `nix` does not know these options.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, name, std::ptr::from_mut(&mut value).cast(), &raw mut len)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// Has the program choose among the packet sockets of a group (`PACKET_FANOUT_DATA`).
+pub(crate) fn steer(socket: BorrowedFd<'_>, program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };
+    set_option(socket, libc::SOL_PACKET, libc::PACKET_FANOUT_DATA, &program)
+}
+
 /// Lets only frames pass for which the program returns other than zero (`SO_ATTACH_FILTER`).
 pub(crate) fn attach_filter(socket: BorrowedFd<'_>, program: &mut [libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };

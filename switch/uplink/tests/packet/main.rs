@@ -25,6 +25,7 @@ use hostweave_uplink::uring::{Event, Uring, Waker};
 use nix::sched::{CloneFlags, setns};
 
 mod hiding;
+mod steering;
 
 const SCENARIOS: &[(&str, fn())] = &[
     ("datagrams_and_tcp_with_offloads_between_two_kernels", datagrams_and_tcp),
@@ -35,6 +36,7 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("interfaces_and_addresses_as_the_kernel_has_them", interfaces),
     ("what_is_hidden_the_kernel_neither_answers_nor_forwards", hiding::hidden),
     ("ranges_of_any_kind_are_hidden_and_nothing_beside_them", hiding::hidden_ranges),
+    ("what_is_for_one_block_of_ports_comes_to_one_socket_of_a_group", steering::by_destination),
 ];
 
 fn main() -> ExitCode {
@@ -113,11 +115,16 @@ impl Netns {
 
     /// Opens a packet socket on an interface.
     fn open(&self, name: &'static str, vlan: Option<u16>) -> Device {
+        self.open_group(name, vlan, 1).pop().unwrap()
+    }
+
+    /// Opens a group of them.
+    fn open_group(&self, name: &'static str, vlan: Option<u16>, count: usize) -> Vec<Device> {
         let opened = self.inside(move || {
             let index = interface(name).unwrap().unwrap().index;
-            PacketSocket::open(name, index, vlan).unwrap()
+            PacketSocket::open_group(name, index, vlan, count).unwrap()
         });
-        Device::packet(opened.join().unwrap(), PortId(3))
+        opened.join().unwrap().into_iter().map(|socket| Device::packet(socket, PortId(3))).collect()
     }
 }
 
@@ -502,6 +509,6 @@ fn interfaces() {
         let found = held.iter().find(|held| held.address == address).unwrap();
         assert_eq!((found.prefix, found.interface.as_str()), (prefix, "left"));
     }
-    let refused = scene.host.inside(move || PacketSocket::open("left", 99_999, None).unwrap_err().to_string());
+    let refused = scene.host.inside(move || PacketSocket::open_group("left", 99_999, None, 2).unwrap_err().to_string());
     assert_eq!(refused.join().unwrap(), "interface left: cannot receive all groups");
 }
