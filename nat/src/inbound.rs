@@ -11,13 +11,33 @@ use crate::table::Nat;
 const ADDRESS: u64 = !0xffff;
 
 impl Nat {
-    /// Who is behind an outside endpoint, for a packet that belongs to no connection: unasked from outside, or from inside (hairpin;
-    /// `from` is then the sender's own outside endpoint, RFC 4787 REQ-9). The filter of the pool is applied (SEMANTICS NA6): with
-    /// address-and-port-dependent filtering nothing that has no connection passes. Takes one hold.
+    /// Who is behind an outside endpoint, for a packet from outside that belongs to no connection. The filter of the pool is
+    /// applied (SEMANTICS NA6): with address-and-port-dependent filtering nothing that has no connection passes. Takes one hold.
     ///
     /// # Errors
     /// See [`Unmapped`].
     pub fn inbound(&self, pools: &Pools, proto: u8, to: Outside, from: Outside, now: u32) -> Result<Mapping, Unmapped> {
+        self.arrives(pools, proto, to, from, now, false)
+    }
+
+    /// The same for a packet from inside (RFC 4787 REQ-9), whose sender's own outside endpoint is `from`. Here the filter also
+    /// knows whom the inside has sent to without reaching them ([`Nat::expect`]).
+    ///
+    /// # Errors
+    /// See [`Unmapped`].
+    pub fn hairpin(&self, pools: &Pools, proto: u8, to: Outside, from: Outside, now: u32) -> Result<Mapping, Unmapped> {
+        self.arrives(pools, proto, to, from, now, true)
+    }
+
+    fn arrives(
+        &self,
+        pools: &Pools,
+        proto: u8,
+        to: Outside,
+        from: Outside,
+        now: u32,
+        hairpin: bool,
+    ) -> Result<Mapping, Unmapped> {
         let class = Class::of(proto).ok_or(Unmapped::NoMapping)?;
         let (at, used) = pools.use_of(to.address).ok_or(Unmapped::NoMapping)?;
         let index = self.at_outside(at, class, proto, to, from).ok_or(Unmapped::NoMapping)?;
@@ -30,7 +50,10 @@ impl Nat {
             return Err(Unmapped::NoMapping);
         }
         let port = self.port_of(record).ok_or(Unmapped::NoMapping)?;
-        self.filter(pools, index, record, used, from)?;
+        let expected = hairpin && self.has_remote(index, self.remote_mark(from), u64::MAX) == Some(true);
+        if !expected {
+            self.filter(pools, index, record, used, from)?;
+        }
         let holds = record.holds.load(Relaxed);
         // Its time may be over although nobody has ended it yet.
         let over = used.draining || record.until.load(Relaxed) <= now;

@@ -83,6 +83,22 @@ impl Nat {
         self.make(&ask, &mut shard, bucket, beside).map(|mapped| class.mapped(mapped, l4))
     }
 
+    /// `inside` has sent to `remote`, an outside endpoint of this NAT whose filter did not let it in: it has its mapping all the
+    /// same, and what that endpoint sends now passes ([`Nat::hairpin`]), as it would had the packet gone out into the world (RFC 4787
+    /// REQ-9, RFC 5382 REQ-8: two insides that send to each other meet). As long as the mapping lives.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub fn expect(&self, pools: &Pools, inside: &Inside, remote: Outside, now: u32) -> Result<(), Refused> {
+        let mapped = self.outbound(pools, inside, remote, now)?;
+        if let Some(record) = self.valid(mapped.mapping) {
+            let _shard = self.lock(self.bucket(&record.inside()));
+            self.note_remote(mapped.mapping.index, self.remote_mark(remote));
+        }
+        self.release(mapped.mapping, now, now, End::Closed);
+        Ok(())
+    }
+
     fn fate(&self, ask: &Ask, index: u32) -> Fate {
         let Some(record) = self.record(index) else { return Fate::Detach };
         let Some(state) = self.registry.lease(record.lease.load(Relaxed)) else { return Fate::Detach };

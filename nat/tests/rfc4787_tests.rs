@@ -243,6 +243,33 @@ fn rfc4787_req9_hairpinning_with_the_external_source() {
 }
 
 #[test]
+fn rfc4787_req9_what_was_kept_out_makes_the_mapping_that_lets_the_answer_in() {
+    for family in FAMILIES {
+        for overload in [false, true] {
+            let world = World::new(PoolSpec { overload, ..spec() });
+            let (a, b) = (inside(family, TCP, 0, 5000), inside(family, TCP, 1, 6000));
+            let at_b = world.to(&b, remote(family, 1, 80)).outside;
+            let hairpin = |world: &World, to, from| world.nat.hairpin(&world.pools, TCP, to, from, world.now);
+            let as_seen = world.nat.outside_of(&a);
+            assert_eq!((as_seen, hairpin(&world, at_b, remote(family, 0, 0))), (None, Err(Unmapped::Filtered)));
+            world.nat.expect(&world.pools, &a, at_b, world.now).unwrap();
+            let at_a = world.nat.outside_of(&a).unwrap();
+            assert_eq!(hairpin(&world, at_a, at_b).unwrap().inside, a);
+            // Neither from outside, nor another endpoint.
+            assert_eq!(world.back(TCP, at_a, at_b), Err(Unmapped::Filtered));
+            assert_eq!(hairpin(&world, at_a, Outside { l4: at_b.l4 ^ 1, ..at_b }), Err(Unmapped::Filtered));
+            // It lives as long as any mapping that has no connection (RFC 5382 REQ-5).
+            let mut other = World::new(spec());
+            other.nat.expect(&other.pools, &a, at_b, other.now).unwrap();
+            other.wait(other.nat.timers().tcp_transitory - 1);
+            assert_eq!(other.nat.stats().mappings, 1);
+            other.wait(2);
+            assert_eq!(other.nat.stats().mappings, 0);
+        }
+    }
+}
+
+#[test]
 fn rfc4787_req11_behaviour_does_not_change_with_conflicts() {
     for family in FAMILIES {
         let world = filtered(Filtering::EndpointIndependent);

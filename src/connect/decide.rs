@@ -53,7 +53,11 @@ pub(super) fn decide<'a, R: Recorder>(
     let side = begins(packet, &lookup.key)?;
     let plan = outside::plan(ctx, flows, &lookup.key, packet, record);
     let asked = Asked::of(ctx, flows, &lookup.key, &plan);
-    let allowed = judge(ctx, &mut flows.denied, &asked, record)?;
+    let allowed = judge(ctx, &mut flows.denied, &asked, record).inspect_err(|reason| {
+        if *reason == DropReason::NatNoMapping && !R::MASKED {
+            outside::expect(ctx, flows, &lookup.key, &plan);
+        }
+    })?;
     let out = plan.to?;
     if !out.up {
         return Err(DropReason::PortDown);

@@ -18,7 +18,7 @@ mod outside;
 mod related;
 
 use hostweave_nat::Nat;
-use hostweave_switch::connection::{Connections, Direction, Found, FreeRecords, Miss, Record};
+use hostweave_switch::connection::{Connections, Direction, Ending, Found, FreeRecords, Miss, Record};
 use hostweave_switch::flow::{ASSURED, CROSSES, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp};
 use hostweave_switch::guard;
 use hostweave_switch::packet::Packet;
@@ -209,11 +209,12 @@ fn refresh<R: Recorder>(
     if connection.epoch() != epoch
         && let Err(reason) = decide::again(ctx, &mut flows.denied, connection, translation, record)
     {
-        if !R::MASKED {
-            flows.connections.remove(flow.connection, flow.generation);
-        }
         // An address that moved: what its new owner sends, or is sent, is a connection of its own.
         let moved = matches!(reason, DropReason::NoConnection | DropReason::NoRoute);
+        if !R::MASKED {
+            let why = if reason == DropReason::PolicyDenied { Ending::Denied } else { Ending::Gone };
+            flows.connections.remove(flow.connection, flow.generation, why);
+        }
         return if moved { None } else { Some(Err(reason)) };
     }
     let direction = direction(flow);
@@ -269,7 +270,7 @@ fn segment(
         Outcome::OutOfWindow => Err(DropReason::TcpOutOfWindow),
         Outcome::Invalid => Err(DropReason::TcpInvalid),
         Outcome::Reopen => {
-            flows.connections.remove(flow.connection, flow.generation);
+            flows.connections.remove(flow.connection, flow.generation, Ending::Reopened);
             Ok(false)
         }
     }
@@ -291,7 +292,7 @@ fn both_anew(
         return false;
     };
     if ctx.tables.keep_established {
-        flows.connections.remove(flow.connection, flow.generation);
+        flows.connections.remove(flow.connection, flow.generation, Ending::Reopened);
         return false;
     }
     connection.set_side(0, &connection.side(0), &opener);
@@ -347,7 +348,7 @@ fn connection<'a, R: Recorder>(
         // The address moved to another port since: what that one sends is no part of this connection.
         if connection.port(found.direction) != ctx.port.id.0 {
             if !R::MASKED {
-                flows.connections.remove(found.index, found.generation);
+                flows.connections.remove(found.index, found.generation, Ending::Gone);
             }
             break;
         }

@@ -159,7 +159,10 @@ fn receiver<'a>(
         }
         // Of an ICMP query the identifier is the sender's own; whom it is for it does not say.
         Some(Owned::Nat) if key.kind() == Kind::Ports => {
-            let found = flows.nat.inbound(ctx.pools, key.proto(), dst, from, ctx.now);
+            let found = match ctx.port.kind {
+                PortKind::Uplink => flows.nat.inbound(ctx.pools, key.proto(), dst, from, ctx.now),
+                _ => flows.nat.hairpin(ctx.pools, key.proto(), dst, from, ctx.now),
+            };
             let found = found.map_err(|_| DropReason::NatNoMapping)?;
             let inside = Outside { address: found.inside.address, l4: found.inside.l4 };
             (PortId(found.inside.port), inside, Some(found.mapping))
@@ -196,6 +199,16 @@ fn is_within(tables: &Tables, network: NetworkId, address: u128) -> bool {
     match address.to_ipv4_mapped() {
         Some(address) => network.v4.is_some_and(|(range, _)| range.contains(&address)),
         None => network.v6.is_some_and(|(range, _)| range.contains(&address)),
+    }
+}
+
+/// A packet to a NAT address of the host that nobody has let in: it went no further, but its sender has a mapping by it, which lets the
+/// answer in (RFC 4787 REQ-9).
+pub(super) fn expect(ctx: &Context<'_>, flows: &Flows<'_>, key: &FlowKey, plan: &Plan<'_>) {
+    if plan.source == Some(Source::Pool) && key.kind() == Kind::Ports {
+        let inside = inside(flows, ctx.port, ctx.network.vni, key);
+        // Refused or not, the packet ends.
+        let _ = flows.nat.expect(ctx.pools, &inside, destination(key), ctx.now);
     }
 }
 

@@ -5,13 +5,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use hostweave_switch::connection::change;
 use hostweave_switch::flow::{FlowKey, Kind, NO_QUEUE, query};
+use hostweave_switch::limits::IPV6_EXTENSION_HEADERS_MAX;
 use hostweave_switch::packet::{L3, Packet};
 use hostweave_switch::payload::{Segment, gather};
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::{PortId, PortKind};
 use hostweave_switch::translate::translate_error;
 use hostweave_switch::wire::ipv4::Ipv4;
-use hostweave_switch::wire::ipv6::{self, Ipv6};
+use hostweave_switch::wire::ipv6::{self, Extension, Ipv6};
 use hostweave_switch::wire::{checksum, ethernet, icmpv4, icmpv6, proto};
 
 use super::{Flows, Step, Way};
@@ -22,6 +23,8 @@ use crate::observe::recorder::{Detail, Recorder};
 const ICMP_HEADER: usize = 8;
 /// Octets of a quoted transport header that must be there: ports, or the start of an ICMP query (RFC 792, RFC 4443 §3).
 const QUOTED: usize = 8;
+/// Octets of the shortest extension header.
+const EXTENSION_MIN: usize = 8;
 
 /// The packet that an error quotes.
 struct Quote {
@@ -194,10 +197,25 @@ fn quoted_v6(packet: &mut Packet, arena: &mut [Segment], at: usize) -> Option<(u
     packet.extend_head((at + ipv6::HEADER_LEN).min(packet.len()), arena).ok()?;
     let octets: &[u8; ipv6::HEADER_LEN] = packet.head().get(at..)?.first_chunk()?;
     let header = Ipv6::new(octets);
-    // What we forward has its extension headers walked once; a quoted packet with some is rare enough to be let go.
-    if header.version() != 6 || ipv6::is_extension(header.next_header()) {
+    if header.version() != 6 {
         return None;
     }
     let word = |address: Ipv6Addr| u128::from(address);
-    Some((word(header.src()), word(header.dst()), header.next_header(), at + ipv6::HEADER_LEN))
+    let (src, dst, mut next) = (word(header.src()), word(header.dst()), header.next_header());
+    let mut l4 = at + ipv6::HEADER_LEN;
+    // As many as a packet has that we forward.
+    for _ in 0..=IPV6_EXTENSION_HEADERS_MAX {
+        if !ipv6::is_extension(next) {
+            return Some((src, dst, next, l4));
+        }
+        packet.extend_head((l4 + EXTENSION_MIN).min(packet.len()), arena).ok()?;
+        let extension = Extension::new_checked(next, packet.head().get(l4..)?)?;
+        // A fragment behind the first has no ports to look up.
+        if next == ipv6::next_header::FRAGMENT && extension.fragment_offset() != 0 {
+            return None;
+        }
+        next = extension.next_header();
+        l4 += extension.len();
+    }
+    None
 }

@@ -11,7 +11,7 @@ use hostweave_policy::model::{
     DefaultPolicy, Endpoint, Labels, NetworkPolicy, PolicyName, PortMatch, Protocol, Rule, Selector, World,
 };
 use hostweave_switch::MacAddr;
-use hostweave_switch::connection::{Connections, Entry, FreeRecords, Options};
+use hostweave_switch::connection::{Connections, Ending, Entry, FreeRecords, Options};
 use hostweave_switch::flow::{FlowCache, FlowKey, NO_QUEUE, TRUST_S};
 use hostweave_switch::fragment::{Admit, Fragments};
 use hostweave_switch::limits::HEAD_FIRST;
@@ -315,7 +315,7 @@ fn a_record_that_has_a_new_owner_is_no_answer_for_the_flow_of_the_old_one() {
         host.to(A, &udp(A, B, v6, (1, 2))).unwrap();
         host.to(B, &udp(B, A, v6, (2, 1))).unwrap();
         let old = host.entry();
-        assert!(host.connections.remove(old.index, old.generation));
+        assert!(host.connections.remove(old.index, old.generation, Ending::Flushed));
         // The next connections take that record among others.
         for port in 1010..1200 {
             host.to(C, &udp(C, B, v6, (port, 9))).unwrap();
@@ -391,7 +391,7 @@ fn two_workers_see_one_connection() {
         assert_eq!(host.entry().seen, [100, 100]);
         // What one of them ends, the other ends with its next second.
         let entry = host.entry();
-        host.connections.remove(entry.index, entry.generation);
+        host.connections.remove(entry.index, entry.generation, Ending::Flushed);
         host.now += 1;
         host.allow_only(&[]);
         for worker in [0, 1] {

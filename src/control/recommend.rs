@@ -280,7 +280,10 @@ mod tests {
             opened(proto::UDP, 40001, 53, Kind::Ports),
             opened(proto::ICMPV4, 1, 8, Kind::Query),
             denied(),
-            record(FlowEventKind::Closed, key(proto::TCP, 1, 2, Kind::Ports)),
+            record(
+                FlowEventKind::Closed(hostweave_switch::connection::Ending::Expired),
+                key(proto::TCP, 1, 2, Kind::Ports),
+            ),
         ];
         let found = recommend(&plane, &entries(seen), None);
         assert_eq!((found.flows, found.policies.len(), found.notes.len()), (4, 2, 1));

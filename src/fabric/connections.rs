@@ -9,14 +9,13 @@ use anyhow::Context;
 use hostweave_policy::compile::{Compiler, Update};
 use hostweave_policy::model::{Endpoint, World};
 use hostweave_policy::table::Table;
-use hostweave_switch::connection::{Claim, Connections, Entry, Options};
+use hostweave_switch::connection::{Claim, Connections, Ending, Entry, Options};
 use hostweave_switch::tables::{NetworkId, Port, PortId, Tables};
 
 use super::ids::IdPool;
 use super::spec::{FabricConfig, PolicySpec};
 use super::uplink::lifecycle::decides_otherwise;
 use super::{Established, Inner, State};
-use crate::observe::flow_event::FlowEvent;
 
 /// Connections looked at in one go, between two of which a worker may have the shard.
 const EXPIRE_BUDGET: usize = 64;
@@ -251,7 +250,7 @@ impl Inner {
         let gone: HashSet<u32> = gone.iter().map(|port| port.0).collect();
         for entry in self.connections.entries() {
             if gone.contains(&entry.in_port) || gone.contains(&entry.out_port) {
-                self.connections.remove(entry.index, entry.generation);
+                self.connections.remove(entry.index, entry.generation, Ending::Gone);
             }
         }
     }
@@ -265,13 +264,14 @@ impl Inner {
         });
     }
 
-    /// Frees connections whose time has come. Called once a second by the maintenance thread.
-    pub(super) fn expire_connections(&self, mut log: impl FnMut(FlowEvent)) {
+    /// Frees connections whose time has come; `after` is called between shards. Called once a second by the maintenance thread.
+    pub(super) fn expire_connections(&self, mut after: impl FnMut()) {
         let timeouts = self.plane.load().tables.timeouts;
         let now = self.clock.seconds(Instant::now());
+        self.ended.tick(now);
         for shard in 0..Connections::shards() {
-            let mut closed = |entry: &Entry| log(FlowEvent::closed(entry, now));
-            while self.connections.expire(shard, &timeouts, now, EXPIRE_BUDGET, &mut closed) == EXPIRE_BUDGET {}
+            while self.connections.expire(shard, &timeouts, now, EXPIRE_BUDGET) == EXPIRE_BUDGET {}
+            after();
         }
     }
 }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Instant;
 
 use hostweave_policy::table::Basis;
-use hostweave_switch::connection::{Entry, Record};
+use hostweave_switch::connection::{Ending, Entry, Record};
 use hostweave_switch::flow::Kind;
 use hostweave_switch::tables::{NetworkId, PortId};
 use hostweave_switch::tcp_track::{self, State as TcpState};
@@ -17,7 +17,6 @@ use ipnet::IpNet;
 use super::plane::Plane;
 use super::{Fabric, Inner, flows};
 use crate::observe::flow::Policy;
-use crate::observe::flow_event::FlowEvent;
 
 /// States by name: those of TCP, and of everything else.
 pub const STATES: [&str; 7] = ["opening", "established", "closing", "time-wait", "closed", "unreplied", "replied"];
@@ -196,11 +195,12 @@ impl Fabric {
         let inner = &self.inner;
         let plane = inner.plane.load_full();
         let names = Names::new(inner, &plane);
-        let (mut closed, mut networks) = (Vec::new(), BTreeSet::new());
+        let (mut count, mut networks) = (0, BTreeSet::new());
         for entry in inner.connections.entries() {
             let Some(record) = inner.connections.get(entry.index, entry.generation) else { continue };
-            if names.wants(filter, &entry, state(record)) && inner.connections.remove(entry.index, entry.generation) {
-                closed.push(FlowEvent::closed(&entry, names.now));
+            let flush = || inner.connections.remove(entry.index, entry.generation, Ending::Flushed);
+            if names.wants(filter, &entry, state(record)) && flush() {
+                count += 1;
                 networks.extend(names.networks.get(&entry.vni).map(|(id, _)| id.0));
             }
         }
@@ -209,8 +209,6 @@ impl Fabric {
             networks.into_iter().for_each(|network| state.bump_network(NetworkId(network)));
             inner.publish(&mut state);
         }
-        let count = closed.len();
-        flows::Drain::default().log(inner, closed);
         count
     }
 }

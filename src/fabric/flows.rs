@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hostweave_policy::model::{Direction, Endpoint as PolicyEndpoint};
 use hostweave_policy::table::{Basis, RuleId, RuleInfo};
+use hostweave_switch::MacAddr;
 use hostweave_switch::tables::{AddressKey, NetworkId, PortId, PortKind};
 use uuid::Uuid;
 
@@ -17,6 +18,7 @@ use super::Inner;
 use super::plane::Plane;
 use crate::observe::flow::{Endpoint, LABEL_ORIGIN, LABEL_RULE, Policy};
 use crate::observe::flow_event::{FlowEvent, FlowEventKind};
+use crate::observe::flow_log::LostAt;
 use crate::observe::flow_record::{FlowRecord, Party, Reasons};
 use crate::worker::FLOWS_MAX;
 
@@ -35,7 +37,7 @@ const RESERVED: u32 = 256;
 #[derive(Default)]
 pub struct Drain {
     names: Names,
-    /// By worker: losses told so far, and when.
+    /// By worker, and last for connections that ended: losses told so far, and when.
     told: Vec<(u64, Option<Instant>)>,
 }
 
@@ -43,7 +45,6 @@ impl Drain {
     /// Takes what workers left. Returns whether there was something.
     pub fn run(&mut self, inner: &Inner) -> bool {
         let mut busy = false;
-        self.told.resize(inner.workers.len(), (0, None));
         for (index, worker) in inner.workers.iter().enumerate() {
             let mut events = Vec::new();
             while events.len() < TAKEN_AT_ONCE
@@ -55,14 +56,36 @@ impl Drain {
                 busy = true;
                 self.log(inner, events);
             }
-            let lost = worker.stats.flows_lost.load(Ordering::Relaxed);
-            let (told, at) = &mut self.told[index];
-            if lost != *told && at.is_none_or(|at| at.elapsed() >= LOST_EVERY) {
-                inner.flow_log.add_lost(index, lost.wrapping_sub(*told));
-                (*told, *at) = (lost, Some(Instant::now()));
-            }
+            self.lost(inner, LostAt::Worker(index), worker.stats.flows_lost.load(Ordering::Relaxed));
         }
+        self.ended(inner) || busy
+    }
+
+    /// Takes the connections that ended. Returns whether there was one.
+    pub fn ended(&mut self, inner: &Inner) -> bool {
+        let events = inner.ended.take();
+        let busy = !events.is_empty();
+        if busy {
+            self.log(inner, events);
+        }
+        self.lost(inner, LostAt::Ends, inner.ended.lost());
         busy
+    }
+
+    /// Says what was lost so far at one place, now and then.
+    fn lost(&mut self, inner: &Inner, place: LostAt, lost: u64) {
+        self.told.resize(inner.workers.len() + 1, (0, None));
+        let index = if let LostAt::Worker(index) = place { index } else { inner.workers.len() };
+        let (told, at) = &mut self.told[index];
+        if lost != *told && at.is_none_or(|at| at.elapsed() >= LOST_EVERY) {
+            inner.flow_log.add_lost(place, lost.wrapping_sub(*told));
+            (*told, *at) = (lost, Some(Instant::now()));
+        }
+    }
+
+    /// Learns the names of now, so that those of ports which go are still known when their connections end.
+    pub fn follow(&mut self, inner: &Inner) {
+        self.names.follow(&inner.plane.load());
     }
 
     /// Adds events to the log, in their order.
@@ -86,6 +109,10 @@ struct Names {
     revision: u64,
     endpoints: HashMap<PortId, Arc<PolicyEndpoint>>,
     parties: HashMap<PortId, Arc<Party>>,
+    /// Ports of earlier planes whose connections may still end. Numbers are used again late.
+    gone: HashMap<PortId, Arc<Party>>,
+    /// MAC addresses and identities, for those that go.
+    known: HashMap<PortId, (MacAddr, u32)>,
     rules: HashMap<RuleId, Arc<Policy>>,
     world: Option<Arc<Party>>,
 }
@@ -96,8 +123,17 @@ impl Names {
         if self.revision == plane.tables.revision {
             return;
         }
-        let endpoints = plane.world.endpoints.iter().map(|endpoint| (endpoint.id, Arc::clone(endpoint))).collect();
-        *self = Self { revision: plane.tables.revision, endpoints, ..Self::default() };
+        let endpoints: HashMap<PortId, Arc<PolicyEndpoint>> =
+            plane.world.endpoints.iter().map(|endpoint| (endpoint.id, Arc::clone(endpoint))).collect();
+        let mut gone = std::mem::take(&mut self.gone);
+        gone.retain(|id, _| plane.tables.port(*id).is_none());
+        for (id, endpoint) in self.endpoints.drain().filter(|(id, _)| plane.tables.port(*id).is_none()) {
+            let (mac, identity) = self.known.get(&id).copied().unzip();
+            gone.insert(id, Arc::new(workload(&endpoint, identity.unwrap_or(0), mac)));
+        }
+        let ports = plane.tables.ports.iter().flatten();
+        let known = ports.map(|port| (port.id, (port.mac, identity(plane, port.id)))).collect();
+        *self = Self { revision: plane.tables.revision, endpoints, gone, known, ..Self::default() };
     }
 
     fn record(&mut self, plane: &Plane, event: FlowEvent, time: SystemTime) -> FlowRecord {
@@ -111,6 +147,9 @@ impl Names {
     }
 
     fn party(&mut self, plane: &Plane, port: Option<PortId>) -> Arc<Party> {
+        if let Some(party) = port.and_then(|id| self.gone.get(&id)) {
+            return Arc::clone(party);
+        }
         let known = port.and_then(|id| plane.tables.port(id));
         let Some(port) = known else {
             let world = self.world.get_or_insert_with(|| Arc::new(reserved(WORLD, "reserved:world")));
@@ -121,18 +160,9 @@ impl Names {
         }
         let endpoint = self.endpoints.get(&port.id);
         let party = Arc::new(match endpoint {
-            Some(endpoint) if port.kind != PortKind::Internal => Party {
-                endpoint: Endpoint {
-                    id: port.id.0,
-                    identity: plane.policy.identity(port.id).map_or(0, |identity| identity.saturating_add(RESERVED)),
-                    namespace: endpoint.namespace.clone(),
-                    labels: endpoint.labels.iter().map(|(key, value)| format!("k8s:{key}={value}")).collect(),
-                    pod_name: endpoint.name.clone(),
-                },
-                mac: Some(port.mac),
-                port: Some(port.name.clone()),
-                workload: true,
-            },
+            Some(endpoint) if port.kind != PortKind::Internal => {
+                workload(endpoint, identity(plane, port.id), Some(port.mac))
+            }
             _ => Party { mac: Some(port.mac), port: Some(port.name.clone()), ..reserved(HOST, "reserved:host") },
         });
         self.parties.insert(port.id, Arc::clone(&party));
@@ -152,7 +182,7 @@ impl Names {
                 let subject = if direction == Direction::Egress { Some(event.from) } else { to };
                 reasons.denied[index(direction)] = self.denying(plane, basis, subject, direction);
             }
-            FlowEventKind::Dropped { .. } | FlowEventKind::Closed => {}
+            FlowEventKind::Dropped { .. } | FlowEventKind::Closed(_) | FlowEventKind::Sample => {}
         }
         reasons
     }
@@ -197,6 +227,27 @@ impl Names {
         let policy = Arc::new(policy(plane.policy.rule(id)?, plane.policy_revision));
         self.rules.insert(id, Arc::clone(&policy));
         Some(policy)
+    }
+}
+
+/// Hubble's number of a port's identity.
+fn identity(plane: &Plane, port: PortId) -> u32 {
+    plane.policy.identity(port).map_or(0, |identity| identity.saturating_add(RESERVED))
+}
+
+/// A port that is not the host's own.
+fn workload(endpoint: &PolicyEndpoint, identity: u32, mac: Option<MacAddr>) -> Party {
+    Party {
+        endpoint: Endpoint {
+            id: endpoint.id.0,
+            identity,
+            namespace: endpoint.namespace.clone(),
+            labels: endpoint.labels.iter().map(|(key, value)| format!("k8s:{key}={value}")).collect(),
+            pod_name: endpoint.name.clone(),
+        },
+        mac,
+        port: Some(format!("{}/{}", endpoint.namespace, endpoint.name)),
+        workload: true,
     }
 }
 

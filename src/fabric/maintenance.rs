@@ -12,6 +12,7 @@ use anyhow::Context;
 use hostweave_switch::tables::PortId;
 
 use super::flows::Drain;
+use super::samples::Samples;
 use super::spec::FabricEvent;
 use super::{Inner, State};
 use crate::services::LocalNote;
@@ -48,6 +49,7 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
     let mut expired = Instant::now();
     let mut looked = Instant::now();
     let mut drain = Drain::default();
+    let mut samples = Samples::default();
     let mut soon = false;
     loop {
         let pause = {
@@ -69,10 +71,11 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
             }
             if expired.elapsed() >= PERIOD {
                 expired = Instant::now();
-                let mut closed = Vec::new();
-                inner.expire_connections(|event| closed.push(event));
+                drain.follow(&inner);
+                inner.expire_connections(|| _ = drain.ended(&inner));
                 inner.expire_mappings();
-                drain.log(&inner, closed);
+                let sampled = samples.take(&inner.connections, inner.clock.seconds(expired));
+                drain.log(&inner, sampled);
                 if !inner.fragments.is_idle() {
                     // Only workers may count what has waited too long.
                     inner.workers.iter().take(1).for_each(|worker| worker.mailbox.wake());

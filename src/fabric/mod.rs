@@ -10,6 +10,7 @@
 pub mod capture;
 mod connections;
 pub mod conntrack;
+mod ended;
 mod flows;
 mod ids;
 pub mod mailbox;
@@ -21,6 +22,7 @@ pub mod plane;
 mod port;
 pub mod probe;
 pub mod report;
+mod samples;
 pub mod spec;
 mod start;
 pub mod uplink;
@@ -53,6 +55,7 @@ use crate::services::sockets::Sockets;
 use crate::worker::clock::Clock;
 use crate::worker::watch::Watch;
 use crate::worker::{Shared, WorkerStats};
+use ended::Ended;
 use ids::IdPool;
 use mailbox::Message;
 use plane::Plane;
@@ -79,6 +82,7 @@ struct Inner {
     sockets: Sockets,
     dns: Dns,
     connections: Arc<Connections>,
+    ended: Arc<Ended>,
     nat: Arc<Nat>,
     fragments: Arc<Fragments>,
     clock: Clock,
@@ -174,6 +178,7 @@ impl Fabric {
         let connections = Arc::new(connections::open(&config, clock.seconds(Instant::now()))?);
         let nat = Arc::new(nat::open(&config, clock.seconds(Instant::now()))?);
         nat::give_back(&nat, &connections, clock);
+        let ended = Ended::listen(&connections, clock.seconds(Instant::now()));
         let fragments = Arc::new(Fragments::new());
         let watch = Arc::new(Watch::default());
         let mut workers = Vec::new();
@@ -203,8 +208,8 @@ impl Fabric {
         let (links_changed, links_watched, stopping) = Default::default();
         #[rustfmt::skip]
         let inner = Arc::new(Inner {
-            config, plane, workers, state, events, sockets, dns, connections, nat, fragments, clock, flow_log, watch,
-            links_changed, links_watched, stopping,
+            config, plane, workers, state, events, sockets, dns, connections, ended, nat, fragments, clock, flow_log,
+            watch, links_changed, links_watched, stopping,
         });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))

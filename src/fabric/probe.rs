@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
+use hostweave_switch::connection::Ending;
 use hostweave_switch::flow::FlowKey;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{Network, Port};
@@ -69,7 +70,7 @@ impl Drop for Awaited<'_> {
         let (key, vni) = (&self.probe.key, self.probe.vni);
         let connections = &self.inner.connections;
         if let Some(found) = connections.find(key, connections.keys().hash(key, vni), vni) {
-            connections.remove(found.index, found.generation);
+            connections.remove(found.index, found.generation, Ending::Flushed);
         }
         self.inner.watch.change(|watching| {
             watching.probes.retain(|probe| !Arc::ptr_eq(probe, &self.probe));

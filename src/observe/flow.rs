@@ -41,7 +41,7 @@ pub struct ExportEvent {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LostEvent {
-    /// `PERF_EVENT_RING_BUFFER`: a worker had no room, or a port was over its rate. `HUBBLE_RING_BUFFER`: the reader is slow.
+    /// `PERF_EVENT_RING_BUFFER`: there was no room, or a port was over its rate; in a worker, or without `cpu`, where connections end. `HUBBLE_RING_BUFFER`: the reader is slow.
     pub source: String,
     /// How many; a number as text, as protojson writes 64-bit numbers.
     pub num_events_lost: String,
@@ -97,6 +97,9 @@ pub struct Flow {
     /// Of traces: `TO_ENDPOINT`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub trace_observation_point: String,
+    /// Of a connection that goes on: `ESTABLISHED`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub trace_reason: String,
     /// Whether it goes against the direction of its connection; not there if that is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub is_reply: Option<bool>,

@@ -2,7 +2,7 @@
 
 use hostweave_policy::model::Direction;
 use hostweave_policy::table::{Basis, RuleId};
-use hostweave_switch::connection::Entry;
+use hostweave_switch::connection::{Ending, Entry};
 use hostweave_switch::flow::{FlowKey, Kind};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::stage::DropReason;
@@ -44,8 +44,10 @@ pub enum FlowEventKind {
         /// Would have been denied by, and whose policy that is.
         audit: Option<(Direction, RuleId)>,
     },
-    /// It ended: nothing was heard of it for its timeout.
-    Closed,
+    /// It ended.
+    Closed(Ending),
+    /// It goes on, and has for long.
+    Sample,
     /// A packet ended.
     Dropped {
         /// Why.
@@ -87,9 +89,18 @@ impl FlowEvent {
     }
 
     /// A connection ended.
-    pub fn closed(entry: &Entry, now: u32) -> Self {
+    pub fn closed(entry: &Entry, why: Ending, now: u32) -> Self {
+        Self::of(entry, FlowEventKind::Closed(why), now)
+    }
+
+    /// A connection goes on.
+    pub fn sample(entry: &Entry, now: u32) -> Self {
+        Self::of(entry, FlowEventKind::Sample, now)
+    }
+
+    fn of(entry: &Entry, kind: FlowEventKind, now: u32) -> Self {
         Self {
-            kind: FlowEventKind::Closed,
+            kind,
             key: entry.key,
             vni: entry.vni,
             from: PortId(entry.in_port),

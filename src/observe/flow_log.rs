@@ -23,6 +23,17 @@ pub const FLOWS_KEPT: usize = 16_384;
 /// Records that a subscriber may be behind before it loses some.
 const BACKLOG_MAX: usize = 4_096;
 
+/// Where events are lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LostAt {
+    /// In a worker: it had no room, or a port was over its rate.
+    Worker(usize),
+    /// On the way of connections that ended, likewise.
+    Ends,
+    /// On the way to a slow reader.
+    Reader,
+}
+
 /// What the log keeps.
 #[derive(Clone, Debug)]
 pub enum Entry {
@@ -32,8 +43,8 @@ pub enum Entry {
     Lost {
         /// When that was noticed.
         time: SystemTime,
-        /// Where: a worker, or `SLOW_READER`.
-        worker: Option<usize>,
+        /// Where.
+        place: LostAt,
         /// How many events.
         count: u64,
     },
@@ -75,10 +86,10 @@ impl FlowLog {
         }
     }
 
-    /// Says that events were lost, in a worker or on the way to it.
-    pub fn add_lost(&self, worker: usize, count: u64) {
+    /// Says that events were lost on their way into the log.
+    pub fn add_lost(&self, place: LostAt, count: u64) {
         self.lost.fetch_add(count, Ordering::Relaxed);
-        let entry = Entry::Lost { time: SystemTime::now(), worker: Some(worker), count };
+        let entry = Entry::Lost { time: SystemTime::now(), place, count };
         self.push(&mut self.lock(), entry);
     }
 
@@ -132,7 +143,7 @@ impl FlowLog {
     /// Counts what a subscriber missed, and says so to it.
     pub fn missed(&self, count: u64, node: &str) -> ExportEvent {
         self.lost.fetch_add(count, Ordering::Relaxed);
-        Entry::Lost { time: SystemTime::now(), worker: None, count }.export(node)
+        Entry::Lost { time: SystemTime::now(), place: LostAt::Reader, count }.export(node)
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<(u64, Arc<Entry>)>> {
@@ -172,9 +183,12 @@ impl Entry {
         let common = ExportEvent { node_name: node.into(), time: rfc3339_nanos(self.time()), ..ExportEvent::default() };
         match self {
             Entry::Flow(record) => ExportEvent { flow: Some(record.to_flow(node)), ..common },
-            Entry::Lost { worker, count, .. } => {
-                let source = if worker.is_some() { "PERF_EVENT_RING_BUFFER" } else { "HUBBLE_RING_BUFFER" };
-                let cpu = worker.and_then(|worker| i32::try_from(worker).ok());
+            Entry::Lost { place, count, .. } => {
+                let (source, cpu) = match place {
+                    LostAt::Worker(index) => ("PERF_EVENT_RING_BUFFER", i32::try_from(*index).ok()),
+                    LostAt::Ends => ("PERF_EVENT_RING_BUFFER", None),
+                    LostAt::Reader => ("HUBBLE_RING_BUFFER", None),
+                };
                 let lost = LostEvent { source: source.into(), num_events_lost: count.to_string(), cpu };
                 ExportEvent { lost_events: Some(lost), ..common }
             }
@@ -215,7 +229,7 @@ mod tests {
     fn what_was_lost_is_said() {
         let log = FlowLog::default();
         log.add([denied()].into_iter());
-        log.add_lost(1, 7);
+        log.add_lost(LostAt::Worker(1), 7);
         log.add(udp(1));
         let events = log.list(&Selection::default(), 10, "host-a");
         let line = serde_json::to_value(&events[1]).unwrap();

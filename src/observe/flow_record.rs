@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use hostweave_policy::model::Direction;
 use hostweave_switch::MacAddr;
+use hostweave_switch::connection::Ending;
 use hostweave_switch::flow::Kind;
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::wire::proto;
@@ -99,11 +100,15 @@ impl FlowRecord {
                 flow.event_type = Some(EventType { kind: TYPE_POLICY_VERDICT, sub_type: 0 });
                 audit.map(|(direction, _)| direction)
             }
-            FlowEventKind::Closed => {
-                flow.verdict = "FORWARDED".into();
-                flow.event_type = Some(EventType { kind: TYPE_TRACE, sub_type: 0 });
-                flow.trace_observation_point = "TO_ENDPOINT".into();
-                words.push(CLOSED.to_owned());
+            FlowEventKind::Closed(why) => {
+                passing(flow);
+                words.push(format!("{CLOSED}: {}", ended(why)));
+                None
+            }
+            FlowEventKind::Sample => {
+                passing(flow);
+                flow.trace_reason = "ESTABLISHED".into();
+                words.push("goes on".to_owned());
                 None
             }
             FlowEventKind::Dropped { reason, denied } => {
@@ -180,11 +185,30 @@ impl FlowRecord {
 
     fn is_reply(&self) -> Option<bool> {
         match self.event.kind {
-            FlowEventKind::Opened { .. } | FlowEventKind::Closed => Some(false),
+            FlowEventKind::Opened { .. } | FlowEventKind::Closed(_) | FlowEventKind::Sample => Some(false),
             FlowEventKind::Dropped { reason: DropReason::PolicyDenied, .. } => Some(false),
             FlowEventKind::Dropped { .. } if self.event.key.kind() == Kind::Answer => Some(true),
             FlowEventKind::Dropped { .. } => None,
         }
+    }
+}
+
+/// What is seen of a connection on its way.
+fn passing(flow: &mut Flow) {
+    flow.verdict = "FORWARDED".into();
+    flow.event_type = Some(EventType { kind: TYPE_TRACE, sub_type: 0 });
+    flow.trace_observation_point = "TO_ENDPOINT".into();
+}
+
+/// Why a connection ended, in a word or two.
+fn ended(why: Ending) -> &'static str {
+    match why {
+        Ending::Expired => "expired",
+        Ending::Evicted => "evicted",
+        Ending::Reopened => "reopened",
+        Ending::Denied => "no longer allowed",
+        Ending::Gone => "port or address gone",
+        Ending::Flushed => "flushed",
     }
 }
 
@@ -294,8 +318,10 @@ pub(crate) mod tests {
     fn what_happened_decides_verdict_and_type() {
         let flow = opened(proto::UDP, 7, 8, Kind::Ports).to_flow("");
         assert_eq!((flow.verdict.as_str(), flow.is_new(), flow.is_reply), ("FORWARDED", true, Some(false)));
-        let flow = record(FlowEventKind::Closed, key(proto::UDP, 7, 8, Kind::Ports)).to_flow("");
-        assert!(flow.is_closed() && flow.verdict == "FORWARDED");
+        let flow = record(FlowEventKind::Closed(Ending::Evicted), key(proto::UDP, 7, 8, Kind::Ports)).to_flow("");
+        assert!(flow.is_closed() && flow.verdict == "FORWARDED" && flow.summary == "closed: evicted; UDP");
+        let flow = record(FlowEventKind::Sample, key(proto::UDP, 7, 8, Kind::Ports)).to_flow("");
+        assert!(!flow.is_closed() && !flow.is_new() && flow.trace_reason == "ESTABLISHED", "{flow:?}");
         let reason = DropReason::SpoofedMac;
         let dropped = FlowEventKind::Dropped { reason, denied: None };
         let flow = record(dropped, key(proto::UDP, 7, 8, Kind::Ports)).to_flow("");

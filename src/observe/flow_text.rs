@@ -48,6 +48,7 @@ fn lost(event: &ExportEvent) -> String {
     let lost = event.lost_events.clone().unwrap_or_default();
     let place = match lost.cpu {
         Some(worker) => format!("in worker {worker}: more at once than it may tell"),
+        None if lost.source == "PERF_EVENT_RING_BUFFER" => "of connections that ended: too many at once".to_owned(),
         None => "on the way here: this reader is too slow".to_owned(),
     };
     format!("{}: {} events LOST {place}", event.time, lost.num_events_lost)
@@ -121,7 +122,7 @@ mod tests {
     use hostweave_switch::flow::Kind;
     use hostweave_switch::wire::proto;
 
-    use super::super::flow_log::Entry;
+    use super::super::flow_log::{Entry, LostAt};
     use super::super::flow_record::{
         FlowRecord,
         tests::{denied, opened},
@@ -149,8 +150,10 @@ mod tests {
             compact(&export(record)),
             "2026-11-23T15:30:01.120334567Z: shop/cache-0:7 -> 10.64.0.31:53 new FORWARDED (UDP)"
         );
-        let lost = Entry::Lost { time: denied().time, worker: Some(1), count: 7 }.export("host-a");
+        let lost = Entry::Lost { time: denied().time, place: LostAt::Worker(1), count: 7 }.export("host-a");
         assert!(compact(&lost).contains("7 events LOST in worker 1"), "{}", compact(&lost));
+        let ends = Entry::Lost { time: denied().time, place: LostAt::Ends, count: 7 }.export("host-a");
+        assert!(compact(&ends).contains("7 events LOST of connections that ended"), "{}", compact(&ends));
         assert_eq!(row(&lost).len(), COLUMNS.len());
         assert!(dict(&export(denied())).contains("      SOURCE: shop/cache-0:49152\n"));
     }

@@ -2,13 +2,17 @@
 //!
 //! Only the head is touched: the payload stays where it is, and a GSO frame crosses whole. A partial checksum is the sum of the
 //! pseudo-header and stays one: ports lie in what its completion covers (SEMANTICS NA39). A fragment behind the first has no
-//! transport header, and the checksum in the first covers the whole datagram: both come out right.
+//! transport header, and the checksum in the first covers the whole datagram: both come out right. IPv4 datagrams that are fragments, or
+//! may become some, get another identification, so that those of two insides behind one address are not taken for one (SEMANTICS NA31).
+
+use std::hash::BuildHasher;
+use std::sync::LazyLock;
 
 use crate::connection::Change;
 use crate::flow::{Kind, query};
 use crate::packet::{L3, Packet};
 use crate::stage::DropReason;
-use crate::wire::checksum::{apply, combine, sum};
+use crate::wire::checksum::{apply, combine, sum, update};
 use crate::wire::{ethernet, ipv4, ipv6, proto, tcp, udp};
 
 /// Protocols whose checksum covers addresses and which have no ports that we change: DCCP (RFC 4340 §9.1) and UDP-Lite
@@ -18,6 +22,9 @@ const UDP_LITE: u8 = 136;
 
 const ICMP_CHECKSUM: usize = 2;
 const ICMP_IDENT: usize = 4;
+const IPV4_IDENT: usize = 4;
+const IPV4_FLAGS: usize = 6;
+const DONT_FRAGMENT: u8 = 0x40;
 const IPV4_CHECKSUM: usize = 10;
 const IPV4_ADDRESSES: usize = 12;
 const IPV6_ADDRESSES: usize = 8;
@@ -33,7 +40,7 @@ pub fn translate(packet: &mut Packet, change: &Change) -> Result<(), DropReason>
     let (later, partial) = (meta.later_fragment, meta.offload.needs_csum());
     let head = packet.head_mut();
     head.get_mut(ethernet::HEADER_LEN..)
-        .and_then(|packet| addresses(packet, l3, change.addresses, change.address_sum))
+        .and_then(|packet| addresses(packet, l3, change))
         .ok_or(DropReason::Internal)?;
     if later {
         return Ok(());
@@ -80,13 +87,11 @@ pub fn translate_error(
     let message = head.get_mut(icmp..).filter(|message| message.len() >= 8).ok_or(DropReason::Internal)?;
     let address_sum = if l3 == L3::V4 { 0 } else { outer.address_sum };
     covered(&mut message[ICMP_CHECKSUM..], partial, address_sum, difference);
-    head.get_mut(ethernet::HEADER_LEN..)
-        .and_then(|packet| addresses(packet, l3, outer.addresses, outer.address_sum))
-        .ok_or(DropReason::Internal)
+    head.get_mut(ethernet::HEADER_LEN..).and_then(|packet| addresses(packet, l3, outer)).ok_or(DropReason::Internal)
 }
 
 fn requote(quoted: &mut [u8], l3: L3, l4: usize, protocol: u8, change: &Change) -> Option<()> {
-    addresses(quoted, l3, change.addresses, change.address_sum)?;
+    addresses(quoted, l3, change)?;
     let transport = quoted.get_mut(l4..)?;
     match protocol {
         proto::TCP => {
@@ -110,14 +115,18 @@ fn requote(quoted: &mut [u8], l3: L3, l4: usize, protocol: u8, change: &Change) 
 
 /// Writes the addresses of an IP packet.
 #[inline]
-fn addresses(packet: &mut [u8], l3: L3, [a, b, c, d]: [u64; 4], address_sum: u16) -> Option<()> {
+fn addresses(packet: &mut [u8], l3: L3, change: &Change) -> Option<()> {
+    let [a, b, c, d] = change.addresses;
     match l3 {
         L3::V4 => {
             let header: &mut [u8; ipv4::HEADER_LEN] = packet.first_chunk_mut()?;
             let both = (b & 0xffff_ffff) << 32 | d & 0xffff_ffff;
+            if header[IPV4_FLAGS] & DONT_FRAGMENT == 0 {
+                identify(header, both, change.port_sum);
+            }
             header[IPV4_ADDRESSES..].copy_from_slice(&both.to_be_bytes());
             let [high, low] = [header[IPV4_CHECKSUM], header[IPV4_CHECKSUM + 1]];
-            let checksum = apply(u16::from_be_bytes([high, low]), address_sum);
+            let checksum = apply(u16::from_be_bytes([high, low]), change.address_sum);
             header[IPV4_CHECKSUM..IPV4_CHECKSUM + 2].copy_from_slice(&checksum.to_be_bytes());
         }
         L3::V6 => {
@@ -130,6 +139,30 @@ fn addresses(packet: &mut [u8], l3: L3, [a, b, c, d]: [u64; 4], address_sum: u16
         L3::Arp | L3::None => return None,
     }
     Some(())
+}
+
+/// Gives the datagram that an IPv4 header belongs to another identification, before its addresses become `new` (RFC 6864 §5.3, RFC
+/// 4787 REQ-14). It follows from the old one and what the flow becomes: all fragments of a datagram get the same one on every worker,
+/// datagrams of one flow stay apart, those of two are as far apart as if both drew at random, which is what hosts themselves do; and the
+/// way back takes the same step, for what an ICMP error quotes. A datagram that is never fragmented (DF) needs none (RFC 6864 §4.1).
+#[cold]
+fn identify(header: &mut [u8; ipv4::HEADER_LEN], new: u64, port_sum: u16) {
+    static KEY: LazyLock<[u64; 2]> = LazyLock::new(|| {
+        let random = std::hash::RandomState::new();
+        [random.hash_one(0), random.hash_one(1)]
+    });
+    let mix = |pair: u64| {
+        let product = u128::from(pair ^ KEY[0]) * u128::from(KEY[1] | 1);
+        ((product >> 64) as u64 ^ product as u64) >> 48
+    };
+    let old = header[IPV4_ADDRESSES..].iter().fold(0, |pair, octet| pair << 8 | u64::from(*octet));
+    let word = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+    let (ident, checksum) = (word(IPV4_IDENT), word(IPV4_CHECKSUM));
+    // Insides of two networks may have one address: then their outside ports are different. On the way back the sum is the complement.
+    let ports = mix(port_sum.into()) ^ mix((!port_sum).into());
+    let other = ident ^ (mix(old) ^ mix(new) ^ ports) as u16;
+    header[IPV4_IDENT..IPV4_IDENT + 2].copy_from_slice(&other.to_be_bytes());
+    header[IPV4_CHECKSUM..IPV4_CHECKSUM + 2].copy_from_slice(&update(checksum, ident, other).to_be_bytes());
 }
 
 #[inline]

@@ -473,5 +473,35 @@ fn np35_cn4_defaults_and_cluster_rules_are_named_and_connections_end() {
     assert_eq!((&closed["event_type"]["type"], &closed["l4"]["UDP"]["destination_port"]), (&json!(4), &json!(53)));
     assert!(shop.daemon.json(&["conntrack", "list"]).as_array().unwrap().is_empty());
     let text = shop.daemon.ok(&["observe", "--type", "closed"]);
-    assert!(text.contains("shop/web-0:5000 -> shop/cache-0:53 closed FORWARDED (closed; UDP)"), "{text}");
+    assert!(text.contains("shop/web-0:5000 -> shop/cache-0:53 closed FORWARDED (closed: expired; UDP)"), "{text}");
+}
+
+#[test]
+fn connections_that_make_room_or_go_with_their_port_are_closed_in_the_log_with_their_names() {
+    let (ports, _) = SHOP.rsplit_once("---\n").unwrap();
+    let limited = ports.replace("mac: \"02:00:00:00:00:02\"", "mac: \"02:00:00:00:00:02\", limits: {flows: 16}");
+    let mut shop = Shop::new(&limited);
+    for v6 in [false, true] {
+        let path = shop.path("web-0", "cache-0", v6);
+        shop.send("web-0", &path.udp(5000, 53, b"ask"));
+        let path = shop.path("cache-0", "db-0", v6);
+        for port in 6000..6100 {
+            shop.send("cache-0", &path.udp(port, 53, b"ask"));
+        }
+    }
+    for version in ["4", "6"] {
+        let filter = ["--type", "closed", "--from-pod", "shop/cache-0", "--ip-version", version];
+        shop.daemon.until("a connection to be evicted", || {
+            let text = shop.daemon.ok(&[&["observe", "--last", "5000"], &filter[..]].concat());
+            text.contains("-> shop/db-0:53 closed FORWARDED (closed: evicted; UDP)")
+        });
+    }
+    let without: Vec<&str> = limited.split("---\n").filter(|object| !object.contains("name: cache-0")).collect();
+    shop.daemon.write("conf/20.yaml", &without.join("---\n"));
+    shop.daemon.signal(nix::sys::signal::Signal::SIGHUP);
+    shop.daemon.until("both connections of web-0 to end with the port of their receiver", || {
+        let text = shop.daemon.ok(&["observe", "--last", "5000", "--type", "closed", "--from-pod", "shop/web-0"]);
+        let gone = "shop/web-0:5000 -> shop/cache-0:53 closed FORWARDED (closed: port or address gone; UDP)";
+        text.matches(gone).count() == 2
+    });
 }

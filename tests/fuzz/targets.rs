@@ -133,7 +133,7 @@ pub fn local(data: &[u8]) {
         let crossing_epoch = tables.crossing_epoch();
         let ctx = Context { tables, policy, port, network, pools, epoch: 1, crossing_epoch, queue: 0, now: *now };
         for shard in 0..Connections::shards() {
-            connections.expire(shard, &tables.timeouts, *now, 4, |_| ());
+            connections.expire(shard, &tables.timeouts, *now, 4);
         }
         let reply = burst.with_frame(meta, &frame, HEAD_FIRST, |packet, arena| {
             let mut note = None;

@@ -13,6 +13,7 @@ use super::*;
 
 mod attach;
 mod errors;
+mod hairpin;
 mod life;
 mod shape;
 

@@ -42,7 +42,7 @@ fn ct1_what_comes_after_the_connection_is_gone_is_dropped_on_both_workers() {
         let mut host = Host::new();
         host.open(v6);
         let entry = host.entry();
-        host.connections.remove(entry.index, entry.generation);
+        host.connections.remove(entry.index, entry.generation, Ending::Flushed);
         // In the same second, out of both caches.
         assert_eq!(host.tcp(0, A, v6, 101, 501, ACK), Err(DropReason::NoConnection));
         assert_eq!(host.tcp(1, B, v6, 501, 101, ACK), Err(DropReason::NoConnection));

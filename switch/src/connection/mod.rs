@@ -17,7 +17,7 @@
 //! A connection that leads from one network into another, with or without NAT, has a [`Translation`] beside its record, and
 //! is also found by the tuple of its answers, through chains of their own. Those have locks of their own, of which one at a time
 //! is taken, under a shard's or alone. A NAT mapping that it holds is given back when its record is freed, whoever frees
-//! it ([`Connections::on_release`]).
+//! it ([`Connections::on_release`]). Whoever frees a record, and why, [`Connections::on_end`] is told before.
 //!
 //! Each port has a quota of connections that it may have begun, of which a share is guaranteed: the rest of the table is
 //! for everybody. A port that has used up its quota gives up one of its own connections that nobody has
@@ -26,6 +26,7 @@
 mod adopt;
 mod challenge;
 mod crossing;
+mod ending;
 mod quota;
 mod record;
 mod shard;
@@ -39,6 +40,7 @@ mod tests;
 pub use adopt::{Adopted, Claim};
 pub use challenge::Challenges;
 pub use crossing::OnRelease;
+pub use ending::{Ending, OnEnd};
 pub use record::{Direction, Entry, Record};
 pub use shard::Miss;
 pub use table::{CommitError, Committed, Connections, Found, FreeRecords, NewConnection, Options};

@@ -10,6 +10,7 @@ use crossbeam_utils::CachePadded;
 
 use super::challenge::Challenges;
 use super::crossing::Crossings;
+use super::ending::{Ending, Listener, OnEnd};
 use super::quota::{Quotas, Refusal};
 use super::record::{Direction, Entry, Record};
 use super::shard::{Miss, Shard};
@@ -120,6 +121,7 @@ pub struct Connections {
     free: Mutex<Free>,
     quotas: Quotas,
     challenges: Challenges,
+    listener: Listener,
     pub(super) crossings: Crossings,
 }
 
@@ -151,8 +153,15 @@ impl Connections {
             free: Mutex::new(Free { first: NONE, fresh: 0 }),
             quotas: Quotas::new(),
             challenges: Challenges::new(),
+            listener: Listener::default(),
             crossings: Crossings::new(buckets)?,
         })
+    }
+
+    /// Has somebody told of each connection that ends, and why. Once, before there is one. It is told under a shard's lock and must
+    /// neither wait nor ask this table.
+    pub fn on_end(&self, told: OnEnd) {
+        self.listener.set(told);
     }
 
     /// SYNs on connections that stand.
@@ -237,6 +246,13 @@ impl Connections {
     pub fn entries(&self) -> impl Iterator<Item = Entry> {
         let used = self.lock_free().fresh as usize;
         (0..used).filter_map(|index| self.entry_at(index as u32))
+    }
+
+    /// Connections of a part of the table: those of the `count` records from `first` on, and whether the table ends with it.
+    pub fn entries_from(&self, first: u32, count: u32) -> (impl Iterator<Item = Entry>, bool) {
+        let used = self.lock_free().fresh;
+        let end = first.saturating_add(count).min(used);
+        ((first..end).filter_map(|index| self.entry_at(index)), end == used)
     }
 
     /// Looks a packet's connection up.
@@ -408,7 +424,7 @@ impl Connections {
     }
 
     /// Forgets a connection, unless it is another one by now. Returns whether it was there.
-    pub fn remove(&self, index: u32, generation: u32) -> bool {
+    pub fn remove(&self, index: u32, generation: u32, why: Ending) -> bool {
         let Some(record) = self.get(index, generation) else { return false };
         let bucket = self.bucket(self.keys.hash(&record.key(), record.vni()));
         {
@@ -418,7 +434,7 @@ impl Connections {
                 return false;
             }
             wheel.remove(self.records(), index);
-            self.unlink(shard, bucket, index);
+            self.unlink(shard, bucket, index, why);
             self.quotas.give_back(record.payer());
         }
         self.give_back(&[index]);
@@ -436,16 +452,8 @@ impl Connections {
         }
     }
 
-    /// Frees connections of one shard whose time has come, at most `budget` looked at; each is shown to `closed` before.
-    /// Returns how many were looked at.
-    pub fn expire(
-        &self,
-        shard: usize,
-        timeouts: &Timeouts,
-        now: u32,
-        budget: usize,
-        mut closed: impl FnMut(&Entry),
-    ) -> usize {
+    /// Frees connections of one shard whose time has come, at most `budget` looked at. Returns how many were.
+    pub fn expire(&self, shard: usize, timeouts: &Timeouts, now: u32, budget: usize) -> usize {
         let mut freed = [0; KEEP];
         let (mut looked, mut count) = (0, 0);
         {
@@ -460,10 +468,8 @@ impl Connections {
                     wheel.insert(self.records(), index, deadline);
                     continue;
                 }
-                if let Some(entry) = self.entry_at(index) {
-                    closed(&entry);
-                }
-                self.unlink(shard, self.bucket(self.keys.hash(&record.key(), record.vni())), index);
+                let bucket = self.bucket(self.keys.hash(&record.key(), record.vni()));
+                self.unlink(shard, bucket, index, Ending::Expired);
                 self.quotas.give_back(record.payer());
                 freed[count] = index;
                 count += 1;
@@ -479,7 +485,7 @@ impl Connections {
     }
 
     /// Takes a record out of its chain and clears it, all but its ports. Its shard is locked, and it is in no wheel.
-    fn unlink(&self, shard: &Shard, bucket: usize, index: u32) {
+    fn unlink(&self, shard: &Shard, bucket: usize, index: u32, why: Ending) {
         let records = self.records();
         let mut at = &self.heads[bucket];
         while at.load(Relaxed) != index {
@@ -491,6 +497,7 @@ impl Connections {
             at = &records[next as usize].next;
         }
         let record = &records[index as usize];
+        self.listener.tell(record.payer(), why, &|| self.entry_at(index));
         if record.crosses() {
             self.unlink_reply(index);
         }
@@ -509,7 +516,7 @@ impl Connections {
         let index = wheel.soonest(records, EVICT_LOOKS, own)?;
         let record = &records[index as usize];
         wheel.remove(records, index);
-        self.unlink(shard, self.bucket(self.keys.hash(&record.key(), record.vni())), index);
+        self.unlink(shard, self.bucket(self.keys.hash(&record.key(), record.vni())), index, Ending::Evicted);
         shard.count_evicted();
         Some(index)
     }

@@ -82,11 +82,11 @@ impl Host {
     }
 
     fn expire(&self, now: u32) -> usize {
-        let mut closed = 0;
+        let before = self.connections.len();
         for shard in 0..Connections::shards() {
-            while self.connections.expire(shard, &self.timeouts, now, 64, |_| closed += 1) > 0 {}
+            while self.connections.expire(shard, &self.timeouts, now, 64) > 0 {}
         }
-        closed
+        (before - self.connections.len()) as usize
     }
 }
 
@@ -101,8 +101,8 @@ fn both_directions_find_one_connection_and_other_networks_none() {
     assert_eq!(host.commit(udp(1), 0, 101).unwrap(), found, "it is there already");
     assert_eq!(host.commit(udp(1).reversed(), 3, 101).unwrap(), Found { direction: 1, ..found });
     assert_eq!((host.connections.len(), host.connections.used_by(0), host.connections.used_by(3)), (1, 1, 0));
-    assert!(host.connections.remove(found.index, found.generation));
-    assert!(!host.connections.remove(found.index, found.generation));
+    assert!(host.connections.remove(found.index, found.generation, Ending::Flushed));
+    assert!(!host.connections.remove(found.index, found.generation, Ending::Flushed));
     assert_eq!(host.find(udp(1)), None);
     assert_eq!(host.connections.used_by(0), 0);
 }
@@ -194,7 +194,7 @@ fn the_next_run_adopts_what_is_still_right() {
     let other = host.commit(udp(2), 1, 100).unwrap();
     let future = host.commit(udp(3), 0, 5000).unwrap();
     let removed = host.commit(udp(4), 0, 100).unwrap();
-    host.connections.remove(removed.index, removed.generation);
+    host.connections.remove(removed.index, removed.generation, Ending::Flushed);
 
     let next = open(&host.path, 1000, BOOT);
     next.share([(0, 1000)].into_iter());
@@ -278,7 +278,7 @@ proptest! {
                     (*seen, *replied) = (now, true);
                 },
                 3 => if let Some((found, ..)) = model.remove(&i) {
-                    prop_assert!(host.connections.remove(found.index, found.generation));
+                    prop_assert!(host.connections.remove(found.index, found.generation, Ending::Flushed));
                 },
                 _ => {
                     now += i;
@@ -320,7 +320,7 @@ fn what_is_found_without_the_lock_is_there() {
                     for round in 0..2_000 {
                         let begun = chains[round % 2].iter().map(|key| host.commit_with(&mut free, *key, worker, 100));
                         for found in begun.collect::<Result<Vec<Found>, _>>().unwrap() {
-                            assert!(host.connections.remove(found.index, found.generation));
+                            assert!(host.connections.remove(found.index, found.generation, Ending::Flushed));
                         }
                     }
                 })
@@ -354,4 +354,28 @@ fn a_miss_that_is_out_of_date_is_looked_up_again() {
     let second = after(miss, other, &mut free);
     assert_eq!(host.find(other), Some(second));
     assert_eq!(host.connections.len(), 2);
+}
+
+#[test]
+fn whoever_ends_a_connection_the_listener_hears_of_it_once_and_why() {
+    let host = host(1000);
+    let heard = std::sync::Arc::new(Mutex::new(Vec::new()));
+    let told = std::sync::Arc::clone(&heard);
+    host.connections.on_end(Box::new(move |payer, why, entry| {
+        told.lock().unwrap().push((payer, why, entry().unwrap().key));
+    }));
+    let take = || std::mem::take(&mut *heard.lock().unwrap());
+    let found = host.commit(udp(1), 0, 100).unwrap();
+    assert!(host.connections.remove(found.index, found.generation, Ending::Reopened));
+    assert!(!host.connections.remove(found.index, found.generation, Ending::Gone));
+    assert_eq!(take(), [(0, Ending::Reopened, udp(1))]);
+    host.commit(udp(2), 3, 100).unwrap();
+    assert_eq!(host.expire(131), 1);
+    assert_eq!(take(), [(3, Ending::Expired, udp(2))]);
+    host.connections.share([(0, 1)].into_iter());
+    (10..1000).filter(|i| host.commit(udp(*i), 0, 200).is_ok()).count();
+    let evicted = take();
+    assert!(host.connections.evicted() > 0);
+    assert_eq!(evicted.len() as u64, host.connections.evicted());
+    assert!(evicted.iter().all(|(payer, why, _)| (*payer, *why) == (0, Ending::Evicted)));
 }

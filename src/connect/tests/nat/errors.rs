@@ -220,3 +220,57 @@ fn a_packet_that_must_not_go_on_is_told_to_its_sender_as_it_was_sent() {
         assert_eq!(host.entries().len(), 1);
     });
 }
+
+/// A frame as a router further on saw it: with destination options and as a first fragment, or with IPv4 options.
+fn with_more_headers(frame: &[u8], v6: bool, count: usize) -> Vec<u8> {
+    let (mut header, rest) =
+        (frame[14..14 + if v6 { 40 } else { 20 }].to_vec(), &frame[14 + if v6 { 40 } else { 20 }..]);
+    let more = if v6 {
+        let next = std::mem::replace(&mut header[6], 60);
+        let mut more = [60, 0, 1, 4, 0, 0, 0, 0].repeat(count - 1);
+        let last = more.len() - 8;
+        more[last] = 44;
+        more.extend([next, 0, 0, 1, 0, 0, 0, 9]);
+        more
+    } else {
+        header[0] += count as u8;
+        header[10..12].fill(0);
+        [1; 4].repeat(count)
+    };
+    let mut whole = [header, more].concat();
+    if !v6 {
+        let sum = !hostweave_switch::wire::checksum::sum(&whole);
+        whole[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
+    [&frame[..14], &whole, rest].concat()
+}
+
+#[test]
+fn na20_quoted_extension_headers_and_options_are_walked() {
+    both(|v6| {
+        let mut host = Host::outside();
+        let (server, pool) = (remote(v6, 1), public(v6, POOL));
+        let sent = out(A, server).udp(4000, 53, b"some data to be quoted");
+        let (_, outside) = host.frame_through(A, &sent);
+        for count in [2, 8] {
+            let seen = with_more_headers(&outside, v6, count);
+            let (to, got) =
+                host.frame_through(UPLINK, &about(inward(server, pool), unreachable(v6), [0; 4], &seen, 500));
+            assert_eq!(to, A);
+            let (mut inner, mut expected) = (quoted(&got).0, with_more_headers(&sent, v6, count));
+            let ttl = if v6 { 14 + 7..14 + 8 } else { 14 + 8..14 + 12 };
+            [&mut inner, &mut expected].into_iter().for_each(|frame| frame[ttl.clone()].fill(0));
+            assert_eq!(inner[14..], expected[14..], "{count} headers");
+        }
+        if v6 {
+            // More than we forward, a fragment behind the first, and one that is cut off.
+            let quote = |seen: &[u8], octets| about(inward(server, pool), unreachable(v6), [0; 4], seen, octets);
+            let mut later = with_more_headers(&outside, v6, 2);
+            later[14 + 40 + 8 + 3] = 8;
+            let errors = [quote(&with_more_headers(&outside, v6, 9), 500), quote(&later, 500), quote(&later, 40 + 12)];
+            for error in errors {
+                assert_eq!(host.to(UPLINK, &error), Err(DropReason::IcmpUnrelated));
+            }
+        }
+    });
+}

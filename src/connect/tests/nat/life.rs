@@ -14,12 +14,12 @@ fn mappings_are_given_back_when_connections_end_whoever_ends_them() {
         let held = host.entry().translation.unwrap().held[0].unwrap();
         host.leaves(A, remote(v6, 1), (4001, 53));
         let entry = host.entries().into_iter().find(|entry| entry.key.src_port() == 4000).unwrap();
-        assert!(host.connections.remove(entry.index, entry.generation));
+        assert!(host.connections.remove(entry.index, entry.generation, Ending::Flushed));
         assert_eq!(*nat.lock().unwrap(), [(held, 4000)]);
         // By its time, which is that of a mapping (SEMANTICS NA16), not that of UDP within a network.
         let expire = |host: &Host, now| {
             for shard in 0..Connections::shards() {
-                host.connections.expire(shard, &host.plane.tables.timeouts, now, 1000, |_| {});
+                host.connections.expire(shard, &host.plane.tables.timeouts, now, 1000);
             }
         };
         expire(&host, 100 + 300);

@@ -137,6 +137,48 @@ fn fragments_are_translated_each_and_fit_together() {
     });
 }
 
+#[test]
+fn na31_datagrams_of_two_insides_with_one_identification_are_told_apart() {
+    let mut host = Host::outside();
+    let server = remote(false, 1);
+    let ident = |frame: &[u8]| u16::from_be_bytes([frame[18], frame[19]]);
+    let mut taken = std::collections::HashSet::new();
+    for number in 1..100u16 {
+        for from in [A, B, D] {
+            let path = out(from, server);
+            let sent = fragments(&path, &path.udp(4000, 53, &[0x77; 200]), number);
+            let [first, second] = [0, 1].map(|at: usize| {
+                host.pass(at, from, &sent[at], Offload::default(), &mut Unwatched).ok().unwrap().frame
+            });
+            assert_eq!(ident(&first), ident(&second), "one datagram");
+            taken.insert(ident(&first));
+        }
+    }
+    // A is D's namesake in another network, and the two have one outside address: only L4 ports tell them apart.
+    assert!(taken.len() >= 280, "{} of 297", taken.len());
+    // A whole datagram that routers may fragment gets one too; with DF nothing is touched.
+    let whole = |df: u8| {
+        let mut frame = out(A, server).udp(4000, 53, b"data");
+        (frame[18], frame[19], frame[20]) = (0, 7, df);
+        hostweave_switch::wire::ipv4::fill_checksum(frame[14..].first_chunk_mut().unwrap());
+        frame
+    };
+    let through =
+        |host: &mut Host, frame: &[u8]| host.pass(0, A, frame, Offload::default(), &mut Unwatched).ok().unwrap();
+    let (kept, changed) = (through(&mut host, &whole(0x40)).frame, through(&mut host, &whole(0)).frame);
+    assert_eq!((ident(&kept), ident(&changed) == 7), (7, false));
+    read(&kept);
+    read(&changed);
+    // What comes back in a quote is what the inside sent.
+    let error = inward(server, public(false, POOL)).icmp(3, 3, [0; 4], &changed[14..]);
+    let inner = through_from(&mut host, UPLINK, &error);
+    assert_eq!(u16::from_be_bytes([inner[14 + 20 + 8 + 4], inner[14 + 20 + 8 + 5]]), 7);
+}
+
+fn through_from(host: &mut Host, from: u32, frame: &[u8]) -> Vec<u8> {
+    host.pass(0, from, frame, Offload::default(), &mut Unwatched).ok().unwrap().frame
+}
+
 /// A SYN with an MSS option behind `before` octets of padding.
 fn syn(path: &Path, mss: u16, before: usize) -> Vec<u8> {
     let segment = TcpHeader { src_port: 4000, dst_port: 80, flags: SYN, seq: 1, window: 1000, ..Default::default() };
