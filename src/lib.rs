@@ -4,10 +4,12 @@
 pub mod cli;
 pub mod config;
 pub mod connect;
+pub mod connectivity;
 pub mod control;
 pub mod datapath;
 pub mod demo;
 pub mod fabric;
+pub mod guests;
 pub mod observe;
 pub mod services;
 pub mod store;

@@ -7,6 +7,7 @@ mod attach_netns;
 mod capture;
 pub(crate) mod client;
 mod complete;
+mod connectivity;
 mod conntrack;
 mod daemon;
 mod demo;
@@ -123,6 +124,9 @@ enum Command {
     /// Show and forget connections
     #[command(subcommand)]
     Conntrack(conntrack::Command),
+    /// Try what the network of the running host should do, with temporary ports and guests of its own
+    #[command(subcommand)]
+    Connectivity(connectivity::Command),
     /// Ask for names as guests do
     #[command(subcommand)]
     Dns(dns::Command),
@@ -257,6 +261,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Observe(args) => done(observe::observe(&session, &args)),
         Command::Policy(command) => done(policy::run(&session, &command)),
         Command::Conntrack(command) => done(conntrack::run(&session, &command)),
+        Command::Connectivity(command) => connectivity::run(&session, &command),
         Command::Dns(command) => dns::run(&session, &command),
         Command::Nat(command) => done(nat::run(&session, &command)),
         Command::Uplink(command) => done(uplink::run(&session, &command)),
