@@ -1,6 +1,7 @@
 //! hostweave: the network of a hypervisor host in one binary. `ARCHITECTURE.md` is the map.
 #![forbid(unsafe_code)]
 
+pub mod bugreport;
 pub mod cli;
 pub mod config;
 pub mod connect;

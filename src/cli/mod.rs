@@ -4,6 +4,7 @@
 //! nothing more (STYLE rule 34). Results go to stdout, everything else to stderr.
 
 mod attach_netns;
+mod bugreport;
 mod capture;
 pub(crate) mod client;
 mod complete;
@@ -127,6 +128,8 @@ enum Command {
     /// Try what the network of the running host should do, with temporary ports and guests of its own
     #[command(subcommand)]
     Connectivity(connectivity::Command),
+    /// Write what somebody else needs to help: versions, objects, counters, events, log; never secrets
+    Bugreport(bugreport::Args),
     /// Ask for names as guests do
     #[command(subcommand)]
     Dns(dns::Command),
@@ -262,6 +265,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Policy(command) => done(policy::run(&session, &command)),
         Command::Conntrack(command) => done(conntrack::run(&session, &command)),
         Command::Connectivity(command) => connectivity::run(&session, &command),
+        Command::Bugreport(args) => done(bugreport::run(&session, &args)),
         Command::Dns(command) => dns::run(&session, &command),
         Command::Nat(command) => done(nat::run(&session, &command)),
         Command::Uplink(command) => done(uplink::run(&session, &command)),

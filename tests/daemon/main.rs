@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bugreport;
 mod cli;
 mod connectivity;
 mod control;
