@@ -15,6 +15,7 @@ mod demo;
 mod describe_policy;
 mod dns;
 mod doctor;
+mod edit;
 pub mod failure;
 mod nat;
 mod objects;
@@ -106,7 +107,7 @@ enum Command {
     /// Delete objects, all or none
     Delete(objects::DeleteArgs),
     /// Change an object in $EDITOR
-    Edit(objects::EditArgs),
+    Edit(edit::EditArgs),
     /// Check files without a daemon
     Validate(offline::ValidateArgs),
     /// Explain a kind of object or a field, such as Port.spec.backend
@@ -255,7 +256,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Get(args) => done(objects::get(&session, &args)),
         Command::Describe(args) => done(objects::describe(&session, &args)),
         Command::Delete(args) => done(objects::delete(&session, &args)),
-        Command::Edit(args) => done(objects::edit(&session, &args)),
+        Command::Edit(args) => done(edit::edit(&session, &args)),
         Command::Validate(args) => done(offline::validate(&session, &args)),
         Command::Explain(args) => done(offline::explain(&args)),
         Command::Trace(args) => trace::run(&session, &args),

@@ -7,6 +7,7 @@ mod bugreport;
 mod cli;
 mod connectivity;
 mod control;
+mod edit;
 mod flows;
 mod outside;
 mod policy;
