@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::Value;
 
+use super::secrets::LEFT_OUT;
 use super::{Body, Document};
 use crate::config::Kind;
 use crate::config::explain::schema_of_all;
@@ -72,11 +73,17 @@ impl Names {
     /// Finds the names in the objects of a report, and those of the machine.
     pub fn find(documents: &[Document], own: &[String]) -> Self {
         let mut finder = Finder { vocabulary: vocabulary(), found: Vec::new(), seen: HashSet::new() };
+        let of_objects = documents.iter().filter(|document| document.name.starts_with("objects/"));
+        let items = of_objects.filter_map(|document| match &document.body {
+            Body::Json(value) => value.as_array(),
+            Body::Text(_) => None,
+        });
+        let items: Vec<&Value> = items.flatten().collect();
+        // What an object is called first: others refer to it.
+        items.iter().for_each(|item| finder.called(&item["object"]));
+        items.iter().for_each(|item| finder.object(item));
         for document in documents {
             let Body::Json(value) = &document.body else { continue };
-            if document.name.starts_with("objects/") {
-                value.as_array().into_iter().flatten().for_each(|item| finder.object(item));
-            }
             if document.name == "status.json" {
                 finder.texts(&value["runtimeDir"], "dir");
                 finder.texts(&value["config"], "dir");
@@ -139,6 +146,7 @@ pub fn is_joint(c: char) -> bool {
 /// Words that objects may contain whoever wrote them: the values that the schema lists, and [`COMMON`].
 fn vocabulary() -> HashSet<String> {
     let mut words: HashSet<String> = COMMON.iter().map(|word| (*word).to_owned()).collect();
+    words.insert(LEFT_OUT.to_owned());
     words.extend(Kind::ALL.iter().flat_map(|kind| [kind.as_str().to_owned(), kind.api_version().to_owned()]));
     listed(&schema_of_all(), &mut words);
     words
@@ -165,16 +173,19 @@ struct Finder {
 }
 
 impl Finder {
-    fn object(&mut self, item: &Value) {
-        let object = &item["object"];
+    fn called(&mut self, object: &Value) {
         let metadata = &object["metadata"];
         self.texts(&metadata["namespace"], "ns");
         let kind: Option<Kind> = object["kind"].as_str().and_then(|kind| kind.parse().ok());
         self.texts(&metadata["name"], kind.map_or("object", role));
+    }
+
+    fn object(&mut self, item: &Value) {
+        let object = &item["object"];
+        let metadata = &object["metadata"];
         self.keyed(&metadata["labels"], "label");
         self.keyed(&metadata["annotations"], "note");
         self.walk("spec", &object["spec"]);
-        self.texts(&object["status"]["socketPath"], "dir");
         if let Some(origin) = item["origin"].as_str() {
             self.text(origin.rsplit_once(':').map_or(origin, |(file, _)| file), "dir");
         }

@@ -55,7 +55,7 @@ fn documents() -> Vec<Document> {
     let log = "2026-11-26T15:30:01.120334Z INFO Port shop/web-0 created (/home/jane/20-shop.yaml:9) ip=10.64.0.12:8080\n\
                edge-17 asks 10-64-0-12.shop.port.cluster.local and 2001-db8-64--c.shop, [2001:db8:64::c]:443 pw: hunter22\n\
                c.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.4.6.0.0.8.b.d.0.1.0.0.2.ip6.arpa 12.0.64.10.in-addr.arpa\n\
-               02:00:0a:40:00:0c is web-0's, shop-keeper; corp-net 10.64.0.0/16, web-01 is nobody's\n";
+               02:00:0a:40:00:0c is web-0's, shop-keeper; corp-net 10.64.0.0/16, webster is nobody's\n";
     vec![
         Document::json("objects/ports.json", port),
         Document::json("objects/networks.json", network),
@@ -122,7 +122,7 @@ fn the_same_is_always_replaced_by_the_same() {
         assert!(cidr.contains(&text.parse::<IpAddr>().unwrap()), "{text} is not in {cidr}");
     }
     assert_eq!(networks[0]["object"]["metadata"]["name"], object["spec"]["network"]);
-    assert!(log.contains("web-01 is nobody's") && log.contains("-keeper"), "only whole words are names: {log}");
+    assert!(log.contains("webster is nobody's") && log.contains("-keeper"), "only whole words are names: {log}");
 }
 
 #[test]
