@@ -38,7 +38,7 @@ const ORIGINAL: [&str; 27] = [
 ];
 
 fn documents() -> Vec<Document> {
-    let port = json!([{"origin": "/home/jane/20-shop.yaml:9", "object": {
+    let port = json!([{"origin": "/srv/jane/20-shop.yaml:9", "object": {
         "apiVersion": "hostweave.dev/v1alpha1", "kind": "Port",
         "metadata": {"namespace": "shop", "name": "web-0", "labels": {"app": "frontend", "acme/tier": "gold"},
             "annotations": {"acme/owner": "likes spaces, and jane"}},
@@ -52,7 +52,7 @@ fn documents() -> Vec<Document> {
         "status": {"gateways": ["10.64.0.1"], "ports": 1}}}]);
     let pool = json!([{"object": {"kind": "NatPool", "metadata": {"name": "uplinkpool"},
         "spec": {"addresses": ["198.51.100.9/32"], "domain": "intranet.example"}}}]);
-    let log = "2026-11-26T15:30:01.120334Z INFO Port shop/web-0 created (/home/jane/20-shop.yaml:9) ip=10.64.0.12:8080\n\
+    let log = "2026-11-26T15:30:01.120334Z INFO Port shop/web-0 created (/srv/jane/20-shop.yaml:9) ip=10.64.0.12:8080\n\
                edge-17 asks 10-64-0-12.shop.port.cluster.local and 2001-db8-64--c.shop, [2001:db8:64::c]:443 pw: hunter22\n\
                c.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.4.6.0.0.8.b.d.0.1.0.0.2.ip6.arpa 12.0.64.10.in-addr.arpa\n\
                02:00:0a:40:00:0c is web-0's, shop-keeper; corp-net 10.64.0.0/16, webster is nobody's\n";
@@ -71,7 +71,7 @@ fn redacted() -> Vec<Document> {
         documents(),
         &["a port: shop/web-0 is gone".to_owned()],
         true,
-        &["edge-17".to_owned(), "/home/jane".to_owned()],
+        &["edge-17".to_owned(), "/srv/jane".to_owned()],
     )
 }
 
