@@ -11,8 +11,10 @@ use super::{Body, Document};
 pub const LEFT_OUT: &str = "<left out>";
 
 /// Parts of the names of fields that hold secrets, without `-`, `_` and capitals.
-const WORDS: [&str; 11] = [
+const WORDS: [&str; 14] = [
     "userdata",
+    "vendordata",
+    "networkconfig",
     "tsig",
     "password",
     "passphrase",
@@ -22,17 +24,21 @@ const WORDS: [&str; 11] = [
     "credential",
     "apikey",
     "sshkey",
+    "publickey",
     "authorizedkey",
 ];
 
-/// Fields that are named like secrets and hold none, but the names of objects that do.
-const HARMLESS: [&str; 2] = ["secretname", "secretnames"];
+/// Fields that are named like secrets and hold none: names of objects that do, and whether there must be some.
+const HARMLESS: [&str; 3] = ["secretname", "secretnames", "tokens"];
 
 /// An annotation that holds the whole object once more, as somebody wrote it.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Shortest value that is looked for in other texts.
 const SOUGHT_LEN_MIN: usize = 6;
+
+/// Shortest line of a value that is: user data has many that say nothing.
+const SOUGHT_LINE_LEN_MIN: usize = 12;
 
 /// Takes secrets out.
 pub fn strip(documents: &mut [Document]) {
@@ -63,7 +69,8 @@ fn strip_value(value: &mut Value, found: &mut Vec<String>) {
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
-                if is_secret(name) && !value.is_null() {
+                // A number counts secrets, and is none.
+                if is_secret(name) && matches!(value, Value::String(_) | Value::Array(_) | Value::Object(_)) {
                     strings(value, found);
                     *value = Value::String(LEFT_OUT.to_owned());
                 } else {
@@ -87,7 +94,8 @@ fn strings(value: &Value, found: &mut Vec<String>) {
         Value::Array(items) => items.iter().for_each(|item| strings(item, found)),
         Value::String(text) => {
             found.push(text.clone());
-            found.extend(text.lines().map(|line| line.trim().to_owned()));
+            let lines = text.lines().map(str::trim).filter(|line| line.len() >= SOUGHT_LINE_LEN_MIN);
+            found.extend(lines.map(str::to_owned));
         }
         _ => {}
     }
@@ -118,12 +126,20 @@ mod tests {
 
     #[test]
     fn secrets_are_known_by_the_names_of_their_fields() {
-        for name in
-            ["userData", "user-data", "tsigKey", "adminPassword", "TOKEN", "private_key", "sshKeys", LAST_APPLIED]
-        {
+        for name in [
+            "userData",
+            "user-data",
+            "tsigKey",
+            "adminPassword",
+            "TOKEN",
+            "private_key",
+            "sshKeys",
+            "userDataBase64",
+            LAST_APPLIED,
+        ] {
             assert!(is_secret(name), "{name}");
         }
-        for name in ["secretName", "name", "keys", "data", "users"] {
+        for name in ["secretName", "name", "keys", "data", "users", "tokens"] {
             assert!(!is_secret(name), "{name}");
         }
     }
