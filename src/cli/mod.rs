@@ -4,15 +4,18 @@
 //! nothing more (STYLE rule 34). Results go to stdout, everything else to stderr.
 
 mod attach_netns;
+mod bugreport;
 mod capture;
 pub(crate) mod client;
 mod complete;
+mod connectivity;
 mod conntrack;
 mod daemon;
 mod demo;
 mod describe_policy;
 mod dns;
 mod doctor;
+mod edit;
 pub mod failure;
 mod nat;
 mod objects;
@@ -104,7 +107,7 @@ enum Command {
     /// Delete objects, all or none
     Delete(objects::DeleteArgs),
     /// Change an object in $EDITOR
-    Edit(objects::EditArgs),
+    Edit(edit::EditArgs),
     /// Check files without a daemon
     Validate(offline::ValidateArgs),
     /// Explain a kind of object or a field, such as Port.spec.backend
@@ -123,6 +126,11 @@ enum Command {
     /// Show and forget connections
     #[command(subcommand)]
     Conntrack(conntrack::Command),
+    /// Try what the network of the running host should do, with temporary ports and guests of its own
+    #[command(subcommand)]
+    Connectivity(connectivity::Command),
+    /// Write what somebody else needs to help: versions, objects, counters, events, log; never secrets
+    Bugreport(bugreport::Args),
     /// Ask for names as guests do
     #[command(subcommand)]
     Dns(dns::Command),
@@ -248,7 +256,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Get(args) => done(objects::get(&session, &args)),
         Command::Describe(args) => done(objects::describe(&session, &args)),
         Command::Delete(args) => done(objects::delete(&session, &args)),
-        Command::Edit(args) => done(objects::edit(&session, &args)),
+        Command::Edit(args) => done(edit::edit(&session, &args)),
         Command::Validate(args) => done(offline::validate(&session, &args)),
         Command::Explain(args) => done(offline::explain(&args)),
         Command::Trace(args) => trace::run(&session, &args),
@@ -257,6 +265,8 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Observe(args) => done(observe::observe(&session, &args)),
         Command::Policy(command) => done(policy::run(&session, &command)),
         Command::Conntrack(command) => done(conntrack::run(&session, &command)),
+        Command::Connectivity(command) => connectivity::run(&session, &command),
+        Command::Bugreport(args) => done(bugreport::run(&session, &args)),
         Command::Dns(command) => dns::run(&session, &command),
         Command::Nat(command) => done(nat::run(&session, &command)),
         Command::Uplink(command) => done(uplink::run(&session, &command)),

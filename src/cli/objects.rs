@@ -1,6 +1,5 @@
-//! Objects of any kind: `apply`, `diff`, `get`, `describe`, `delete`, `edit`.
+//! Objects of any kind: `apply`, `diff`, `get`, `describe`, `delete`.
 
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
@@ -82,17 +81,6 @@ pub struct DeleteArgs {
     if_exists: bool,
 }
 
-/// Arguments of `edit`.
-#[derive(clap::Args, Debug)]
-pub struct EditArgs {
-    /// Kind, or KIND/NAME
-    #[arg(add = complete::kind())]
-    kind: String,
-    /// Name, or NAMESPACE/NAME
-    #[arg(add = complete::name())]
-    name: Option<String>,
-}
-
 /// `KEY=VALUE` arguments as labels.
 ///
 /// # Errors
@@ -126,7 +114,8 @@ fn target(session: &Session, kind: &str, name: Option<&str>) -> Result<(Kind, Op
     Ok((kind, name.map(qualified)))
 }
 
-fn one(session: &Session, kind: &str, name: Option<&str>) -> Result<(Kind, String, String), Failure> {
+/// Kind, namespace and name of the one object that is meant.
+pub fn one(session: &Session, kind: &str, name: Option<&str>) -> Result<(Kind, String, String), Failure> {
     match target(session, kind, name)? {
         (kind, Some((namespace, name))) => Ok((kind, namespace, name)),
         (kind, None) => Err(Failure::usage(format!("the name of the {kind} is missing"))),
@@ -178,7 +167,8 @@ fn impact_text(impact: &Value) -> String {
     text
 }
 
-fn print_changes(session: &Session, result: &Value, dry_run: bool) -> Result<(), Failure> {
+/// Says what was changed.
+pub fn print_changes(session: &Session, result: &Value, dry_run: bool) -> Result<(), Failure> {
     match session.global.output {
         Format::Json => return output::print_json(result),
         Format::Yaml => return output::print_yaml(result),
@@ -427,59 +417,6 @@ pub fn delete(session: &Session, args: &DeleteArgs) -> Result<(), Failure> {
     print_changes(session, &result, false)?;
     hint("next: hostweave status");
     Ok(())
-}
-
-/// Changes an object in the user's editor.
-///
-/// # Errors
-/// The editor failed, or what it wrote is not valid; nothing was applied then.
-pub fn edit(session: &Session, args: &EditArgs) -> Result<(), Failure> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage("edit needs a terminal").help("without one: hostweave get … -o yaml, then apply -f"));
-    }
-    let (kind, namespace, name) = one(session, &args.kind, args.name.as_deref())?;
-    let params = json!({"kind": kind, "namespace": namespace, "name": name});
-    let item = session.call("object.get", params)?;
-    let before = item["yaml"].as_str().unwrap_or_default();
-    let path = std::env::temp_dir().join(format!("hostweave-{}-{name}.yaml", std::process::id()));
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&path)?;
-    file.write_all(before.as_bytes())?;
-    drop(file);
-    let after = edited(&path);
-    let after = match after {
-        Ok(after) if after == before => {
-            hint("nothing was changed");
-            std::fs::remove_file(&path)?;
-            return Ok(());
-        }
-        after => after?,
-    };
-    let source = json!({"name": path, "text": after});
-    match session.call("object.apply", json!({"sources": [source]})) {
-        Ok(result) => {
-            std::fs::remove_file(&path)?;
-            session.warn(&result["warnings"]);
-            print_changes(session, &result, false)
-        }
-        Err(failure) => {
-            hint(&format!("what you wrote is kept in {}", path.display()));
-            Err(failure)
-        }
-    }
-}
-
-/// What the editor made of a file.
-fn edited(path: &std::path::Path) -> Result<String, Failure> {
-    let editor =
-        ["VISUAL", "EDITOR"].iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
-    let editor = editor.unwrap_or_else(|| "vi".to_owned());
-    // An editor may have arguments of its own, such as `code --wait`.
-    let status =
-        std::process::Command::new("sh").arg("-c").arg(format!("{editor} \"$1\"")).arg("sh").arg(path).status()?;
-    if !status.success() {
-        return Err(Failure::new(code::NEGATIVE, format!("{editor} failed: {status}")));
-    }
-    Ok(std::fs::read_to_string(path)?)
 }
 
 #[cfg(test)]

@@ -143,14 +143,14 @@ fn check_revision(object: &Object, known: Option<Identity>, before: &Snapshot) -
     {
         let now = known.map_or("it does not exist".to_owned(), |identity| format!("it is at {}", identity.revision));
         let message = format!("{key} was changed by somebody else: metadata.resourceVersion is {wanted}, {now}");
-        return Err(conflict(key, "conflict", message, &help));
+        return Err(conflict(key, "revision", message, &help));
     }
     let uid = known.map(|identity| before.assignments.get(key).map_or(identity.uid, |assignment| assignment.uid));
     if let Some(wanted) = object.metadata.uid
         && uid != Some(wanted)
     {
         let message = format!("{key} is another object than the one that was read: metadata.uid {wanted} is gone");
-        return Err(conflict(key, "conflict", message, &help));
+        return Err(conflict(key, "revision", message, &help));
     }
     Ok(())
 }

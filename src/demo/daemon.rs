@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::board::Board;
-use crate::cli::client::Client;
+use crate::config::kind::DEFAULT_NAMESPACE;
+use crate::guests::board::Board;
+use crate::guests::control::Control;
 
 /// How long the daemon may take to answer or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -62,77 +63,6 @@ impl Drop for Folder {
     }
 }
 
-/// The control socket of a daemon that may be down at times.
-#[derive(Clone, Debug)]
-pub struct Control(PathBuf);
-
-impl Control {
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// Calls a method on a connection of its own.
-    ///
-    /// # Errors
-    /// The daemon's answer, or that there is none.
-    pub fn call(&self, method: &str, params: Value) -> anyhow::Result<Value> {
-        let answer = Client::connect(&self.0, PATIENCE).and_then(|mut client| client.call(method, params));
-        answer.map_err(|failure| anyhow!("{method}: {}", failure.diagnostics))
-    }
-
-    /// One port, with everything that is known about it.
-    ///
-    /// # Errors
-    /// As for [`Control::call`].
-    pub fn port(&self, name: &str) -> anyhow::Result<Value> {
-        Ok(self.call("port.describe", json!({"name": name}))?["port"].take())
-    }
-
-    /// State of a port.
-    ///
-    /// # Errors
-    /// As for [`Control::call`].
-    pub fn state(&self, name: &str) -> anyhow::Result<String> {
-        Ok(self.port(name)?["state"].as_str().unwrap_or_default().to_owned())
-    }
-
-    /// All counters of one port.
-    ///
-    /// # Errors
-    /// As for [`Control::call`].
-    pub fn counters(&self, name: &str) -> anyhow::Result<Counters> {
-        Ok(Counters(self.port(name)?["counters"].take()))
-    }
-}
-
-/// Counters of one port, as `port stats` has them.
-#[derive(Clone, Debug)]
-pub struct Counters(pub Value);
-
-impl Counters {
-    /// A counter by name; 0 where it is not there, as drop reasons that never happened.
-    pub fn get(&self, pointer: &str) -> u64 {
-        self.0.pointer(pointer).and_then(Value::as_u64).unwrap_or(0)
-    }
-
-    /// All reasons of one list, `dropped` or `transmitDropped`, together.
-    pub fn sum(&self, list: &str) -> u64 {
-        self.0[list].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum()
-    }
-
-    /// The frames of the guest that ended for a reason.
-    pub fn dropped(&self, reason: &str) -> u64 {
-        self.get(&format!("/dropped/{reason}"))
-    }
-
-    /// The reasons in `dropped` and `transmitDropped`, with their counts.
-    pub fn all_dropped(&self) -> impl Iterator<Item = (&str, u64)> {
-        let lists = ["dropped", "transmitDropped"].into_iter().filter_map(|list| self.0[list].as_object());
-        lists.flatten().map(|(reason, count)| (reason.as_str(), count.as_u64().unwrap_or(0)))
-    }
-}
-
 /// The running daemon.
 pub struct Daemon {
     child: Child,
@@ -148,7 +78,7 @@ impl Daemon {
     pub fn start(folder: &Path, board: &Board) -> anyhow::Result<Self> {
         fs::create_dir_all(folder.join("conf"))?;
         fs::write(folder.join("conf/host.yaml"), HOST_CONFIG)?;
-        let control = Control(folder.join("run/control.sock"));
+        let control = Control::new(folder.join("run/control.sock"), DEFAULT_NAMESPACE);
         let child = spawn(folder, &control)?;
         let mut daemon = Self { child, folder: folder.to_owned(), control };
         daemon.wait_ready(board)?;
@@ -284,12 +214,5 @@ mod tests {
         assert!(path.as_os_str().len() <= FOLDER_LEN_MAX);
         drop(folder);
         assert!(!path.exists());
-    }
-
-    #[test]
-    fn counters_that_are_not_there_are_zero() {
-        let counters = Counters(json!({"forwarded": 7, "dropped": {"spoofed_ip": 2}, "transmitDropped": {"x": 1}}));
-        assert_eq!((counters.get("/forwarded"), counters.dropped("spoofed_ip"), counters.dropped("y")), (7, 2, 0));
-        assert_eq!(counters.all_dropped().collect::<Vec<_>>(), [("spoofed_ip", 2), ("x", 1)]);
     }
 }

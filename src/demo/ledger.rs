@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use super::board::Board;
-use super::daemon::{Control, Counters};
+use crate::guests::board::Board;
+use crate::guests::control::{Control, Counters};
 
 /// How long traffic may take to come to rest.
 const REST_TIMEOUT: Duration = Duration::from_secs(15);

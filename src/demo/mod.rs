@@ -4,9 +4,7 @@
 //! what is shown comes from its control socket; the guests attach to its vhost-user sockets, with the built-in driver
 //! (`hostweave_guest`) or as Linux in QEMU. Each part of the story is checked and ends as passed or failed.
 
-mod board;
 mod daemon;
-mod guests;
 mod ledger;
 mod qemu;
 mod run;
@@ -15,6 +13,6 @@ mod story;
 mod traffic;
 mod trouble;
 mod view;
-mod vm;
 
+pub use daemon::Folder;
 pub use run::{Options, run};

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use serde_json::Value;
 
-use super::board::Board;
-use super::daemon::{Control, Daemon};
-use super::guests::{Port, short};
+use super::daemon::Daemon;
 use super::ledger::{Ledger, balance, reasons};
 use super::sampler;
 use super::story::{SCENE, hint, open};
-use super::vm::{Accelerator, Images, Vm};
+use crate::guests::board::Board;
+use crate::guests::boot::boot;
+use crate::guests::control::Control;
+use crate::guests::linux::{best_of_ping, carried, settled, start_settling};
+use crate::guests::member::{Port, short};
+use crate::guests::vm::{Images, Vm};
 
 /// How long anything in a guest may take that has to work; an emulated one on a busy machine is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,21 +27,6 @@ const KILL_STREAM_S: u64 = 8;
 
 /// When it is killed, counted from the start of `iperf3`.
 const KILL_AFTER: Duration = Duration::from_millis(2_500);
-
-/// Time between two signs of life while guests boot.
-const SIGN: Duration = Duration::from_secs(2);
-
-/// Gets addresses as any Linux does, and prints them.
-const ADDRESSES: &str = r"
-ip link set eth0 up
-udhcpc -i eth0 -n -q -f -t 20 -T 1 -s /usr/share/udhcpc/default.script >/dev/null 2>&1 || { echo 'no lease'; exit 1; }
-i=0
-until ip -6 -o addr show dev eth0 scope global | grep -v tentative | grep -q inet6; do
-    i=$((i+1)); [ $i -lt 200 ] || { echo 'no address from a router advertisement'; exit 1; }; sleep 0.1
-done
-ip -4 -o addr show dev eth0 scope global | awk '{print $4}'
-ip -6 -o addr show dev eth0 scope global | awk '{print $4}'
-";
 
 /// The story while it is played.
 struct Story<'a> {
@@ -72,7 +59,7 @@ pub fn play(board: &Arc<Board>, folder: &Path, duration: Duration, keep: bool) {
     let mut guests = None;
     board.step("boot", || {
         let ports = [Port::ask(daemon.control(), "web")?, Port::ask(daemon.control(), "db")?];
-        let (vms, seen) = boot(board, daemon.control(), &images, folder)?;
+        let (vms, seen) = boot(board, daemon.control(), &images, folder, ["web", "db"])?;
         guests = Some((vms, ports));
         Ok(seen)
     });
@@ -90,55 +77,6 @@ pub fn play(board: &Arc<Board>, folder: &Path, duration: Duration, keep: bool) {
     board.step("kill -9", || story.killed());
     board.pause();
     story.finish(keep);
-}
-
-/// Boots both guests, with the fastest accelerator that works.
-fn boot(board: &Board, control: &Control, images: &Images, folder: &Path) -> anyhow::Result<([Vm; 2], String)> {
-    let started = Instant::now();
-    let mut failure = None;
-    for accelerator in Accelerator::candidates() {
-        let launch = |name| Vm::launch(name, control, images, accelerator, folder);
-        let mut vms = [launch("web")?, launch("db")?];
-        match wait_ready(board, &mut vms, accelerator) {
-            Ok(took) => {
-                let all = started.elapsed();
-                let name = accelerator.name().to_uppercase();
-                return Ok((
-                    vms,
-                    format!("two Linux guests in QEMU ({name}) are up after {} ({} in all)", short(took), short(all)),
-                ));
-            }
-            Err(error) => {
-                ensure!(!board.stopped(), "stopped");
-                board.print(&format!("...   boot       not with {}: {error:#}", accelerator.name()));
-                failure = Some(error);
-            }
-        }
-    }
-    Err(failure.context("there is nothing to run guests with")?)
-}
-
-/// Waits for both, and says what their consoles say.
-fn wait_ready(board: &Board, vms: &mut [Vm; 2], accelerator: Accelerator) -> anyhow::Result<Duration> {
-    let started = Instant::now();
-    let name = accelerator.name();
-    let mut last_sign = started;
-    for vm in vms {
-        let end = started + accelerator.boot_timeout();
-        while let Err(error) = vm.wait_ready(board, SIGN / 2) {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() || board.stopped() || vm.ended() {
-                return Err(error);
-            }
-            let what = format!("with {name} for {}: {}", short(started.elapsed()), vm.console());
-            board.progress(what.clone());
-            if last_sign.elapsed() >= SIGN {
-                board.print(&format!("...   boot       {what}"));
-                last_sign = Instant::now();
-            }
-        }
-    }
-    Ok(started.elapsed())
 }
 
 impl Story<'_> {
@@ -174,14 +112,11 @@ impl Story<'_> {
     }
 
     fn addresses(&mut self) -> anyhow::Result<String> {
-        self.web.start(0, ADDRESSES, PATIENCE)?;
-        self.db.start(0, ADDRESSES, PATIENCE)?;
+        start_settling(&mut self.web)?;
+        start_settling(&mut self.db)?;
         for (vm, port) in [&mut self.web, &mut self.db].into_iter().zip(&self.ports) {
             let Port { name, v4, v6, .. } = port;
-            let said = vm.finish(self.board, 0)?;
-            for address in [format!("{v4}/24"), format!("{v6}/64")] {
-                ensure!(said.lines().any(|line| line.trim() == address), "{name} got {said:?}, and not {address}");
-            }
+            settled(self.board, vm, port)?;
             self.board.fact("ports", format!("{name:<5} {v4:<11} {v6}"));
         }
         Ok("web and db: IPv4 by udhcpc, IPv6 from router advertisements".to_owned())
@@ -265,44 +200,5 @@ impl Story<'_> {
         if passed {
             board.last_step("stop", || Ok(format!("the daemon ended {} after SIGTERM", short(self.daemon.stop()?))));
         }
-    }
-}
-
-/// The best round trip out of `round-trip min/avg/max = 0.5/0.6/0.7 ms`.
-fn best_of_ping(said: &str) -> Option<Duration> {
-    let numbers = said.lines().find(|line| line.contains("min/avg/max"))?.split('=').nth(1)?;
-    let ms: f64 = numbers.trim().split('/').next()?.parse().ok()?;
-    Duration::try_from_secs_f64(ms / 1e3).ok()
-}
-
-/// Bit/s that arrived, and segments that were sent again, out of what `iperf3 -J` says.
-fn carried(said: &str) -> anyhow::Result<(f64, u64)> {
-    let report: Value = serde_json::from_str(said).context("iperf3 did not print JSON")?;
-    if let Some(error) = report["error"].as_str() {
-        bail!("iperf3: {error}");
-    }
-    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64().context("iperf3 says no rate")?;
-    ensure!(bits > 0.0, "iperf3 carried nothing");
-    Ok((bits, report["end"]["sum_sent"]["retransmits"].as_u64().unwrap_or(0)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_ping_says_is_read() {
-        let said = "5 packets transmitted\nround-trip min/avg/max = 0.512/0.600/0.700 ms\n";
-        assert_eq!(best_of_ping(said), Some(Duration::from_micros(512)));
-        assert_eq!(best_of_ping("5 packets transmitted, 0 received"), None);
-    }
-
-    #[test]
-    fn what_iperf3_says_is_read() {
-        let said = r#"{"end": {"sum_sent": {"retransmits": 3}, "sum_received": {"bits_per_second": 1.5e9}}}"#;
-        assert_eq!(carried(said).unwrap(), (1.5e9, 3));
-        let refused = carried(r#"{"error": "unable to connect"}"#).unwrap_err();
-        assert!(refused.to_string().contains("unable"), "{refused}");
-        assert!(carried("{}").is_err() && carried("").is_err());
     }
 }

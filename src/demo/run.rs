@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use tokio::signal::unix::{SignalKind, signal};
+use anyhow::anyhow;
 
-use super::board::Board;
 use super::daemon::Folder;
 use super::{qemu, story, view};
+use crate::guests::board::Board;
+use crate::guests::interrupt::on_signals;
 
 /// How long each TCP connection of the story is kept full in all, unless said otherwise: for programs, for people.
 const DURATION: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(10)];
@@ -33,7 +33,7 @@ pub struct Options {
 /// # Errors
 /// It could not begin.
 pub fn run(options: &Options) -> anyhow::Result<bool> {
-    let board = Arc::new(Board::new(!options.headless));
+    let board = Arc::new(Board::new("hostweave demo", !options.headless));
     let folder = Folder::new()?;
     on_signals(&board)?;
     let duration = options.duration.unwrap_or(DURATION[usize::from(board.live)]);
@@ -63,28 +63,4 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     board.stop();
     print!("{}", board.summary());
     Ok(board.passed())
-}
-
-/// Stops on the signals that ask for it. The story then ends its daemon and guests and the folder goes.
-fn on_signals(board: &Arc<Board>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime")?;
-    let board = Arc::clone(board);
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        runtime.block_on(async {
-            let kinds = (SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup());
-            let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
-                (signal(kinds.0), signal(kinds.1), signal(kinds.2))
-            else {
-                return;
-            };
-            loop {
-                tokio::select! {
-                    _ = interrupt.recv() => board.stop(),
-                    _ = terminate.recv() => board.stop(),
-                    _ = hangup.recv() => board.stop(),
-                }
-            }
-        });
-    })?;
-    Ok(())
 }

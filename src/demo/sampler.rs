@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::board::{Board, PortRow};
-use super::daemon::{Control, Counters};
+use crate::guests::board::{Board, PortRow};
+use crate::guests::control::{Control, Counters};
 
 /// Time between two looks.
 const INTERVAL: Duration = Duration::from_millis(400);

@@ -12,12 +12,13 @@ use anyhow::Context;
 use hostweave_guest::Profile;
 use serde_json::json;
 
-use super::board::Board;
-use super::daemon::{Control, Daemon};
-use super::guests::{ECHO, Member, PATIENCE, Pings, Port, short};
+use super::daemon::Daemon;
 use super::ledger::{Ledger, balance, reasons};
 use super::traffic::{Carried, Stream};
 use super::{sampler, trouble};
+use crate::guests::board::Board;
+use crate::guests::control::Control;
+use crate::guests::member::{ECHO, Member, PATIENCE, Pings, Port, short};
 
 /// The objects of the story.
 pub const SCENE: &str = include_str!("../../configs/demo.yaml");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use hostweave_guest::{Error, Guest};
 
-use super::guests::{DISCARD, Member, PATIENCE};
+use crate::guests::member::{DISCARD, Member, PATIENCE};
 
 /// Octets that the sender hands to its stack at once.
 const CHUNK: usize = 64 << 10;

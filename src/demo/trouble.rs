@@ -9,10 +9,10 @@ use hostweave_guest::hostile::rings;
 use hostweave_guest::{Error, Guest, Profile};
 use hostweave_switch::MacAddr;
 
-use super::guests::{PATIENCE, Port, short};
 use super::ledger::balance;
 use super::story::{Cast, Story};
 use super::traffic::Stream;
+use crate::guests::member::{PATIENCE, Port, short};
 
 /// How long a silent address is waited for.
 const SILENCE: Duration = Duration::from_millis(600);

@@ -14,7 +14,7 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Cell, Paragraph, Row, Table, Wrap};
 
-use super::board::{Board, Outcome, PortRow, Scene, Step, wrap};
+use crate::guests::board::{Board, Outcome, PortRow, Scene, Step, wrap};
 
 /// Time between two pictures.
 const INTERVAL: Duration = Duration::from_millis(150);
@@ -139,6 +139,7 @@ fn step_lines(step: &Step, palette: Palette, width: usize) -> Vec<Line<'_>> {
     let (mark, style, text) = match &step.outcome {
         Outcome::Running(text) => ("...", palette.ink(Color::Yellow), text),
         Outcome::Passed(text) => ("ok ", palette.ink(Color::Green), text),
+        Outcome::Skipped(text) => ("-- ", palette.ink(Color::Yellow), text),
         Outcome::Failed(text) => ("NO ", palette.ink(Color::Red).add_modifier(Modifier::BOLD), text),
     };
     let mut lines = vec![Line::from(vec![
@@ -208,7 +209,7 @@ mod tests {
             sent_gbit_per_s: 12.345,
             got_gbit_per_s: 0.0,
         };
-        let step = |name, outcome| Step { name, outcome };
+        let step = |name, outcome| Step { name, outcome, took: Duration::ZERO };
         Scene {
             steps: vec![
                 step("ping", Outcome::Passed("round trip 40 µs".into())),
@@ -258,8 +259,8 @@ mod tests {
     fn the_newest_part_is_always_seen() {
         let mut scene = scene();
         let long = Outcome::Passed("word ".repeat(60));
-        scene.steps = vec![Step { name: "old", outcome: long }; 5];
-        scene.steps.push(Step { name: "newest", outcome: Outcome::Failed("why".into()) });
+        scene.steps = vec![Step { name: "old", outcome: long, took: Duration::ZERO }; 5];
+        scene.steps.push(Step { name: "newest", outcome: Outcome::Failed("why".into()), took: Duration::ZERO });
         let (text, _) = picture(&scene, false);
         assert!(text.contains("NO  newest") && text.contains("why"), "{text}");
     }

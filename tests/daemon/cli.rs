@@ -199,6 +199,9 @@ fn a_shell_completes_the_names_that_the_daemon_knows() {
     assert_eq!(complete(&control, &["port", "add", "x", "--network", "def"]), ["default"]);
     assert!(complete(&control, &["port", "list", "--namespace", "sh"]).contains(&"shop".to_owned()));
     assert_eq!(complete(&control, &["port", "att"]), ["attach-args"]);
+    assert_eq!(complete(&control, &["edit", "port/web"]), ["port/web-9"]);
+    assert_eq!(complete(&control, &["connectivity", "test", "--guests", "q"]), ["qemu"]);
+    assert_eq!(complete(&control, &["bugreport", "--red"]), ["--redact"]);
     assert_eq!(complete(&control.with_extension("none"), &["port", "get", "we"]), [""; 0], "a TAB shows no errors");
 }
 

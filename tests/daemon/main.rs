@@ -3,8 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bugreport;
 mod cli;
+mod connectivity;
 mod control;
+mod edit;
 mod flows;
 mod outside;
 mod policy;

@@ -101,8 +101,9 @@ class Qmp:
 class Guest:
     """One QEMU process. `sh` runs a script in it; `qmp` speaks to QEMU."""
 
-    def __init__(self, case, name, incoming=None, options=(), smp=1, tag=None):
-        """`tag` names the process (logs, sockets) where two processes are the same guest, as in a migration."""
+    def __init__(self, case, name, incoming=None, options=(), smp=1, tag=None, space=None):
+        """`tag` names the process (logs, sockets) where two processes are the same guest, as in a migration. With `space`, a
+        namespace, QEMU runs there."""
         self.case, self.name, self.smp = case, name, smp
         self.dir = os.path.join(case.run, tag or name)
         os.makedirs(self.dir)
@@ -120,6 +121,7 @@ class Guest:
             argv += ["-chardev", "socket,id=ctl%d,path=%s/ctl%d,server=on,wait=off" % (i, self.dir, i)]
             argv += ["-device", "virtserialport,chardev=ctl%d,name=ctl%d" % (i, i)]
         argv += ["-incoming", incoming] if incoming else []
+        argv = (["ip", "netns", "exec", space.name] if space else []) + argv
         self.process = process.spawn(argv + list(options), self.log)
         case.callback(self.kill)
         self._number, self._pending = 0, {}
@@ -261,10 +263,10 @@ def _snapshot(case, smp):
     return path
 
 
-def boot(case, *names, smp=1):
-    """Starts guests from the snapshot, all at once; one guest for one name, else a list."""
+def boot(case, *names, smp=1, space=None):
+    """Starts guests from the snapshot, all at once; one guest for one name, else a list. With `space`, QEMU runs there."""
     path = _snapshot(case, smp)
-    guests = [Guest(case, name, incoming="defer", smp=smp) for name in names]
+    guests = [Guest(case, name, incoming="defer", smp=smp, space=space) for name in names]
     for guest in guests:
         _capabilities(guest, True)
         guest.qmp("migrate-incoming", uri="file:" + path)

@@ -863,5 +863,27 @@ def who_had_it(case):
     host.finish()
 
 
+@suite.test("`connectivity test` tries the way out as well: both routers answer by NAT; without a pool it says that there is no way out")
+def connectivity_test(case):
+    product_only("a command of the daemon")
+    host, a = world(case, "a")
+    before = host.daemon.cli("get", "ports", "-A", "-o", "name")
+    said = host.daemon.cli("connectivity", "test")
+    line = next(line for line in said.splitlines() if line.startswith("PASS  egress"))
+    assert all(router + " (" in line for router in internet.ROUTER), said
+    assert "11 of 11 passed" in said and host.daemon.cli("get", "ports", "-A", "-o", "name") == before, said
+    host.pool()
+    host.reload()
+    said = host.daemon.cli("connectivity", "test")
+    assert "SKIP  egress     no way out to %s and %s" % internet.ROUTER in said, said
+    # A router that does not answer is no passed test.
+    host.pool(addresses=list(POOL))
+    host.reload()
+    host.router.sh("sysctl -qw net.ipv4.icmp_echo_ignore_all=1")
+    done = host.daemon.cli("connectivity", "test", check=False)
+    assert done.returncode == 1 and "FAIL  egress" in done.stdout and "PASS  cleanup" in done.stdout, done.stdout
+    assert host.daemon.cli("get", "ports", "-A", "-o", "name") == before
+
+
 if __name__ == "__main__":
     suite.main()

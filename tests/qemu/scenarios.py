@@ -1,9 +1,10 @@
 """Real guests: Debian's kernel in QEMU on hostweave's vhost-user sockets, with the guests' own DHCP client, IPv6 and TCP.
 
 `tests/qemu/setup.sh` prepares the guest; see `tests/harness/guest.py` for how one starts in under a second. Every scenario
-has a daemon of its own and ends with the ledger. Nothing here needs root but the scenario with a container.
+has a daemon of its own and ends with the ledger. Nothing here needs root but the scenarios with a container and with an uplink.
 """
 
+import hashlib
 import json
 import os
 import shlex
@@ -12,8 +13,8 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from harness import guest, requirements  # noqa: E402
-from harness.daemon import V6, Daemon, eui64  # noqa: E402
+from harness import guest, internet, process, requirements  # noqa: E402
+from harness.daemon import BINARY, V6, Daemon, eui64  # noqa: E402
 from harness.guest import Guest, boot, migrate, nic_options  # noqa: E402
 from harness.namespace import Namespace  # noqa: E402
 from harness.process import until  # noqa: E402
@@ -514,6 +515,98 @@ def path_mtu_discovery(case):
         fetch(vm_a, host, digest)
         assert daemon.stats()["b"]["dropped"].get("mtu_exceeded", 0) > before, "the server met the limit on the way to %s" % host
     daemon.check_ledger()
+
+
+def carry(vm, address):
+    """The guest's own NIC has a public address; what it sends to the outside of that family comes from there."""
+    if ":" in address:
+        # The route that the router advertisement gave would stand beside this one.
+        vm.sh("echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_ra; while ip -6 route del default 2>/dev/null; do :; done; "
+              "ip -6 addr add %s/128 dev eth0 nodad; ip -6 route add default via fe80::1 dev eth0 src %s" % (address, address))
+    else:
+        vm.sh("ip addr add {0}/32 dev eth0; ip route replace default via {1} dev eth0 src {0}".format(address, internet.GATEWAY[0]))
+
+
+def upload(vm, host, server, name):
+    """The guest sends /www/blob to a server; the copy's SHA-256."""
+    to = "[%s]" % server if ":" in server else server
+    vm.sh("curl -sS -f -m 90 -T /www/blob http://%s/%s" % (to, name), 120)
+    return digest_of(os.path.join(host.www, name))
+
+
+def digest_of(path):
+    with open(path, "rb") as blob:
+        return hashlib.sha256(blob.read()).hexdigest()
+
+
+@suite.test("a guest reaches an outside server by NAT, IPv4 and IPv6, over a path that got narrow and an uplink that flaps; with an attached "
+            "address it is reached from outside and comes from there", timeout=300)
+def guest_and_the_outside(case):
+    requirements.root()
+    requirements.tun()
+    requirements.programs("nginx", "curl", "ip")
+    host = internet.Product(case, (), start=False)
+    port = host.daemon.port("vm", labels={"name": "vm"})
+    host.nginx()
+    with open(os.path.join(host.www, "blob"), "wb") as out:
+        out.write(os.urandom(2 << 20))
+    given = digest_of(os.path.join(host.www, "blob"))
+    host.start()
+    vm = boot(case, "vm")
+    vm.plug(0, port.socket, port.mac)
+    addresses(vm, port)
+    own = serve(vm, 1)
+    pool = [set(internet.addresses(cidr)) for cidr in internet.POOL]
+
+    def sources(count):
+        return host.clients()[-count:]
+
+    # By NAT, both ways.
+    for number, server in enumerate(internet.SERVER):
+        fetch(vm, server, given)
+        assert upload(vm, host, server, "nat-%d" % number) == own
+        assert set(sources(2)) <= pool[number], "the servers see the pool: %s" % sources(2)
+    # The path gets narrow.
+    host.narrow(1300)
+    for number, server in enumerate(internet.SERVER):
+        assert upload(vm, host, server, "narrow-%d" % number) == own
+        assert "mtu 1300" in vm.sh("ip route get %s" % server), "the guest has learnt the MTU of the path"
+    # The uplink goes away under two transfers, and comes back.
+    for channel, server in enumerate(internet.SERVER, 1):
+        url = "http://%s/blob" % ("[%s]" % server if ":" in server else server)
+        vm.start("curl -sS -m 90 --limit-rate 500k %s | sha256sum" % url, channel, 100)
+    time.sleep(1)
+    host.host.sh("ip link set up0 down")
+    time.sleep(1)
+    host.host.sh("ip link set up0 up; ip addr replace %s/64 dev up0 nodad" % internet.KERNEL[1])
+    for channel in (1, 2):
+        assert vm.finish(channel).split()[0] == given, "TCP recovers"
+    # An address of its own, while its NAT mappings still live.
+    public = tuple(internet.addresses(cidr)[2] for cidr in internet.PUBLIC)
+    host.public()
+    host.stub("own-ip", *public)
+    port.annotations["net.coreweave.cloud/attachLoadbalancerIP"] = "own-ip"
+    host.reload()
+    for number, server in enumerate(internet.SERVER):
+        carry(vm, public[number])
+        to = "[%s]" % public[number] if number else public[number]
+        reached = host.server.sh("curl -sS -m 60 http://%s/blob | sha256sum" % to, 90)
+        assert reached.split()[0] == own, "from outside, unasked"
+        fetch(vm, server, given)
+        assert sources(1) == [public[number]], "what it sends comes from there: %s" % sources(1)
+    host.finish()
+
+
+@suite.test("`connectivity test --guests qemu`: the running host is tried with Linux guests, and nothing stays behind")
+def connectivity_with_linux(case):
+    daemon = Daemon(case)
+    daemon.start()
+    before = daemon.cli("get", "ports", "-A", "-o", "name")
+    done = process.run([BINARY, "--control", daemon.control, "connectivity", "test", "--guests", "qemu"], timeout=280, check=False,
+                       env=dict(os.environ, HOSTWEAVE_QEMU_GUEST=guest.IMAGES))
+    case.note(done.stdout + done.stderr)
+    assert done.returncode == 0 and "10 of 10 passed, 1 skipped" in done.stdout, done.stdout + done.stderr
+    assert daemon.cli("get", "ports", "-A", "-o", "name") == before
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hostweave_guest::{Guest, GuestHandle, Profile};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::daemon::Control;
+use super::control::Control;
 
 /// How long a guest may take for anything that has to work, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Where guests echo TCP (RFC 862).
+/// Where guests echo TCP and UDP (RFC 862).
 pub const ECHO: u16 = 7;
 
 /// Where guests discard TCP (RFC 863).
@@ -41,8 +41,8 @@ impl Port {
     /// # Errors
     /// There is no such port, or it has no addresses.
     pub fn ask(control: &Control, name: &str) -> anyhow::Result<Self> {
-        let port = control.call("port.get", json!({"name": name}))?["port"].take();
-        Self::read(name, &port).with_context(|| format!("port {name} is not as the demo expects it: {port}"))
+        let port = control.call("port.get", control.named(name))?["port"].take();
+        Self::read(name, &port).with_context(|| format!("port {name} is not as it should be: {port}"))
     }
 
     fn read(name: &str, port: &Value) -> Option<Self> {
@@ -101,6 +101,7 @@ impl Member {
         let builder = Guest::builder().profile(profile).socket(socket).mac(*mac).timeout(PATIENCE);
         let mut guest = builder.connect().with_context(|| format!("{name} cannot attach to its port"))?;
         guest.tcp_echo_server(ECHO)?;
+        guest.udp_echo_server(ECHO)?;
         guest.tcp_sink_server(DISCARD)?;
         self.handle = Some(guest.spawn(name, reconnect)?);
         Ok(())
@@ -179,6 +180,8 @@ pub fn short(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

@@ -17,7 +17,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
 
 use super::board::Board;
-use super::daemon::Control;
+use super::control::Control;
 
 /// The VMM.
 const QEMU: &str = "qemu-system-x86_64";
@@ -125,7 +125,9 @@ impl Vm {
         accelerator: Accelerator,
         folder: &Path,
     ) -> anyhow::Result<Self> {
-        let text = control.call("port.attachArgs", json!({"name": name, "vmm": "qemu"}))?["text"].take();
+        let mut wanted = control.named(name);
+        wanted["vmm"] = json!("qemu");
+        let text = control.call("port.attachArgs", wanted)?["text"].take();
         let attach = words(text.as_str().unwrap_or_default())?;
         let folder = folder.join(format!("{name}-{}", accelerator.name()));
         fs::create_dir_all(&folder)?;
@@ -331,7 +333,7 @@ mod tests {
     fn lines_that_come_in_pieces_are_put_together() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut channel = Channel::new(ours).unwrap();
-        let board = Board::new(true);
+        let board = Board::new("test", true);
         let writer = std::thread::spawn(move || {
             theirs.write_all(b"REA").unwrap();
             std::thread::sleep(Duration::from_millis(250));

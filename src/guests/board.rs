@@ -1,9 +1,10 @@
-//! What the demo knows so far: the parts of the story, the ports as last sampled, what is worth a line at the end.
+//! What is known so far: the parts of the story, the ports as last sampled, what is worth a line at the end.
 //!
-//! The story writes, the live view reads. Without a live view each part is printed as soon as it has ended.
+//! The story writes, a live view reads. Without a live view each part is printed as soon as it has ended.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,14 @@ pub enum Outcome {
     Passed(String),
     /// It did not; why.
     Failed(String),
+    /// There is nothing to try here; why.
+    Skipped(String),
 }
+
+/// The error of a part that has nothing to try here; the text says why.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Skip(pub String);
 
 /// A part of the story.
 #[derive(Clone, Debug)]
@@ -30,6 +38,8 @@ pub struct Step {
     pub name: &'static str,
     /// What became of it.
     pub outcome: Outcome,
+    /// How long it took.
+    pub took: Duration,
 }
 
 /// A port as last sampled.
@@ -72,18 +82,20 @@ pub struct Scene {
 
 /// The scene, and the wish to stop.
 pub struct Board {
+    /// What the summary begins with.
+    title: &'static str,
     scene: Mutex<Scene>,
     stop: AtomicBool,
-    /// Whether there is a live view: then nothing is printed.
+    /// Whether somebody else shows what happens, such as a live view: then nothing is printed.
     pub live: bool,
-    /// When the demo began.
+    /// When it began.
     pub started: Instant,
 }
 
 impl Board {
     /// An empty board.
-    pub fn new(live: bool) -> Self {
-        Self { scene: Mutex::default(), stop: AtomicBool::new(false), live, started: Instant::now() }
+    pub fn new(title: &'static str, live: bool) -> Self {
+        Self { title, scene: Mutex::default(), stop: AtomicBool::new(false), live, started: Instant::now() }
     }
 
     /// The scene, to read or to change.
@@ -105,10 +117,13 @@ impl Board {
     }
 
     fn play(&self, name: &'static str, part: impl FnOnce() -> anyhow::Result<String>) -> bool {
-        let stopped_before = self.stopped();
-        self.scene().steps.push(Step { name, outcome: Outcome::Running(String::new()) });
+        let (stopped_before, asked) = (self.stopped(), Instant::now());
+        self.scene().steps.push(Step { name, outcome: Outcome::Running(String::new()), took: Duration::ZERO });
         let (outcome, line) = match part() {
             Ok(seen) => (Outcome::Passed(seen.clone()), format!("PASS  {name:<10} {seen}")),
+            Err(error) if error.is::<Skip>() => {
+                (Outcome::Skipped(error.to_string()), format!("SKIP  {name:<10} {error}"))
+            }
             // A part that was cut short says nothing about the product.
             Err(_) if self.stopped() && !stopped_before => {
                 (Outcome::Running("cut short".into()), format!("STOP  {name:<10} cut short"))
@@ -117,7 +132,7 @@ impl Board {
         };
         let passed = matches!(outcome, Outcome::Passed(_));
         if let Some(step) = self.scene().steps.last_mut() {
-            step.outcome = outcome;
+            (step.outcome, step.took) = (outcome, asked.elapsed());
         }
         self.print(&line);
         passed
@@ -181,6 +196,25 @@ impl Board {
         }
     }
 
+    /// Waits for what another thread sends.
+    ///
+    /// # Errors
+    /// It took longer than `timeout`, the other thread has ended, or somebody wants to stop.
+    pub fn receive<T>(&self, what: &str, receiver: &Receiver<T>, timeout: Duration) -> anyhow::Result<T> {
+        let start = Instant::now();
+        loop {
+            match receiver.recv_timeout(Duration::from_millis(50)) {
+                Ok(value) => return Ok(value),
+                Err(RecvTimeoutError::Disconnected) => bail!("{what}: it broke off"),
+                Err(RecvTimeoutError::Timeout) if self.stopped() => bail!("stopped"),
+                Err(RecvTimeoutError::Timeout) if start.elapsed() >= timeout => {
+                    bail!("{what}: not within {} s", timeout.as_secs_f64())
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
     /// Lets `time` pass, or less if somebody wants to stop.
     pub fn rest(&self, time: Duration) {
         let start = Instant::now();
@@ -207,8 +241,10 @@ impl Board {
     pub fn summary(&self) -> String {
         let scene = self.scene();
         let passed = scene.steps.iter().filter(|step| matches!(step.outcome, Outcome::Passed(_))).count();
-        let seconds = self.started.elapsed().as_secs_f64();
-        let mut text = format!("\nhostweave demo: {passed} of {} passed, {seconds:.1} s\n", scene.steps.len());
+        let skipped = scene.steps.iter().filter(|step| matches!(step.outcome, Outcome::Skipped(_))).count();
+        let (seconds, tried) = (self.started.elapsed().as_secs_f64(), scene.steps.len() - skipped);
+        let skipped = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
+        let mut text = format!("\n{}: {passed} of {tried} passed{skipped}, {seconds:.1} s\n", self.title);
         for step in &scene.steps {
             if let Outcome::Failed(reason) = &step.outcome
                 && self.live
@@ -252,7 +288,7 @@ mod tests {
 
     #[test]
     fn one_failed_part_fails_the_demo() {
-        let board = Board::new(true);
+        let board = Board::new("test", true);
         assert!(board.step("good", || Ok("seen".into())));
         board.scene().over = true;
         assert!(board.passed());
@@ -264,12 +300,33 @@ mod tests {
 
     #[test]
     fn a_story_that_did_not_reach_its_end_has_not_passed() {
-        let board = Board::new(true);
+        let board = Board::new("test", true);
         board.step("good", || Ok(String::new()));
         assert!(!board.passed());
         board.stop();
         assert!(board.passed(), "somebody wanted to stop");
         assert!(!board.step("late", || Ok(String::new())), "nothing is played afterwards");
+    }
+
+    #[test]
+    fn what_there_is_nothing_to_try_of_is_not_counted() {
+        let board = Board::new("test", true);
+        board.step("good", || Ok(String::new()));
+        assert!(!board.step("none", || Err(Skip("there is no uplink".to_owned()).into())));
+        board.scene().over = true;
+        assert!(board.passed());
+        assert!(board.summary().contains("test: 1 of 1 passed, 1 skipped"), "{}", board.summary());
+    }
+
+    #[test]
+    fn waiting_for_a_thread_ends_when_somebody_wants_to_stop() {
+        let board = Board::new("test", true);
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        board.stop();
+        let error = board.receive("nothing", &receiver, Duration::from_secs(60)).unwrap_err();
+        assert_eq!(error.to_string(), "stopped");
+        drop(sender);
+        assert!(board.receive("it", &receiver, Duration::from_secs(60)).unwrap_err().to_string().contains("broke off"));
     }
 
     #[test]
@@ -280,7 +337,7 @@ mod tests {
 
     #[test]
     fn waiting_ends() {
-        let board = Board::new(true);
+        let board = Board::new("test", true);
         let mut left = 3;
         let counted = board.wait("three", Duration::from_secs(5), || {
             left -= 1;
