@@ -12,6 +12,7 @@ import argparse
 import os
 import random
 import re
+import shutil
 import signal
 import statistics
 import sys
@@ -76,6 +77,7 @@ def main():
     options = parser.parse_args()
     logs = tempfile.mkdtemp(prefix="hw-bench-dns-")
     with Case("dns", logs) as case:
+        case.callback(shutil.rmtree, logs, ignore_errors=True)
         space = Namespace(case, "a")
         daemon, names = hostweave(case, space)
         peer = named(case, space, names)
