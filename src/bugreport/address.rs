@@ -48,7 +48,14 @@ impl Scrambler {
     }
 }
 
-/// How many bits of an address say nothing about its owner.
+/// How many bits of an address say nothing about its owner, and stay.
+pub fn kept(address: IpAddr) -> u32 {
+    match address {
+        IpAddr::V4(v4) => kept_v4(v4),
+        IpAddr::V6(v6) => kept_v6(v6),
+    }
+}
+
 fn kept_v4(address: Ipv4Addr) -> u32 {
     let [a, b, ..] = address.octets();
     match (a, b) {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Document, host};
 use crate::cli::client::Client;
-use crate::cli::failure::Failure;
+use crate::cli::failure::{Failure, code};
 use crate::config::Kind;
 
 /// How long the daemon may take for each answer.
@@ -123,9 +123,16 @@ fn summary(list: &Value) -> Value {
     })
 }
 
-/// The answer; or a line about why there is none.
+/// The answer; or a line about why there is none. What does not exist, such as an uplink, is not missing.
 fn told(answer: Result<Value, Failure>, what: &str, missing: &mut Vec<String>) -> Option<Value> {
-    answer.inspect_err(|failure| missing.push(format!("{what}: {}", one_line(failure)))).ok()
+    let failure = match answer {
+        Ok(answer) => return Some(answer),
+        Err(failure) => failure,
+    };
+    if failure.code != code::NOT_FOUND {
+        missing.push(format!("{what}: {}", one_line(&failure)));
+    }
+    None
 }
 
 fn one_line(failure: &Failure) -> String {

@@ -14,9 +14,8 @@ const LOG_LINES: &str = "5000";
 const UNIT: &str = "hostweave.service";
 
 /// Short files that say what a host is like.
-const FILES: [&str; 13] = [
+const FILES: [&str; 12] = [
     "/etc/os-release",
-    "/proc/cmdline",
     "/proc/loadavg",
     "/proc/uptime",
     "/proc/meminfo",

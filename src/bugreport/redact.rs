@@ -4,14 +4,15 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use serde_json::{Map, Value};
 
-use super::address::Scrambler;
+use super::address::{self, Scrambler};
 use super::names::{self, Names, is_joint};
 use super::{Body, Document};
 
 /// How often another key is tried when an address would be replaced by one that is somebody's in the same report.
-const KEYS_MAX: usize = 8;
+const KEYS_MAX: usize = 64;
 
 /// Labels of a name below `ip6.arpa`, one for each half octet.
 const NIBBLES: usize = 32;
@@ -20,7 +21,8 @@ const NIBBLES: usize = 32;
 pub struct Redactor {
     names: Names,
     scrambler: Scrambler,
-    seen: RefCell<HashSet<IpAddr>>,
+    /// Addresses, and prefixes with their lengths.
+    seen: RefCell<HashSet<(IpAddr, Option<u8>)>>,
 }
 
 impl Redactor {
@@ -28,16 +30,17 @@ impl Redactor {
     pub fn new(documents: &[Document], own: &[String]) -> Self {
         let mut redactor =
             Self { names: Names::find(documents, own), scrambler: Scrambler::default(), seen: RefCell::default() };
-        // What is replaced by an address of somebody else could be taken for that. With few addresses a key without such
-        // an accident is found at once; with a great many there is none, and they stand in each other's place.
+        // What is replaced by an address of somebody else could be taken for that, and short prefixes may come out as they
+        // were. With few addresses a key without such an accident is soon found; with a great many there may be none.
         documents.iter().for_each(|document| drop(redactor.document(document.clone())));
+        let seen = redactor.seen.take();
+        let stays = |(address, len): &(IpAddr, Option<u8>)| bits(*address, *len) <= address::kept(*address);
+        let free: Vec<(IpAddr, Option<u8>)> = seen.into_iter().filter(|one| !stays(one)).collect();
+        let originals: HashSet<IpAddr> = free.iter().map(|(address, _)| *address).collect();
         for _ in 0..KEYS_MAX {
-            let seen = redactor.seen.borrow();
-            let stays = |address: &IpAddr, image: IpAddr| image != *address && seen.contains(&image);
-            if !seen.iter().any(|address| stays(address, redactor.scrambler.ip(*address))) {
+            if !free.iter().any(|(address, len)| originals.contains(&redactor.image(*address, *len))) {
                 break;
             }
-            drop(seen);
             redactor.scrambler = Scrambler::default();
         }
         redactor
@@ -140,18 +143,24 @@ impl Redactor {
         })
     }
 
+    /// What stands for an address, or for a prefix of that length.
+    fn image(&self, address: IpAddr, len: Option<u8>) -> IpAddr {
+        let image = self.scrambler.ip(address);
+        let net = len.and_then(|len| IpNet::new(image, len).ok());
+        net.map_or(image, |net| net.network())
+    }
+
     /// What stands for an address. Where a prefix length follows that leaves no bits of a host, there are none afterwards.
     fn address(&self, word: &str, after: &str) -> Option<String> {
         if let Ok(address) = word.parse::<IpAddr>() {
-            self.seen.borrow_mut().insert(address);
-            let image = self.scrambler.ip(address);
             let len: Option<u8> = after.strip_prefix('/').and_then(|rest| {
                 let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
                 digits.parse().ok()
             });
-            let net = len.and_then(|len| ipnet::IpNet::new(address, len).ok()).filter(|net| net.network() == address);
-            let masked = net.and_then(|net| ipnet::IpNet::new(image, net.prefix_len()).ok()).map(|net| net.network());
-            return Some(masked.unwrap_or(image).to_string());
+            let net = len.and_then(|len| IpNet::new(address, len).ok()).filter(|net| net.network() == address);
+            let len = net.map(|net| net.prefix_len());
+            self.seen.borrow_mut().insert((address, len));
+            return Some(self.image(address, len).to_string());
         }
         // As names of DNS have it: `10-64-0-12`, `2001-db8--1`.
         if !word.contains('-') || word.contains(['.', ':']) {
@@ -161,6 +170,11 @@ impl Redactor {
         let address = v4.or_else(|_| word.replace('-', ":").parse::<Ipv6Addr>().map(IpAddr::from)).ok()?;
         Some(self.scrambler.ip(address).to_string().replace(['.', ':'], "-"))
     }
+}
+
+/// Bits of an address that are not those of hosts.
+fn bits(address: IpAddr, len: Option<u8>) -> u32 {
+    len.map_or(if address.is_ipv6() { 128 } else { 32 }, u32::from)
 }
 
 /// Whether a key is a field's name, such as `socketPath` or `policy_denied`, and not an object's, such as `shop/web-0`.

@@ -51,6 +51,7 @@ fn a_report_has_everything_and_redacted_nothing_of_the_original() {
     let said = daemon.ok(&["bugreport", "-o", plain.to_str().unwrap()]);
     assert!(said.starts_with(plain.to_str().unwrap()), "{said}");
     let plain = unpacked(&plain);
+    assert!(!plain["README.txt"].contains("uplink"), "a host without uplink lacks nothing");
     for file in [
         "README.txt",
         "version.json",
