@@ -1,19 +1,18 @@
 //! Traffic between ports and the host's own services that passes by a built-in rule, whatever policies say (SEMANTICS NP28,
 //! NP34). ARP, ND, DHCP and echo to the gateway are answered before policy and are not in here.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
+
+use hostweave_switch::tables::{METADATA_V4, METADATA_V6};
 
 use crate::model::Infrastructure;
-
-/// Where metadata is served.
-pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// A built-in rule.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum BuiltIn {
     /// DNS (UDP and TCP 53) from a port to its gateway.
     Dns,
-    /// Metadata (TCP 80) from a port to 169.254.169.254.
+    /// Metadata (TCP 80) from a port to 169.254.169.254 or fd00:ec2::254.
     Metadata,
     /// Anything from the gateway to a port: its health probes.
     HealthProbes,
@@ -55,13 +54,19 @@ impl Infrastructure {
     ) -> Option<BuiltIn> {
         let rule = match (from_internal, to_internal, proto, dst_port) {
             (true, false, ..) => BuiltIn::HealthProbes,
-            (false, true, TCP, Some(80)) if dst_address.to_canonical() == IpAddr::V4(METADATA_ADDRESS) => {
-                BuiltIn::Metadata
-            }
+            (false, true, TCP, Some(80)) if is_metadata(dst_address.to_canonical()) => BuiltIn::Metadata,
             (false, true, TCP | UDP, Some(53)) => BuiltIn::Dns,
             _ => return None,
         };
         rule.enabled(self).then_some(rule)
+    }
+}
+
+/// Whether metadata is served there.
+fn is_metadata(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address == METADATA_V4,
+        IpAddr::V6(address) => address == METADATA_V6,
     }
 }
 
@@ -71,9 +76,10 @@ const UDP: u8 = 17;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv4Addr;
 
     const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-    const METADATA: IpAddr = IpAddr::V4(METADATA_ADDRESS);
+    const METADATA: IpAddr = IpAddr::V4(METADATA_V4);
 
     #[test]
     fn np34_dns_and_metadata_pass_to_the_gateway_and_nothing_else() {
@@ -85,6 +91,7 @@ mod tests {
             rules.builtin(false, true, TCP, Some(80), "::ffff:169.254.169.254".parse().unwrap()),
             Some(BuiltIn::Metadata)
         );
+        assert_eq!(rules.builtin(false, true, TCP, Some(80), METADATA_V6.into()), Some(BuiltIn::Metadata));
         assert_eq!(rules.builtin(false, true, TCP, Some(80), GATEWAY), None);
         assert_eq!(rules.builtin(false, true, UDP, Some(80), METADATA), None);
         assert_eq!(rules.builtin(false, true, UDP, None, GATEWAY), None, "unknown L4");

@@ -44,7 +44,7 @@ pub enum DefaultPolicy {
 pub struct Infrastructure {
     /// DNS (UDP and TCP 53) from a port to its gateway.
     pub dns: bool,
-    /// Metadata (TCP 80) from a port to 169.254.169.254.
+    /// Metadata (TCP 80) from a port to 169.254.169.254 or fd00:ec2::254.
     pub metadata: bool,
     /// Health probes from the gateway to a port.
     pub health_probes: bool,

@@ -1,6 +1,7 @@
 //! From objects and assignments to what the packet path is to do: every default filled in, every name resolved.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hostweave_policy::model::NamedPort;
 use hostweave_switch::tables::{Network, PortId};
@@ -75,6 +76,7 @@ pub fn to_desired(
                 named_ports: port.named_ports.iter().map(named_port).collect(),
                 flows_max: port.flows_max.unwrap_or(set.host().defaults.flows_max),
                 rates: port.rates,
+                metadata: Arc::clone(&port.metadata),
             }),
             Err(problem) => problems.push(object.diagnose(problem)),
         }
@@ -91,6 +93,7 @@ pub fn to_desired(
         nat_pools: Vec::new(),
         attached: Vec::new(),
         dns: Some(config.dns.clone()),
+        metadata: config.metadata.clone(),
         services: Vec::new(),
     };
     problems.extend(outside::resolve(set, services, &mut desired));

@@ -59,6 +59,7 @@ impl Range {
             ("169.254.0.0/16", "169.254.0.0/16, link-local (RFC 3927)"),
             ("224.0.0.0/3", "224.0.0.0/3, multicast and reserved (RFC 6890)"),
             ("::/8", "::/8, loopback and IPv4-mapped addresses (RFC 4291)"),
+            ("fd00:ec2::254/128", "fd00:ec2::254, where ports find their metadata"),
             ("fe80::/10", "fe80::/10, link-local (RFC 4291)"),
             ("ff00::/8", "ff00::/8, multicast (RFC 4291)"),
         ];

@@ -42,7 +42,13 @@ pub struct Facts<'a> {
     pub queues: u16,
     /// Whether the VMM is the target of a live migration.
     pub incoming: bool,
+    /// Whether the port has user data, SSH keys or the like for the guest's first boot.
+    pub seeded: bool,
 }
+
+/// What cloud-init reads in the serial number: where its NoCloud finds what the port says. `nocloud-net`, because older
+/// releases look for `nocloud` on disks only; newer ones take both.
+const SEED: &str = "ds=nocloud-net;s=http://169.254.169.254/nocloud/";
 
 /// The text, ready to paste.
 pub fn text(vmm: Vmm, facts: &Facts<'_>) -> String {
@@ -100,6 +106,9 @@ fn qemu(facts: &Facts<'_>) -> String {
         format!("-netdev {netdev}"),
         format!("-device {device}"),
     ];
+    if facts.seeded {
+        lines.push(format!("-smbios {}", word(&format!("type=1,serial={}", option(SEED)))));
+    }
     if facts.incoming {
         lines.push("-incoming defer".to_owned());
     }
@@ -170,6 +179,7 @@ mod tests {
             mtu: 1500,
             queues,
             incoming: false,
+            seeded: false,
         }
     }
 
@@ -187,6 +197,9 @@ mod tests {
         assert!(text.contains("server=on,wait=off") && !text.contains("reconnect"), "{text}");
         assert!(text.contains("queues=4") && text.contains("mq=on,vectors=10"), "{text}");
         assert!(text.contains("-incoming defer"), "{text}");
+        let seeded = super::text(Vmm::Qemu, &Facts { seeded: true, ..facts(SocketMode::Listen, 1) });
+        let smbios = "-smbios 'type=1,serial=ds=nocloud-net;s=http://169.254.169.254/nocloud/'";
+        assert!(seeded.contains(smbios), "{seeded}");
     }
 
     #[test]

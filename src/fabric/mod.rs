@@ -51,6 +51,7 @@ pub use flows::policy as policy_of;
 
 use crate::observe::flow_log::FlowLog;
 use crate::services::dns::Dns;
+use crate::services::metadata::Metadata;
 use crate::services::sockets::Sockets;
 use crate::worker::clock::Clock;
 use crate::worker::watch::Watch;
@@ -81,6 +82,7 @@ struct Inner {
     events: mpsc::UnboundedSender<FabricEvent>,
     sockets: Sockets,
     dns: Dns,
+    metadata: Metadata,
     connections: Arc<Connections>,
     ended: Arc<Ended>,
     nat: Arc<Nat>,
@@ -204,11 +206,12 @@ impl Fabric {
         let state = Mutex::new(State::new(&connections));
         let sockets = Sockets::new().context("starting the host's own services")?;
         let dns = Dns::new(sockets.clone(), events.clone());
+        let metadata = Metadata::new(sockets.clone()).context("making the key of metadata tokens")?;
         let flow_log = Arc::new(FlowLog::default());
         let (links_changed, links_watched, stopping) = Default::default();
         #[rustfmt::skip]
         let inner = Arc::new(Inner {
-            config, plane, workers, state, events, sockets, dns, connections, ended, nat, fragments, clock, flow_log,
+            config, plane, workers, state, events, sockets, dns, metadata, connections, ended, nat, fragments, clock, flow_log,
             watch, links_changed, links_watched, stopping,
         });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
@@ -237,12 +240,14 @@ impl Fabric {
             inner.publish_policy(&mut state);
             inner.wait_until_in_force(state.revision);
             inner.dns.update_spec(desired);
+            inner.metadata.update_spec(desired);
             return Ok(());
         }
         check(desired)?;
         inner.check_outside(&state, desired)?;
         // What can fail of it fails here, before anything has changed; that addresses are known then harms nobody.
         inner.compile_pools(&state, &desired.nat_pools)?;
+        inner.metadata.withdraw(desired);
         let changed = inner.update_networks(&mut state, &desired.networks);
         let gone = inner.remove_ports(&mut state, &desired.ports);
         let mut gone_ids: Vec<PortId> = gone.iter().map(PortRuntime::id).collect();
@@ -269,6 +274,7 @@ impl Fabric {
         inner.wait_until_in_force(state.revision);
         inner.forget_connections_of(&gone_ids);
         inner.dns.update(desired);
+        inner.metadata.update(desired);
         inner.finish_attending(&mut state, Attended { changed: false, ..attended });
         retired.into_iter().for_each(|uplink| inner.close_uplink(uplink));
         state.wanted = Some((desired.networks.clone(), desired.ports.clone()));

@@ -8,7 +8,9 @@ use hostweave_policy::model::Endpoint;
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortCounters, PortTotals};
 use hostweave_switch::rate::RateLimits;
-use hostweave_switch::tables::{Network, NetworkId, Port, PortId, PortKind, ROUTER_LINK_LOCAL};
+use hostweave_switch::tables::{
+    METADATA_V4, METADATA_V6, Network, NetworkId, Port, PortId, PortKind, ROUTER_LINK_LOCAL,
+};
 use hostweave_uplink::device::Device;
 use hostweave_uplink::netns::{TapRequest, delete_tap, open_tap};
 use hostweave_vhost::{Attachment, AttachmentConfig, Mode, State};
@@ -324,7 +326,7 @@ fn vhost_statuses(output: &VhostOutput) -> Vec<AttachmentStatus> {
     statuses
 }
 
-/// The internal port of a network as the tables have it: it owns the gateway's addresses.
+/// The internal port of a network as the tables have it: it owns the gateway's addresses and those of metadata.
 pub fn internal_port(id: PortId, network_id: NetworkId, network: &Network, counters: Arc<[PortCounters]>) -> Port {
     Port {
         id,
@@ -332,8 +334,8 @@ pub fn internal_port(id: PortId, network_id: NetworkId, network: &Network, count
         kind: PortKind::Internal,
         network: network_id,
         mac: MacAddr::ROUTER,
-        v4: network.v4.map(|(_, gateway)| gateway).into_iter().collect(),
-        v6: network.v6.map(|(_, gateway)| gateway).into_iter().chain([ROUTER_LINK_LOCAL]).collect(),
+        v4: network.v4.map(|(_, gateway)| gateway).into_iter().chain([METADATA_V4]).collect(),
+        v6: network.v6.map(|(_, gateway)| gateway).into_iter().chain([ROUTER_LINK_LOCAL, METADATA_V6]).collect(),
         hostname: String::new(),
         up: true,
         lease_s: LEASE_S,

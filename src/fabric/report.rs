@@ -7,6 +7,7 @@ use hostweave_switch::stage::DropReason;
 
 use super::Fabric;
 use crate::services::dns::Dns;
+use crate::services::metadata::Metadata;
 use crate::worker::verdicts::VerdictCounts;
 
 /// What policy is, and what it said.
@@ -41,6 +42,11 @@ impl Fabric {
     /// DNS at the gateways.
     pub fn dns(&self) -> &Dns {
         &self.inner.dns
+    }
+
+    /// Metadata for guests.
+    pub fn metadata(&self) -> &Metadata {
+        &self.inner.metadata
     }
 
     /// What policy is, and what it said.

@@ -23,6 +23,7 @@ use ipnet::IpNet;
 use uuid::Uuid;
 
 pub use crate::services::dns::spec::DnsSpec;
+pub use crate::services::metadata::spec::{MetadataSpec, PortMetadata};
 
 /// Connections that a host has room for, where nothing is written.
 pub const CONNECTIONS_MAX_DEFAULT: u32 = 1 << 18;
@@ -66,6 +67,8 @@ pub struct Desired {
     pub attached: Vec<AttachSpec>,
     /// DNS at the gateways; `None` for none.
     pub dns: Option<DnsSpec>,
+    /// Metadata for guests; `None` for none.
+    pub metadata: Option<MetadataSpec>,
     /// Services that spread connections, by namespace and name.
     pub services: Vec<Arc<ServiceSpec>>,
 }
@@ -387,6 +390,8 @@ pub struct PortSpec {
     pub flows_max: u32,
     /// What it may send and receive per second.
     pub rates: PortRates,
+    /// What its guest is told at its first boot.
+    pub metadata: Arc<PortMetadata>,
 }
 
 impl PortSpec {

@@ -17,6 +17,7 @@ use hostweave_switch::counters::PortTotals;
 
 use crate::fabric::report::{ConnectionReport, PolicyReport};
 use crate::services::dns::DnsReport;
+use crate::services::metadata::MetadataReport;
 use crate::worker::verdicts::{ACTIONS, DIRECTIONS, MATCHES};
 
 /// `Content-Type` of the text.
@@ -95,6 +96,8 @@ pub struct Sample {
     pub flows_lost: u64,
     /// DNS at the gateways.
     pub dns: DnsReport,
+    /// Metadata for guests.
+    pub metadata: MetadataReport,
     /// NAT.
     pub nat: Stats,
     /// Its addresses.
@@ -302,6 +305,7 @@ impl Collector for Sample {
         self.worker_metrics(&mut encoder)?;
         self.policy_metrics(&mut encoder)?;
         super::dns_metrics::encode(&self.dns, &mut encoder)?;
+        super::metadata_metrics::encode(&self.metadata, &mut encoder)?;
         self.nat_metrics(&mut encoder)?;
         self.uplink_metrics(&mut encoder)?;
         let mut number = |name: &str, help: &str, kind, value: u64| {
@@ -363,6 +367,7 @@ mod tests {
             },
             connections: ConnectionReport { used: 2, capacity: 10, evicted: 1, refused_quota: 4, refused_full: 0 },
             flows_lost: 9,
+            metadata: MetadataReport { answers: vec![("401".to_owned(), 3)], refused: 1, cut: 0 },
             dns: DnsReport { answers: vec![("cluster", "noerror", 6)], limited: 2, ..DnsReport::default() },
             nat: Stats { mappings: 6, capacity: 100, exhausted: 2, ..Stats::default() },
             nat_addresses: vec![NatAddressSample {
@@ -408,6 +413,8 @@ mod tests {
             "hostweave_flowlog_lost_events_total 9",
             "hostweave_dns_queries_total{zone=\"cluster\",rcode=\"noerror\"} 6",
             "hostweave_dns_refusals_total{reason=\"limit\"} 2",
+            "hostweave_metadata_requests_total{status=\"401\"} 3",
+            "hostweave_metadata_connections_lost_total{reason=\"limit\"} 1",
             "hostweave_nat_ports_in_use{pool=\"ord1\",address=\"2001:db8::7\",protocol=\"udp\"} 4",
             "hostweave_nat_ports_leased{pool=\"ord1\",address=\"2001:db8::7\"} 512",
             "hostweave_nat_ports{pool=\"ord1\",address=\"2001:db8::7\"} 64512",

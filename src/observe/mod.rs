@@ -10,6 +10,7 @@ pub mod flow_filter;
 pub mod flow_log;
 pub mod flow_record;
 pub mod flow_text;
+mod metadata_metrics;
 pub mod metrics;
 pub mod recorder;
 pub mod synthetic;

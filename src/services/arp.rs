@@ -1,5 +1,6 @@
-//! ARP (RFC 826, probes and announcements RFC 5227): the switch answers for the gateway and, with default addressing,
-//! for every address of the network, always with the router's MAC address (SEMANTICS AR1, AR2).
+//! ARP (RFC 826, probes and announcements RFC 5227): the switch answers for the gateway, for the address of metadata (which
+//! many guests have on link) and, with default addressing, for every address of the network, always with the router's MAC
+//! address (SEMANTICS AR1, AR2).
 //!
 //! `guard` has checked that sender MAC and address are the port's (AR3). Nothing is learned from what guests say.
 
@@ -7,7 +8,7 @@ use hostweave_switch::MacAddr;
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{AddressKey, Addressing};
+use hostweave_switch::tables::{AddressKey, Addressing, METADATA_V4};
 use hostweave_switch::wire::arp::{self, Message, Operation};
 use hostweave_switch::wire::writer::Full;
 use hostweave_switch::wire::{ethernet, frame};
@@ -44,7 +45,7 @@ fn answers(ctx: &LocalContext<'_>, message: &Message) -> bool {
     if ctx.port.v4.contains(&target) || message.is_announcement() {
         return false;
     }
-    if target == gateway {
+    if target == gateway || target == METADATA_V4 {
         return true;
     }
     if message.is_probe() {
@@ -110,6 +111,11 @@ mod tests {
             (Addressing::Network, A_V4, outside, false),
             (Addressing::Host, A_V4, GATEWAY_V4, true),
             (Addressing::Host, A_V4, B_V4, false),
+            // Metadata, also for a guest that is about to take that address for itself (RFC 3927).
+            (Addressing::Network, A_V4, METADATA_V4, true),
+            (Addressing::Host, A_V4, METADATA_V4, true),
+            (Addressing::Network, NOBODY, METADATA_V4, true),
+            (Addressing::Network, A_V4, Ipv4Addr::new(169, 254, 169, 253), false),
             // Announcement of the own address, probe for it, probes for others'.
             (Addressing::Network, A_V4, A_V4, false),
             (Addressing::Network, NOBODY, A_V4, false),

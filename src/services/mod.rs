@@ -12,6 +12,7 @@ pub mod dns;
 #[cfg(test)]
 mod hostile_tests;
 pub mod internal;
+pub mod metadata;
 mod ndp;
 mod ping;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{AddressKey, Addressing, Network, Port, ROUTER_LINK_LOCAL};
+use hostweave_switch::tables::{AddressKey, Addressing, METADATA_V6, Network, Port, ROUTER_LINK_LOCAL};
 use hostweave_switch::wire::frame::{self, checksum_valid};
 use hostweave_switch::wire::writer::{Full, Writer};
 use hostweave_switch::{MacAddr, limits};
@@ -157,7 +157,9 @@ fn neighbor(ctx: &LocalContext<'_>, message: &Message, note: &mut Option<LocalNo
     if ctx.port.v6.contains(&target) || (target.is_unicast_link_local() && target != ROUTER_LINK_LOCAL) {
         return None;
     }
-    let router = target == ROUTER_LINK_LOCAL || ctx.network.v6.is_some_and(|(_, gateway)| gateway == target);
+    let router = target == ROUTER_LINK_LOCAL
+        || target == METADATA_V6
+        || ctx.network.v6.is_some_and(|(_, gateway)| gateway == target);
     let in_range = ctx.network.v6.is_some_and(|(range, _)| range.contains(&target));
     if message.source.is_unspecified() {
         if !router && (!in_range || !taken(ctx, target, note)) {
@@ -365,7 +367,8 @@ mod tests {
         let mut world = World::new();
         let router = NdiscNeighborFlags::ROUTER | NdiscNeighborFlags::SOLICITED | NdiscNeighborFlags::OVERRIDE;
         let proxy = NdiscNeighborFlags::SOLICITED;
-        for (target, flags) in [(ROUTER_LINK_LOCAL, router), (GATEWAY_V6, router), (B_V6, proxy), (FREE_V6, proxy)] {
+        let router_has = [ROUTER_LINK_LOCAL, GATEWAY_V6, METADATA_V6].map(|target| (target, router));
+        for (target, flags) in router_has.into_iter().chain([(B_V6, proxy), (FREE_V6, proxy)]) {
             for from in [A_V6, A_LINK_LOCAL] {
                 advertised(solicit(&world, from, target, solicited_node(target)), from, target, flags);
                 // NUD: unicast.

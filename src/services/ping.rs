@@ -10,15 +10,15 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use hostweave_switch::MacAddr;
 use hostweave_switch::packet::{Offload, Packet, virtio_net};
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::ROUTER_LINK_LOCAL;
+use hostweave_switch::tables::{METADATA_V4, METADATA_V6, ROUTER_LINK_LOCAL};
 use hostweave_switch::wire::checksum;
 
 use super::LocalContext;
 
-/// Answers an ICMP packet over IPv4 if it is an echo request, or a later fragment of one, to the gateway.
+/// Answers an ICMP packet over IPv4 if it is an echo request, or a later fragment of one, to the gateway or metadata.
 pub fn answer_v4(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
     let gateway = ctx.network.v4.map(|(_, gateway)| gateway);
-    reflect_v4(packet, MacAddr::ROUTER, |address| Some(address) == gateway)
+    reflect_v4(packet, MacAddr::ROUTER, |address| Some(address) == gateway || address == METADATA_V4)
 }
 
 /// Answers one to any of the addresses that are `ours`, behind the link address `mac`.
@@ -49,10 +49,11 @@ pub fn reflect_v4(packet: &mut Packet, mac: MacAddr, ours: impl FnOnce(Ipv4Addr)
     finish(packet, l4, ECHO_REQUEST_V4, ECHO_REPLY_V4)
 }
 
-/// Answers an ICMPv6 packet if it is an echo request, or a later fragment of one, to the gateway or `fe80::1`.
+/// Answers an ICMPv6 packet if it is an echo request, or a later fragment of one, to the gateway, `fe80::1` or metadata.
 pub fn answer_v6(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
     let gateway = ctx.network.v6.map(|(_, gateway)| gateway);
-    reflect_v6(packet, MacAddr::ROUTER, |address| Some(address) == gateway || address == ROUTER_LINK_LOCAL)
+    let ours = |address| Some(address) == gateway || [ROUTER_LINK_LOCAL, METADATA_V6].contains(&address);
+    reflect_v6(packet, MacAddr::ROUTER, ours)
 }
 
 /// Answers one to any of the addresses that are `ours`, behind the link address `mac`.

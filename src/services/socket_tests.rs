@@ -12,7 +12,7 @@ use std::time::Duration;
 use hostweave_switch::limits::HEAD_FIRST;
 use hostweave_switch::packet::{Burst, Layers, Meta};
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{Network, Port, PortId, PortKind};
+use hostweave_switch::tables::{METADATA_V4, METADATA_V6, Network, Port, PortId, PortKind};
 use hostweave_switch::{MacAddr, guard, parse};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium};
@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::internal::InternalPort;
-use super::sockets::{Listener, Peer, Sockets};
+use super::sockets::{Listener, Peer, Place, Sockets};
 use super::stack::{CONNECTIONS_PER_PEER_MAX, STREAM_BUFFER_LEN};
 use super::testing::{A_V4, A_V6, B_V4, GATEWAY_V4, GATEWAY_V6, GUEST_A, World};
 
@@ -517,4 +517,44 @@ async fn networks_come_and_go_at_run_time() {
     let handle = again.open(A_V4.into(), 5000, (GATEWAY_V4, 7).into());
     again.established(handle).await;
     assert_eq!(again.exchange(handle, b"again").await, b"again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_of_the_gateway_and_the_same_of_metadata_are_two() {
+    let sockets = Sockets::new().unwrap();
+    let guest = Guest::new(&sockets, "default", false);
+    let gateway = sockets.listen("default", 80).unwrap();
+    let metadata = sockets.listen_at("default", Place::Metadata, 80).unwrap();
+    let servers: [(IpAddr, IpAddr, &Listener); 4] = [
+        (A_V4.into(), GATEWAY_V4.into(), &gateway),
+        (A_V4.into(), METADATA_V4.into(), &metadata),
+        (A_V6.into(), GATEWAY_V6.into(), &gateway),
+        (A_V6.into(), METADATA_V6.into(), &metadata),
+    ];
+    for (src_port, (from, to, listener)) in (5000..).zip(servers) {
+        guest.open(from, src_port, (to, 80).into());
+        let (stream, peer) = timeout(LIMIT, listener.accept()).await.unwrap().unwrap();
+        assert_eq!((stream.local_addr(), peer.port), ((to, 80).into(), src_port));
+    }
+    drop(metadata);
+    let refused = guest.open(A_V4.into(), 5010, (METADATA_V4, 80).into());
+    guest.closed(refused).await;
+    // What the host begins itself comes from the gateway.
+    guest.listen(7);
+    let stream = sockets.connect("default", None, (A_V4, 7).into()).await.unwrap();
+    assert_eq!(stream.local_addr().ip(), IpAddr::V4(GATEWAY_V4));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_with_an_address_that_moves_end_and_others_stay() {
+    let sockets = Sockets::new().unwrap();
+    let guest = Guest::new(&sockets, "default", false);
+    echo(sockets.listen("default", 7).unwrap());
+    let moves = guest.open(A_V4.into(), 5000, (GATEWAY_V4, 7).into());
+    let stays = guest.open(B_V4.into(), 5001, (GATEWAY_V4, 7).into());
+    guest.established(moves).await;
+    guest.established(stays).await;
+    sockets.reset_peer("default", A_V4.into());
+    guest.closed(moves).await;
+    assert_eq!(guest.exchange(stays, b"still here").await, b"still here");
 }

@@ -21,7 +21,8 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 
 use super::internal::{Doorbell, InternalPort, Wake};
-use super::stack::{HANDSHAKE_TIMEOUT, Listening, Stack, Tuple};
+pub use super::stack::Place;
+use super::stack::{Door, HANDSHAKE_TIMEOUT, Listening, Stack, Tuple};
 
 /// TCP ports that services may listen on, of one network.
 pub const LISTENERS_MAX: usize = 64;
@@ -109,18 +110,36 @@ impl Sockets {
         }
     }
 
+    /// Ends every TCP connection with an address of a network: it belongs to somebody else from now on, who must not see
+    /// what was meant for the owner before.
+    pub fn reset_peer(&self, network: &str, address: IpAddr) {
+        if let Ok(shared) = self.network(network) {
+            shared.stack().reset_peer(address);
+            shared.port.nudge();
+        }
+    }
+
     /// Listens on a TCP port of the gateway's addresses of a network.
     ///
     /// # Errors
     /// `NotFound` without that network, `AddrInUse` when somebody listens there, `InvalidInput` for port 0,
     /// `QuotaExceeded` beyond [`LISTENERS_MAX`].
     pub fn listen(&self, network: &str, port: u16) -> io::Result<Listener> {
+        self.listen_at(network, Place::Gateway, port)
+    }
+
+    /// As [`Sockets::listen`], at other addresses.
+    ///
+    /// # Errors
+    /// Those of `listen`.
+    pub fn listen_at(&self, network: &str, place: Place, port: u16) -> io::Result<Listener> {
         let shared = self.network(network)?;
+        let door = Door { place, port };
         let mut stack = shared.stack();
-        check_bind(port, stack.listeners.contains_key(&port), stack.listeners.len() >= LISTENERS_MAX)?;
-        stack.listeners.insert(port, Listening::default());
+        check_bind(port, stack.listeners.contains_key(&door), stack.listeners.len() >= LISTENERS_MAX)?;
+        stack.listeners.insert(door, Listening::default());
         drop(stack);
-        Ok(Listener { shared, port })
+        Ok(Listener { shared, door })
     }
 
     /// Connects to a guest, from an address of the gateway (chosen to fit when `None`).
@@ -217,7 +236,7 @@ impl Shared {
 /// A TCP port that takes connections. Dropping it resets those that nobody accepted.
 pub struct Listener {
     shared: Arc<Shared>,
-    port: u16,
+    door: Door,
 }
 
 impl Listener {
@@ -231,7 +250,7 @@ impl Listener {
             if stack.closed {
                 return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
             }
-            match stack.accept(self.port, cx.waker()) {
+            match stack.accept(self.door, cx.waker()) {
                 Some(Some((handle, tuple))) => {
                     let stream = Stream::new(&self.shared, handle, tuple);
                     let peer = stream.peer();
@@ -246,13 +265,13 @@ impl Listener {
 
     /// The TCP port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.door.port
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.shared.stack().stop_listening(self.port);
+        self.shared.stack().stop_listening(self.door);
         self.shared.port.nudge();
     }
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use hostweave_switch::tables::{Network, ROUTER_LINK_LOCAL};
+use hostweave_switch::tables::{METADATA_V4, METADATA_V6, Network, ROUTER_LINK_LOCAL};
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp::{self, State};
@@ -59,6 +59,40 @@ pub struct Tuple {
     pub local: SocketAddr,
 }
 
+/// At which of our addresses a service listens.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Place {
+    /// Those of the gateway, link-local included.
+    Gateway,
+    /// Those of metadata, which are no others'.
+    Metadata,
+}
+
+impl Place {
+    fn of(address: IpAddr) -> Self {
+        if [IpAddr::V4(METADATA_V4), IpAddr::V6(METADATA_V6)].contains(&address) {
+            Self::Metadata
+        } else {
+            Self::Gateway
+        }
+    }
+}
+
+/// Where connections come in.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Door {
+    /// The addresses.
+    pub place: Place,
+    /// The TCP port.
+    pub port: u16,
+}
+
+impl Door {
+    fn of(local: SocketAddr) -> Self {
+        Self { place: Place::of(local.ip()), port: local.port() }
+    }
+}
+
 /// Who waits for connections on a TCP port.
 #[derive(Default)]
 pub struct Listening {
@@ -98,8 +132,8 @@ pub struct Stack {
     device: StackDevice,
     /// All sockets of smoltcp.
     pub sockets: SocketSet<'static>,
-    /// By TCP port.
-    pub listeners: HashMap<u16, Listening>,
+    /// Who listens.
+    pub listeners: HashMap<Door, Listening>,
     connections: HashMap<SocketHandle, Connection>,
     by_tuple: HashMap<Tuple, SocketHandle>,
     per_peer: HashMap<IpAddr, usize>,
@@ -154,7 +188,7 @@ impl Stack {
         }
     }
 
-    /// Whether an address is one of the network's gateway addresses.
+    /// Whether an address is one of the network's gateway addresses, or one of metadata.
     pub fn is_local(&self, address: IpAddr) -> bool {
         self.addresses.contains(&address)
     }
@@ -220,7 +254,8 @@ impl Stack {
             }
             self.remove(handle);
         }
-        let Some(listening) = self.listeners.get(&tuple.local.port()) else { return true };
+        let door = Door::of(tuple.local);
+        let Some(listening) = self.listeners.get(&door) else { return true };
         if listening.opening + listening.ready.len() >= BACKLOG_MAX || !self.make_room(tuple.remote.ip()) {
             return false;
         }
@@ -229,7 +264,7 @@ impl Stack {
             return false;
         }
         self.insert(socket, tuple, Owner::Opening(now + HANDSHAKE_TIMEOUT));
-        if let Some(listening) = self.listeners.get_mut(&tuple.local.port()) {
+        if let Some(listening) = self.listeners.get_mut(&door) {
             listening.opening += 1;
         }
         true
@@ -270,9 +305,10 @@ impl Stack {
         Some((self.insert(socket, tuple, Owner::Held), tuple))
     }
 
-    /// A source address of ours for a destination.
+    /// A source address of the gateway for a destination.
     pub fn source_for(&self, to: IpAddr) -> Option<IpAddr> {
-        self.interface.get_source_address(&to.into()).map(IpAddr::from).filter(|address| self.is_local(*address))
+        let gateway = |address: &IpAddr| self.is_local(*address) && Place::of(*address) == Place::Gateway;
+        self.interface.get_source_address(&to.into()).map(IpAddr::from).filter(gateway)
     }
 
     /// Octets of the longest datagram to an address.
@@ -284,7 +320,7 @@ impl Stack {
         for _ in EPHEMERAL {
             self.next_port = if self.next_port >= *EPHEMERAL.end() { *EPHEMERAL.start() } else { self.next_port + 1 };
             let tuple = Tuple { remote: to, local: SocketAddr::new(from, self.next_port) };
-            if !self.by_tuple.contains_key(&tuple) && !self.listeners.contains_key(&self.next_port) {
+            if !self.by_tuple.contains_key(&tuple) && !self.listeners.contains_key(&Door::of(tuple.local)) {
                 return Some(tuple);
             }
         }
@@ -292,8 +328,8 @@ impl Stack {
     }
 
     /// The next connection of a listener, or `waker` is called when there is one. `None` when nobody listens there.
-    pub fn accept(&mut self, port: u16, waker: &Waker) -> Option<Option<(SocketHandle, Tuple)>> {
-        let listening = self.listeners.get_mut(&port)?;
+    pub fn accept(&mut self, door: Door, waker: &Waker) -> Option<Option<(SocketHandle, Tuple)>> {
+        let listening = self.listeners.get_mut(&door)?;
         let next = listening.ready.pop_front();
         if next.is_none() {
             listening.waker = Some(waker.clone());
@@ -302,10 +338,10 @@ impl Stack {
     }
 
     /// Stops listening. Connections that nobody accepted are reset.
-    pub fn stop_listening(&mut self, port: u16) {
-        let Some(listening) = self.listeners.remove(&port) else { return };
+    pub fn stop_listening(&mut self, door: Door) {
+        let Some(listening) = self.listeners.remove(&door) else { return };
         let opening = self.connections.iter().filter(|(_, connection)| {
-            matches!(connection.owner, Owner::Opening(_)) && connection.tuple.local.port() == port
+            matches!(connection.owner, Owner::Opening(_)) && Door::of(connection.tuple.local) == door
         });
         let handles: Vec<_> = opening.map(|(handle, _)| *handle).collect();
         for handle in handles.into_iter().chain(listening.ready.into_iter().map(|(handle, _)| handle)) {
@@ -324,6 +360,15 @@ impl Stack {
             socket.close();
         }
         self.linger(handle);
+    }
+
+    /// Resets every connection with an address: it belongs to somebody else from now on.
+    pub fn reset_peer(&mut self, peer: IpAddr) {
+        for (handle, connection) in &self.connections {
+            if connection.tuple.remote.ip() == peer {
+                self.sockets.get_mut::<tcp::Socket<'_>>(*handle).abort();
+            }
+        }
     }
 
     fn linger(&mut self, handle: SocketHandle) {
@@ -369,7 +414,8 @@ impl Stack {
                     }
                 }
                 Owner::Opening(deadline) => {
-                    let Some(listening) = self.listeners.get_mut(&connection.tuple.local.port()) else { continue };
+                    let door = Door::of(connection.tuple.local);
+                    let Some(listening) = self.listeners.get_mut(&door) else { continue };
                     match socket.state() {
                         State::SynReceived if now < deadline => {}
                         // Its SYN still waits for room for the answer.
@@ -414,7 +460,7 @@ fn new_socket() -> tcp::Socket<'static> {
     socket
 }
 
-/// An interface with the gateway's addresses and a default route: the switch is next to everything.
+/// An interface with the gateway's addresses, those of metadata, and a default route: the switch is next to everything.
 fn interface(network: &Network, device: &mut StackDevice, seed: u64) -> (Interface, Vec<IpAddr>) {
     device.mtu = usize::from(network.mtu).min(STACK_MTU_MAX);
     let mut config = Config::new(HardwareAddress::Ip);
@@ -422,7 +468,8 @@ fn interface(network: &Network, device: &mut StackDevice, seed: u64) -> (Interfa
     let mut interface = Interface::new(config, device, StackInstant::ZERO);
     let v4 = network.v4.map(|(range, gateway)| (IpAddr::V4(gateway), range.prefix_len()));
     let v6 = network.v6.map(|(range, gateway)| (IpAddr::V6(gateway), range.prefix_len()));
-    let own = || v4.into_iter().chain(v6).chain([(IpAddr::V6(ROUTER_LINK_LOCAL), 64)]);
+    let others = [(ROUTER_LINK_LOCAL.into(), 64), (METADATA_V4.into(), 32), (METADATA_V6.into(), 128)];
+    let own = || v4.into_iter().chain(v6).chain(others);
     interface.update_ip_addrs(|addresses| {
         for (address, prefix_len) in own() {
             // There is room for eight (`iface-max-addr-count-8`).

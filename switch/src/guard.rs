@@ -13,7 +13,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use crate::MacAddr;
 use crate::packet::{L3, Packet};
 use crate::stage::{DropReason, Verdict};
-use crate::tables::{Network, Port, PortKind, ROUTER_LINK_LOCAL, Uplink};
+use crate::tables::{METADATA_V4, METADATA_V6, Network, Port, PortKind, ROUTER_LINK_LOCAL, Uplink};
 use crate::wire::ethernet;
 use crate::wire::icmpv6::{self, kind};
 use crate::wire::ipv4::Ipv4;
@@ -265,16 +265,20 @@ fn arp(port: &Port, packet: &Packet) -> Result<(), DropReason> {
     if message.sender_mac == port.mac && own_sender { Ok(()) } else { Err(DropReason::SpoofedArp) }
 }
 
-/// The host's own services are trusted to be who they are, but only the gateway's addresses are theirs.
+/// The host's own services are trusted to be who they are, but only the gateway's addresses and those of metadata are theirs.
 fn internal(network: &Network, packet: &Packet) -> Result<(), DropReason> {
     let gateway_v4 = network.v4.map(|(_, gateway)| gateway);
     let gateway_v6 = network.v6.map(|(_, gateway)| gateway);
     let (own, reason) = match packet.meta.l3 {
-        L3::V4 => (Some(v4_header(packet)?.src()) == gateway_v4, DropReason::SpoofedIp),
+        L3::V4 => {
+            let src = v4_header(packet)?.src();
+            (Some(src) == gateway_v4 || src == METADATA_V4, DropReason::SpoofedIp)
+        }
         L3::V6 => {
             let src = v6_header(packet)?.src();
             let none_yet = src.is_unspecified() && packet.meta.proto == proto::ICMPV6;
-            (Some(src) == gateway_v6 || ipv6::is_link_local(src) || none_yet, DropReason::SpoofedIp)
+            let own = Some(src) == gateway_v6 || src == METADATA_V6 || ipv6::is_link_local(src);
+            (own || none_yet, DropReason::SpoofedIp)
         }
         L3::Arp => {
             let sender = arp_message(packet)?.sender_ip;
@@ -494,9 +498,11 @@ mod tests {
         };
         let to = v4(GUEST_B);
         assert_eq!(from_internal(ipv4_frame(GATEWAY_V4, to, 17, 64, &udp(67, 68, b""))), Verdict::Continue);
+        assert_eq!(from_internal(ipv4_frame(METADATA_V4, to, 17, 64, &udp(80, 68, b""))), Verdict::Continue);
         assert_eq!(from_internal(ipv4_frame(v4(GUEST_A), to, 17, 64, &udp(1, 2, b""))), SPOOFED_IP);
         let to = v6(GUEST_B);
         assert_eq!(from_internal(ipv6_frame(GATEWAY_V6, to, 17, 64, &udp(1, 2, b""))), Verdict::Continue);
+        assert_eq!(from_internal(ipv6_frame(METADATA_V6, to, 17, 64, &udp(80, 68, b""))), Verdict::Continue);
         assert_eq!(from_internal(ipv6_frame(v6(GUEST_A), to, 17, 64, &udp(1, 2, b""))), SPOOFED_IP);
         assert_eq!(from_internal(arp_frame(|arp| arp.sender_ip = GATEWAY_V4)), Verdict::Continue);
         assert_eq!(from_internal(arp_frame(|_| ())), Verdict::Drop(DropReason::SpoofedArp));

@@ -59,7 +59,8 @@ pub struct Network {
     pub domain: Option<String>,
     /// Resolvers that DHCP and RA hand out.
     pub resolvers: Vec<IpAddr>,
-    /// The port behind which the host's own services of this network listen; owns the gateway's addresses.
+    /// The port behind which the host's own services of this network listen; owns the gateway's addresses, and those of
+    /// metadata ([`METADATA_V4`], [`METADATA_V6`]).
     pub internal: PortId,
     /// What becomes of IPv4 packets that leave it.
     pub egress_v4: Egress,
@@ -225,6 +226,12 @@ pub fn link_local(mac: MacAddr) -> Ipv6Addr {
 
 /// The router's link-local address in every network, on every host (SEMANTICS RA1).
 pub const ROUTER_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// Where every port finds its metadata, in every network (as on EC2). Link-local, but answered for as the gateway is.
+pub const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// The same over IPv6. No network may have it in its range.
+pub const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x254);
 
 /// Key of the address table: IPv4 addresses are IPv4-mapped, one key type for both families.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -9,6 +9,7 @@ mod established;
 mod floods;
 mod hostile;
 mod idle;
+mod metadata;
 mod migration;
 mod networks;
 mod offloads;

@@ -119,6 +119,7 @@ impl Host {
             named_ports: Vec::new(),
             flows_max: 65_536,
             rates: Default::default(),
+            metadata: Default::default(),
         }
     }
 

@@ -24,7 +24,7 @@ class Port:
 
     def __init__(self, daemon, name, network, mode, queues, tap, netns, labels=None):
         self.daemon, self.name, self.network, self.queues, self.tap = daemon, name, network, queues, tap
-        self.labels, self.flows, self.annotations = labels or {}, None, {}
+        self.labels, self.flows, self.annotations, self.metadata = labels or {}, None, {}, None
         if tap:
             self.backend = {"tap": {"name": tap, **({"netns": netns} if netns else {})}}
         else:
@@ -37,6 +37,7 @@ class Port:
         return {"apiVersion": "hostweave.dev/v1alpha1", "kind": "Port",
                 "metadata": {"name": self.name, "labels": self.labels, **({"annotations": self.annotations} if self.annotations else {})},
                 "spec": {"network": self.network, "backend": self.backend,
+                         **({"metadata": self.metadata} if self.metadata else {}),
                          **({"limits": {"flows": self.flows}} if self.flows else {})}}
 
     def get(self):

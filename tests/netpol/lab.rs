@@ -289,6 +289,7 @@ impl Lab {
             named_ports: Vec::new(),
             flows_max: CONNECTIONS_MAX,
             rates: Default::default(),
+            metadata: Default::default(),
         }
     }
 }

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use hostweave_policy::model::{self, DefaultPolicy};
 use hostweave_switch::limits::{CONNECTIONS_MAX, WORKERS_MAX};
 
-use super::{Account, absolute_path, account, dns, queues, range, uplink};
+use super::{Account, absolute_path, account, dns, guest, queues, range, uplink};
 use crate::config::names;
 use crate::config::node::Path;
 use crate::config::problem::Problem;
 use crate::config::raw;
 use crate::fabric::spec::{
-    CONNECTIONS_MAX_DEFAULT, DnsSpec, Established, FLOWS_MAX_DEFAULT, LocalServices, Timeouts, UplinkSpec,
+    CONNECTIONS_MAX_DEFAULT, DnsSpec, Established, FLOWS_MAX_DEFAULT, LocalServices, MetadataSpec, Timeouts, UplinkSpec,
 };
 
 /// CPUs are numbered below this (`CPU_SETSIZE` of Linux).
@@ -47,6 +47,8 @@ pub struct HostConfig {
     pub infrastructure: Infrastructure,
     /// DNS at the gateways.
     pub dns: DnsSpec,
+    /// Metadata for guests; `None` for none.
+    pub metadata: Option<MetadataSpec>,
     /// The table of connections.
     pub connections: Connections,
     /// The way out of the host.
@@ -101,6 +103,7 @@ impl Default for HostConfig {
             established: Established::Recheck,
             infrastructure: Infrastructure::default(),
             dns: DnsSpec::default(),
+            metadata: Some(MetadataSpec::default()),
             connections: Connections::default(),
             uplink: None,
         }
@@ -131,6 +134,7 @@ impl HostConfig {
         if let Some(raw) = &raw.dns {
             host.dns = dns::check(raw, &spec.key("dns"), problems);
         }
+        host.metadata = guest::host(raw.metadata.as_ref(), raw.region.as_ref());
         if let Some(connections) = &raw.connections {
             host.connections = check_connections(connections, &spec.key("connections"), problems);
         }

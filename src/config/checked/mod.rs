@@ -4,6 +4,7 @@
 pub mod annotations;
 mod cluster_network_policy;
 mod dns;
+mod guest;
 mod host_config;
 mod meta;
 mod network;

@@ -3,17 +3,18 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use hostweave_switch::MacAddr;
 use hostweave_switch::limits::CONNECTIONS_MAX;
 
-use super::{Metadata, absolute_path, account, annotations, queues, range, rates};
+use super::{Metadata, absolute_path, account, annotations, guest, queues, range, rates};
 use crate::config::kind::{DEFAULT_NETWORK, ObjectKey};
 use crate::config::node::Path;
 use crate::config::problem::Problem;
 use crate::config::raw::port::Protocol;
 use crate::config::{desired, names, raw};
-use crate::fabric::spec::{PortRates, SocketMode};
+use crate::fabric::spec::{PortMetadata, PortRates, SocketMode};
 
 /// Fixed addresses of one port.
 const ADDRESSES_MAX: usize = 64;
@@ -41,6 +42,8 @@ pub struct Port {
     pub flows_max: Option<u32>,
     /// What it may send and receive per second.
     pub rates: PortRates,
+    /// What its guest is told at its first boot.
+    pub metadata: Arc<PortMetadata>,
 }
 
 /// What is attached.
@@ -126,6 +129,7 @@ impl Port {
                 range(flows, 1, CONNECTIONS_MAX, &spec.key("limits").key("flows"), problems)
             },
             rates: rates::check(raw.limits.as_ref(), &spec.key("limits"), problems),
+            metadata: Arc::new(guest::port(raw.metadata.as_deref(), &spec.key("metadata"), problems)),
         };
         port.check_addresses(&raw.addresses, &spec.key("addresses"), problems);
         port

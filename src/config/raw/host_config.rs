@@ -49,6 +49,9 @@ pub struct HostConfigSpec {
     /// DNS at the gateways.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<super::dns::Dns>,
+    /// Metadata at 169.254.169.254 of all networks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<super::guest::HostMetadata>,
     /// The table of connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<Connections>,
@@ -165,7 +168,8 @@ pub struct Infrastructure {
     /// DNS (UDP and TCP 53) from a port to its gateway; `true` if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<bool>,
-    /// Metadata (TCP 80) from a port to 169.254.169.254; `true` if left out.
+    /// Metadata (TCP 80) from a port to 169.254.169.254 or fd00:ec2::254; `true` if left out. What is served there, and
+    /// whether, says `spec.metadata`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<bool>,
     /// Health probes from the gateway to a port; `true` if left out.

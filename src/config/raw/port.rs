@@ -50,6 +50,9 @@ pub struct PortSpec {
     /// What the port may use at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// What the guest finds at 169.254.169.254, beside its addresses: user data, SSH keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Box<super::guest::PortMetadata>>,
 }
 
 /// What a port may use at most.

@@ -107,6 +107,11 @@ fn ports_that_are_refused() {
         (port("{hostname: Web_0}"), &["invalid_name 4 Web_0"]),
         (port("{namedPorts: [{name: http, port: 0}]}"), &["out_of_range 4 0"]),
         (port("{namedPorts: [{name: http, port: 80, protocol: tcp}]}"), &["unknown_value 4 tcp"]),
+        (port("{metadata: {userData: a, userDataBase64: YQ==}}"), &["conflict 4 metadata"]),
+        (port("{metadata: {userDataBase64: '?'}}"), &["invalid_base64 4 userDataBase64"]),
+        (port("{metadata: {sshKeys: [ssh-ed25519 AAAA]}}"), &["invalid_key 4 ssh-ed25519 AAAA"]),
+        (port("{metadata: {tokens: never}}"), &["unknown_value 4 never"]),
+        (port("{metadata: {userdata: a}}"), &["unknown_field 4 userdata"]),
         (port("[a]"), &["wrong_type 4 spec"]),
     ]);
 }
@@ -118,6 +123,7 @@ fn networks_and_hosts_that_are_refused() {
         (network("{cidrs: []}"), &["missing_field 4 cidrs"]),
         (network("{cidrs: [10.0.0.1/24]}"), &["invalid_cidr 4 10.0.0.1/24"]),
         (network("{cidrs: [10.0.0.0]}"), &["invalid_cidr 4 10.0.0.0"]),
+        (network("{cidrs: ['fd00:ec2::/64']}"), &["invalid_cidr 4 'fd00:ec2::/64'"]),
         (network("{cidrs: [10.0.0.0/31]}"), &["invalid_cidr 4 10.0.0.0/31"]),
         (network("{cidrs: [127.0.0.0/8]}"), &["invalid_cidr 4 127.0.0.0/8"]),
         (network("{cidrs: ['fe80::/64']}"), &["invalid_cidr 4 'fe80::/64'"]),

@@ -309,6 +309,7 @@ pub fn attach_args(call: &Call<'_>, params: AttachArgs) -> Result<Value, RpcErro
         mtu,
         queues: view.queues(),
         incoming: params.incoming,
+        seeded: view.port.metadata.is_seed(),
     };
     Ok(json!({"vmm": params.vmm, "socketPath": socket, "text": attach_args::text(params.vmm, &facts)}))
 }

@@ -178,6 +178,7 @@ mod tests {
             named_ports: Vec::new(),
             flows_max: 1,
             rates: Default::default(),
+            metadata: Default::default(),
         }
     }
 
