@@ -9,9 +9,12 @@ mod datagram;
 mod dhcp4;
 mod dhcp6;
 pub mod dns;
+pub mod health;
 #[cfg(test)]
 mod hostile_tests;
 pub mod internal;
+#[cfg(test)]
+mod lab;
 mod ndp;
 mod ping;
 #[cfg(test)]

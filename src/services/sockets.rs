@@ -5,6 +5,8 @@
 //! same L4 port in two networks is two listeners. Networks come and go at run time: streams of one that goes away see
 //! a reset, its listeners an error. Nothing here runs on a worker.
 
+mod asked;
+
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
@@ -20,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 
+pub use self::asked::{Answer, Asked, QUESTIONS_MAX, Question};
 use super::internal::{Doorbell, InternalPort, Wake};
 use super::stack::{HANDSHAKE_TIMEOUT, Listening, Stack, Tuple};
 

@@ -9,6 +9,9 @@
 //!
 //! Limits are per network, per listener and per guest address, so that one guest cannot use up what others need.
 
+mod device;
+pub mod question;
+
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -17,13 +20,14 @@ use std::time::Duration;
 
 use hostweave_switch::tables::{Network, ROUTER_LINK_LOCAL};
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
-use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp::{self, State};
 use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
 use smoltcp::wire::{HardwareAddress, IpCidr, IpProtocol, IpVersion, Ipv4Packet, Ipv6Packet, TcpPacket};
 use tokio::time::Instant;
 
-use super::internal::{InternalPort, Reserved, STACK_MTU_MAX};
+use self::device::StackDevice;
+use self::question::{Heard, Questions};
+use super::internal::{InternalPort, STACK_MTU_MAX};
 
 /// TCP connections of one network, in every state.
 pub const CONNECTIONS_MAX: usize = 512;
@@ -103,6 +107,8 @@ pub struct Stack {
     connections: HashMap<SocketHandle, Connection>,
     by_tuple: HashMap<Tuple, SocketHandle>,
     per_peer: HashMap<IpAddr, usize>,
+    /// What guests were asked in one packet.
+    pub questions: Questions,
     /// Bound UDP ports.
     pub udp_ports: HashMap<u16, SocketHandle>,
     /// Addresses of ours, for the check of what a caller binds to.
@@ -127,6 +133,7 @@ impl Stack {
             connections: HashMap::new(),
             by_tuple: HashMap::new(),
             per_peer: HashMap::new(),
+            questions: Questions::new(seed),
             udp_ports: HashMap::new(),
             addresses,
             next_port: EPHEMERAL.start() + (seed % 16_384) as u16,
@@ -152,6 +159,7 @@ impl Stack {
         for listening in self.listeners.values_mut() {
             listening.wake();
         }
+        self.questions.close();
     }
 
     /// Whether an address is one of the network's gateway addresses.
@@ -168,6 +176,7 @@ impl Stack {
         while received < INGRESS_BATCH && self.receive(time, now) {
             received += 1;
         }
+        self.questions.send(&mut self.device);
         for _ in 0..EGRESS_ROUNDS {
             if self.interface.poll_egress(time, &mut self.device, &mut self.sockets) == PollResult::None {
                 break;
@@ -198,6 +207,13 @@ impl Stack {
             let Self { device, .. } = self;
             if !device.port.receive(&mut device.frame) {
                 return false;
+            }
+            match self.questions.hear(&device.frame, &self.addresses) {
+                Heard::Other => {}
+                Heard::Answer => {
+                    device.frame.clear();
+                    return true;
+                }
             }
             if let Some(tuple) = syn(&device.frame)
                 && !self.admit(tuple, now)
@@ -458,70 +474,4 @@ fn syn(packet: &[u8]) -> Option<Tuple> {
         remote: SocketAddr::new(source, segment.src_port()),
         local: SocketAddr::new(destination, segment.dst_port()),
     })
-}
-
-/// The internal port as smoltcp sees it: a device that carries IP packets.
-struct StackDevice {
-    port: Arc<InternalPort>,
-    mtu: usize,
-    /// The packet that was taken from the port and not processed yet.
-    frame: Vec<u8>,
-    sent: bool,
-    starved: bool,
-}
-
-/// A received packet.
-pub struct RxToken<'a>(&'a mut Vec<u8>);
-
-/// Room for a packet to send.
-pub struct TxToken<'a>(Reserved<'a>, &'a mut bool);
-
-impl smoltcp::phy::RxToken for RxToken<'_> {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
-        let result = read(self.0);
-        self.0.clear();
-        result
-    }
-}
-
-impl smoltcp::phy::TxToken for TxToken<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, fill: F) -> R {
-        *self.1 = true;
-        self.0.send(len, fill)
-    }
-}
-
-impl Device for StackDevice {
-    type RxToken<'a> = RxToken<'a>;
-    type TxToken<'a> = TxToken<'a>;
-
-    fn receive(&mut self, _: StackInstant) -> Option<(RxToken<'_>, TxToken<'_>)> {
-        if self.frame.is_empty() {
-            return None;
-        }
-        let Some(room) = self.port.reserve() else {
-            self.starved = true;
-            return None;
-        };
-        Some((RxToken(&mut self.frame), TxToken(room, &mut self.sent)))
-    }
-
-    fn transmit(&mut self, _: StackInstant) -> Option<TxToken<'_>> {
-        let room = self.port.reserve();
-        self.starved |= room.is_none();
-        room.map(|room| TxToken(room, &mut self.sent))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = self.mtu;
-        // A frame from a guest never left the host's memory: its checksum may be partial, and need not be right.
-        capabilities.checksum.ipv4 = Checksum::Tx;
-        capabilities.checksum.udp = Checksum::Tx;
-        capabilities.checksum.tcp = Checksum::Tx;
-        capabilities.checksum.icmpv4 = Checksum::Tx;
-        capabilities.checksum.icmpv6 = Checksum::Tx;
-        capabilities
-    }
 }
