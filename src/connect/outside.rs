@@ -164,7 +164,7 @@ fn receiver<'a>(
             let inside = Outside { address: found.inside.address, l4: found.inside.l4 };
             (PortId(found.inside.port), inside, Some(found.mapping))
         }
-        Some(Owned::Nat) => return Err(DropReason::NatNoMapping),
+        Some(Owned::Nat | Owned::Service) => return Err(DropReason::NatNoMapping),
         None if uplink.is_routed(key.dst()) => return Err(DropReason::NatNoMapping),
         None => return Err(DropReason::NotOurs),
     };

@@ -9,7 +9,7 @@
 //!
 //! Everything here blocks on the disk: call it off the runtime's threads.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -27,6 +27,7 @@ use super::selector::Selector;
 use crate::config::checked::{Object, Origin};
 use crate::config::outside::ServiceAddresses;
 use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, load_paths, policies};
+use crate::fabric::balance::known::Drained;
 use crate::fabric::spec::Desired;
 use crate::fabric::{Fabric, Impact, Picture};
 use crate::observe::events::{EventLog, EventType};
@@ -168,6 +169,9 @@ impl Controller {
         };
         {
             let mut writer = controller.lock();
+            for what in initial.drained {
+                controller.parts.fabric.drain(what, true);
+            }
             controller.settle(&mut writer, initial.objects, initial.plan, initial.batch, &[])?;
         }
         Ok(Arc::new(controller))
@@ -352,6 +356,23 @@ impl Controller {
         Ok(())
     }
 
+    /// Drains a backend of Services, or undoes that. Returns whether something is different.
+    ///
+    /// # Errors
+    /// The disk fails; nothing has changed then.
+    pub fn drain(&self, what: Drained, drained: bool) -> anyhow::Result<bool> {
+        let _writer = self.lock();
+        let fabric = &self.parts.fabric;
+        let mut all: BTreeSet<Drained> = fabric.drained().into_iter().collect();
+        let changed = if drained { all.insert(what.clone()) } else { all.remove(&what) };
+        if changed {
+            let revision = self.snapshot().revision;
+            self.parts.store.commit(&Batch { drained: Some(all), revision, ..Batch::default() })?;
+            fabric.drain(what, drained);
+        }
+        Ok(changed)
+    }
+
     /// Writes, hands to the packet path, publishes, tells.
     fn settle(
         &self,
@@ -424,6 +445,8 @@ pub struct Initial {
     assignments: Assignments,
     /// Addresses of Services given before.
     services: ServiceAddresses,
+    /// Backends drained before.
+    drained: BTreeSet<Drained>,
     revision: u64,
 }
 
@@ -440,9 +463,9 @@ impl Initial {
             stored.insert(key, (Arc::new(object), identity));
         }
         let (objects, batch) = with_files(files.into_iter().map(Arc::new).collect(), stored, adopt)?;
-        let Contents { assignments, services, revision, .. } = contents;
+        let Contents { assignments, services, drained, revision, .. } = contents;
         let plan = plan::plan(&objects, &assignments, &services, runtime)?;
-        Ok(Self { objects, plan, batch, assignments, services, revision })
+        Ok(Self { objects, plan, batch, assignments, services, drained, revision })
     }
 }
 

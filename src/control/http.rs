@@ -231,6 +231,7 @@ async fn scrape(server: &Server) -> Result<Reply, RpcError> {
             connections: fabric.connection_report(),
             flows_lost: fabric.flow_log().lost(),
             dns: fabric.dns().report(),
+            services: fabric.service_counts(),
             nat: nat.stats,
             nat_addresses: nat.addresses.iter().map(|stats| nat_address(&snapshot, stats)).collect(),
             uplink: fabric.uplink_status().map(uplink_sample),

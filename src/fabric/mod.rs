@@ -7,6 +7,7 @@
 //! none, one, or, during a live migration on this host, two, of which one is active: the one whose guest last
 //! started its queues.
 
+pub mod balance;
 pub mod capture;
 mod connections;
 pub mod conntrack;
@@ -34,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
+use hostweave_nat::service::Services;
 use hostweave_nat::{Nat, Pools};
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::World;
@@ -49,17 +51,20 @@ pub use flows::policy as policy_of;
 
 use crate::observe::flow_log::FlowLog;
 use crate::services::dns::Dns;
+use crate::services::health::Health;
 use crate::services::sockets::Sockets;
 use crate::worker::clock::Clock;
 use crate::worker::watch::Watch;
 use crate::worker::{Shared, WorkerStats};
+use balance::Balance;
+use balance::lifecycle::PortNews;
 use ids::IdPool;
 use mailbox::Message;
 use plane::Plane;
 use port::PortRuntime;
 use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Ports, Timeouts};
 use start::{Seat, or_abort, start_worker};
-use uplink::owned::Outside;
+use uplink::owned::{self, Outside};
 use uplink::{Attended, UplinkRuntime};
 pub use what_if::{Affected, AffectedFlow, DeniedFlow, Impact, Picture};
 
@@ -78,6 +83,9 @@ struct Inner {
     events: mpsc::UnboundedSender<FabricEvent>,
     sockets: Sockets,
     dns: Dns,
+    health: Health,
+    /// Ports that Services are to look at.
+    port_news: Arc<PortNews>,
     connections: Arc<Connections>,
     nat: Arc<Nat>,
     fragments: Arc<Fragments>,
@@ -121,6 +129,10 @@ struct State {
     uplink: Option<UplinkRuntime>,
     /// Pools of NAT addresses as compiled last.
     pools: Arc<Pools>,
+    /// What is known of Services and their backends.
+    balance: Balance,
+    /// Services as compiled last.
+    services: Arc<Services>,
     networks: HashMap<String, NetworkRuntime>,
     ports: HashMap<String, PortRuntime>,
     network_ids: IdPool,
@@ -199,14 +211,16 @@ impl Fabric {
         let state = Mutex::new(State::new(&connections));
         let sockets = Sockets::new().context("starting the host's own services")?;
         let dns = Dns::new(sockets.clone(), events.clone());
-        let flow_log = Arc::new(FlowLog::default());
+        let (health, verdicts) = Health::new(sockets.clone());
+        let (flow_log, port_news) = (Arc::new(FlowLog::default()), Arc::new(PortNews::default()));
         let (links_changed, links_watched, stopping) = Default::default();
         #[rustfmt::skip]
         let inner = Arc::new(Inner {
-            config, plane, workers, state, events, sockets, dns, connections, nat, fragments, clock, flow_log, watch,
+            config, plane, workers, state, events, sockets, dns, health, port_news, connections, nat, fragments, clock, flow_log, watch,
             links_changed, links_watched, stopping,
         });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
+        threads.push(balance::lifecycle::spawn(&inner, verdicts)?);
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))
     }
 
@@ -226,7 +240,11 @@ impl Fabric {
         state.timeouts = desired.timeouts;
         state.established = desired.established;
         state.local = desired.local;
+        if !state.balance.wants_the_same(&desired.networks, &desired.services) {
+            check(desired)?;
+        }
         if state.asks_the_same(desired) {
+            inner.update_services(&mut state, desired);
             let update = state.compile(&desired.policy);
             state.bump(&update);
             inner.publish_policy(&mut state);
@@ -252,6 +270,8 @@ impl Fabric {
         for spec in &desired.ports {
             inner.update_port(&mut state, spec)?;
         }
+        Inner::look_at_ports(&mut state);
+        inner.update_services(&mut state, desired);
         let retired = inner.update_uplink(&mut state, desired);
         gone_ids.extend(retired.iter().map(|uplink| uplink.port().id));
         state.pools = inner.compile_pools(&state, &desired.nat_pools)?;
@@ -332,6 +352,7 @@ impl Fabric {
             port.detach(&self.inner.config, false);
         }
         uplink.into_iter().for_each(|uplink| self.inner.close_uplink(uplink));
+        self.inner.port_news.wake();
         for worker in &self.inner.workers {
             worker.mailbox.send(Message::Stop);
             worker.listener.unpark();
@@ -495,6 +516,7 @@ impl Inner {
         state.epochs_of(&mut plane.tables, &self.plane.load().tables);
         plane.policy = Arc::clone(&state.policy);
         plane.pools = Arc::clone(&state.pools);
+        plane.services = Arc::clone(&state.services);
         plane.world = Arc::clone(&state.world);
         plane.policy_revision = state.policy_revision;
         state.retired.push(self.plane.swap(Arc::new(plane)));
@@ -526,7 +548,7 @@ impl State {
     /// Whether networks and ports are those that were asked for last: then policies are all that may have changed.
     fn asks_the_same(&self, desired: &Desired) -> bool {
         self.wanted.as_ref().is_some_and(|(networks, ports)| *networks == desired.networks && *ports == desired.ports)
-            && self.outside.as_ref() == Some(&Outside::of(desired))
+            && self.outside.as_ref().is_some_and(|outside| outside.is_of(desired))
     }
 
     /// Waits until the workers have let go of every plane but the published one, and with it of devices that are to
@@ -562,6 +584,7 @@ fn check(desired: &Desired) -> anyhow::Result<()> {
     if desired.ports.len() + desired.networks.len() + usize::from(desired.uplink.is_some()) > PORTS_MAX {
         bail!("{} ports are more than this host's limit of {PORTS_MAX}", desired.ports.len());
     }
+    owned::refuse_shared(desired)?;
     let networks: HashSet<&str> = desired.networks.iter().map(|network| network.name.as_str()).collect();
     let mut names = HashSet::new();
     let mut owners = HashSet::new();
@@ -576,6 +599,17 @@ fn check(desired: &Desired) -> anyhow::Result<()> {
             if !owners.insert((port.network.as_str(), address)) {
                 bail!("port {}: address {address} of network {} has another owner", port.full_name(), port.network);
             }
+        }
+    }
+    for service in &desired.services {
+        if !networks.contains(service.network.as_str()) {
+            bail!("Service {}: network {:?} does not exist", service.name, service.network);
+        }
+        let inside = service.load_balancer.iter().filter(|given| !given.public).map(|given| given.address);
+        if let Some(address) =
+            service.cluster.iter().copied().chain(inside).find(|at| owners.contains(&(service.network.as_str(), *at)))
+        {
+            bail!("Service {}: address {address} of network {} is a port's", service.name, service.network);
         }
     }
     Ok(())

@@ -15,6 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use hostweave_switch::counters::PortTotals;
 
+use crate::fabric::balance::report::ServiceCounts;
 use crate::fabric::report::{ConnectionReport, PolicyReport};
 use crate::services::dns::DnsReport;
 use crate::worker::verdicts::{ACTIONS, DIRECTIONS, MATCHES};
@@ -95,6 +96,8 @@ pub struct Sample {
     pub flows_lost: u64,
     /// DNS at the gateways.
     pub dns: DnsReport,
+    /// Services.
+    pub services: Vec<ServiceCounts>,
     /// NAT.
     pub nat: Stats,
     /// Its addresses.
@@ -302,6 +305,7 @@ impl Collector for Sample {
         self.worker_metrics(&mut encoder)?;
         self.policy_metrics(&mut encoder)?;
         super::dns_metrics::encode(&self.dns, &mut encoder)?;
+        super::service_metrics::encode(&self.services, &mut encoder)?;
         self.nat_metrics(&mut encoder)?;
         self.uplink_metrics(&mut encoder)?;
         let mut number = |name: &str, help: &str, kind, value: u64| {
@@ -363,6 +367,11 @@ mod tests {
             },
             connections: ConnectionReport { used: 2, capacity: 10, evicted: 1, refused_quota: 4, refused_full: 0 },
             flows_lost: 9,
+            services: vec![ServiceCounts {
+                service: "shop/web".into(),
+                serving: Some(true),
+                backends: vec![(crate::fabric::balance::choice::BackendState::Unhealthy, 2)],
+            }],
             dns: DnsReport { answers: vec![("cluster", "noerror", 6)], limited: 2, ..DnsReport::default() },
             nat: Stats { mappings: 6, capacity: 100, exhausted: 2, ..Stats::default() },
             nat_addresses: vec![NatAddressSample {
@@ -406,6 +415,7 @@ mod tests {
             "hostweave_conntrack_evictions_total 1",
             "hostweave_conntrack_insert_failures_total{reason=\"quota\"} 4",
             "hostweave_flowlog_lost_events_total 9",
+            "hostweave_service_backends{service=\"shop/web\",state=\"unhealthy\"} 2",
             "hostweave_dns_queries_total{zone=\"cluster\",rcode=\"noerror\"} 6",
             "hostweave_dns_refusals_total{reason=\"limit\"} 2",
             "hostweave_nat_ports_in_use{pool=\"ord1\",address=\"2001:db8::7\",protocol=\"udp\"} 4",

@@ -12,6 +12,7 @@ pub mod flow_record;
 pub mod flow_text;
 pub mod metrics;
 pub mod recorder;
+mod service_metrics;
 pub mod synthetic;
 pub mod time;
 pub mod trace;

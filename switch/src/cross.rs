@@ -113,7 +113,7 @@ fn choose(gateways: &[NextHop], hash: u32) -> Option<MacAddr> {
 fn may_leave(uplink: &Uplink, network: NetworkId, packet: &Packet) -> bool {
     let Some(src) = source(packet) else { return false };
     match uplink.owned.get(&src) {
-        Some(Owned::Nat) => true,
+        Some(Owned::Nat | Owned::Service) => true,
         Some(Owned::Attached { port, .. }) => *port == packet.meta.in_port,
         Some(Owned::Host) => false,
         None => uplink.is_routed_to(src, network),

@@ -111,6 +111,8 @@ pub enum Owned {
     Host,
     /// Of a NAT pool.
     Nat,
+    /// Of a Service: its L4 ports say whose a packet is.
+    Service,
     /// Attached: the port has it on its own NIC, or by 1:1 NAT behind `inside` (IPv4-mapped for IPv4).
     Attached {
         /// The port.

@@ -17,6 +17,7 @@ mod queues;
 mod rates;
 mod restart;
 mod scene;
+mod services;
 mod sockets;
 mod support;
 mod watch;
