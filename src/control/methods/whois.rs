@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::flow::moment;
 use super::nat::{Names, address, lease};
 use crate::config::checked::{Network, PoolType};
-use crate::config::outside::{address_pools, attachments};
+use crate::config::outside::{GivenOf, address_pools, attachments, service as service_of};
 use crate::config::{Kind, ObjectKey};
 use crate::control::controller::Snapshot;
 use crate::control::error::{ErrorKind, RpcError};
@@ -110,15 +110,20 @@ fn service(snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
         .map(|(key, given)| {
             let attached = attachments(&snapshot.set).find(|attachment| attachment.service_key() == *key);
             let port = attached.map(|attachment| attachment.port.key.path());
+            let balances = service_of(&snapshot.set, key).is_some_and(|(_, service)| service.balances());
+            let text = match (&given.of, &port) {
+                (GivenOf::Network(network), _) => format!("cluster address in network {network}"),
+                (GivenOf::Pool(pool), _) if balances => format!("address of a LoadBalancer, of AddressPool {pool}"),
+                (GivenOf::Pool(pool), Some(port)) => format!("attached to port {port}, of AddressPool {pool}"),
+                (GivenOf::Pool(pool), None) => format!("attached to no port, of AddressPool {pool}"),
+            };
             json!({
                 "kind": "service",
                 "name": key.path(),
-                "pool": given.pool,
+                "pool": given.pool(),
+                "network": given.network(),
                 "port": port,
-                "text": match &port {
-                    Some(port) => format!("attached to port {port}, of AddressPool {}", given.pool),
-                    None => format!("attached to no port, of AddressPool {}", given.pool),
-                },
+                "text": text,
             })
         })
         .collect()
