@@ -22,9 +22,10 @@ use tokio::sync::broadcast;
 
 use super::draft::{Draft, orphans, record};
 use super::error::{ErrorKind, RpcError};
-use super::plan::{self, Identity, Objects, Plan};
+use super::plan::{self, Before, Identity, Objects, Plan};
 use super::selector::Selector;
 use crate::config::checked::{Object, Origin};
+use crate::config::desired::system_node;
 use crate::config::outside::ServiceAddresses;
 use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, load_paths, policies};
 use crate::fabric::balance::known::Drained;
@@ -196,8 +197,7 @@ impl Controller {
     pub fn node_name(&self) -> String {
         let snapshot = self.snapshot();
         let host = snapshot.set.of_kind(crate::config::Kind::HostConfig).next();
-        let kernel = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
-        host.map_or_else(kernel, |object| object.key.name.clone())
+        host.map_or_else(system_node, |object| object.key.name.clone())
     }
 
     /// Carries out wishes, all or none.
@@ -262,7 +262,7 @@ impl Controller {
             wanted.stored.remove(&object.key);
             wanted.files.push(Arc::new(object));
         }
-        let plan = plan::plan(&wanted, &before.assignments, &before.services, &self.parts.runtime)?;
+        let plan = plan::plan(&wanted, (&*before).into(), &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
         Ok(self.parts.fabric.draft(&plan.desired)?)
     }
@@ -302,7 +302,7 @@ impl Controller {
         let before = self.snapshot();
         let files = reread(loaded.objects, &writer.files);
         let (objects, batch) = with_files(files, writer.stored.clone(), self.parts.adopt)?;
-        let plan = plan::plan(&objects, &before.assignments, &before.services, &self.parts.runtime)?;
+        let plan = plan::plan(&objects, (&*before).into(), &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
         let changes = difference(&before.set, &plan.set);
         let dubious = policies::dubious(&plan.set, plan.set.iter().map(|(key, _)| key));
@@ -337,7 +337,8 @@ impl Controller {
         };
         let batch = Batch { assignments: of(&assignments), revision: before.revision, ..Batch::default() };
         let back = Batch { assignments: of(&before.assignments), revision: before.revision, ..Batch::default() };
-        let (desired, _) = plan::desired(&before.set, &assignments, &before.services, &self.parts.runtime);
+        let given = Before { assignments: &assignments, ..(&*before).into() };
+        let (desired, _) = plan::desired(&before.set, given, &self.parts.runtime);
         self.parts.store.commit(&batch)?;
         if let Err(error) = self.parts.fabric.apply(&desired) {
             self.parts.store.commit(&back).context("putting the store back")?;
@@ -464,7 +465,8 @@ impl Initial {
         }
         let (objects, batch) = with_files(files.into_iter().map(Arc::new).collect(), stored, adopt)?;
         let Contents { assignments, services, drained, revision, .. } = contents;
-        let plan = plan::plan(&objects, &assignments, &services, runtime)?;
+        let before = Before { assignments: &assignments, services: &services, told: &[] };
+        let plan = plan::plan(&objects, before, runtime)?;
         Ok(Self { objects, plan, batch, assignments, services, drained, revision })
     }
 }
@@ -861,7 +863,7 @@ mod tests {
             in_steps +=
                 u32::from(after.revision > before.revision && Arc::ptr_eq(&after.assignments, &before.assignments));
             let runtime = &host.controller.parts.runtime;
-            let scratch = plan::plan(&host.controller.lock(), &after.assignments, &after.services, runtime).unwrap();
+            let scratch = plan::plan(&host.controller.lock(), (&*after).into(), runtime).unwrap();
             assert_eq!(after.set.iter().count(), scratch.set.iter().count());
             let same = after.set.iter().zip(scratch.set.iter()).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1));
             assert!(same);

@@ -284,6 +284,7 @@ fn parse_key(text: &str) -> Option<ObjectKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::outside::GivenOf;
 
     fn assignment() -> Assignment {
         Assignment {
@@ -298,7 +299,7 @@ mod tests {
 
     fn service() -> (ObjectKey, Vec<Given>) {
         let given = ["203.0.113.7", "2001:db8::7"]
-            .map(|address| Given { address: address.parse().unwrap(), pool: "p".to_owned() });
+            .map(|address| Given { address: address.parse().unwrap(), of: GivenOf::Pool("p".to_owned()) });
         (ObjectKey::new(Kind::Service, Some("shop"), "ip"), given.to_vec())
     }
 

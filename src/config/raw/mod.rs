@@ -7,6 +7,8 @@
 pub mod address_pool;
 pub mod cluster_network_policy;
 pub mod dns;
+pub mod endpoint_slice;
+pub mod health_check;
 pub mod host_config;
 pub mod meta;
 pub mod namespace;
@@ -24,6 +26,7 @@ use serde::{Deserialize, Serialize, de};
 
 pub use address_pool::AddressPool;
 pub use cluster_network_policy::ClusterNetworkPolicy;
+pub use endpoint_slice::EndpointSlice;
 pub use host_config::HostConfig;
 pub use meta::Metadata;
 pub use namespace::{Namespace, Pod};
@@ -51,8 +54,10 @@ pub enum RawObject {
     Port(Port),
     /// Labels of a port, the way Kubernetes writes them.
     Pod(Pod),
-    /// An address that a port can have.
+    /// An address and a name, and the ports behind them.
     Service(Service),
+    /// Backends of a Service without selector.
+    EndpointSlice(EndpointSlice),
     /// Who may talk to the ports of a namespace.
     NetworkPolicy(NetworkPolicy),
     /// What the operator decides for all namespaces.
@@ -71,6 +76,7 @@ impl RawObject {
             RawObject::Port(object) => &object.metadata,
             RawObject::Pod(object) => &object.metadata,
             RawObject::Service(object) => &object.metadata,
+            RawObject::EndpointSlice(object) => &object.metadata,
             RawObject::NetworkPolicy(object) => &object.metadata,
             RawObject::ClusterNetworkPolicy(object) => &object.metadata,
         }
@@ -87,6 +93,7 @@ impl RawObject {
             RawObject::Port(object) => &mut object.metadata,
             RawObject::Pod(object) => &mut object.metadata,
             RawObject::Service(object) => &mut object.metadata,
+            RawObject::EndpointSlice(object) => &mut object.metadata,
             RawObject::NetworkPolicy(object) => &mut object.metadata,
             RawObject::ClusterNetworkPolicy(object) => &mut object.metadata,
         }

@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 
 use super::flow::moment;
 use super::nat::{Names, address, lease};
-use super::service::addresses;
 use crate::config::checked::{Network, PoolType};
-use crate::config::outside::{address_pools, attachments};
+use crate::config::outside::{GivenOf, address_pools, attachments};
 use crate::config::{Kind, ObjectKey};
 use crate::control::controller::Snapshot;
 use crate::control::error::{ErrorKind, RpcError};
 use crate::control::method::Call;
+use crate::fabric::spec::ServiceSpec;
 use crate::observe::synthetic::protocol_name;
 use crate::observe::time::rfc3339;
 
@@ -38,8 +38,7 @@ pub fn run(call: &Call<'_>, params: Run) -> Result<Value, RpcError> {
     let at = moment("at", params.at.as_deref())?;
     let snapshot = call.controller.snapshot();
     let mut owners = ports(&snapshot, asked);
-    owners.extend(balanced(call, &snapshot, asked));
-    owners.extend(service(&snapshot, asked));
+    owners.extend(service(call, &snapshot, asked));
     owners.extend(networks(&snapshot, asked));
     owners.extend(uplink(&snapshot, asked));
     let names = Names::new(&snapshot);
@@ -104,38 +103,8 @@ fn ports(snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
     owners
 }
 
-/// Services that spread the address's connections: one in each network, several with different L4 ports.
-fn balanced(call: &Call<'_>, snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
-    let mut owners = Vec::new();
-    for spec in snapshot.desired.services.iter().filter(|spec| addresses(spec).contains(&asked)) {
-        let public = spec.load_balancer.iter().any(|given| given.address == asked && given.public);
-        let ports = spec.ports.iter().map(|port| {
-            let (first, last) = (port.l4.start(), port.l4.end());
-            let l4 = if first == last { first.to_string() } else { format!("{first}-{last}") };
-            format!("{l4}/{}", protocol_name(port.proto))
-        });
-        let ports = ports.collect::<Vec<_>>().join(", ");
-        let status = call.controller.parts.fabric.service_status(&spec.name);
-        let backends = status.map(|status| status.backends).unwrap_or_default();
-        let taking = backends.iter().filter(|backend| if public { backend.external } else { backend.internal }).count();
-        let place = if public { "public address".to_owned() } else { format!("address in network {}", spec.network) };
-        owners.push(json!({
-            "kind": "service",
-            "name": spec.name,
-            "network": spec.network,
-            "text": format!("{place}, {ports}; {taking} of {} backends take connections", backends.len()),
-        }));
-    }
-    owners
-}
-
-/// A Service whose address is attached to a port.
-fn service(snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
-    let balanced = |key: &ObjectKey| snapshot.desired.services.iter().any(|spec| spec.name == key.path());
+fn service(call: &Call<'_>, snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
     let has = |key: &ObjectKey| {
-        if balanced(key) {
-            return None;
-        }
         snapshot.services.get(key).and_then(|given| given.iter().find(|given| given.address == asked))
     };
     let services = snapshot.set.of_kind(Kind::Service).filter_map(|object| Some((&object.key, has(&object.key)?)));
@@ -143,18 +112,41 @@ fn service(snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
         .map(|(key, given)| {
             let attached = attachments(&snapshot.set).find(|attachment| attachment.service_key() == *key);
             let port = attached.map(|attachment| attachment.port.key.path());
+            let what = match (&given.of, &port) {
+                (GivenOf::Network(network), _) => format!("cluster address in network {network}"),
+                (GivenOf::Pool(pool), Some(port)) => format!("attached to port {port}, of AddressPool {pool}"),
+                (GivenOf::Pool(pool), None) => format!("of AddressPool {pool}"),
+            };
+            let spec = snapshot.desired.services.iter().find(|spec| spec.name == key.path());
             json!({
                 "kind": "service",
                 "name": key.path(),
-                "pool": given.pool,
+                "pool": given.pool(),
+                "network": given.network(),
                 "port": port,
-                "text": match &port {
-                    Some(port) => format!("attached to port {port}, of AddressPool {}", given.pool),
-                    None => format!("attached to no port, of AddressPool {}", given.pool),
+                "text": match spec {
+                    Some(spec) => format!("{what}; {}", balanced(call, spec, asked)),
+                    None => what,
                 },
             })
         })
         .collect()
+}
+
+/// The L4 ports of a Service, and how many of its backends take connections to one of its addresses.
+fn balanced(call: &Call<'_>, spec: &ServiceSpec, address: IpAddr) -> String {
+    let public = spec.load_balancer.iter().any(|given| given.address == address && given.public);
+    let ports = spec.ports.iter().map(|port| {
+        let (first, last) = (port.l4.start(), port.l4.end());
+        let l4 = if first == last { first.to_string() } else { format!("{first}-{last}") };
+        format!("{l4}/{}", protocol_name(port.proto))
+    });
+    let ports = ports.collect::<Vec<_>>().join(", ");
+    let status = call.controller.parts.fabric.service_status(&spec.name);
+    let backends = status.map(|status| status.backends).unwrap_or_default();
+    let of_family = || backends.iter().filter(|backend| backend.address.is_ipv4() == address.is_ipv4());
+    let taking = of_family().filter(|backend| if public { backend.external } else { backend.internal }).count();
+    format!("{ports}; {taking} of {} backends take connections", of_family().count())
 }
 
 /// The range or gateway of a network.
