@@ -9,6 +9,7 @@
 
 pub mod balance;
 pub mod capture;
+mod check;
 mod connections;
 pub mod conntrack;
 mod flows;
@@ -43,7 +44,7 @@ use hostweave_policy::table::Table;
 use hostweave_switch::connection::Connections;
 use hostweave_switch::counters::PortTotals;
 use hostweave_switch::fragment::Fragments;
-use hostweave_switch::limits::{NETWORKS_MAX, PORTS_MAX, WORKERS_MAX};
+use hostweave_switch::limits::WORKERS_MAX;
 use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables};
 use tokio::sync::mpsc;
 
@@ -58,13 +59,14 @@ use crate::worker::watch::Watch;
 use crate::worker::{Shared, WorkerStats};
 use balance::Balance;
 use balance::lifecycle::PortNews;
+use check::check;
 use ids::IdPool;
 use mailbox::Message;
 use plane::Plane;
 use port::PortRuntime;
 use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Ports, Timeouts};
 use start::{Seat, or_abort, start_worker};
-use uplink::owned::{self, Outside};
+use uplink::owned::Outside;
 use uplink::{Attended, UplinkRuntime};
 pub use what_if::{Affected, AffectedFlow, DeniedFlow, Impact, Picture};
 
@@ -574,45 +576,6 @@ impl State {
             held
         });
     }
-}
-
-/// Contradictions that control should have caught; checked again because everything below relies on it.
-fn check(desired: &Desired) -> anyhow::Result<()> {
-    if desired.networks.len() > NETWORKS_MAX {
-        bail!("{} networks are more than this host's limit of {NETWORKS_MAX}", desired.networks.len());
-    }
-    if desired.ports.len() + desired.networks.len() + usize::from(desired.uplink.is_some()) > PORTS_MAX {
-        bail!("{} ports are more than this host's limit of {PORTS_MAX}", desired.ports.len());
-    }
-    owned::refuse_shared(desired)?;
-    let networks: HashSet<&str> = desired.networks.iter().map(|network| network.name.as_str()).collect();
-    let mut names = HashSet::new();
-    let mut owners = HashSet::new();
-    for port in &desired.ports {
-        if !networks.contains(port.network.as_str()) {
-            bail!("port {}: network {:?} does not exist", port.full_name(), port.network);
-        }
-        if !names.insert(port.full_name()) {
-            bail!("port {} is there twice", port.full_name());
-        }
-        for address in port.addresses() {
-            if !owners.insert((port.network.as_str(), address)) {
-                bail!("port {}: address {address} of network {} has another owner", port.full_name(), port.network);
-            }
-        }
-    }
-    for service in &desired.services {
-        if !networks.contains(service.network.as_str()) {
-            bail!("Service {}: network {:?} does not exist", service.name, service.network);
-        }
-        let inside = service.load_balancer.iter().filter(|given| !given.public).map(|given| given.address);
-        if let Some(address) =
-            service.cluster.iter().copied().chain(inside).find(|at| owners.contains(&(service.network.as_str(), *at)))
-        {
-            bail!("Service {}: address {address} of network {} is a port's", service.name, service.network);
-        }
-    }
-    Ok(())
 }
 
 fn report(stats: &WorkerStats) -> WorkerReport {

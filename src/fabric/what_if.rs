@@ -290,6 +290,8 @@ struct Known {
     pools: Arc<Pools>,
     /// What is known of Services' backends.
     facts: Facts,
+    /// Services as they are: most of their tables are those of the draft.
+    services: Arc<Services>,
     /// Identities of the ports' objects: another one of the same name is another port.
     specs: HashMap<String, uuid::Uuid>,
 }
@@ -309,7 +311,8 @@ impl Known {
             (uplink.table(), Arc::clone(network), Arc::clone(uplink.port()))
         });
         let (pools, facts) = (Arc::clone(&state.pools), state.balance.facts().clone());
-        Self { networks, ports, epoch, crossings, specs, uplink, pools, facts }
+        let services = Arc::clone(&state.services);
+        Self { networks, ports, epoch, crossings, specs, uplink, pools, facts, services }
     }
 
     fn draft(&self, desired: &Desired) -> Picture {
@@ -366,7 +369,7 @@ impl Known {
         // What pools would become is known when they are asked for: compiling them is a change.
         let pools = Arc::clone(&self.pools);
         let frontends = balance::draft(&self.facts, &desired.networks, &desired.services);
-        let services = Arc::new(Services::compile(&frontends, None));
+        let services = Arc::new(Services::compile(&frontends, Some(&self.services)));
         let plane = Plane { tables, policy, pools, services, ..Plane::default() };
         Picture { plane: Arc::new(plane), world: Arc::new(world) }
     }

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::super::connections::allocate_translations;
 use super::super::spec::{Desired, FabricEvent};
 use super::super::{Inner, State};
 use super::News;
@@ -153,6 +154,10 @@ impl Inner {
                 Arc::new(old.replace(&settled.frontends))
             };
             state.bump_crossings();
+            // Their connections are translated.
+            if !state.services.is_empty() && self.connections.translatable() == 0 {
+                allocate_translations(&self.connections);
+            }
         }
         settled.news.drain(..).for_each(|news| self.event(event_of(news)));
         settled.is_visible()
