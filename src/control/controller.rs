@@ -147,6 +147,8 @@ pub struct Controller {
     writer: Mutex<Objects>,
     changes: broadcast::Sender<Arc<ObjectChange>>,
     reload_failure: Mutex<Option<String>>,
+    /// Drained backends as the store has them. Only under the writer's lock.
+    drained: Mutex<BTreeSet<Drained>>,
 }
 
 impl Controller {
@@ -167,6 +169,7 @@ impl Controller {
             writer: Mutex::new(Objects::default()),
             changes: broadcast::Sender::new(CHANGES_BACKLOG_MAX),
             reload_failure: Mutex::new(None),
+            drained: Mutex::new(initial.drained.clone()),
         };
         {
             let mut writer = controller.lock();
@@ -367,11 +370,21 @@ impl Controller {
         let mut all: BTreeSet<Drained> = fabric.drained().into_iter().collect();
         let changed = if drained { all.insert(what.clone()) } else { all.remove(&what) };
         if changed {
-            let revision = self.snapshot().revision;
-            self.parts.store.commit(&Batch { drained: Some(all), revision, ..Batch::default() })?;
+            self.remember_drained(all)?;
             fabric.drain(what, drained);
         }
         Ok(changed)
+    }
+
+    /// Writes which backends are drained, if the store has others.
+    fn remember_drained(&self, all: BTreeSet<Drained>) -> Result<(), crate::store::Error> {
+        let mut known = self.drained.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != all {
+            let batch = Batch { drained: Some(all.clone()), revision: self.snapshot().revision, ..Batch::default() };
+            self.parts.store.commit(&batch)?;
+            *known = all;
+        }
+        Ok(())
     }
 
     /// Writes, hands to the packet path, publishes, tells.
@@ -409,6 +422,10 @@ impl Controller {
         let Plan { set, assignments, services, problems, warnings, desired, .. } = plan;
         let snapshot = Snapshot { set, assignments, services, identities, revision, problems, warnings, desired };
         self.snapshot.store(Arc::new(snapshot));
+        // Those of ports and Services that are gone were let off.
+        if let Err(error) = self.remember_drained(self.parts.fabric.drained().into_iter().collect()) {
+            tracing::warn!(%error, "drained backends that are gone may be drained again after a restart");
+        }
         self.tell(revision, changes);
         Ok(())
     }
@@ -872,6 +889,26 @@ mod tests {
             assert_eq!(format!("{:?}", after.warnings), format!("{:?}", scratch.warnings));
         }
         assert!(in_steps > 20, "{in_steps}");
+    }
+
+    #[test]
+    fn what_was_drained_survives_a_restart_and_goes_with_the_port() {
+        let host = host(tempfile::tempdir().unwrap());
+        let service = "---\n{apiVersion: v1, kind: Service, metadata: {name: web}, \
+                       spec: {selector: {app: web}, ports: [{port: 80}]}}\n";
+        let port = port("a").replace("{name: a}", "{name: a, labels: {app: web}}");
+        host.apply(&[NETWORK, &port, service].concat()).unwrap();
+        let what = Drained { backend: "default/a".to_owned(), service: Some("default/web".to_owned()) };
+        assert!(host.controller.drain(what.clone(), true).unwrap());
+        assert!(!host.controller.drain(what.clone(), true).unwrap(), "it is already");
+        let host = host.restarted();
+        assert_eq!(host.controller.parts.fabric.drained(), [what.clone()]);
+        let gone = Edit::Delete { key: ObjectKey::port("default", "a"), must_exist: true };
+        host.controller.edit(vec![gone], &EditOptions::default()).unwrap();
+        host.apply(&port).unwrap();
+        assert!(host.controller.parts.fabric.drained().is_empty(), "another port of that name");
+        let host = host.restarted();
+        assert!(!host.controller.drain(what, false).unwrap());
     }
 
     #[test]
