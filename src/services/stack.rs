@@ -37,6 +37,8 @@ pub const CONNECTIONS_PER_PEER_MAX: usize = 128;
 pub const BACKLOG_MAX: usize = 128;
 /// Octets that a connection buffers in each direction.
 pub const STREAM_BUFFER_LEN: usize = 32 * 1024;
+/// The same of one that is opened for a short exchange.
+pub const BRIEF_BUFFER_LEN: usize = 4 * 1024;
 /// How long the other side may take for the handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may take to end after its stream was dropped.
@@ -78,6 +80,15 @@ impl Listening {
             waker.wake();
         }
     }
+}
+
+/// What becomes of a connection when its stream is dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// It ends in order, unless octets were left unread.
+    Close,
+    /// It is reset.
+    Reset,
 }
 
 /// Who has a connection now.
@@ -240,7 +251,7 @@ impl Stack {
         if listening.opening + listening.ready.len() >= BACKLOG_MAX || !self.make_room(tuple.remote.ip()) {
             return false;
         }
-        let mut socket = new_socket();
+        let mut socket = new_socket(STREAM_BUFFER_LEN);
         if socket.listen((tuple.local.ip(), tuple.local.port())).is_err() {
             return false;
         }
@@ -276,12 +287,12 @@ impl Stack {
     }
 
     /// Opens a connection to a guest.
-    pub fn connect(&mut self, from: IpAddr, to: SocketAddr) -> Option<(SocketHandle, Tuple)> {
+    pub fn connect(&mut self, from: IpAddr, to: SocketAddr, buffer_len: usize) -> Option<(SocketHandle, Tuple)> {
         if !self.make_room(to.ip()) {
             return None;
         }
         let tuple = self.ephemeral(from, to)?;
-        let mut socket = new_socket();
+        let mut socket = new_socket(buffer_len);
         socket.connect(self.interface.context(), (to.ip(), to.port()), (from, tuple.local.port())).ok()?;
         Some((self.insert(socket, tuple, Owner::Held), tuple))
     }
@@ -332,9 +343,10 @@ impl Stack {
 
     /// A stream was dropped: ends its connection in order, or by a reset when octets were left unread (RFC 2525
     /// §2.17: the other side must learn that they were lost).
-    pub fn release(&mut self, handle: SocketHandle) {
+    pub fn release(&mut self, handle: SocketHandle, end: End) {
         let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
-        if socket.recv_queue() > 0 || matches!(socket.state(), State::SynSent | State::SynReceived) {
+        if end == End::Reset || socket.recv_queue() > 0 || matches!(socket.state(), State::SynSent | State::SynReceived)
+        {
             socket.abort();
         } else {
             socket.close();
@@ -419,8 +431,8 @@ impl Stack {
 /// Ports for connections of ours (RFC 6335 §6).
 const EPHEMERAL: std::ops::RangeInclusive<u16> = 49_152..=65_535;
 
-fn new_socket() -> tcp::Socket<'static> {
-    let buffer = || tcp::SocketBuffer::new(vec![0; STREAM_BUFFER_LEN]);
+fn new_socket(buffer_len: usize) -> tcp::Socket<'static> {
+    let buffer = || tcp::SocketBuffer::new(vec![0; buffer_len]);
     let mut socket = tcp::Socket::new(buffer(), buffer());
     socket.set_keep_alive(Some(KEEP_ALIVE));
     socket.set_timeout(Some(SILENCE_MAX));

@@ -7,6 +7,7 @@ mod cluster_policy;
 mod dns;
 mod established;
 mod floods;
+mod health;
 mod hostile;
 mod idle;
 mod migration;

@@ -11,7 +11,9 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::Target;
-use super::{ping, tcp, udp};
+use super::dialer::Dialer;
+use super::tls::Tls;
+use super::{grpc, http, ping, tcp, udp};
 use crate::fabric::spec::HealthCheck;
 use crate::services::sockets::Sockets;
 
@@ -26,32 +28,36 @@ pub type Prober = Arc<dyn Check>;
 
 /// Checks targets. Tests have others than [`Checks`].
 pub trait Check: Send + Sync {
-    /// Asks the target once. Whoever calls gives up at the target's timeout.
+    /// Asks the target once. Over at the target's timeout, from when there was room for the check.
     fn check<'a>(&'a self, target: &'a Target) -> Checking<'a>;
 }
 
 /// All kinds of checks.
 pub struct Checks {
     sockets: Sockets,
+    dialer: Dialer,
+    tls: Tls,
 }
 
 impl Checks {
     /// Checks through these sockets.
     pub fn new(sockets: Sockets) -> Self {
-        Self { sockets }
+        Self { dialer: Dialer::new(sockets.clone()), tls: Tls::new(), sockets }
     }
 }
 
 impl Check for Checks {
     fn check<'a>(&'a self, target: &'a Target) -> Checking<'a> {
-        let deadline = Deadline::new(target.timeout());
+        let Self { sockets, dialer, tls } = self;
         match &target.spec.check {
-            HealthCheck::Tcp => Box::pin(tcp::check(&self.sockets, target, deadline)),
-            HealthCheck::Icmp => Box::pin(ping::check(&self.sockets, target, deadline)),
-            HealthCheck::Udp { send, expect } => Box::pin(udp::check(&self.sockets, target, send, expect, deadline)),
-            HealthCheck::Http { .. } | HealthCheck::Grpc { .. } => {
-                Box::pin(async { Err("HTTP and gRPC cannot be checked".into()) })
+            HealthCheck::Tcp => Box::pin(tcp::check(sockets, target)),
+            HealthCheck::Icmp => Box::pin(ping::check(sockets, target)),
+            HealthCheck::Udp { send, expect } => Box::pin(udp::check(sockets, target, send, expect)),
+            HealthCheck::Http { tls: secure, path, host, statuses } => {
+                let tls = secure.then_some(tls);
+                Box::pin(http::check(dialer, target, tls, path, host.as_deref(), statuses))
             }
+            HealthCheck::Grpc { service } => Box::pin(grpc::check(dialer, target, service)),
         }
     }
 }
@@ -65,7 +71,8 @@ pub struct Deadline {
 
 impl Deadline {
     /// The deadline of a check that begins now.
-    pub fn new(timeout: Duration) -> Self {
+    pub fn new(target: &Target) -> Self {
+        let timeout = target.timeout();
         Self { at: Instant::now() + timeout, timeout }
     }
 
@@ -91,6 +98,7 @@ pub fn explain(error: &io::Error) -> Cow<'static, str> {
         io::ErrorKind::HostUnreachable => format!("unreachable ({error})").into(),
         io::ErrorKind::AddrNotAvailable => "the network's gateway has no address of that IP version".into(),
         io::ErrorKind::QuotaExceeded => "too many checks wait for answers in this network".into(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection reset".into(),
         io::ErrorKind::NotConnected | io::ErrorKind::NotFound => "the network is gone".into(),
         _ => error.to_string().into(),
     }

@@ -17,11 +17,17 @@
 //! (SEMANTICS NP28). Whatever a backend does, a check is over at its timeout.
 
 mod check;
+mod dialer;
+mod grpc;
+mod http;
+#[cfg(test)]
+mod peer_tests;
 mod ping;
 mod schedule;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod udp;
 mod verdict;
 mod watch;

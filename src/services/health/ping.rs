@@ -5,7 +5,8 @@ use super::check::{Deadline, Finding, explain, ident};
 use crate::services::sockets::{Question, Sockets};
 
 /// Asks once.
-pub async fn check(sockets: &Sockets, target: &Target, deadline: Deadline) -> Finding {
+pub async fn check(sockets: &Sockets, target: &Target) -> Finding {
+    let deadline = Deadline::new(target);
     let asked = sockets.ask(&target.network, target.address, ident(target), Question::Echo);
     let asked = asked.map_err(|error| explain(&error))?;
     let answer = deadline.step("no echo reply", asked.answer()).await?;

@@ -8,7 +8,8 @@ use super::check::{Deadline, Finding, explain, ident};
 use crate::services::sockets::{Question, Sockets};
 
 /// Asks once.
-pub async fn check(sockets: &Sockets, target: &Target, deadline: Deadline) -> Finding {
+pub async fn check(sockets: &Sockets, target: &Target) -> Finding {
+    let deadline = Deadline::new(target);
     let question = Question::Connect(target.l4);
     let asked =
         sockets.ask(&target.network, target.address, ident(target), question).map_err(|error| explain(&error))?;

@@ -158,7 +158,7 @@ impl Check for Told {
         self.asked.fetch_add(1, Ordering::Relaxed);
         Box::pin(async {
             self.under_way.fetch_add(1, Ordering::Relaxed);
-            let deadline = check::Deadline::new(target.timeout());
+            let deadline = check::Deadline::new(target);
             let answer = async {
                 if self.hangs.load(Ordering::Relaxed) {
                     std::future::pending::<()>().await;

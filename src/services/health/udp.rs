@@ -8,7 +8,8 @@ use crate::services::sockets::{Answer, Question, Sockets};
 const SHOWN: usize = 32;
 
 /// Asks once.
-pub async fn check(sockets: &Sockets, target: &Target, send: &[u8], expect: &[u8], deadline: Deadline) -> Finding {
+pub async fn check(sockets: &Sockets, target: &Target, send: &[u8], expect: &[u8]) -> Finding {
+    let deadline = Deadline::new(target);
     let question = Question::Datagram(target.l4, send);
     let asked =
         sockets.ask(&target.network, target.address, ident(target), question).map_err(|error| explain(&error))?;
