@@ -98,7 +98,7 @@ fn table(backends: &[Value]) -> String {
             state,
             takes.to_owned(),
             cell(backend, "/connections"),
-            cell(backend, "/reason"),
+            cell(backend, "/check/last/reason"),
         ]
     });
     let header = ["BACKEND", "ADDRESS", "PORT", "PROTO", "WEIGHT", "STATE", "NEW", "CONNECTIONS", "LAST CHECK"];
@@ -158,7 +158,7 @@ mod tests {
     fn backends_and_changes_as_people_read_them() {
         let backend = json!({
             "backend": "shop/web-0", "portName": "http", "protocol": "tcp", "address": "2001:db8::10", "l4Port": 8080,
-            "weight": 1, "state": "drained", "internal": false, "external": false, "reason": null, "connections": 7,
+            "weight": 1, "state": "drained", "internal": false, "external": false, "check": null, "connections": 7,
             "drainedOf": "this Service",
         });
         let text = table(&[backend]);

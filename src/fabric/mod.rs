@@ -513,6 +513,16 @@ impl Inner {
         self.swap(state, plane);
     }
 
+    /// Publishes Services that changed, with everything else as it is: backends come and go more often than policies.
+    fn publish_services(&self, state: &mut State) {
+        state.revision += 1;
+        let mut plane = Plane::clone(&self.plane.load());
+        plane.tables.revision = state.revision;
+        plane.tables.crossings = state.crossings;
+        plane.services = Arc::clone(&state.services);
+        self.hand_over(state, plane);
+    }
+
     /// Gives a plane its epochs and policies, swaps the pointer and tells the workers.
     fn swap(&self, state: &mut State, mut plane: Plane) {
         state.epochs_of(&mut plane.tables, &self.plane.load().tables);
@@ -521,6 +531,11 @@ impl Inner {
         plane.services = Arc::clone(&state.services);
         plane.world = Arc::clone(&state.world);
         plane.policy_revision = state.policy_revision;
+        self.hand_over(state, plane);
+    }
+
+    /// Swaps the pointer and tells the workers.
+    fn hand_over(&self, state: &mut State, plane: Plane) {
         state.retired.push(self.plane.swap(Arc::new(plane)));
         for worker in &self.workers {
             worker.mailbox.send(Message::PlaneChanged);

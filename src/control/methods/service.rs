@@ -15,6 +15,7 @@ use crate::fabric::balance::report::{BackendStatus, ServiceStatus};
 use crate::fabric::spec::ServiceSpec;
 use crate::observe::synthetic::protocol_name;
 use crate::observe::time::rfc3339;
+use crate::services::health::TargetReport;
 
 /// Parameters of methods that concern one Service.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -93,8 +94,21 @@ fn view(backend: &BackendStatus) -> Value {
         "state": backend.state.name(),
         "internal": backend.internal,
         "external": backend.external,
-        "reason": backend.reason.as_deref(),
+        "check": backend.check.as_ref().map(check_view),
     })
+}
+
+/// What came of a backend's checks so far.
+fn check_view(report: &TargetReport) -> Value {
+    let last = report.last.as_ref().map(|last| {
+        json!({
+            "time": rfc3339(last.at),
+            "seconds": last.took.as_secs_f64(),
+            "passed": last.passed,
+            "reason": &*last.reason,
+        })
+    });
+    json!({"checks": report.checks, "failures": report.failures, "contrary": report.contrary, "last": last})
 }
 
 fn history(status: &ServiceStatus) -> Vec<Value> {

@@ -108,7 +108,7 @@ impl Inner {
     pub(in crate::fabric) fn republish_services(&self, state: &mut State) -> bool {
         let told = self.settle_services(state);
         if told {
-            self.publish_policy(state);
+            self.publish_services(state);
         }
         told
     }

@@ -15,6 +15,7 @@ use super::choice::{Audience, BackendState, active};
 use super::history::Change;
 use super::known::{Check, Drained};
 use super::{Balance, Held};
+use crate::services::health::{Target, TargetReport};
 
 /// A Service as it is now.
 #[derive(Clone, Debug)]
@@ -50,8 +51,10 @@ pub struct BackendStatus {
     pub internal: bool,
     /// Whether those of others do.
     pub external: bool,
-    /// What its checks found last; `None` without checks and before the first.
-    pub reason: Option<Arc<str>>,
+    /// What is asked of it; `None` for nothing.
+    pub target: Option<Arc<Target>>,
+    /// What came of that.
+    pub check: Option<TargetReport>,
 }
 
 /// How many backends a Service has.
@@ -68,7 +71,11 @@ pub struct ServiceCounts {
 impl Fabric {
     /// A Service with its backends, by `namespace/name`.
     pub fn service_status(&self, name: &str) -> Option<ServiceStatus> {
-        self.inner.lock().balance.status(name)
+        let mut status = self.inner.lock().balance.status(name)?;
+        for backend in &mut status.backends {
+            backend.check = backend.target.as_ref().and_then(|target| self.inner.health.target(target));
+        }
+        Some(status)
     }
 
     /// Connections of a Service by backend: protocol, its address and L4 port, how many. Looks at every connection.
@@ -129,8 +136,8 @@ impl Balance {
             let takes = |audience| takes(held, &endpoints, audience);
             let (internal, external) = (takes(Audience::Internal), takes(Audience::External));
             for (at, (endpoint, state)) in endpoints.iter().enumerate() {
-                let verdict = match checks.get(at) {
-                    Some(Check::Target(target)) => self.facts.verdict(target),
+                let target = match checks.get(at) {
+                    Some(Check::Target(target)) => Some(Arc::clone(target)),
                     _ => None,
                 };
                 backends.push(BackendStatus {
@@ -144,9 +151,8 @@ impl Balance {
                     state: *state,
                     internal: internal.get(at) == Some(&true),
                     external: external.get(at) == Some(&true),
-                    reason: verdict
-                        .filter(|verdict| verdict.healthy.is_some())
-                        .map(|verdict| Arc::clone(&verdict.reason)),
+                    target,
+                    check: None,
                 });
             }
         }
