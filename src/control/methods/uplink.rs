@@ -50,6 +50,10 @@ fn owner_of(snapshot: &Snapshot, address: IpAddr, owner: &Owned) -> Value {
             let pool = nat_pools(&snapshot.set).find(has).map(|(object, _)| object.key.name.as_str());
             json!({"address": address, "owner": "natPool", "name": pool})
         }
+        Owned::Service => {
+            let service = snapshot.services.iter().find(|(_, given)| given.iter().any(|one| one.address == address));
+            json!({"address": address, "owner": "service", "name": service.map(|(key, _)| key.path())})
+        }
         Owned::Attached { inside, .. } => {
             let service = snapshot.services.iter().find(|(_, given)| given.iter().any(|one| one.address == address));
             let port = service
