@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hostweave_nat::service::hash::of_tuple;
-use hostweave_nat::service::{Affinity, Asking, Backend, FrontendSpec, Lookup, Refusal, Services};
+use hostweave_nat::service::{Asking, Backend, FrontendSpec, Lookup, Refusal, Services};
 
 const SERVICES: u32 = 10_000;
 const BACKENDS: u32 = 10;
@@ -93,7 +93,6 @@ fn main() {
 /// What a new connection pays.
 fn lookups(services: &Services) {
     const COUNT: u32 = 1 << 20;
-    let affinity = Affinity::default();
     let start = Instant::now();
     for i in 0..COUNT {
         black_box(services.lookup(100, address(0x0b00_0000, i % SERVICES), TCP, 80));
@@ -105,7 +104,7 @@ fn lookups(services: &Services) {
         let Lookup::Frontend(frontend) = services.lookup(100, dst, TCP, 80) else { panic!("not found") };
         let hash = of_tuple(1, dst, i as u16, 80, TCP);
         let asking = Asking { hash, client: 1, l4: 80, attempt: 0, now: 1 };
-        black_box(frontend.choose(&asking, &affinity).expect("a backend"));
+        black_box(frontend.choose(&asking).expect("a backend"));
     }
     println!("look up and choose, at random  {:>12.1?} each", start.elapsed() / COUNT);
 }

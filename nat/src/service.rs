@@ -14,7 +14,7 @@ mod frontend;
 mod group;
 
 pub use affinity::Affinity;
-pub use frontend::{Asking, Chosen, Frontend, NoBackend, Standing, Why};
+pub use frontend::{Asking, Chosen, Frontend, Standing, Why};
 pub use maglev::Maglev;
 pub use model::{Backend, FrontendSpec, Refusal};
 pub use table::{Lookup, Services, Sizes};

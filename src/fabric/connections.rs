@@ -227,7 +227,7 @@ impl Inner {
                 Some(translation) => {
                     knows(entry.in_port, entry.vni)
                         && knows(entry.out_port, translation.vni)
-                        && self.hold_again(&state.pools, entry)
+                        && self.hold_again(&state.pools, outside, entry)
                 }
             };
             if right { Claim::Keep } else { Claim::Forget }

@@ -116,7 +116,8 @@ pub struct Plane {
     pub policy: Arc<Table>,
     /// Who has NAT addresses.
     pub pools: Arc<Pools>,
-    /// Services.
+    /// Addresses of Services, and who stands behind them. What changes here changes [`Tables::crossings`];
+    /// connections to them cross, so records need translations.
     pub services: Arc<Services>,
     /// What that was compiled from: names and labels, for those who explain. Not for workers.
     pub world: Arc<World>,

@@ -25,8 +25,10 @@ pub mod rewrite;
 pub mod route;
 #[allow(unsafe_code, reason = "mappings that outlive the process")]
 pub mod shared;
+mod sctp;
 pub mod stage;
 pub mod tables;
+pub mod tcp_reset;
 pub mod tcp_track;
 #[cfg(test)]
 mod testing;

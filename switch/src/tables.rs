@@ -111,7 +111,7 @@ pub enum Owned {
     Host,
     /// Of a NAT pool.
     Nat,
-    /// Of a Service: its L4 ports say whose a packet is.
+    /// A Service's: connections to it go to its backends.
     Service,
     /// Attached: the port has it on its own NIC, or by 1:1 NAT behind `inside` (IPv4-mapped for IPv4).
     Attached {

@@ -24,7 +24,7 @@ const SETS_PER_LOCK: usize = CLIENTS_MAX / WAYS / LOCKS;
 type Entry = [u64; 5];
 type Set = [Entry; WAYS];
 
-/// Which backend whose clients had. Shared by all workers, and kept over changes of tables.
+/// Which client had which backend. Shared by all workers, and kept over changes of tables.
 pub struct Affinity {
     shards: Box<[Mutex<Box<[Set]>>]>,
     /// Clients that found no place.
@@ -35,6 +35,12 @@ impl Default for Affinity {
     fn default() -> Self {
         let shard = |_| Mutex::new(vec![[[0; 5]; WAYS]; SETS_PER_LOCK].into_boxed_slice());
         Self { shards: (0..LOCKS).map(shard).collect(), forgotten: AtomicU64::new(0) }
+    }
+}
+
+impl std::fmt::Debug for Affinity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Affinity").field("forgotten", &self.forgotten).finish_non_exhaustive()
     }
 }
 

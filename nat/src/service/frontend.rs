@@ -1,7 +1,7 @@
 //! One address and range of L4 ports of a Service: which backend a new connection gets, and whether one that has begun may go on.
 
 use std::net::Ipv6Addr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use hostweave_switch::wire::proto;
 
@@ -15,6 +15,8 @@ use super::model::{Backend, FrontendSpec, Refusal};
 pub struct Frontend {
     pub(crate) spec: FrontendSpec,
     pub(crate) group: Arc<Group>,
+    /// `sessionAffinity`: for how many seconds, and what is remembered.
+    affinity: Option<(u32, Arc<Affinity>)>,
     /// Of the Service and the name of its L4 port: clients keep their backends per L4 port of a Service, over all of its addresses,
     /// as kube-proxy has it.
     identity: u64,
@@ -25,7 +27,7 @@ pub struct Frontend {
 pub struct Asking {
     /// [`of_tuple`](super::hash::of_tuple) of the connection.
     pub hash: u64,
-    /// The address it comes from, IPv4-mapped for IPv4.
+    /// Its address, IPv4-mapped for IPv4.
     pub client: u128,
     /// The L4 port that it asks for.
     pub l4: u16,
@@ -59,15 +61,6 @@ pub enum Why {
     Affinity,
 }
 
-/// Why a connection gets none.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum NoBackend {
-    /// The client may not use it (`loadBalancerSourceRanges`, SEMANTICS SV18).
-    Source,
-    /// None takes new connections (SEMANTICS SV16).
-    NoneActive(Refusal),
-}
-
 /// How a connection stands whose Service may have changed since it began.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Standing {
@@ -80,9 +73,11 @@ pub enum Standing {
 }
 
 impl Frontend {
-    pub(crate) fn new(spec: FrontendSpec, group: Arc<Group>) -> Self {
+    /// `affinity` is what frontends share whose clients keep their backends.
+    pub(crate) fn new(spec: FrontendSpec, group: Arc<Group>, affinity: &OnceLock<Arc<Affinity>>) -> Self {
         let identity = hash::of_port(&spec.service, &spec.port_name);
-        Self { spec, group, identity }
+        let shared = |seconds| (seconds, Arc::clone(affinity.get_or_init(Arc::default)));
+        Self { affinity: spec.affinity_s.map(shared), spec, group, identity }
     }
 
     /// What it was compiled from.
@@ -101,30 +96,27 @@ impl Frontend {
     }
 
     /// The backend of a new connection. With `sessionAffinity` the client's own, if that takes new connections; otherwise the table's,
-    /// by the client's address.
+    /// by the client's address. Whether the client [may](Self::admits) is not looked at.
     ///
     /// # Errors
-    /// See [`NoBackend`].
-    pub fn choose(&self, asking: &Asking, affinity: &Affinity) -> Result<Chosen<'_>, NoBackend> {
-        if !self.admits(asking.client) {
-            return Err(NoBackend::Source);
-        }
+    /// None takes new connections: what the client gets (SEMANTICS SV16).
+    pub fn choose(&self, asking: &Asking) -> Result<Chosen<'_>, Refusal> {
         let group = &*self.group;
-        if let Some(timeout) = self.spec.affinity_s
+        if let Some((timeout, affinity)) = &self.affinity
             && asking.attempt == 0
-            && let Some(name) = affinity.find(self.identity, asking.client, asking.now, timeout)
+            && let Some(name) = affinity.find(self.identity, asking.client, asking.now, *timeout)
             && let Some(index) = group.named(name)
             && let Some(backend) = group.backends.get(index)
         {
             return Ok(self.chosen(backend, asking, Why::Affinity));
         }
-        let hash = match self.spec.affinity_s {
+        let hash = match self.affinity {
             Some(_) => hash::of_client(self.identity, asking.client),
             None => asking.hash,
         };
         let index = group.table.pick(hash::again(hash, asking.attempt));
         let backend = index.and_then(|index| group.backends.get(usize::from(index)));
-        let backend = backend.ok_or(NoBackend::NoneActive(self.spec.refusal))?;
+        let backend = backend.ok_or(self.spec.refusal)?;
         Ok(self.chosen(backend, asking, Why::Maglev))
     }
 
@@ -134,18 +126,26 @@ impl Frontend {
     }
 
     /// Remembers that a connection of `client` has begun with the backend `name` (SEMANTICS SV10). Nothing without `sessionAffinity`.
-    pub fn begun(&self, client: u128, name: &str, affinity: &Affinity, now: u32) {
-        if let Some(timeout) = self.spec.affinity_s {
-            affinity.keep(self.identity, client, hash::of_name(name), now, timeout);
+    pub fn begun(&self, client: u128, name: &str, now: u32) {
+        if let Some((timeout, affinity)) = &self.affinity {
+            affinity.keep(self.identity, client, hash::of_name(name), now, *timeout);
         }
+    }
+
+    /// The backend with this address, and this L4 port for who asked for `l4` of the frontend.
+    pub fn backend(&self, l4: u16, address: u128, backend_l4: u16) -> Option<&Backend> {
+        // One address may be listed twice, by two names.
+        let of = self.group.at(address).filter(|(_, backend)| backend.l4.unwrap_or(l4) == backend_l4);
+        of.map(|(_, backend)| backend).max_by_key(|backend| backend.active)
     }
 
     /// How a connection to L4 port `l4` of the frontend stands that goes to a backend's `address` and L4 port `backend_l4`.
     pub fn standing(&self, l4: u16, address: u128, backend_l4: u16) -> Standing {
-        let of = self.group.at(address).filter(|(_, backend)| backend.l4.unwrap_or(l4) == backend_l4);
-        // One address may be listed twice, by two names.
-        let standing = |backend: &Backend| if backend.active { Standing::Active } else { Standing::Draining };
-        of.map(|(_, backend)| standing(backend)).min_by_key(|of| *of == Standing::Draining).unwrap_or(Standing::Gone)
+        match self.backend(l4, address, backend_l4) {
+            Some(backend) if backend.active => Standing::Active,
+            Some(_) => Standing::Draining,
+            None => Standing::Gone,
+        }
     }
 }
 

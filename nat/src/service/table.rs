@@ -2,11 +2,12 @@
 
 use std::hash::BuildHasher;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashTable};
 
+use super::affinity::Affinity;
 use super::frontend::{Frontend, Standing};
 use super::group::{Group, Pool};
 use super::model::{Backend, FrontendSpec};
@@ -20,8 +21,16 @@ pub struct Services {
     /// By the hash of scope and address.
     shards: Box<[Arc<HashTable<Entry>>]>,
     hasher: RandomState,
-    pool: Arc<Pool>,
+    shared: Arc<Shared>,
     addresses: usize,
+}
+
+/// What Services of now have in common with those of before and after.
+#[derive(Default)]
+struct Shared {
+    pool: Pool,
+    /// Since there is a frontend that asks for it.
+    affinity: OnceLock<Arc<Affinity>>,
 }
 
 #[derive(Clone)]
@@ -67,31 +76,31 @@ impl Default for Services {
         Self {
             shards: vec![Arc::default(); SHARDS].into_boxed_slice(),
             hasher: RandomState::default(),
-            pool: Arc::default(),
+            shared: Arc::default(),
             addresses: 0,
         }
     }
 }
 
 impl Services {
-    /// Compiles `specs`. Tables of backends that `previous` has too are taken from there. Where two specs claim the same L4 port of an
+    /// Compiles `specs`. Tables of backends that `previous` has too are taken from there, and what is remembered of clients. Where two specs claim the same L4 port of an
     /// address, the narrower range has it, then the Service whose name comes first.
     pub fn compile(specs: &[FrontendSpec], previous: Option<&Self>) -> Self {
         let mut this = Self::default();
         if let Some(previous) = previous {
-            (this.hasher, this.pool) = (previous.hasher.clone(), Arc::clone(&previous.pool));
+            (this.hasher, this.shared) = (previous.hasher.clone(), Arc::clone(&previous.shared));
         }
         let mut groups = Groups::default();
         let mut by_address: HashMap<(u32, u128), Vec<Arc<Frontend>>, RandomState> = HashMap::default();
         for spec in specs {
             let old = previous.and_then(|previous| previous.frontend(spec));
-            let frontend = groups.frontend(spec, old, &this.pool);
+            let frontend = groups.frontend(spec, old, &this.shared);
             by_address.entry((spec.scope, spec.address)).or_default().push(frontend);
         }
         for ((scope, address), frontends) in by_address {
             this.put(scope, address, frontends);
         }
-        this.pool.sweep();
+        this.shared.pool.sweep();
         this
     }
 
@@ -102,7 +111,7 @@ impl Services {
         let mut groups = Groups::default();
         for spec in changed {
             let old = this.frontend(spec).map(Arc::clone);
-            let frontend = groups.frontend(spec, old.as_ref(), &this.pool);
+            let frontend = groups.frontend(spec, old.as_ref(), &this.shared);
             let mut frontends = this.of(spec.scope, spec.address);
             frontends.retain(|of| !is_same(of.spec(), spec));
             frontends.push(frontend);
@@ -136,6 +145,11 @@ impl Services {
         }
     }
 
+    /// What is remembered of clients that keep their backends, if any do.
+    pub fn affinity(&self) -> Option<&Affinity> {
+        self.shared.affinity.get().map(|affinity| &**affinity)
+    }
+
     /// Whether there are none.
     #[inline]
     pub fn is_empty(&self) -> bool {
@@ -144,7 +158,7 @@ impl Services {
 
     /// What they take. Not for packets: it counts.
     pub fn sizes(&self) -> Sizes {
-        let (tables, octets) = self.pool.sizes();
+        let (tables, octets) = self.shared.pool.sizes();
         Sizes { addresses: self.addresses, tables, octets }
     }
 
@@ -197,7 +211,7 @@ impl Services {
 struct Groups(HashMap<*const Backend, Arc<Group>>);
 
 impl Groups {
-    fn frontend(&mut self, spec: &FrontendSpec, old: Option<&Arc<Frontend>>, pool: &Pool) -> Arc<Frontend> {
+    fn frontend(&mut self, spec: &FrontendSpec, old: Option<&Arc<Frontend>>, shared: &Shared) -> Arc<Frontend> {
         let same =
             old.filter(|old| Arc::ptr_eq(&old.spec.backends, &spec.backends) || old.spec.backends == spec.backends);
         if let Some(same) = same
@@ -207,11 +221,13 @@ impl Groups {
         }
         // Lists live as long as the specs do, so an address stands for one list.
         let group = same.map(|same| Arc::clone(&same.group)).unwrap_or_else(|| {
-            let made =
-                self.0.entry(spec.backends.as_ptr()).or_insert_with(|| Arc::new(Group::new(&spec.backends, pool)));
+            let made = self
+                .0
+                .entry(spec.backends.as_ptr())
+                .or_insert_with(|| Arc::new(Group::new(&spec.backends, &shared.pool)));
             Arc::clone(made)
         });
-        Arc::new(Frontend::new(spec.clone(), group))
+        Arc::new(Frontend::new(spec.clone(), group, &shared.affinity))
     }
 }
 

@@ -14,6 +14,7 @@ use super::*;
 mod attach;
 mod errors;
 mod life;
+mod services;
 mod shape;
 
 /// The way out, and a guest of another network that has the same addresses as `A`.
