@@ -305,7 +305,7 @@ impl Collector for Sample {
         self.worker_metrics(&mut encoder)?;
         self.policy_metrics(&mut encoder)?;
         super::dns_metrics::encode(&self.dns, &mut encoder)?;
-        super::service_metrics::encode(&self.services, &mut encoder)?;
+        super::service_metrics::encode(&self.services, self.connections.no_backend, &mut encoder)?;
         self.nat_metrics(&mut encoder)?;
         self.uplink_metrics(&mut encoder)?;
         let mut number = |name: &str, help: &str, kind, value: u64| {
@@ -365,11 +365,19 @@ mod tests {
                 verdicts: std::array::from_fn(|direction| [[direction as u64; MATCHES.len()]; ACTIONS.len()]),
                 ..PolicyReport::default()
             },
-            connections: ConnectionReport { used: 2, capacity: 10, evicted: 1, refused_quota: 4, refused_full: 0 },
+            connections: ConnectionReport {
+                used: 2,
+                capacity: 10,
+                evicted: 1,
+                refused_quota: 4,
+                refused_full: 0,
+                no_backend: 3,
+            },
             flows_lost: 9,
             services: vec![ServiceCounts {
                 service: "shop/web".into(),
                 serving: Some(true),
+                connections: 9,
                 backends: vec![(crate::fabric::balance::choice::BackendState::Unhealthy, 2)],
             }],
             dns: DnsReport { answers: vec![("cluster", "noerror", 6)], limited: 2, ..DnsReport::default() },
@@ -416,6 +424,8 @@ mod tests {
             "hostweave_conntrack_insert_failures_total{reason=\"quota\"} 4",
             "hostweave_flowlog_lost_events_total 9",
             "hostweave_service_backends{service=\"shop/web\",state=\"unhealthy\"} 2",
+            "hostweave_service_no_backend_total 3",
+            "hostweave_service_connections_total{service=\"shop/web\"} 9",
             "hostweave_dns_queries_total{zone=\"cluster\",rcode=\"noerror\"} 6",
             "hostweave_dns_refusals_total{reason=\"limit\"} 2",
             "hostweave_nat_ports_in_use{pool=\"ord1\",address=\"2001:db8::7\",protocol=\"udp\"} 4",

@@ -150,6 +150,12 @@ impl Services {
         self.shared.affinity.get().map(|affinity| &**affinity)
     }
 
+    /// Every frontend, once for each range of its L4 ports that is its own. Not for packets.
+    pub fn frontends(&self) -> impl Iterator<Item = &Frontend> {
+        let entries = self.shards.iter().flat_map(|shard| shard.iter());
+        entries.flat_map(|entry| entry.slots.iter()).map(|slot| &*slot.frontend)
+    }
+
     /// Whether there are none.
     #[inline]
     pub fn is_empty(&self) -> bool {
@@ -227,7 +233,7 @@ impl Groups {
                 .or_insert_with(|| Arc::new(Group::new(&spec.backends, &shared.pool)));
             Arc::clone(made)
         });
-        Arc::new(Frontend::new(spec.clone(), group, &shared.affinity))
+        Arc::new(Frontend::new(spec.clone(), group, &shared.affinity, old.map(|old| &**old)))
     }
 }
 

@@ -1,11 +1,11 @@
 //! Services for people: their backends and how each is, what became of them lately, who is drained.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use hostweave_nat::service::FrontendSpec;
+use hostweave_nat::service::{Frontend, FrontendSpec};
 use hostweave_switch::tables::OUTSIDE_VNI;
 
 use super::super::Fabric;
@@ -64,6 +64,8 @@ pub struct ServiceCounts {
     pub service: Arc<str>,
     /// Whether anybody takes connections; `None` while that is not known yet.
     pub serving: Option<bool>,
+    /// Connections that have begun to addresses that it has.
+    pub connections: u64,
     /// By how they are; only what there is. An endpoint of several L4 ports counts as often.
     pub backends: Vec<(BackendState, usize)>,
 }
@@ -104,6 +106,17 @@ impl Fabric {
     /// Every Service, by name.
     pub fn service_counts(&self) -> Vec<ServiceCounts> {
         let mut counts: Vec<_> = self.inner.lock().balance.counts().collect();
+        let plane = self.plane();
+        // A frontend around another's L4 ports is there several times.
+        let places: HashMap<*const Frontend, &Frontend> =
+            plane.services.frontends().map(|frontend| (std::ptr::from_ref(frontend), frontend)).collect();
+        let mut connections: HashMap<&str, u64> = HashMap::new();
+        for frontend in places.values() {
+            *connections.entry(&frontend.spec().service).or_default() += frontend.connections();
+        }
+        for service in &mut counts {
+            service.connections = connections.get(&*service.service).copied().unwrap_or(0);
+        }
         counts.sort_unstable_by(|a, b| a.service.cmp(&b.service));
         counts
     }
@@ -163,6 +176,7 @@ impl Balance {
         self.services.values().map(|held| ServiceCounts {
             service: Arc::clone(&held.name),
             serving: held.serving,
+            connections: 0,
             backends: held.view.as_ref().map(|view| view.counts()).unwrap_or_default(),
         })
     }
