@@ -6,10 +6,13 @@
 //! `--toggle-collect='connections::measured'`; with `--wait` it says `ready` when what it measures begins and waits for a
 //! line, so that only that has to be instrumented (`tests/bench/instructions`).
 //!
+//! `service-…` are the same by a Service.
+//!
 //! Two guests of one network exchange 64-octet UDP frames, made in place: no rings, no `parse`. The policy isolates both
 //! of them in both directions, and one rule in its midst allows what they send. Other ports exist for policy alone.
 
 use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,6 +22,7 @@ use hostweave::fabric::plane::Plane;
 use hostweave::observe::recorder::Unwatched;
 use hostweave_guest::frames::Path;
 use hostweave_nat::Nat;
+use hostweave_nat::service::{Backend, FrontendSpec, Refusal, Services};
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::*;
 use hostweave_switch::connection::{Connections, FreeRecords, Options};
@@ -27,7 +31,7 @@ use hostweave_switch::fuzz::{GUEST_A, GUEST_B, NETWORK, mac, tables, v4, v6};
 use hostweave_switch::limits::{BURST, HEADROOM};
 use hostweave_switch::packet::Burst;
 use hostweave_switch::stage::Verdict;
-use hostweave_switch::tables::PortId;
+use hostweave_switch::tables::{AddressKey, PortId};
 use hostweave_switch::{MacAddr, parse};
 
 type Failure = Box<dyn std::error::Error>;
@@ -56,18 +60,60 @@ struct Scenario {
     endpoints: u32,
     /// Connections that the port may have beyond those that are known before.
     more: u32,
+    /// Services of ten backends each. With any, what is sent goes to the first one's address, and by it to the other guest.
+    services: u32,
 }
 
-const SCENARIOS: [Scenario; 13] = [
-    Scenario { name: "hit-1", what: What::Hit, flows: 1, rules: 100, endpoints: 2, more: u32::MAX },
-    Scenario { name: "hit-1000", what: What::Hit, flows: 1000, rules: 100, endpoints: 2, more: u32::MAX },
-    Scenario { name: "hit-1000000", what: What::Hit, flows: 1_000_000, rules: 100, endpoints: 2, more: u32::MAX },
-    Scenario { name: "new-0-rules", what: What::New, flows: 4096, rules: 0, endpoints: 2, more: u32::MAX },
-    Scenario { name: "new-1000-rules", what: What::New, flows: 4096, rules: 1000, endpoints: 2, more: u32::MAX },
-    Scenario { name: "new-100000-rules", what: What::New, flows: 4096, rules: 100_000, endpoints: 2, more: u32::MAX },
-    Scenario { name: "new-full-port", what: What::New, flows: 64, rules: 100, endpoints: 2, more: 4096 },
-    Scenario { name: "new-2-labels", what: What::New, flows: 4096, rules: 100, endpoints: 2, more: u32::MAX },
-    Scenario { name: "new-10000-labels", what: What::New, flows: 4096, rules: 100, endpoints: 10_000, more: u32::MAX },
+const SCENARIOS: [Scenario; 17] = [
+    Scenario { name: "hit-1", what: What::Hit, flows: 1, rules: 100, endpoints: 2, more: u32::MAX, services: 0 },
+    Scenario { name: "hit-1000", what: What::Hit, flows: 1000, rules: 100, endpoints: 2, more: u32::MAX, services: 0 },
+    Scenario {
+        name: "hit-1000000",
+        what: What::Hit,
+        flows: 1_000_000,
+        rules: 100,
+        endpoints: 2,
+        more: u32::MAX,
+        services: 0,
+    },
+    Scenario { name: "new-0-rules", what: What::New, flows: 4096, rules: 0, endpoints: 2, more: u32::MAX, services: 0 },
+    Scenario {
+        name: "new-1000-rules",
+        what: What::New,
+        flows: 4096,
+        rules: 1000,
+        endpoints: 2,
+        more: u32::MAX,
+        services: 0,
+    },
+    Scenario {
+        name: "new-100000-rules",
+        what: What::New,
+        flows: 4096,
+        rules: 100_000,
+        endpoints: 2,
+        more: u32::MAX,
+        services: 0,
+    },
+    Scenario { name: "new-full-port", what: What::New, flows: 64, rules: 100, endpoints: 2, more: 4096, services: 0 },
+    Scenario {
+        name: "new-2-labels",
+        what: What::New,
+        flows: 4096,
+        rules: 100,
+        endpoints: 2,
+        more: u32::MAX,
+        services: 0,
+    },
+    Scenario {
+        name: "new-10000-labels",
+        what: What::New,
+        flows: 4096,
+        rules: 100,
+        endpoints: 10_000,
+        more: u32::MAX,
+        services: 0,
+    },
     Scenario {
         name: "new-100000-labels",
         what: What::New,
@@ -75,8 +121,53 @@ const SCENARIOS: [Scenario; 13] = [
         rules: 100,
         endpoints: 100_000,
         more: u32::MAX,
+        services: 0,
     },
-    Scenario { name: "recheck-0-rules", what: What::Recheck, flows: 1024, rules: 0, endpoints: 2, more: u32::MAX },
+    Scenario {
+        name: "service-hit-1",
+        what: What::Hit,
+        flows: 1,
+        rules: 100,
+        endpoints: 2,
+        more: u32::MAX,
+        services: 1,
+    },
+    Scenario {
+        name: "service-new",
+        what: What::New,
+        flows: 4096,
+        rules: 100,
+        endpoints: 2,
+        more: u32::MAX,
+        services: 1,
+    },
+    Scenario {
+        name: "service-new-10000",
+        what: What::New,
+        flows: 4096,
+        rules: 100,
+        endpoints: 2,
+        more: u32::MAX,
+        services: 10_000,
+    },
+    Scenario {
+        name: "service-recheck",
+        what: What::Recheck,
+        flows: 1024,
+        rules: 100,
+        endpoints: 2,
+        more: u32::MAX,
+        services: 1,
+    },
+    Scenario {
+        name: "recheck-0-rules",
+        what: What::Recheck,
+        flows: 1024,
+        rules: 0,
+        endpoints: 2,
+        more: u32::MAX,
+        services: 0,
+    },
     Scenario {
         name: "recheck-1000-rules",
         what: What::Recheck,
@@ -84,6 +175,7 @@ const SCENARIOS: [Scenario; 13] = [
         rules: 1000,
         endpoints: 2,
         more: u32::MAX,
+        services: 0,
     },
     Scenario {
         name: "recheck-100000-rules",
@@ -92,6 +184,7 @@ const SCENARIOS: [Scenario; 13] = [
         rules: 100_000,
         endpoints: 2,
         more: u32::MAX,
+        services: 0,
     },
 ];
 
@@ -263,13 +356,58 @@ fn world(scenario: &Scenario) -> World {
     }
 }
 
+/// Address of a Service.
+fn vip(six: bool, service: u32) -> IpAddr {
+    if six {
+        Ipv6Addr::from((0x2001_0db8_0096 << 80) + u128::from(service)).into()
+    } else {
+        Ipv4Addr::from(0x0a60_0000 + service).into()
+    }
+}
+
+fn mapped(address: IpAddr) -> u128 {
+    AddressKey::new(NETWORK, address).address
+}
+
+/// The Services of a scenario. All backends of the first one are the other guest, at ten L4 ports.
+fn services(scenario: &Scenario, six: bool, vni: u32) -> Services {
+    let guest = if six { mapped(v6(GUEST_B).into()) } else { mapped(v4(GUEST_B).into()) };
+    let backend = |service: u32, i: u32| Backend {
+        name: format!("default/web-{service}-{i}").into(),
+        address: if service == 0 { guest } else { mapped(Ipv4Addr::from(0x0b00_0000 + service * 10 + i).into()) },
+        l4: Some(6000 + i as u16),
+        weight: 1,
+        active: true,
+    };
+    let spec = |service: u32| FrontendSpec {
+        service: format!("default/web-{service}").into(),
+        port_name: "".into(),
+        scope: vni,
+        address: mapped(vip(six, service)),
+        proto: 17,
+        l4: 1..=u16::MAX,
+        vni,
+        sources: [].into(),
+        affinity_s: None,
+        backends: (0..10).map(|i| backend(service, i)).collect(),
+        refusal: Refusal::Reject,
+    };
+    Services::compile(&(0..scenario.services).map(spec).collect::<Vec<_>>(), None)
+}
+
 /// Runs one scenario; ns a packet of each burst. `begin` is called before what is measured.
 fn run(scenario: &Scenario, six: bool, packets: u32, begin: impl FnOnce()) -> Result<Vec<f64>, Failure> {
-    let path = match six {
+    let mut path = match six {
         true => Path::new(mac(GUEST_A).0, MacAddr::ROUTER.0, v6(GUEST_A), v6(GUEST_B)),
         false => Path::new(mac(GUEST_A).0, MacAddr::ROUTER.0, v4(GUEST_A), v4(GUEST_B)),
     };
-    let plane = Plane { tables: tables(), policy: Compiler::new().update(&world(scenario)).table, ..Plane::default() };
+    if scenario.services > 0 {
+        path.dst = vip(six, 0);
+    }
+    let mut plane =
+        Plane { tables: tables(), policy: Compiler::new().update(&world(scenario)).table, ..Plane::default() };
+    let vni = plane.tables.network(NETWORK).ok_or("no network")?.vni;
+    plane.services = Arc::new(services(scenario, six, vni));
     let (Some(port), now) = (plane.tables.port(GUEST_A), 100) else { return Err("no port".into()) };
     let network = plane.tables.network(port.network).ok_or("no network")?;
     let mut ctx = Context::new(&plane, port, network, 0, now);
@@ -290,6 +428,7 @@ fn run(scenario: &Scenario, six: bool, packets: u32, begin: impl FnOnce()) -> Re
         lookups: [Lookup::default(); BURST],
     };
     state.connections.make_available(capacity);
+    state.connections.make_translatable(capacity);
     state.connections.share([(GUEST_A.0, capacity)].into_iter());
     let known = 0..scenario.flows;
     pass(&ctx, &mut state, &path, known.clone(), scenario.flows)?;
@@ -304,6 +443,7 @@ fn run(scenario: &Scenario, six: bool, packets: u32, begin: impl FnOnce()) -> Re
         What::Recheck => {
             for _ in 0..packets.div_ceil(scenario.flows) {
                 ctx.epoch += 1;
+                ctx.crossing_epoch += 1;
                 samples.extend(pass(&ctx, &mut state, &path, known.clone(), scenario.flows)?);
             }
         }

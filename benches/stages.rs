@@ -1,11 +1,12 @@
 //! Instructions of each stage of the packet path, guest to guest, one flow whose connection is known: each stage is a
 //! function that is not inlined, so that callgrind tells them apart (ARCHITECTURE.md, "Cost of a packet").
 //!
-//! `cargo bench --bench stages -- FRAME_OCTETS BURSTS [v6]`; the program that it builds, under
+//! `cargo bench --bench stages -- FRAME_OCTETS BURSTS [v4|v6 [service]]`, `service` for guest to guest by a Service; the program that it builds, under
 //! `valgrind --tool=callgrind --collect-atstart=no --toggle-collect='stages::switch_burst'` for the instructions.
 //! Without callgrind it prints ns a frame, everything hot and in one thread.
 
 use std::hint::black_box;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,15 +17,16 @@ use hostweave::observe::recorder::Unwatched;
 use hostweave::services;
 use hostweave_guest::{Nic, NicConfig, VnetHeader, features, frames::Path};
 use hostweave_nat::Nat;
+use hostweave_nat::service::{Backend, FrontendSpec, Refusal, Services};
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::{Endpoint, Labels, World};
 use hostweave_switch::connection::{Connections, FreeRecords, Options};
 use hostweave_switch::flow::{FlowCache, FlowKey};
-use hostweave_switch::fuzz::{GUEST_A, GUEST_B, mac, tables, v4, v6};
+use hostweave_switch::fuzz::{GUEST_A, GUEST_B, NETWORK, mac, tables, v4, v6};
 use hostweave_switch::packet::{Burst, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::Verdict;
-use hostweave_switch::tables::Port;
+use hostweave_switch::tables::{AddressKey, Port};
 use hostweave_switch::{MacAddr, guard, parse};
 use hostweave_vhost::{Attachment, AttachmentConfig, FromGuest, Mode, Observer, Peer, ToGuest};
 
@@ -150,6 +152,29 @@ fn plane() -> Plane {
     Plane { tables, policy: Compiler::new().update(&world).table, ..Plane::default() }
 }
 
+/// Has a Service whose only backend is `to`; returns its address.
+fn serve(plane: &mut Plane, to: IpAddr) -> IpAddr {
+    let vip: IpAddr = if to.is_ipv6() { [0x2001, 0xdb8, 0x96, 0, 0, 0, 0, 1].into() } else { [10, 96, 0, 1].into() };
+    let vni = plane.tables.network(NETWORK).map_or(0, |network| network.vni);
+    let mapped = |address| AddressKey::new(NETWORK, address).address;
+    let backend = Backend { name: "b".into(), address: mapped(to), l4: Some(3), weight: 1, active: true };
+    let spec = FrontendSpec {
+        service: "default/b".into(),
+        port_name: "".into(),
+        scope: vni,
+        address: mapped(vip),
+        proto: 17,
+        l4: 2..=2,
+        vni,
+        sources: [].into(),
+        affinity_s: None,
+        backends: [backend].into(),
+        refusal: Refusal::Reject,
+    };
+    plane.services = Arc::new(Services::compile(&[spec], None));
+    vip
+}
+
 /// The protocol thread may still be at the last messages of the start.
 fn claim<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
     loop {
@@ -186,14 +211,17 @@ fn main() -> Result<(), Failure> {
     while !(from.is_running() && to.is_running()) {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let path = if arguments.get(2).is_some_and(|argument| argument == "v6") {
+    let mut path = if arguments.get(2).is_some_and(|argument| argument == "v6") {
         Path::new(mac(GUEST_A).0, MacAddr::ROUTER.0, v6(GUEST_A), v6(GUEST_B))
     } else {
         Path::new(mac(GUEST_A).0, MacAddr::ROUTER.0, v4(GUEST_A), v4(GUEST_B))
     };
+    let mut plane = plane();
+    if arguments.get(3).is_some_and(|argument| argument == "service") {
+        path.dst = serve(&mut plane, path.dst);
+    }
     let headers = path.udp(1, 2, &[]).len();
     let frame = path.udp(1, 2, &vec![7; len.saturating_sub(headers)]);
-    let plane = plane();
     let (Some(port), now) = (plane.tables.port(GUEST_A), 100) else { return Err("no port".into()) };
     let network = plane.tables.network(port.network).ok_or("no network")?;
     let mut ctx = Context::new(&plane, port, network, 0, now);
@@ -206,6 +234,7 @@ fn main() -> Result<(), Failure> {
         lookups: vec![Lookup::default(); BURST].into(),
     };
     state.connections.make_available(1024);
+    state.connections.make_translatable(1024);
     state.connections.share([(GUEST_A.0, 1024)].into_iter());
     let (mut burst, mut received) = (Burst::new(), vec![]);
     let mut samples = Vec::with_capacity(bursts);

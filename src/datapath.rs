@@ -12,6 +12,7 @@
 //! that the lines that the second needs are on their way by then. `trace` calls the same two with a [`Recorder`].
 
 use hostweave_nat::Pools;
+use hostweave_nat::service::Services;
 use hostweave_policy::table::Table;
 use hostweave_switch::connection::Direction;
 use hostweave_switch::flow::FlowKey;
@@ -39,6 +40,8 @@ pub struct Context<'a> {
     pub network: &'a Network,
     /// Who has NAT addresses.
     pub pools: &'a Pools,
+    /// Addresses of Services, and who stands behind them.
+    pub services: &'a Services,
     /// Epoch of that network.
     pub epoch: u32,
     /// Epoch of whatever leaves it.
@@ -55,8 +58,8 @@ impl<'a> Context<'a> {
     pub fn new(plane: &'a Plane, port: &'a Port, network: &'a Network, queue: u8, now: u32) -> Self {
         let epoch = plane.tables.epoch(port.network);
         let crossing_epoch = plane.tables.crossing_epoch();
-        let (tables, policy, pools) = (&plane.tables, &*plane.policy, &*plane.pools);
-        Self { tables, policy, port, network, pools, epoch, crossing_epoch, queue, now }
+        let (tables, policy, pools, services) = (&plane.tables, &*plane.policy, &*plane.pools, &*plane.services);
+        Self { tables, policy, port, network, pools, services, epoch, crossing_epoch, queue, now }
     }
 }
 
@@ -96,7 +99,7 @@ pub fn classify<R: Recorder>(
         return guard::link(ctx.port, packet);
     }
     stage!("guard", guard::guard(ctx.port, ctx.network, packet));
-    let local = LocalContext { tables: ctx.tables, port: ctx.port, network: ctx.network };
+    let local = LocalContext { tables: ctx.tables, port: ctx.port, network: ctx.network, services: ctx.services };
     stage!("local", services::local(&local, packet, arena, note));
     Verdict::Continue
 }

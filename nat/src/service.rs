@@ -1,5 +1,20 @@
-//! Services: which backend a new connection to a Service's address goes to (SEMANTICS §2).
+//! Services in the packet path: addresses whose connections are spread over backends (SEMANTICS §2).
+//!
+//! [`Services`] is what workers look an address up in: immutable, published with the plane, cheap to change one Service of.
+//! Which backend a connection gets is a [`Maglev`] table's to say, or, for clients that keep theirs, [`Affinity`]'s. Afterwards the
+//! connection is pinned: only when something has changed it is asked whether it [stands](Services::standing).
 
-mod model;
+pub mod affinity;
+pub mod hash;
+pub mod maglev;
+pub mod model;
+pub mod table;
 
-pub use model::*;
+mod frontend;
+mod group;
+
+pub use affinity::Affinity;
+pub use frontend::{Asking, Chosen, Frontend, Standing, Why};
+pub use maglev::Maglev;
+pub use model::{Backend, FrontendSpec, Refusal};
+pub use table::{Lookup, Services, Sizes};

@@ -245,7 +245,7 @@ fn role(kind: Kind) -> &'static str {
         Kind::Namespace => "ns",
         Kind::Network => "network",
         Kind::NatPool | Kind::AddressPool => "pool",
-        Kind::Service => "service",
+        Kind::Service | Kind::EndpointSlice => "service",
         Kind::Port | Kind::Pod => "port",
         Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => "policy",
     }

@@ -55,6 +55,11 @@ pub fn nat_pool() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| names(Kind::NatPool, current))
 }
 
+/// `NAME` or `NAMESPACE/NAME` of a Service.
+pub fn service() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| names(Kind::Service, current))
+}
+
 /// Name of a namespace.
 pub fn namespace() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| names(Kind::Namespace, current))

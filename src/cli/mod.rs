@@ -28,6 +28,7 @@ mod ping;
 mod policy;
 mod port;
 mod rpc;
+mod service;
 mod status;
 mod trace;
 mod uplink;
@@ -134,6 +135,9 @@ enum Command {
     /// Ask for names as guests do
     #[command(subcommand)]
     Dns(dns::Command),
+    /// Show the backends of a Service, and drain them
+    #[command(subcommand)]
+    Service(service::Command),
     /// Show NAT mappings, how full the addresses are, and who had which L4 port
     #[command(subcommand)]
     Nat(nat::Command),
@@ -268,6 +272,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Connectivity(command) => connectivity::run(&session, &command),
         Command::Bugreport(args) => done(bugreport::run(&session, &args)),
         Command::Dns(command) => dns::run(&session, &command),
+        Command::Service(command) => done(service::run(&session, &command)),
         Command::Nat(command) => done(nat::run(&session, &command)),
         Command::Uplink(command) => done(uplink::run(&session, &command)),
         Command::Whois(args) => done(whois::run(&session, &args)),

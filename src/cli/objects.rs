@@ -336,11 +336,17 @@ fn objects_table(kind: Kind, items: &[Value], namespaces: bool, wide: bool) -> S
             ("IN-USE", "/object/status/inUse"),
         ],
         Kind::Service => &[
-            ("TYPE", "/object/spec/type"),
-            ("ADDRESS", "/object/status/addresses"),
-            ("POOL", "/object/status/pools"),
-            ("PORT", "/object/status/port"),
-            ("MODE", "/object/status/mode"),
+            ("TYPE", "/object/status/type"),
+            ("CLUSTER-IP", "/object/status/clusterIPs"),
+            ("EXTERNAL-IP", "/object/status/addresses"),
+            ("PORT(S)", "/object/status/ports"),
+            ("BACKENDS", "/object/status/backends"),
+        ],
+        Kind::EndpointSlice => &[
+            ("SERVICE", "/object/status/service"),
+            ("ADDRESSTYPE", "/object/addressType"),
+            ("PORTS", "/object/status/ports"),
+            ("ENDPOINTS", "/object/status/endpoints"),
         ],
         Kind::HostConfig | Kind::Port => &[],
     });

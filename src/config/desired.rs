@@ -9,13 +9,14 @@ use hostweave_switch::tables::{Network, PortId};
 use super::checked;
 use super::diagnostic::Diagnostic;
 use super::ipam::Assignments;
-use super::kind::ObjectKey;
+use super::kind::{Kind, ObjectKey};
 use super::node::Path as FieldPath;
 use super::outside::{self, ServiceAddresses};
 use super::policies;
 use super::problem::Problem;
+use super::services;
 use super::set::ObjectSet;
-use crate::fabric::spec::{BackendSpec, Desired, PortSpec, SocketMode};
+use crate::fabric::spec::{BackendSpec, Desired, PortSpec, ServiceSpec, SocketMode};
 
 /// Octets of a UNIX socket path (`sun_path` without its terminating zero, unix(7)).
 pub const SOCKET_PATH_MAX: usize = 107;
@@ -28,12 +29,14 @@ pub struct HostFacts<'a> {
     pub group: &'a dyn Fn(&str) -> Option<u32>,
     /// User id of a user name.
     pub user: &'a dyn Fn(&str) -> Option<u32>,
+    /// How the operating system calls the host.
+    pub node: &'a dyn Fn() -> String,
 }
 
 impl HostFacts<'_> {
     /// Facts of this machine, below `runtime_dir`.
     pub fn system(runtime_dir: &Path) -> HostFacts<'_> {
-        HostFacts { runtime_dir, group: &system_group, user: &system_user }
+        HostFacts { runtime_dir, group: &system_group, user: &system_user, node: &system_node }
     }
 }
 
@@ -47,12 +50,18 @@ pub fn system_user(name: &str) -> Option<u32> {
     nix::unistd::User::from_name(name).ok().flatten().map(|user| user.uid.as_raw())
 }
 
+/// How the operating system calls the host.
+pub fn system_node() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
 /// What the packet path is to do. A port without assignment is left out; so is one whose group or user does not exist,
-/// which is reported.
+/// which is reported. A Service that is as it was in `before` is the same `Arc`.
 pub fn to_desired(
     set: &ObjectSet,
     assignments: &Assignments,
-    services: &ServiceAddresses,
+    given: &ServiceAddresses,
+    before: &[Arc<ServiceSpec>],
     host: &HostFacts<'_>,
 ) -> (Desired, Vec<Diagnostic>) {
     let mut problems = Vec::new();
@@ -96,7 +105,9 @@ pub fn to_desired(
         metadata: config.metadata.clone(),
         services: Vec::new(),
     };
-    problems.extend(outside::resolve(set, services, &mut desired));
+    problems.extend(outside::resolve(set, given, &mut desired));
+    let node = set.of_kind(Kind::HostConfig).next().map_or_else(host.node, |object| object.key.name.clone());
+    services::resolve(set, given, &node, before, &mut desired);
     (desired, problems)
 }
 

@@ -23,6 +23,7 @@ pub fn schema(kind: Kind) -> Value {
         Kind::NatPool => generator.into_root_schema_for::<raw::NatPool>(),
         Kind::AddressPool => generator.into_root_schema_for::<raw::AddressPool>(),
         Kind::Service => generator.into_root_schema_for::<raw::Service>(),
+        Kind::EndpointSlice => generator.into_root_schema_for::<raw::EndpointSlice>(),
         Kind::Port => generator.into_root_schema_for::<raw::Port>(),
         Kind::Pod => generator.into_root_schema_for::<raw::Pod>(),
         Kind::NetworkPolicy => generator.into_root_schema_for::<raw::NetworkPolicy>(),

@@ -45,44 +45,25 @@ const ONE_KIND: &[(Kind, &str, Fate)] = &[
     (Kind::Port, "spec.workload", Fate::NotYet),
     (Kind::Port, "spec.primary", Fate::NotYet),
     (Kind::Namespace, "spec", Fate::Ignored("a namespace is its name and labels")),
-    (Kind::Service, "spec.clusterIP", NO_CLUSTER_ADDRESS),
-    (Kind::Service, "spec.clusterIPs", NO_CLUSTER_ADDRESS),
-    (Kind::Service, "spec.internalTrafficPolicy", NO_BACKENDS),
-    (Kind::Service, "spec.sessionAffinity", NO_BACKENDS),
-    (Kind::Service, "spec.sessionAffinityConfig", NO_BACKENDS),
-    (Kind::Service, "spec.trafficDistribution", NO_BACKENDS),
-    (Kind::Service, "spec.publishNotReadyAddresses", NO_BACKENDS),
-    (Kind::Service, "spec.healthCheckNodePort", NO_NODE_PORTS),
-    (Kind::Service, "spec.allocateLoadBalancerNodePorts", NO_NODE_PORTS),
-    (Kind::Service, "spec.ports.nodePort", NO_NODE_PORTS),
-    (Kind::Service, "spec.ports.appProtocol", Fate::Ignored("an attached address passes every protocol")),
     (
         Kind::Service,
-        "spec.loadBalancerSourceRanges",
+        "spec.externalIPs",
         Fate::Refused(
-            "an attached address is open to what policy lets \
-        through: write a NetworkPolicy with ipBlock for its port",
+            "anybody could claim anybody's address (CVE-2020-8554): write type: LoadBalancer, and the address \
+             in the annotation metallb.universe.tf/loadBalancerIPs",
         ),
     ),
-    (Kind::Service, "spec.loadBalancerClass", Fate::NotYet),
-    (Kind::Service, "spec.externalIPs", Fate::NotYet),
-    (Kind::Service, "spec.externalName", Fate::NotYet),
+    (Kind::Service, "spec.topologyKeys", Fate::Refused("Kubernetes no longer has it: write trafficDistribution")),
     (Kind::ClusterNetworkPolicy, "spec.ingress.ports", OLDER_PORTS),
     (Kind::ClusterNetworkPolicy, "spec.egress.ports", OLDER_PORTS),
     (Kind::Pod, "spec", Fate::Ignored("hostweave runs no containers; it takes a Pod for its labels and annotations")),
 ];
 
-/// An attached address stands alone.
-const NO_CLUSTER_ADDRESS: Fate = Fate::Ignored("an attached Service has no address besides the attached one");
-const NO_BACKENDS: Fate = Fate::Ignored("an attached Service has one port and nothing to choose from");
-const NO_NODE_PORTS: Fate = Fate::Ignored("hostweave opens no node ports");
-
 /// How AdminNetworkPolicy and older drafts of ClusterNetworkPolicy wrote L4 ports.
 const OLDER_PORTS: Fate = Fate::Refused("v1alpha2 writes protocols: [{tcp: {destinationPort: {number: 80}}}]");
 
 /// Kinds that exist, by name, with their `apiVersion`, but are not supported yet.
-pub const KINDS_NOT_YET: &[(&str, &str)] =
-    &[("Secret", "v1"), ("EndpointSlice", "discovery.k8s.io/v1"), ("Ingress", "networking.k8s.io/v1")];
+pub const KINDS_NOT_YET: &[(&str, &str)] = &[("Secret", "v1"), ("Ingress", "networking.k8s.io/v1")];
 
 /// What becomes of a field that the strict types do not have; `None` for one that nobody knows.
 pub fn of_field(kind: Kind, path: &str) -> Option<Fate> {

@@ -41,10 +41,11 @@ pub fn fuzz_yaml(data: &[u8]) {
     let again = assign(&set, &plan.assignments, &mut new_uid);
     assert_eq!(plan.assignments, again.assignments, "an assignment is stable");
     let nobody = |_: &str| None;
-    let facts = HostFacts { runtime_dir: Path::new("/run/hostweave"), group: &nobody, user: &nobody };
+    let facts =
+        HostFacts { runtime_dir: Path::new("/run/hostweave"), group: &nobody, user: &nobody, node: &String::new };
     let services = addresses::assign(&set, &ServiceAddresses::new());
     assert_eq!(addresses::assign(&set, &services.addresses).changed, [], "an address is stable");
-    let (desired, _) = to_desired(&set, &plan.assignments, &services.addresses, &facts);
+    let (desired, _) = to_desired(&set, &plan.assignments, &services.addresses, &[], &facts);
     assert!(desired.ports.len() <= plan.assignments.len());
 }
 

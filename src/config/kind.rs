@@ -31,8 +31,10 @@ pub enum Kind {
     Port,
     /// The metadata of a port, as Kubernetes writes it.
     Pod,
-    /// An address that a port can have, as Kubernetes writes it.
+    /// An address and a name, and the ports behind them, as Kubernetes writes it.
     Service,
+    /// Backends of a Service without selector, as Kubernetes writes them.
+    EndpointSlice,
     /// Who may talk to the ports of a namespace, in Kubernetes' words.
     NetworkPolicy,
     /// What the operator decides for all namespaces.
@@ -41,7 +43,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order in which they are applied.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::HostConfig,
         Kind::Namespace,
         Kind::Network,
@@ -50,6 +52,7 @@ impl Kind {
         Kind::Port,
         Kind::Pod,
         Kind::Service,
+        Kind::EndpointSlice,
         Kind::NetworkPolicy,
         Kind::ClusterNetworkPolicy,
     ];
@@ -65,6 +68,7 @@ impl Kind {
             Kind::Port => "Port",
             Kind::Pod => "Pod",
             Kind::Service => "Service",
+            Kind::EndpointSlice => "EndpointSlice",
             Kind::NetworkPolicy => "NetworkPolicy",
             Kind::ClusterNetworkPolicy => "ClusterNetworkPolicy",
         }
@@ -81,6 +85,7 @@ impl Kind {
             Kind::Port => "ports",
             Kind::Pod => "pods",
             Kind::Service => "services",
+            Kind::EndpointSlice => "endpointslices",
             Kind::NetworkPolicy => "networkpolicies",
             Kind::ClusterNetworkPolicy => "clusternetworkpolicies",
         }
@@ -97,6 +102,7 @@ impl Kind {
             Kind::Port => &[],
             Kind::Pod => &["po"],
             Kind::Service => &["svc"],
+            Kind::EndpointSlice => &["eps"],
             Kind::NetworkPolicy => &["netpol"],
             Kind::ClusterNetworkPolicy => &["cnp"],
         }
@@ -107,6 +113,7 @@ impl Kind {
         match self {
             Kind::Namespace | Kind::Pod | Kind::Service => "v1",
             Kind::HostConfig | Kind::Network | Kind::NatPool | Kind::AddressPool | Kind::Port => API_VERSION,
+            Kind::EndpointSlice => "discovery.k8s.io/v1",
             Kind::NetworkPolicy => "networking.k8s.io/v1",
             Kind::ClusterNetworkPolicy => "policy.networking.k8s.io/v1alpha2",
         }
@@ -114,7 +121,7 @@ impl Kind {
 
     /// Whether its objects live in a namespace.
     pub fn is_namespaced(self) -> bool {
-        matches!(self, Kind::Port | Kind::Pod | Kind::Service | Kind::NetworkPolicy)
+        matches!(self, Kind::Port | Kind::Pod | Kind::Service | Kind::EndpointSlice | Kind::NetworkPolicy)
     }
 }
 

@@ -25,6 +25,7 @@ pub mod policies;
 mod problem;
 pub mod ranges;
 pub mod raw;
+pub mod services;
 pub mod set;
 pub mod words;
 

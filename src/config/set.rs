@@ -13,7 +13,9 @@ use hostweave_switch::limits::{NETWORKS_MAX, PORTS_MAX};
 use hostweave_switch::tables::Addressing;
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::checked::{Backend, HostConfig, Network, Object, Origin, Port, Spec};
+use super::checked::{
+    Backend, HostConfig, Network, Object, Origin, Port, Spec, default_services_v4, default_services_v6,
+};
 use super::desired::{SOCKET_PATH_MAX, default_socket, incoming_socket};
 use super::diagnostic::{Diagnostic, Diagnostics};
 use super::kind::{DEFAULT_NAMESPACE, DEFAULT_NETWORK, Kind, ObjectKey};
@@ -200,7 +202,9 @@ pub fn check_set(
         check_port(&set, object, port, &mut claims, &mut found);
         check_attachment(object, port, runtime_dir, &mut claims, &mut found);
     }
-    for object in [Kind::NetworkPolicy, Kind::Service].into_iter().flat_map(|kind| set.of_kind(kind)) {
+    for object in
+        [Kind::NetworkPolicy, Kind::Service, Kind::EndpointSlice].into_iter().flat_map(|kind| set.of_kind(kind))
+    {
         check_namespace(&set, &object.key, object, &mut found);
     }
     for pod in set.of_kind(Kind::Pod) {
@@ -257,6 +261,8 @@ fn built_in() -> [Object; 2] {
     let checked = Network {
         v4: Some(v4),
         v6: Some(v6),
+        services_v4: Some(default_services_v4(v4.0)),
+        services_v6: Some(default_services_v6(v6.0)),
         mtu: DEFAULT_MTU,
         vni: DEFAULT_VNI,
         addressing: Addressing::Network,

@@ -17,6 +17,7 @@ use hostweave_switch::tcp_track::{self, Side};
 use hostweave_switch::wire::proto;
 
 use super::outside::{self, Plan};
+use super::service;
 use super::{Flows, Missed, Opened, Step, Way, step};
 use crate::datapath::{Context, Lookup};
 use crate::observe::recorder::{Detail, Recorder, Unwatched};
@@ -51,7 +52,45 @@ pub(super) fn decide<'a, R: Recorder>(
     record: &mut R,
 ) -> Result<Step, DropReason> {
     let side = begins(packet, &lookup.key)?;
-    let plan = outside::plan(ctx, flows, &lookup.key, packet, record);
+    let mut attempt = 0;
+    loop {
+        match begin(ctx, flows, lookup, missed, packet, side, attempt, record) {
+            // Two connections to a backend may not be one there.
+            Err(Refused::Taken) if attempt + 1 < service::ATTEMPTS => attempt += 1,
+            Err(Refused::Taken) => return Err(DropReason::NatTupleTaken),
+            Err(Refused::Drop(reason)) => return Err(reason),
+            Ok(step) => return Ok(step),
+        }
+    }
+}
+
+/// Why a connection does not begin.
+enum Refused {
+    /// Its answers would be those of another connection; it may be tried in another way.
+    Taken,
+    /// This reason.
+    Drop(DropReason),
+}
+
+impl From<DropReason> for Refused {
+    fn from(reason: DropReason) -> Self {
+        Self::Drop(reason)
+    }
+}
+
+/// One attempt of [`decide`].
+#[allow(clippy::too_many_arguments, reason = "what `decide` was given")]
+fn begin<'a, R: Recorder>(
+    ctx: &Context<'a>,
+    flows: &mut Flows<'a>,
+    lookup: &Lookup,
+    missed: Missed,
+    packet: &mut Packet,
+    side: Side,
+    attempt: u32,
+    record: &mut R,
+) -> Result<Step, Refused> {
+    let plan = outside::plan(ctx, flows, &lookup.key, packet, attempt, record);
     let asked = Asked::of(ctx, flows, &lookup.key, &plan);
     let allowed = judge(ctx, &mut flows.denied, &asked, record).inspect_err(|reason| {
         if *reason == DropReason::NatNoMapping && !R::MASKED {
@@ -60,22 +99,37 @@ pub(super) fn decide<'a, R: Recorder>(
     })?;
     let out = plan.to?;
     if !out.up {
-        return Err(DropReason::PortDown);
+        return Err(DropReason::PortDown.into());
     }
+    let may_differ = plan.service.is_some();
+    let taken = |reason| match reason {
+        DropReason::NatTupleTaken if may_differ => Refused::Taken,
+        reason => Refused::Drop(reason),
+    };
     let Some(source) = plan.source else {
         route::may_go_on(ctx.network, packet, out)?;
-        return commit(ctx, flows, lookup, missed, out, allowed, side, None, record);
+        return commit(ctx, flows, lookup, missed, out, allowed, side, None, record).map_err(taken);
     };
     let uplink = ctx.tables.uplink.as_deref().filter(|uplink| uplink.port == out.id);
     cross::may_cross(packet, ctx.tables, uplink, out, lookup.hash as u32)?;
     let (translation, held) = outside::snat(ctx, flows, &lookup.key, &plan, out, source, record)?;
-    let step = commit(ctx, flows, lookup, missed, out, allowed, side, Some(translation), record)?;
+    if may_differ && is_answered_otherwise(flows, &translation) {
+        return Err(taken(DropReason::NatTupleTaken));
+    }
+    let step = commit(ctx, flows, lookup, missed, out, allowed, side, Some(translation), record).map_err(taken)?;
     // Of another worker's connection, which is the same, that one holds the mappings.
     if flows.opened.is_some() {
         held.keep();
         plan.held.keep();
+        plan.service.inspect(|service| service.begun(lookup.key.src(), ctx.now));
     }
     Ok(step)
+}
+
+/// Whether another connection has the tuple of the answers: one that the client began by the backend's own address.
+fn is_answered_otherwise(flows: &Flows<'_>, translation: &Translation) -> bool {
+    let (reply, vni) = (&translation.reply, translation.vni);
+    flows.connections.find(reply, flows.connections.keys().hash(reply, vni), vni).is_some()
 }
 
 /// Whether a packet can begin a connection at all (SEMANTICS CT1, CT3). Returns what it shows of TCP.
@@ -129,7 +183,9 @@ impl<'a> Asked<'a> {
         if self.from.kind == PortKind::Uplink {
             return Self { dst_port, dst, ..self };
         }
-        Self { dst_port, src: shown(), ..self }
+        // What a Service gives to somebody out there is judged by where it goes (SEMANTICS NP21).
+        let dst = if to.kind == PortKind::Uplink { dst } else { self.dst };
+        Self { dst_port, dst, src: shown(), ..self }
     }
 }
 
@@ -261,7 +317,8 @@ pub(super) fn again<R: Recorder>(
     record: &mut R,
 ) -> Result<(), DropReason> {
     let key = connection.key();
-    let asked = ends(ctx, &key, [connection.port(0), connection.port(1)], translation.as_ref())?;
+    let ports = [connection.port(0), connection.port(1)];
+    let asked = ends(ctx, &key, ports, translation.as_ref(), connection.is_assured())?;
     let epoch = if translation.is_some() { ctx.crossing_epoch } else { ctx.epoch };
     // What an earlier run allowed (epoch 0) is judged even where established connections are kept.
     if ctx.tables.keep_established && connection.epoch() != 0 {
@@ -289,7 +346,7 @@ pub fn anew(
     translation: Option<&Translation>,
     denied: &mut Option<Denied>,
 ) -> Result<Allowed, DropReason> {
-    let asked = ends(ctx, key, ports, translation)?;
+    let asked = ends(ctx, key, ports, translation, true)?;
     judge(ctx, denied, &asked, &mut Unwatched)
 }
 
@@ -299,9 +356,10 @@ fn ends<'a>(
     key: &FlowKey,
     ports: [u32; 2],
     translation: Option<&Translation>,
+    answered: bool,
 ) -> Result<Asked<'a>, DropReason> {
     if let Some(translation) = translation {
-        let (from, to) = outside::still(ctx.tables, key, translation, ports)?;
+        let (from, to) = outside::still(ctx, key, translation, ports, answered)?;
         let there = translation.reply.reversed();
         let plain = Asked::plain(*key, from, Ok(to));
         return Ok(plain.crossing(to, there.dst(), there.dst_port(), || there.src()));

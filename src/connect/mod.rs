@@ -16,10 +16,13 @@
 mod decide;
 mod outside;
 mod related;
+mod service;
 
 use hostweave_nat::Nat;
 use hostweave_switch::connection::{Connections, Direction, Ending, Found, FreeRecords, Miss, Record};
-use hostweave_switch::flow::{ASSURED, CROSSES, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp};
+use hostweave_switch::flow::{
+    ASSURED, CROSSES, Flow, FlowCache, FlowKey, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp,
+};
 use hostweave_switch::guard;
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
@@ -314,6 +317,15 @@ fn ending(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, [before, after, rec
     }
 }
 
+/// Whether a packet has one of the two tuples of a connection that crosses; it may have been found by the reverse of one.
+fn is_part(flows: &Flows<'_>, connection: &Record, found: &Found, key: &FlowKey) -> bool {
+    let key = key.unscoped();
+    match found.direction {
+        0 => key == connection.key(),
+        _ => flows.connections.translation(found.index).is_some_and(|translation| translation.reply == key),
+    }
+}
+
 /// `conn`: a packet whose flow is not in the cache.
 #[cold]
 #[inline(never)]
@@ -343,8 +355,12 @@ fn connection<'a, R: Recorder>(
                 break;
             }
         };
-        record.stage("conn", Detail::Connection(found));
         let Some(connection) = flows.connections.get(found.index, found.generation) else { continue };
+        // Sent to a backend as if by a Service, but not to the Service: a connection of its own.
+        if connection.crosses() && !is_part(flows, connection, &found, &lookup.key) {
+            break;
+        }
+        record.stage("conn", Detail::Connection(found));
         // The address moved to another port since: what that one sends is no part of this connection.
         if connection.port(found.direction) != ctx.port.id.0 {
             if !R::MASKED {

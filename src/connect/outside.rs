@@ -1,7 +1,7 @@
 //! `dnat`, `route` and `snat`: where the first packet of a connection goes, within its network or beyond, and as what it
 //! arrives there.
 //!
-//! What is decided by tables is a [`Plan`]; it may hold one NAT mapping, that of its destination. The source's is taken last,
+//! What is decided by tables is a [`Plan`] (for Services in [`service`]); it may hold one NAT mapping, that of its destination. The source's is taken last,
 //! when policy has allowed everything ([`snat`]). Holds give themselves back unless `commit` keeps them ([`Held`]).
 
 use std::net::Ipv6Addr;
@@ -15,6 +15,7 @@ use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{AddressKey, Egress, NetworkId, Owned, Port, PortId, PortKind, Tables, Uplink};
 
 use super::Flows;
+use super::service::{self, Pinned};
 use crate::datapath::Context;
 use crate::observe::recorder::{Detail, Recorder};
 
@@ -24,8 +25,14 @@ pub(super) struct Plan<'a> {
     pub to: Result<&'a Port, DropReason>,
     /// The destination as its receiver has it.
     pub dst: Outside,
-    /// How it leaves its network; `None` when it stays.
+    /// How it leaves its network, or as whom it reaches a Service's backend; `None` when it goes on as it is.
     pub source: Option<Source>,
+    /// Another L4 port for its sender, where its own would make two connections one.
+    pub l4: Option<u16>,
+    /// What it would have been sent as without a Service in between: whom its NAT mapping is for.
+    pub asked: FlowKey,
+    /// The Service's backend that was chosen.
+    pub service: Option<Pinned<'a>>,
     /// The mapping of the destination.
     pub held: Held<'a>,
 }
@@ -39,6 +46,8 @@ pub(super) enum Source {
     Public(u128),
     /// As an address of a pool.
     Pool,
+    /// As the gateway: what a port sends to itself, by a Service (SEMANTICS SV19).
+    Gateway(u128),
 }
 
 /// A mapping that is held until a connection keeps it.
@@ -49,7 +58,7 @@ pub(super) struct Held<'a> {
 }
 
 impl<'a> Held<'a> {
-    fn none(flows: &Flows<'a>) -> Self {
+    pub fn none(flows: &Flows<'a>) -> Self {
         Self { nat: flows.nat, mapping: None, now: 0 }
     }
 
@@ -76,26 +85,32 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Where a packet goes for which there is no connection.
+/// Where a packet goes for which there is no connection. `attempt` counts plans before this one, to a Service, that would have had the
+/// answers of another connection.
 pub(super) fn plan<'a, R: Recorder>(
     ctx: &Context<'a>,
     flows: &Flows<'a>,
     key: &FlowKey,
     packet: &Packet,
+    attempt: u32,
     record: &mut R,
 ) -> Plan<'a> {
+    if let Some(scope) = service::scope(ctx, ctx.port, key.dst()) {
+        return service::plan(ctx, flows, key, scope, attempt, record);
+    }
     let dst = destination(key);
-    let stays = |to| Plan { to, dst, source: None, held: Held::none(flows) };
+    let held = Held::none(flows);
+    let stays = |to| Plan { to, dst, source: None, l4: None, asked: *key, service: None, held };
     if ctx.port.kind == PortKind::Uplink {
         let to = receiver(ctx, flows, key, destination_of_remote(key));
-        return crossing(ctx, flows, to, dst, Source::Own, record);
+        return crossing(ctx, flows, key, to, Source::Own, record);
     }
     match route::route(ctx.tables, ctx.port.network, packet) {
         Ok(id) => stays(ctx.tables.port(id).ok_or(DropReason::Internal)),
         Err(DropReason::NoRoute) if route::leads_out(ctx.network, packet) => {
             let source = source(ctx.tables, ctx.port, key.src());
             let to = source.and_then(|source| leave(ctx, flows, key, source));
-            crossing(ctx, flows, to, dst, source.unwrap_or(Source::Own), record)
+            crossing(ctx, flows, key, to, source.unwrap_or(Source::Own), record)
         }
         Err(reason) => stays(Err(reason)),
     }
@@ -107,24 +122,26 @@ type Receiver<'a> = (&'a Port, Outside, Option<MappingRef>);
 fn crossing<'a, R: Recorder>(
     ctx: &Context<'a>,
     flows: &Flows<'a>,
+    key: &FlowKey,
     to: Result<Receiver<'a>, DropReason>,
-    dst: Outside,
     source: Source,
     record: &mut R,
 ) -> Plan<'a> {
+    let dst = destination(key);
+    let plan = |to, dst, held| Plan { to, dst, source: Some(source), l4: None, asked: *key, service: None, held };
     match to {
         Ok((to, inside, mapping)) => {
             if inside != dst {
                 record.stage("dnat", Detail::Destination(inside.address, inside.l4));
             }
             let held = mapping.map_or(Held::none(flows), |mapping| Held::one(flows, mapping, ctx.now));
-            Plan { to: Ok(to), dst: inside, source: Some(source), held }
+            plan(Ok(to), inside, held)
         }
         Err(reason) => {
             if ctx.port.kind == PortKind::Uplink {
                 record.stage("dnat", Detail::Verdict(Verdict::Drop(reason)));
             }
-            Plan { to: Err(reason), dst, source: Some(source), held: Held::none(flows) }
+            plan(Err(reason), dst, Held::none(flows))
         }
     }
 }
@@ -153,6 +170,8 @@ fn receiver<'a>(
     let dst = destination(key);
     let (port, inside, mapping) = match uplink.owned.get(&key.dst()) {
         Some(Owned::Host) => return Err(DropReason::GatewayNoService),
+        // Of one that the table of Services does not know.
+        Some(Owned::Service) => return Err(DropReason::ServiceNoPort),
         Some(Owned::Attached { port, inside }) => {
             let inside = Outside { address: inside.unwrap_or(key.dst()), l4: dst.l4 };
             (*port, inside, None)
@@ -173,7 +192,7 @@ fn receiver<'a>(
     };
     let held = mapping.map(|mapping| Held::one(flows, mapping, ctx.now));
     let to = ctx.tables.port(port).ok_or(DropReason::NatNoMapping)?;
-    if !has(ctx.tables, uplink, to, inside.address) {
+    if !has(ctx.tables, to, inside.address) {
         return Err(DropReason::NatNoMapping);
     }
     // Nobody outside has an address of the network that the packet is about to enter: its policies could not tell.
@@ -187,13 +206,14 @@ fn receiver<'a>(
 }
 
 /// Whether a port has an address, of its network or attached.
-fn has(tables: &Tables, uplink: &Uplink, port: &Port, address: u128) -> bool {
+fn has(tables: &Tables, port: &Port, address: u128) -> bool {
     let attached = Owned::Attached { port: port.id, inside: None };
     tables.owner(AddressKey { address, network: port.network }) == Some(port.id)
-        || uplink.owned.get(&address) == Some(&attached)
+        || tables.uplink.as_ref().is_some_and(|uplink| uplink.owned.get(&address) == Some(&attached))
 }
 
-fn is_within(tables: &Tables, network: NetworkId, address: u128) -> bool {
+/// Whether an address lies in the range of a network.
+pub(super) fn is_within(tables: &Tables, network: NetworkId, address: u128) -> bool {
     let Some(network) = tables.network(network) else { return false };
     let address = Ipv6Addr::from(address);
     match address.to_ipv4_mapped() {
@@ -244,7 +264,7 @@ pub(super) fn shown(tables: &Tables, flows: &Flows<'_>, port: &Port, key: &FlowK
     let l4 = source_l4(key);
     match source {
         Source::Own => Some(Outside { address: key.src(), l4 }),
-        Source::Public(address) => Some(Outside { address, l4 }),
+        Source::Public(address) | Source::Gateway(address) => Some(Outside { address, l4 }),
         Source::Pool => {
             let vni = tables.network(port.network)?.vni;
             flows.nat.outside_of(&inside(flows, port, vni, key))
@@ -269,8 +289,10 @@ pub(super) fn snat<'a, R: Recorder>(
     record: &mut R,
 ) -> Result<(Translation, Held<'a>), DropReason> {
     let mut held = Held::none(flows);
-    let outside = match source {
-        Source::Own | Source::Public(_) => shown(ctx.tables, flows, ctx.port, key, source).unwrap_or(NOBODY),
+    let mut outside = match source {
+        Source::Own | Source::Public(_) | Source::Gateway(_) => {
+            shown(ctx.tables, flows, ctx.port, key, source).unwrap_or(NOBODY)
+        }
         Source::Pool if R::MASKED => {
             let family = if key.src() >> 32 == 0xffff { V4 } else { V6 };
             if !ctx.pools.serves(ctx.port.id, family) {
@@ -283,14 +305,22 @@ pub(super) fn snat<'a, R: Recorder>(
         }
         Source::Pool => {
             let inside = inside(flows, ctx.port, ctx.network.vni, key);
-            let mapped = flows.nat.outbound(ctx.pools, &inside, destination(key), ctx.now).map_err(refusal);
+            let remote = destination(&plan.asked);
+            let mapped = flows.nat.outbound(ctx.pools, &inside, remote, ctx.now).map_err(refusal);
             let mapped = mapped.inspect_err(|reason| record.stage("snat", Detail::Verdict(Verdict::Drop(*reason))))?;
             held = Held::one(flows, mapped.mapping, ctx.now);
             mapped.outside
         }
     };
-    if source != Source::Own && !(R::MASKED && source == Source::Pool) {
+    if let Some(l4) = plan.l4 {
+        outside.l4 = l4;
+    }
+    if (source != Source::Own || plan.l4.is_some()) && !(R::MASKED && source == Source::Pool) {
         record.stage("snat", Detail::Source(Some((outside.address, outside.l4))));
+    }
+    // Who had no address of a pool before this has one now.
+    if outside != NOBODY && plan.service.is_some_and(|service| !service.admits(outside.address)) {
+        return Err(DropReason::ServiceSource);
     }
     let vni = ctx.tables.network(to.network).ok_or(DropReason::Internal)?.vni;
     let (src_port, dst_port) = match key.kind() {
@@ -314,8 +344,14 @@ pub struct MappedEnd {
     pub remote: Outside,
 }
 
-/// Of a connection that crosses, the ends whose mappings it may hold: that of its source, and that of its destination.
-pub fn held_ends(entry: &Entry, translation: &Translation, uid: impl Fn(u32) -> u128) -> [MappedEnd; 2] {
+/// Of a connection that crosses, the ends whose mappings it may hold: that of its source, and that of its destination. `uplink` is
+/// the slot of that port.
+pub fn held_ends(
+    entry: &Entry,
+    translation: &Translation,
+    uplink: Option<u32>,
+    uid: impl Fn(u32) -> u128,
+) -> [MappedEnd; 2] {
     let (key, there) = (&entry.key, translation.reply.reversed());
     let end = |port: u32, vni, key: &FlowKey| Inside {
         port,
@@ -326,7 +362,9 @@ pub fn held_ends(entry: &Entry, translation: &Translation, uid: impl Fn(u32) -> 
         proto: key.proto(),
     };
     let shown = Outside { address: there.src(), l4: source_l4(&there) };
-    let from = MappedEnd { inside: end(entry.in_port, entry.vni, key), outside: shown, remote: destination(key) };
+    // Behind a Service may be somebody out there.
+    let remote = if Some(entry.out_port) == uplink { destination(&there) } else { destination(key) };
+    let from = MappedEnd { inside: end(entry.in_port, entry.vni, key), outside: shown, remote };
     let to = end(entry.out_port, translation.vni, &translation.reply);
     [from, MappedEnd { inside: to, outside: destination(key), remote: shown }]
 }
@@ -371,39 +409,53 @@ fn destination_of_remote(key: &FlowKey) -> Outside {
     destination(&key.reversed())
 }
 
-/// Whether what a connection was given when it began is still its own: addresses of its ports, addresses at the uplink.
+/// Whether a port's packets would still be shown as they are.
+///
+/// # Errors
+/// `EgressNone`.
+pub(super) fn still_shows(tables: &Tables, from: &Port, key: &FlowKey, there: &FlowKey) -> Result<bool, DropReason> {
+    let uplink = tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
+    // A connection that began from a pool goes on from there when the port has got an address of its own since.
+    let pooled = uplink.owned.get(&there.src()) == Some(&Owned::Nat);
+    let by_pool = pooled && egress(tables, from, key.src()) == Egress::Nat;
+    Ok(match source(tables, from, key.src())? {
+        _ if by_pool => true,
+        Source::Own => there.src() == key.src(),
+        Source::Public(public) => there.src() == public,
+        Source::Pool | Source::Gateway(_) => false,
+    })
+}
+
+/// Whether what a connection was given when it began is still its own: addresses of its ports, addresses at the uplink, the backend
+/// of a Service. `answered`: whether anybody has answered it.
 ///
 /// # Errors
 /// `NoConnection` when it is not, or `EgressNone`.
 pub(super) fn still<'a>(
-    tables: &'a Tables,
+    ctx: &Context<'a>,
     key: &FlowKey,
     translation: &Translation,
     ports: [u32; 2],
+    answered: bool,
 ) -> Result<(&'a Port, &'a Port), DropReason> {
-    let uplink: &Uplink = tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
+    let tables = ctx.tables;
     let [Some(from), Some(to)] = ports.map(|port| tables.port(PortId(port))) else {
         return Err(DropReason::NoConnection);
     };
     let there = translation.reply.reversed();
-    let owns = |port: &Port, address| has(tables, uplink, port, address);
-    let pooled = |address| uplink.owned.get(&address) == Some(&Owned::Nat);
+    let owns = |port: &Port, address| has(tables, port, address);
+    if let Some(scope) = service::scope(ctx, from, key.dst()) {
+        let ours = from.kind == PortKind::Uplink || owns(from, key.src());
+        let right = ours && service::still(ctx, key, translation, scope, [from, to], answered)?;
+        return if right { Ok((from, to)) } else { Err(DropReason::NoConnection) };
+    }
+    let uplink: &Uplink = tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
     if from.kind == PortKind::Uplink {
         if uplink.port != from.id || uplink.owned.contains_key(&key.src()) || uplink.is_routed(key.src()) {
             return Err(DropReason::NoConnection);
         }
-    } else {
-        // A connection that began from a pool goes on from there when the port has got an address of its own since.
-        let by_pool = pooled(there.src()) && egress(tables, from, key.src()) == Egress::Nat;
-        let right = match source(tables, from, key.src())? {
-            _ if by_pool => true,
-            Source::Own => there.src() == key.src(),
-            Source::Public(public) => there.src() == public,
-            Source::Pool => false,
-        };
-        if !owns(from, key.src()) || !right {
-            return Err(DropReason::NoConnection);
-        }
+    } else if !owns(from, key.src()) || !still_shows(tables, from, key, &there)? {
+        return Err(DropReason::NoConnection);
     }
     let right = if to.kind == PortKind::Uplink {
         let ours = uplink.owned.contains_key(&key.dst()) || uplink.is_routed(key.dst());

@@ -9,7 +9,7 @@
 //!
 //! Everything here blocks on the disk: call it off the runtime's threads.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -22,11 +22,13 @@ use tokio::sync::broadcast;
 
 use super::draft::{Draft, orphans, record};
 use super::error::{ErrorKind, RpcError};
-use super::plan::{self, Identity, Objects, Plan};
+use super::plan::{self, Before, Identity, Objects, Plan};
 use super::selector::Selector;
 use crate::config::checked::{Object, Origin};
+use crate::config::desired::system_node;
 use crate::config::outside::ServiceAddresses;
 use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, load_paths, policies};
+use crate::fabric::balance::known::Drained;
 use crate::fabric::spec::Desired;
 use crate::fabric::{Fabric, Impact, Picture};
 use crate::observe::events::{EventLog, EventType};
@@ -145,6 +147,8 @@ pub struct Controller {
     writer: Mutex<Objects>,
     changes: broadcast::Sender<Arc<ObjectChange>>,
     reload_failure: Mutex<Option<String>>,
+    /// Drained backends as the store has them. Only under the writer's lock.
+    drained: Mutex<BTreeSet<Drained>>,
 }
 
 impl Controller {
@@ -165,9 +169,13 @@ impl Controller {
             writer: Mutex::new(Objects::default()),
             changes: broadcast::Sender::new(CHANGES_BACKLOG_MAX),
             reload_failure: Mutex::new(None),
+            drained: Mutex::new(initial.drained.clone()),
         };
         {
             let mut writer = controller.lock();
+            for what in initial.drained {
+                controller.parts.fabric.drain(what, true);
+            }
             controller.settle(&mut writer, initial.objects, initial.plan, initial.batch, &[])?;
         }
         Ok(Arc::new(controller))
@@ -192,8 +200,7 @@ impl Controller {
     pub fn node_name(&self) -> String {
         let snapshot = self.snapshot();
         let host = snapshot.set.of_kind(crate::config::Kind::HostConfig).next();
-        let kernel = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
-        host.map_or_else(kernel, |object| object.key.name.clone())
+        host.map_or_else(system_node, |object| object.key.name.clone())
     }
 
     /// Carries out wishes, all or none.
@@ -258,7 +265,7 @@ impl Controller {
             wanted.stored.remove(&object.key);
             wanted.files.push(Arc::new(object));
         }
-        let plan = plan::plan(&wanted, &before.assignments, &before.services, &self.parts.runtime)?;
+        let plan = plan::plan(&wanted, (&*before).into(), &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
         Ok(self.parts.fabric.draft(&plan.desired)?)
     }
@@ -298,7 +305,7 @@ impl Controller {
         let before = self.snapshot();
         let files = reread(loaded.objects, &writer.files);
         let (objects, batch) = with_files(files, writer.stored.clone(), self.parts.adopt)?;
-        let plan = plan::plan(&objects, &before.assignments, &before.services, &self.parts.runtime)?;
+        let plan = plan::plan(&objects, (&*before).into(), &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
         let changes = difference(&before.set, &plan.set);
         let dubious = policies::dubious(&plan.set, plan.set.iter().map(|(key, _)| key));
@@ -333,7 +340,8 @@ impl Controller {
         };
         let batch = Batch { assignments: of(&assignments), revision: before.revision, ..Batch::default() };
         let back = Batch { assignments: of(&before.assignments), revision: before.revision, ..Batch::default() };
-        let (desired, _) = plan::desired(&before.set, &assignments, &before.services, &self.parts.runtime);
+        let given = Before { assignments: &assignments, ..(&*before).into() };
+        let (desired, _) = plan::desired(&before.set, given, &self.parts.runtime);
         self.parts.store.commit(&batch)?;
         if let Err(error) = self.parts.fabric.apply(&desired) {
             self.parts.store.commit(&back).context("putting the store back")?;
@@ -349,6 +357,33 @@ impl Controller {
             warnings: before.warnings.clone(),
             desired,
         }));
+        Ok(())
+    }
+
+    /// Drains a backend of Services, or undoes that. Returns whether something is different.
+    ///
+    /// # Errors
+    /// The disk fails; nothing has changed then.
+    pub fn drain(&self, what: Drained, drained: bool) -> anyhow::Result<bool> {
+        let _writer = self.lock();
+        let fabric = &self.parts.fabric;
+        let mut all: BTreeSet<Drained> = fabric.drained().into_iter().collect();
+        let changed = if drained { all.insert(what.clone()) } else { all.remove(&what) };
+        if changed {
+            self.remember_drained(all)?;
+            fabric.drain(what, drained);
+        }
+        Ok(changed)
+    }
+
+    /// Writes which backends are drained, if the store has others.
+    fn remember_drained(&self, all: BTreeSet<Drained>) -> Result<(), crate::store::Error> {
+        let mut known = self.drained.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != all {
+            let batch = Batch { drained: Some(all.clone()), revision: self.snapshot().revision, ..Batch::default() };
+            self.parts.store.commit(&batch)?;
+            *known = all;
+        }
         Ok(())
     }
 
@@ -387,6 +422,10 @@ impl Controller {
         let Plan { set, assignments, services, problems, warnings, desired, .. } = plan;
         let snapshot = Snapshot { set, assignments, services, identities, revision, problems, warnings, desired };
         self.snapshot.store(Arc::new(snapshot));
+        // Those of ports and Services that are gone were let off.
+        if let Err(error) = self.remember_drained(self.parts.fabric.drained().into_iter().collect()) {
+            tracing::warn!(%error, "drained backends that are gone may be drained again after a restart");
+        }
         self.tell(revision, changes);
         Ok(())
     }
@@ -424,6 +463,8 @@ pub struct Initial {
     assignments: Assignments,
     /// Addresses of Services given before.
     services: ServiceAddresses,
+    /// Backends drained before.
+    drained: BTreeSet<Drained>,
     revision: u64,
 }
 
@@ -440,9 +481,10 @@ impl Initial {
             stored.insert(key, (Arc::new(object), identity));
         }
         let (objects, batch) = with_files(files.into_iter().map(Arc::new).collect(), stored, adopt)?;
-        let Contents { assignments, services, revision, .. } = contents;
-        let plan = plan::plan(&objects, &assignments, &services, runtime)?;
-        Ok(Self { objects, plan, batch, assignments, services, revision })
+        let Contents { assignments, services, drained, revision, .. } = contents;
+        let before = Before { assignments: &assignments, services: &services, told: &[] };
+        let plan = plan::plan(&objects, before, runtime)?;
+        Ok(Self { objects, plan, batch, assignments, services, drained, revision })
     }
 }
 
@@ -838,7 +880,7 @@ mod tests {
             in_steps +=
                 u32::from(after.revision > before.revision && Arc::ptr_eq(&after.assignments, &before.assignments));
             let runtime = &host.controller.parts.runtime;
-            let scratch = plan::plan(&host.controller.lock(), &after.assignments, &after.services, runtime).unwrap();
+            let scratch = plan::plan(&host.controller.lock(), (&*after).into(), runtime).unwrap();
             assert_eq!(after.set.iter().count(), scratch.set.iter().count());
             let same = after.set.iter().zip(scratch.set.iter()).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1));
             assert!(same);
@@ -847,6 +889,26 @@ mod tests {
             assert_eq!(format!("{:?}", after.warnings), format!("{:?}", scratch.warnings));
         }
         assert!(in_steps > 20, "{in_steps}");
+    }
+
+    #[test]
+    fn what_was_drained_survives_a_restart_and_goes_with_the_port() {
+        let host = host(tempfile::tempdir().unwrap());
+        let service = "---\n{apiVersion: v1, kind: Service, metadata: {name: web}, \
+                       spec: {selector: {app: web}, ports: [{port: 80}]}}\n";
+        let port = port("a").replace("{name: a}", "{name: a, labels: {app: web}}");
+        host.apply(&[NETWORK, &port, service].concat()).unwrap();
+        let what = Drained { backend: "default/a".to_owned(), service: Some("default/web".to_owned()) };
+        assert!(host.controller.drain(what.clone(), true).unwrap());
+        assert!(!host.controller.drain(what.clone(), true).unwrap(), "it is already");
+        let host = host.restarted();
+        assert_eq!(host.controller.parts.fabric.drained(), [what.clone()]);
+        let gone = Edit::Delete { key: ObjectKey::port("default", "a"), must_exist: true };
+        host.controller.edit(vec![gone], &EditOptions::default()).unwrap();
+        host.apply(&port).unwrap();
+        assert!(host.controller.parts.fabric.drained().is_empty(), "another port of that name");
+        let host = host.restarted();
+        assert!(!host.controller.drain(what, false).unwrap());
     }
 
     #[test]

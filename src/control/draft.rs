@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::controller::{Action, Edit, Snapshot, not_found};
 use super::error::{ErrorKind, RpcError};
 use super::plan::{Identity, Objects};
+use super::service_view::cluster_addresses;
 use crate::config::checked::{Object, Origin, Spec};
 use crate::config::kind::DEFAULT_NAMESPACE;
 use crate::config::{Diagnostic, Kind, ObjectKey};
@@ -58,7 +59,9 @@ impl Draft {
         let object = Arc::new(object);
         let action = match &known {
             None => Action::Created,
-            Some((old, _)) if old.says_the_same(&object) => Action::Unchanged,
+            Some((old, _)) if old.says_the_same(&object) || as_shown(old, before).says_the_same(&object) => {
+                Action::Unchanged
+            }
             Some(_) => Action::Updated,
         };
         if action != Action::Unchanged {
@@ -128,6 +131,12 @@ impl Draft {
     }
 }
 
+/// An object as `get` shows it, which may be applied again.
+fn as_shown(object: &Object, before: &Snapshot) -> Object {
+    let given = before.services.get(&object.key).map(Vec::as_slice).unwrap_or_default();
+    object.with_cluster_addresses(&cluster_addresses(given))
+}
+
 /// The first of several names.
 fn listed(names: &[String]) -> String {
     let more = if names.len() > PORTS_LISTED_MAX { ", …" } else { "" };
@@ -166,7 +175,7 @@ fn conflict(key: &ObjectKey, code: &str, message: impl Into<String>, help: &str)
 
 /// Whether objects of a kind go with their namespace (SEMANTICS NP9). Ports do not: no NIC is unplugged by the way.
 fn goes_with_namespace(kind: Kind) -> bool {
-    matches!(kind, Kind::NetworkPolicy | Kind::Pod | Kind::Service)
+    matches!(kind, Kind::NetworkPolicy | Kind::Pod | Kind::Service | Kind::EndpointSlice)
 }
 
 /// Stored objects whose namespace is gone, and that go with it.

@@ -12,8 +12,10 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::controller::Controller;
-use crate::config::ObjectKey;
 use crate::config::ipam::{LearnError, learn};
+use crate::config::{Kind, ObjectKey};
+use crate::fabric::balance::choice::BackendState;
+use crate::fabric::balance::history::Change;
 use crate::fabric::spec::FabricEvent;
 use crate::observe::events::EventType;
 
@@ -52,8 +54,9 @@ fn handle(controller: &Controller, events: Vec<FabricEvent>, budgets: &mut Budge
     let mut seen: Vec<(ObjectKey, Ipv6Addr)> = Vec::new();
     for event in events {
         let Some(port) = port_of(&event) else {
+            let service = service_of(&event);
             let (event_type, message, data) = describe(event);
-            tell(controller, budgets, event_type, None, message, data);
+            tell(controller, budgets, event_type, service.as_ref(), message, data);
             continue;
         };
         let Some(key) = key_of(port) else { continue };
@@ -121,7 +124,18 @@ fn key_of(port: &str) -> Option<ObjectKey> {
     (!name.contains('/')).then(|| ObjectKey::port(namespace, name))
 }
 
-/// The port that an event is about; `None` for those of the uplink and of DNS.
+/// The Service that an event is about.
+fn service_of(event: &FabricEvent) -> Option<ObjectKey> {
+    match event {
+        FabricEvent::ServiceBackend { service, .. } | FabricEvent::ServiceServing { service, .. } => {
+            let (namespace, name) = service.split_once('/')?;
+            Some(ObjectKey::new(Kind::Service, Some(namespace), name))
+        }
+        _ => None,
+    }
+}
+
+/// The port that an event is about; `None` for those of Services, of the uplink and of DNS.
 fn port_of(event: &FabricEvent) -> Option<&str> {
     match event {
         FabricEvent::Connected { port, .. }
@@ -136,7 +150,9 @@ fn port_of(event: &FabricEvent) -> Option<&str> {
         | FabricEvent::NatBlockAllocated { port, .. }
         | FabricEvent::NatBlockReleased { port, .. }
         | FabricEvent::NatExhausted { port, .. } => Some(port),
-        FabricEvent::DnsUpstream { .. } => None,
+        FabricEvent::DnsUpstream { .. } | FabricEvent::ServiceBackend { .. } | FabricEvent::ServiceServing { .. } => {
+            None
+        }
         FabricEvent::UplinkUp { .. }
         | FabricEvent::UplinkDown { .. }
         | FabricEvent::UplinkFailed { .. }
@@ -202,8 +218,46 @@ fn describe(event: FabricEvent) -> (EventType, String, Value) {
         FabricEvent::DnsUpstream { server, failure: None } => {
             (EventType::DnsUpstreamRecovered, format!("DNS server {server} answers again"), json!({"server": server}))
         }
+        FabricEvent::ServiceBackend { change, .. } => describe_backend(&change),
+        FabricEvent::ServiceServing { serving, counts, .. } => describe_serving(serving, &counts),
         event => describe_outside(&event),
     }
+}
+
+/// What became of a backend of a Service.
+fn describe_backend(change: &Change) -> (EventType, String, Value) {
+    let Change { backend, address, port_name, from, to, reason, .. } = change;
+    let at = if port_name.is_empty() { String::new() } else { format!(" of {port_name}") };
+    let why = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let message = match (from, to) {
+        (_, None) => format!("{backend} ({address}){at} is no backend any more"),
+        (None, Some(to)) => format!("{backend} ({address}){at} is a new backend, {}{why}", to.name()),
+        (Some(from), Some(to)) => format!("{backend} ({address}){at} is {}, and was {}{why}", to.name(), from.name()),
+    };
+    let data = json!({
+        "backend": &**backend,
+        "address": address,
+        "portName": &**port_name,
+        "from": from.map(BackendState::name),
+        "to": to.map(BackendState::name),
+        "reason": reason.as_deref(),
+    });
+    let event_type = match to {
+        Some(BackendState::Unhealthy) => EventType::ServiceBackendUnhealthy,
+        _ => EventType::ServiceBackendChanged,
+    };
+    (event_type, message, data)
+}
+
+/// Whether a Service has a backend that takes connections.
+fn describe_serving(serving: bool, counts: &[(BackendState, usize)]) -> (EventType, String, Value) {
+    let named: Vec<String> = counts.iter().map(|(state, count)| format!("{count} {}", state.name())).collect();
+    let backends = if named.is_empty() { "it has none".to_owned() } else { named.join(", ") };
+    let data: serde_json::Map<_, _> = counts.iter().map(|(state, count)| (state.name().into(), json!(count))).collect();
+    if serving {
+        return (EventType::ServiceAvailable, format!("a backend takes connections again ({backends})"), data.into());
+    }
+    (EventType::ServiceUnavailable, format!("no backend takes connections: {backends}"), data.into())
 }
 
 /// A block of L4 ports, in words and as data.

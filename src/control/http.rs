@@ -232,6 +232,7 @@ async fn scrape(server: &Server) -> Result<Reply, RpcError> {
             flows_lost: fabric.flow_log().lost(),
             dns: fabric.dns().report(),
             metadata: fabric.metadata().report(),
+            services: fabric.service_counts(),
             nat: nat.stats,
             nat_addresses: nat.addresses.iter().map(|stats| nat_address(&snapshot, stats)).collect(),
             uplink: fabric.uplink_status().map(uplink_sample),

@@ -16,7 +16,8 @@ use tokio::sync::broadcast;
 use super::controller::{Controller, ObjectChange};
 use super::error::{ErrorKind, RpcError};
 use super::methods::{
-    capture, conntrack, dns, doctor, event, flow, nat, object, policy, port, probe, server, trace, uplink, whois,
+    capture, conntrack, dns, doctor, event, flow, nat, object, policy, port, probe, server, service, trace, uplink,
+    whois,
 };
 use super::socket::Client;
 use crate::config::names::closest;
@@ -222,6 +223,9 @@ methods! {
     "conntrack.flush" Write conntrack::Flush => conntrack::flush: "Forgets connections: their next packets are decided anew.",
     "dns.query" Read dns::Query => dns::query: "What the gateway of a network answers, and where that comes from.",
     "dns.records" Read dns::Records => dns::records: "Every record that guests of a network may see.",
+    "service.backends" Read service::Name => service::backends: "The backends of a Service, how each is, its connections, and the last changes.",
+    "service.drain" Write service::Drain => service::drain: "Sends no new connections to a backend, of one Service or of all.",
+    "service.undrain" Write service::Drain => service::undrain: "Sends connections to a backend again.",
     "nat.list" Read nat::List => nat::list: "NAT mappings, inside and outside.",
     "nat.stats" Read server::Empty => nat::stats: "Numbers of NAT: mappings, refusals, L4 ports of each address, the biggest users.",
     "nat.lookup" Read nat::Lookup => nat::lookup: "Who has, or had, an outside L4 port.",

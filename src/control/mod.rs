@@ -30,5 +30,6 @@ pub mod recommend;
 pub mod rpc;
 pub mod selector;
 mod service_manager;
+pub mod service_view;
 pub mod socket;
 pub mod view;

@@ -1,32 +1,19 @@
-//! What people and programs are told about uplink, pools and Services: the `status` of their objects.
+//! What people and programs are told about uplink, pools and attached addresses: the `status` of their objects.
 
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
 use super::controller::Snapshot;
-use super::view::problem_of;
 use crate::config::checked::{AddressPool, NatPool, Network, Object};
-use crate::config::outside::{Given, attachment, attachments, egress_of};
+use crate::config::outside::{Attachment, Given, attachment, egress_of};
 use crate::config::policies::namespace_labels;
-use crate::config::{Kind, ObjectKey};
+use crate::config::{Kind, ObjectKey, ObjectSet};
 use hostweave_switch::tables::Egress;
 
-/// `status` of a Service: what Kubernetes has there, and which port has the address.
-pub fn service(snapshot: &Snapshot, object: &Object) -> Value {
-    let given = snapshot.services.get(&object.key).map(Vec::as_slice).unwrap_or_default();
-    let attached = attachments(&snapshot.set).find(|attachment| attachment.service_key() == object.key);
-    let ingress: Vec<Value> = given.iter().map(|given| json!({"ip": given.address})).collect();
-    let mut pools: Vec<&str> = given.iter().map(|given| given.pool.as_str()).collect();
-    pools.dedup();
-    json!({
-        "loadBalancer": {"ingress": ingress},
-        "addresses": given.iter().map(|given| given.address).collect::<Vec<_>>(),
-        "pools": pools,
-        "port": attached.as_ref().map(|attachment| attachment.port.key.path()),
-        "mode": attached.map(|attachment| mode(attachment.one_to_one(&snapshot.set))),
-        "reason": problem_of(snapshot, &object.key).map(|problem| &problem.message),
-    })
+/// Whether the guest sees an attached address.
+pub fn attachment_mode(set: &ObjectSet, attachment: &Attachment<'_>) -> &'static str {
+    mode(attachment.one_to_one(set))
 }
 
 fn mode(one_to_one: bool) -> &'static str {
@@ -57,13 +44,16 @@ fn addresses_of<'a>(snapshot: &'a Snapshot, service: &ObjectKey) -> impl Iterato
 
 /// `status` of an AddressPool.
 pub fn address_pool(snapshot: &Snapshot, object: &Object, pool: &AddressPool) -> Value {
-    let services = snapshot.services.iter().filter(|(_, given)| given.iter().any(|one| one.pool == object.key.name));
+    let services = snapshot
+        .services
+        .iter()
+        .filter(|(_, given)| given.iter().any(|one| one.pool() == Some(object.key.name.as_str())));
     let services: Vec<String> = services.map(|(key, _)| key.path()).collect();
     let mut used: Vec<IpAddr> = snapshot
         .services
         .values()
         .flatten()
-        .filter(|given| given.pool == object.key.name)
+        .filter(|given| given.pool() == Some(object.key.name.as_str()))
         .map(|given| given.address)
         .collect();
     used.sort_unstable();

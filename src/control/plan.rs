@@ -13,7 +13,7 @@ use crate::config::checked::Object;
 use crate::config::desired::{HostFacts, to_desired};
 use crate::config::outside::{ServiceAddresses, addresses};
 use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, check_set, ipam, policies};
-use crate::fabric::spec::Desired;
+use crate::fabric::spec::{Desired, ServiceSpec};
 
 /// What the daemon gave a stored object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,20 +74,33 @@ pub struct Plan {
     pub warnings: Vec<Diagnostic>,
 }
 
+/// What was given and planned before, which stays where it can.
+#[derive(Clone, Copy)]
+pub struct Before<'a> {
+    /// Addresses of ports.
+    pub assignments: &'a Assignments,
+    /// Addresses of Services.
+    pub services: &'a ServiceAddresses,
+    /// Services as the packet path was told.
+    pub told: &'a [Arc<ServiceSpec>],
+}
+
+impl<'a> From<&'a Snapshot> for Before<'a> {
+    fn from(snapshot: &'a Snapshot) -> Self {
+        Self { assignments: &snapshot.assignments, services: &snapshot.services, told: &snapshot.desired.services }
+    }
+}
+
 /// Plans.
 ///
 /// # Errors
 /// The objects contradict each other: all problems.
-pub fn plan(
-    objects: &Objects,
-    remembered: &Assignments,
-    given: &ServiceAddresses,
-    runtime_dir: &Path,
-) -> Result<Plan, Diagnostics> {
+pub fn plan(objects: &Objects, before: Before<'_>, runtime_dir: &Path) -> Result<Plan, Diagnostics> {
     let (set, warnings) = check_set(objects.all(), runtime_dir)?;
-    let ipam = ipam::assign(&set, remembered, &mut Uuid::new_v4);
-    let services = addresses::assign(&set, given);
-    let (desired, mut problems) = desired(&set, &ipam.assignments, &services.addresses, runtime_dir);
+    let ipam = ipam::assign(&set, before.assignments, &mut Uuid::new_v4);
+    let services = addresses::assign(&set, before.services);
+    let told = Before { assignments: &ipam.assignments, services: &services.addresses, ..before };
+    let (desired, mut problems) = desired(&set, told, runtime_dir);
     problems.extend(ipam.problems.into_iter().chain(services.problems));
     Ok(Plan {
         set,
@@ -118,7 +131,7 @@ pub fn replan(
     let changed: Vec<_> = changed.map(|(action, object)| (*action == Action::Deleted, object)).collect();
     let known = before.problems.is_empty().then(|| before.set.with_policies(&changed)).flatten();
     let Some(set) = known.transpose()? else {
-        return plan(objects, &before.assignments, &before.services, runtime_dir);
+        return plan(objects, before.into(), runtime_dir);
     };
     let desired = Desired { policy: policies::spec(&set), ..before.desired.clone() };
     let (assignments, services) = (Arc::clone(&before.assignments), Arc::clone(&before.services));
@@ -126,16 +139,9 @@ pub fn replan(
     Ok(Plan { set, assignments, services, desired, warnings, ..Plan::default() })
 }
 
-/// What the packet path is to do for objects that were planned before.
-pub fn desired(
-    set: &ObjectSet,
-    assignments: &Assignments,
-    given: &ServiceAddresses,
-    runtime_dir: &Path,
-) -> (Desired, Vec<Diagnostic>) {
-    let group = |name: &str| nix::unistd::Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw());
-    let user = |name: &str| nix::unistd::User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
-    to_desired(set, assignments, given, &HostFacts { runtime_dir, group: &group, user: &user })
+/// What the packet path is to do for objects whose addresses are given.
+pub fn desired(set: &ObjectSet, given: Before<'_>, runtime_dir: &Path) -> (Desired, Vec<Diagnostic>) {
+    to_desired(set, given.assignments, given.services, given.told, &HostFacts::system(runtime_dir))
 }
 
 /// Refuses a plan that makes a new problem; what was wrong before does not stand in the way of other changes.

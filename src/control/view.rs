@@ -9,7 +9,8 @@ use hostweave_switch::stage::DropReason;
 use serde_json::{Map, Value, json};
 
 use super::controller::{Controller, Snapshot};
-use super::{outside_view, policy_view};
+use super::service_view::ServiceView;
+use super::{outside_view, policy_view, service_view};
 use crate::config::checked::{Backend, Object, Port, Spec};
 use crate::config::desired::{default_socket, incoming_socket};
 use crate::config::{Diagnostic, Kind, ObjectKey};
@@ -257,10 +258,12 @@ pub fn problem_of<'a>(snapshot: &'a Snapshot, key: &ObjectKey) -> Option<&'a Dia
 pub fn object(controller: &Controller, snapshot: &Snapshot, object: &Object) -> Value {
     let identity = snapshot.identities.get(&object.key);
     let assigned = snapshot.assignments.get(&object.key).map(|assignment| assignment.uid);
-    let shown = object
+    let given = snapshot.services.get(&object.key).map(Vec::as_slice).unwrap_or_default();
+    let filled = object.with_cluster_addresses(&service_view::cluster_addresses(given));
+    let shown = filled
         .with_identity(assigned.or(identity.map(|identity| identity.uid)), identity.map(|identity| identity.revision));
     // The file's author writes neither: `get -o yaml` of a file's object is what the file says.
-    let yaml = if identity.is_some() { shown.to_yaml() } else { object.to_yaml() };
+    let yaml = if identity.is_some() { shown.to_yaml() } else { filled.to_yaml() };
     let mut json = shown.to_json();
     let status = status(controller, snapshot, object);
     if let (Value::Object(fields), false) = (&mut json, status.is_null()) {
@@ -343,7 +346,8 @@ fn status(controller: &Controller, snapshot: &Snapshot, object: &Object) -> Valu
         Spec::NetworkPolicy(_) | Spec::ClusterNetworkPolicy(_) => policy_view::status(&snapshot.set, object),
         Spec::NatPool(pool) => outside_view::nat_pool(snapshot, pool),
         Spec::AddressPool(pool) => outside_view::address_pool(snapshot, object, pool),
-        Spec::Service(_) => outside_view::service(snapshot, object),
+        Spec::Service(service) => ServiceView::new(snapshot, object, service).status(),
+        Spec::EndpointSlice(slice) => service_view::endpoint_slice(object, slice),
         Spec::Pod => {
             let port = ObjectKey::new(Kind::Port, object.key.namespace.as_deref(), &object.key.name);
             json!({"port": snapshot.set.get(&port).map(|_| port.path())})

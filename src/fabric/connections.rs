@@ -112,6 +112,8 @@ impl State {
             outside: None,
             uplink: None,
             pools: Arc::default(),
+            balance: Default::default(),
+            services: Arc::default(),
             networks: Default::default(),
             ports: Default::default(),
             network_ids: IdPool::default(),
@@ -157,6 +159,11 @@ impl State {
         }
         // Zero is what an earlier run decided.
         self.epochs[index] = self.epochs[index].checked_add(1).unwrap_or(1);
+        self.bump_crossings();
+    }
+
+    /// The same for whatever leads from one network into another, or to a Service.
+    pub(super) fn bump_crossings(&mut self) {
         self.crossings = self.crossings.wrapping_add(1) & (u32::MAX >> 1);
     }
 
@@ -219,7 +226,7 @@ impl Inner {
                 Some(translation) => {
                     knows(entry.in_port, entry.vni)
                         && knows(entry.out_port, translation.vni)
-                        && self.hold_again(&state.pools, entry)
+                        && self.hold_again(&state.pools, outside, entry)
                 }
             };
             if right { Claim::Keep } else { Claim::Forget }

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use hostweave_nat::service::Lookup;
 use hostweave_policy::model::{Direction, Endpoint as PolicyEndpoint};
 use hostweave_policy::table::{Basis, RuleId, RuleInfo};
 use hostweave_switch::MacAddr;
-use hostweave_switch::tables::{AddressKey, NetworkId, PortId, PortKind};
+use hostweave_switch::tables::{AddressKey, NetworkId, OUTSIDE_VNI, PortId, PortKind};
 use uuid::Uuid;
 
 use super::Inner;
@@ -143,7 +144,8 @@ impl Names {
         let to = to.or_else(|| owner(plane, network?, event.key.dst()));
         let destination = self.party(plane, to);
         let reasons = self.reasons(plane, &event, to);
-        FlowRecord { time, id: Uuid::nil(), event, source, destination, reasons }
+        let service = service(plane, &event);
+        FlowRecord { time, id: Uuid::nil(), event, source, destination, service, reasons }
     }
 
     fn party(&mut self, plane: &Plane, port: Option<PortId>) -> Arc<Party> {
@@ -249,6 +251,17 @@ fn workload(endpoint: &PolicyEndpoint, identity: u32, mac: Option<MacAddr>) -> P
         port: Some(format!("{}/{}", endpoint.namespace, endpoint.name)),
         workload: true,
     }
+}
+
+/// The Service that a packet was sent to.
+fn service(plane: &Plane, event: &FlowEvent) -> Option<Arc<str>> {
+    let (key, l4) = (&event.key, event.key.l4_dst_port()?);
+    [event.vni, OUTSIDE_VNI].into_iter().find_map(|scope| {
+        match plane.services.lookup(scope, key.dst(), key.proto(), l4) {
+            Lookup::Frontend(frontend) => Some(Arc::clone(&frontend.spec().service)),
+            Lookup::Undeclared | Lookup::None => None,
+        }
+    })
 }
 
 fn index(direction: Direction) -> usize {

@@ -147,6 +147,7 @@ fn look_around(inner: &Arc<Inner>, state: &mut State, failed: &[PortId]) {
     for port in state.ports.values_mut() {
         if failed.contains(&port.id()) || port.tap_is_orphaned() {
             port.tap_failed();
+            inner.port_news.add(port.name());
             changed = true;
         }
     }
@@ -157,6 +158,7 @@ fn look_around(inner: &Arc<Inner>, state: &mut State, failed: &[PortId]) {
     let mut attached = Vec::new();
     for port in state.ports.values_mut().filter(|port| port.wants_attachment()) {
         port.attach(inner);
+        inner.port_news.add(port.name());
         attached.extend(port.output().is_some().then(|| port.id()));
     }
     if !attached.is_empty() {

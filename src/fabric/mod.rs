@@ -7,7 +7,9 @@
 //! none, one, or, during a live migration on this host, two, of which one is active: the one whose guest last
 //! started its queues.
 
+pub mod balance;
 pub mod capture;
+mod check;
 mod connections;
 pub mod conntrack;
 mod ended;
@@ -36,6 +38,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
+use hostweave_nat::service::Services;
 use hostweave_nat::{Nat, Pools};
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::World;
@@ -43,7 +46,7 @@ use hostweave_policy::table::Table;
 use hostweave_switch::connection::Connections;
 use hostweave_switch::counters::PortTotals;
 use hostweave_switch::fragment::Fragments;
-use hostweave_switch::limits::{NETWORKS_MAX, PORTS_MAX, WORKERS_MAX};
+use hostweave_switch::limits::WORKERS_MAX;
 use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables};
 use tokio::sync::mpsc;
 
@@ -51,11 +54,15 @@ pub use flows::policy as policy_of;
 
 use crate::observe::flow_log::FlowLog;
 use crate::services::dns::Dns;
+use crate::services::health::Health;
 use crate::services::metadata::Metadata;
 use crate::services::sockets::Sockets;
 use crate::worker::clock::Clock;
 use crate::worker::watch::Watch;
 use crate::worker::{Shared, WorkerStats};
+use balance::Balance;
+use balance::lifecycle::PortNews;
+use check::check;
 use ended::Ended;
 use ids::IdPool;
 use mailbox::Message;
@@ -82,6 +89,9 @@ struct Inner {
     events: mpsc::UnboundedSender<FabricEvent>,
     sockets: Sockets,
     dns: Dns,
+    health: Health,
+    /// Ports that Services are to look at.
+    port_news: Arc<PortNews>,
     metadata: Metadata,
     connections: Arc<Connections>,
     ended: Arc<Ended>,
@@ -127,6 +137,10 @@ struct State {
     uplink: Option<UplinkRuntime>,
     /// Pools of NAT addresses as compiled last.
     pools: Arc<Pools>,
+    /// What is known of Services and their backends.
+    balance: Balance,
+    /// Services as compiled last.
+    services: Arc<Services>,
     networks: HashMap<String, NetworkRuntime>,
     ports: HashMap<String, PortRuntime>,
     network_ids: IdPool,
@@ -207,14 +221,16 @@ impl Fabric {
         let sockets = Sockets::new().context("starting the host's own services")?;
         let dns = Dns::new(sockets.clone(), events.clone());
         let metadata = Metadata::new(sockets.clone()).context("making the key of metadata tokens")?;
-        let flow_log = Arc::new(FlowLog::default());
+        let (health, verdicts) = Health::new(sockets.clone());
+        let (flow_log, port_news) = (Arc::new(FlowLog::default()), Arc::new(PortNews::default()));
         let (links_changed, links_watched, stopping) = Default::default();
         #[rustfmt::skip]
         let inner = Arc::new(Inner {
-            config, plane, workers, state, events, sockets, dns, metadata, connections, ended, nat, fragments, clock, flow_log,
-            watch, links_changed, links_watched, stopping,
+            config, plane, workers, state, events, sockets, dns, metadata, health, port_news, connections, ended, nat, fragments, clock,
+            flow_log, watch, links_changed, links_watched, stopping,
         });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
+        threads.push(balance::lifecycle::spawn(&inner, verdicts)?);
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))
     }
 
@@ -234,7 +250,11 @@ impl Fabric {
         state.timeouts = desired.timeouts;
         state.established = desired.established;
         state.local = desired.local;
+        if !state.balance.wants_the_same(&desired.networks, &desired.services) {
+            check(desired)?;
+        }
         if state.asks_the_same(desired) {
+            inner.update_services(&mut state, desired);
             let update = state.compile(&desired.policy);
             state.bump(&update);
             inner.publish_policy(&mut state);
@@ -262,6 +282,8 @@ impl Fabric {
         for spec in &desired.ports {
             inner.update_port(&mut state, spec)?;
         }
+        Inner::look_at_ports(&mut state);
+        inner.update_services(&mut state, desired);
         let retired = inner.update_uplink(&mut state, desired);
         gone_ids.extend(retired.iter().map(|uplink| uplink.port().id));
         state.pools = inner.compile_pools(&state, &desired.nat_pools)?;
@@ -343,6 +365,7 @@ impl Fabric {
             port.detach(&self.inner.config, false);
         }
         uplink.into_iter().for_each(|uplink| self.inner.close_uplink(uplink));
+        self.inner.port_news.wake();
         for worker in &self.inner.workers {
             worker.mailbox.send(Message::Stop);
             worker.listener.unpark();
@@ -501,13 +524,29 @@ impl Inner {
         self.swap(state, plane);
     }
 
+    /// Publishes Services that changed, with everything else as it is: backends come and go more often than policies.
+    fn publish_services(&self, state: &mut State) {
+        state.revision += 1;
+        let mut plane = Plane::clone(&self.plane.load());
+        plane.tables.revision = state.revision;
+        plane.tables.crossings = state.crossings;
+        plane.services = Arc::clone(&state.services);
+        self.hand_over(state, plane);
+    }
+
     /// Gives a plane its epochs and policies, swaps the pointer and tells the workers.
     fn swap(&self, state: &mut State, mut plane: Plane) {
         state.epochs_of(&mut plane.tables, &self.plane.load().tables);
         plane.policy = Arc::clone(&state.policy);
         plane.pools = Arc::clone(&state.pools);
+        plane.services = Arc::clone(&state.services);
         plane.world = Arc::clone(&state.world);
         plane.policy_revision = state.policy_revision;
+        self.hand_over(state, plane);
+    }
+
+    /// Swaps the pointer and tells the workers.
+    fn hand_over(&self, state: &mut State, plane: Plane) {
         state.retired.push(self.plane.swap(Arc::new(plane)));
         for worker in &self.workers {
             worker.mailbox.send(Message::PlaneChanged);
@@ -537,7 +576,7 @@ impl State {
     /// Whether networks and ports are those that were asked for last: then policies are all that may have changed.
     fn asks_the_same(&self, desired: &Desired) -> bool {
         self.wanted.as_ref().is_some_and(|(networks, ports)| *networks == desired.networks && *ports == desired.ports)
-            && self.outside.as_ref() == Some(&Outside::of(desired))
+            && self.outside.as_ref().is_some_and(|outside| outside.is_of(desired))
     }
 
     /// Waits until the workers have let go of every plane but the published one, and with it of devices that are to
@@ -563,33 +602,6 @@ impl State {
             held
         });
     }
-}
-
-/// Contradictions that control should have caught; checked again because everything below relies on it.
-fn check(desired: &Desired) -> anyhow::Result<()> {
-    if desired.networks.len() > NETWORKS_MAX {
-        bail!("{} networks are more than this host's limit of {NETWORKS_MAX}", desired.networks.len());
-    }
-    if desired.ports.len() + desired.networks.len() + usize::from(desired.uplink.is_some()) > PORTS_MAX {
-        bail!("{} ports are more than this host's limit of {PORTS_MAX}", desired.ports.len());
-    }
-    let networks: HashSet<&str> = desired.networks.iter().map(|network| network.name.as_str()).collect();
-    let mut names = HashSet::new();
-    let mut owners = HashSet::new();
-    for port in &desired.ports {
-        if !networks.contains(port.network.as_str()) {
-            bail!("port {}: network {:?} does not exist", port.full_name(), port.network);
-        }
-        if !names.insert(port.full_name()) {
-            bail!("port {} is there twice", port.full_name());
-        }
-        for address in port.addresses() {
-            if !owners.insert((port.network.as_str(), address)) {
-                bail!("port {}: address {address} of network {} has another owner", port.full_name(), port.network);
-            }
-        }
-    }
-    Ok(())
 }
 
 fn report(stats: &WorkerStats) -> WorkerReport {

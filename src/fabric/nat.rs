@@ -110,10 +110,10 @@ impl Inner {
         }
     }
 
-    /// Takes hold of the mappings that a connection of an earlier run held. False, and none is held: they are not its own.
-    pub(super) fn hold_again(&self, pools: &Pools, entry: &Entry) -> bool {
+    /// Takes hold of the mappings that a connection of an earlier run held; `uplink` is the slot of that port. False, and none is held: they are not its own.
+    pub(super) fn hold_again(&self, pools: &Pools, uplink: Option<u32>, entry: &Entry) -> bool {
         let Some(translation) = &entry.translation else { return true };
-        let ends = connect::held_ends(entry, translation, |slot| self.connections.port_id(slot));
+        let ends = connect::held_ends(entry, translation, uplink, |slot| self.connections.port_id(slot));
         let mut taken = Vec::with_capacity(2);
         for (hold, end) in translation.held.iter().zip(&ends) {
             let Some(hold) = *hold else { continue };

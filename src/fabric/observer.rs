@@ -62,6 +62,13 @@ impl PortObserver {
         }
     }
 
+    /// Services want to know whether the port runs.
+    fn tell_services(&self) {
+        if let Some(inner) = self.inner.upgrade() {
+            inner.port_news.add(&self.name);
+        }
+    }
+
     fn tell_worker(&self, pair: usize, message: fn(SourceKey) -> Message) {
         self.tell_worker_of(self.serial, pair, message);
     }
@@ -121,6 +128,7 @@ impl Observer for PortObserver {
             output.running.store(*running, Ordering::Relaxed);
         }
         self.tell_worker(pair, Message::SourceStarted);
+        self.tell_services();
     }
 
     fn queue_stopped(&self, pair: usize) {
@@ -138,6 +146,7 @@ impl Observer for PortObserver {
             }
         }
         self.tell_worker(pair, Message::SourceStopped);
+        self.tell_services();
     }
 
     fn started(&self, features: u64, pairs: usize) {
@@ -150,6 +159,7 @@ impl Observer for PortObserver {
     }
 
     fn disconnected(&self) {
+        self.tell_services();
         self.event(|port, socket| FabricEvent::Disconnected { port, socket });
     }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use hostweave_nat::Pools;
+use hostweave_nat::service::Services;
 use hostweave_policy::model::World;
 use hostweave_policy::table::Table;
 use hostweave_switch::tables::{NetworkId, PortId, Tables};
@@ -115,6 +116,9 @@ pub struct Plane {
     pub policy: Arc<Table>,
     /// Who has NAT addresses.
     pub pools: Arc<Pools>,
+    /// Addresses of Services, and who stands behind them. What changes here changes [`Tables::crossings`];
+    /// connections to them cross, so records need translations.
+    pub services: Arc<Services>,
     /// What that was compiled from: names and labels, for those who explain. Not for workers.
     pub world: Arc<World>,
     /// Grows whenever policy says something else. Not for workers.

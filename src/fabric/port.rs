@@ -155,6 +155,17 @@ impl PortRuntime {
         self.output.is_none() && self.spec.is_some()
     }
 
+    /// Whether somebody is behind it who can answer (SEMANTICS SV2): a device, or a guest that runs. One that moves to the port's other
+    /// socket (live migration) stands still for a moment, and runs all the while.
+    pub fn runs(&self) -> bool {
+        self.port.up
+            && match self.output.as_deref() {
+                Some(Output::Vhost(output)) => output.running.load(Ordering::Relaxed) != 0 || moves(output),
+                Some(Output::Device(_) | Output::Internal(_)) => true,
+                None => false,
+            }
+    }
+
     /// Sets up what the spec asks for. A failure is reported as an event and kept for the next attempt.
     pub fn attach(&mut self, inner: &Arc<Inner>) {
         let Some(spec) = self.spec.clone() else { return };
@@ -298,6 +309,13 @@ impl PortRuntime {
             _ => Vec::new(),
         }
     }
+}
+
+/// Whether VMMs are at both sockets.
+fn moves(output: &VhostOutput) -> bool {
+    let connected =
+        |attachment: &&Arc<Attachment>| matches!(attachment.status().state, State::Connected | State::Running);
+    output.attachments.iter().filter(connected).count() > 1
 }
 
 fn vhost_statuses(output: &VhostOutput) -> Vec<AttachmentStatus> {

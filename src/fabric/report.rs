@@ -36,6 +36,8 @@ pub struct ConnectionReport {
     pub refused_quota: u64,
     /// Connections that were refused because the table was full.
     pub refused_full: u64,
+    /// Packets to Services that had no backend for them.
+    pub no_backend: u64,
 }
 
 impl Fabric {
@@ -76,6 +78,7 @@ impl Fabric {
             evicted: connections.evicted(),
             refused_quota: refused(DropReason::ConnectionQuota),
             refused_full: refused(DropReason::ConnectionTableFull),
+            no_backend: refused(DropReason::ServiceNoBackend) + refused(DropReason::ServiceNoLocalBackend),
         }
     }
 }

@@ -22,6 +22,8 @@ use hostweave_switch::tables::Network;
 use ipnet::IpNet;
 use uuid::Uuid;
 
+use super::balance::choice::BackendState;
+use super::balance::history::Change;
 pub use crate::services::dns::spec::DnsSpec;
 pub use crate::services::metadata::spec::{MetadataSpec, PortMetadata};
 
@@ -486,6 +488,10 @@ pub enum FabricEvent {
     NatBlockReleased { port: String, address: IpAddr, first: u16, count: u16 },
     /// A port wanted more and there were none; `biggest` is the port that has most of the address, `ports` how many.
     NatExhausted { port: String, pool: String, address: IpAddr, biggest: String, ports: u32 },
+    /// A backend of a Service, by `namespace/name`, is otherwise than before.
+    ServiceBackend { service: Arc<str>, change: Change },
+    /// No backend of a Service takes connections, or one does again; with its backends by how they are.
+    ServiceServing { service: Arc<str>, serving: bool, counts: Vec<(BackendState, usize)> },
 }
 
 /// What `port describe` shows of a port's attachments.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hostweave_nat::Pools;
+use hostweave_nat::service::Services;
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::World;
 use hostweave_switch::connection::{Entry as Connection, Translation};
@@ -16,11 +17,12 @@ use hostweave_switch::flow::{FlowKey, NO_QUEUE};
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables, Uplink};
 
+use super::balance::known::Facts;
 use super::plane::Plane;
 use super::port::{internal_port, port_of};
 use super::spec::{Desired, Established};
 use super::uplink::owned::{Outside, routed};
-use super::{Fabric, State, check, connections};
+use super::{Fabric, State, balance, check, connections};
 use crate::connect::{self, Denied};
 use crate::datapath::Context;
 use crate::observe::flow_event::FlowEventKind;
@@ -286,6 +288,10 @@ struct Known {
     uplink: Option<(Uplink, Arc<Network>, Arc<Port>)>,
     /// NAT pools as they are.
     pools: Arc<Pools>,
+    /// What is known of Services' backends.
+    facts: Facts,
+    /// Services as they are: most of their tables are those of the draft.
+    services: Arc<Services>,
     /// Identities of the ports' objects: another one of the same name is another port.
     specs: HashMap<String, uuid::Uuid>,
 }
@@ -304,7 +310,9 @@ impl Known {
             let (_, network) = uplink.network();
             (uplink.table(), Arc::clone(network), Arc::clone(uplink.port()))
         });
-        Self { networks, ports, epoch, crossings, specs, uplink, pools: Arc::clone(&state.pools) }
+        let (pools, facts) = (Arc::clone(&state.pools), state.balance.facts().clone());
+        let services = Arc::clone(&state.services);
+        Self { networks, ports, epoch, crossings, specs, uplink, pools, facts, services }
     }
 
     fn draft(&self, desired: &Desired) -> Picture {
@@ -360,7 +368,10 @@ impl Known {
         let policy = Compiler::new().update(&world).table;
         // What pools would become is known when they are asked for: compiling them is a change.
         let pools = Arc::clone(&self.pools);
-        Picture { plane: Arc::new(Plane { tables, policy, pools, ..Plane::default() }), world: Arc::new(world) }
+        let frontends = balance::draft(&self.facts, &desired.networks, &desired.services);
+        let services = Arc::new(Services::compile(&frontends, Some(&self.services)));
+        let plane = Plane { tables, policy, pools, services, ..Plane::default() };
+        Picture { plane: Arc::new(plane), world: Arc::new(world) }
     }
 
     /// The uplink as it is, with what the host would own there. One that is not there yet leads nowhere.

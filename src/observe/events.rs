@@ -112,6 +112,14 @@ event_types! {
     NatBlockReleased Normal,
     /// A port wanted more L4 ports of a NAT address than there are.
     NatExhausted Warning,
+    /// A backend of a Service is new, gone, or otherwise than before.
+    ServiceBackendChanged Normal,
+    /// A backend of a Service fails its checks.
+    ServiceBackendUnhealthy Warning,
+    /// No backend of a Service takes connections.
+    ServiceUnavailable Warning,
+    /// A backend of a Service takes connections again.
+    ServiceAvailable Normal,
 }
 
 /// Something that happened.

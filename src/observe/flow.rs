@@ -91,6 +91,9 @@ pub struct Flow {
     /// Kind of event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_type: Option<EventType>,
+    /// The Service whose address it was sent to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination_service: Option<Service>,
     /// Seen from the port whose policy is meant: `INGRESS`, `EGRESS`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub traffic_direction: String,
@@ -125,6 +128,16 @@ pub struct Flow {
 
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+/// `flow.Service`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Service {
+    /// Name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
 }
 
 /// `flow.Ethernet`.

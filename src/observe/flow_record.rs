@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::drop_reason::hubble;
 use super::flow::{
-    Addresses, CLOSED, Endpoint, EventType, Flow, Icmp, Interface, Ip, Layer4, Policy, Ports, TYPE_DROP,
+    Addresses, CLOSED, Endpoint, EventType, Flow, Icmp, Interface, Ip, Layer4, Policy, Ports, Service, TYPE_DROP,
     TYPE_POLICY_VERDICT, TYPE_TRACE, Tcp, TcpFlags,
 };
 use super::flow_event::{FlowEvent, FlowEventKind};
@@ -56,12 +56,19 @@ pub struct FlowRecord {
     pub source: Arc<Party>,
     /// Receiver.
     pub destination: Arc<Party>,
+    /// `namespace/name` of the Service whose address and L4 port it was sent to.
+    pub service: Option<Arc<str>>,
     /// What policies said.
     pub reasons: Reasons,
 }
 
 /// ICMP types of answers, by the type of their query (RFC 792, RFC 4443).
 const ANSWERS: [(u8, u16, u16); 3] = [(proto::ICMPV4, 8, 0), (proto::ICMPV4, 13, 14), (proto::ICMPV6, 128, 129)];
+
+fn service(path: &str) -> Service {
+    let (namespace, name) = path.split_once('/').unwrap_or(("", path));
+    Service { name: name.to_owned(), namespace: namespace.to_owned() }
+}
 
 impl FlowRecord {
     /// As Hubble has it.
@@ -78,6 +85,7 @@ impl FlowRecord {
             ethernet: self.ethernet(),
             source: Some(self.source.endpoint.clone()),
             destination: has_ip.then(|| self.destination.endpoint.clone()),
+            destination_service: self.service.as_deref().map(service),
             flow_type: "L3_L4".into(),
             node_name: node.into(),
             is_reply: self.is_reply(),
@@ -253,6 +261,7 @@ pub(crate) mod tests {
             event: FlowEvent { kind, key, vni: 1, from: PortId(12), to: PortId(31), tcp_flags, icmp: 0, at: 0 },
             source: party(12, "cache-0", "app=cache"),
             destination: party(31, "db-0", "app=db"),
+            service: None,
             reasons: Reasons::default(),
         }
     }
@@ -298,6 +307,15 @@ pub(crate) mod tests {
             "Summary": "policy_denied; TCP Flags: SYN",
         });
         assert_eq!(flow, expected);
+    }
+
+    #[test]
+    fn a_service_is_named() {
+        let mut record = opened(proto::TCP, 7, 8, Kind::Ports);
+        assert_eq!(record.to_flow("").destination_service, None);
+        record.service = Some("shop/db".into());
+        let flow = serde_json::to_value(record.to_flow("")).unwrap();
+        assert_eq!(flow["destination_service"], serde_json::json!({"name": "db", "namespace": "shop"}));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use hostweave_switch::counters::PortTotals;
 
+use crate::fabric::balance::report::ServiceCounts;
 use crate::fabric::report::{ConnectionReport, PolicyReport};
 use crate::services::dns::DnsReport;
 use crate::services::metadata::MetadataReport;
@@ -98,6 +99,8 @@ pub struct Sample {
     pub dns: DnsReport,
     /// Metadata for guests.
     pub metadata: MetadataReport,
+    /// Services.
+    pub services: Vec<ServiceCounts>,
     /// NAT.
     pub nat: Stats,
     /// Its addresses.
@@ -306,6 +309,7 @@ impl Collector for Sample {
         self.policy_metrics(&mut encoder)?;
         super::dns_metrics::encode(&self.dns, &mut encoder)?;
         super::metadata_metrics::encode(&self.metadata, &mut encoder)?;
+        super::service_metrics::encode(&self.services, self.connections.no_backend, &mut encoder)?;
         self.nat_metrics(&mut encoder)?;
         self.uplink_metrics(&mut encoder)?;
         let mut number = |name: &str, help: &str, kind, value: u64| {
@@ -365,9 +369,22 @@ mod tests {
                 verdicts: std::array::from_fn(|direction| [[direction as u64; MATCHES.len()]; ACTIONS.len()]),
                 ..PolicyReport::default()
             },
-            connections: ConnectionReport { used: 2, capacity: 10, evicted: 1, refused_quota: 4, refused_full: 0 },
+            connections: ConnectionReport {
+                used: 2,
+                capacity: 10,
+                evicted: 1,
+                refused_quota: 4,
+                refused_full: 0,
+                no_backend: 3,
+            },
             flows_lost: 9,
             metadata: MetadataReport { answers: vec![("401".to_owned(), 3)], refused: 1, cut: 0 },
+            services: vec![ServiceCounts {
+                service: "shop/web".into(),
+                serving: Some(true),
+                connections: 9,
+                backends: vec![(crate::fabric::balance::choice::BackendState::Unhealthy, 2)],
+            }],
             dns: DnsReport { answers: vec![("cluster", "noerror", 6)], limited: 2, ..DnsReport::default() },
             nat: Stats { mappings: 6, capacity: 100, exhausted: 2, ..Stats::default() },
             nat_addresses: vec![NatAddressSample {
@@ -411,6 +428,9 @@ mod tests {
             "hostweave_conntrack_evictions_total 1",
             "hostweave_conntrack_insert_failures_total{reason=\"quota\"} 4",
             "hostweave_flowlog_lost_events_total 9",
+            "hostweave_service_backends{service=\"shop/web\",state=\"unhealthy\"} 2",
+            "hostweave_service_no_backend_total 3",
+            "hostweave_service_connections_total{service=\"shop/web\"} 9",
             "hostweave_dns_queries_total{zone=\"cluster\",rcode=\"noerror\"} 6",
             "hostweave_dns_refusals_total{reason=\"limit\"} 2",
             "hostweave_metadata_requests_total{status=\"401\"} 3",

@@ -1,5 +1,6 @@
 //! What watches a packet on its way: nobody, for a worker; `trace`, for a person.
 
+use hostweave_nat::service::Why;
 use hostweave_policy::infrastructure::BuiltIn;
 use hostweave_policy::table::{Decision, Flow};
 use hostweave_switch::connection::Found;
@@ -25,12 +26,29 @@ pub enum Detail {
     BuiltIn(BuiltIn),
     /// Its destination is this address and L4 port, inside.
     Destination(u128, u16),
+    /// A Service has given it to a backend.
+    Service(Balanced),
     /// It leaves as this address and L4 port or identifier; `None` if that is not settled before it really does.
     Source(Option<(u128, u16)>),
     /// It leads to this port.
     Port(PortId),
     /// Here a connection would begin.
     Masked,
+}
+
+/// Which backend a connection to a Service got.
+#[derive(Clone, Copy, Debug)]
+pub struct Balanced {
+    /// The network that knows the Service's address, or that of the uplink.
+    pub scope: u32,
+    /// Address and L4 port of the backend.
+    pub to: (u128, u16),
+    /// Why this one.
+    pub why: Why,
+    /// Backends that take new connections.
+    pub active: usize,
+    /// All that are listed.
+    pub listed: usize,
 }
 
 /// Watches the stages of [`crate::datapath`].

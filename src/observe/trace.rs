@@ -20,6 +20,7 @@ use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{AddressKey, Network, Port, PortId, PortKind, Tables};
 use serde::{Deserialize, Serialize};
 
+use super::balanced;
 use super::recorder::{Detail, Recorder};
 use super::synthetic::{self, Protocol, Tuple};
 use super::time;
@@ -267,6 +268,7 @@ impl Narrator<'_> {
             ("dnat", Detail::Destination(address, l4)) => {
                 Some(stage(name, "changed", format!("{} becomes {}", self.tuple.destination(), self.end(address, l4))))
             }
+            ("dnat", Detail::Service(given)) => Some(balanced::stage(&self.scene.plane.services, self.tuple, &given)),
             ("snat", Detail::Source(outside)) => Some(self.leaves_as(outside)),
             ("commit", Detail::Masked) => Some(stage(name, "ok", "here the connection would begin")),
             _ => None,
@@ -288,7 +290,7 @@ impl Narrator<'_> {
         match self.tuple.protocol {
             Protocol::Arp => format!("ARP: {gateway} answers with the router's MAC address"),
             Protocol::Nd => format!("neighbour discovery: {gateway} answers with the router's MAC address"),
-            Protocol::Icmp => format!("echo: {gateway} answers"),
+            Protocol::Icmp => balanced::echo(&self.scene.plane.services, self.network, self.tuple),
             _ if self.tuple.dst.is_ipv4() => format!("DHCP: {gateway} answers"),
             _ => format!("DHCPv6: {gateway} answers"),
         }

@@ -54,7 +54,7 @@ impl Host {
             uuid::Uuid::from_u128(number)
         });
         let (desired, problems) =
-            to_desired(&set, &assigned.assignments, &Default::default(), &HostFacts::system(Path::new("/run")));
+            to_desired(&set, &assigned.assignments, &Default::default(), &[], &HostFacts::system(Path::new("/run")));
         assert!(problems.is_empty(), "{problems:?}");
         let dir = tempfile::tempdir().unwrap();
         let options = Options { capacity: 1024, boot: 1, now: 0 };

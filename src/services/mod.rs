@@ -1,7 +1,7 @@
 //! What the switch answers itself.
 //!
 //! [`local`] is the stage that needs no state: ARP, neighbour discovery, router solicitations, DHCPv4, DHCPv6 and echo
-//! requests to the gateway are answered on the worker, from the tables alone. Everything else of ours listens behind
+//! requests to the gateway and to Services are answered on the worker, from the tables alone. Everything else of ours listens behind
 //! the internal port of each network ([`internal`]), through tokio streams ([`sockets`]).
 
 mod arp;
@@ -9,9 +9,12 @@ mod datagram;
 mod dhcp4;
 mod dhcp6;
 pub mod dns;
+pub mod health;
 #[cfg(test)]
 mod hostile_tests;
 pub mod internal;
+#[cfg(test)]
+mod lab;
 pub mod metadata;
 mod ndp;
 mod ping;
@@ -25,10 +28,11 @@ pub mod uplink;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use hostweave_nat::service::Services;
 use hostweave_switch::packet::{L3, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{Network, Port, PortKind, Tables};
+use hostweave_switch::tables::{Network, Owned, Port, PortKind, Tables};
 use hostweave_switch::{MacAddr, wire};
 
 pub use ndp::{ALL_NODES, MULTICAST_ALL_NODES, router_advertisement};
@@ -42,6 +46,17 @@ pub struct LocalContext<'a> {
     pub port: &'a Port,
     /// Its network.
     pub network: &'a Network,
+    /// Addresses of Services.
+    pub services: &'a Services,
+}
+
+impl LocalContext<'_> {
+    /// Whether an address, IPv4-mapped for IPv4, is a Service's that the sender can reach: of its own network, or of the host at
+    /// its uplink.
+    fn is_service(&self, address: u128) -> bool {
+        let uplink = || self.tables.uplink.as_ref().is_some_and(|up| up.owned.get(&address) == Some(&Owned::Service));
+        self.services.has_address(self.network.vni, address) || uplink()
+    }
 }
 
 /// What control must hear of a packet.

@@ -1,4 +1,4 @@
-//! Echo requests to the gateway (RFC 792, RFC 4443 §4): the request becomes the reply in place.
+//! Echo requests to the gateway and to Services (RFC 792, RFC 4443 §4): the request becomes the reply in place.
 //!
 //! Addresses are swapped, type and hop count rewritten, both checksums updated incrementally (RFC 1624). The payload
 //! is not touched and never copied here, whatever its length. A fragmented request is answered fragment by fragment:
@@ -15,10 +15,11 @@ use hostweave_switch::wire::checksum;
 
 use super::LocalContext;
 
-/// Answers an ICMP packet over IPv4 if it is an echo request, or a later fragment of one, to the gateway or metadata.
+/// Answers an ICMP packet over IPv4 if it is an echo request, or a later fragment of one, to the gateway, metadata or a Service.
 pub fn answer_v4(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
     let gateway = ctx.network.v4.map(|(_, gateway)| gateway);
-    reflect_v4(packet, MacAddr::ROUTER, |address| Some(address) == gateway || address == METADATA_V4)
+    let is_service = |address: Ipv4Addr| ctx.is_service(u128::from(address.to_ipv6_mapped()));
+    reflect_v4(packet, MacAddr::ROUTER, |address| Some(address) == gateway || address == METADATA_V4 || is_service(address))
 }
 
 /// Answers one to any of the addresses that are `ours`, behind the link address `mac`.
@@ -49,10 +50,11 @@ pub fn reflect_v4(packet: &mut Packet, mac: MacAddr, ours: impl FnOnce(Ipv4Addr)
     finish(packet, l4, ECHO_REQUEST_V4, ECHO_REPLY_V4)
 }
 
-/// Answers an ICMPv6 packet if it is an echo request, or a later fragment of one, to the gateway, `fe80::1` or metadata.
+/// Answers an ICMPv6 packet if it is an echo request, or a later fragment of one, to the gateway, `fe80::1`, metadata or a Service.
 pub fn answer_v6(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
     let gateway = ctx.network.v6.map(|(_, gateway)| gateway);
-    let ours = |address| Some(address) == gateway || [ROUTER_LINK_LOCAL, METADATA_V6].contains(&address);
+    let is_service = |address: Ipv6Addr| ctx.is_service(u128::from(address));
+    let ours = |address| Some(address) == gateway || [ROUTER_LINK_LOCAL, METADATA_V6].contains(&address) || is_service(address);
     reflect_v6(packet, MacAddr::ROUTER, ours)
 }
 
@@ -145,6 +147,8 @@ const HOP_LIMIT: u8 = 64;
 mod tests {
     use super::super::testing::{A_LINK_LOCAL, A_V4, A_V6, GATEWAY_V4, GATEWAY_V6, GUEST_A, World, icmpv6, ipv4, ipv6};
     use super::*;
+    use hostweave_nat::service::{FrontendSpec, Refusal, Services};
+    use hostweave_switch::tables::Owned;
     use smoltcp::phy::ChecksumCapabilities;
     use smoltcp::wire::{
         EthernetFrame, Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet, Ipv4Repr, Ipv6Packet,
@@ -190,6 +194,43 @@ mod tests {
     }
 
     /// A request of 3000 octets in fragments of 1480: put together, the reply is right.
+    #[test]
+    fn services_answer_in_their_own_network_and_public_ones_in_each() {
+        let (v4, v6): (Ipv4Addr, Ipv6Addr) = ("10.96.0.1".parse().unwrap(), "2001:db8:96::1".parse().unwrap());
+        let requests = [
+            ipv4(MacAddr::ROUTER, A_V4, v4, IpProtocol::Icmp, &request_v4(&[1, 2, 3])),
+            icmpv6(A_V6, v6, 33, &Icmpv6Repr::EchoRequest { ident: 7, seq_no: 9, data: &[1, 2, 3] }),
+        ];
+        let mapped = [u128::from(v4.to_ipv6_mapped()), u128::from(v6)];
+        let frontend = |scope, address| FrontendSpec {
+            service: "test/web".into(),
+            port_name: "".into(),
+            scope,
+            address,
+            proto: 6,
+            l4: 80..=80,
+            vni: scope,
+            sources: [].into(),
+            affinity_s: None,
+            backends: [].into(),
+            refusal: Refusal::Reject,
+        };
+        for (request, address) in requests.iter().zip(mapped) {
+            let mut world = World::new();
+            assert_eq!(world.ask(request).verdict, Verdict::Continue);
+            let vni = world.network.vni;
+            world.services = Services::compile(&[frontend(vni + 1, address)], None);
+            assert_eq!(world.ask(request).verdict, Verdict::Continue, "of another network");
+            world.services = Services::compile(&[frontend(vni, address)], None);
+            assert_eq!(world.ask(request).reply().len(), request.len(), "without backends too");
+            world.services = Services::default();
+            world.tables.uplink = Some(super::super::testing::uplink([(address, Owned::Service)]).into());
+            assert_eq!(world.ask(request).reply().len(), request.len());
+            world.tables.uplink = Some(super::super::testing::uplink([(address, Owned::Nat)]).into());
+            assert_eq!(world.ask(request).verdict, Verdict::Continue);
+        }
+    }
+
     #[test]
     fn fragments_are_answered_one_by_one() {
         let data = [0xc3; 2992];

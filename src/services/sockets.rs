@@ -5,6 +5,8 @@
 //! same L4 port in two networks is two listeners. Networks come and go at run time: streams of one that goes away see
 //! a reset, its listeners an error. Nothing here runs on a worker.
 
+mod asked;
+
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
@@ -20,9 +22,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 
+pub use self::asked::{Answer, Asked, QUESTIONS_MAX, Question};
 use super::internal::{Doorbell, InternalPort, Wake};
 pub use super::stack::Place;
-use super::stack::{Door, HANDSHAKE_TIMEOUT, Listening, Stack, Tuple};
+use super::stack::{BRIEF_BUFFER_LEN, Door, End, HANDSHAKE_TIMEOUT, Listening, STREAM_BUFFER_LEN, Stack, Tuple};
 
 /// TCP ports that services may listen on, of one network.
 pub const LISTENERS_MAX: usize = 64;
@@ -148,13 +151,33 @@ impl Sockets {
     /// `NotFound` without that network, `AddrNotAvailable` when `from` is not the gateway's, `QuotaExceeded` beyond
     /// the limits of connections, `ConnectionRefused` and `TimedOut` as the guest answers or does not.
     pub async fn connect(&self, network: &str, from: Option<IpAddr>, to: SocketAddr) -> io::Result<Stream> {
+        self.open(network, from, to, STREAM_BUFFER_LEN, End::Close).await
+    }
+
+    /// Connects to a guest for a short exchange: little is buffered, and dropping the stream resets the connection, so that nothing of
+    /// it is left whatever the guest does.
+    ///
+    /// # Errors
+    /// As [`Sockets::connect`].
+    pub async fn connect_briefly(&self, network: &str, to: SocketAddr) -> io::Result<Stream> {
+        self.open(network, None, to, BRIEF_BUFFER_LEN, End::Reset).await
+    }
+
+    async fn open(
+        &self,
+        network: &str,
+        from: Option<IpAddr>,
+        to: SocketAddr,
+        buffer_len: usize,
+        end: End,
+    ) -> io::Result<Stream> {
         let shared = self.network(network)?;
         let stream = {
             let mut stack = shared.stack();
             let from = from.or_else(|| stack.source_for(to.ip())).filter(|from| stack.is_local(*from));
             let from = from.filter(|from| from.is_ipv4() == to.is_ipv4()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-            let (handle, tuple) = stack.connect(from, to).ok_or(io::ErrorKind::QuotaExceeded)?;
-            Stream::new(&shared, handle, tuple)
+            let (handle, tuple) = stack.connect(from, to, buffer_len).ok_or(io::ErrorKind::QuotaExceeded)?;
+            Stream::new(&shared, handle, tuple, end)
         };
         shared.port.nudge();
         timeout(HANDSHAKE_TIMEOUT, poll_fn(|cx| stream.poll_connected(cx))).await??;
@@ -252,7 +275,7 @@ impl Listener {
             }
             match stack.accept(self.door, cx.waker()) {
                 Some(Some((handle, tuple))) => {
-                    let stream = Stream::new(&self.shared, handle, tuple);
+                    let stream = Stream::new(&self.shared, handle, tuple, End::Close);
                     let peer = stream.peer();
                     Poll::Ready(Ok((stream, peer)))
                 }
@@ -281,11 +304,12 @@ pub struct Stream {
     shared: Arc<Shared>,
     handle: SocketHandle,
     tuple: Tuple,
+    end: End,
 }
 
 impl Stream {
-    fn new(shared: &Arc<Shared>, handle: SocketHandle, tuple: Tuple) -> Self {
-        Self { shared: Arc::clone(shared), handle, tuple }
+    fn new(shared: &Arc<Shared>, handle: SocketHandle, tuple: Tuple, end: End) -> Self {
+        Self { shared: Arc::clone(shared), handle, tuple, end }
     }
 
     /// The guest's end.
@@ -371,7 +395,7 @@ impl AsyncWrite for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.shared.stack().release(self.handle);
+        self.shared.stack().release(self.handle, self.end);
         self.shared.port.nudge();
     }
 }

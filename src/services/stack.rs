@@ -9,6 +9,9 @@
 //!
 //! Limits are per network, per listener and per guest address, so that one guest cannot use up what others need.
 
+mod device;
+pub mod question;
+
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -17,13 +20,14 @@ use std::time::Duration;
 
 use hostweave_switch::tables::{METADATA_V4, METADATA_V6, Network, ROUTER_LINK_LOCAL};
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
-use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp::{self, State};
 use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
 use smoltcp::wire::{HardwareAddress, IpCidr, IpProtocol, IpVersion, Ipv4Packet, Ipv6Packet, TcpPacket};
 use tokio::time::Instant;
 
-use super::internal::{InternalPort, Reserved, STACK_MTU_MAX};
+use self::device::StackDevice;
+use self::question::{Heard, Questions};
+use super::internal::{InternalPort, STACK_MTU_MAX};
 
 /// TCP connections of one network, in every state.
 pub const CONNECTIONS_MAX: usize = 512;
@@ -33,6 +37,8 @@ pub const CONNECTIONS_PER_PEER_MAX: usize = 128;
 pub const BACKLOG_MAX: usize = 128;
 /// Octets that a connection buffers in each direction.
 pub const STREAM_BUFFER_LEN: usize = 32 * 1024;
+/// The same of one that is opened for a short exchange.
+pub const BRIEF_BUFFER_LEN: usize = 4 * 1024;
 /// How long the other side may take for the handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may take to end after its stream was dropped.
@@ -110,6 +116,15 @@ impl Listening {
     }
 }
 
+/// What becomes of a connection when its stream is dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// It ends in order, unless octets were left unread.
+    Close,
+    /// It is reset.
+    Reset,
+}
+
 /// Who has a connection now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Owner {
@@ -137,6 +152,8 @@ pub struct Stack {
     connections: HashMap<SocketHandle, Connection>,
     by_tuple: HashMap<Tuple, SocketHandle>,
     per_peer: HashMap<IpAddr, usize>,
+    /// What guests were asked in one packet.
+    pub questions: Questions,
     /// Bound UDP ports.
     pub udp_ports: HashMap<u16, SocketHandle>,
     /// Addresses of ours, for the check of what a caller binds to.
@@ -161,6 +178,7 @@ impl Stack {
             connections: HashMap::new(),
             by_tuple: HashMap::new(),
             per_peer: HashMap::new(),
+            questions: Questions::new(seed),
             udp_ports: HashMap::new(),
             addresses,
             next_port: EPHEMERAL.start() + (seed % 16_384) as u16,
@@ -186,6 +204,7 @@ impl Stack {
         for listening in self.listeners.values_mut() {
             listening.wake();
         }
+        self.questions.close();
     }
 
     /// Whether an address is one of the network's gateway addresses, or one of metadata.
@@ -202,6 +221,7 @@ impl Stack {
         while received < INGRESS_BATCH && self.receive(time, now) {
             received += 1;
         }
+        self.questions.send(&mut self.device);
         for _ in 0..EGRESS_ROUNDS {
             if self.interface.poll_egress(time, &mut self.device, &mut self.sockets) == PollResult::None {
                 break;
@@ -233,6 +253,13 @@ impl Stack {
             if !device.port.receive(&mut device.frame) {
                 return false;
             }
+            match self.questions.hear(&device.frame, &self.addresses) {
+                Heard::Other => {}
+                Heard::Answer => {
+                    device.frame.clear();
+                    return true;
+                }
+            }
             if let Some(tuple) = syn(&device.frame)
                 && !self.admit(tuple, now)
             {
@@ -259,7 +286,7 @@ impl Stack {
         if listening.opening + listening.ready.len() >= BACKLOG_MAX || !self.make_room(tuple.remote.ip()) {
             return false;
         }
-        let mut socket = new_socket();
+        let mut socket = new_socket(STREAM_BUFFER_LEN);
         if socket.listen((tuple.local.ip(), tuple.local.port())).is_err() {
             return false;
         }
@@ -295,12 +322,12 @@ impl Stack {
     }
 
     /// Opens a connection to a guest.
-    pub fn connect(&mut self, from: IpAddr, to: SocketAddr) -> Option<(SocketHandle, Tuple)> {
+    pub fn connect(&mut self, from: IpAddr, to: SocketAddr, buffer_len: usize) -> Option<(SocketHandle, Tuple)> {
         if !self.make_room(to.ip()) {
             return None;
         }
         let tuple = self.ephemeral(from, to)?;
-        let mut socket = new_socket();
+        let mut socket = new_socket(buffer_len);
         socket.connect(self.interface.context(), (to.ip(), to.port()), (from, tuple.local.port())).ok()?;
         Some((self.insert(socket, tuple, Owner::Held), tuple))
     }
@@ -352,9 +379,10 @@ impl Stack {
 
     /// A stream was dropped: ends its connection in order, or by a reset when octets were left unread (RFC 2525
     /// §2.17: the other side must learn that they were lost).
-    pub fn release(&mut self, handle: SocketHandle) {
+    pub fn release(&mut self, handle: SocketHandle, end: End) {
         let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
-        if socket.recv_queue() > 0 || matches!(socket.state(), State::SynSent | State::SynReceived) {
+        if end == End::Reset || socket.recv_queue() > 0 || matches!(socket.state(), State::SynSent | State::SynReceived)
+        {
             socket.abort();
         } else {
             socket.close();
@@ -449,8 +477,8 @@ impl Stack {
 /// Ports for connections of ours (RFC 6335 §6).
 const EPHEMERAL: std::ops::RangeInclusive<u16> = 49_152..=65_535;
 
-fn new_socket() -> tcp::Socket<'static> {
-    let buffer = || tcp::SocketBuffer::new(vec![0; STREAM_BUFFER_LEN]);
+fn new_socket(buffer_len: usize) -> tcp::Socket<'static> {
+    let buffer = || tcp::SocketBuffer::new(vec![0; buffer_len]);
     let mut socket = tcp::Socket::new(buffer(), buffer());
     socket.set_keep_alive(Some(KEEP_ALIVE));
     socket.set_timeout(Some(SILENCE_MAX));
@@ -505,70 +533,4 @@ fn syn(packet: &[u8]) -> Option<Tuple> {
         remote: SocketAddr::new(source, segment.src_port()),
         local: SocketAddr::new(destination, segment.dst_port()),
     })
-}
-
-/// The internal port as smoltcp sees it: a device that carries IP packets.
-struct StackDevice {
-    port: Arc<InternalPort>,
-    mtu: usize,
-    /// The packet that was taken from the port and not processed yet.
-    frame: Vec<u8>,
-    sent: bool,
-    starved: bool,
-}
-
-/// A received packet.
-pub struct RxToken<'a>(&'a mut Vec<u8>);
-
-/// Room for a packet to send.
-pub struct TxToken<'a>(Reserved<'a>, &'a mut bool);
-
-impl smoltcp::phy::RxToken for RxToken<'_> {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
-        let result = read(self.0);
-        self.0.clear();
-        result
-    }
-}
-
-impl smoltcp::phy::TxToken for TxToken<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, fill: F) -> R {
-        *self.1 = true;
-        self.0.send(len, fill)
-    }
-}
-
-impl Device for StackDevice {
-    type RxToken<'a> = RxToken<'a>;
-    type TxToken<'a> = TxToken<'a>;
-
-    fn receive(&mut self, _: StackInstant) -> Option<(RxToken<'_>, TxToken<'_>)> {
-        if self.frame.is_empty() {
-            return None;
-        }
-        let Some(room) = self.port.reserve() else {
-            self.starved = true;
-            return None;
-        };
-        Some((RxToken(&mut self.frame), TxToken(room, &mut self.sent)))
-    }
-
-    fn transmit(&mut self, _: StackInstant) -> Option<TxToken<'_>> {
-        let room = self.port.reserve();
-        self.starved |= room.is_none();
-        room.map(|room| TxToken(room, &mut self.sent))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = self.mtu;
-        // A frame from a guest never left the host's memory: its checksum may be partial, and need not be right.
-        capabilities.checksum.ipv4 = Checksum::Tx;
-        capabilities.checksum.udp = Checksum::Tx;
-        capabilities.checksum.tcp = Checksum::Tx;
-        capabilities.checksum.icmpv4 = Checksum::Tx;
-        capabilities.checksum.icmpv6 = Checksum::Tx;
-        capabilities
-    }
 }

@@ -4,11 +4,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use hostweave_nat::service::Services;
 use hostweave_switch::limits::HEAD_FIRST;
 use hostweave_switch::packet::{Burst, Meta, Offload};
 use hostweave_switch::stage::Verdict;
 use hostweave_switch::tables::{
-    AddressKey, Addressing, Network, NetworkId, Port, PortId, PortKind, ROUTER_LINK_LOCAL, Tables,
+    AddressKey, Addressing, Network, NetworkId, Owned, Port, PortId, PortKind, ROUTER_LINK_LOCAL, Tables, Uplink,
 };
 use hostweave_switch::{MacAddr, guard, parse};
 use smoltcp::phy::ChecksumCapabilities;
@@ -37,6 +38,7 @@ pub struct World {
     pub tables: Tables,
     pub network: Network,
     pub port: Port,
+    pub services: Services,
 }
 
 /// What became of a frame.
@@ -91,7 +93,7 @@ impl World {
         for (address, owner) in owners {
             tables.addresses.insert(AddressKey::new(NetworkId(0), address), PortId(owner));
         }
-        Self { tables, network, port }
+        Self { tables, network, port, services: Services::default() }
     }
 
     /// Runs a frame of guest A through `parse`, `guard` and `local`.
@@ -108,13 +110,35 @@ impl World {
                 verdict = guard::guard(&self.port, &self.network, packet);
             }
             if verdict == Verdict::Continue {
-                let ctx = LocalContext { tables: &self.tables, port: &self.port, network: &self.network };
+                let ctx = LocalContext {
+                    tables: &self.tables,
+                    port: &self.port,
+                    network: &self.network,
+                    services: &self.services,
+                };
                 verdict = local(&ctx, packet, arena, &mut note);
             }
             let mut frame = vec![0xa5; packet.len()];
             packet.copy_frame(arena, &mut frame).unwrap();
             Outcome { verdict, frame, offload: packet.meta.offload, note }
         })
+    }
+}
+
+/// An uplink that owns these addresses and knows no router.
+pub fn uplink(owned: impl IntoIterator<Item = (u128, Owned)>) -> Uplink {
+    Uplink {
+        port: PortId(9),
+        network: NetworkId(3),
+        mac: MacAddr([0x02, 0, 0, 0, 0, 0x77]),
+        vlan: None,
+        mtu: 1500,
+        link: true,
+        v4: Vec::new(),
+        v6: Vec::new(),
+        owned: owned.into_iter().collect(),
+        public: Default::default(),
+        routed: Vec::new(),
     }
 }
 

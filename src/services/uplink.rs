@@ -1,5 +1,5 @@
 //! The host as a neighbour at the uplink: ARP (RFC 826, RFC 5227) and neighbour discovery (RFC 4861) for exactly the
-//! addresses that it owns there, and echo to its own; frames that ask for routers and announce addresses.
+//! addresses that it owns there, and echo to its own and to those of Services; frames that ask for routers and announce addresses.
 //!
 //! Anybody on that link is hostile. Nothing is learned here: what routers say goes to control by a note, whose state
 //! machine ([`crate::fabric`]'s `uplink`) knows whether it was asked for. Notes come only from messages about a router,
@@ -40,23 +40,22 @@ pub fn answer(
     let kind = packet.head().get(usize::from(packet.meta.layers.l4)).copied();
     match (packet.meta.l3, packet.meta.proto) {
         (L3::Arp, _) => verdict(arp(uplink, packet, arena, note)),
-        (L3::V4, PROTO_ICMP) => {
-            let is_host = |address: Ipv4Addr| uplink.owned.get(&mapped(address)) == Some(&Owned::Host);
-            ping::reflect_v4(packet, uplink.mac, is_host)
-        }
+        (L3::V4, PROTO_ICMP) => ping::reflect_v4(packet, uplink.mac, |address| answers_echo(uplink, mapped(address))),
         (L3::V4, PROTO_IGMP) => Verdict::Drop(DropReason::GroupMembership),
         (L3::V6, PROTO_ICMPV6) => match kind {
             Some(130..=132 | 143) if !packet.meta.later_fragment => Verdict::Drop(DropReason::GroupMembership),
             Some(ndp::ROUTER_SOLICITATION..=ndp::REDIRECT) if !packet.meta.later_fragment => {
                 verdict(discovery(uplink, packet, arena, note))
             }
-            _ => {
-                let is_host = |address: Ipv6Addr| uplink.owned.get(&u128::from(address)) == Some(&Owned::Host);
-                ping::reflect_v6(packet, uplink.mac, is_host)
-            }
+            _ => ping::reflect_v6(packet, uplink.mac, |address| answers_echo(uplink, u128::from(address))),
         },
         _ => Verdict::Continue,
     }
+}
+
+/// Whether the host answers pings to an address: behind one that is neither its own nor a Service's somebody else may.
+fn answers_echo(uplink: &Uplink, address: u128) -> bool {
+    matches!(uplink.owned.get(&address), Some(Owned::Host | Owned::Service))
 }
 
 fn arp(

@@ -21,10 +21,12 @@ const ROUTER_MAC: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x01]);
 const EVIL: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x66]);
 const HOST_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 const NAT_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
+const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 8);
 const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 const OTHER_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 99);
 const HOST_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, 0, 0, 0, 2);
 const NAT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, 0, 0, 0, 7);
+const SERVICE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, 0, 0, 0, 8);
 const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xa);
 const OTHER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, 0, 0, 0, 0x99);
 
@@ -37,6 +39,8 @@ fn ask_knowing(known: Option<MacAddr>, frame: &[u8]) -> End {
     let owned = [
         (mapped(HOST_V4), Owned::Host),
         (mapped(NAT_V4), Owned::Nat),
+        (mapped(SERVICE_V4), Owned::Service),
+        (u128::from(SERVICE_V6), Owned::Service),
         (u128::from(HOST_V6), Owned::Host),
         (u128::from(NAT_V6), Owned::Nat),
     ];
@@ -55,7 +59,7 @@ fn ask_knowing(known: Option<MacAddr>, frame: &[u8]) -> End {
     }));
     let world = World::new();
     let port = Port { id: PortId(9), kind: PortKind::Uplink, mac: OURS, ..world.port };
-    let ctx = LocalContext { tables: &tables, port: &port, network: &world.network };
+    let ctx = LocalContext { tables: &tables, port: &port, network: &world.network, services: &world.services };
     let mut note = None;
     let mut burst = Burst::new();
     let answered = burst.with_frame(Meta::default(), frame, HEAD_FIRST, |packet, arena| {
@@ -265,7 +269,7 @@ fn advertisements_of_routers_are_heard_as_what_they_are() {
 }
 
 #[test]
-fn echo_to_the_host_itself_is_answered_and_to_nobody_else() {
+fn echo_to_the_host_itself_and_to_services_is_answered_and_to_nobody_else() {
     let echo = |to: Ipv4Addr, link: MacAddr| {
         let repr = Icmpv4Repr::EchoRequest { ident: 7, seq_no: 9, data: &[0x5a; 100] };
         let header = Ipv4Repr {
@@ -280,23 +284,27 @@ fn echo_to_the_host_itself_is_answered_and_to_nobody_else() {
         repr.emit(&mut Icmpv4Packet::new_unchecked(&mut octets[20..]), &ChecksumCapabilities::default());
         ethernet(ROUTER_MAC, link, EthernetProtocol::Ipv4, &octets)
     };
-    let frame = ask(&echo(HOST_V4, OURS)).0.unwrap();
-    let frame = EthernetFrame::new_unchecked(&frame);
-    assert_eq!((frame.src_addr().0, frame.dst_addr().0), (OURS.0, ROUTER_MAC.0));
-    let packet = Ipv4Packet::new_checked(frame.payload()).unwrap();
-    assert!(packet.verify_checksum());
-    assert_eq!((packet.src_addr(), packet.dst_addr()), (HOST_V4, OTHER_V4));
-    let icmp = Icmpv4Packet::new_checked(packet.payload()).unwrap();
-    let icmp = Icmpv4Repr::parse(&icmp, &ChecksumCapabilities::default()).unwrap();
-    assert_eq!(icmp, Icmpv4Repr::EchoReply { ident: 7, seq_no: 9, data: &[0x5a; 100] });
+    for to in [HOST_V4, SERVICE_V4] {
+        let frame = ask(&echo(to, OURS)).0.unwrap();
+        let frame = EthernetFrame::new_unchecked(&frame);
+        assert_eq!((frame.src_addr().0, frame.dst_addr().0), (OURS.0, ROUTER_MAC.0));
+        let packet = Ipv4Packet::new_checked(frame.payload()).unwrap();
+        assert!(packet.verify_checksum());
+        assert_eq!((packet.src_addr(), packet.dst_addr()), (to, OTHER_V4));
+        let icmp = Icmpv4Packet::new_checked(packet.payload()).unwrap();
+        let icmp = Icmpv4Repr::parse(&icmp, &ChecksumCapabilities::default()).unwrap();
+        assert_eq!(icmp, Icmpv4Repr::EchoReply { ident: 7, seq_no: 9, data: &[0x5a; 100] });
+    }
     for (to, link) in [(NAT_V4, OURS), (OTHER_V4, OURS), (HOST_V4, EVIL), (HOST_V4, MacAddr::BROADCAST)] {
         assert_eq!(ask(&echo(to, link)), (Err(Verdict::Continue), None), "{to} {link}");
     }
     let message = Icmpv6Repr::EchoRequest { ident: 7, seq_no: 9, data: &[1; 40] };
-    let frame = ask(&icmp6((ROUTER_MAC, OURS), OTHER_V6, HOST_V6, 9, &message)).0.unwrap();
-    let packet = Ipv6Packet::new_checked(&frame[14..]).unwrap();
-    assert_eq!((&frame[..6], &frame[6..12]), (&ROUTER_MAC.0[..], &OURS.0[..]));
-    assert_eq!((packet.src_addr(), packet.dst_addr()), (HOST_V6, OTHER_V6));
+    for to in [HOST_V6, SERVICE_V6] {
+        let frame = ask(&icmp6((ROUTER_MAC, OURS), OTHER_V6, to, 9, &message)).0.unwrap();
+        let packet = Ipv6Packet::new_checked(&frame[14..]).unwrap();
+        assert_eq!((&frame[..6], &frame[6..12]), (&ROUTER_MAC.0[..], &OURS.0[..]));
+        assert_eq!((packet.src_addr(), packet.dst_addr()), (to, OTHER_V6));
+    }
     assert_eq!(ask(&icmp6((ROUTER_MAC, OURS), OTHER_V6, NAT_V6, 9, &message)).0, Err(Verdict::Continue));
 }
 

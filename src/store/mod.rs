@@ -5,7 +5,7 @@
 //!
 //! This file does not know what objects mean: [`crate::control`] decides what is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::config::outside::{Given, ServiceAddresses};
 use crate::config::{Assignment, Assignments, Kind, ObjectKey};
+use crate::fabric::balance::known::Drained;
 
 /// Name of the file in the state directory.
 pub const FILE_NAME: &str = "store.redb";
@@ -30,7 +31,12 @@ const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects"
 const ASSIGNMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("assignments");
 /// Made when it is first needed: a file of before has none.
 const SERVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("service-addresses");
+/// The backends that were drained, as one list. Made when it is first needed.
+const DRAINED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("drained-backends");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+
+/// The only key of its table.
+const DRAINED_KEY: &str = "all";
 
 /// An object that was applied at run time.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -52,6 +58,8 @@ pub struct Contents {
     pub assignments: Assignments,
     /// Addresses by Service.
     pub services: ServiceAddresses,
+    /// Backends that were drained.
+    pub drained: BTreeSet<Drained>,
     /// Revision of the last change.
     pub revision: u64,
 }
@@ -71,6 +79,8 @@ pub struct Batch {
     pub services: Vec<(ObjectKey, Vec<Given>)>,
     /// Addresses of Services to remove.
     pub services_gone: Vec<ObjectKey>,
+    /// All backends that are drained, where that is different.
+    pub drained: Option<BTreeSet<Drained>>,
     /// Revision after this change.
     pub revision: u64,
 }
@@ -84,6 +94,7 @@ impl Batch {
             && self.assignments_gone.is_empty()
             && self.services.is_empty()
             && self.services_gone.is_empty()
+            && self.drained.is_none()
     }
 }
 
@@ -181,6 +192,16 @@ impl Store {
             Err(TableError::TableDoesNotExist(_)) => {}
             Err(error) => return Err(access(error)),
         }
+        match transaction.open_table(DRAINED) {
+            Ok(table) => {
+                if let Some(list) = table.get(DRAINED_KEY).map_err(access)? {
+                    let damaged = |error| Error::Record { key: DRAINED_KEY.to_owned(), source: Some(error) };
+                    contents.drained = serde_json::from_slice(list.value()).map_err(damaged)?;
+                }
+            }
+            Err(TableError::TableDoesNotExist(_)) => {}
+            Err(error) => return Err(access(error)),
+        }
         Ok(contents)
     }
 
@@ -213,6 +234,11 @@ impl Store {
             }
             for key in &batch.services_gone {
                 services.remove(&*key_text(key)).map_err(access)?;
+            }
+            if let Some(drained) = &batch.drained {
+                let damaged = |error| Error::Record { key: DRAINED_KEY.to_owned(), source: Some(error) };
+                let list = serde_json::to_vec(drained).map_err(damaged)?;
+                transaction.open_table(DRAINED).map_err(access)?.insert(DRAINED_KEY, &*list).map_err(access)?;
             }
             let mut meta = transaction.open_table(META).map_err(access)?;
             meta.insert("layout", LAYOUT).map_err(access)?;
@@ -258,6 +284,7 @@ fn parse_key(text: &str) -> Option<ObjectKey> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::outside::GivenOf;
 
     fn assignment() -> Assignment {
         Assignment {
@@ -272,8 +299,12 @@ mod tests {
 
     fn service() -> (ObjectKey, Vec<Given>) {
         let given = ["203.0.113.7", "2001:db8::7"]
-            .map(|address| Given { address: address.parse().unwrap(), pool: "p".to_owned() });
+            .map(|address| Given { address: address.parse().unwrap(), of: GivenOf::Pool("p".to_owned()) });
         (ObjectKey::new(Kind::Service, Some("shop"), "ip"), given.to_vec())
+    }
+
+    fn drained() -> Drained {
+        Drained { backend: "shop/web-0".to_owned(), service: None }
     }
 
     fn batch() -> Batch {
@@ -283,6 +314,7 @@ mod tests {
             objects: vec![(ObjectKey::new(Kind::Network, None, "default"), object)],
             assignments: vec![(ObjectKey::port("shop", "web-0"), assignment())],
             services: vec![service()],
+            drained: Some([drained()].into()),
             revision: 3,
             ..Batch::default()
         }
@@ -301,11 +333,13 @@ mod tests {
         assert_eq!(contents.objects.into_iter().collect::<Vec<_>>(), batch().objects);
         assert_eq!(contents.assignments.into_iter().collect::<Vec<_>>(), batch().assignments);
         assert_eq!(contents.services.into_iter().collect::<Vec<_>>(), batch().services);
+        assert_eq!(Some(contents.drained), batch().drained);
 
         let gone = Batch {
             objects_gone: vec![ObjectKey::new(Kind::Network, None, "default")],
             assignments_gone: vec![ObjectKey::port("shop", "web-0")],
             services_gone: vec![service().0],
+            drained: Some(BTreeSet::new()),
             revision: 4,
             ..Batch::default()
         };

@@ -12,6 +12,8 @@ use hostweave_switch::payload::Segment;
 use hostweave_switch::rate::RateLimits;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{PortId, PortKind};
+use hostweave_switch::tcp_reset::tcp_reset;
+use hostweave_switch::wire::proto;
 
 use super::delivery::{Delivery, Outcome};
 use super::pace::Pace;
@@ -99,7 +101,12 @@ impl Path {
                 }
                 Verdict::Drop(reason) => {
                     count.dropped.add(reason, 1);
-                    if !error_reply(packet, arena, &ctx, reason) || !self.pace.icmp_error(port, now) {
+                    if !error_reply(packet, arena, &ctx, reason) {
+                        continue;
+                    }
+                    // A reset is no longer than what it answers, and whoever asks again and again waits for each.
+                    let reset = packet.meta.proto == proto::TCP;
+                    if !(if reset { self.pace.local(port, now) } else { self.pace.icmp_error(port, now) }) {
                         continue;
                     }
                     count.originated.add(1);
@@ -379,13 +386,16 @@ fn within(limits: &RateLimits, verdict: Verdict, plane: &Plane, packet: &Packet,
     if limits.egress(packet, uplink, ticks) { Verdict::Forward } else { Verdict::Drop(DropReason::RateLimited) }
 }
 
-/// Turns a dropped packet into the ICMP error that its sender must hear of, if any.
+/// Turns a dropped packet into the ICMP error or TCP reset that its sender must hear of, if any.
 #[cold]
 pub(crate) fn error_reply(packet: &mut Packet, arena: &mut [Segment], ctx: &Context<'_>, reason: DropReason) -> bool {
     let Some(kind) = icmp_error_for(ctx, packet, reason) else { return false };
+    if kind == ErrorKind::L4Port && packet.meta.proto == proto::TCP {
+        return tcp_reset(packet);
+    }
     let outside = ctx.port.kind == PortKind::Uplink;
     // There an error comes from an address of the host, or not at all.
-    if outside && packet.meta.l3 == L3::V6 && ctx.network.v6.is_none() {
+    if outside && kind != ErrorKind::L4Port && packet.meta.l3 == L3::V6 && ctx.network.v6.is_none() {
         return false;
     }
     packet.meta.offload = Offload::default();
@@ -399,7 +409,7 @@ pub(crate) fn error_reply(packet: &mut Packet, arena: &mut [Segment], ctx: &Cont
 /// Which ICMP error a drop is answered with, if any.
 ///
 /// Nobody outside hears why something did not reach an inside that they cannot see (SEMANTICS NA13, NA36): only what a router
-/// on the way must say (RFC 1812 §4.3, RFC 5508 REQ-11).
+/// on the way must say (RFC 1812 §4.3, RFC 5508 REQ-11). A Service is there for everybody who may use it (SEMANTICS SV16, SV17).
 fn icmp_error_for(ctx: &Context<'_>, packet: &Packet, reason: DropReason) -> Option<ErrorKind> {
     let kind = match reason {
         DropReason::TtlExceeded => return Some(ErrorKind::TimeExceeded),
@@ -409,6 +419,7 @@ fn icmp_error_for(ctx: &Context<'_>, packet: &Packet, reason: DropReason) -> Opt
             let network = out.and_then(|out| ctx.tables.network(out.network)).unwrap_or(ctx.network);
             return Some(ErrorKind::TooBig(network.mtu));
         }
+        DropReason::ServiceNoPort | DropReason::ServiceNoBackend => return Some(ErrorKind::L4Port),
         // A network without egress is a router without a default route (RFC 1812 §5.2.7.1).
         DropReason::NoRoute | DropReason::EgressNone | DropReason::UplinkDown => ErrorKind::NoRoute,
         // SEMANTICS NA23: what may pass by itself, and what does not.
@@ -416,6 +427,7 @@ fn icmp_error_for(ctx: &Context<'_>, packet: &Packet, reason: DropReason) -> Opt
         | DropReason::NatPortLimit
         | DropReason::NatTableFull
         | DropReason::NatTupleTaken
+        | DropReason::ServiceBackendUnreachable
         | DropReason::NextHopUnresolved => ErrorKind::Unreachable,
         DropReason::NatNoPool | DropReason::NatUnsupported => ErrorKind::Prohibited,
         _ => return None,

@@ -107,13 +107,14 @@ fn choose(gateways: &[NextHop], hash: u32) -> Option<MacAddr> {
     resolved().nth(((u64::from(hash) * count) >> 32) as usize)
 }
 
-/// Whether the source of a packet is one that its sender may use out there: an address of a NAT pool, its own attached address,
-/// or one of a range that is routed to its network.
+/// Whether the source of a packet is one that its sender may use out there: an address of a NAT pool or Service, its own attached
+/// address, or one of a range that is routed to its network.
 #[inline]
 fn may_leave(uplink: &Uplink, network: NetworkId, packet: &Packet) -> bool {
     let Some(src) = source(packet) else { return false };
     match uplink.owned.get(&src) {
-        Some(Owned::Nat) => true,
+        // Nobody sends as these themselves: `guard` lets no port.
+        Some(Owned::Nat | Owned::Service) => true,
         Some(Owned::Attached { port, .. }) => *port == packet.meta.in_port,
         Some(Owned::Host) => false,
         None => uplink.is_routed_to(src, network),

@@ -1,6 +1,6 @@
 //! Turns a packet that was dropped into the ICMP error its sender must hear of (RFC 792, RFC 1812 §4.3; RFC 4443).
 //!
-//! It comes from the gateway and quotes the packet as it was received, payload included, as far as it may. It is never
+//! It comes from the gateway, or from the address that takes nothing, and quotes the packet as it was received, payload included, as far as it may. It is never
 //! about another error, a fragment behind the first, or anything whose source is not one host (RFC 1122 §3.2.2, RFC
 //! 4443 §2.4 (e)). The caller limits the rate (RFC 1812 §4.3.2.8, RFC 4443 §2.4 (f)).
 
@@ -29,6 +29,8 @@ pub enum ErrorKind {
     /// Nothing can be done for it now: "host unreachable" or "address unreachable", which TCP takes for passing (RFC 6888
     /// REQ-11 B, RFC 5461 §2.1).
     Unreachable,
+    /// Nothing takes it: "port unreachable" (RFC 1122 §3.2.2.1, RFC 4443 §3.1). It comes from the address that it was sent to.
+    L4Port,
     /// It is not allowed out: "communication administratively prohibited" (RFC 1812 §5.2.7.1, RFC 4443 §3.1, RFC 5508 REQ-8).
     Prohibited,
 }
@@ -52,9 +54,9 @@ pub fn icmp_error(packet: &mut Packet, arena: &[Segment], network: &Network, kin
 }
 
 fn error_v4(packet: &mut Packet, arena: &[Segment], network: &Network, kind: ErrorKind, mac: MacAddr) -> Option<()> {
-    let (_, gateway) = network.v4?;
     let header = Ipv4::new_checked(packet.head().get(ethernet::HEADER_LEN..)?)?;
     let (src, dst) = (header.src(), header.dst());
+    let from = if kind == ErrorKind::L4Port { dst } else { network.v4?.1 };
     let about_error = packet.meta.proto == proto::ICMPV4 && icmpv4::is_error(message_kind(packet)?);
     if about_error || dst.is_multicast() || is_broadcast(network, dst) || !is_one_host_v4(network, src) {
         return None;
@@ -67,6 +69,7 @@ fn error_v4(packet: &mut Packet, arena: &[Segment], network: &Network, kind: Err
             (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::FRAGMENTATION_NEEDED, u32::from(mtu))
         }
         ErrorKind::Unreachable => (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::HOST, 0),
+        ErrorKind::L4Port => (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::L4_PORT, 0),
         ErrorKind::Prohibited => (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::PROHIBITED, 0),
     };
     // RFC 1812 §4.3.2.3: as much as possible "without the length of the ICMP datagram exceeding 576 bytes".
@@ -74,7 +77,7 @@ fn error_v4(packet: &mut Packet, arena: &[Segment], network: &Network, kind: Err
     let message = &mut quote[..icmpv4::HEADER_LEN + len];
     icmpv4::emit(message, kind, code, rest)?;
     let repr = ipv4::Repr {
-        src: gateway,
+        src: from,
         dst: src,
         proto: proto::ICMPV4,
         ttl: TTL,
@@ -96,7 +99,7 @@ fn error_v6(packet: &mut Packet, arena: &[Segment], network: &Network, kind: Err
         return None;
     }
     let gateway = network.v6.map(|(_, gateway)| gateway).filter(|_| !ipv6::is_link_local(src));
-    let gateway = gateway.unwrap_or(ROUTER_LINK_LOCAL);
+    let from = if kind == ErrorKind::L4Port { dst } else { gateway.unwrap_or(ROUTER_LINK_LOCAL) };
     let (kind, code, rest) = match kind {
         ErrorKind::TimeExceeded => (icmpv6::kind::TIME_EXCEEDED, 0, 0),
         ErrorKind::NoRoute if is_neighbor(packet, network) => {
@@ -105,14 +108,15 @@ fn error_v6(packet: &mut Packet, arena: &[Segment], network: &Network, kind: Err
         ErrorKind::NoRoute => (icmpv6::kind::UNREACHABLE, icmpv6::unreachable::NO_ROUTE, 0),
         ErrorKind::TooBig(mtu) => (icmpv6::kind::PACKET_TOO_BIG, 0, u32::from(mtu)),
         ErrorKind::Unreachable => (icmpv6::kind::UNREACHABLE, icmpv6::unreachable::ADDRESS, 0),
+        ErrorKind::L4Port => (icmpv6::kind::UNREACHABLE, icmpv6::unreachable::L4_PORT, 0),
         ErrorKind::Prohibited => (icmpv6::kind::UNREACHABLE, icmpv6::unreachable::PROHIBITED, 0),
     };
     // RFC 4443 §3: "As much of invoking packet as possible without the ICMPv6 packet exceeding the minimum IPv6 MTU".
     let (mut quote, len) = quote(packet, arena, QUOTE_MAX_V6);
     let message = &mut quote[..icmpv6::HEADER_LEN + len];
-    icmpv6::emit(message, gateway, src, kind, code, rest)?;
+    icmpv6::emit(message, from, src, kind, code, rest)?;
     let repr = ipv6::Repr {
-        src: gateway,
+        src: from,
         dst: src,
         next_header: proto::ICMPV6,
         hop_limit: TTL,

@@ -23,10 +23,12 @@ pub mod prefetch;
 pub mod rate;
 pub mod rewrite;
 pub mod route;
+mod sctp;
 #[allow(unsafe_code, reason = "mappings that outlive the process")]
 pub mod shared;
 pub mod stage;
 pub mod tables;
+pub mod tcp_reset;
 pub mod tcp_track;
 #[cfg(test)]
 mod testing;

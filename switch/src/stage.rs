@@ -167,6 +167,16 @@ drop_reasons! {
     NatUnsupported = "nat_unsupported",
     /// Another connection already has the outside tuple that this one would have.
     NatTupleTaken = "nat_tuple_taken",
+    /// To a Service's address, on a protocol or L4 port that the Service does not have. It is answered, and never routed on.
+    ServiceNoPort = "service_no_port",
+    /// No backend of the Service takes connections: none is there, ready and healthy. It is answered at once.
+    ServiceNoBackend = "service_no_backend",
+    /// The Service takes local backends only (`internalTrafficPolicy`, `externalTrafficPolicy`), and none of this host takes connections.
+    ServiceNoLocalBackend = "service_no_local_backend",
+    /// The Service has `loadBalancerSourceRanges`, and the sender is in none of them.
+    ServiceSource = "service_source",
+    /// The chosen backend is no port of this host, and the network of the sender does not lead to it.
+    ServiceBackendUnreachable = "service_backend_unreachable",
     /// About to leave by the uplink with a source address that is not the host's to use. Nothing else stands behind this check.
     SourceNotOwned = "source_not_owned",
     /// An ICMP error about no connection of the port that it goes to.

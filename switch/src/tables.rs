@@ -112,6 +112,8 @@ pub enum Owned {
     Host,
     /// Of a NAT pool.
     Nat,
+    /// A Service's: connections to it go to its backends.
+    Service,
     /// Attached: the port has it on its own NIC, or by 1:1 NAT behind `inside` (IPv4-mapped for IPv4).
     Attached {
         /// The port.

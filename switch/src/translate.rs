@@ -11,6 +11,7 @@ use std::sync::LazyLock;
 use crate::connection::Change;
 use crate::flow::{Kind, query};
 use crate::packet::{L3, Packet};
+use crate::sctp;
 use crate::stage::DropReason;
 use crate::wire::checksum::{apply, combine, sum, update};
 use crate::wire::{ethernet, ipv4, ipv6, proto, tcp, udp};
@@ -32,7 +33,7 @@ const IPV6_ADDRESSES: usize = 8;
 /// Makes a parsed packet what `change` says.
 ///
 /// # Errors
-/// `Internal` when its headers are not where `parse` said.
+/// `Internal` when its headers are not where `parse` said; `NatUnsupported` of an SCTP fragment that should get other ports.
 #[inline]
 pub fn translate(packet: &mut Packet, change: &Change) -> Result<(), DropReason> {
     let meta = &packet.meta;
@@ -57,6 +58,7 @@ pub fn translate(packet: &mut Packet, change: &Change) -> Result<(), DropReason>
             ports(&mut header[..4], change);
             udp_covered(&mut header[usize::from(udp::CHECKSUM_OFFSET)..], partial, change);
         }
+        proto::SCTP => sctp::translate(packet, change)?,
         _ => other(transport, l3, protocol, partial, change)?,
     }
     Ok(())
@@ -108,6 +110,8 @@ fn requote(quoted: &mut [u8], l3: L3, l4: usize, protocol: u8, change: &Change) 
                 udp_covered(field, false, change);
             }
         }
+        // Nobody looks at the checksum of a quote, of which most is missing.
+        proto::SCTP => ports(transport.get_mut(..4)?, change),
         _ => other(transport, l3, protocol, false, change).ok()?,
     }
     Some(())
@@ -191,7 +195,7 @@ fn udp_covered(field: &mut [u8], partial: bool, change: &Change) {
     }
 }
 
-/// Everything but TCP and UDP. SCTP's checksum covers no addresses, and its ports stay (its pool would have refused it).
+/// Everything but TCP, UDP and SCTP.
 #[cold]
 fn other(transport: &mut [u8], l3: L3, protocol: u8, partial: bool, change: &Change) -> Result<(), DropReason> {
     match protocol {

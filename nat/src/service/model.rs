@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-/// One address and range of L4 ports of a Service, and who answers behind it. Several with the same [`Backends`] share one table.
+/// One address and range of L4 ports of a Service, and who answers behind it. Several with the same backends share one table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FrontendSpec {
     /// `namespace/name` of the Service.

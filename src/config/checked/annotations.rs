@@ -34,14 +34,40 @@ pub const ATTACH: &str = "net.coreweave.cloud/attachLoadbalancerIP";
 /// On a Service, Port or Pod: `direct` gives the guest the attached address, `nat` translates it 1:1.
 pub const ATTACH_MODE: &str = "hostweave.dev/attach-mode";
 
+/// On a Service: the network that it belongs to (SEMANTICS SV24).
+pub const NETWORK: &str = "hostweave.dev/network";
+
+/// On a Service: ports that are ranges of L4 ports, or all of them.
+pub const PORT_RANGE: &str = "hostweave.dev/port-range";
+
+/// On a Service: how its backends are asked whether they are well (SEMANTICS SV2).
+pub const HEALTH_CHECK: &str = "hostweave.dev/health-check";
+
+/// On a Service: `reject` or `panic`, when all backends fail their checks (SEMANTICS SV4).
+pub const ALL_DOWN: &str = "hostweave.dev/all-down";
+
+/// On a Service: `keep` or `reset`, for connections to a backend that takes no new ones (SEMANTICS SV5).
+pub const DRAIN: &str = "hostweave.dev/drain";
+
+/// On a Port or Pod: its share of new connections.
+pub const WEIGHT: &str = "hostweave.dev/weight";
+
+/// On a Service: clients that may use it, as Kubernetes wrote it before `loadBalancerSourceRanges`.
+pub const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+
+/// Share of new connections: where nothing is written, and the most.
+pub const WEIGHT_DEFAULT: u16 = 100;
+const WEIGHT_MAX: u16 = 1000;
+
 /// Warns of annotations with our prefix that mean nothing on this kind: a misspelt one would silently not close what it
 /// is meant to close.
 pub(super) fn check_known(kind: Kind, metadata: &Metadata, problems: &mut Vec<Problem>) {
     let known: &[&str] = match kind {
         Kind::Namespace => &[DEFAULT_POLICY],
         Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => &[AUDIT],
-        Kind::Port | Kind::Pod | Kind::Service => &[ATTACH_MODE],
-        Kind::HostConfig | Kind::Network | Kind::NatPool | Kind::AddressPool => &[],
+        Kind::Port | Kind::Pod => &[ATTACH_MODE, WEIGHT],
+        Kind::Service => &[ATTACH_MODE, NETWORK, PORT_RANGE, HEALTH_CHECK, ALL_DOWN, DRAIN],
+        Kind::HostConfig | Kind::Network | Kind::NatPool | Kind::AddressPool | Kind::EndpointSlice => &[],
     };
     for key in metadata.annotations.keys().filter(|key| key.starts_with(PREFIX) && !known.contains(&key.as_str())) {
         let message = format!("annotation {key} means nothing on a {kind}");
@@ -82,6 +108,23 @@ pub(super) fn audit(metadata: &Metadata, problems: &mut Vec<Problem>) -> bool {
 /// Whether an attached address is 1:1 NAT.
 pub(super) fn attach_mode(metadata: &Metadata, problems: &mut Vec<Problem>) -> Option<bool> {
     choice(metadata, ATTACH_MODE, [("nat", true), ("direct", false)], problems)
+}
+
+/// A share of new connections, if it is one.
+pub fn weight(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|weight| (1..=WEIGHT_MAX).contains(weight))
+}
+
+/// Whether the share of new connections that is written is one.
+pub(super) fn check_weight(metadata: &Metadata, problems: &mut Vec<Problem>) {
+    let Some(text) = metadata.annotations.get(WEIGHT) else { return };
+    if weight(text).is_none() {
+        let message = format!("annotation {WEIGHT} {text:?} is not a number from 1 to {WEIGHT_MAX}");
+        let problem = Problem::value(&path_of(WEIGHT), "out_of_range", message).label("not a weight");
+        problems.push(
+            problem.help(format!("others have {WEIGHT_DEFAULT}; to take a port out, write spec.adminState: down")),
+        );
+    }
 }
 
 /// Where an annotation stands.

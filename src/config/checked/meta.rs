@@ -62,6 +62,7 @@ fn check_name(kind: Kind, name: &str, path: &Path, problems: &mut Vec<Problem>) 
         | Kind::AddressPool
         | Kind::Port
         | Kind::Pod
+        | Kind::EndpointSlice
         | Kind::NetworkPolicy
         | Kind::ClusterNetworkPolicy => names::check_dns_subdomain(name),
     };

@@ -4,6 +4,7 @@
 pub mod annotations;
 mod cluster_network_policy;
 mod dns;
+mod endpoint_slice;
 mod guest;
 mod host_config;
 mod meta;
@@ -31,14 +32,15 @@ use super::node::{Document, Node, Path, Value};
 use super::problem::Problem;
 use super::raw::{NameOrId, RawObject};
 
+pub use endpoint_slice::{Endpoint, EndpointPort, EndpointSlice, SERVICE_NAME};
 pub use host_config::{Connections, Defaults, HostConfig, Infrastructure};
 pub use meta::Metadata;
-pub use network::Network;
+pub use network::{Network, default_services_v4, default_services_v6};
 use network_policy::Places;
 pub use network_policy::protocol;
 pub use pools::{AddressPool, NatPool, PoolType};
 pub use port::{Account, Backend, NamedPort, Port, Tap, VhostUser};
-pub use service::{Families, PoolChoice, Service};
+pub use service::{Balancing, Families, Form, PoolChoice, Prefer, Service, ServicePort, Target};
 
 /// Queue pairs of one port.
 const QUEUES_MAX: u32 = 16;
@@ -87,8 +89,10 @@ pub enum Spec {
     Port(Port),
     /// Nothing: a pod is its metadata.
     Pod,
-    /// An address that a port can have.
+    /// An address and a name, and the ports behind them.
     Service(Service),
+    /// Backends of a Service.
+    EndpointSlice(EndpointSlice),
     /// Who may talk to the ports of a namespace. The same `Arc` as long as the object is the same: what depends on it need
     /// not be compiled again.
     NetworkPolicy(Arc<model::NetworkPolicy>),
@@ -230,6 +234,7 @@ fn check_kind(
         Kind::NatPool => read(document, kind, problems).map(RawObject::NatPool),
         Kind::AddressPool => read(document, kind, problems).map(RawObject::AddressPool),
         Kind::Service => read(document, kind, problems).map(RawObject::Service),
+        Kind::EndpointSlice => read(document, kind, problems).map(RawObject::EndpointSlice),
         Kind::Port => read(document, kind, problems).map(RawObject::Port),
         Kind::Pod => read(document, kind, problems).map(RawObject::Pod),
         Kind::NetworkPolicy => read(document, kind, problems).map(RawObject::NetworkPolicy),
@@ -245,6 +250,7 @@ fn check_kind(
         RawObject::NatPool(raw) => Spec::NatPool(NatPool::check(&raw.spec, &mut found)),
         RawObject::AddressPool(raw) => Spec::AddressPool(AddressPool::check(&raw.spec, &mut found)),
         RawObject::Service(raw) => Spec::Service(Service::check(&metadata, &raw.spec, &mut found)),
+        RawObject::EndpointSlice(raw) => Spec::EndpointSlice(EndpointSlice::check(&metadata, raw, &mut found)),
         RawObject::Port(raw) => Spec::Port(Port::check(&key, &metadata, &raw.spec, &mut found)),
         RawObject::Pod(_) => {
             port::check_annotations(&metadata, &mut found);

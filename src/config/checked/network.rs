@@ -33,6 +33,10 @@ pub struct Network {
     pub v4: Option<(Ipv4Net, Ipv4Addr)>,
     /// IPv6 range and the gateway in it.
     pub v6: Option<(Ipv6Net, Ipv6Addr)>,
+    /// Cluster addresses of IPv4; there whenever `v4` is.
+    pub services_v4: Option<Ipv4Net>,
+    /// Cluster addresses of IPv6; there whenever `v6` is.
+    pub services_v6: Option<Ipv6Net>,
     /// Octets of IP packet.
     pub mtu: u16,
     /// 1 to 16777215.
@@ -58,6 +62,8 @@ impl Network {
         let mut network = Self {
             v4: None,
             v6: None,
+            services_v4: None,
+            services_v6: None,
             mtu: range(raw.mtu, u32::from(MTU_MIN), u32::from(MTU_MAX), &spec.key("mtu"), problems)
                 .and_then(|mtu| u16::try_from(mtu).ok())
                 .unwrap_or(MTU_DEFAULT),
@@ -75,6 +81,7 @@ impl Network {
         network.set_egress(raw.egress.as_ref());
         network.check_cidrs(&raw.cidrs, &spec.key("cidrs"), problems);
         network.check_gateways(&raw.gateways, &spec.key("gateways"), problems);
+        network.check_service_cidrs(&raw.service_cidrs, &spec.key("serviceCIDRs"), problems);
         if let Some(dns) = &raw.dns {
             network.check_dns(dns, &spec.key("dns"), problems);
         }
@@ -110,6 +117,48 @@ impl Network {
         } else {
             Ok(())
         }
+    }
+
+    /// Its ranges of cluster addresses.
+    pub fn service_ranges(&self) -> impl Iterator<Item = IpNet> + use<> {
+        self.services_v4.map(IpNet::V4).into_iter().chain(self.services_v6.map(IpNet::V6))
+    }
+
+    fn check_service_cidrs(&mut self, cidrs: &[String], path: &Path, problems: &mut Vec<Problem>) {
+        for (index, text) in cidrs.iter().enumerate() {
+            let path = path.index(index);
+            let result = parse_cidr(text).and_then(|net| self.check_service_cidr(net).map(|()| net));
+            match result {
+                Ok(IpNet::V4(net)) => self.services_v4 = Some(net),
+                Ok(IpNet::V6(net)) => self.services_v6 = Some(net),
+                Err((reason, help)) => {
+                    let problem = Problem::value(&path, "invalid_cidr", format!("{path} {text:?} {reason}"));
+                    problems.push(problem.label("not usable").help(help));
+                }
+            }
+        }
+        let (v4, v6) = (self.v4.map(|(net, _)| net), self.v6.map(|(net, _)| net));
+        self.services_v4 = v4.map(|own| self.services_v4.unwrap_or_else(|| default_services_v4(own)));
+        self.services_v6 = v6.map(|own| self.services_v6.unwrap_or_else(|| default_services_v6(own)));
+    }
+
+    /// Whether a range may be that of the network's Services.
+    fn check_service_cidr(&self, net: IpNet) -> Result<(), (String, String)> {
+        let help = "write a range that is in no Network's cidrs and no pool, like 10.104.0.0/16".to_owned();
+        let (own, seen) = match net {
+            IpNet::V4(_) => (self.v4.map(|(own, _)| IpNet::V4(own)), self.services_v4.is_some()),
+            IpNet::V6(_) => (self.v6.map(|(own, _)| IpNet::V6(own)), self.services_v6.is_some()),
+        };
+        let Some(own) = own else {
+            return Err(("is of a family that spec.cidrs has not: no port could be reached by it".to_owned(), help));
+        };
+        if seen {
+            return Err(("is a second range of its family".to_owned(), help));
+        }
+        if Range::from(own).overlaps(&Range::from(net)) {
+            return Err((format!("overlaps {own} of spec.cidrs: its addresses are given to ports"), help));
+        }
+        Ok(())
     }
 
     fn set_egress(&mut self, raw: Option<&raw::network::NetworkEgress>) {
@@ -230,6 +279,21 @@ fn parse_cidr(text: &str) -> Result<IpNet, (String, String)> {
         return Err((format!("overlaps {what}"), example));
     }
     Ok(net)
+}
+
+/// Cluster addresses of IPv4 where nothing is written: in the range that Kubernetes has (10.96.0.0/12), or in OpenShift's. A function
+/// of the network's own range, so that addresses stay whatever else there is; no range of a network overlaps both.
+pub fn default_services_v4(own: Ipv4Net) -> Ipv4Net {
+    let first = Ipv4Net::new_assert(Ipv4Addr::new(10, 104, 0, 0), 16);
+    let second = Ipv4Net::new_assert(Ipv4Addr::new(172, 30, 0, 0), 16);
+    if Range::from(IpNet::V4(own)).overlaps(&IpNet::V4(first).into()) { second } else { first }
+}
+
+/// Likewise of IPv6: unique local addresses (RFC 4193), of either half.
+pub fn default_services_v6(own: Ipv6Net) -> Ipv6Net {
+    let net = |first| Ipv6Net::new_assert(Ipv6Addr::new(first, 0x7700, 0x68, 0, 0, 0, 0, 0), 112);
+    let (first, second) = (net(0xfd68), net(0xfc68));
+    if Range::from(IpNet::V6(own)).overlaps(&IpNet::V6(first).into()) { second } else { first }
 }
 
 /// The first address after the network's own: the gateway unless another is written.

@@ -173,6 +173,7 @@ impl Port {
 /// What annotations of a port, or of its Pod, say.
 pub(super) fn check_annotations(metadata: &Metadata, problems: &mut Vec<Problem>) {
     annotations::attach_mode(metadata, problems);
+    annotations::check_weight(metadata, problems);
     let Some(service) = metadata.annotations.get(annotations::ATTACH) else { return };
     if let Err(reason) = names::check_dns_label(service) {
         let message = format!("annotation {} {service:?} {reason}", annotations::ATTACH);

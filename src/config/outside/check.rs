@@ -7,7 +7,7 @@ use hostweave_switch::tables::Egress;
 use ipnet::IpNet;
 
 use super::{address_pools, attach_path, attachments, nat_pools, service, services};
-use crate::config::checked::{Object, PoolChoice, PoolType, Spec, annotations};
+use crate::config::checked::{Form, Object, PoolChoice, PoolType, Service, Spec, annotations};
 use crate::config::diagnostic::Diagnostic;
 use crate::config::kind::{Kind, ObjectKey};
 use crate::config::names::closest;
@@ -107,18 +107,22 @@ fn check_networks(set: &ObjectSet, holdings: &[Holding<'_>], order: &[usize], fo
     for object in set.of_kind(Kind::Network) {
         let Spec::Network(network) = &object.spec else { continue };
         let v4 = network.v4.map(|(net, _)| IpNet::V4(net));
-        for net in v4.into_iter().chain(network.v6.map(|(net, _)| IpNet::V6(net))) {
+        let own = v4.into_iter().chain(network.v6.map(|(net, _)| IpNet::V6(net)));
+        let ports = ("given to ports", "use addresses that are in no Network's cidrs");
+        let services = ("cluster addresses of Services", "use others, or write spec.serviceCIDRs in the Network");
+        let ranges = own.map(|net| (net, ports)).chain(network.service_ranges().map(|net| (net, services)));
+        for (net, (what, help)) in ranges {
             let range = Range::from(net);
             // Where nothing else is wrong, ranges do not overlap: they end in the order in which they begin.
             let first = order.partition_point(|index| holdings[*index].range.last() < range.first());
             let inside = order.iter().skip(first).map(|index| &holdings[*index]);
             for holding in inside.take_while(|holding| holding.range.first() <= range.last()) {
                 let message = format!(
-                    "{} lies in {net} of {} ({}): its addresses are given to ports",
+                    "{} lies in {net} of {} ({}): its addresses are {what}",
                     holding.range, object.key, object.origin
                 );
                 let problem = Problem::value(&holding.path, "conflict", message).label("inside a network");
-                found.push(holding.object.diagnose(problem.help("use addresses that are in no Network's cidrs")));
+                found.push(holding.object.diagnose(problem.help(help)));
             }
         }
     }
@@ -143,7 +147,11 @@ fn check_pools(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
 
 fn check_services(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
     for (object, service) in services(set) {
+        check_network(set, object, service, found);
         let PoolChoice::Named(name) = &service.pool else { continue };
+        if !service.has_pool_address() {
+            continue;
+        }
         if set.get(&ObjectKey::new(Kind::AddressPool, None, name)).is_none() {
             let known = address_pools(set).map(|(pool, _)| pool.key.name.as_str());
             let label = meant(name, known);
@@ -159,6 +167,17 @@ fn check_services(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
     }
 }
 
+/// A Service that is known in a network needs it.
+fn check_network(set: &ObjectSet, object: &Object, service: &Service, found: &mut Vec<Diagnostic>) {
+    if service.form == Form::Attach || set.network(&service.network).is_some() {
+        return;
+    }
+    let label = meant(&service.network, set.networks().map(|(name, _)| name));
+    let path = annotations::path_of(annotations::NETWORK);
+    let message = format!("Network {} does not exist", service.network);
+    found.push(object.diagnose(Problem::value(&path, "not_found", message).label(label)));
+}
+
 /// SEMANTICS DA3: at most one workload at a time.
 fn check_attachments(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
     let mut owners: HashMap<ObjectKey, &Object> = HashMap::new();
@@ -168,7 +187,13 @@ fn check_attachments(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
             let problem = Problem::value(&attach_path(), code, message).label(label);
             found.push(attachment.written.diagnose(problem.help(help)));
         };
-        if service(set, &key).is_none() {
+        let target = service(set, &key).map(|(_, service)| &service.form);
+        if target.is_some_and(|form| *form != Form::Attach) {
+            let message = format!("{key} spreads connections: its address cannot sit on one port");
+            let help =
+                "attach a Service with the selector coreweave.cloud/ignore: ignore. See: hostweave explain Service";
+            refuse("conflict", message, "not for direct attach".to_owned(), help);
+        } else if target.is_none() {
             let known = set.of_namespace(Kind::Service, key.namespace.as_deref().unwrap_or_default());
             let known: Vec<String> = known.map(|service| service.key.name.clone()).collect();
             let label = meant(&key.name, known.iter().map(String::as_str));

@@ -5,17 +5,19 @@
 
 pub mod addresses;
 mod check;
+mod cluster;
+mod pools;
 mod resolve;
 
-use super::checked::{AddressPool, NatPool, Object, Service, Spec, annotations};
+use super::checked::{AddressPool, NatPool, Object, Port, Service, Spec, annotations};
 use super::kind::{Kind, ObjectKey};
 use super::node::Path;
 use super::set::ObjectSet;
 
-pub use addresses::{Given, ServiceAddresses, ServicePlan};
+pub use addresses::{Given, GivenOf, ServiceAddresses, ServicePlan};
 pub(super) use check::check;
 pub use resolve::egress_of;
-pub(super) use resolve::resolve;
+pub(super) use resolve::{pool_type, resolve};
 
 /// A port that has the address of a Service.
 #[derive(Clone, Copy)]
@@ -57,6 +59,15 @@ pub fn attachment<'a>(set: &'a ObjectSet, port: &ObjectKey) -> Option<Attachment
     let port = &**set.get(port)?;
     let (written, service) = annotation(set, port, annotations::ATTACH)?;
     Some(Attachment { port, written, service })
+}
+
+/// The port that has the address of a Service.
+pub fn attached_to<'a>(set: &'a ObjectSet, service: &ObjectKey) -> Option<&'a Port> {
+    let attached = attachments(set).find(|attachment| attachment.service_key() == *service)?;
+    match &attached.port.spec {
+        Spec::Port(port) => Some(port),
+        _ => None,
+    }
 }
 
 /// An annotation of a port, or of the Pod of its name, and where it stands.

@@ -134,8 +134,8 @@ fn attach(set: &ObjectSet, given: &ServiceAddresses, desired: &mut Desired) -> V
 }
 
 /// Of which type the pool of an address is. Of an address that its pool has lost, which is a problem already, nothing is made.
-fn pool_type(set: &ObjectSet, given: &Given) -> Option<PoolType> {
-    let pool = set.get(&ObjectKey::new(Kind::AddressPool, None, &given.pool))?;
+pub fn pool_type(set: &ObjectSet, given: &Given) -> Option<PoolType> {
+    let pool = set.get(&ObjectKey::new(Kind::AddressPool, None, given.pool()?))?;
     match &pool.spec {
         Spec::AddressPool(pool) if pool.contains(given.address) => Some(pool.pool_type),
         _ => None,

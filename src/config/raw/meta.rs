@@ -12,7 +12,7 @@ pub struct Metadata {
     /// Name, unique among objects of its kind in its namespace. Lower case letters, digits, `-` and `.`, at most 253
     /// characters; begins and ends with a letter or digit.
     pub name: String,
-    /// Namespace of a namespaced object (Port, Pod, Service, NetworkPolicy); `default` if left out. Lower case letters, digits and `-`, at most
+    /// Namespace of a namespaced object (Port, Pod, Service, EndpointSlice, NetworkPolicy); `default` if left out. Lower case letters, digits and `-`, at most
     /// 63 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,

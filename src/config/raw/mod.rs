@@ -8,6 +8,8 @@ pub mod address_pool;
 pub mod cluster_network_policy;
 pub mod dns;
 pub mod guest;
+pub mod endpoint_slice;
+pub mod health_check;
 pub mod host_config;
 pub mod meta;
 pub mod namespace;
@@ -25,6 +27,7 @@ use serde::{Deserialize, Serialize, de};
 
 pub use address_pool::AddressPool;
 pub use cluster_network_policy::ClusterNetworkPolicy;
+pub use endpoint_slice::EndpointSlice;
 pub use host_config::HostConfig;
 pub use meta::Metadata;
 pub use namespace::{Namespace, Pod};
@@ -52,8 +55,10 @@ pub enum RawObject {
     Port(Port),
     /// Labels of a port, the way Kubernetes writes them.
     Pod(Pod),
-    /// An address that a port can have.
+    /// An address and a name, and the ports behind them.
     Service(Service),
+    /// Backends of a Service without selector.
+    EndpointSlice(EndpointSlice),
     /// Who may talk to the ports of a namespace.
     NetworkPolicy(NetworkPolicy),
     /// What the operator decides for all namespaces.
@@ -72,6 +77,7 @@ impl RawObject {
             RawObject::Port(object) => &object.metadata,
             RawObject::Pod(object) => &object.metadata,
             RawObject::Service(object) => &object.metadata,
+            RawObject::EndpointSlice(object) => &object.metadata,
             RawObject::NetworkPolicy(object) => &object.metadata,
             RawObject::ClusterNetworkPolicy(object) => &object.metadata,
         }
@@ -88,6 +94,7 @@ impl RawObject {
             RawObject::Port(object) => &mut object.metadata,
             RawObject::Pod(object) => &mut object.metadata,
             RawObject::Service(object) => &mut object.metadata,
+            RawObject::EndpointSlice(object) => &mut object.metadata,
             RawObject::NetworkPolicy(object) => &mut object.metadata,
             RawObject::ClusterNetworkPolicy(object) => &mut object.metadata,
         }

@@ -31,6 +31,12 @@ pub struct NetworkSpec {
     /// IPv6 /64 guests form their addresses themselves (SLAAC); other prefix lengths need DHCPv6.
     #[schemars(length(min = 1, max = 2))]
     pub cidrs: Vec<String>,
+    /// Ranges of the cluster addresses of Services of this network, at most one of each family, outside of `cidrs`. If left out,
+    /// `10.104.0.0/16` and `fd68:7700:68::/112` for the families that the network has (`172.30.0.0/16` and `fc68:7700:68::/112` where
+    /// `cidrs` overlap them).
+    #[serde(default, rename = "serviceCIDRs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
+    pub service_cidrs: Vec<String>,
     /// The gateway's address in each CIDR; the first host address of a CIDR if left out. The switch owns it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2))]

@@ -66,7 +66,7 @@ fn desired(text: &str, given: &ServiceAddresses) -> (Desired, ServicePlan, Vec<S
     });
     let services = addresses::assign(&set, given);
     let (desired, problems) =
-        to_desired(&set, &plan.assignments, &services.addresses, &HostFacts::system(Path::new("/run")));
+        to_desired(&set, &plan.assignments, &services.addresses, &[], &HostFacts::system(Path::new("/run")));
     let problems = services.problems.iter().chain(&problems).map(|problem| problem.message.clone()).collect();
     (desired, services, problems)
 }
@@ -215,9 +215,6 @@ fn services_that_are_refused() {
         plain.replace(from, to)
     };
     check(&[
-        (with("type: LoadBalancer", "type: ClusterIP"), &["not_yet_supported 8 ClusterIP"]),
-        (with("  type: LoadBalancer\n", ""), &["not_yet_supported 6 spec"]),
-        (with("coreweave.cloud/ignore: ignore", "app: web"), &["not_yet_supported 14 selector"]),
         (with("port: 1", "port: 80"), &["wrong_value 9 ports"]),
         (with("targetPort: attach", "targetPort: 80"), &["wrong_value 9 ports"]),
         (with("type: public", "type: open"), &["unknown_value 5 open"]),
@@ -231,7 +228,7 @@ fn services_that_are_refused() {
             with("spec:\n", "spec:\n  loadBalancerSourceRanges: [192.0.2.0/24]\n"),
             &["refused_field 7 loadBalancerSourceRanges"],
         ),
-        (with("spec:\n", "spec:\n  sessionAffinity: None\n"), &["ignored_field 7 sessionAffinity"]),
+        (with("spec:\n", "spec:\n  sessionAffinity: ClientIP\n"), &["ignored_field 7 sessionAffinity"]),
         (with("spec:\n", "spec:\n  ipFamilies: [IPv4, IPv4]\n"), &["duplicate 7 ipFamilies"]),
         (
             with("name: s", "name: s, namespace: shop")

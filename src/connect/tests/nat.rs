@@ -15,6 +15,7 @@ mod attach;
 mod errors;
 mod hairpin;
 mod life;
+mod services;
 mod shape;
 
 /// The way out, and a guest of another network that has the same addresses as `A`.

@@ -3,6 +3,7 @@
 
 pub mod host;
 mod network;
+mod service;
 mod tap;
 
 use serde::{Deserialize, Serialize};
@@ -68,5 +69,6 @@ pub fn examine(controller: &Controller) -> Vec<Finding> {
     let snapshot = controller.snapshot();
     let mut findings = host::examine(&host::Needs::of(&snapshot.set));
     findings.extend(network::examine(controller, &snapshot));
+    findings.extend(service::examine(controller, &snapshot));
     findings
 }

@@ -205,7 +205,8 @@ fn pools(snapshot: &Snapshot, report: &NatReport) -> Vec<Finding> {
     }
     for (object, pool) in address_pools(&snapshot.set) {
         let size = pool.ranges.iter().fold(0_u128, |sum, range| sum.saturating_add(range.count()));
-        let used = snapshot.services.values().flatten().filter(|given| given.pool == object.key.name).count();
+        let used =
+            snapshot.services.values().flatten().filter(|given| given.pool() == Some(object.key.name.as_str())).count();
         if used as f64 >= NEARLY_FULL * size as f64 {
             let message = format!("{} is nearly empty: {used} of {size} addresses are given", object.key);
             findings.push(Finding::warning("pool", message, "add addresses to the pool, or delete Services"));

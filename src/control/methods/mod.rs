@@ -12,6 +12,7 @@ pub mod policy;
 pub mod port;
 pub mod probe;
 pub mod server;
+pub mod service;
 pub mod trace;
 pub mod uplink;
 pub mod whois;

@@ -53,6 +53,9 @@ pub fn status(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
     let dns = fabric.dns().report();
     let down = dns.upstreams.iter().filter(|(_, up)| !up);
     degraded.extend(down.map(|(server, _)| format!("DNS server {server} does not answer")));
+    let services = fabric.service_counts();
+    let down = services.iter().filter(|service| service.serving == Some(false));
+    degraded.extend(down.map(|service| format!("Service {}: no backend takes connections", service.service)));
     let (policy, connections, flow_log) = (fabric.policy_report(), fabric.connection_report(), fabric.flow_log());
     let workers: Vec<Value> = controller.parts.fabric.worker_reports().iter().enumerate().map(worker).collect();
     let host = snapshot.set.of_kind(crate::config::Kind::HostConfig).next().map(|object| object.key.name.clone());

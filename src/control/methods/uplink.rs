@@ -12,6 +12,7 @@ use crate::control::error::{ErrorKind, RpcError};
 use crate::control::method::Call;
 use crate::control::view::counters;
 use crate::fabric::spec::UplinkDriver;
+use crate::fabric::uplink::owned::public_addresses;
 
 pub fn get(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
     let Some(status) = call.controller.parts.fabric.uplink_status() else {
@@ -49,6 +50,16 @@ fn owner_of(snapshot: &Snapshot, address: IpAddr, owner: &Owned) -> Value {
             let has = |(_, pool): &(_, &crate::config::checked::NatPool)| pool.addresses.contains(&address);
             let pool = nat_pools(&snapshot.set).find(has).map(|(object, _)| object.key.name.as_str());
             json!({"address": address, "owner": "natPool", "name": pool})
+        }
+        Owned::Service => {
+            let has = |name: &&(&str, IpAddr)| name.1 == address;
+            let services: Vec<&str> = public_addresses(&snapshot.desired)
+                .collect::<Vec<_>>()
+                .iter()
+                .filter(has)
+                .map(|(name, _)| *name)
+                .collect();
+            json!({"address": address, "owner": "service", "name": services.first(), "services": services})
         }
         Owned::Attached { inside, .. } => {
             let service = snapshot.services.iter().find(|(_, given)| given.iter().any(|one| one.address == address));

@@ -10,11 +10,13 @@ use serde_json::{Value, json};
 use super::flow::moment;
 use super::nat::{Names, address, lease};
 use crate::config::checked::{Network, PoolType};
-use crate::config::outside::{address_pools, attachments};
+use crate::config::outside::{GivenOf, address_pools, attachments};
 use crate::config::{Kind, ObjectKey};
 use crate::control::controller::Snapshot;
 use crate::control::error::{ErrorKind, RpcError};
 use crate::control::method::Call;
+use crate::fabric::spec::ServiceSpec;
+use crate::observe::synthetic::protocol_name;
 use crate::observe::time::rfc3339;
 
 /// Parameters of `whois.run`.
@@ -36,7 +38,7 @@ pub fn run(call: &Call<'_>, params: Run) -> Result<Value, RpcError> {
     let at = moment("at", params.at.as_deref())?;
     let snapshot = call.controller.snapshot();
     let mut owners = ports(&snapshot, asked);
-    owners.extend(service(&snapshot, asked));
+    owners.extend(service(call, &snapshot, asked));
     owners.extend(networks(&snapshot, asked));
     owners.extend(uplink(&snapshot, asked));
     let names = Names::new(&snapshot);
@@ -101,7 +103,7 @@ fn ports(snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
     owners
 }
 
-fn service(snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
+fn service(call: &Call<'_>, snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
     let has = |key: &ObjectKey| {
         snapshot.services.get(key).and_then(|given| given.iter().find(|given| given.address == asked))
     };
@@ -110,18 +112,41 @@ fn service(snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
         .map(|(key, given)| {
             let attached = attachments(&snapshot.set).find(|attachment| attachment.service_key() == *key);
             let port = attached.map(|attachment| attachment.port.key.path());
+            let what = match (&given.of, &port) {
+                (GivenOf::Network(network), _) => format!("cluster address in network {network}"),
+                (GivenOf::Pool(pool), Some(port)) => format!("attached to port {port}, of AddressPool {pool}"),
+                (GivenOf::Pool(pool), None) => format!("of AddressPool {pool}"),
+            };
+            let spec = snapshot.desired.services.iter().find(|spec| spec.name == key.path());
             json!({
                 "kind": "service",
                 "name": key.path(),
-                "pool": given.pool,
+                "pool": given.pool(),
+                "network": given.network(),
                 "port": port,
-                "text": match &port {
-                    Some(port) => format!("attached to port {port}, of AddressPool {}", given.pool),
-                    None => format!("attached to no port, of AddressPool {}", given.pool),
+                "text": match spec {
+                    Some(spec) => format!("{what}; {}", balanced(call, spec, asked)),
+                    None => what,
                 },
             })
         })
         .collect()
+}
+
+/// The L4 ports of a Service, and how many of its backends take connections to one of its addresses.
+fn balanced(call: &Call<'_>, spec: &ServiceSpec, address: IpAddr) -> String {
+    let public = spec.load_balancer.iter().any(|given| given.address == address && given.public);
+    let ports = spec.ports.iter().map(|port| {
+        let (first, last) = (port.l4.start(), port.l4.end());
+        let l4 = if first == last { first.to_string() } else { format!("{first}-{last}") };
+        format!("{l4}/{}", protocol_name(port.proto))
+    });
+    let ports = ports.collect::<Vec<_>>().join(", ");
+    let status = call.controller.parts.fabric.service_status(&spec.name);
+    let backends = status.map(|status| status.backends).unwrap_or_default();
+    let of_family = || backends.iter().filter(|backend| backend.address.is_ipv4() == address.is_ipv4());
+    let taking = of_family().filter(|backend| if public { backend.external } else { backend.internal }).count();
+    format!("{ports}; {taking} of {} backends take connections", of_family().count())
 }
 
 /// The range or gateway of a network.

@@ -20,20 +20,33 @@ pub struct Outside {
     pub nat_pools: Vec<NatPoolSpec>,
     /// Addresses on one port each.
     pub attached: Vec<AttachSpec>,
+    /// Public addresses of Services, in order, each once: several Services may share one.
+    pub services: Vec<IpAddr>,
 }
 
 impl Outside {
     /// The part of `desired` that lies outside.
     pub fn of(desired: &Desired) -> Self {
         let Desired { uplink, nat_pools, attached, .. } = desired;
-        Self { uplink: uplink.clone(), nat_pools: nat_pools.clone(), attached: attached.clone() }
+        let mut services: Vec<IpAddr> = public_addresses(desired).map(|(_, address)| address).collect();
+        services.sort_unstable();
+        services.dedup();
+        Self { uplink: uplink.clone(), nat_pools: nat_pools.clone(), attached: attached.clone(), services }
+    }
+
+    /// Whether this is the part of `desired` that lies outside.
+    pub fn is_of(&self, desired: &Desired) -> bool {
+        let Desired { uplink, nat_pools, attached, .. } = desired;
+        (&self.uplink, &self.nat_pools, &self.attached) == (uplink, nat_pools, attached)
+            && self.services == Self::of(desired).services
     }
 
     /// Every address, in order.
     pub fn addresses(&self) -> Vec<IpAddr> {
         let host = self.uplink.iter().flat_map(|uplink| uplink.addresses.iter().map(IpNet::addr));
         let pools = self.nat_pools.iter().flat_map(|pool| pool.addresses.iter().copied());
-        let mut all: Vec<IpAddr> = host.chain(pools).chain(self.attached.iter().map(|attach| attach.address)).collect();
+        let attached = self.attached.iter().map(|attach| attach.address);
+        let mut all: Vec<IpAddr> = host.chain(pools).chain(attached).chain(self.services.iter().copied()).collect();
         all.sort_unstable();
         all.dedup();
         all
@@ -48,6 +61,9 @@ impl Outside {
         }
         for address in self.nat_pools.iter().flat_map(|pool| &pool.addresses) {
             owned.insert(mapped(*address), Owned::Nat);
+        }
+        for address in &self.services {
+            owned.insert(mapped(*address), Owned::Service);
         }
         for attach in &self.attached {
             let Some((id, spec)) = port(&attach.port) else { continue };
@@ -73,6 +89,35 @@ impl Outside {
         let family = |address: &IpAddr| address.is_ipv4() == target.is_ipv4();
         near.or_else(|| host().map(IpNet::addr).find(family)).or_else(|| self.addresses().into_iter().find(family))
     }
+}
+
+/// Public addresses of Services, with the names of these.
+pub fn public_addresses(desired: &Desired) -> impl Iterator<Item = (&str, IpAddr)> {
+    desired.services.iter().flat_map(|spec| {
+        let public = spec.load_balancer.iter().filter(|given| given.public);
+        public.map(|given| (spec.name.as_str(), given.address))
+    })
+}
+
+/// Refuses addresses of Services that are somebody else's at the uplink.
+///
+/// # Errors
+/// The first such address, with both owners.
+pub fn refuse_shared(desired: &Desired) -> anyhow::Result<()> {
+    let host = desired.uplink.iter().flat_map(|uplink| &uplink.addresses);
+    let host = host.map(|net| (net.addr(), "the host itself".to_owned()));
+    let pools = desired.nat_pools.iter().flat_map(|pool| {
+        let name = format!("NatPool {}", pool.name);
+        pool.addresses.iter().map(move |address| (*address, name.clone()))
+    });
+    let attached = desired.attached.iter().map(|attach| (attach.address, format!("Service {}", attach.service)));
+    let owners: HashMap<IpAddr, String> = host.chain(pools).chain(attached).collect();
+    for (name, address) in public_addresses(desired) {
+        if let Some(owner) = owners.get(&address) {
+            bail!("Service {name}: address {address} has another owner, {owner}");
+        }
+    }
+    Ok(())
 }
 
 /// The ranges that are routed to the host, with their networks.
@@ -159,6 +204,7 @@ mod tests {
                 service: "a/b".to_owned(),
                 one_to_one: true,
             }],
+            services: vec!["203.0.113.9".parse().unwrap()],
         }
     }
 
@@ -191,7 +237,8 @@ mod tests {
         let (mut outside, spec) = (outside(), port());
         let find = |uid: &Uuid| (*uid == spec.uid).then_some((PortId(3), &spec));
         let owned = outside.owners(find);
-        assert_eq!(owned.len(), 5);
+        assert_eq!(owned.len(), 6);
+        assert_eq!(owned[&key("203.0.113.9")], Owned::Service);
         assert_eq!(owned[&key("2001:db8::2")], Owned::Host);
         assert_eq!(owned[&key("203.0.113.7")], Owned::Nat);
         let attached = Owned::Attached { port: PortId(3), inside: Some(key("10.0.0.9")) };
@@ -202,6 +249,39 @@ mod tests {
         outside.attached[0].one_to_one = true;
         assert_eq!(outside.owners(find).get(&key("2001:db8::9")), None, "the port has no address of that family");
         assert_eq!(unmapped(key("203.0.113.8")), "203.0.113.8".parse::<IpAddr>().unwrap());
+    }
+
+    #[test]
+    fn an_address_of_a_service_is_nobody_elses() {
+        use crate::fabric::spec::{AllDown, Drain, LoadBalancerAddress, Refusal, ServiceSpec};
+        let outside = outside();
+        let desired = |address: &str| {
+            let address = LoadBalancerAddress { address: address.parse().unwrap(), public: true };
+            let service = ServiceSpec {
+                name: "shop/web".to_owned(),
+                network: "default".to_owned(),
+                cluster: Vec::new(),
+                load_balancer: vec![address, LoadBalancerAddress { public: false, ..address }],
+                ports: Vec::new(),
+                affinity_s: None,
+                sources: Vec::new(),
+                refusal_internal: Refusal::Reject,
+                refusal_external: Refusal::Reject,
+                health: None,
+                all_down: AllDown::Reject,
+                drain: Drain::Keep,
+            };
+            let Outside { uplink, nat_pools, attached, .. } = outside.clone();
+            Desired { uplink, nat_pools, attached, services: vec![service.into()], ..Desired::default() }
+        };
+        refuse_shared(&desired("203.0.113.9")).unwrap();
+        assert!(outside.is_of(&desired("203.0.113.9")) && !outside.is_of(&desired("203.0.113.11")));
+        for (address, owner) in
+            [("203.0.113.2", "the host itself"), ("203.0.113.7", "NatPool pool"), ("203.0.113.8", "Service a/b")]
+        {
+            let error = refuse_shared(&desired(address)).unwrap_err().to_string();
+            assert_eq!(error, format!("Service shop/web: address {address} has another owner, {owner}"));
+        }
     }
 
     #[test]
@@ -221,8 +301,8 @@ mod tests {
     fn an_address_of_the_kernel_is_refused_with_the_cure() {
         let outside = outside();
         let held = |address: &str| Held { address: address.parse().unwrap(), prefix: 24, interface: "eth0".to_owned() };
-        assert!(refuse_held(&outside, &[held("203.0.113.9"), held("127.0.0.1")]).is_ok());
-        for address in ["203.0.113.2", "203.0.113.7", "203.0.113.8", "2001:db8::2"] {
+        assert!(refuse_held(&outside, &[held("203.0.113.10"), held("127.0.0.1")]).is_ok());
+        for address in ["203.0.113.9", "203.0.113.2", "203.0.113.7", "203.0.113.8", "2001:db8::2"] {
             let error = refuse_held(&outside, &[held(address)]).unwrap_err().to_string();
             assert!(error.contains(&format!("`ip address del {address}/24 dev eth0`")), "{error}");
         }

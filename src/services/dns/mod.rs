@@ -143,7 +143,8 @@ impl Dns {
             state.served.clear();
             return;
         };
-        let private: Vec<IpNet> = networks.iter().flat_map(ranges).collect();
+        let service_nets = spec.service_ranges.iter().map(|range| range.net);
+        let private: Vec<IpNet> = networks.iter().flat_map(ranges).chain(service_nets).collect();
         let own: Vec<IpAddr> = networks.iter().flat_map(gateways).collect();
         let upstreams = (spec.upstreams.clone(), own);
         if state.upstreams.as_ref() != Some(&upstreams) {
@@ -164,11 +165,12 @@ impl Dns {
         }
         state.served.retain(|name, _| networks.iter().any(|network| network.name == *name));
         for network in networks {
+            let of_services = spec.service_ranges.iter().filter(|range| range.network == network.name);
             let services = spec.services.iter().filter(|service| service.network == network.name).cloned();
             let input = ZoneInput {
                 domain: spec.domain.clone(),
                 gateways: gateways(network).collect(),
-                ranges: ranges(network).collect(),
+                ranges: ranges(network).chain(of_services.map(|range| range.net)).collect(),
                 private: private.clone(),
                 ports: by_network.remove(network.name.as_str()).unwrap_or_default(),
                 services: services.collect(),

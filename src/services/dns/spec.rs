@@ -22,11 +22,22 @@ pub struct DnsSpec {
     pub upstreams: Option<Vec<SocketAddr>>,
     /// Services of all networks.
     pub services: Vec<ServiceRecords>,
+    /// Where cluster addresses of Services are.
+    pub service_ranges: Vec<ServiceRange>,
+}
+
+/// A range of cluster addresses: its reverse names are answered, too.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceRange {
+    /// Name of the network.
+    pub network: String,
+    /// The range.
+    pub net: IpNet,
 }
 
 impl Default for DnsSpec {
     fn default() -> Self {
-        Self { domain: CLUSTER_DOMAIN.to_owned(), upstreams: None, services: Vec::new() }
+        Self { domain: CLUSTER_DOMAIN.to_owned(), upstreams: None, services: Vec::new(), service_ranges: Vec::new() }
     }
 }
 

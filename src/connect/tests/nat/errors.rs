@@ -3,18 +3,18 @@
 use super::*;
 
 /// An error about the packet in `frame`, quoting up to `octets` of it.
-fn about(path: Path, kind: (u8, u8), rest: [u8; 4], frame: &[u8], octets: usize) -> Vec<u8> {
+pub(super) fn about(path: Path, kind: (u8, u8), rest: [u8; 4], frame: &[u8], octets: usize) -> Vec<u8> {
     let quoted = &frame[14..];
     path.icmp(kind.0, kind.1, rest, &quoted[..quoted.len().min(octets)])
 }
 
-fn unreachable(v6: bool) -> (u8, u8) {
+pub(super) fn unreachable(v6: bool) -> (u8, u8) {
     if v6 { (1, 4) } else { (3, 3) }
 }
 
 /// The packet that an error quotes, as a frame; and its type, code and the word behind the checksum.
 #[track_caller]
-fn quoted(frame: &[u8]) -> (Vec<u8>, (u8, u8), [u8; 4]) {
+pub(super) fn quoted(frame: &[u8]) -> (Vec<u8>, (u8, u8), [u8; 4]) {
     let (parsed, _) = read(frame);
     let Body::Ip { l4: L4::Icmp { kind, code, rest, payload }, .. } = parsed.body else { panic!("{parsed:?}") };
     ([&frame[..14], &payload].concat(), (kind, code), rest)
@@ -22,7 +22,7 @@ fn quoted(frame: &[u8]) -> (Vec<u8>, (u8, u8), [u8; 4]) {
 
 impl Host {
     #[track_caller]
-    fn frame_through(&mut self, from: u32, frame: &[u8]) -> (u32, Vec<u8>) {
+    pub(super) fn frame_through(&mut self, from: u32, frame: &[u8]) -> (u32, Vec<u8>) {
         let passed = self.pass(0, from, frame, Offload::default(), &mut Unwatched);
         let passed = passed.unwrap_or_else(|ended| panic!("{:?}", ended.0));
         (passed.to, passed.frame)

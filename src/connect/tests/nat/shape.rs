@@ -3,11 +3,11 @@
 use super::*;
 
 /// The checks of the frame's own parser, for a frame whose checksum is partial.
-fn partial() -> VnetHeader {
+pub(super) fn partial() -> VnetHeader {
     VnetHeader { flags: VnetHeader::NEEDS_CSUM, ..Default::default() }
 }
 
-fn offload(v6: bool, csum_offset: u16) -> Offload {
+pub(super) fn offload(v6: bool, csum_offset: u16) -> Offload {
     let csum_start = if v6 { 54 } else { 34 };
     Offload { flags: virtio_net::NEEDS_CSUM, csum_start, csum_offset, ..Offload::default() }
 }
@@ -76,7 +76,7 @@ fn a_udp_checksum_that_is_not_there_stays_so() {
 }
 
 /// Two fragments of a datagram: the first with 24 octets of its payload, the second with the rest.
-fn fragments(path: &Path, datagram: &[u8], ident: u16) -> [Vec<u8>; 2] {
+pub(super) fn fragments(path: &Path, datagram: &[u8], ident: u16) -> [Vec<u8>; 2] {
     let l4 = &datagram[path.header_bytes()..];
     let (first, second) = l4.split_at(32);
     [(first, 0u16, true), (second, 4, false)].map(|(part, offset, more)| match path.src {
@@ -100,7 +100,7 @@ fn fragments(path: &Path, datagram: &[u8], ident: u16) -> [Vec<u8>; 2] {
 
 /// Puts two fragments together again, and reads the datagram.
 #[track_caller]
-fn reassembled(frames: [Vec<u8>; 2], v6: bool) -> Seen {
+pub(super) fn reassembled(frames: [Vec<u8>; 2], v6: bool) -> Seen {
     let skip = if v6 { 14 + 40 + 8 } else { 14 + 20 };
     let Body::Ip { src, dst, l4: L4::Other(..), .. } = Frame::parse(&VnetHeader::default(), &frames[0]).unwrap().body
     else {

@@ -1,0 +1,103 @@
+//! What becomes of connections to a Service (SEMANTICS SV10 to SV18).
+
+use std::net::IpAddr;
+
+use super::backends::{Backend, Backends, First, once};
+use crate::config::checked::{Object, PoolType, Service, ServicePort};
+use crate::config::outside::{Given, pool_type};
+use crate::config::raw::port::Protocol;
+use crate::config::set::ObjectSet;
+use crate::fabric::spec::{Condition, EndpointSpec, LoadBalancerAddress, Refusal, ServicePortSpec, ServiceSpec};
+
+/// The Service as the packet path is told.
+pub fn spec(
+    set: &ObjectSet,
+    backends: &Backends<'_>,
+    object: &Object,
+    service: &Service,
+    given: &[Given],
+    found: &[Backend<'_>],
+) -> ServiceSpec {
+    let cluster: Vec<IpAddr> =
+        given.iter().filter(|given| given.network().is_some()).map(|given| given.address).collect();
+    // Of an address that its pool has lost, which is a problem already, nothing is made.
+    let of_pool = |given: &Given| {
+        Some(LoadBalancerAddress { address: given.address, public: pool_type(set, given)? == PoolType::Public })
+    };
+    let load_balancer: Vec<LoadBalancerAddress> = given.iter().filter_map(of_pool).collect();
+    let families = cluster.iter().copied().chain(load_balancer.iter().map(|address| address.address));
+    let families: Vec<bool> = families.map(|address| address.is_ipv4()).collect();
+    let first = backends.first(service, found);
+    let balancing = &service.balancing;
+    // Nobody at all is a refusal, somebody elsewhere is silence (SV14, SV16).
+    let elsewhere = found.iter().any(|backend| !backend.local && backend.condition != Condition::NotReady);
+    let refusal = |local: bool| if local && elsewhere { Refusal::Drop } else { Refusal::Reject };
+    ServiceSpec {
+        name: object.key.path(),
+        network: service.network.clone(),
+        cluster,
+        load_balancer,
+        ports: service
+            .ports
+            .iter()
+            .map(|port| ServicePortSpec {
+                name: port.name.clone(),
+                proto: number(port.protocol),
+                l4: port.l4.clone(),
+                endpoints: endpoints(backends, service, port, found, first, &families),
+            })
+            .collect(),
+        affinity_s: balancing.affinity_s,
+        sources: balancing.sources.clone(),
+        refusal_internal: refusal(balancing.internal_local),
+        refusal_external: refusal(balancing.external_local),
+        health: balancing.health.clone(),
+        all_down: balancing.all_down,
+        drain: balancing.drain,
+    }
+}
+
+fn endpoints(
+    backends: &Backends<'_>,
+    service: &Service,
+    port: &ServicePort,
+    found: &[Backend<'_>],
+    first: First,
+    families: &[bool],
+) -> Vec<EndpointSpec> {
+    let balancing = &service.balancing;
+    let mut endpoints = Vec::with_capacity(found.len());
+    // Ports of a network have no address twice; slices may.
+    let mut fresh = once();
+    for backend in found {
+        let Some(l4) = backend.l4(port) else { continue };
+        // What ends is the second choice of everybody.
+        let belongs = backend.condition != Condition::Ready
+            || backends.belongs(backend, first, balancing.prefer).unwrap_or(false);
+        for address in &backend.addresses {
+            if !families.contains(&address.is_ipv4()) || backend.slice.is_some() && !fresh(*address, l4) {
+                continue;
+            }
+            endpoints.push(EndpointSpec {
+                name: backend.name(),
+                port: backend.port.map(|port| port.uid),
+                address: *address,
+                l4,
+                weight: backend.weight,
+                condition: backend.condition,
+                internal: if balancing.internal_local { backend.local } else { belongs },
+                external: if balancing.external_local { backend.local } else { belongs },
+            });
+        }
+    }
+    endpoints
+}
+
+/// IP protocol (IANA).
+fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Sctp => 132,
+    }
+}

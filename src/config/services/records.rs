@@ -1,0 +1,88 @@
+//! Names of Services (SEMANTICS DN1 to DN6).
+
+use std::net::IpAddr;
+
+use super::backends::{Backend, namespace_of};
+use crate::config::checked::{Families, Form, Object, Service, ServicePort as CheckedPort, Target};
+use crate::config::outside::{Given, attached_to};
+use crate::config::raw::port::Protocol;
+use crate::config::set::ObjectSet;
+use crate::fabric::spec::Condition;
+use crate::services::dns::spec::{EndpointRecords, ServicePort, ServiceRecords, ServiceTarget};
+
+/// What DNS is told of a Service.
+pub fn of(
+    set: &ObjectSet,
+    object: &Object,
+    service: &Service,
+    given: &[Given],
+    found: &[Backend<'_>],
+) -> ServiceRecords {
+    let mut network = service.network.as_str();
+    let target = match &service.form {
+        Form::ExternalName(name) => ServiceTarget::ExternalName(name.clone()),
+        Form::Headless => ServiceTarget::Headless {
+            endpoints: found.iter().map(|backend| endpoint(service, backend)).collect(),
+            not_ready: service.balancing.publish_not_ready,
+        },
+        // A LoadBalancer is known by its cluster addresses, as in Kubernetes.
+        Form::ClusterIp | Form::LoadBalancer => {
+            let cluster = given.iter().filter(|given| given.network().is_some());
+            ServiceTarget::ClusterIp(cluster.map(|given| given.address).collect())
+        }
+        // It has one address, and that is known where its port is.
+        Form::Attach => {
+            network = attached_to(set, &object.key).map_or(network, |port| port.network.as_str());
+            ServiceTarget::ClusterIp(given.iter().map(|given| given.address).collect())
+        }
+    };
+    ServiceRecords {
+        network: network.to_owned(),
+        namespace: namespace_of(&object.key).to_owned(),
+        name: object.key.name.clone(),
+        target,
+        ports: service.ports.iter().map(|port| port_of(port, port.port)).collect(),
+    }
+}
+
+fn endpoint(service: &Service, backend: &Backend<'_>) -> EndpointRecords {
+    let hostname = match backend.slice {
+        Some((_, endpoint)) => endpoint.hostname.clone(),
+        None => backend.port.map(|port| port.hostname.clone()),
+    };
+    let wanted = |address: &&IpAddr| match service.families {
+        Families::One(ipv4) => address.is_ipv4() == ipv4,
+        Families::Any | Families::Prefer | Families::Both => true,
+    };
+    // A name that each has for itself, or another number for all.
+    let differs = |port: &&CheckedPort| port.target != Target::Number(port.port);
+    let other = |port: &CheckedPort| Some(port_of(port, backend.l4(port)??));
+    EndpointRecords {
+        hostname,
+        addresses: backend.addresses.iter().filter(wanted).copied().collect(),
+        ready: backend.condition == Condition::Ready,
+        ports: match backend.slice {
+            Some(_) => service.ports.iter().filter_map(other).filter(|port| !declares(service, port)).collect(),
+            None => service.ports.iter().filter(differs).filter_map(other).collect(),
+        },
+    }
+}
+
+/// Whether the Service itself has this number for the port.
+fn declares(service: &Service, port: &ServicePort) -> bool {
+    let same =
+        |own: &CheckedPort| own.name == port.name && own.port == port.port && word(own.protocol) == port.protocol;
+    service.ports.iter().any(same)
+}
+
+fn port_of(port: &CheckedPort, number: u16) -> ServicePort {
+    ServicePort { name: port.name.clone(), protocol: word(port.protocol), port: number }
+}
+
+fn word(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Sctp => "sctp",
+    }
+}

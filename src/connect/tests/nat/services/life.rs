@@ -1,0 +1,153 @@
+//! What becomes of connections when backends come and go, and clients that keep theirs.
+
+use super::*;
+
+#[test]
+fn sv5_a_drained_backend_keeps_its_tcp_connections_and_gets_no_new_ones() {
+    both(|v6| {
+        let mut host = Host::serving(v6, &[backend(B, v6), backend(C, v6)]);
+        let to_b = (5000..5100).find(|port| host.opens(v6, *port) == B).unwrap();
+        let udp_to_b = port_to(&mut host, v6, B);
+        host.serve(v6, &[drained(B, v6), backend(C, v6)], |_| {});
+        assert_eq!(host.says(v6, to_b), Ok(B), "established TCP goes on");
+        assert_eq!(host.asks(A, vip(v6), udp_to_b).unwrap().0, C, "UDP selects again with its next packet");
+        for port in 6000..6050 {
+            assert_eq!(host.opens(v6, port), C);
+        }
+        assert_eq!(host.says(v6, to_b), Ok(B));
+        // Its answers too, and back it comes.
+        let answer = path(B, A, v6).tcp(&tcp(8080, to_b, ACK, 501, 101), b"");
+        assert_eq!(host.through(1, B, &answer).unwrap().0, A);
+        host.serve(v6, &[backend(B, v6), backend(C, v6)], |_| {});
+        assert_eq!(host.says(v6, to_b), Ok(B));
+    });
+}
+
+#[test]
+fn sv9_a_syn_that_nobody_has_answered_selects_again_when_its_backend_drains() {
+    both(|v6| {
+        let mut host = Host::serving(v6, &[backend(B, v6)]);
+        let syn = out(A, vip(v6)).tcp(&tcp(4000, 80, SYN, 100, 0), b"");
+        assert_eq!(host.through(0, A, &syn).unwrap().0, B);
+        host.serve(v6, &[drained(B, v6), backend(C, v6)], |_| {});
+        assert_eq!(host.through(0, A, &syn).unwrap().0, C);
+        assert_eq!(host.entries().len(), 1);
+    });
+}
+
+#[test]
+fn sv9_what_goes_to_a_backend_that_is_gone_ends_and_its_syn_selects_again() {
+    both(|v6| {
+        let mut host = Host::serving(v6, &[backend(B, v6)]);
+        host.opens(v6, 4000);
+        let udp_port = port_to(&mut host, v6, B);
+        host.serve(v6, &[backend(C, v6)], |_| {});
+        assert_eq!(host.says(v6, 4000), Err(DropReason::NoConnection));
+        assert_eq!(host.opens(v6, 4000), C);
+        assert_eq!(host.asks(A, vip(v6), udp_port).unwrap().0, C, "UDP at once");
+        // What the old one still says is no answer of the Service.
+        let late = path(B, A, v6).udp(8080, udp_port, b"late");
+        assert_eq!(host.through(1, B, &late).unwrap().1.0, address(B, v6));
+    });
+}
+
+#[test]
+fn connections_to_backends_that_stay_are_not_touched() {
+    both(|v6| {
+        let mut host = Host::serving(v6, &[backend(B, v6), backend(C, v6)]);
+        let had: Vec<(u16, u32)> = (5000..5100).map(|port| (port, host.opens(v6, port))).collect();
+        let before = host.entries();
+        for backends in [vec![backend(B, v6), backend(C, v6)], vec![backend(C, v6), backend(B, v6)]] {
+            host.serve(v6, &backends, |_| {});
+            had.iter().for_each(|(port, to)| assert_eq!(host.says(v6, *port), Ok(*to)));
+        }
+        host.serve(v6, &[backend(B, v6)], |_| {});
+        for (port, to) in &had {
+            let expected = if *to == B { Ok(B) } else { Err(DropReason::NoConnection) };
+            assert_eq!(host.says(v6, *port), expected);
+        }
+        let stay = |entry: &Entry| entry.out_port == B;
+        let ids = |entries: &[Entry]| -> Vec<_> {
+            entries.iter().filter(|entry| stay(entry)).map(|entry| (entry.index, entry.generation)).collect()
+        };
+        assert_eq!(ids(&before), ids(&host.entries()));
+    });
+}
+
+#[test]
+fn an_l4_port_or_service_that_goes_away_takes_its_connections_with_it() {
+    both(|v6| {
+        let mut host = Host::serving(v6, &[backend(B, v6)]);
+        host.opens(v6, 4000);
+        host.serve(v6, &[backend(B, v6)], |spec| spec.l4 = 81..=81);
+        assert_eq!(host.says(v6, 4000), Err(DropReason::NoConnection));
+        let mut host = Host::serving(v6, &[backend(B, v6)]);
+        host.opens(v6, 4000);
+        host.plane.services = Arc::default();
+        host.publish();
+        // The address is not the Service's any more: as any other that the network does not have.
+        assert_eq!(host.says(v6, 4000), Err(DropReason::NoConnection));
+    });
+}
+
+#[test]
+fn a_backends_address_that_moves_ends_its_connections() {
+    both(|v6| {
+        let mut host = Host::serving(v6, &[backend(B, v6)]);
+        host.opens(v6, 4000);
+        host.plane.tables.addresses.insert(AddressKey::new(NETWORK, address(B, v6)), PortId(C));
+        host.publish();
+        assert_eq!(host.says(v6, 4000), Err(DropReason::NoConnection));
+    });
+}
+
+#[test]
+fn np31_what_is_established_goes_on_where_policy_is_kept_but_not_to_a_backend_that_is_gone() {
+    both(|v6| {
+        let mut host = Host::serving(v6, &[backend(B, v6)]);
+        host.plane.tables.keep_established = true;
+        host.opens(v6, 4000);
+        host.allow_only(&[]);
+        assert_eq!(host.says(v6, 4000), Ok(B));
+        host.serve(v6, &[backend(C, v6)], |_| {});
+        assert_eq!(host.says(v6, 4000), Err(DropReason::NoConnection));
+    });
+}
+
+#[test]
+fn sv10_a_client_keeps_its_backend_over_changes_and_for_its_time() {
+    both(|v6| {
+        let affine = |spec: &mut FrontendSpec| spec.affinity_s = Some(60);
+        let mut host = Host::serving_as(v6, &[backend(B, v6), backend(C, v6)], affine);
+        let first = host.asks(A, vip(v6), 4000).unwrap().0;
+        let other = if first == B { C } else { B };
+        for port in 4001..4050 {
+            assert_eq!(host.asks(A, vip(v6), port).unwrap().0, first);
+        }
+        assert_eq!(host.asks(A, public(v6, PUBLIC_VIP), 4060).unwrap().0, first, "over all addresses of its L4 port");
+        // It drains and the client moves; then it stays with its new one, though the old one is back.
+        host.serve(v6, &[drained(first, v6), backend(other, v6)], affine);
+        assert_eq!(host.asks(A, vip(v6), 4100).unwrap().0, other);
+        host.serve(v6, &[backend(B, v6), backend(C, v6)], affine);
+        host.now += 60;
+        assert_eq!(host.asks(A, vip(v6), 4101).unwrap().0, other);
+        host.now += 60;
+        assert_eq!(host.asks(A, vip(v6), 4102).unwrap().0, other, "counted from its last connection");
+        host.now += 61;
+        assert_eq!(host.asks(A, vip(v6), 4103).unwrap().0, first, "as the table has it");
+    });
+}
+
+#[test]
+fn a_refused_connection_is_not_remembered() {
+    both(|v6| {
+        let affine = |spec: &mut FrontendSpec| spec.affinity_s = Some(60);
+        let mut host = Host::serving_as(v6, &[backend(B, v6)], affine);
+        host.allow_only(&[]);
+        assert_eq!(host.asks(A, vip(v6), 4000), Err(DropReason::PolicyDenied));
+        host.world.policies.clear();
+        host.serve(v6, &[backend(B, v6), backend(C, v6)], affine);
+        let fresh = Host::serving_as(v6, &[backend(B, v6), backend(C, v6)], affine).asks(A, vip(v6), 4000);
+        assert_eq!(host.asks(A, vip(v6), 4000), fresh);
+    });
+}

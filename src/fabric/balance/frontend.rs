@@ -1,0 +1,73 @@
+//! What a Service is to the packet path: a frontend for each of its addresses and L4 ports.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hostweave_nat::service::{Backend, FrontendSpec, Refusal};
+use hostweave_switch::tables::OUTSIDE_VNI;
+use ipnet::IpNet;
+
+use super::super::spec::{EndpointSpec, ServiceSpec};
+use super::super::uplink::owned::mapped;
+use super::choice::{Audience, BackendState, backends};
+
+/// An address of a Service.
+pub struct Address {
+    /// The address.
+    pub address: IpAddr,
+    /// Whether the host owns it at its uplink; else it is known in the Service's network.
+    pub public: bool,
+    /// Who connects there.
+    pub audience: Audience,
+}
+
+/// All addresses of a Service.
+pub fn addresses(service: &ServiceSpec) -> impl Iterator<Item = Address> {
+    let inside = |address: &IpAddr| Address { address: *address, public: false, audience: Audience::Internal };
+    let of_pools = service.load_balancer.iter().map(|given| Address {
+        address: given.address,
+        public: given.public,
+        audience: if given.public { Audience::External } else { Audience::Any },
+    });
+    service.cluster.iter().map(inside).chain(of_pools)
+}
+
+/// The frontends of a Service whose network has this VNI, as its endpoints are now: `states` by L4 port, in the order of its
+/// endpoints.
+pub fn frontends(service: &ServiceSpec, vni: u32, states: &[Vec<BackendState>]) -> Vec<FrontendSpec> {
+    let name: Arc<str> = service.name.as_str().into();
+    let sources: Arc<[IpNet]> = service.sources.as_slice().into();
+    let nowhere: Arc<[IpNet]> = [].into();
+    let mut frontends = Vec::new();
+    for (port, states) in service.ports.iter().zip(states) {
+        let endpoints: Vec<(&EndpointSpec, BackendState)> = port.endpoints.iter().zip(states.iter().copied()).collect();
+        let port_name: Arc<str> = port.name.as_str().into();
+        // Addresses of one family and audience share their backends.
+        let mut shared: HashMap<(Audience, bool), Arc<[Backend]>> = HashMap::new();
+        for at in addresses(service) {
+            let ipv4 = at.address.is_ipv4();
+            let make = || backends(service, &endpoints, at.audience, ipv4);
+            let backends = Arc::clone(shared.entry((at.audience, ipv4)).or_insert_with(make));
+            frontends.push(FrontendSpec {
+                service: Arc::clone(&name),
+                port_name: Arc::clone(&port_name),
+                scope: if at.public { OUTSIDE_VNI } else { vni },
+                address: mapped(at.address),
+                proto: port.proto,
+                l4: port.l4.clone(),
+                vni,
+                // SEMANTICS SV18: of addresses out of pools only.
+                sources: Arc::clone(if at.audience == Audience::Internal { &nowhere } else { &sources }),
+                affinity_s: service.affinity_s,
+                backends,
+                refusal: match at.audience {
+                    Audience::Internal => service.refusal_internal,
+                    Audience::External => service.refusal_external,
+                    Audience::Any => Refusal::Reject,
+                },
+            });
+        }
+    }
+    frontends
+}

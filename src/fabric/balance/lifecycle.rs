@@ -1,0 +1,172 @@
+//! Services as part of the fabric: the thread that hears what became of backends, and has the packet path told.
+//!
+//! Protocol threads and checks only leave a note; whatever waits for a lock happens on the thread of this module. So a frontend's
+//! thread never waits for control, which may be waiting for that thread.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use hostweave_nat::service::Services;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::super::connections::allocate_translations;
+use super::super::spec::{Desired, FabricEvent};
+use super::super::{Inner, State};
+use super::News;
+use crate::services::health;
+
+/// Verdicts taken at once.
+const BATCH_MAX: usize = 1024;
+
+/// Between two changes of the packet path: what guests and checks cause must not keep it busy. What comes alone is in force at once.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Ports that something happened to, for the thread. Each once, however often: guests cause it.
+#[derive(Default)]
+pub struct PortNews {
+    /// `namespace/name`.
+    ports: Mutex<HashSet<String>>,
+    notify: Notify,
+}
+
+impl PortNews {
+    /// Something happened to a port.
+    pub fn add(&self, port: &str) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        if !ports.contains(port) {
+            ports.insert(port.to_owned());
+        }
+        drop(ports);
+        self.notify.notify_one();
+    }
+
+    /// Has the thread look around.
+    pub fn wake(&self) {
+        self.notify.notify_one();
+    }
+
+    fn take(&self) -> HashSet<String> {
+        std::mem::take(&mut *self.ports.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Starts the thread. It ends when the fabric is gone or stopping.
+pub(in crate::fabric) fn spawn(
+    inner: &Arc<Inner>,
+    verdicts: UnboundedReceiver<health::Change>,
+) -> anyhow::Result<JoinHandle<()>> {
+    let (inner, news, runtime) = (Arc::downgrade(inner), Arc::clone(&inner.port_news), Handle::current());
+    let body = move || super::super::or_abort(|| run(&inner, &news, &runtime, verdicts));
+    std::thread::Builder::new().name("hw-services".into()).spawn(body).context("starting a thread")
+}
+
+fn run(inner: &Weak<Inner>, news: &PortNews, runtime: &Handle, mut verdicts: UnboundedReceiver<health::Change>) {
+    let mut batch = Vec::new();
+    loop {
+        runtime.block_on(async {
+            tokio::select! {
+                () = news.notify.notified() => {}
+                _ = verdicts.recv_many(&mut batch, BATCH_MAX) => {}
+            }
+        });
+        let Some(inner) = inner.upgrade() else { return };
+        if inner.stopping.load(Ordering::Relaxed) {
+            return;
+        }
+        let told = inner.hear(&batch, &news.take());
+        batch.clear();
+        drop(inner);
+        if told {
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+impl Inner {
+    /// Takes in what became of backends. Returns whether the packet path was told.
+    fn hear(&self, verdicts: &[health::Change], ports: &HashSet<String>) -> bool {
+        let mut state = self.lock();
+        let State { ports: runtimes, balance, .. } = &mut *state;
+        for change in verdicts {
+            balance.set_verdict(&change.target, change.healthy, &change.reason);
+        }
+        for port in ports.iter().filter_map(|name| runtimes.get(name)) {
+            if let Some(uid) = port.uid() {
+                balance.set_running(uid, port.runs());
+            }
+        }
+        self.republish_services(&mut state)
+    }
+
+    /// Works out what is new, and publishes it with everything else as it is. Returns whether there was something.
+    pub(in crate::fabric) fn republish_services(&self, state: &mut State) -> bool {
+        let told = self.settle_services(state);
+        if told {
+            self.publish_services(state);
+        }
+        told
+    }
+
+    /// Takes over what control wants of Services; ports are there already. It is published by the caller.
+    pub(in crate::fabric) fn update_services(&self, state: &mut State, desired: &Desired) {
+        state.balance.update(&desired.networks, &desired.services);
+        if !state.balance.drained().is_empty() {
+            let ports: HashSet<String> = desired.ports.iter().map(|port| port.full_name()).collect();
+            state.balance.retain_drained(&ports);
+        }
+        self.settle_services(state);
+    }
+
+    /// Looks at all ports: whether they run.
+    pub(in crate::fabric) fn look_at_ports(state: &mut State) {
+        let State { ports, balance, .. } = state;
+        let running: std::collections::HashMap<uuid::Uuid, bool> =
+            ports.values().filter_map(|port| Some((port.uid()?, port.runs()))).collect();
+        balance.retain_ports(|port| running.contains_key(port));
+        running.into_iter().for_each(|(port, runs)| balance.set_running(port, runs));
+    }
+
+    /// Works out what is new about Services. Returns whether the packet path must be told.
+    fn settle_services(&self, state: &mut State) -> bool {
+        let mut settled = state.balance.settle(SystemTime::now());
+        if !settled.start.is_empty() || !settled.stop.is_empty() {
+            self.health.replace(state.balance.targets().map(|target| health::Target::clone(target)));
+            // A check that was only changed has a verdict already, and says nothing as long as that stays.
+            for target in &settled.start {
+                if let Some(healthy) = self.health.verdict(target) {
+                    state.balance.set_verdict(target, healthy, "as before the check was changed");
+                }
+            }
+            settled.add(state.balance.settle(SystemTime::now()));
+        }
+        if settled.is_visible() {
+            let old = &state.services;
+            state.services = if settled.gone {
+                let all: Vec<_> = state.balance.frontends().cloned().collect();
+                Arc::new(Services::compile(&all, Some(old)))
+            } else {
+                Arc::new(old.replace(&settled.frontends))
+            };
+            state.bump_crossings();
+            // Their connections are translated.
+            if !state.services.is_empty() && self.connections.translatable() == 0 {
+                allocate_translations(&self.connections);
+            }
+        }
+        settled.news.drain(..).for_each(|news| self.event(event_of(news)));
+        settled.is_visible()
+    }
+}
+
+fn event_of(news: News) -> FabricEvent {
+    match news {
+        News::Backend { service, change } => FabricEvent::ServiceBackend { service, change },
+        News::Serving { service, serving, counts } => FabricEvent::ServiceServing { service, serving, counts },
+    }
+}

@@ -1,0 +1,407 @@
+//! Services at run time: which backends each has now, and what the packet path is told of it.
+//!
+//! # Theory of operation
+//!
+//! Control says which endpoints a Service has ([`ServiceSpec`]). The rest is found out here: whether a port runs, what its checks
+//! say, whether somebody drained it ([`known`]). [`choice`] decides from both who takes connections, [`frontend`] puts that into
+//! the form of the packet path.
+//!
+//! Every piece of news marks the Services that it concerns, and [`Balance::settle`] works these out again, and no others: with ten
+//! thousand Services a backend that fails costs as much as with ten. Nothing here waits, sends or reads a clock; [`lifecycle`]
+//! does.
+
+pub mod choice;
+pub mod frontend;
+pub mod history;
+pub mod known;
+pub mod lifecycle;
+pub mod report;
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use hostweave_nat::service::FrontendSpec;
+use hostweave_switch::tables::Network;
+use uuid::Uuid;
+
+use super::spec::{EndpointSpec, ServicePortSpec, ServiceSpec};
+use crate::services::health::Target;
+use choice::BackendState;
+use history::{CHANGES_MAX, Change, View};
+use known::{Check, Drained, Facts};
+
+/// A Service and what is known of it.
+struct Held {
+    name: Arc<str>,
+    spec: Arc<ServiceSpec>,
+    /// VNI of its network.
+    vni: u32,
+    /// By L4 port and endpoint, as in `spec`.
+    checks: Vec<Vec<Check>>,
+    /// As it was when it was settled last; `None` before the first time.
+    view: Option<View>,
+    /// What the packet path was told last.
+    frontends: Vec<FrontendSpec>,
+    /// Whether anybody takes connections; `None` while that is not known yet.
+    serving: Option<bool>,
+    /// The last ones, oldest first.
+    changes: VecDeque<Change>,
+}
+
+/// All Services.
+#[derive(Default)]
+pub struct Balance {
+    /// As control said last.
+    wanted: Vec<Arc<ServiceSpec>>,
+    services: HashMap<Arc<str>, Held>,
+    /// VNIs by the names of networks.
+    networks: HashMap<String, u32>,
+    facts: Facts,
+    /// Services that something is new about.
+    marked: HashSet<Arc<str>>,
+    /// Whether somebody had a place that nobody has any more.
+    gone: bool,
+    /// Targets that came and went since the last time somebody asked.
+    started: HashSet<Arc<Target>>,
+    unwanted: HashSet<Arc<Target>>,
+}
+
+/// What is different since the last time.
+#[derive(Default)]
+pub struct Settled {
+    /// Frontends that are new or changed.
+    pub frontends: Vec<FrontendSpec>,
+    /// Whether others are gone: then [`Balance::frontends`] are all that there are.
+    pub gone: bool,
+    /// Backends that are to be checked from now on.
+    pub start: Vec<Arc<Target>>,
+    /// Those that are not any more.
+    pub stop: Vec<Arc<Target>>,
+    /// What people are told.
+    pub news: Vec<News>,
+}
+
+impl Settled {
+    /// What came out a moment later.
+    fn add(&mut self, later: Settled) {
+        let Settled { frontends, gone, start, stop, news } = later;
+        let places: HashSet<(Arc<str>, Place)> =
+            frontends.iter().map(|spec| (Arc::clone(&spec.service), place(spec))).collect();
+        self.frontends.retain(|spec| !places.contains(&(Arc::clone(&spec.service), place(spec))));
+        self.frontends.extend(frontends);
+        self.gone |= gone;
+        self.start.extend(start);
+        self.stop.extend(stop);
+        self.news.extend(news);
+    }
+
+    /// Whether the packet path must be told.
+    pub fn is_visible(&self) -> bool {
+        !self.frontends.is_empty() || self.gone
+    }
+}
+
+/// Something that people are told.
+#[derive(Clone, PartialEq, Debug)]
+pub enum News {
+    /// A backend is otherwise than before.
+    Backend {
+        /// `namespace/name` of the Service.
+        service: Arc<str>,
+        /// What became of whom.
+        change: Change,
+    },
+    /// Nobody takes connections of a Service; or somebody does again.
+    Serving {
+        /// `namespace/name` of the Service.
+        service: Arc<str>,
+        /// Whether somebody does.
+        serving: bool,
+        /// Its endpoints, by how they are.
+        counts: Vec<(BackendState, usize)>,
+    },
+}
+
+impl Balance {
+    /// Whether this is what control wanted last: then there is nothing to take over.
+    pub fn wants_the_same(&self, networks: &[Network], services: &[Arc<ServiceSpec>]) -> bool {
+        let same = |(a, b): (&Arc<ServiceSpec>, &Arc<ServiceSpec>)| Arc::ptr_eq(a, b);
+        self.wanted.len() == services.len()
+            && self.wanted.iter().zip(services).all(same)
+            && self.networks.len() == networks.len()
+            && networks.iter().all(|network| self.networks.get(&network.name) == Some(&network.vni))
+    }
+
+    /// Takes over what control wants. A Service whose network is not there is nowhere.
+    pub fn update(&mut self, networks: &[Network], services: &[Arc<ServiceSpec>]) {
+        if self.wants_the_same(networks, services) {
+            return;
+        }
+        self.wanted = services.to_vec();
+        self.networks = networks.iter().map(|network| (network.name.clone(), network.vni)).collect();
+        let wanted: HashSet<&str> = services.iter().map(|spec| spec.name.as_str()).collect();
+        let gone: Vec<Arc<str>> =
+            self.services.keys().filter(|name| !wanted.contains(&***name)).map(Arc::clone).collect();
+        for name in gone {
+            self.remove(&name);
+        }
+        for spec in services {
+            self.update_one(spec);
+        }
+    }
+
+    fn update_one(&mut self, spec: &Arc<ServiceSpec>) {
+        let Some(vni) = self.networks.get(&spec.network).copied() else { return self.remove(&spec.name) };
+        let held = self.services.get(spec.name.as_str());
+        if held.is_some_and(|held| held.vni == vni && (Arc::ptr_eq(&held.spec, spec) || held.spec == *spec)) {
+            return;
+        }
+        let name = held.map_or_else(|| spec.name.as_str().into(), |held| Arc::clone(&held.name));
+        let checks: Vec<Vec<Check>> = checks(spec);
+        for (endpoint, check) in endpoints(spec, &checks) {
+            let inherited = self.services.get(&name).and_then(|held| inherited(&self.facts, held, endpoint));
+            if self.facts.add(&name, endpoint, check, inherited)
+                && let Check::Target(target) = check
+            {
+                self.started.insert(Arc::clone(target));
+            }
+        }
+        let held = match self.services.remove(&name) {
+            Some(before) => {
+                self.leave(&before);
+                Held { spec: Arc::clone(spec), vni, checks, ..before }
+            }
+            None => Held {
+                name: Arc::clone(&name),
+                spec: Arc::clone(spec),
+                vni,
+                checks,
+                view: None,
+                frontends: Vec::new(),
+                serving: None,
+                changes: VecDeque::new(),
+            },
+        };
+        self.services.insert(Arc::clone(&name), held);
+        self.marked.insert(name);
+    }
+
+    /// Endpoints of a Service as it was are nobody's any more, as far as that Service goes.
+    fn leave(&mut self, held: &Held) {
+        for (endpoint, check) in endpoints(&held.spec, &held.checks) {
+            if self.facts.remove(&held.name, endpoint, check)
+                && let Check::Target(target) = check
+            {
+                self.unwanted.insert(Arc::clone(target));
+            }
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        if let Some(held) = self.services.remove(name) {
+            self.leave(&held);
+            self.gone |= !held.frontends.is_empty();
+            self.marked.remove(name);
+        }
+    }
+
+    /// Whether a port runs.
+    pub fn set_running(&mut self, port: Uuid, running: bool) {
+        self.marked.extend(self.facts.set_running(port, running).iter().map(Arc::clone));
+    }
+
+    /// Forgets ports that are gone.
+    pub fn retain_ports(&mut self, there: impl Fn(&Uuid) -> bool) {
+        self.facts.retain_ports(there);
+    }
+
+    /// What a check said about a target, and why.
+    pub fn set_verdict(&mut self, target: &Target, healthy: bool, reason: &str) {
+        self.marked.extend(self.facts.set_verdict(target, healthy, reason).iter().map(Arc::clone));
+    }
+
+    /// Drains a backend, or undoes that. Returns whether that is news.
+    pub fn set_drained(&mut self, what: Drained, drained: bool) -> bool {
+        let news = self.facts.set_drained(what.clone(), drained);
+        if news {
+            let has =
+                |held: &&Held| endpoints(&held.spec, &held.checks).any(|(endpoint, _)| endpoint.name == what.backend);
+            let concerned: Vec<Arc<str>> = match &what.service {
+                Some(service) => {
+                    self.services.get(service.as_str()).iter().map(|held| Arc::clone(&held.name)).collect()
+                }
+                None => self.services.values().filter(has).map(|held| Arc::clone(&held.name)).collect(),
+            };
+            self.marked.extend(concerned);
+        }
+        news
+    }
+
+    /// Lets off what is gone: a backend that is neither a port nor an endpoint, and backends of a Service that is no more. A new port
+    /// of that name is another one.
+    pub fn retain_drained(&mut self, ports: &HashSet<String>) {
+        let Self { services, facts, .. } = self;
+        let endpoints: HashSet<&str> = services
+            .values()
+            .flat_map(|held| endpoints(&held.spec, &held.checks).map(|(endpoint, _)| endpoint.name.as_str()))
+            .collect();
+        facts.retain_drained(|what| {
+            what.service.as_ref().is_none_or(|name| services.contains_key(name.as_str()))
+                && (ports.contains(&what.backend) || endpoints.contains(&*what.backend))
+        });
+    }
+
+    /// All that was drained.
+    pub fn drained(&self) -> &BTreeSet<Drained> {
+        self.facts.drained()
+    }
+
+    /// Works out what all the news mean.
+    pub fn settle(&mut self, now: SystemTime) -> Settled {
+        let mut settled = Settled { gone: std::mem::take(&mut self.gone), ..Settled::default() };
+        let mut marked: Vec<Arc<str>> = self.marked.drain().collect();
+        marked.sort_unstable();
+        for name in marked {
+            if let Some(held) = self.services.get_mut(&name) {
+                held.settle(&self.facts, now, &mut settled);
+            }
+        }
+        for target in self.unwanted.drain() {
+            if self.facts.forget(&target) && !self.started.remove(&target) {
+                settled.stop.push(target);
+            }
+        }
+        settled.start = self.started.drain().collect();
+        settled
+    }
+
+    /// Every backend that is to be checked.
+    pub fn targets(&self) -> impl Iterator<Item = &Arc<Target>> {
+        self.facts.targets()
+    }
+
+    /// What is known of endpoints.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Every frontend there is.
+    pub fn frontends(&self) -> impl Iterator<Item = &FrontendSpec> {
+        self.services.values().flat_map(|held| &held.frontends)
+    }
+}
+
+impl Held {
+    fn settle(&mut self, facts: &Facts, now: SystemTime, settled: &mut Settled) {
+        let state = |(port, checks): (&ServicePortSpec, &Vec<Check>)| -> Vec<BackendState> {
+            let each = port.endpoints.iter().zip(checks);
+            each.map(|(endpoint, check)| facts.known(&self.name, endpoint, check).state(endpoint.condition)).collect()
+        };
+        let states: Vec<Vec<BackendState>> = self.spec.ports.iter().zip(&self.checks).map(state).collect();
+        let view = View { spec: Arc::clone(&self.spec), states };
+        let reason = |port: usize, endpoint: usize| match self.checks.get(port).and_then(|port| port.get(endpoint)) {
+            Some(Check::Target(target)) => facts.verdict(target).map(|verdict| Arc::clone(&verdict.reason)),
+            _ => None,
+        };
+        // Of a Service that is new everything is.
+        let changes = self.view.as_ref().map_or(Vec::new(), |before| view.changes_since(before, now, reason));
+        for change in changes {
+            if self.changes.len() == CHANGES_MAX {
+                self.changes.pop_front();
+            }
+            self.changes.push_back(change.clone());
+            settled.news.push(News::Backend { service: Arc::clone(&self.name), change });
+        }
+        self.tell_serving(&view, settled);
+        let frontends = frontend::frontends(&self.spec, self.vni, &view.states);
+        self.view = Some(view);
+        let same: HashSet<Place> = frontends.iter().map(place).collect();
+        settled.gone |= self.frontends.iter().any(|spec| !same.contains(&place(spec)));
+        let before: HashMap<Place, &FrontendSpec> = self.frontends.iter().map(|spec| (place(spec), spec)).collect();
+        let changed = frontends.iter().filter(|spec| before.get(&place(spec)) != Some(spec));
+        settled.frontends.extend(changed.cloned());
+        self.frontends = frontends;
+    }
+
+    fn tell_serving(&mut self, view: &View, settled: &mut Settled) {
+        let families: Vec<bool> = frontend::addresses(&self.spec).map(|at| at.address.is_ipv4()).collect();
+        let mut ports = self.spec.ports.iter().zip(&view.states);
+        let serving = ports.any(|(port, states)| {
+            let endpoints: Vec<_> = port.endpoints.iter().zip(states.iter().copied()).collect();
+            choice::any_active(&self.spec, &endpoints, &families)
+        });
+        // Before the first checks nobody can say.
+        let open = view.states.iter().flatten().any(|state| *state == BackendState::Unchecked);
+        if self.serving == Some(serving) || (!serving && open && self.serving.is_none()) {
+            return;
+        }
+        let first = self.serving.replace(serving).is_none();
+        if !(first && serving) {
+            let (service, counts) = (Arc::clone(&self.name), view.counts());
+            settled.news.push(News::Serving { service, serving, counts });
+        }
+    }
+}
+
+/// The frontends that Services would have, as far as anything is known of their endpoints.
+pub fn draft(facts: &Facts, networks: &[Network], services: &[Arc<ServiceSpec>]) -> Vec<FrontendSpec> {
+    let vnis: HashMap<&str, u32> = networks.iter().map(|network| (network.name.as_str(), network.vni)).collect();
+    let mut frontends = Vec::new();
+    for spec in services {
+        let Some(vni) = vnis.get(spec.network.as_str()) else { continue };
+        let checks = checks(spec);
+        let of = |(port, checks): (&ServicePortSpec, &Vec<Check>)| -> Vec<BackendState> {
+            let each = port.endpoints.iter().zip(checks);
+            each.map(|(endpoint, check)| facts.supposed(&spec.name, endpoint, check).state(endpoint.condition))
+                .collect()
+        };
+        let states: Vec<Vec<BackendState>> = spec.ports.iter().zip(&checks).map(of).collect();
+        frontends.extend(frontend::frontends(spec, *vni, &states));
+    }
+    frontends
+}
+
+/// Whether two versions of a Service mean the same backend.
+fn is_the_same(a: &EndpointSpec, b: &EndpointSpec) -> bool {
+    (&a.name, a.address, a.l4) == (&b.name, b.address, b.l4)
+}
+
+/// What no two frontends of a Service have in common: scope, address, protocol, L4 ports.
+type Place = (u32, u128, u8, u16, u16);
+
+fn place(spec: &FrontendSpec) -> Place {
+    (spec.scope, spec.address, spec.proto, *spec.l4.start(), *spec.l4.end())
+}
+
+fn endpoints<'a>(
+    spec: &'a ServiceSpec,
+    checks: &'a [Vec<Check>],
+) -> impl Iterator<Item = (&'a EndpointSpec, &'a Check)> {
+    spec.ports.iter().zip(checks).flat_map(|(port, checks)| port.endpoints.iter().zip(checks))
+}
+
+/// How each endpoint is checked: on the first L4 port of a range, where nothing else is said.
+fn checks(spec: &ServiceSpec) -> Vec<Vec<Check>> {
+    let network: Arc<str> = spec.network.as_str().into();
+    let health = spec.health.clone().map(Arc::new);
+    let of = |port: &ServicePortSpec, endpoint: &EndpointSpec| {
+        let Some(health) = &health else { return Check::None };
+        let l4 = endpoint.l4.unwrap_or(*port.l4.start());
+        let target = Target::new(Arc::clone(&network), endpoint.address, Some(l4), Arc::clone(health));
+        target.map_or(Check::Impossible, |target| Check::Target(Arc::new(target)))
+    };
+    let port = |port: &ServicePortSpec| port.endpoints.iter().map(|endpoint| of(port, endpoint)).collect();
+    spec.ports.iter().map(port).collect()
+}
+
+/// What a check that is changed begins with: a backend that was healthy so far is until the first verdict. One that a Service did
+/// not have before begins with nothing (SEMANTICS SV3).
+fn inherited(facts: &Facts, held: &Held, endpoint: &EndpointSpec) -> Option<bool> {
+    let mut before = endpoints(&held.spec, &held.checks);
+    let (old, check) = before.find(|(other, _)| is_the_same(other, endpoint))?;
+    facts.known(&held.name, old, check).healthy.filter(|healthy| *healthy)
+}
+
+#[cfg(test)]
+mod tests;

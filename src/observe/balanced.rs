@@ -1,0 +1,46 @@
+//! `trace` of a packet to a Service: which backend it gets, and why.
+
+use std::net::IpAddr;
+
+use hostweave_nat::service::{Lookup, Services, Why};
+use hostweave_switch::tables::{Network, OUTSIDE_VNI};
+
+use super::recorder::Balanced;
+use super::synthetic::Tuple;
+use super::trace::Stage;
+
+/// `10.96.0.20:5432 -> 10.64.0.31:5432 (shop/db-0; maglev 2/2 active)`, and whose address that is.
+pub(super) fn stage(services: &Services, tuple: &Tuple, given: &Balanced) -> Stage {
+    let Balanced { scope, to, why, active, listed } = *given;
+    let address = std::net::Ipv6Addr::from(to.0).to_canonical();
+    let backend = Tuple { dst: address, dst_port: to.1, ..*tuple }.destination();
+    let mut stage = Stage { stage: "dnat".to_owned(), result: "service".to_owned(), ..Stage::default() };
+    let found = services.lookup(scope, mapped(tuple.dst), tuple.proto(), tuple.dst_port);
+    let Lookup::Frontend(frontend) = found else { return Stage { detail: backend, ..stage } };
+    let name = frontend.backend(tuple.dst_port, to.0, to.1).map_or("", |backend| &*backend.name);
+    let why = match why {
+        Why::Maglev => format!("maglev {active}/{listed} active"),
+        Why::Affinity => "affinity".to_owned(),
+    };
+    stage.detail = format!("{} -> {backend} ({name}; {why})", tuple.destination());
+    let spec = frontend.spec();
+    let port = if spec.port_name.is_empty() { String::new() } else { format!(", port {}", spec.port_name) };
+    stage.lines.push(format!("Service {}{port}", spec.service));
+    stage
+}
+
+/// Who answers an echo request.
+pub(super) fn echo(services: &Services, network: &Network, tuple: &Tuple) -> String {
+    let is_service = |scope| services.has_address(scope, mapped(tuple.dst));
+    match is_service(network.vni) || is_service(OUTSIDE_VNI) {
+        true => format!("echo: the Service at {} answers", tuple.dst),
+        false => format!("echo: the gateway of network {} answers", network.name),
+    }
+}
+
+fn mapped(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
+        IpAddr::V6(v6) => u128::from(v6),
+    }
+}

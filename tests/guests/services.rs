@@ -1,0 +1,136 @@
+//! Services and the guests behind them: who takes connections follows what guests and their VMMs do.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hostweave::fabric::Fabric;
+use hostweave::fabric::balance::known::Drained;
+use hostweave::fabric::spec::{
+    AllDown, Condition, Drain, EndpointSpec, FabricEvent, PortSpec, Refusal, ServicePortSpec, ServiceSpec,
+};
+use hostweave_nat::service::{Backend, Lookup};
+
+use crate::support::{Host, Up, eventually};
+
+const VIPS: [&str; 2] = ["198.51.100.1", "2001:db8:96::1"];
+
+/// VNI of the network `default` of these hosts.
+const VNI: u32 = 1;
+
+fn mapped(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().into(),
+        IpAddr::V6(v6) => v6.into(),
+    }
+}
+
+fn service(ports: &[&PortSpec]) -> Arc<ServiceSpec> {
+    let endpoints = ports.iter().flat_map(|port| {
+        port.addresses().map(|address| EndpointSpec {
+            name: port.full_name(),
+            port: Some(port.uid),
+            address,
+            l4: Some(8080),
+            weight: 100,
+            condition: Condition::Ready,
+            internal: true,
+            external: true,
+        })
+    });
+    Arc::new(ServiceSpec {
+        name: "test/web".into(),
+        network: "default".into(),
+        cluster: VIPS.map(|vip| vip.parse().unwrap()).to_vec(),
+        load_balancer: Vec::new(),
+        ports: vec![ServicePortSpec { name: "http".into(), proto: 6, l4: 80..=80, endpoints: endpoints.collect() }],
+        affinity_s: None,
+        sources: Vec::new(),
+        refusal_internal: Refusal::Reject,
+        refusal_external: Refusal::Reject,
+        health: None,
+        all_down: AllDown::Reject,
+        drain: Drain::Keep,
+    })
+}
+
+/// Names of the backends that take connections, of each family.
+fn active(fabric: &Fabric) -> [Vec<String>; 2] {
+    let plane = fabric.plane();
+    VIPS.map(|vip| match plane.services.lookup(VNI, mapped(vip.parse().unwrap()), 6, 80) {
+        Lookup::Frontend(frontend) => {
+            let active = |backend: &&Backend| backend.active;
+            frontend.spec().backends.iter().filter(active).map(|backend| backend.name.to_string()).collect()
+        }
+        other => panic!("{vip}: {other:?}"),
+    })
+}
+
+fn are(host: &Host, wanted: &[&str]) {
+    eventually(&format!("backends {wanted:?}"), || active(&host.fabric).iter().all(|names| *names == wanted));
+}
+
+#[test]
+fn sv2_a_backend_takes_connections_while_its_guest_runs() {
+    let mut host = Host::new(1);
+    let (a, b) = (host.port("a", 10), host.port("b", 11));
+    host.desired.services = vec![service(&[&a, &b])];
+    host.apply();
+    assert_eq!(active(&host.fabric), [vec![], Vec::<String>::new()]);
+    let mut guest = host.guest(&a).up();
+    are(&host, &["test/a"]);
+    let other = host.guest(&b).up();
+    are(&host, &["test/a", "test/b"]);
+    guest.nic().stop().unwrap();
+    are(&host, &["test/b"]);
+    drop(guest);
+    let _guest = host.guest(&a).up();
+    are(&host, &["test/a", "test/b"]);
+    // A VMM that dies says nothing.
+    drop(other);
+    are(&host, &["test/a"]);
+    let gone = |event: &FabricEvent| matches!(event, FabricEvent::ServiceBackend { change, .. } if *change.backend == *"test/b");
+    host.event("change of b", gone);
+    // Set down, it does not count as running.
+    host.desired.ports[0].up = false;
+    host.apply();
+    assert_eq!(active(&host.fabric), [vec![], Vec::<String>::new()]);
+    let status = host.fabric.service_status("test/web").unwrap();
+    assert_eq!((status.serving, status.backends.len()), (Some(false), 4));
+}
+
+#[test]
+fn what_was_drained_is_in_force_when_that_is_said_and_after_a_restart_of_the_ports() {
+    let mut host = Host::new(1);
+    let (a, b) = (host.port("a", 10), host.port("b", 11));
+    let _guests = [&a, &b].map(|port| host.guest(port).up());
+    host.desired.services = vec![service(&[&a, &b])];
+    host.apply();
+    are(&host, &["test/a", "test/b"]);
+    let what = Drained { backend: "test/a".into(), service: None };
+    assert!(host.fabric.drain(what.clone(), true));
+    let only_b = || [vec!["test/b".to_owned()], vec!["test/b".to_owned()]];
+    assert_eq!(active(&host.fabric), only_b());
+    // Another version of the Service does not forget it.
+    host.desired.services = vec![service(&[&a, &b])];
+    host.apply();
+    assert_eq!(active(&host.fabric), only_b());
+    // A port that is gone does.
+    host.desired.ports = vec![b.clone()].into();
+    host.desired.services = vec![service(&[&b])];
+    host.apply();
+    assert!(host.fabric.drained().is_empty());
+    assert!(!host.fabric.drain(what, false), "it was let off");
+}
+
+#[test]
+fn a_service_in_the_place_of_a_port_is_refused() {
+    let mut host = Host::new(1);
+    let a = host.port("a", 10);
+    let mut wrong = ServiceSpec::clone(&service(&[&a]));
+    wrong.cluster = a.addresses().collect();
+    host.desired.services = vec![wrong.into()];
+    let error = host.fabric.apply(&host.desired).unwrap_err().to_string();
+    assert!(error.contains("Service test/web: address") && error.contains("is a port's"), "{error}");
+    host.desired.services = Vec::new();
+    host.apply();
+}
