@@ -902,7 +902,7 @@ mod tests {
         assert!(host.controller.drain(what.clone(), true).unwrap());
         assert!(!host.controller.drain(what.clone(), true).unwrap(), "it is already");
         let host = host.restarted();
-        assert_eq!(host.controller.parts.fabric.drained(), [what.clone()]);
+        assert_eq!(host.controller.parts.fabric.drained(), std::slice::from_ref(&what));
         let gone = Edit::Delete { key: ObjectKey::port("default", "a"), must_exist: true };
         host.controller.edit(vec![gone], &EditOptions::default()).unwrap();
         host.apply(&port).unwrap();
