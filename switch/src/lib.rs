@@ -23,9 +23,9 @@ pub mod prefetch;
 pub mod rate;
 pub mod rewrite;
 pub mod route;
+mod sctp;
 #[allow(unsafe_code, reason = "mappings that outlive the process")]
 pub mod shared;
-mod sctp;
 pub mod stage;
 pub mod tables;
 pub mod tcp_reset;
