@@ -26,6 +26,7 @@
 mod adopt;
 mod challenge;
 mod crossing;
+mod failure;
 mod quota;
 mod record;
 mod shard;
@@ -39,6 +40,7 @@ mod tests;
 pub use adopt::{Adopted, Claim};
 pub use challenge::Challenges;
 pub use crossing::OnRelease;
+pub use failure::{Failed, Failures, UNANSWERED_S};
 pub use record::{Direction, Entry, Record};
 pub use shard::Miss;
 pub use table::{CommitError, Committed, Connections, Found, FreeRecords, NewConnection, Options};

@@ -10,6 +10,7 @@ use crossbeam_utils::CachePadded;
 
 use super::challenge::Challenges;
 use super::crossing::Crossings;
+use super::failure::Failures;
 use super::quota::{Quotas, Refusal};
 use super::record::{Direction, Entry, Record};
 use super::shard::{Miss, Shard};
@@ -120,6 +121,7 @@ pub struct Connections {
     free: Mutex<Free>,
     quotas: Quotas,
     challenges: Challenges,
+    failures: Failures,
     pub(super) crossings: Crossings,
 }
 
@@ -151,6 +153,7 @@ impl Connections {
             free: Mutex::new(Free { first: NONE, fresh: 0 }),
             quotas: Quotas::new(),
             challenges: Challenges::new(),
+            failures: Failures::new(),
             crossings: Crossings::new(buckets)?,
         })
     }
@@ -158,6 +161,11 @@ impl Connections {
     /// SYNs on connections that stand.
     pub fn challenges(&self) -> &Challenges {
         &self.challenges
+    }
+
+    /// Connections that nobody took.
+    pub fn failures(&self) -> &Failures {
+        &self.failures
     }
 
     /// Keys of the flow hash.
