@@ -25,6 +25,8 @@ mod ping;
 mod policy;
 mod port;
 mod rpc;
+mod service;
+mod service_list;
 mod status;
 mod trace;
 mod uplink;
@@ -126,6 +128,9 @@ enum Command {
     /// Ask for names as guests do
     #[command(subcommand)]
     Dns(dns::Command),
+    /// Show Services
+    #[command(subcommand)]
+    Service(service::Command),
     /// Show NAT mappings, how full the addresses are, and who had which L4 port
     #[command(subcommand)]
     Nat(nat::Command),
@@ -258,6 +263,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Policy(command) => done(policy::run(&session, &command)),
         Command::Conntrack(command) => done(conntrack::run(&session, &command)),
         Command::Dns(command) => dns::run(&session, &command),
+        Command::Service(command) => done(service::run(&session, &command)),
         Command::Nat(command) => done(nat::run(&session, &command)),
         Command::Uplink(command) => done(uplink::run(&session, &command)),
         Command::Whois(args) => done(whois::run(&session, &args)),

@@ -16,7 +16,8 @@ use tokio::sync::broadcast;
 use super::controller::{Controller, ObjectChange};
 use super::error::{ErrorKind, RpcError};
 use super::methods::{
-    capture, conntrack, dns, doctor, event, flow, nat, object, policy, port, probe, server, trace, uplink, whois,
+    capture, conntrack, dns, doctor, event, flow, nat, object, policy, port, probe, server, service_list, trace,
+    uplink, whois,
 };
 use super::socket::Client;
 use crate::config::names::closest;
@@ -222,6 +223,8 @@ methods! {
     "conntrack.flush" Write conntrack::Flush => conntrack::flush: "Forgets connections: their next packets are decided anew.",
     "dns.query" Read dns::Query => dns::query: "What the gateway of a network answers, and where that comes from.",
     "dns.records" Read dns::Records => dns::records: "Every record that guests of a network may see.",
+    "service.list" Read service_list::List => service_list::list: "Services with their addresses and how many backends are ready.",
+    "service.get" Read service_list::Get => service_list::get: "One Service: addresses, name, backends in the words of an EndpointSlice, events.",
     "nat.list" Read nat::List => nat::list: "NAT mappings, inside and outside.",
     "nat.stats" Read server::Empty => nat::stats: "Numbers of NAT: mappings, refusals, L4 ports of each address, the biggest users.",
     "nat.lookup" Read nat::Lookup => nat::lookup: "Who has, or had, an outside L4 port.",

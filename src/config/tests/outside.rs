@@ -65,8 +65,13 @@ pub(super) fn desired(text: &str, given: &ServiceAddresses) -> (Desired, Service
         Uuid::from_u128(count)
     });
     let services = addresses::assign(&set, given);
-    let (desired, problems) =
-        to_desired(&set, &plan.assignments, &services.addresses, &[], &HostFacts::system(Path::new("/run")));
+    let (desired, problems) = to_desired(
+        &set,
+        &plan.assignments,
+        &services.addresses,
+        Default::default(),
+        &HostFacts::system(Path::new("/run")),
+    );
     let problems = services.problems.iter().chain(&problems).map(|problem| problem.message.clone()).collect();
     (desired, services, problems)
 }

@@ -504,7 +504,8 @@ fn an_equal_service_is_the_same_arc() {
     let given = addresses::assign(&set, &ServiceAddresses::new()).addresses;
     let facts = crate::config::desired::HostFacts::system(Path::new("/run"));
     let plan = |assigned: &crate::config::ipam::Plan, before: &[Arc<ServiceSpec>]| {
-        crate::config::desired::to_desired(&set, &assigned.assignments, &given, before, &facts).0.services
+        let told = crate::config::services::Told { services: before, ..Default::default() };
+        crate::config::desired::to_desired(&set, &assigned.assignments, &given, told, &facts).0.services
     };
     let first = plan(&assigned, &[]);
     let second = plan(&assigned, &first);

@@ -12,6 +12,7 @@ pub mod policy;
 pub mod port;
 pub mod probe;
 pub mod server;
+pub mod service_list;
 pub mod trace;
 pub mod uplink;
 pub mod whois;
