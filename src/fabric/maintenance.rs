@@ -72,6 +72,7 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
                 let mut closed = Vec::new();
                 inner.expire_connections(|event| closed.push(event));
                 inner.expire_mappings();
+                inner.suspect_backends();
                 drain.log(&inner, closed);
                 if !inner.fragments.is_idle() {
                     // Only workers may count what has waited too long.

@@ -8,5 +8,6 @@ mod control;
 mod flows;
 mod outside;
 mod policy;
+mod services;
 mod support;
 mod why;
