@@ -175,6 +175,14 @@ fn serve(plane: &mut Plane, to: IpAddr) -> IpAddr {
     vip
 }
 
+/// From one guest to the other, by a Service or not.
+fn path(plane: &mut Plane, six: bool, service: bool) -> Path {
+    let (from, to): (IpAddr, IpAddr) =
+        if six { (v6(GUEST_A).into(), v6(GUEST_B).into()) } else { (v4(GUEST_A).into(), v4(GUEST_B).into()) };
+    let to = if service { serve(plane, to) } else { to };
+    Path::new(mac(GUEST_A).0, MacAddr::ROUTER.0, from, to)
+}
+
 /// The protocol thread may still be at the last messages of the start.
 fn claim<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
     loop {
@@ -211,15 +219,9 @@ fn main() -> Result<(), Failure> {
     while !(from.is_running() && to.is_running()) {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let mut path = if arguments.get(2).is_some_and(|argument| argument == "v6") {
-        Path::new(mac(GUEST_A).0, MacAddr::ROUTER.0, v6(GUEST_A), v6(GUEST_B))
-    } else {
-        Path::new(mac(GUEST_A).0, MacAddr::ROUTER.0, v4(GUEST_A), v4(GUEST_B))
-    };
+    let is = |at: usize, word: &str| arguments.get(at).is_some_and(|argument| argument == word);
     let mut plane = plane();
-    if arguments.get(3).is_some_and(|argument| argument == "service") {
-        path.dst = serve(&mut plane, path.dst);
-    }
+    let path = path(&mut plane, is(2, "v6"), is(3, "service"));
     let headers = path.udp(1, 2, &[]).len();
     let frame = path.udp(1, 2, &vec![7; len.saturating_sub(headers)]);
     let (Some(port), now) = (plane.tables.port(GUEST_A), 100) else { return Err("no port".into()) };

@@ -29,6 +29,7 @@ mod policy;
 mod port;
 mod rpc;
 mod service;
+mod service_list;
 mod status;
 mod trace;
 mod uplink;
@@ -135,7 +136,7 @@ enum Command {
     /// Ask for names as guests do
     #[command(subcommand)]
     Dns(dns::Command),
-    /// Show the backends of a Service, and drain them
+    /// Show Services and their backends, and drain these
     #[command(subcommand)]
     Service(service::Command),
     /// Show NAT mappings, how full the addresses are, and who had which L4 port

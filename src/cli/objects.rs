@@ -370,6 +370,9 @@ pub fn describe(session: &Session, args: &DescribeArgs) -> Result<(), Failure> {
     if kind == Kind::Port {
         return super::port::describe(session, &format!("{namespace}/{name}"));
     }
+    if kind == Kind::Service {
+        return super::service_list::describe(session, &format!("{namespace}/{name}"));
+    }
     let mut client = session.connect()?;
     let item = client.call("object.get", json!({"kind": kind, "namespace": namespace, "name": name}))?;
     let namespace = kind.is_namespaced().then_some(namespace);

@@ -7,6 +7,7 @@ use clap::CommandFactory;
 
 use super::failure::{Failure, code};
 use super::{Cli, Session, output};
+use crate::config::desired::{HostFacts, to_desired};
 use crate::config::explain::{self, schema_of_all};
 use crate::config::outside::{ServiceAddresses, addresses};
 use crate::config::{Diagnostics, Kind, check_set, ipam, load_paths, policies};
@@ -68,7 +69,12 @@ pub fn validate(session: &Session, args: &ValidateArgs) -> Result<(), Failure> {
     }
     // Files of policies alone say nothing about the ports that the daemon has.
     let has_ports = set.ports().next().is_some();
-    let dubious = policies::dubious(&set, set.iter().map(|(key, _)| key).filter(|_| has_ports));
+    let keys = || set.iter().map(|(key, _)| key).filter(|_| has_ports);
+    let runtime = Paths::system().runtime;
+    let facts = HostFacts::system(&runtime);
+    let (desired, _) = to_desired(&set, &plan.assignments, &services.addresses, Default::default(), &facts);
+    let mut dubious = policies::dubious(&set, keys());
+    dubious.extend(crate::config::services::dubious(&set, &desired.ports, keys()));
     let color = session.global.color.on_stderr();
     loaded
         .warnings

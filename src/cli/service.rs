@@ -4,11 +4,16 @@ use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::output::{self, Format, cell, hint, print};
-use super::{Session, complete};
+use super::service_list::{DescribeArgs, ListArgs};
+use super::{Session, complete, service_list};
 
 /// What to do with Services.
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
+    /// Show Services with their addresses and how many backends are ready
+    List(ListArgs),
+    /// Show everything that is known about a Service: addresses, name, backends, events
+    Describe(DescribeArgs),
     /// Show the backends of a Service: how each is, its connections, and the last changes
     Backends(BackendsArgs),
     /// Send no new connections to a backend; those over TCP that it has go on
@@ -42,6 +47,8 @@ pub struct DrainArgs {
 /// The daemon's error, or the connection's.
 pub fn run(session: &Session, command: &Command) -> Result<(), Failure> {
     match command {
+        Command::List(args) => service_list::list(session, args),
+        Command::Describe(args) => service_list::describe(session, &args.name),
         Command::Backends(args) => backends(session, args),
         Command::Drain(args) => drain(session, args, true),
         Command::Undrain(args) => drain(session, args, false),

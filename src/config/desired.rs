@@ -1,7 +1,6 @@
 //! From objects and assignments to what the packet path is to do: every default filled in, every name resolved.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use hostweave_policy::model::NamedPort;
 use hostweave_switch::tables::{Network, PortId};
@@ -16,7 +15,7 @@ use super::policies;
 use super::problem::Problem;
 use super::services;
 use super::set::ObjectSet;
-use crate::fabric::spec::{BackendSpec, Desired, PortSpec, ServiceSpec, SocketMode};
+use crate::fabric::spec::{BackendSpec, Desired, PortSpec, SocketMode};
 
 /// Octets of a UNIX socket path (`sun_path` without its terminating zero, unix(7)).
 pub const SOCKET_PATH_MAX: usize = 107;
@@ -55,13 +54,18 @@ pub fn system_node() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
+/// How the host is called: by its HostConfig, else by the operating system.
+pub fn node_of(set: &ObjectSet, host: &HostFacts<'_>) -> String {
+    set.of_kind(Kind::HostConfig).next().map_or_else(host.node, |object| object.key.name.clone())
+}
+
 /// What the packet path is to do. A port without assignment is left out; so is one whose group or user does not exist,
-/// which is reported. A Service that is as it was in `before` is the same `Arc`.
+/// which is reported. A Service that is as it was told is the same `Arc`.
 pub fn to_desired(
     set: &ObjectSet,
     assignments: &Assignments,
     given: &ServiceAddresses,
-    before: &[Arc<ServiceSpec>],
+    told: services::Told<'_>,
     host: &HostFacts<'_>,
 ) -> (Desired, Vec<Diagnostic>) {
     let mut problems = Vec::new();
@@ -106,8 +110,7 @@ pub fn to_desired(
         services: Vec::new(),
     };
     problems.extend(outside::resolve(set, given, &mut desired));
-    let node = set.of_kind(Kind::HostConfig).next().map_or_else(host.node, |object| object.key.name.clone());
-    services::resolve(set, given, &node, before, &mut desired);
+    services::resolve(set, given, &node_of(set, host), told, &mut desired);
     (desired, problems)
 }
 

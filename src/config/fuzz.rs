@@ -45,7 +45,7 @@ pub fn fuzz_yaml(data: &[u8]) {
         HostFacts { runtime_dir: Path::new("/run/hostweave"), group: &nobody, user: &nobody, node: &String::new };
     let services = addresses::assign(&set, &ServiceAddresses::new());
     assert_eq!(addresses::assign(&set, &services.addresses).changed, [], "an address is stable");
-    let (desired, _) = to_desired(&set, &plan.assignments, &services.addresses, &[], &facts);
+    let (desired, _) = to_desired(&set, &plan.assignments, &services.addresses, Default::default(), &facts);
     assert!(desired.ports.len() <= plan.assignments.len());
 }
 

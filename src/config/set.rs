@@ -14,7 +14,7 @@ use hostweave_switch::tables::Addressing;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::checked::{
-    Backend, HostConfig, Network, Object, Origin, Port, Spec, default_services_v4, default_services_v6,
+    Backend, Form, HostConfig, Network, Object, Origin, Port, Spec, default_services_v4, default_services_v6,
 };
 use super::desired::{SOCKET_PATH_MAX, default_socket, incoming_socket};
 use super::diagnostic::{Diagnostic, Diagnostics};
@@ -119,17 +119,21 @@ impl ObjectSet {
         by_label.get(&label).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// This set with namespaces and policies written or, where the flag says so, deleted. Looks at nothing else: neither
-    /// ports nor addresses depend on them. `None` if other objects are among them, a namespace is deleted, or the labels of one
-    /// choose whom a NAT pool serves.
+    /// This set with objects written or, where the flag says so, deleted on which neither ports nor their addresses depend: namespaces,
+    /// policies, Services and EndpointSlices. Looks at nothing else. `None` if other objects are among them, a namespace is deleted,
+    /// the labels of one choose whom a NAT pool serves, or a Service is attached to a port.
     ///
     /// # Errors
-    /// A policy of a namespace that does not exist.
-    pub fn with_policies(&self, changes: &[(bool, &Arc<Object>)]) -> Option<Result<Self, Diagnostics>> {
-        let is_policy = |kind| matches!(kind, Kind::NetworkPolicy | Kind::ClusterNetworkPolicy);
+    /// A policy of a namespace that does not exist; a Service of a network or pool that does not.
+    pub fn with_changes(&self, changes: &[(bool, &Arc<Object>)]) -> Option<Result<Self, Diagnostics>> {
         let chooses = self.of_kind(Kind::NatPool).next().is_some();
-        let independent = |(gone, object): &(bool, &Arc<Object>)| {
-            is_policy(object.key.kind) || (object.key.kind == Kind::Namespace && !gone && !chooses)
+        let attached =
+            |object: &Arc<Object>| matches!(&object.spec, Spec::Service(service) if service.form == Form::Attach);
+        let independent = |(gone, object): &(bool, &Arc<Object>)| match object.key.kind {
+            Kind::NetworkPolicy | Kind::ClusterNetworkPolicy | Kind::EndpointSlice => true,
+            Kind::Namespace => !gone && !chooses,
+            Kind::Service => !attached(object) && !self.get(&object.key).is_some_and(attached),
+            _ => false,
         };
         if !changes.iter().all(independent) {
             return None;
@@ -144,8 +148,12 @@ impl ObjectSet {
             }
         }
         let mut found = Vec::new();
-        let written = changes.iter().filter(|(gone, object)| !gone && object.key.kind == Kind::NetworkPolicy);
-        written.for_each(|(_, policy)| check_namespace(&set, &policy.key, policy, &mut found));
+        for (_, object) in changes.iter().filter(|(gone, object)| !gone && object.key.kind.is_namespaced()) {
+            check_namespace(&set, &object.key, object, &mut found);
+            if let Spec::Service(service) = &object.spec {
+                outside::check_service(&set, object, service, &mut found);
+            }
+        }
         Some(if found.is_empty() { Ok(set) } else { Err(Diagnostics(found)) })
     }
 

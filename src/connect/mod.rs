@@ -19,7 +19,9 @@ mod related;
 mod service;
 
 use hostweave_nat::Nat;
-use hostweave_switch::connection::{Connections, Direction, Ending, Found, FreeRecords, Miss, Record};
+use hostweave_switch::connection::{
+    Connections, Direction, Ending, Found, FreeRecords, Miss, Record, UNANSWERED_S,
+};
 use hostweave_switch::flow::{
     ASSURED, CROSSES, Flow, FlowCache, FlowKey, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp,
 };
@@ -232,6 +234,9 @@ fn refresh<R: Recorder>(
     if connection.is_assured() {
         flow.flags |= ASSURED;
     }
+    if flow.flags & TCP != 0 && !connection.is_replied() {
+        unanswered(ctx, flows, flow, connection);
+    }
     Some(Ok(()))
 }
 
@@ -314,6 +319,28 @@ fn ending(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, [before, after, rec
     let state = tcp_track::state(&after, &receiver);
     if state != State::Established && state != tcp_track::state(&before, &receiver) {
         flows.connections.reschedule(flow.connection, flow.generation, &ctx.tables.timeouts);
+        if state == State::Closed && direction(flow) == 1 && receiver.flags & Side::ACKED == 0 {
+            failed(ctx, flows, flow);
+        }
+    }
+}
+
+/// Nobody has answered a connection: does it ask again?
+#[cold]
+fn unanswered(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, connection: &Record) {
+    let waits = ctx.now.saturating_sub(connection.created());
+    if waits >= UNANSWERED_S && connection.side(1).flags & Side::SEEN == 0 {
+        failed(ctx, flows, flow);
+    }
+}
+
+/// Nobody took a connection. Of checks whoever asks knows it anyway.
+#[cold]
+fn failed(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow) {
+    let Some(connection) = flows.connections.get(flow.connection, flow.generation) else { return };
+    let asked_by = ctx.tables.port(PortId(connection.port(0)));
+    if asked_by.is_some_and(|port| port.kind != PortKind::Internal) {
+        flows.connections.failures().note(flow.connection, flow.generation);
     }
 }
 

@@ -11,7 +11,7 @@ use hostweave_policy::model::{
     DefaultPolicy, Endpoint, Labels, NetworkPolicy, PolicyName, PortMatch, Protocol, Rule, Selector, World,
 };
 use hostweave_switch::MacAddr;
-use hostweave_switch::connection::{Connections, Ending, Entry, FreeRecords, Options};
+use hostweave_switch::connection::{Connections, Ending, Entry, Failed, FreeRecords, Options};
 use hostweave_switch::flow::{FlowCache, FlowKey, NO_QUEUE, TRUST_S};
 use hostweave_switch::fragment::{Admit, Fragments};
 use hostweave_switch::limits::HEAD_FIRST;

@@ -27,7 +27,7 @@ use super::selector::Selector;
 use crate::config::checked::{Object, Origin};
 use crate::config::desired::system_node;
 use crate::config::outside::ServiceAddresses;
-use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, load_paths, policies};
+use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, load_paths};
 use crate::fabric::balance::known::Drained;
 use crate::fabric::spec::Desired;
 use crate::fabric::{Fabric, Impact, Picture};
@@ -239,8 +239,8 @@ impl Controller {
         let plan = plan::replan(&draft.objects, &draft.changes, &before, &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
         let changed = draft.changes.iter().any(|(action, _)| *action != Action::Unchanged);
-        let changed_keys = draft.changes.iter().map(|(_, object)| &object.key);
-        let warnings = plan.warnings.iter().cloned().chain(policies::dubious(&plan.set, changed_keys)).collect();
+        let dubious = plan.dubious(draft.changes.iter().map(|(_, object)| &object.key));
+        let warnings = plan.warnings.iter().cloned().chain(dubious).collect();
         let mut applied = Applied { revision: before.revision, changes: draft.changes.clone(), warnings, impact: None };
         if options.dry_run && options.impact {
             applied.impact = Some(self.impact(&plan)?);
@@ -308,7 +308,7 @@ impl Controller {
         let plan = plan::plan(&objects, (&*before).into(), &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
         let changes = difference(&before.set, &plan.set);
-        let dubious = policies::dubious(&plan.set, plan.set.iter().map(|(key, _)| key));
+        let dubious = plan.dubious(plan.set.iter().map(|(key, _)| key));
         let warnings = loaded.warnings.into_iter().chain(plan.warnings.iter().cloned()).chain(dubious).collect();
         if plan.set.host().workers != before.set.host().workers {
             tracing::warn!("HostConfig.spec.workers was changed: it takes effect when the daemon is restarted");
@@ -482,7 +482,7 @@ impl Initial {
         }
         let (objects, batch) = with_files(files.into_iter().map(Arc::new).collect(), stored, adopt)?;
         let Contents { assignments, services, drained, revision, .. } = contents;
-        let before = Before { assignments: &assignments, services: &services, told: &[] };
+        let before = Before { assignments: &assignments, services: &services, told: Default::default() };
         let plan = plan::plan(&objects, before, runtime)?;
         Ok(Self { objects, plan, batch, assignments, services, drained, revision })
     }
@@ -614,7 +614,7 @@ mod tests {
 
     use super::*;
     use crate::config::ipam::learn;
-    use crate::config::{Kind, Source, load_sources};
+    use crate::config::{Kind, Source, load_sources, policies};
     use crate::fabric::spec::FabricConfig;
 
     const NETWORK: &str = "\
@@ -840,11 +840,31 @@ mod tests {
         assert!(!Arc::ptr_eq(&before, &policy(&host)));
     }
 
+    /// A Service with or without selector, headless, or of a pool.
+    fn service(name: &str, form: u32) -> String {
+        let spec = ["selector: {app: a}, ", "", "clusterIP: None, ", "type: LoadBalancer, "][form as usize];
+        format!(
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: shop}}, \
+             spec: {{{spec}ports: [{{port: 80}}]}}}}\n"
+        )
+    }
+
+    fn slice(name: &str, service: &str, address: u32) -> String {
+        format!(
+            "---\n{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: {name}, namespace: shop, \
+             labels: {{kubernetes.io/service-name: {service}}}}}, addressType: IPv4, \
+             endpoints: [{{addresses: [192.0.2.{address}]}}], ports: [{{port: 80}}]}}\n"
+        )
+    }
+
+    const POOL: &str = "---\n{apiVersion: hostweave.dev/v1alpha1, kind: AddressPool, metadata: {name: p}, \
+                        spec: {type: private, addresses: [203.0.113.0/24]}}\n";
+
     /// Whatever is changed in whatever order, what was planned in steps is what is planned at once.
     #[test]
     fn plans_in_steps_are_those_from_scratch() {
         let host = host(tempfile::tempdir().unwrap());
-        host.apply(&[namespace("shop"), shop_port()].concat()).unwrap();
+        host.apply(&[POOL.to_owned(), namespace("shop"), shop_port()].concat()).unwrap();
         let mut state = 0x9e37_79b9_u32;
         let mut random = |below: u32| {
             state ^= state << 13;
@@ -853,13 +873,18 @@ mod tests {
             state % below
         };
         let mut in_steps = 0;
-        for _ in 0..150 {
+        for _ in 0..250 {
             let name = ["a", "b", "c"][random(3) as usize];
             let policy = shop_policy(name).replace(&format!("app: {name}"), ["app: x", "app: y"][random(2) as usize]);
             let labels = format!("metadata: {{labels: {{team: t{}}}, name: shop}}", random(3));
             let before = host.controller.snapshot();
             let delete = |key| Edit::Delete { key, must_exist: false };
-            let edits = match random(5) {
+            let edits = match random(8) {
+                7 => vec![delete(ObjectKey::new(
+                    [Kind::Service, Kind::EndpointSlice][random(2) as usize],
+                    Some("shop"),
+                    name,
+                ))],
                 0 => vec![delete(ObjectKey::new(crate::config::Kind::NetworkPolicy, Some("shop"), name))],
                 1 => vec![delete(
                     before.set.ports().next().map_or(ObjectKey::port("shop", "none"), |(key, ..)| key.clone()),
@@ -867,6 +892,8 @@ mod tests {
                 kind => {
                     let text = match kind {
                         2 => shop_port(),
+                        5 => service(name, random(4)),
+                        6 => slice(name, ["a", "b", "c"][random(3) as usize], random(2)),
                         3 => namespace("shop").replace("metadata: {name: shop}", &labels),
                         _ => policy,
                     };
@@ -885,6 +912,7 @@ mod tests {
             let same = after.set.iter().zip(scratch.set.iter()).all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1));
             assert!(same);
             assert_eq!(after.assignments, scratch.assignments);
+            assert_eq!(after.services, scratch.services);
             assert_eq!(format!("{:?}", after.desired), format!("{:?}", scratch.desired));
             assert_eq!(format!("{:?}", after.warnings), format!("{:?}", scratch.warnings));
         }
@@ -902,7 +930,7 @@ mod tests {
         assert!(host.controller.drain(what.clone(), true).unwrap());
         assert!(!host.controller.drain(what.clone(), true).unwrap(), "it is already");
         let host = host.restarted();
-        assert_eq!(host.controller.parts.fabric.drained(), [what.clone()]);
+        assert_eq!(host.controller.parts.fabric.drained(), std::slice::from_ref(&what));
         let gone = Edit::Delete { key: ObjectKey::port("default", "a"), must_exist: true };
         host.controller.edit(vec![gone], &EditOptions::default()).unwrap();
         host.apply(&port).unwrap();

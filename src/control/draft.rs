@@ -11,6 +11,8 @@ use super::plan::{Identity, Objects};
 use super::service_view::cluster_addresses;
 use crate::config::checked::{Object, Origin, Spec};
 use crate::config::kind::DEFAULT_NAMESPACE;
+use crate::config::raw::RawObject;
+use crate::config::raw::service::ServiceType;
 use crate::config::{Diagnostic, Kind, ObjectKey};
 use crate::store::{Batch, StoredObject};
 
@@ -55,6 +57,9 @@ impl Draft {
         }
         let known = self.objects.stored.get(&key).cloned();
         check_revision(&object, known.as_ref().map(|(_, identity)| *identity), before)?;
+        if let Some((old, _)) = &known {
+            check_class(old, &object)?;
+        }
         object.set_origin(Origin::Store);
         let object = Arc::new(object);
         let action = match &known {
@@ -128,6 +133,29 @@ impl Draft {
         let Some(object) = self.objects.file(key) else { return Ok(()) };
         let message = format!("{key} comes from {} and is changed only there", object.origin);
         Err(conflict(key, "origin", message, "edit that file, then reload the daemon (SIGHUP)"))
+    }
+}
+
+/// A LoadBalancer stays with whom it was given to (SEMANTICS SV23).
+fn check_class(old: &Object, new: &Object) -> Result<(), RpcError> {
+    let class = |object: &Object| match object.raw() {
+        RawObject::Service(raw) if raw.spec.service_type == Some(ServiceType::LoadBalancer) => {
+            Some(raw.spec.load_balancer_class.clone())
+        }
+        _ => None,
+    };
+    match (class(old), class(new)) {
+        (Some(old), Some(written)) if old != written => {
+            let word = |class: Option<String>| class.unwrap_or_else(|| "left out".to_owned());
+            let message = format!(
+                "{}: spec.loadBalancerClass cannot be changed; it was {}, and is {}",
+                new.key,
+                word(old),
+                word(written)
+            );
+            Err(conflict(&new.key, "conflict", message, "delete the Service first, or make it a ClusterIP"))
+        }
+        _ => Ok(()),
     }
 }
 

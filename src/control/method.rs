@@ -16,8 +16,8 @@ use tokio::sync::broadcast;
 use super::controller::{Controller, ObjectChange};
 use super::error::{ErrorKind, RpcError};
 use super::methods::{
-    capture, conntrack, dns, doctor, event, flow, nat, object, policy, port, probe, server, service, trace, uplink,
-    whois,
+    capture, conntrack, dns, doctor, event, flow, nat, object, policy, port, probe, server, service, service_list,
+    trace, uplink, whois,
 };
 use super::socket::Client;
 use crate::config::names::closest;
@@ -223,6 +223,8 @@ methods! {
     "conntrack.flush" Write conntrack::Flush => conntrack::flush: "Forgets connections: their next packets are decided anew.",
     "dns.query" Read dns::Query => dns::query: "What the gateway of a network answers, and where that comes from.",
     "dns.records" Read dns::Records => dns::records: "Every record that guests of a network may see.",
+    "service.list" Read service_list::List => service_list::list: "Services with their addresses and how many backends are ready.",
+    "service.get" Read service_list::Get => service_list::get: "One Service: addresses, name, backends in the words of an EndpointSlice, events.",
     "service.backends" Read service::Name => service::backends: "The backends of a Service, how each is, its connections, and the last changes.",
     "service.drain" Write service::Drain => service::drain: "Sends no new connections to a backend, of one Service or of all.",
     "service.undrain" Write service::Drain => service::undrain: "Sends connections to a backend again.",

@@ -10,10 +10,11 @@ use uuid::Uuid;
 use super::controller::{Action, Snapshot};
 use super::error::{ErrorKind, RpcError};
 use crate::config::checked::Object;
-use crate::config::desired::{HostFacts, to_desired};
+use crate::config::desired::{HostFacts, node_of, to_desired};
 use crate::config::outside::{ServiceAddresses, addresses};
-use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, check_set, ipam, policies};
-use crate::fabric::spec::{Desired, ServiceSpec};
+use crate::config::services::Told;
+use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, check_set, ipam, policies, services};
+use crate::fabric::spec::Desired;
 
 /// What the daemon gave a stored object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,6 +75,16 @@ pub struct Plan {
     pub warnings: Vec<Diagnostic>,
 }
 
+impl Plan {
+    /// What is dubious about those of `keys` that are policies, Services or EndpointSlices.
+    pub fn dubious<'a>(&'a self, keys: impl Iterator<Item = &'a ObjectKey>) -> Vec<Diagnostic> {
+        let keys: Vec<&ObjectKey> = keys.collect();
+        let mut dubious = policies::dubious(&self.set, keys.iter().copied());
+        dubious.extend(services::dubious(&self.set, &self.desired.ports, keys));
+        dubious
+    }
+}
+
 /// What was given and planned before, which stays where it can.
 #[derive(Clone, Copy)]
 pub struct Before<'a> {
@@ -81,13 +92,13 @@ pub struct Before<'a> {
     pub assignments: &'a Assignments,
     /// Addresses of Services.
     pub services: &'a ServiceAddresses,
-    /// Services as the packet path was told.
-    pub told: &'a [Arc<ServiceSpec>],
+    /// What the packet path and DNS were told of Services.
+    pub told: Told<'a>,
 }
 
 impl<'a> From<&'a Snapshot> for Before<'a> {
     fn from(snapshot: &'a Snapshot) -> Self {
-        Self { assignments: &snapshot.assignments, services: &snapshot.services, told: &snapshot.desired.services }
+        Self { assignments: &snapshot.assignments, services: &snapshot.services, told: Told::of(&snapshot.desired) }
     }
 }
 
@@ -116,8 +127,8 @@ pub fn plan(objects: &Objects, before: Before<'_>, runtime_dir: &Path) -> Result
     })
 }
 
-/// What [`plan`] says after `changes` of what was planned before; costs what changed where nothing but namespaces and
-/// policies did. A port that lacks something is planned again with all others: what it waits for may be there now.
+/// What [`plan`] says after `changes` of what was planned before; costs what changed where nothing but namespaces, policies, Services
+/// and EndpointSlices did. What lacks something is planned again with all others: what it waits for may be there now.
 ///
 /// # Errors
 /// As [`plan`].
@@ -129,14 +140,30 @@ pub fn replan(
 ) -> Result<Plan, Diagnostics> {
     let changed = changes.iter().filter(|(action, _)| *action != Action::Unchanged);
     let changed: Vec<_> = changed.map(|(action, object)| (*action == Action::Deleted, object)).collect();
-    let known = before.problems.is_empty().then(|| before.set.with_policies(&changed)).flatten();
+    let known = before.problems.is_empty().then(|| before.set.with_changes(&changed)).flatten();
     let Some(set) = known.transpose()? else {
         return plan(objects, before.into(), runtime_dir);
     };
     let desired = Desired { policy: policies::spec(&set), ..before.desired.clone() };
-    let (assignments, services) = (Arc::clone(&before.assignments), Arc::clone(&before.services));
-    let warnings = before.warnings.clone();
-    Ok(Plan { set, assignments, services, desired, warnings, ..Plan::default() })
+    let mut plan = Plan {
+        assignments: Arc::clone(&before.assignments),
+        services: Arc::clone(&before.services),
+        warnings: before.warnings.clone(),
+        desired,
+        set,
+        ..Plan::default()
+    };
+    let mut concerned = services::concerned(&before.set, changed.iter().map(|(_, object)| *object));
+    if !concerned.is_empty() {
+        let given = addresses::assign(&plan.set, &before.services);
+        concerned.extend(given.changed.iter().cloned());
+        let told = Told { changed: Some(&concerned), ..Told::of(&before.desired) };
+        let node = node_of(&plan.set, &HostFacts::system(runtime_dir));
+        services::resolve(&plan.set, &given.addresses, &node, told, &mut plan.desired);
+        plan.services = Arc::new(given.addresses);
+        (plan.services_assigned, plan.services_freed, plan.problems) = (given.changed, given.freed, given.problems);
+    }
+    Ok(plan)
 }
 
 /// What the packet path is to do for objects whose addresses are given.

@@ -8,11 +8,11 @@ use super::controller::Snapshot;
 use super::outside_view::attachment_mode;
 use super::view::problem_of;
 use crate::config::ObjectKey;
-use crate::config::checked::{EndpointSlice, Form, Object, Service};
+use crate::config::checked::{EndpointSlice, Form, Object, Service, annotations};
 use crate::config::outside::{Given, attachments};
 use crate::config::raw::RawObject;
-use crate::fabric::spec::{Condition, ServiceSpec};
-use crate::services::dns::spec::{ServiceRecords, ServiceTarget};
+use crate::fabric::spec::{Condition, EndpointSpec, ServicePortSpec, ServiceSpec};
+use crate::services::dns::spec::{EndpointRecords, ServiceRecords, ServiceTarget};
 
 /// A Service, with what was given to it and who stands behind it.
 pub struct ServiceView<'a> {
@@ -84,7 +84,11 @@ impl<'a> ServiceView<'a> {
             Form::Attach => {
                 let attached = attachments(&self.snapshot.set);
                 let attached = attached.into_iter().find(|attachment| attachment.service_key() == self.object.key);
-                set("port", json!(attached.map(|attachment| attachment.port.key.path())));
+                let port = attached.as_ref().map(|attachment| attachment.port.key.path());
+                // It has all L4 ports, and one port behind it.
+                set("ports", json!(["all"]));
+                set("backends", json!(port));
+                set("port", json!(port));
                 set("mode", json!(attached.map(|attachment| attachment_mode(&self.snapshot.set, &attachment))));
                 return status;
             }
@@ -100,6 +104,90 @@ impl<'a> ServiceView<'a> {
         set("ports", json!(self.ports()));
         set("backends", json!(format!("{ready}/{all}")));
         status
+    }
+
+    /// A row of `service.list`.
+    pub fn row(&self) -> Value {
+        let key = &self.object.key;
+        let mut row = json!({
+            "namespace": key.namespace,
+            "name": key.name,
+            "labels": self.object.metadata.labels,
+            "origin": self.object.origin.to_string(),
+        });
+        let status = self.status();
+        for field in [
+            "type",
+            "network",
+            "clusterIPs",
+            "addresses",
+            "pools",
+            "ports",
+            "backends",
+            "externalName",
+            "port",
+            "mode",
+            "reason",
+        ] {
+            if !status[field].is_null() {
+                row[field] = status[field].clone();
+            }
+        }
+        row
+    }
+
+    /// `service.get`, without events.
+    pub fn describe(&self) -> Value {
+        let mut view = self.row();
+        view["conditions"] = json!(self.conditions());
+        view["dnsName"] = json!(self.dns_name());
+        if let Form::Attach | Form::ExternalName(_) = self.service.form {
+            return view;
+        }
+        let policy = |local: bool| if local { "Local" } else { "Cluster" };
+        let balancing = &self.service.balancing;
+        view["selector"] = json!(self.service.selector);
+        view["endpoints"] = json!(self.endpoints());
+        view["publishNotReadyAddresses"] = json!(balancing.publish_not_ready);
+        if self.service.balances() {
+            view["externalTrafficPolicy"] = json!(policy(balancing.external_local));
+            view["internalTrafficPolicy"] = json!(policy(balancing.internal_local));
+            view["sessionAffinitySeconds"] = json!(balancing.affinity_s);
+            view["sourceRanges"] = json!(balancing.sources);
+            view["healthCheck"] = json!(self.object.metadata.annotations.get(annotations::HEALTH_CHECK));
+            view["allDown"] = json!(format!("{:?}", balancing.all_down).to_lowercase());
+            view["drain"] = json!(format!("{:?}", balancing.drain).to_lowercase());
+        }
+        view
+    }
+
+    /// Its whole name.
+    fn dns_name(&self) -> Option<String> {
+        let domain = &self.snapshot.desired.dns.as_ref()?.domain;
+        let key = &self.object.key;
+        Some(format!("{}.{}.svc.{domain}", key.name, key.namespace.as_deref().unwrap_or_default()))
+    }
+
+    /// Its backends in the words of an EndpointSlice, as far as objects say.
+    fn endpoints(&self) -> Vec<Value> {
+        if let Some(told) = self.told() {
+            let of =
+                |port: &'a ServicePortSpec| port.endpoints.iter().map(|endpoint| endpoint_json(&port.name, endpoint));
+            return told.ports.iter().flat_map(of).collect();
+        }
+        let Some(ServiceTarget::Headless { endpoints, .. }) =
+            records(self.snapshot, &self.object.key).map(|records| &records.target)
+        else {
+            return Vec::new();
+        };
+        let json = |endpoint: &EndpointRecords| {
+            json!({
+                "addresses": endpoint.addresses,
+                "hostname": endpoint.hostname,
+                "conditions": {"ready": endpoint.ready},
+            })
+        };
+        endpoints.iter().map(json).collect()
     }
 
     /// `80/TCP`, as kubectl has it.
@@ -157,6 +245,27 @@ impl<'a> ServiceView<'a> {
         }
         conditions
     }
+}
+
+fn endpoint_json(port: &str, endpoint: &EndpointSpec) -> Value {
+    let (ready, terminating) = match endpoint.condition {
+        Condition::Ready => (true, false),
+        Condition::Terminating => (false, true),
+        Condition::NotReady => (false, false),
+    };
+    let mut view = json!({
+        "addresses": [endpoint.address],
+        "conditions": {"ready": ready, "serving": ready || terminating, "terminating": terminating},
+        "portName": port,
+        "port": endpoint.l4,
+        "weight": endpoint.weight,
+        "internal": endpoint.internal,
+        "external": endpoint.external,
+    });
+    if let (Some(_), Some((namespace, name))) = (endpoint.port, endpoint.name.split_once('/')) {
+        view["targetRef"] = json!({"kind": "Port", "namespace": namespace, "name": name});
+    }
+    view
 }
 
 /// The cluster addresses among what a Service was given.

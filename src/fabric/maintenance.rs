@@ -74,6 +74,7 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
                 drain.follow(&inner);
                 inner.expire_connections(|| _ = drain.ended(&inner));
                 inner.expire_mappings();
+                inner.suspect_backends();
                 let sampled = samples.take(&inner.connections, inner.clock.seconds(expired));
                 drain.log(&inner, sampled);
                 if !inner.fragments.is_idle() {

@@ -53,8 +53,13 @@ impl Host {
             number += 1;
             uuid::Uuid::from_u128(number)
         });
-        let (desired, problems) =
-            to_desired(&set, &assigned.assignments, &Default::default(), &[], &HostFacts::system(Path::new("/run")));
+        let (desired, problems) = to_desired(
+            &set,
+            &assigned.assignments,
+            &Default::default(),
+            Default::default(),
+            &HostFacts::system(Path::new("/run")),
+        );
         assert!(problems.is_empty(), "{problems:?}");
         let dir = tempfile::tempdir().unwrap();
         let options = Options { capacity: 1024, boot: 1, now: 0 };

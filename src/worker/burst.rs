@@ -101,12 +101,7 @@ impl Path {
                 }
                 Verdict::Drop(reason) => {
                     count.dropped.add(reason, 1);
-                    if !error_reply(packet, arena, &ctx, reason) {
-                        continue;
-                    }
-                    // A reset is no longer than what it answers, and whoever asks again and again waits for each.
-                    let reset = packet.meta.proto == proto::TCP;
-                    if !(if reset { self.pace.local(port, now) } else { self.pace.icmp_error(port, now) }) {
+                    if !error_reply(packet, arena, &ctx, reason) || !self.pace.error(port, packet.meta.proto, now) {
                         continue;
                     }
                     count.originated.add(1);

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use hostweave_switch::tables::PortId;
+use hostweave_switch::wire::proto;
 
 /// Answers of `local` a port may ask for, per second and worker; a flood of pings to the gateway costs no more.
 const LOCAL_PER_S: u32 = 10_000;
@@ -14,6 +15,11 @@ const LOCAL_BURST: u32 = 1_000;
 const ICMP_ERRORS_PER_S: u32 = 100;
 /// Burst of ICMP errors.
 const ICMP_ERRORS_BURST: u32 = 50;
+/// TCP resets to a port, per second and worker. One is no longer than what it answers, and who asks waits for it; behind the uplink
+/// are many.
+const RESETS_PER_S: u32 = 10_000;
+/// ... at once.
+const RESETS_BURST: u32 = 1_000;
 /// Notes for control that a port may cause, per second and worker: each costs work elsewhere, and all ports of a worker
 /// share one bounded queue of them.
 const NOTES_PER_S: u32 = 8;
@@ -71,6 +77,7 @@ impl Bucket {
 struct Buckets {
     local: Bucket,
     icmp_errors: Bucket,
+    resets: Bucket,
     notes: Bucket,
     routers: Bucket,
     flow_events: Bucket,
@@ -94,11 +101,13 @@ impl Pace {
         self.buckets(port, now).is_none_or(|buckets| buckets.local.take(now, LOCAL_PER_S, LOCAL_BURST))
     }
 
-    /// Whether an ICMP error may be sent to this port now.
+    /// Whether an ICMP error, or a reset if `proto` is TCP, may be sent to this port now.
     #[inline]
-    pub fn icmp_error(&mut self, port: PortId, now: Instant) -> bool {
-        let buckets = self.buckets(port, now);
-        buckets.is_some_and(|buckets| buckets.icmp_errors.take(now, ICMP_ERRORS_PER_S, ICMP_ERRORS_BURST))
+    pub fn error(&mut self, port: PortId, proto: u8, now: Instant) -> bool {
+        self.buckets(port, now).is_some_and(|buckets| match proto {
+            proto::TCP => buckets.resets.take(now, RESETS_PER_S, RESETS_BURST),
+            _ => buckets.icmp_errors.take(now, ICMP_ERRORS_PER_S, ICMP_ERRORS_BURST),
+        })
     }
 
     /// Whether control may hear of another thing that this port did now.
@@ -126,6 +135,7 @@ impl Pace {
         Some(slot.get_or_insert_with(|| Buckets {
             local: full(LOCAL_BURST),
             icmp_errors: full(ICMP_ERRORS_BURST),
+            resets: full(RESETS_BURST),
             notes: full(NOTES_BURST),
             routers: full(ROUTERS_BURST),
             flow_events: full(FLOW_EVENTS_BURST),
@@ -149,12 +159,12 @@ mod tests {
         let mut pace = Pace::default();
         pace.resize(1);
         let start = Instant::now();
-        let taken = (0..200).filter(|_| pace.icmp_error(PortId(0), start)).count();
+        let taken = (0..200).filter(|_| pace.error(PortId(0), proto::ICMPV4, start)).count();
         assert_eq!(taken, ICMP_ERRORS_BURST as usize);
         let later = start + Duration::from_millis(100);
-        let taken = (0..200).filter(|_| pace.icmp_error(PortId(0), later)).count();
+        let taken = (0..200).filter(|_| pace.error(PortId(0), proto::ICMPV4, later)).count();
         assert_eq!(taken, (ICMP_ERRORS_PER_S / 10) as usize);
-        assert!(!pace.icmp_error(PortId(9), later), "an unknown port gets nothing");
+        assert!(!pace.error(PortId(9), proto::TCP, later), "an unknown port gets nothing");
     }
 
     #[test]

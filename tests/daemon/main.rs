@@ -11,5 +11,6 @@ mod edit;
 mod flows;
 mod outside;
 mod policy;
+mod services;
 mod support;
 mod why;

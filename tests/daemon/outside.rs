@@ -67,7 +67,7 @@ fn a_service_keeps_its_address_over_a_restart_and_says_who_has_it() {
     assert_eq!(port["addresses"][0], "203.0.113.1");
     assert_eq!(port["attached"]["service"], "shop/ip");
     let table = daemon.ok(&["get", "svc", "-n", "shop"]);
-    assert!(table.contains("203.0.113.1,2001:db8:aa::1") && table.contains("shop/a   direct"), "{table}");
+    assert!(table.contains("203.0.113.1,2001:db8:aa::1") && table.contains("all       shop/a"), "{table}");
     assert!(daemon.ok(&["describe", "svc", "shop/ip"]).contains("203.0.113.1"));
     assert!(daemon.ok(&["get", "addresspools"]).contains("public-ord1"));
     assert!(daemon.ok(&["get", "natpools"]).contains("1-8 of 512"));

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::io::IoSlice;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use hostweave::connect::Flows;
 use hostweave::datapath::{self, Context, Lookup};
 use hostweave::observe::recorder::Unwatched;
+use hostweave_nat::service::{Backend, FrontendSpec, Refusal, Services};
 use hostweave_nat::{Nat, Pools, Timers};
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::{Endpoint, Labels, World};
@@ -21,7 +23,7 @@ use hostweave_switch::limits::HEAD_FIRST;
 use hostweave_switch::packet::{Burst, Meta};
 use hostweave_switch::parse;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{Port, PortKind, Tables};
+use hostweave_switch::tables::{AddressKey, Port, PortKind, Tables};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -74,6 +76,7 @@ struct Path {
     connections: Connections,
     nat: Nat,
     pools: Pools,
+    services: Services,
     free: FreeRecords,
     now: u32,
 }
@@ -98,6 +101,7 @@ impl Path {
         let options = Options { capacity: 1024, boot: 1, now: 0 };
         let connections = Connections::open(file.path(), &options).expect("a table");
         connections.make_available(1024);
+        connections.make_translatable(1024);
         connections.share((0..4).map(|port| (port, 256)));
         let options =
             hostweave_nat::Options { capacity: 16, boot: 1, now: 0, timers: Timers::default(), seed: Some(1) };
@@ -111,10 +115,44 @@ impl Path {
             connections,
             nat,
             pools: Pools::default(),
+            services: services(),
             free: FreeRecords::new(),
             now: 1,
         }
     }
+}
+
+/// Addresses that no guest has, on any L4 port of TCP and UDP, with both guests behind them.
+fn services() -> Services {
+    use hostweave_switch::fuzz::{GUEST_A, GUEST_B, NETWORK, tables, v4, v6};
+    let mapped = |address: IpAddr| AddressKey::new(NETWORK, address).address;
+    let vni = tables().network(NETWORK).expect("a network of the tables").vni;
+    let backend = |address: IpAddr| Backend {
+        name: address.to_string().into(),
+        address: mapped(address),
+        l4: Some(80),
+        weight: 1,
+        active: true,
+    };
+    let families: [(IpAddr, [IpAddr; 2]); 2] = [
+        ([192, 0, 2, 99].into(), [GUEST_A, GUEST_B].map(|guest| v4(guest).into())),
+        ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x99].into(), [GUEST_A, GUEST_B].map(|guest| v6(guest).into())),
+    ];
+    let spec = |address: IpAddr, proto, backends: [IpAddr; 2]| FrontendSpec {
+        service: "default/web".into(),
+        port_name: "".into(),
+        scope: vni,
+        address: mapped(address),
+        proto,
+        l4: 1..=u16::MAX,
+        vni,
+        sources: [].into(),
+        affinity_s: None,
+        backends: backends.map(backend).into(),
+        refusal: Refusal::Reject,
+    };
+    let specs = families.into_iter().flat_map(|(at, backends)| [6, 17, 132].map(|proto| spec(at, proto, backends)));
+    Services::compile(&specs.collect::<Vec<_>>(), None)
 }
 
 /// The whole packet path: the services that answer on the worker (ARP, ND, DHCP, echo), and connections with policy.
@@ -123,7 +161,9 @@ pub fn local(data: &[u8]) {
         static STATE: RefCell<Path> = RefCell::new(Path::new());
     }
     let Some((id, offload, frame)) = hostweave_switch::fuzz::prepare(data) else { return };
-    STATE.with_borrow_mut(|Path { burst, tables, policy, pools, nat, cache, connections, free, now }| {
+    STATE.with_borrow_mut(|path| {
+        let Path { burst, tables, policy, pools, services, nat, cache, connections, free, now } = path;
+        let services = &*services;
         let tables = &*tables;
         let port = tables.port(id).expect("a port of the tables");
         let network = tables.network(port.network).expect("a network of the tables");
@@ -131,7 +171,8 @@ pub fn local(data: &[u8]) {
         // Now and then time passes, and connections end.
         *now += u32::from(data.first().is_some_and(|octet| octet % 16 == 0));
         let crossing_epoch = tables.crossing_epoch();
-        let ctx = Context { tables, policy, port, network, pools, epoch: 1, crossing_epoch, queue: 0, now: *now };
+        let (epoch, queue) = (1, 0);
+        let ctx = Context { tables, policy, port, network, pools, services, epoch, crossing_epoch, queue, now: *now };
         for shard in 0..Connections::shards() {
             connections.expire(shard, &tables.timeouts, *now, 4);
         }

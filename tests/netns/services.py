@@ -351,6 +351,22 @@ def frozen(case):
     scene.finish()
 
 
+@suite.test("a backend that refuses a client is checked long before its turn, and is out")
+def suspected(case):
+    scene = Scene(case, "ab").start()
+    # Nobody asks again for 37 seconds; the wait below is shorter.
+    scene.service(annotations={"hostweave.dev/health-check": "{type: tcp, port: %d, interval: 40s, timeout: 1s, rise: 1, fall: 1}" % HTTP})
+    scene.daemon.reload()
+    scene.wait(4)
+    process.kill(scene.spaces["a"].nginx)
+    for address in CLUSTER:
+        scene.client.sh("for i in $(seq 12); do curl -sS -m 10 %s; done" % url(address), check=False)
+    scene.wait(2)
+    for address in CLUSTER:
+        assert {name for name, _ in curl(scene.client, address, 12)} == {"b"}
+    scene.finish()
+
+
 @suite.test("a new backend gets nothing before its first successful check, and then its share")
 def added(case):
     scene = Scene(case, "ab", serve=False)

@@ -146,25 +146,26 @@ fn check_pools(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
 }
 
 fn check_services(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
-    for (object, service) in services(set) {
-        check_network(set, object, service, found);
-        let PoolChoice::Named(name) = &service.pool else { continue };
-        if !service.has_pool_address() {
-            continue;
-        }
-        if set.get(&ObjectKey::new(Kind::AddressPool, None, name)).is_none() {
-            let known = address_pools(set).map(|(pool, _)| pool.key.name.as_str());
-            let label = meant(name, known);
-            let message = format!("AddressPool {name} does not exist");
-            let problem = Problem::value(&annotations::path_of(annotations::POOL), "not_found", message).label(label);
-            let kind = if name.starts_with("private") { PoolType::Private } else { PoolType::Public };
-            found.push(object.diagnose(problem.help(format!(
-                "apply it as well: {{apiVersion: hostweave.dev/v1alpha1, kind: AddressPool, metadata: {{name: {name}}}, \
-                 spec: {{type: {}, addresses: […]}}}}",
-                if kind == PoolType::Public { "public" } else { "private" }
-            ))));
-        }
+    services(set).for_each(|(object, service)| check_service(set, object, service, found));
+}
+
+/// What a Service names is there.
+pub fn check_service(set: &ObjectSet, object: &Object, service: &Service, found: &mut Vec<Diagnostic>) {
+    check_network(set, object, service, found);
+    let PoolChoice::Named(name) = &service.pool else { return };
+    if !service.has_pool_address() || set.get(&ObjectKey::new(Kind::AddressPool, None, name)).is_some() {
+        return;
     }
+    let known = address_pools(set).map(|(pool, _)| pool.key.name.as_str());
+    let label = meant(name, known);
+    let message = format!("AddressPool {name} does not exist");
+    let problem = Problem::value(&annotations::path_of(annotations::POOL), "not_found", message).label(label);
+    let kind = if name.starts_with("private") { PoolType::Private } else { PoolType::Public };
+    found.push(object.diagnose(problem.help(format!(
+        "apply it as well: {{apiVersion: hostweave.dev/v1alpha1, kind: AddressPool, metadata: {{name: {name}}}, \
+         spec: {{type: {}, addresses: […]}}}}",
+        if kind == PoolType::Public { "public" } else { "private" }
+    ))));
 }
 
 /// A Service that is known in a network needs it.

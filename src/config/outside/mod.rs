@@ -15,7 +15,7 @@ use super::node::Path;
 use super::set::ObjectSet;
 
 pub use addresses::{Given, GivenOf, ServiceAddresses, ServicePlan};
-pub(super) use check::check;
+pub(super) use check::{check, check_service};
 pub use resolve::egress_of;
 pub(super) use resolve::{pool_type, resolve};
 

@@ -200,12 +200,12 @@ impl<'a> Backends<'a> {
             return Some(hints.iter().any(|hint| hint == at));
         }
         prefer?;
-        match (first, endpoint) {
-            _ if backend.local => Some(true),
-            (First::Node, Some(endpoint)) => endpoint.node.as_deref().map(|node| node == at),
-            (First::Zone, Some(endpoint)) => endpoint.zone.as_deref().map(|zone| zone == at),
-            _ => None,
-        }
+        let written = match first {
+            First::Zone => endpoint.and_then(|endpoint| endpoint.zone.as_deref()),
+            First::Node | First::All => endpoint.and_then(|endpoint| endpoint.node.as_deref()),
+        };
+        let here = backend.local && (first == First::Node || written.is_none());
+        if here { Some(true) } else { written.map(|written| written == at) }
     }
 }
 

@@ -219,7 +219,8 @@ fn ports_carry_what_policy_needs() {
     };
     let plan = crate::config::ipam::assign(&set, &Assignments::new(), &mut new_uid);
     let facts = desired::HostFacts::system(Path::new("/run/hostweave"));
-    let (desired, problems) = desired::to_desired(&set, &plan.assignments, &Default::default(), &[], &facts);
+    let (desired, problems) =
+        desired::to_desired(&set, &plan.assignments, &Default::default(), Default::default(), &facts);
     assert_eq!(problems, []);
     let [p, q] = desired.ports.as_slice() else { panic!("{desired:?}") };
     assert_eq!((p.flows_max, q.flows_max), (9, 5));

@@ -173,7 +173,7 @@ fn the_packet_path_is_told_everything() {
     let group = |name: &str| (name == "kvm").then_some(36);
     let user = |name: &str| (name == "vmm").then_some(1000);
     let facts = HostFacts { runtime_dir: Path::new("/run/hw"), group: &group, user: &user, node: &String::new };
-    let (desired, problems) = to_desired(&set, &plan.assignments, &Default::default(), &[], &facts);
+    let (desired, problems) = to_desired(&set, &plan.assignments, &Default::default(), Default::default(), &facts);
     assert_eq!(problems.len(), 1);
     assert_eq!(problems[0].field.as_deref(), Some("spec.backend.vhostUser.group"));
     assert_eq!(desired.networks.len(), 1);

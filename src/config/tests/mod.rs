@@ -4,6 +4,7 @@ mod cluster_policies;
 mod ipam;
 mod outside;
 mod policies;
+mod services;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

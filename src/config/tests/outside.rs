@@ -12,11 +12,11 @@ use crate::config::ipam::assign;
 use crate::config::outside::{ServiceAddresses, ServicePlan, addresses};
 use crate::fabric::spec::{AttachSpec, Desired, Filtering, PortRates, UplinkDriver};
 
-const UPLINK: &str = "{uplink: {interface: eth1, addresses: [198.51.100.2/24, '2001:db8:9::2/64'], \
+pub(super) const UPLINK: &str = "{uplink: {interface: eth1, addresses: [198.51.100.2/24, '2001:db8:9::2/64'], \
                       gateways: [198.51.100.1, 'fe80::1']}}";
 
 /// CoreWeave's own example, word for word (SEMANTICS CW3).
-fn service(name: &str, annotations: &str) -> String {
+pub(super) fn service(name: &str, annotations: &str) -> String {
     format!(
         "apiVersion: v1
 kind: Service
@@ -37,27 +37,27 @@ spec:
     )
 }
 
-const PUBLIC: &str = "service.beta.kubernetes.io/coreweave-load-balancer-type: public";
+pub(super) const PUBLIC: &str = "service.beta.kubernetes.io/coreweave-load-balancer-type: public";
 
 /// A port that has the address of a Service.
-fn attached(name: &str, service: &str, more: &str) -> String {
+pub(super) fn attached(name: &str, service: &str, more: &str) -> String {
     let metadata =
         format!("{{name: {name}, annotations: {{net.coreweave.cloud/attachLoadbalancerIP: {service}{more}}}}}");
     port("{}").replace("{name: p}", &metadata)
 }
 
-fn all(objects: &[String]) -> String {
+pub(super) fn all(objects: &[String]) -> String {
     objects.join("---\n")
 }
 
-fn pools() -> String {
+pub(super) fn pools() -> String {
     address_pool("public", "{type: public, addresses: [203.0.113.0/30, '2001:db8:aa::1-2001:db8:aa::2']}")
         + "---\n"
         + &address_pool("private", "{type: private, addresses: [10.96.0.0/24]}")
 }
 
 /// What the packet path is told, with ports 1, 2, … by name.
-fn desired(text: &str, given: &ServiceAddresses) -> (Desired, ServicePlan, Vec<String>) {
+pub(super) fn desired(text: &str, given: &ServiceAddresses) -> (Desired, ServicePlan, Vec<String>) {
     let set = validate(text).unwrap_or_else(|problems| panic!("{text}\n{problems}")).0;
     let mut count = 0;
     let plan = assign(&set, &Assignments::new(), &mut || {
@@ -65,13 +65,18 @@ fn desired(text: &str, given: &ServiceAddresses) -> (Desired, ServicePlan, Vec<S
         Uuid::from_u128(count)
     });
     let services = addresses::assign(&set, given);
-    let (desired, problems) =
-        to_desired(&set, &plan.assignments, &services.addresses, &[], &HostFacts::system(Path::new("/run")));
+    let (desired, problems) = to_desired(
+        &set,
+        &plan.assignments,
+        &services.addresses,
+        Default::default(),
+        &HostFacts::system(Path::new("/run")),
+    );
     let problems = services.problems.iter().chain(&problems).map(|problem| problem.message.clone()).collect();
     (desired, services, problems)
 }
 
-fn ips(texts: &[&str]) -> Vec<IpAddr> {
+pub(super) fn ips(texts: &[&str]) -> Vec<IpAddr> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 

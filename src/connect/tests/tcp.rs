@@ -184,3 +184,37 @@ fn both_directions_on_workers_of_their_own_keep_one_state() {
         }
     });
 }
+
+#[test]
+fn who_does_not_take_connections_is_noted() {
+    both(|v6| {
+        let mut host = Host::new();
+        let failed = |host: &Host| Vec::from_iter(host.connections.take_failures());
+        let b =
+            Failed { vni: host.plane.tables.network(NETWORK).unwrap().vni, port: B, address: address(B, v6), l4: 80 };
+        // Refused.
+        assert_eq!(host.tcp(0, A, v6, 100, 0, SYN), Ok(B));
+        assert_eq!(failed(&host), []);
+        assert_eq!(host.tcp(1, B, v6, 0, 101, RST | ACK), Ok(A));
+        assert_eq!((failed(&host), failed(&host)), (vec![b], vec![]));
+        // Silent: the SYN that comes after one second and the one after three.
+        host.now += 20;
+        assert_eq!(host.tcp(0, A, v6, 9_000, 0, SYN), Ok(B));
+        host.now += 1;
+        assert_eq!(host.tcp(0, A, v6, 9_000, 0, SYN), Ok(B));
+        assert_eq!(failed(&host), []);
+        host.now += 2;
+        assert_eq!(host.tcp(0, A, v6, 9_000, 0, SYN), Ok(B));
+        assert_eq!(failed(&host), [b]);
+        // Answered after all, and reset later by either side; or given up by the client before it was open.
+        assert_eq!(host.tcp(1, B, v6, 700, 9_001, SYN | ACK), Ok(A));
+        assert_eq!(host.tcp(0, A, v6, 9_001, 701, ACK), Ok(B));
+        host.now += 20;
+        assert_eq!(host.tcp(0, A, v6, 9_001, 701, ACK), Ok(B));
+        assert_eq!(host.tcp(1, B, v6, 701, 9_001, RST | ACK), Ok(A));
+        assert_eq!(host.tcp(0, A, v6, 20_000, 0, SYN), Ok(B));
+        assert_eq!(host.tcp(1, B, v6, 900, 20_001, SYN | ACK), Ok(A));
+        assert_eq!(host.tcp(0, A, v6, 20_001, 901, RST), Ok(B));
+        assert_eq!(failed(&host), []);
+    });
+}

@@ -13,6 +13,7 @@ pub mod port;
 pub mod probe;
 pub mod server;
 pub mod service;
+pub mod service_list;
 pub mod trace;
 pub mod uplink;
 pub mod whois;

@@ -3,7 +3,7 @@
 //! Protocol threads and checks only leave a note; whatever waits for a lock happens on the thread of this module. So a frontend's
 //! thread never waits for control, which may be waiting for that thread.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -104,6 +104,18 @@ impl Inner {
         self.republish_services(&mut state)
     }
 
+    /// Has backends checked that clients could not connect to. Called once a second by the maintenance thread.
+    pub(in crate::fabric) fn suspect_backends(&self) {
+        let failed: Vec<_> = self.connections.take_failures().collect();
+        if failed.is_empty() {
+            return;
+        }
+        let plane = self.plane.load();
+        let networks = plane.tables.networks.iter().flatten();
+        let names: HashMap<u32, &str> = networks.map(|network| (network.vni, network.name.as_str())).collect();
+        self.health.suspect(failed.iter().filter_map(|failed| Some((*names.get(&failed.vni)?, failed.address))));
+    }
+
     /// Works out what is new, and publishes it with everything else as it is. Returns whether there was something.
     pub(in crate::fabric) fn republish_services(&self, state: &mut State) -> bool {
         let told = self.settle_services(state);
@@ -126,7 +138,7 @@ impl Inner {
     /// Looks at all ports: whether they run.
     pub(in crate::fabric) fn look_at_ports(state: &mut State) {
         let State { ports, balance, .. } = state;
-        let running: std::collections::HashMap<uuid::Uuid, bool> =
+        let running: HashMap<uuid::Uuid, bool> =
             ports.values().filter_map(|port| Some((port.uid()?, port.runs()))).collect();
         balance.retain_ports(|port| running.contains_key(port));
         running.into_iter().for_each(|(port, runs)| balance.set_running(port, runs));

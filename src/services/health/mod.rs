@@ -15,6 +15,9 @@
 //! check is a file; all of them go through [`Sockets`], so they begin at the gateway's address and take the way of any packet
 //! into the network: `trace`, `observe` and `capture` see them, and they pass policy by the built-in rule `builtin/health-probes`
 //! (SEMANTICS NP28). Whatever a backend does, a check is over at its timeout.
+//!
+//! What clients see speeds checks up ([`Health::suspect`]): a backend that refuses or ignores a client's SYN is asked at once, and until the
+//! matter is settled again after an eighth of the interval.
 
 mod check;
 mod dialer;
@@ -32,17 +35,19 @@ mod udp;
 mod verdict;
 mod watch;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle;
 
 use self::check::{Check, Prober};
 use self::verdict::State;
+use self::watch::Watch;
 use super::sockets::Sockets;
 use crate::fabric::spec::{HealthCheck, HealthSpec};
 
@@ -176,6 +181,7 @@ pub struct Health {
 
 struct Watched {
     state: Arc<Mutex<State>>,
+    suspicion: Arc<Notify>,
     task: AbortHandle,
 }
 
@@ -224,10 +230,30 @@ impl Health {
     }
 
     fn watch(&self, target: Arc<Target>, state: State, first: Duration) -> Watched {
-        let state = Arc::new(Mutex::new(state));
-        let (prober, changes) = (Arc::clone(&self.prober), self.changes.clone());
-        let task = watch::watch(target, Arc::clone(&state), prober, changes, first);
-        Watched { state, task: self.runtime.spawn(task).abort_handle() }
+        let (state, suspicion) = (Arc::new(Mutex::new(state)), Arc::new(Notify::new()));
+        let watch = Watch {
+            target,
+            state: Arc::clone(&state),
+            prober: Arc::clone(&self.prober),
+            changes: self.changes.clone(),
+            suspicion: Arc::clone(&suspicion),
+        };
+        Watched { state, suspicion, task: self.runtime.spawn(watch.run(first)).abort_handle() }
+    }
+
+    /// Clients could not connect to these backends, each a network's name and an address, as the packet path has seen
+    /// (`Connections::take_failures`). They are asked at once, and again soon while the answer speaks against them: what a client says
+    /// never decides, so none can put a backend out of service. Looks at all targets: to be called with many, now and then.
+    pub fn suspect<'a>(&self, backends: impl IntoIterator<Item = (&'a str, IpAddr)>) {
+        let backends: HashSet<_> = backends.into_iter().collect();
+        if backends.is_empty() {
+            return;
+        }
+        for (target, known) in &*lock(&self.watched) {
+            if backends.contains(&(target.network(), target.address)) && lock(&known.state).healthy() == Some(true) {
+                known.suspicion.notify_one();
+            }
+        }
     }
 
     /// Whether a target is healthy; `None` before its first check, and of one that is not checked.

@@ -24,6 +24,11 @@ pub fn next(interval: Duration, random: u32) -> Duration {
     shortest + (interval - shortest).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
+/// How long after the beginning of the last check a suspicion has the next one begin.
+pub fn soonest(interval: Duration) -> Duration {
+    interval / 8
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

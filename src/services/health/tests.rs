@@ -265,6 +265,43 @@ async fn what_stays_is_not_disturbed_and_what_goes_is_not_asked_any_more() {
     assert_eq!(told.asked.load(Ordering::Relaxed), asked);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_clients_see_speeds_checks_up_and_decides_nothing() {
+    let told = Arc::new(Told::default());
+    let (health, mut changes) = Health::with(Arc::clone(&told) as Prober);
+    let targets = some(2);
+    health.replace(targets.clone());
+    for _ in 0..2 {
+        changes.recv().await.unwrap();
+    }
+    let suspect = |index: usize| health.suspect([("default", targets[index].address()), ("default", A_V4.into())]);
+    // A hostile client may say what it likes.
+    let asked = told.asked.load(Ordering::Relaxed);
+    for _ in 0..1_000 {
+        suspect(0);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let checks = told.asked.load(Ordering::Relaxed) - asked;
+    assert!((85..=95).contains(&checks), "{checks} in 50 s: eight an interval of one, one of the other");
+    assert!(changes.try_recv().is_err());
+    assert_eq!(health.target(&targets[1]).unwrap().contrary, 0);
+    // One that is down indeed is out soon, the other in its time.
+    told.fails.store(true, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let down = Instant::now();
+    suspect(0);
+    let change = changes.recv().await.unwrap();
+    assert_eq!((&*change.target, change.healthy), (&targets[0], false));
+    assert!(down.elapsed() <= Duration::from_secs(2), "{:?}", down.elapsed());
+    assert_eq!(&*changes.recv().await.unwrap().target, &targets[1]);
+    assert!(down.elapsed() > Duration::from_secs(9), "{:?}", down.elapsed());
+    // Nobody is asked more often to come back.
+    suspect(0);
+    let asked = told.asked.load(Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert!(told.asked.load(Ordering::Relaxed) - asked <= 11);
+}
+
 #[test]
 fn targets_without_a_port_to_ask() {
     let new = |l4, own, check| {

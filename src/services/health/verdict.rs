@@ -72,6 +72,11 @@ impl State {
         self.healthy
     }
 
+    /// Whether the last checks spoke against the verdict.
+    pub fn is_doubted(&self) -> bool {
+        self.contrary > 0
+    }
+
     /// Checks so far.
     pub fn checks(&self) -> u64 {
         self.checks

@@ -3,39 +3,64 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::check::Prober;
 use super::verdict::State;
 use super::{Change, Target, lock, schedule};
 
-/// Asks a target for as long as it lives, first after `first`.
-pub async fn watch(
-    target: Arc<Target>,
-    state: Arc<Mutex<State>>,
-    prober: Prober,
-    changes: UnboundedSender<Change>,
-    first: Duration,
-) {
-    let mut random = uuid::Uuid::new_v4().as_u64_pair().1 as u32 | 1;
-    let mut begin = Instant::now() + first;
-    loop {
-        sleep_until(begin).await;
-        let started = Instant::now();
-        let finding = prober.check(&target).await;
-        let change = lock(&state).note(&target.spec, finding, started.elapsed(), SystemTime::now());
-        if let Some(entry) = change {
-            let change =
-                Change { target: Arc::clone(&target), healthy: entry.healthy, reason: entry.reason, at: entry.at };
-            // Nobody hears when the host is about to stop.
-            let _ = changes.send(change);
+/// What the task of a target has.
+pub struct Watch {
+    /// Who is asked.
+    pub target: Arc<Target>,
+    /// What was found so far.
+    pub state: Arc<Mutex<State>>,
+    /// Who asks.
+    pub prober: Prober,
+    /// Who is told.
+    pub changes: UnboundedSender<Change>,
+    /// Clients could not connect.
+    pub suspicion: Arc<Notify>,
+}
+
+impl Watch {
+    /// Asks for as long as the task lives, first after `first`.
+    pub async fn run(self, first: Duration) {
+        let interval = self.target.interval();
+        let mut random = uuid::Uuid::new_v4().as_u64_pair().1 as u32 | 1;
+        let mut begin = Instant::now() + first;
+        let mut suspected = false;
+        loop {
+            sleep_until(begin).await;
+            let started = Instant::now();
+            let doubted = self.check(started).await;
+            // Xorshift32: only to drift apart.
+            random ^= random << 13;
+            random ^= random >> 17;
+            random ^= random << 5;
+            // From when it was due, so that delays do not add up; never in the past.
+            begin = (begin + schedule::next(interval, random)).max(Instant::now());
+            suspected = (suspected && doubted) || timeout_at(begin, self.suspicion.notified()).await.is_ok();
+            if suspected {
+                begin = begin.min(started + schedule::soonest(interval));
+            }
         }
-        // Xorshift32: only to drift apart.
-        random ^= random << 13;
-        random ^= random >> 17;
-        random ^= random << 5;
-        // From when it was due, so that delays do not add up; never in the past.
-        begin = (begin + schedule::next(target.interval(), random)).max(Instant::now());
+    }
+
+    /// Asks once. Whether the answer speaks against the verdict, or others before it did.
+    async fn check(&self, started: Instant) -> bool {
+        let finding = self.prober.check(&self.target).await;
+        let mut state = lock(&self.state);
+        let change = state.note(&self.target.spec, finding, started.elapsed(), SystemTime::now());
+        let doubted = state.is_doubted();
+        drop(state);
+        if let Some(entry) = change {
+            let target = Arc::clone(&self.target);
+            // Nobody hears when the host is about to stop.
+            let _ = self.changes.send(Change { target, healthy: entry.healthy, reason: entry.reason, at: entry.at });
+        }
+        doubted
     }
 }

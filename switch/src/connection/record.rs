@@ -193,6 +193,11 @@ impl Record {
         self.shown[1].seen.load(Relaxed) != 0
     }
 
+    /// Second in which it began.
+    pub fn created(&self) -> u32 {
+        self.created.load(Relaxed)
+    }
+
     /// Whether it will not be given up to make room: it was answered, or has gone on for two seconds.
     #[inline]
     pub fn is_assured(&self) -> bool {

@@ -11,6 +11,7 @@ use crossbeam_utils::CachePadded;
 use super::challenge::Challenges;
 use super::crossing::Crossings;
 use super::ending::{Ending, Listener, OnEnd};
+use super::failure::Failures;
 use super::quota::{Quotas, Refusal};
 use super::record::{Direction, Entry, Record};
 use super::shard::{Miss, Shard};
@@ -122,6 +123,7 @@ pub struct Connections {
     quotas: Quotas,
     challenges: Challenges,
     listener: Listener,
+    failures: Failures,
     pub(super) crossings: Crossings,
 }
 
@@ -154,6 +156,7 @@ impl Connections {
             quotas: Quotas::new(),
             challenges: Challenges::new(),
             listener: Listener::default(),
+            failures: Failures::new(),
             crossings: Crossings::new(buckets)?,
         })
     }
@@ -167,6 +170,11 @@ impl Connections {
     /// SYNs on connections that stand.
     pub fn challenges(&self) -> &Challenges {
         &self.challenges
+    }
+
+    /// Connections that nobody took.
+    pub fn failures(&self) -> &Failures {
+        &self.failures
     }
 
     /// Keys of the flow hash.

@@ -194,9 +194,22 @@ impl Service {
             service.selector = BTreeMap::new();
         } else {
             check_effect(raw, &service.form, problems);
+            service.check_families(problems);
             health::check_ports(&service, problems);
         }
         service
+    }
+
+    /// What it asks for is of the family that it asks for.
+    fn check_families(&self, problems: &mut Vec<Problem>) {
+        let Families::One(ipv4) = self.families else { return };
+        let asked = [(&self.cluster_wanted, &self.cluster_wanted_at), (&self.wanted, &self.wanted_at)];
+        for (wanted, path) in asked {
+            if let Some(other) = wanted.iter().find(|address| address.is_ipv4() != ipv4) {
+                let message = format!("{path} asks for {other}, and spec.ipFamilies has the other family only");
+                problems.push(Problem::value(path, "conflict", message).label("not of that family"));
+            }
+        }
     }
 
     /// Whether it has addresses of a pool.
