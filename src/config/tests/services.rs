@@ -563,13 +563,16 @@ fn dn3_headless_names_stand_for_the_backends() {
     assert!(told(&objects).services.is_empty());
     let ServiceTarget::Headless { endpoints, not_ready } = records(&objects)[0].target.clone() else { panic!() };
     assert!(!not_ready);
-    let seen: Vec<(Option<&str>, usize, bool, Vec<u16>)> = endpoints
+    let seen: Vec<(Option<&str>, usize, bool, Vec<Option<u16>>)> = endpoints
         .iter()
         .map(|it| {
             (it.hostname.as_deref(), it.addresses.len(), it.ready, it.ports.iter().map(|port| port.port).collect())
         })
         .collect();
-    assert_eq!(seen, [(Some("a"), 2, true, vec![8080]), (Some("b"), 2, true, vec![80]), (Some("c"), 2, false, vec![])]);
+    assert_eq!(
+        seen,
+        [(Some("a"), 2, true, vec![Some(8080)]), (Some("b"), 2, true, vec![]), (Some("c"), 2, false, vec![None])]
+    );
     let one_family = records(&[backends(), headless(", ipFamilies: [IPv6], publishNotReadyAddresses: true")]);
     let ServiceTarget::Headless { endpoints, not_ready } = &one_family[0].target else { panic!() };
     assert!(*not_ready && endpoints[0].addresses.len() == 1 && endpoints[0].addresses[0].is_ipv6());
@@ -585,7 +588,7 @@ fn dn3_headless_names_stand_for_the_backends() {
     else {
         panic!()
     };
-    assert_eq!((endpoints[0].hostname.as_deref(), endpoints[0].ports[0].port), (Some("one"), 81));
+    assert_eq!((endpoints[0].hostname.as_deref(), endpoints[0].ports[0].port), (Some("one"), Some(81)));
     assert_eq!(endpoints[1].hostname, None);
     valid(&service("", "{clusterIP: None, selector: {app: web}}"));
 }
