@@ -13,6 +13,7 @@ use super::emulated::Emulated;
 use super::scene::{CLIENT, SERVER, STRANGER, Scene};
 use super::simulated::Simulated;
 use crate::guests::board::{Board, Skip};
+use crate::guests::lies;
 use crate::guests::member::short;
 
 /// The guests.
@@ -84,6 +85,7 @@ impl<'a> Checks<'a> {
         board.step("DNS", || dns(board, scene, cast));
         board.step("policy", || policy(board, scene, cast));
         board.step("isolation", || isolation(board, scene, cast));
+        board.step("spoofing", || spoofing(board, scene, cast));
         board.step("egress", || egress(board, scene, cast));
     }
 
@@ -189,6 +191,13 @@ fn isolation(board: &Board, scene: &Scene, cast: &mut Cast) -> anyhow::Result<St
     let passed = scene.control.counters(name)?.get("/forwarded") - before;
     ensure!(passed == 0, "{passed} frames of {name} went on to others");
     Ok(format!("{} addresses of another network with the same prefixes do not answer", others.len()))
+}
+
+/// `stranger` pretends to be `server`.
+fn spoofing(board: &Board, scene: &Scene, cast: &mut Cast) -> anyhow::Result<String> {
+    let liar = cast.stranger.member();
+    let words = lies::refused(board, &scene.control, liar, cast.server.port(), cast.client.port())?;
+    Ok(format!("{STRANGER} pretends to be {SERVER}: dropped, {words}"))
 }
 
 /// The routers at the uplink, through NAT or with the port's own address.

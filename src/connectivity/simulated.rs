@@ -36,6 +36,11 @@ impl Simulated {
         Ok(Self(Port::ask(control, name)?.boot(profile, false)?))
     }
 
+    /// The port and its guest.
+    pub fn member(&self) -> &Member {
+        &self.0
+    }
+
     /// Runs a job in the guest's thread.
     fn job<T: Send + 'static>(
         &self,

@@ -1,24 +1,21 @@
 //! What the network must not let happen, and what it must outlive: strangers, lies, a broken ring, a killed daemon.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
-use hostweave_guest::frames::{self, Path};
+use hostweave_guest::Profile;
+use hostweave_guest::frames::Path;
 use hostweave_guest::hostile::rings;
-use hostweave_guest::{Error, Guest, Profile};
 use hostweave_switch::MacAddr;
 
 use super::ledger::balance;
 use super::story::{Cast, Story};
 use super::traffic::Stream;
+use crate::guests::lies;
 use crate::guests::member::{PATIENCE, Port, short};
 
 /// How long a silent address is waited for.
 const SILENCE: Duration = Duration::from_millis(600);
-
-/// Lies of each kind.
-const LIES: u64 = 20;
 
 /// Plays this half of the story.
 pub fn play(story: &mut Story<'_>) {
@@ -79,41 +76,9 @@ fn isolation(story: &Story<'_>) -> anyhow::Result<String> {
 fn spoofing(story: &Story<'_>, stream: &Stream) -> anyhow::Result<String> {
     let Cast { web, db, cache, .. } = &story.cast;
     stream.moves()?;
-    let before = story.control().counters("cache")?;
-    let (own, victim, other) = (cache.port.clone(), db.port.clone(), web.port.clone());
-    cache.guest()?.call(move |guest| lies(guest, &own, &victim, &other))??;
-    let expected =
-        BTreeMap::from([("spoofed_ip", 2 * LIES), ("spoofed_mac", LIES), ("spoofed_arp", LIES), ("spoofed_nd", LIES)]);
-    let seen = story.board.wait("all lies are counted", PATIENCE, || {
-        let now = story.control().counters("cache")?;
-        let seen: BTreeMap<&str, u64> =
-            expected.keys().map(|reason| (*reason, now.dropped(reason) - before.dropped(reason))).collect();
-        let passed = now.get("/forwarded") - before.get("/forwarded");
-        ensure!(passed == 0, "{passed} frames of cache went on to others");
-        Ok((seen == expected).then_some(seen))
-    })?;
-    let words: Vec<String> = seen.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    let words = lies::refused(story.board, story.control(), cache, &db.port, &web.port)?;
     stream.moves()?;
-    Ok(format!("cache pretends to be db: dropped, {}", words.join(", ")))
-}
-
-fn lies(guest: &mut Guest, own: &Port, victim: &Port, other: &Port) -> Result<(), Error> {
-    let router = MacAddr::ROUTER.0;
-    let own_v6 = Path::new(own.mac, router, own.v6, other.v6).ttl(255);
-    let frames = [
-        Path::new(own.mac, router, victim.v4, other.v4).udp(1, 9, b"I am db"),
-        Path::new(own.mac, router, victim.v6, other.v6).udp(1, 9, b"I am db"),
-        Path::new(victim.mac, router, own.v4, other.v4).udp(1, 9, b"my card is db's"),
-        frames::arp_request(own.mac, victim.v4, other.v4),
-        frames::neighbor_advertisement(own_v6, victim.v6, own.mac, 0x60),
-    ];
-    for _ in 0..LIES {
-        for frame in &frames {
-            guest.send_frame(frame, &Default::default())?;
-        }
-        guest.nic().drain_tx(PATIENCE)?;
-    }
-    Ok(())
+    Ok(format!("cache pretends to be db: dropped, {words}"))
 }
 
 /// `cache` breaks its ring; its port stops, with a reason, and nobody else notices.

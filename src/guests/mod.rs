@@ -7,6 +7,7 @@ pub mod board;
 pub mod boot;
 pub mod control;
 pub mod interrupt;
+pub mod lies;
 pub mod linux;
 pub mod member;
 pub mod vm;
