@@ -25,6 +25,7 @@ pub mod rewrite;
 pub mod route;
 #[allow(unsafe_code, reason = "mappings that outlive the process")]
 pub mod shared;
+pub mod split;
 pub mod stage;
 pub mod tables;
 pub mod tcp_track;
