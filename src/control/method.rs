@@ -223,6 +223,7 @@ methods! {
     "dns.query" Read dns::Query => dns::query: "What the gateway of a network answers, and where that comes from.",
     "dns.records" Read dns::Records => dns::records: "Every record that guests of a network may see.",
     "nat.list" Read nat::List => nat::list: "NAT mappings, inside and outside.",
+    "nat.pools" Read server::Empty => nat::pools: "NAT pools and their CIDRs, for the allow-lists of others.",
     "nat.stats" Read server::Empty => nat::stats: "Numbers of NAT: mappings, refusals, L4 ports of each address, the biggest users.",
     "nat.lookup" Read nat::Lookup => nat::lookup: "Who has, or had, an outside L4 port.",
     "uplink.get" Read server::Empty => uplink::get: "The uplink: interface, routers, and the addresses that the host owns there.",
