@@ -15,6 +15,8 @@ use crate::observe::time::rfc3339;
 pub enum Command {
     /// Show mappings: what is inside, and what the outside sees
     List(ListArgs),
+    /// Show NAT pools and their CIDRs, which is what others let in who expect these ports
+    Pools(PoolsArgs),
     /// Show how many L4 ports of each address are in use, and by whom
     Stats,
     /// Say who has, or had, an L4 port of a NAT address
@@ -38,6 +40,17 @@ pub struct ListArgs {
     limit: usize,
 }
 
+/// Arguments of `nat pools`.
+#[derive(clap::Args, Debug)]
+pub struct PoolsArgs {
+    /// Only this one
+    #[arg(value_name = "NAME", add = complete::nat_pool())]
+    name: Option<String>,
+    /// The CIDRs alone, one a line
+    #[arg(long)]
+    cidr: bool,
+}
+
 /// Arguments of `nat lookup`.
 #[derive(clap::Args, Debug)]
 pub struct LookupArgs {
@@ -56,6 +69,7 @@ pub struct LookupArgs {
 pub fn run(session: &Session, command: &Command) -> Result<(), Failure> {
     match command {
         Command::List(args) => list(session, args),
+        Command::Pools(args) => pools(session, args),
         Command::Stats => stats(session),
         Command::Lookup(args) => lookup(session, args),
     }
@@ -117,6 +131,49 @@ fn end(end: &Value) -> String {
         Some(port) => format!("{address}:{port}"),
         None => address,
     }
+}
+
+fn pools(session: &Session, args: &PoolsArgs) -> Result<(), Failure> {
+    let pools = session.call("nat.pools", json!({}))?;
+    let mut pools = pools.as_array().cloned().unwrap_or_default();
+    if let Some(name) = &args.name {
+        pools.retain(|pool| pool["name"] == **name);
+        if pools.is_empty() {
+            return Err(Failure::new(3, format!("there is no NatPool {name:?}")).help("hostweave get natpools"));
+        }
+    }
+    let shown = if args.cidr {
+        pools.iter().flat_map(|pool| pool["cidrs"].as_array().into_iter().flatten()).cloned().collect()
+    } else {
+        pools
+    };
+    match session.global.output {
+        Format::Json => output::print_json(&json!(shown)),
+        Format::Yaml => output::print_yaml(&json!(shown)),
+        _ if shown.is_empty() => {
+            hint("no NAT pools: apply a NatPool (hostweave explain NatPool)");
+            Ok(())
+        }
+        _ if args.cidr => print(&shown.iter().map(|cidr| output::text(cidr) + "\n").collect::<String>()),
+        _ => print(&pools_table(&shown)),
+    }
+}
+
+fn pools_table(pools: &[Value]) -> String {
+    let list = |value: &Value, none: &str| {
+        let words: Vec<&str> = value.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if words.is_empty() { none.to_owned() } else { words.join(",") }
+    };
+    let row = |pool: &Value| {
+        vec![
+            cell(pool, "/name"),
+            list(&pool["cidrs"], "-"),
+            cell(pool, "/addresses"),
+            list(&pool["networks"], "all"),
+            list(&pool["draining"], "-"),
+        ]
+    };
+    output::table(&["POOL", "CIDRS", "ADDRESSES", "NETWORKS", "DRAINING"], pools.iter().map(row).collect())
 }
 
 fn stats(session: &Session) -> Result<(), Failure> {

@@ -1,6 +1,7 @@
 //! From objects and assignments to what the packet path is to do: every default filled in, every name resolved.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hostweave_policy::model::NamedPort;
 use hostweave_switch::tables::{Network, PortId};

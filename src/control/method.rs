@@ -229,6 +229,7 @@ methods! {
     "service.drain" Write service::Drain => service::drain: "Sends no new connections to a backend, of one Service or of all.",
     "service.undrain" Write service::Drain => service::undrain: "Sends connections to a backend again.",
     "nat.list" Read nat::List => nat::list: "NAT mappings, inside and outside.",
+    "nat.pools" Read server::Empty => nat::pools: "NAT pools and their CIDRs, for the allow-lists of others.",
     "nat.stats" Read server::Empty => nat::stats: "Numbers of NAT: mappings, refusals, L4 ports of each address, the biggest users.",
     "nat.lookup" Read nat::Lookup => nat::lookup: "Who has, or had, an outside L4 port.",
     "uplink.get" Read server::Empty => uplink::get: "The uplink: interface, routers, and the addresses that the host owns there.",

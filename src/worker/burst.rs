@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use hostweave_switch::counters::PortCounters;
 use hostweave_switch::flow::{FlowKey, NO_QUEUE, round};
-use hostweave_switch::fragment::{Admit, QueuedFrame};
+use hostweave_switch::fragment::Admit;
 use hostweave_switch::icmp_error::{self, ErrorKind};
 use hostweave_switch::limits::BURST;
 use hostweave_switch::packet::{L3, Offload, Packet};
@@ -16,6 +16,7 @@ use hostweave_switch::tcp_reset::tcp_reset;
 use hostweave_switch::wire::proto;
 
 use super::delivery::{Delivery, Outcome};
+use super::oversize::{self, Released};
 use super::pace::Pace;
 use super::stash::Stash;
 use super::watch::{ANSWER_ENDS, Nobody, Somebody, Watcher};
@@ -132,10 +133,10 @@ impl Path {
         account(count, [self.burst.len() as u64, octets, forwarded, replied]);
     }
 
-    /// Sends the fragments that waited for a first one of the burst before. The burst is empty.
+    /// Sends the fragments that waited for a first one of the burst before, and packets that were cut. The burst is empty.
     #[cold]
     pub(super) fn release(&mut self, plane: &Plane, now: Instant) {
-        for frame in std::mem::take(&mut self.released) {
+        for Released { queued: frame, piece } in std::mem::take(&mut self.released) {
             let port = frame.meta.in_port;
             let Some(input) = plane.tables.port(port) else { continue };
             let (Some(network), Some(count)) =
@@ -147,9 +148,15 @@ impl Path {
             let ticks = self.shared.clock.ticks(now);
             let mut out = Delivery::new(plane, self.shared.index, 1, ticks);
             let Path { shared, uring, burst, cache, free, stash, .. } = self;
-            // Counts are per worker, and another one may have queued it: only their sum is never below zero.
-            count.queued.sub(1);
+            let extra = piece.is_some_and(|piece| !piece.first);
+            if !extra {
+                // Counts are per worker, and another one may have queued it: only their sum is never below zero.
+                count.queued.sub(1);
+            }
             let ended = burst.with_frame(frame.meta, &frame.frame, frame.head_len, |packet, arena| {
+                if let Some(piece) = piece {
+                    piece.parse(packet, arena)?;
+                }
                 let key = FlowKey::of(packet, port.0 as u16).ok_or(DropReason::Internal)?;
                 let lookup = Lookup { key, hash: shared.connections.keys().hash(&key, network.vni) };
                 let (connections, nat) = (&shared.connections, &shared.nat);
@@ -171,7 +178,12 @@ impl Path {
                 Ok(())
             });
             match ended {
+                Ok(()) if extra => count.extra_segments.add(1),
                 Ok(()) => count.forwarded.add(1),
+                Err(reason) if extra => {
+                    count.extra_segments.add(1);
+                    count.tx_dropped.add(reason, 1);
+                }
                 Err(reason) => count.dropped.add(reason, 1),
             }
             out.finish(uring);
@@ -255,9 +267,22 @@ impl Path {
         let (opened, denied) = (flows.opened, flows.denied);
         watcher.spoken(&self.shared.connections, lookup, denied);
         if opened.is_some() || matches!(verdict, Verdict::Drop(_)) {
+            if verdict == Verdict::Drop(DropReason::MtuExceeded) && self.cut(ctx, index) {
+                return Verdict::Queued;
+            }
             self.log(ctx, index, verdict, opened, denied, now);
         }
         verdict
+    }
+
+    /// Puts a packet aside in pieces that fit where it goes, if it may be cut.
+    #[cold]
+    fn cut(&mut self, ctx: &Context<'_>, index: usize) -> bool {
+        let (packet, arena) = self.burst.packet_mut(index);
+        let pieces = oversize::cut(packet, arena, narrow(ctx, packet));
+        let may = pieces.is_some();
+        self.released.extend(pieces.into_iter().flatten());
+        may
     }
 
     /// Tells the flow log of a packet that began a connection or ended.
@@ -337,7 +362,7 @@ fn tell(shared: &Shared, pace: &mut Pace, port: PortId, note: Option<LocalNote>,
 #[cold]
 fn fragment(
     shared: &Shared,
-    released: &mut Vec<QueuedFrame>,
+    released: &mut Vec<Released>,
     ctx: &Context<'_>,
     packet: &mut Packet,
     arena: &[Segment],
@@ -345,7 +370,7 @@ fn fragment(
 ) -> Verdict {
     match shared.fragments.admit(packet, arena, ctx.network.vni, shared.clock.millis(now)) {
         Admit::Known(ports) => ports.write(&mut packet.meta),
-        Admit::First(frames) => released.extend(frames),
+        Admit::First(frames) => released.extend(frames.into_iter().map(Released::from)),
         Admit::Queued => return Verdict::Queued,
         Admit::Drop(reason) => return Verdict::Drop(reason),
     }
@@ -401,6 +426,12 @@ pub(crate) fn error_reply(packet: &mut Packet, arena: &mut [Segment], ctx: &Cont
     made
 }
 
+/// The MTU that a packet exceeds. Of one that leaves its network it is that of the one that it would have entered.
+fn narrow(ctx: &Context<'_>, packet: &Packet) -> u16 {
+    let out = ctx.tables.port(packet.meta.out_port);
+    out.and_then(|out| ctx.tables.network(out.network)).unwrap_or(ctx.network).mtu
+}
+
 /// Which ICMP error a drop is answered with, if any.
 ///
 /// Nobody outside hears why something did not reach an inside that they cannot see (SEMANTICS NA13, NA36): only what a router
@@ -408,12 +439,7 @@ pub(crate) fn error_reply(packet: &mut Packet, arena: &mut [Segment], ctx: &Cont
 fn icmp_error_for(ctx: &Context<'_>, packet: &Packet, reason: DropReason) -> Option<ErrorKind> {
     let kind = match reason {
         DropReason::TtlExceeded => return Some(ErrorKind::TimeExceeded),
-        DropReason::MtuExceeded => {
-            // Of a packet that leaves its network, the MTU is that of the one that it would have entered.
-            let out = ctx.tables.port(packet.meta.out_port);
-            let network = out.and_then(|out| ctx.tables.network(out.network)).unwrap_or(ctx.network);
-            return Some(ErrorKind::TooBig(network.mtu));
-        }
+        DropReason::MtuExceeded => return Some(ErrorKind::TooBig(narrow(ctx, packet))),
         DropReason::ServiceNoPort | DropReason::ServiceNoBackend => return Some(ErrorKind::L4Port),
         // A network without egress is a router without a default route (RFC 1812 §5.2.7.1).
         DropReason::NoRoute | DropReason::EgressNone | DropReason::UplinkDown => ErrorKind::NoRoute,

@@ -15,6 +15,7 @@ pub(crate) mod burst;
 pub mod capture;
 pub mod clock;
 pub mod delivery;
+mod oversize;
 pub mod pace;
 pub mod probe;
 mod sources;
@@ -31,7 +32,7 @@ use crossbeam_queue::ArrayQueue;
 use hostweave_nat::Nat;
 use hostweave_switch::connection::{Connections, FreeRecords};
 use hostweave_switch::flow::{FlowCache, NO_QUEUE};
-use hostweave_switch::fragment::{Fragments, QueuedFrame};
+use hostweave_switch::fragment::Fragments;
 use hostweave_switch::limits::{BURST, HEAD_FIRST};
 use hostweave_switch::packet::{Burst, Meta};
 use hostweave_switch::stage::DropReason;
@@ -49,6 +50,7 @@ use crate::services::{ALL_NODES, LocalNote, MULTICAST_ALL_NODES, router_advertis
 use burst::keep;
 use clock::Clock;
 use delivery::{Delivery, Outcome, counters};
+use oversize::Released;
 use pace::Pace;
 use sources::Sources;
 use stash::{Retry, Stash};
@@ -297,8 +299,8 @@ struct Path {
     lookups: Box<[Lookup]>,
     cache: FlowCache,
     free: FreeRecords,
-    /// Fragments whose first one came with the burst that is under way.
-    released: Vec<QueuedFrame>,
+    /// Fragments whose first one came with the burst that is under way, and pieces of packets that were cut.
+    released: Vec<Released>,
     stash: Stash,
     pace: Pace,
 }

@@ -119,7 +119,8 @@ pub struct Ports {
 }
 
 impl Ports {
-    fn of(meta: &Meta) -> Self {
+    /// Those of a packet that was parsed.
+    pub fn of(meta: &Meta) -> Self {
         Self { proto: meta.proto, src_port: meta.src_port, dst_port: meta.dst_port }
     }
 

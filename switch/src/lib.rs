@@ -26,6 +26,7 @@ pub mod route;
 mod sctp;
 #[allow(unsafe_code, reason = "mappings that outlive the process")]
 pub mod shared;
+pub mod split;
 pub mod stage;
 pub mod tables;
 pub mod tcp_reset;

@@ -111,7 +111,7 @@ drop_reasons! {
     TtlExceeded = "ttl_exceeded",
     /// No port owns the destination address, and no route leads to it.
     NoRoute = "no_route",
-    /// The packet, or a segment of its GSO frame, is longer than the network's MTU.
+    /// The packet, or a segment of its GSO frame, is longer than the network's MTU, and must not be fragmented (IPv6, DF, GSO).
     MtuExceeded = "mtu_exceeded",
     /// The port is administratively down.
     PortDown = "port_down",

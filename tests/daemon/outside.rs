@@ -105,6 +105,31 @@ fn what_contradicts_itself_is_refused_and_names_both() {
 }
 
 #[test]
+fn cw10_the_cidrs_of_nat_pools_are_listed_for_allow_lists() {
+    let daemon = Daemon::started();
+    assert_eq!(daemon.json(&["nat", "pools"]), serde_json::json!([]));
+    let pool = |name: &str, addresses: &str| {
+        format!(
+            "apiVersion: hostweave.dev/v1alpha1\nkind: NatPool\nmetadata: {{name: {name}}}\nspec: {{addresses: [{addresses}]}}\n---\n"
+        )
+    };
+    // Neighbouring ranges are one CIDR.
+    let text = pool("a", "198.51.100.8-198.51.100.11, 198.51.100.12/30, 198.51.100.17, \"2001:db8:bb::/126\"")
+        + &pool("b", "203.0.113.4/31");
+    let done = daemon.cli_with(&["apply", "-f", "-"], &text);
+    assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
+    let expected = "198.51.100.8/29\n198.51.100.17/32\n2001:db8:bb::/126\n203.0.113.4/31\n";
+    assert_eq!(daemon.ok(&["nat", "pools", "--cidr"]), expected);
+    assert_eq!(daemon.ok(&["nat", "pools", "b", "--cidr"]), "203.0.113.4/31\n");
+    assert_eq!(daemon.json(&["nat", "pools", "b", "--cidr"]), serde_json::json!(["203.0.113.4/31"]));
+    assert_eq!(daemon.json(&["nat", "pools"])[0]["addresses"], 13);
+    let table = daemon.ok(&["nat", "pools"]);
+    assert!(table.contains("b      203.0.113.4/31"), "{table}");
+    let missing = daemon.cli(&["nat", "pools", "c"]);
+    assert!(missing.code == 3 && missing.stderr.contains("no NatPool \"c\""), "{}", missing.stderr);
+}
+
+#[test]
 fn whois_and_nat_answer_or_say_what_to_ask() {
     let daemon = Daemon::started();
     let text = POOLS.to_owned() + "---\n" + &attached("a", "ip");

@@ -126,6 +126,53 @@ fn what_is_longer_than_the_mtu_is_reported_segment_by_segment() {
 }
 
 #[test]
+fn na10_what_is_too_long_and_may_be_cut_arrives_in_fragments() {
+    let mut host = Host::new(1);
+    let (a, b) = (host.port("a", 10), host.port("b", 11));
+    let mut guest_a = host.guest(&a).mtu(9_000).up();
+    let mut guest_b = host.guest(&b).up();
+    for path in paths(&a, &b) {
+        let data: Vec<u8> = (0..4_000).map(|at| at as u8).collect();
+        for partial in [false, true] {
+            let whole = path.udp(1, 2, &data);
+            let mut sent = whole.clone();
+            let v4 = path.src.is_ipv4();
+            if v4 {
+                // "Don't fragment" is not set.
+                sent[18..22].copy_from_slice(&[0x12, 0x34, 0, 0]);
+                hostweave_switch::wire::ipv4::fill_checksum(sent[14..].first_chunk_mut().unwrap());
+            }
+            let header = if partial { frames::partial_checksum(&mut sent).unwrap() } else { VnetHeader::default() };
+            guest_a.send_frame(&sent, &header).unwrap();
+            if !v4 {
+                // In IPv6 that is left to the sender.
+                assert_eq!(icmp_error(&mut guest_a, gateway(&path)).0, 2);
+                continue;
+            }
+            let mut payload: Vec<u8> = Vec::new();
+            while payload.len() < 8 + data.len() {
+                let (header, frame) = guest_b.recv_frame(PATIENCE).unwrap();
+                assert!(
+                    frame.len() <= 14 + 1_500
+                        && header == VnetHeader { num_buffers: header.num_buffers, ..Default::default() }
+                );
+                assert_eq!((&frame[18..20], frame[22]), (&[0x12, 0x34][..], 63));
+                let flags = u16::from_be_bytes([frame[20], frame[21]]);
+                assert_eq!(usize::from(flags & 0x1fff) * 8, payload.len());
+                payload.extend(&frame[34..]);
+                assert_eq!(flags & 0x2000 != 0, payload.len() < 8 + data.len());
+            }
+            // With its checksum, which is complete now.
+            assert_eq!(payload, whole[34..]);
+        }
+    }
+    // One datagram is one packet, however many frames it becomes.
+    assert_eq!(host.status("a").totals.forwarded, 2);
+    assert_eq!(host.dropped("a", DropReason::MtuExceeded), 2);
+    host.assert_ledger();
+}
+
+#[test]
 fn broadcast_and_multicast_reach_nobody() {
     let mut host = Host::new(1);
     host.desired.networks.push(network("other", 2, 1500));

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use hostweave_nat::{Entry, Outside, unmapped};
 use hostweave_switch::wire::proto;
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -132,6 +133,22 @@ fn mapping(view: &MappingView, names: &Names<'_>) -> Value {
         "ageSeconds": view.age_s,
         "expiresSeconds": view.expires_s,
     })
+}
+
+/// NAT pools as others must know them who let their addresses in (SEMANTICS CW10).
+pub fn pools(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
+    let snapshot = call.controller.snapshot();
+    let pools = nat_pools(&snapshot.set).map(|(object, pool)| {
+        let nets: Vec<IpNet> = pool.addresses.iter().copied().map(IpNet::from).collect();
+        json!({
+            "name": object.key.name,
+            "cidrs": IpNet::aggregate(&nets),
+            "addresses": pool.addresses.len(),
+            "draining": pool.draining,
+            "networks": pool.networks,
+        })
+    });
+    Ok(pools.collect())
 }
 
 pub fn stats(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
