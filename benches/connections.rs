@@ -31,7 +31,7 @@ use hostweave_switch::fuzz::{GUEST_A, GUEST_B, NETWORK, mac, tables, v4, v6};
 use hostweave_switch::limits::{BURST, HEADROOM};
 use hostweave_switch::packet::Burst;
 use hostweave_switch::stage::Verdict;
-use hostweave_switch::tables::{AddressKey, PortId};
+use hostweave_switch::tables::{AddressKey, PortId, Tables};
 use hostweave_switch::{MacAddr, parse};
 
 type Failure = Box<dyn std::error::Error>;
@@ -395,6 +395,13 @@ fn services(scenario: &Scenario, six: bool, vni: u32) -> Services {
     Services::compile(&(0..scenario.services).map(spec).collect::<Vec<_>>(), None)
 }
 
+/// Packets of the first guest, at a second.
+fn context(plane: &Plane, now: u32) -> Result<Context<'_>, Failure> {
+    let port = plane.tables.port(GUEST_A).ok_or("no port")?;
+    let network = plane.tables.network(port.network).ok_or("no network")?;
+    Ok(Context::new(plane, port, network, 0, now))
+}
+
 /// Runs one scenario; ns a packet of each burst. `begin` is called before what is measured.
 fn run(scenario: &Scenario, six: bool, packets: u32, begin: impl FnOnce()) -> Result<Vec<f64>, Failure> {
     let mut path = match six {
@@ -404,13 +411,11 @@ fn run(scenario: &Scenario, six: bool, packets: u32, begin: impl FnOnce()) -> Re
     if scenario.services > 0 {
         path.dst = vip(six, 0);
     }
-    let mut plane =
-        Plane { tables: tables(), policy: Compiler::new().update(&world(scenario)).table, ..Plane::default() };
+    let tables = Tables { epochs: vec![1; 2], ..tables() };
+    let mut plane = Plane { tables, policy: Compiler::new().update(&world(scenario)).table, ..Plane::default() };
     let vni = plane.tables.network(NETWORK).ok_or("no network")?.vni;
     plane.services = Arc::new(services(scenario, six, vni));
-    let (Some(port), now) = (plane.tables.port(GUEST_A), 100) else { return Err("no port".into()) };
-    let network = plane.tables.network(port.network).ok_or("no network")?;
-    let mut ctx = Context::new(&plane, port, network, 0, now);
+    let now = 100;
     let folder = tempfile::tempdir()?;
     let new = if scenario.what == What::New { packets } else { 0 };
     // A port that is full has filled its flow cache too.
@@ -431,20 +436,22 @@ fn run(scenario: &Scenario, six: bool, packets: u32, begin: impl FnOnce()) -> Re
     state.connections.make_translatable(capacity);
     state.connections.share([(GUEST_A.0, capacity)].into_iter());
     let known = 0..scenario.flows;
-    pass(&ctx, &mut state, &path, known.clone(), scenario.flows)?;
+    pass(&context(&plane, now)?, &mut state, &path, known.clone(), scenario.flows)?;
     // They go on for long enough to be assured.
-    ctx.now = now + 3;
-    pass(&ctx, &mut state, &path, known.clone(), scenario.flows)?;
+    let now = now + 3;
+    pass(&context(&plane, now)?, &mut state, &path, known.clone(), scenario.flows)?;
     begin();
     let mut samples = Vec::new();
     match scenario.what {
-        What::Hit => samples = pass(&ctx, &mut state, &path, known, packets)?,
-        What::New => samples = pass(&ctx, &mut state, &path, known.end..known.end + packets, packets)?,
+        What::Hit => samples = pass(&context(&plane, now)?, &mut state, &path, known, packets)?,
+        What::New => {
+            samples = pass(&context(&plane, now)?, &mut state, &path, known.end..known.end + packets, packets)?;
+        }
         What::Recheck => {
             for _ in 0..packets.div_ceil(scenario.flows) {
-                ctx.epoch += 1;
-                ctx.crossing_epoch += 1;
-                samples.extend(pass(&ctx, &mut state, &path, known.clone(), scenario.flows)?);
+                plane.tables.epochs.iter_mut().for_each(|epoch| *epoch += 1);
+                plane.tables.crossings += 1;
+                samples.extend(pass(&context(&plane, now)?, &mut state, &path, known.clone(), scenario.flows)?);
             }
         }
     }

@@ -66,6 +66,7 @@ fn port(folder: &std::path::Path) -> PortSpec {
         named_ports: Vec::new(),
         flows_max: 65_536,
         rates: Default::default(),
+        metadata: Default::default(),
     }
 }
 

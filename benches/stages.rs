@@ -1,34 +1,34 @@
 //! Instructions of each stage of the packet path, guest to guest, one flow whose connection is known: each stage is a
 //! function that is not inlined, so that callgrind tells them apart (ARCHITECTURE.md, "Cost of a packet").
 //!
-//! `cargo bench --bench stages -- FRAME_OCTETS BURSTS [v4|v6 [service]]`, `service` for guest to guest by a Service; the program that it builds, under
+//! `cargo bench --bench stages -- FRAME_OCTETS BURSTS [v6] [tcp] [CASE] [OTHERS]`: the case is one of `crossing::Case`, that of packets
+//! which stay in their network if none is given; so many pools, owned addresses and attached ports exist besides. The program that it
+//! builds, under
 //! `valgrind --tool=callgrind --collect-atstart=no --toggle-collect='stages::switch_burst'` for the instructions.
 //! Without callgrind it prints ns a frame, everything hot and in one thread.
 
+mod crossing;
+
 use std::hint::black_box;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hostweave::connect::Flows;
 use hostweave::datapath::{self, Context, Lookup};
-use hostweave::fabric::plane::Plane;
 use hostweave::observe::recorder::Unwatched;
 use hostweave::services;
-use hostweave_guest::{Nic, NicConfig, VnetHeader, features, frames::Path};
+use hostweave_guest::{Nic, NicConfig, VnetHeader, features};
 use hostweave_nat::Nat;
-use hostweave_nat::service::{Backend, FrontendSpec, Refusal, Services};
-use hostweave_policy::compile::Compiler;
-use hostweave_policy::model::{Endpoint, Labels, World};
 use hostweave_switch::connection::{Connections, FreeRecords, Options};
 use hostweave_switch::flow::{FlowCache, FlowKey};
-use hostweave_switch::fuzz::{GUEST_A, GUEST_B, NETWORK, mac, tables, v4, v6};
 use hostweave_switch::packet::{Burst, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::Verdict;
-use hostweave_switch::tables::{AddressKey, Port};
-use hostweave_switch::{MacAddr, guard, parse};
+use hostweave_switch::tables::PortId;
+use hostweave_switch::{guard, parse};
 use hostweave_vhost::{Attachment, AttachmentConfig, FromGuest, Mode, Observer, Peer, ToGuest};
+
+use crossing::Case;
 
 struct Deaf;
 
@@ -49,8 +49,8 @@ const BURST: usize = 64;
 type Failure = Box<dyn std::error::Error>;
 
 #[inline(never)]
-fn stage_rx(rx: &mut FromGuest<'_>, burst: &mut Burst) -> usize {
-    rx.receive(GUEST_A, burst, &mut |_| ()).unwrap_or(0)
+fn stage_rx(rx: &mut FromGuest<'_>, port: PortId, burst: &mut Burst) -> usize {
+    rx.receive(port, burst, &mut |_| ()).unwrap_or(0)
 }
 
 #[inline(never)]
@@ -99,11 +99,6 @@ struct State {
     lookups: Box<[Lookup]>,
 }
 
-/// No packet asks it.
-fn nat_options(now: u32) -> hostweave_nat::Options {
-    hostweave_nat::Options { capacity: 1024, boot: 1, now, timers: hostweave_nat::Timers::default(), seed: None }
-}
-
 /// One burst through all stages. Returns how many frames arrived.
 #[inline(never)]
 fn switch_burst(
@@ -113,7 +108,7 @@ fn switch_burst(
     rx: &mut FromGuest<'_>,
     tx: &mut ToGuest<'_>,
 ) -> u32 {
-    let count = stage_rx(rx, burst);
+    let count = stage_rx(rx, ctx.port.id, burst);
     let mut arrived = 0;
     for index in 0..count {
         let (packet, arena) = burst.packet_mut(index);
@@ -135,54 +130,6 @@ fn switch_burst(
     arrived
 }
 
-/// A plane of two ports, whose policies are compiled and isolate nobody, so that flows differ in nothing but their tuple.
-fn plane() -> Plane {
-    let tables = tables();
-    let endpoint = |port: &Arc<Port>| {
-        Arc::new(Endpoint {
-            id: port.id,
-            network: port.network,
-            namespace: "default".to_owned(),
-            name: port.name.clone(),
-            labels: Labels::new(),
-            named_ports: Vec::new(),
-        })
-    };
-    let world = World { endpoints: tables.ports.iter().flatten().map(endpoint).collect(), ..World::default() };
-    Plane { tables, policy: Compiler::new().update(&world).table, ..Plane::default() }
-}
-
-/// Has a Service whose only backend is `to`; returns its address.
-fn serve(plane: &mut Plane, to: IpAddr) -> IpAddr {
-    let vip: IpAddr = if to.is_ipv6() { [0x2001, 0xdb8, 0x96, 0, 0, 0, 0, 1].into() } else { [10, 96, 0, 1].into() };
-    let vni = plane.tables.network(NETWORK).map_or(0, |network| network.vni);
-    let mapped = |address| AddressKey::new(NETWORK, address).address;
-    let backend = Backend { name: "b".into(), address: mapped(to), l4: Some(3), weight: 1, active: true };
-    let spec = FrontendSpec {
-        service: "default/b".into(),
-        port_name: "".into(),
-        scope: vni,
-        address: mapped(vip),
-        proto: 17,
-        l4: 2..=2,
-        vni,
-        sources: [].into(),
-        affinity_s: None,
-        backends: [backend].into(),
-        refusal: Refusal::Reject,
-    };
-    plane.services = Arc::new(Services::compile(&[spec], None));
-    vip
-}
-
-/// From one guest to the other, by a Service or not.
-fn path(plane: &mut Plane, six: bool, service: bool) -> Path {
-    let (from, to): (IpAddr, IpAddr) =
-        if six { (v6(GUEST_A).into(), v6(GUEST_B).into()) } else { (v4(GUEST_A).into(), v4(GUEST_B).into()) };
-    let to = if service { serve(plane, to) } else { to };
-    Path::new(mac(GUEST_A).0, MacAddr::ROUTER.0, from, to)
-}
-
 /// The protocol thread may still be at the last messages of the start.
 fn claim<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
     loop {
@@ -193,14 +140,13 @@ fn claim<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn main() -> Result<(), Failure> {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
-    let number = |at: usize, default: usize| arguments.get(at).map_or(Ok(default), |text| text.parse());
-    let (len, bursts) = (number(0, 64)?, number(1, 20_000)?);
-    let folder = tempfile::tempdir()?;
+/// Two guests' connections to the switch.
+type Rings = (Vec<Arc<Attachment>>, Vec<Nic>);
+
+fn rings(folder: &std::path::Path) -> Result<Rings, Failure> {
     let (mut attachments, mut nics) = (vec![], vec![]);
     for index in 0..2 {
-        let path = folder.path().join(format!("{index}.sock"));
+        let path = folder.join(format!("{index}.sock"));
         let config = AttachmentConfig {
             mode: Mode::Listen,
             path: path.clone(),
@@ -215,34 +161,51 @@ fn main() -> Result<(), Failure> {
         let features = features::VERSION_1 | features::MRG_RXBUF | features::INDIRECT_DESC;
         nics.push(Nic::connect(NicConfig { features, ring_size: 1024, ..NicConfig::new(path) })?);
     }
-    let (from, to) = (&attachments[0].queues()[0].from_guest, &attachments[1].queues()[0].to_guest);
-    while !(from.is_running() && to.is_running()) {
+    while !(attachments[0].queues()[0].from_guest.is_running() && attachments[1].queues()[0].to_guest.is_running()) {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let is = |at: usize, word: &str| arguments.get(at).is_some_and(|argument| argument == word);
-    let mut plane = plane();
-    let path = path(&mut plane, is(2, "v6"), is(3, "service"));
-    let headers = path.udp(1, 2, &[]).len();
-    let frame = path.udp(1, 2, &vec![7; len.saturating_sub(headers)]);
-    let (Some(port), now) = (plane.tables.port(GUEST_A), 100) else { return Err("no port".into()) };
-    let network = plane.tables.network(port.network).ok_or("no network")?;
-    let mut ctx = Context::new(&plane, port, network, 0, now);
-    let options = Options { capacity: 1024, boot: 1, now: now - 10 };
-    let mut state = State {
+    Ok((attachments, nics))
+}
+
+fn state(folder: &std::path::Path, now: u32) -> Result<State, Failure> {
+    let options = Options { capacity: 1024, boot: 1, now };
+    let timers = hostweave_nat::Timers::default();
+    let nat = hostweave_nat::Options { capacity: 1024, boot: 1, now, timers, seed: Some(1) };
+    let state = State {
         cache: FlowCache::new(2048)?,
-        connections: Connections::open(&folder.path().join("connections"), &options)?,
-        nat: Nat::open(&folder.path().join("nat"), &nat_options(now - 10))?,
+        connections: Connections::open(&folder.join("connections"), &options)?,
+        nat: Nat::open(&folder.join("nat"), &nat)?,
         free: FreeRecords::new(),
         lookups: vec![Lookup::default(); BURST].into(),
     };
     state.connections.make_available(1024);
     state.connections.make_translatable(1024);
-    state.connections.share([(GUEST_A.0, 1024)].into_iter());
+    state.connections.share((0..5).map(|port| (port, 1024)));
+    state.nat.make_available(1024);
+    Ok(state)
+}
+
+fn main() -> Result<(), Failure> {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let number = |at: usize, default: usize| arguments.get(at).map_or(Ok(default), |text| text.parse());
+    let (len, bursts) = (number(0, 64)?, number(1, 20_000)?);
+    let (words, now) = (arguments.get(2..).unwrap_or_default(), 100);
+    let has = |word: &str| words.iter().any(|argument| argument == word);
+    let case = words.iter().find_map(|word| Case::named(word)).unwrap_or(Case::Stay);
+    let others = words.iter().find_map(|word| word.parse().ok()).unwrap_or(0);
+    let folder = tempfile::tempdir()?;
+    let mut state = state(folder.path(), now - 10)?;
+    let plane = crossing::plane(&state, case, others)?;
+    let frame = crossing::begin(&mut state, &plane, case, (has("v6"), has("tcp")), len, now)?;
+    let port = plane.tables.port(case.sender()).ok_or("no port")?;
+    let network = plane.tables.network(port.network).ok_or("no network")?;
+    // The connection has gone on for long enough to be assured.
+    let ctx = Context::new(&plane, port, network, 0, now + 3);
+    let (attachments, mut nics) = rings(folder.path())?;
+    let (from, to) = (&attachments[0].queues()[0].from_guest, &attachments[1].queues()[0].to_guest);
     let (mut burst, mut received) = (Burst::new(), vec![]);
     let mut samples = Vec::with_capacity(bursts);
-    for round in 0..bursts {
-        // The connection begins with the first burst; from the second on it has gone on for long enough to be assured.
-        ctx.now = if round == 0 { now } else { now + 3 };
+    for _ in 0..bursts {
         for _ in 0..BURST {
             nics[0].push_frame(0, &VnetHeader::default(), &frame)?;
         }

@@ -14,15 +14,14 @@
 use hostweave_nat::Pools;
 use hostweave_nat::service::Services;
 use hostweave_policy::table::Table;
-use hostweave_switch::connection::Direction;
-use hostweave_switch::flow::FlowKey;
+use hostweave_switch::flow::{FlowKey, round, stamp};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{Network, Port, Tables};
 use hostweave_switch::{cross, guard, parse, rewrite};
 
-use crate::connect::{self, Flows, Step, Way};
+use crate::connect::{self, Flows, Part, Step, Way};
 use crate::fabric::plane::Plane;
 use crate::observe::recorder::{Detail, Recorder};
 use crate::services::{self, LocalContext, LocalNote};
@@ -46,6 +45,10 @@ pub struct Context<'a> {
     pub epoch: u32,
     /// Epoch of whatever leaves it.
     pub crossing_epoch: u32,
+    /// What a flow of that network shows that needs no look, and one that leaves it ([`stamp`]).
+    pub stamp: u64,
+    /// See [`Context::stamp`].
+    pub crossing_stamp: u64,
     /// Queue pair on which it was sent.
     pub queue: u8,
     /// Seconds of the monotonic clock.
@@ -59,7 +62,21 @@ impl<'a> Context<'a> {
         let epoch = plane.tables.epoch(port.network);
         let crossing_epoch = plane.tables.crossing_epoch();
         let (tables, policy, pools, services) = (&plane.tables, &*plane.policy, &*plane.pools, &*plane.services);
-        Self { tables, policy, port, network, pools, services, epoch, crossing_epoch, queue, now }
+        let [stamp, crossing_stamp] = [epoch, crossing_epoch].map(|epoch| stamp(epoch, round(now)));
+        Self {
+            tables,
+            policy,
+            port,
+            network,
+            pools,
+            services,
+            epoch,
+            crossing_epoch,
+            stamp,
+            crossing_stamp,
+            queue,
+            now,
+        }
     }
 }
 
@@ -115,10 +132,27 @@ pub fn forward<'a, R: Recorder>(
     arena: &mut [Segment],
     record: &mut R,
 ) -> Verdict {
-    let way = match connect::flow(ctx, flows, lookup, packet, arena, record) {
-        Ok(Step::Stay(way)) => way,
-        Ok(Step::Cross { way, part }) => return cross(ctx, flows, lookup, way, part, packet, record),
-        Err(reason) => return Verdict::Drop(reason),
+    let place = flows.cache.find(&lookup.key, lookup.hash);
+    let way = if let Some(place) = place
+        && let Some(way) = connect::ready(ctx, flows, place)
+    {
+        record.stage("flow", Detail::Hit);
+        way
+    } else {
+        if let Some(place) = place
+            && !flows.cache.shows(place, ctx.stamp)
+            && let Some(way) = connect::crossed(ctx, flows, place, packet)
+        {
+            record.stage("flow", Detail::Hit);
+            return done(lookup, way, packet, record);
+        }
+        // What is not ready is told apart out of line: the common case keeps its registers.
+        match connect::flow(ctx, flows, lookup, place, packet, arena, record) {
+            Ok(Step::Stay(way)) => way,
+            Ok(Step::Crossed(way)) => return done(lookup, way, packet, record),
+            Ok(Step::Cross { way, part }) => return cross(ctx, flows, lookup, way, part, packet, record),
+            Err(reason) => return Verdict::Drop(reason),
+        }
     };
     let out = match ctx.tables.port(way.out_port) {
         Some(out) if out.up => out,
@@ -131,14 +165,14 @@ pub fn forward<'a, R: Recorder>(
     done(lookup, way, packet, record)
 }
 
-/// `rewrite` of a packet that leaves its network.
+/// `rewrite` of a packet that leaves its network, from its connection and the tables. What was found out serves its flow's next packets.
 #[inline(never)]
 fn cross<R: Recorder>(
     ctx: &Context<'_>,
-    flows: &Flows<'_>,
+    flows: &mut Flows<'_>,
     lookup: &Lookup,
     way: Way,
-    part: Option<(u32, Direction)>,
+    part: Part,
     packet: &mut Packet,
     record: &mut R,
 ) -> Verdict {
@@ -147,16 +181,26 @@ fn cross<R: Recorder>(
         Some(_) => return Verdict::Drop(DropReason::PortDown),
         None => return Verdict::Drop(DropReason::Internal),
     };
-    let change = match part {
-        Some((connection, direction)) => match flows.connections.change(connection, direction) {
-            Some(change) => Some(change),
-            None => return Verdict::Drop(DropReason::Internal),
-        },
-        None => None,
+    let of = match part {
+        Part::Flow(place) => {
+            let flow = flows.cache.get(place);
+            Some((flow.connection, flow.direction()))
+        }
+        Part::Connection(connection, direction) => Some((connection, direction)),
+        Part::Done => None,
     };
+    let change = of.map(|(connection, direction)| flows.connections.change(connection, direction));
+    if change == Some(None) {
+        return Verdict::Drop(DropReason::Internal);
+    }
     let hash = lookup.hash as u32;
-    match cross::cross(packet, ctx.tables, ctx.port.network, out, hash, change.as_ref()) {
-        Ok(()) => done(lookup, way, packet, record),
+    match cross::cross(packet, ctx.tables, ctx.port.network, out, hash, change.flatten().as_ref()) {
+        Ok(rewriting) => {
+            if let (Part::Flow(place), Some(rewriting)) = (part, rewriting) {
+                flows.cache.set_rewriting(place, rewriting);
+            }
+            done(lookup, way, packet, record)
+        }
         // What a trace shows was not really translated.
         Err(DropReason::SourceNotOwned) if R::MASKED => done(lookup, way, packet, record),
         Err(reason) => Verdict::Drop(reason),

@@ -87,6 +87,19 @@ impl Address {
     #[inline]
     pub(crate) fn take_any(&self, class: Class, first: u16, size: u16, random: u16) -> Option<u16> {
         let start = random & (size - 1);
+        // Nearly always there is one in the word in which it begins.
+        let word = self.word(class, (first + start) / 64);
+        let free = !word.load(Relaxed) & u64::MAX << (start % 64);
+        let bit = free & free.wrapping_neg();
+        if free != 0 && word.fetch_or(bit, AcqRel) & bit == 0 {
+            return Some((first + start) & !63 | bit.trailing_zeros() as u16);
+        }
+        self.take_after(class, first, size, start)
+    }
+
+    /// The same, however full the block is.
+    #[inline(never)]
+    fn take_after(&self, class: Class, first: u16, size: u16, start: u16) -> Option<u16> {
         let words = size / 64;
         // The word in which it begins is looked at twice: its end first, its beginning last.
         for step in 0..=words {

@@ -224,7 +224,7 @@ impl Nat {
             state.used[class as usize].fetch_add(u32::from(first), SeqCst);
         }
         tenant.mappings.fetch_add(1, Relaxed);
-        self.link(bucket, index);
+        self.link(bucket, index, record);
         self.set_timer(&mut shard, index);
         Some(())
     }

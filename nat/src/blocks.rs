@@ -329,7 +329,12 @@ impl Nat {
     /// what it is.
     #[inline]
     pub(crate) fn enter(&self, lease: u32, workload: u32, address: u32, now: u32) -> bool {
-        let Some(state) = self.registry.lease(lease) else { return false };
+        self.registry.lease(lease).is_some_and(|state| self.enter_at(state, lease, workload, address, now))
+    }
+
+    /// The same of a lease whose state is at hand.
+    #[inline]
+    pub(crate) fn enter_at(&self, state: &LeaseState, lease: u32, workload: u32, address: u32, now: u32) -> bool {
         if state.users.fetch_add(1, SeqCst) & CLOSED != 0 {
             state.users.fetch_sub(1, SeqCst);
             return false;

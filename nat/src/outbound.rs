@@ -2,10 +2,11 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::address::Address;
 use crate::blocks::Blocks;
 use crate::model::*;
 use crate::pools::{Pool, Pools, Served};
-use crate::record::{DNS, NewRecord, TRACKED};
+use crate::record::{DNS, NewRecord, Record, TRACKED};
 use crate::table::{Nat, Shard};
 use crate::workload::Workload as Tenant;
 
@@ -22,7 +23,7 @@ struct Ask<'a> {
     pool: &'a Pool,
     served: Served,
     tenant: &'a Tenant,
-    inside: Inside,
+    inside: &'a Inside,
     remote: Outside,
     class: Class,
     now: u32,
@@ -63,24 +64,32 @@ impl Nat {
         if tenant.uid() != inside.uid {
             return Err(Refused::NoPool);
         }
-        let l4 = inside.l4;
-        let (inside, remote) = (class.inside(inside), class.endpoint(remote));
-        let ask = Ask { pools, pool, served, tenant, inside, remote, class, now };
-        let inside = &ask.inside;
-        let bucket = self.bucket(inside);
+        if class != Class::Addresses {
+            return self.mapping_of(&Ask { pools, pool, served, tenant, inside, remote, class, now });
+        }
+        // L4 ports (those of SCTP) do not tell these apart.
+        let (own, remote) = (class.inside(inside), class.endpoint(remote));
+        let mapped = self.mapping_of(&Ask { pools, pool, served, tenant, inside: &own, remote, class, now });
+        mapped.map(|mapped| class.mapped(mapped, inside.l4))
+    }
+
+    /// One copy, out of line: in two places the compiler would take its parts out of line.
+    #[inline(never)]
+    fn mapping_of(&self, ask: &Ask) -> Result<Mapped, Refused> {
+        let bucket = self.bucket(ask.inside);
         let mut shard = self.lock(bucket);
         let mut beside = false;
-        while let Some(index) = self.find(bucket, inside, remote) {
-            match self.fate(&ask, index) {
-                Fate::Use => return Ok(class.mapped(self.use_again(&ask, index), l4)),
-                Fate::Detach => self.detach(&mut shard, bucket, index, now),
+        while let Some(index) = self.find(bucket, ask.inside, ask.remote) {
+            match self.fate(ask, index) {
+                Fate::Use => return Ok(self.use_again(ask, index)),
+                Fate::Detach => self.detach(&mut shard, bucket, index, ask.now),
                 Fate::Beside => {
                     beside = true;
                     break;
                 }
             }
         }
-        self.make(&ask, &mut shard, bucket, beside).map(|mapped| class.mapped(mapped, l4))
+        self.make(ask, &mut shard, bucket, beside)
     }
 
     /// `inside` has sent to `remote`, an outside endpoint of this NAT whose filter did not let it in: it has its mapping all the
@@ -127,7 +136,7 @@ impl Nat {
         Mapped { outside: record.outside(), mapping: record.reference(index), bound, new: false }
     }
 
-    #[inline]
+    #[inline(always)]
     fn note_for_filter(&self, ask: &Ask, index: u32) {
         if ask.pool.filtering == Filtering::AddressDependent && !(ask.pool.overload && ask.class == Class::Tcp) {
             self.note_remote(index, self.remote_mark(Outside { l4: 0, ..ask.remote }));
@@ -135,52 +144,56 @@ impl Nat {
     }
 
     /// Makes a mapping. Its shard is locked.
+    #[inline(always)]
     fn make(&self, ask: &Ask, shard: &mut Shard, bucket: usize, beside: bool) -> Result<Mapped, Refused> {
         if !ask.tenant.begin(ask.pool.mappings_max, ask.pool.rate_max, ask.now) {
             self.counts.limited.fetch_add(1, Relaxed);
             return Err(Refused::PortLimit);
         }
-        let Some(index) = self.take_record(shard) else {
+        let Some((index, record)) = self.take_record(shard) else {
             ask.tenant.end();
             self.counts.full.fetch_add(1, Relaxed);
             return Err(Refused::Full);
         };
         let placed = match ask.class {
-            Class::Addresses => self.place_addresses(ask, index),
-            Class::Tcp if beside => self.place_shared(ask, shard, index).ok_or(Refused::PortLimit),
-            _ => match self.place(ask, shard, index) {
+            Class::Addresses => self.place_addresses(ask, index, record),
+            Class::Tcp if beside => self.place_shared(ask, shard, index, record).ok_or(Refused::PortLimit),
+            _ => match self.place(ask, shard, index, record) {
                 Err(refused) if ask.pool.overload && ask.class == Class::Tcp => {
-                    self.place_shared(ask, shard, index).ok_or(refused)
+                    self.place_shared(ask, shard, index, record).ok_or(refused)
                 }
                 placed => placed,
             },
         };
         match placed {
             Ok(place) => {
-                self.link(bucket, index);
+                self.link(bucket, index, record);
                 let outside = Outside { address: place.address, l4: place.l4 };
-                let mapping = self.records()[index as usize].reference(index);
-                Ok(Mapped { outside, mapping, bound: place.bound, new: true })
+                Ok(Mapped { outside, mapping: record.reference(index), bound: place.bound, new: true })
             }
             Err(refused) => {
-                if refused == Refused::PortLimit {
-                    self.counts.limited.fetch_add(1, Relaxed);
-                }
-                self.give_back(shard, index);
-                ask.tenant.end();
+                self.refuse(ask, shard, index, refused);
                 Err(refused)
             }
         }
     }
 
+    #[cold]
+    fn refuse(&self, ask: &Ask, shard: &mut Shard, index: u32, refused: Refused) {
+        if refused == Refused::PortLimit {
+            self.counts.limited.fetch_add(1, Relaxed);
+        }
+        self.give_back(shard, index);
+        ask.tenant.end();
+    }
+
     /// Becomes a mapping at a place.
-    #[inline]
-    fn fill(&self, ask: &Ask, index: u32, place: &Place) {
-        let Some(record) = self.record(index) else { return };
+    #[inline(always)]
+    fn fill(&self, ask: &Ask, index: u32, record: &Record, place: &Place) {
         let tracked = if ask.pool.overload && ask.class == Class::Tcp { TRACKED } else { 0 };
         let dns = if ask.class == Class::Udp && ask.remote.l4 == DNS_L4 { DNS } else { 0 };
         let new = NewRecord {
-            inside: &ask.inside,
+            inside: ask.inside,
             outside: Outside { address: place.address, l4: place.l4 },
             remote: place.bound.then_some(ask.remote),
             workload: ask.served.workload,
@@ -194,49 +207,65 @@ impl Nat {
     }
 
     /// Takes an L4 port of the workload's blocks, of which it gets another when they are full.
-    fn place(&self, ask: &Ask, shard: &mut Shard, index: u32) -> Result<Place, Refused> {
+    #[inline(always)]
+    fn place(&self, ask: &Ask, shard: &mut Shard, index: u32, record: &Record) -> Result<Place, Refused> {
         loop {
-            let address = ask.tenant.address().filter(|at| ask.pools.is_open(*at, ask.served.pool));
-            let had = ask.tenant.count();
-            let mut own = 0;
-            if let Some(at) = address {
-                let place = self.preserve(ask, at).or_else(|| self.take_port(ask, at, shard, had, &mut own));
-                if let Some(place) = place {
-                    self.fill(ask, index, &place);
-                    if let Some(outside) = self.registry.address(at) {
-                        outside.set_first(ask.class, place.l4, Some(index));
-                    }
+            let (at, had) = (ask.tenant.address(), ask.tenant.count());
+            let (mut open, mut own) = (None, 0);
+            if let Some(at) = at
+                && ask.pools.is_open(at, ask.served.pool)
+                && let Some(address) = self.registry.address(at)
+            {
+                open = Some(at);
+                // No closures here: what they borrow would have to lie in memory.
+                let taken = match self.preserve(ask, at, address) {
+                    None => self.take_port(ask, at, address, shard, had, &mut own),
+                    taken => taken,
+                };
+                if let Some((l4, lease)) = taken {
+                    let place = Place { address: address.address(), l4, lease, bound: false };
+                    self.fill(ask, index, record, &place);
+                    address.set_first(ask.class, l4, Some(index));
                     return Ok(place);
                 }
             }
-            self.grow(ask, address.filter(|_| own > 0), own, had)?;
+            self.grow(ask, open.filter(|_| own > 0), own, had)?;
         }
     }
 
-    /// The same L4 port as inside, if it lies in a block of the workload and is free.
-    #[inline]
-    fn preserve(&self, ask: &Ask, at: u32) -> Option<Place> {
-        let address = self.registry.address(at)?;
+    /// The same L4 port as inside, if it lies in a block of the workload and is free. With its lease.
+    #[inline(always)]
+    fn preserve(&self, ask: &Ask, at: u32, address: &Address) -> Option<(u16, u32)> {
         let l4 = ask.inside.l4;
         let lease = address.lease_of(l4)?;
         let state = self.registry.lease(lease)?;
-        if !self.enter(lease, ask.served.workload, at, ask.now) {
+        // Nearly always it is somebody else's.
+        if state.workload.load(Relaxed) != ask.served.workload
+            || !self.enter_at(state, lease, ask.served.workload, at, ask.now)
+        {
             return None;
         }
         // It may be another block by now.
         let (first, size) = state.ports();
         if l4 & !size.wrapping_sub(1) == first && address.take(ask.class, l4) {
             state.used[ask.class as usize].fetch_add(1, Relaxed);
-            return Some(Place { address: address.address(), l4, lease, bound: false });
+            return Some((l4, lease));
         }
         self.leave(lease, ask.now);
         None
     }
 
-    /// A random L4 port of a block of the workload at an address. `own` is how many blocks it has there.
-    #[inline]
-    fn take_port(&self, ask: &Ask, at: u32, shard: &mut Shard, had: u32, own: &mut u16) -> Option<Place> {
-        let address = self.registry.address(at)?;
+    /// A random L4 port of a block of the workload at an address, with its lease. `own` is how many blocks it has there.
+    #[inline(always)]
+    fn take_port(
+        &self,
+        ask: &Ask,
+        at: u32,
+        address: &Address,
+        shard: &mut Shard,
+        had: u32,
+        own: &mut u16,
+    ) -> Option<(u16, u32)> {
         let class = ask.class as usize;
         let hint = ask.tenant.hint(class);
         // Of few blocks, whichever had room last; it is left when it is full.
@@ -249,14 +278,14 @@ impl Nat {
             }
             *own += 1;
             let is_full = state.used[class].load(Relaxed) >= state.ports().1.into();
-            if is_full || !self.enter(lease, ask.served.workload, at, ask.now) {
+            if is_full || !self.enter_at(state, lease, ask.served.workload, at, ask.now) {
                 continue;
             }
             let (first, size) = state.ports();
             if let Some(l4) = address.take_any(ask.class, first, size, shard.random.draw()) {
                 state.used[class].fetch_add(1, Relaxed);
                 ask.tenant.set_hint(class, place);
-                return Some(Place { address: address.address(), l4, lease, bound: false });
+                return Some((l4, lease));
             }
             self.leave(lease, ask.now);
         }
@@ -354,7 +383,8 @@ impl Nat {
     }
 
     /// A protocol without ports: the address alone, if nobody else behind it speaks this protocol with this remote.
-    fn place_addresses(&self, ask: &Ask, index: u32) -> Result<Place, Refused> {
+    #[cold]
+    fn place_addresses(&self, ask: &Ask, index: u32, record: &Record) -> Result<Place, Refused> {
         let (lease, at) = self.any_block(ask)?;
         let Some(address) = self.registry.address(at) else { return Err(Refused::NoPool) };
         let place = Place { address: address.address(), l4: 0, lease, bound: true };
@@ -364,8 +394,7 @@ impl Nat {
             self.leave(lease, ask.now);
             return Err(Refused::Unsupported(ask.inside.proto));
         }
-        self.fill(ask, index, &place);
-        let record = &self.records()[index as usize];
+        self.fill(ask, index, record, &place);
         record.next_outside.store(self.address_heads[bucket].load(Relaxed), Relaxed);
         self.address_heads[bucket].store(index, Relaxed);
         Ok(place)
@@ -387,13 +416,14 @@ impl Nat {
     }
 
     /// An L4 port that is in use, but not towards this remote (SEMANTICS NA17). Only TCP.
-    fn place_shared(&self, ask: &Ask, shard: &mut Shard, index: u32) -> Option<Place> {
+    #[cold]
+    fn place_shared(&self, ask: &Ask, shard: &mut Shard, index: u32, record: &Record) -> Option<Place> {
         let at = ask.tenant.address().filter(|at| ask.pools.is_open(*at, ask.served.pool))?;
         let address = self.registry.address(at)?;
         let mark = self.remote_mark(ask.remote);
         for lease in ask.tenant.leases() {
             let Some(state) = self.registry.lease(lease) else { continue };
-            if !self.enter(lease, ask.served.workload, at, ask.now) {
+            if !self.enter_at(state, lease, ask.served.workload, at, ask.now) {
                 continue;
             }
             let (first, size) = state.ports();
@@ -406,8 +436,8 @@ impl Nat {
                     continue;
                 };
                 let place = Place { address: address.address(), l4, lease, bound: true };
-                self.fill(ask, index, &place);
-                let (head, record) = (&self.records()[head as usize], &self.records()[index as usize]);
+                self.fill(ask, index, record, &place);
+                let head = &self.records()[head as usize];
                 record.next_outside.store(head.next_outside.load(Relaxed), Relaxed);
                 head.next_outside.store(index, Relaxed);
                 self.counts.overloaded.fetch_add(1, Relaxed);

@@ -162,7 +162,9 @@ impl Pools {
     /// Whether new mappings of a pool may lie at an address.
     #[inline]
     pub(crate) fn is_open(&self, address: u32, pool: u32) -> bool {
-        self.use_at(address).is_some_and(|used| used.pool == pool && !used.draining)
+        // No pool has the number that an address of none has.
+        let Some(used) = self.uses.get(address as usize) else { return false };
+        used.pool == pool && pool != NONE && !used.draining
     }
 }
 

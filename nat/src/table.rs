@@ -48,6 +48,8 @@ pub struct Options {
 pub struct Nat {
     pub(crate) file: SharedFile,
     capacity: u32,
+    /// Where records begin in the file, in octets.
+    records_at: usize,
     /// Records whose blocks are allocated.
     available: AtomicU32,
     timers: Timers,
@@ -119,6 +121,7 @@ impl Nat {
         Ok(Self {
             file,
             capacity,
+            records_at: adopt::records_at(capacity),
             available: AtomicU32::new(0),
             timers: options.timers,
             remote_key: [word(), word()],
@@ -172,7 +175,7 @@ impl Nat {
 
     #[inline]
     pub(crate) fn records(&self) -> &[Record] {
-        self.file.slice(adopt::records_at(self.capacity), self.capacity as usize)
+        self.file.slice(self.records_at, self.capacity as usize)
     }
 
     pub(crate) fn lease_records(&self) -> &[LeaseRecord] {
@@ -252,8 +255,7 @@ impl Nat {
 
     /// Puts a filled record into the chain of its inside endpoint. Its shard is locked.
     #[inline]
-    pub(crate) fn link(&self, bucket: usize, index: u32) {
-        let Some(record) = self.record(index) else { return };
+    pub(crate) fn link(&self, bucket: usize, index: u32, record: &Record) {
         record.next.store(self.heads[bucket].load(Relaxed), Relaxed);
         self.heads[bucket].store(index, Relaxed);
         self.counts.mappings.fetch_add(1, Relaxed);
@@ -331,11 +333,12 @@ impl Nat {
 
     /// A record for a new mapping, out of those that the shard has at hand.
     #[inline]
-    pub(crate) fn take_record(&self, shard: &mut Shard) -> Option<u32> {
+    pub(crate) fn take_record(&self, shard: &mut Shard) -> Option<(u32, &Record)> {
         if shard.free.is_empty() {
             self.refill(shard);
         }
-        shard.free.pop()
+        let index = shard.free.pop()?;
+        Some((index, self.record(index)?))
     }
 
     /// Gives one back.
@@ -361,14 +364,14 @@ impl Nat {
     #[cold]
     fn refill(&self, shard: &mut Shard) {
         let mut free = lock(&self.free);
-        let available = self.available.load(Relaxed);
+        let (records, available) = (self.records(), self.available.load(Relaxed));
         while shard.free.len() < self.keep {
-            if let Some(record) = self.record(free.first) {
+            if let Some(record) = records.get(free.first as usize) {
                 shard.free.push(free.first);
                 free.first = record.next.load(Relaxed);
             } else if free.fresh < available {
                 // A mark that is too low may hide records of an earlier run: they were not adopted.
-                self.record(free.fresh).filter(|record| record.is_valid()).inspect(|record| record.clear());
+                records.get(free.fresh as usize).filter(|record| record.is_valid()).inspect(|record| record.clear());
                 shard.free.push(free.fresh);
                 free.fresh += 1;
             } else {

@@ -18,7 +18,7 @@ use hostweave_switch::wire::proto;
 
 use super::outside::{self, Plan};
 use super::service;
-use super::{Flows, Missed, Opened, Step, Way, step};
+use super::{Flows, Missed, Opened, Part, Step, Way, step};
 use crate::datapath::{Context, Lookup};
 use crate::observe::recorder::{Detail, Recorder, Unwatched};
 
@@ -261,7 +261,7 @@ fn commit<R: Recorder>(
     if R::MASKED {
         record.stage("commit", Detail::Masked);
         let way = Way { out_port: out.id, queue: NO_QUEUE };
-        return Ok(if translation.is_some() { Step::Cross { way, part: None } } else { Step::Stay(way) });
+        return Ok(if translation.is_some() { Step::Cross { way, part: Part::Done } } else { Step::Stay(way) });
     }
     let epoch = if translation.is_some() { ctx.crossing_epoch } else { ctx.epoch };
     let new = NewConnection {
@@ -303,8 +303,8 @@ fn commit<R: Recorder>(
         // Another worker was first, and with something else: the next packet finds that.
         return Err(DropReason::NatTupleTaken);
     }
-    flows.cache.put(missed.place, &flow, lookup.hash);
-    Ok(step(&flow))
+    let place = flows.cache.put(missed.place, &flow, lookup.hash);
+    Ok(step(&flow, Some(place)))
 }
 
 /// Decides about a connection once more, by the tables of now (SEMANTICS NP31). Its addresses must still belong to its

@@ -2,7 +2,7 @@
 //! a new one may begin.
 //!
 //! Theory of operation: nearly every packet finds its flow in this worker's cache, and if that was checked against its
-//! connection during the current second and the current epoch, nothing else is looked at ([`flow`]). Otherwise the
+//! connection during the current second and the current epoch, nothing else is looked at ([`ready`], [`crossed`]). Otherwise the
 //! connection is asked (`refresh`): is it still there, is it still allowed? Without a flow the shared table is asked
 //! (`connection`), and without a connection policy is (`decide`). Only `commit` adds connections.
 //!
@@ -19,9 +19,7 @@ mod related;
 mod service;
 
 use hostweave_nat::Nat;
-use hostweave_switch::connection::{
-    Connections, Direction, Ending, Found, FreeRecords, Miss, Record, UNANSWERED_S,
-};
+use hostweave_switch::connection::{Connections, Direction, Ending, Found, FreeRecords, Miss, Record, UNANSWERED_S};
 use hostweave_switch::flow::{
     ASSURED, CROSSES, Flow, FlowCache, FlowKey, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp,
 };
@@ -91,49 +89,51 @@ pub struct Way {
 pub enum Step {
     /// It goes to a port of its own network.
     Stay(Way),
+    /// It leaves its network, and has become what it has to become.
+    Crossed(Way),
     /// It leaves its network.
     Cross {
         /// Where to.
         way: Way,
-        /// Of which connection it is, and which direction of that; `None` if it is already what it has to become.
-        part: Option<(u32, Direction)>,
+        /// What it has to become.
+        part: Part,
     },
 }
 
-/// Finds a packet's way.
+/// What a packet that crosses has to become.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// What the flow at this place of the cache becomes.
+    Flow(usize),
+    /// What this direction of this connection becomes.
+    Connection(u32, Direction),
+    /// It is that already.
+    Done,
+}
+
+/// The way of a packet that stays in its network, if nothing has to be asked: its flow stands at this place of the cache, was looked at
+/// during this round and epoch, and is assured and not TCP.
+#[inline(always)]
+pub fn ready(ctx: &Context<'_>, flows: &Flows<'_>, place: usize) -> Option<Way> {
+    let (out_port, queue) = flows.cache.ready(place, ctx.stamp)?;
+    Some(Way { out_port: PortId(u32::from(out_port)), queue })
+}
+
+/// The same of a packet that crosses, which it has done then.
+#[inline(always)]
+pub fn crossed(ctx: &Context<'_>, flows: &Flows<'_>, place: usize, packet: &mut Packet) -> Option<Way> {
+    let (out_port, queue, rewriting) = flows.cache.ready_to_cross(place, ctx.crossing_stamp)?;
+    let way = Way { out_port: PortId(u32::from(out_port)), queue };
+    let up = ctx.tables.port(way.out_port).is_some_and(|out| out.up);
+    (up && rewriting.apply_udp(packet)).then_some(way)
+}
+
+/// Finds a packet's way: its flow stands at `place` of the cache, and has to be looked at, or is not there.
 ///
 /// # Errors
 /// Why it ends here.
-#[inline(always)]
-pub fn flow<'a, R: Recorder>(
-    ctx: &Context<'a>,
-    flows: &mut Flows<'a>,
-    lookup: &Lookup,
-    packet: &mut Packet,
-    arena: &mut [Segment],
-    record: &mut R,
-) -> Result<Step, DropReason> {
-    // What is not ready is told apart out of line: the common case keeps its registers.
-    let place = flows.cache.find(&lookup.key, lookup.hash);
-    if let Some(place) = place
-        && let Some((out_port, queue)) = flows.cache.ready(place, stamp(ctx.epoch, round(ctx.now)))
-    {
-        record.stage("flow", Detail::Hit);
-        return Ok(Step::Stay(Way { out_port: PortId(u32::from(out_port)), queue }));
-    }
-    if let Some(place) = place
-        && let Some(crossing) = flows.cache.ready_to_cross(place, stamp(ctx.crossing_epoch, round(ctx.now)))
-    {
-        record.stage("flow", Detail::Hit);
-        let way = Way { out_port: PortId(u32::from(crossing.out_port)), queue: crossing.queue };
-        return Ok(Step::Cross { way, part: Some((crossing.connection, crossing.direction)) });
-    }
-    not_ready(ctx, flows, lookup, place, packet, arena, record)
-}
-
-/// A flow that is in the cache and has to be looked at, or is not there.
 #[inline(never)]
-fn not_ready<'a, R: Recorder>(
+pub fn flow<'a, R: Recorder>(
     ctx: &Context<'a>,
     flows: &mut Flows<'a>,
     lookup: &Lookup,
@@ -151,13 +151,27 @@ fn not_ready<'a, R: Recorder>(
     connection(ctx, flows, lookup, place, packet, arena, record)
 }
 
+/// Whether a segment whose flow stands at this place has become what it has to become: what that is was found out before.
+#[inline(always)]
+fn rewritten(ctx: &Context<'_>, flows: &Flows<'_>, place: usize, flow: &Flow, packet: &mut Packet) -> bool {
+    let Some(rewriting) = flows.cache.rewriting(place) else { return false };
+    ctx.tables.port(PortId(u32::from(flow.out_port))).is_some_and(|out| out.up) && rewriting.apply_tcp(packet)
+}
+
+/// Where a flow leads; `place` is where it stands in the cache as it is.
 #[inline]
-fn step(flow: &Flow) -> Step {
-    let way = Way { out_port: PortId(u32::from(flow.out_port)), queue: flow.queue };
+fn step(flow: &Flow, place: Option<usize>) -> Step {
+    let way = way(flow);
     if flow.flags & CROSSES == 0 {
         return Step::Stay(way);
     }
-    Step::Cross { way, part: Some((flow.connection, direction(flow))) }
+    let part = place.map_or(Part::Connection(flow.connection, flow.direction()), Part::Flow);
+    Step::Cross { way, part }
+}
+
+#[inline]
+fn way(flow: &Flow) -> Way {
+    Way { out_port: PortId(u32::from(flow.out_port)), queue: flow.queue }
 }
 
 /// A flow that is in the cache, of a connection that has to be looked at. `None` when it is not that connection's any
@@ -167,14 +181,14 @@ fn known<R: Recorder>(
     ctx: &Context<'_>,
     flows: &mut Flows<'_>,
     place: usize,
-    packet: &Packet,
+    packet: &mut Packet,
     record: &mut R,
 ) -> Option<Result<Step, DropReason>> {
     let mut flow = flows.cache.get(place);
     let connection = flows.connections.get(flow.connection, flow.generation)?;
-    if (flow.epoch != ctx.epoch || flow.round != round(ctx.now) || flow.flags & ASSURED == 0)
-        && !may_be_trusted_to_cross(ctx, &flow)
-    {
+    // What crosses has the epoch of all networks, which is never that of one.
+    let new = if flow.flags & CROSSES == 0 { ctx.stamp } else { ctx.crossing_stamp };
+    if stamp(flow.epoch, flow.round) != new || flow.flags & ASSURED == 0 {
         if let Err(reason) = refresh(ctx, flows, &mut flow, record)? {
             return Some(Err(reason));
         }
@@ -188,14 +202,13 @@ fn known<R: Recorder>(
         }
     }
     record.stage("flow", Detail::Hit);
-    Some(Ok(step(&flow)))
-}
-
-/// A flow that crosses has the epoch of all networks, which is never that of one.
-#[inline]
-fn may_be_trusted_to_cross(ctx: &Context<'_>, flow: &Flow) -> bool {
-    let new = (flow.epoch, flow.round) == (ctx.crossing_epoch, round(ctx.now));
-    new && flow.flags & (ASSURED | CROSSES) == ASSURED | CROSSES
+    if R::MASKED {
+        return Some(Ok(step(&flow, None)));
+    }
+    if flow.flags & (TCP | CROSSES) == TCP | CROSSES && rewritten(ctx, flows, place, &flow, packet) {
+        return Some(Ok(Step::Crossed(way(&flow))));
+    }
+    Some(Ok(step(&flow, Some(place))))
 }
 
 /// Brings a flow up to date with its connection, and the connection with the packet. `None` when policy has to decide
@@ -222,7 +235,7 @@ fn refresh<R: Recorder>(
         }
         return if moved { None } else { Some(Err(reason)) };
     }
-    let direction = direction(flow);
+    let direction = flow.direction();
     if R::MASKED {
         return Some(Ok(()));
     }
@@ -240,11 +253,6 @@ fn refresh<R: Recorder>(
     Some(Ok(()))
 }
 
-#[inline]
-fn direction(flow: &Flow) -> Direction {
-    usize::from(flow.flags & REPLY != 0)
-}
-
 /// A TCP segment of a known connection. `false` when it begins a new one in its place.
 #[inline]
 fn segment(
@@ -256,7 +264,7 @@ fn segment(
 ) -> Result<bool, DropReason> {
     // Of a later fragment there is nothing to see; the first one was looked at.
     let Some(segment) = tcp_track::Segment::of(packet) else { return Ok(true) };
-    let direction = direction(flow);
+    let direction = flow.direction();
     if segment.flags & SYN_ACK == SYN_ACK && both_anew(ctx, flows, flow, connection, &segment) {
         return Ok(true);
     }
@@ -295,7 +303,7 @@ fn both_anew(
     connection: &Record,
     segment: &tcp_track::Segment,
 ) -> bool {
-    let challenge = flows.connections.challenges().kept(&found(flow)).filter(|_| direction(flow) == 1);
+    let challenge = flows.connections.challenges().kept(&found(flow)).filter(|_| flow.direction() == 1);
     let Some([opener, answerer]) = challenge.and_then(|opener| tcp_track::both_anew(&opener, segment)) else {
         return false;
     };
@@ -310,7 +318,7 @@ fn both_anew(
 }
 
 fn found(flow: &Flow) -> Found {
-    Found { index: flow.connection, generation: flow.generation, direction: direction(flow) }
+    Found { index: flow.connection, generation: flow.generation, direction: flow.direction() }
 }
 
 /// A connection that has begun to end may be forgotten sooner.
@@ -319,7 +327,7 @@ fn ending(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, [before, after, rec
     let state = tcp_track::state(&after, &receiver);
     if state != State::Established && state != tcp_track::state(&before, &receiver) {
         flows.connections.reschedule(flow.connection, flow.generation, &ctx.tables.timeouts);
-        if state == State::Closed && direction(flow) == 1 && receiver.flags & Side::ACKED == 0 {
+        if state == State::Closed && flow.direction() == 1 && receiver.flags & Side::ACKED == 0 {
             failed(ctx, flows, flow);
         }
     }
@@ -417,10 +425,8 @@ fn connection<'a, R: Recorder>(
                 continue;
             }
         }
-        if !R::MASKED {
-            flows.cache.put(place, &flow, lookup.hash);
-        }
-        return Ok(step(&flow));
+        let place = if R::MASKED { None } else { Some(flows.cache.put(place, &flow, lookup.hash)) };
+        return Ok(step(&flow, place));
     }
     record.stage("conn", Detail::Miss);
     decide::decide(ctx, flows, lookup, missed, packet, record)

@@ -15,7 +15,7 @@ use hostweave_switch::wire::ipv4::Ipv4;
 use hostweave_switch::wire::ipv6::{self, Extension, Ipv6};
 use hostweave_switch::wire::{checksum, ethernet, icmpv4, icmpv6, proto};
 
-use super::{Flows, Step, Way};
+use super::{Flows, Part, Step, Way};
 use crate::datapath::Context;
 use crate::observe::recorder::{Detail, Recorder};
 
@@ -74,7 +74,7 @@ pub(super) fn related<R: Recorder>(
         let sent = if found.direction == 0 { connection.key() } else { translation.reply };
         translate(ctx, packet, arena, &outer, &quote, &sent)?;
     }
-    Ok(Step::Cross { way, part: None })
+    Ok(Step::Cross { way, part: Part::Done })
 }
 
 /// Makes an error one about the packet as it was sent, `sent`.

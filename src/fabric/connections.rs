@@ -14,7 +14,7 @@ use hostweave_switch::tables::{NetworkId, Port, PortId, Tables};
 
 use super::ids::IdPool;
 use super::spec::{FabricConfig, PolicySpec};
-use super::uplink::lifecycle::decides_otherwise;
+use super::uplink::lifecycle::{decides_otherwise, leads_otherwise};
 use super::{Established, Inner, State};
 
 /// Connections looked at in one go, between two of which a worker may have the shard.
@@ -189,6 +189,9 @@ impl State {
             changed.extend((0..tables.networks.len()).map(|index| NetworkId(index as u16)));
         }
         changed.into_iter().for_each(|network| self.bump_network(network));
+        if leads_otherwise(old, tables) {
+            self.bump_crossings();
+        }
         self.epochs.resize(self.epochs.len().max(tables.networks.len()), 1);
         tables.epochs.clone_from(&self.epochs);
         tables.crossings = self.crossings;

@@ -19,7 +19,9 @@ use super::LocalContext;
 pub fn answer_v4(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
     let gateway = ctx.network.v4.map(|(_, gateway)| gateway);
     let is_service = |address: Ipv4Addr| ctx.is_service(u128::from(address.to_ipv6_mapped()));
-    reflect_v4(packet, MacAddr::ROUTER, |address| Some(address) == gateway || address == METADATA_V4 || is_service(address))
+    reflect_v4(packet, MacAddr::ROUTER, |address| {
+        Some(address) == gateway || address == METADATA_V4 || is_service(address)
+    })
 }
 
 /// Answers one to any of the addresses that are `ours`, behind the link address `mac`.
@@ -54,7 +56,9 @@ pub fn reflect_v4(packet: &mut Packet, mac: MacAddr, ours: impl FnOnce(Ipv4Addr)
 pub fn answer_v6(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
     let gateway = ctx.network.v6.map(|(_, gateway)| gateway);
     let is_service = |address: Ipv6Addr| ctx.is_service(u128::from(address));
-    let ours = |address| Some(address) == gateway || [ROUTER_LINK_LOCAL, METADATA_V6].contains(&address) || is_service(address);
+    let ours = |address| {
+        Some(address) == gateway || [ROUTER_LINK_LOCAL, METADATA_V6].contains(&address) || is_service(address)
+    };
     reflect_v6(packet, MacAddr::ROUTER, ours)
 }
 

@@ -7,14 +7,25 @@
 use crate::MacAddr;
 use crate::connection::Change;
 use crate::packet::{L3, Packet};
+use crate::rewriting::Rewriting;
 use crate::route::{self, source};
 use crate::stage::DropReason;
 use crate::tables::{NetworkId, NextHop, Owned, Port, PortKind, Tables, Uplink};
 use crate::translate::translate;
 use crate::wire::{ethernet, ipv4, proto, tcp};
 
+/// Which way a packet goes out of its network.
+#[derive(Clone, Copy, Debug)]
+pub struct Hop {
+    /// Destination and source at the link.
+    pub link: [MacAddr; 2],
+    /// Octets of IP packet that the other network takes.
+    pub mtu: u16,
+}
+
 /// Addresses a packet of `network` to `out`, makes it what `change` says, and takes one off its TTL. Link address, TTL, MTU and
-/// next hop are checked first. `hash` is the flow's: it chooses among several gateways.
+/// next hop are checked first. `hash` is the flow's: it chooses among several gateways. Returns what the next packets of
+/// the flow may be rewritten by without another look.
 ///
 /// # Errors
 /// Why the packet may not go on. It is as it was received then, unless it is `SourceNotOwned`. For `MtuExceeded`,
@@ -27,19 +38,21 @@ pub fn cross(
     out: &Port,
     hash: u32,
     change: Option<&Change>,
-) -> Result<(), DropReason> {
+) -> Result<Option<Rewriting>, DropReason> {
     let uplink = if out.kind == PortKind::Uplink { Some(uplink(tables)?) } else { None };
-    let (dst, src) = may_cross(packet, tables, uplink, out, hash)?;
+    let hop = may_cross(packet, tables, uplink, out, hash)?;
     if let Some(change) = change {
         translate(packet, change)?;
     }
-    clamp(packet, tables, network, out);
+    let mtu = tables.network(network).map_or(u16::MAX, |network| network.mtu);
+    clamp(packet, mtu, hop.mtu);
     let l3 = packet.meta.l3;
     let frame = packet.head_mut().first_chunk_mut::<{ ethernet::HEADER_LEN + ipv4::HEADER_LEN }>();
     let (link, header) = frame.ok_or(DropReason::Internal)?.split_at_mut(ethernet::HEADER_LEN);
     let (Some(link), Some(header)) = (link.first_chunk_mut(), header.first_chunk_mut()) else {
         return Err(DropReason::Internal);
     };
+    let [dst, src] = hop.link;
     ethernet::set_addresses(link, dst, src);
     if out.kind != PortKind::Internal {
         match l3 {
@@ -49,13 +62,15 @@ pub fn cross(
             L3::Arp | L3::None => return Err(DropReason::Internal),
         }
     }
-    match uplink {
-        Some(uplink) if !may_leave(uplink, network, packet) => Err(DropReason::SourceNotOwned),
-        _ => Ok(()),
+    if uplink.is_some_and(|uplink| !may_leave(uplink, network, packet)) {
+        return Err(DropReason::SourceNotOwned);
     }
+    // What arrives at the host keeps its TTL.
+    let change = change.filter(|_| out.kind != PortKind::Internal);
+    Ok(change.and_then(|change| Rewriting::of(packet, change, hop.mtu, mtu != hop.mtu)))
 }
 
-/// Whether a packet may go to `out` now. Returns the link addresses that it gets: destination and source.
+/// Whether a packet may go to `out` now, and which way.
 ///
 /// # Errors
 /// As [`cross`].
@@ -66,7 +81,7 @@ pub fn may_cross(
     uplink: Option<&Uplink>,
     out: &Port,
     hash: u32,
-) -> Result<(MacAddr, MacAddr), DropReason> {
+) -> Result<Hop, DropReason> {
     let mtu = tables.network(out.network).map_or(0, |network| network.mtu);
     let too_long = route::widest(packet) > u32::from(mtu);
     let frame = packet.head().first_chunk().ok_or(DropReason::Internal)?;
@@ -76,10 +91,11 @@ pub fn may_cross(
             packet.meta.out_port = out.id;
         }
     })?;
-    match uplink {
-        Some(uplink) => Ok((next_hop(uplink, l3, hash)?, uplink.mac)),
-        None => Ok((out.mac, MacAddr::ROUTER)),
-    }
+    let link = match uplink {
+        Some(uplink) => [next_hop(uplink, l3, hash)?, uplink.mac],
+        None => [out.mac, MacAddr::ROUTER],
+    };
+    Ok(Hop { link, mtu })
 }
 
 fn uplink(tables: &Tables) -> Result<&Uplink, DropReason> {
@@ -124,19 +140,15 @@ fn may_leave(uplink: &Uplink, network: NetworkId, packet: &Packet) -> bool {
 /// The MSS of a SYN that leaves for a network of a smaller MTU than the sender knows of (RFC 9293 §3.7.1; RFC 8200 §8.3). Where
 /// both are equal nothing is touched: path MTU discovery sees to the rest.
 #[inline]
-fn clamp(packet: &mut Packet, tables: &Tables, network: NetworkId, out: &Port) {
+fn clamp(packet: &mut Packet, from: u16, to: u16) {
     const FLAGS: usize = 13;
-    if packet.meta.proto != proto::TCP || packet.meta.later_fragment {
+    if packet.meta.proto != proto::TCP || packet.meta.later_fragment || from == to {
         return;
     }
     let l4 = usize::from(packet.meta.layers.l4);
     let syn = packet.head().get(l4 + FLAGS).is_some_and(|flags| flags & tcp::flags::SYN != 0);
     if syn {
-        let mtu = |network| tables.network(network).map_or(u16::MAX, |network| network.mtu);
-        let (from, to) = (mtu(network), mtu(out.network));
-        if from != to {
-            clamp_to(packet, from.min(to));
-        }
+        clamp_to(packet, from.min(to));
     }
 }
 

@@ -13,8 +13,10 @@
 //! a lookup touches one line of tags and the line of the entry. When both buckets are full the oldest entry goes.
 //! The cache begins small and grows as it fills; what was in it is then looked up once more.
 
+use crate::connection::Direction;
 use crate::packet::{L3, Packet};
 use crate::prefetch::prefetch;
+use crate::rewriting::Rewriting;
 use crate::shared::{Anonymous, Line, Pair};
 use crate::wire::ethernet;
 use crate::wire::{icmpv4, icmpv6, proto};
@@ -284,6 +286,12 @@ pub fn stamp(epoch: u32, round: u32) -> u64 {
 }
 
 impl Flow {
+    /// Which direction of its connection it is.
+    #[inline]
+    pub fn direction(&self) -> Direction {
+        usize::from(self.flags & REPLY != 0)
+    }
+
     #[inline]
     fn to_line(self) -> Line {
         let [a, b, c, d] = self.key.addresses;
@@ -308,25 +316,18 @@ impl Flow {
     }
 }
 
-/// Where a packet goes that leaves its network.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Crossing {
-    /// The port.
-    pub out_port: u16,
-    /// Its receive queue, [`NO_QUEUE`] for one by hash.
-    pub queue: u8,
-    /// Index of its connection's record.
-    pub connection: u32,
-    /// Which direction of the connection it is.
-    pub direction: usize,
-}
-
-/// Tags and ages of the eight places of a bucket, an octet each: a tag of zero is an empty place, an age the low octet of
-/// the round in which the place was written last.
+/// Tags and ages of the eight places of a bucket, an octet each: a tag of zero is an empty place, an age the low seven bits of
+/// the round in which the place was written last, and [`AGE_CROSSES`].
 type Bucket = Pair;
 
 const TAGS: usize = 0;
 const AGES: usize = 1;
+
+/// The flow crosses: there is a line of rewriting to be asked for besides its own.
+const AGE_CROSSES: u8 = 0x80;
+
+/// The word of a line that names the connection's record.
+const RECORD: usize = 5;
 
 /// Places of a bucket.
 const PLACES: usize = 8;
@@ -341,6 +342,8 @@ const GROWTH: usize = 4;
 pub struct FlowCache {
     buckets: Anonymous<Bucket>,
     lines: Anonymous<Line>,
+    /// Of flows that cross, at the same place: a [`Rewriting`]. No page is touched until there is one.
+    rewritings: Anonymous<Line>,
     /// Buckets in use now.
     active: usize,
     filled: usize,
@@ -357,6 +360,7 @@ impl FlowCache {
         Ok(Self {
             buckets: Anonymous::new(buckets)?,
             lines: Anonymous::new(buckets * PLACES)?,
+            rewritings: Anonymous::new(buckets * PLACES)?,
             active: first_step(buckets),
             filled: 0,
         })
@@ -383,7 +387,12 @@ impl FlowCache {
         for bucket in self.places(hash) {
             let matches = matching(self.buckets[bucket].0[TAGS], tag(hash));
             if matches != 0 {
-                prefetch(&self.lines[bucket * PLACES + matches.trailing_zeros() as usize / 8]);
+                let place = matches.trailing_zeros() / 8;
+                let line = bucket * PLACES + place as usize;
+                prefetch(&self.lines[line]);
+                if (self.buckets[bucket].0[AGES] >> (8 * place)) as u8 & AGE_CROSSES != 0 {
+                    prefetch(&self.rewritings[line]);
+                }
                 return true;
             }
         }
@@ -426,19 +435,33 @@ impl FlowCache {
         ready.then_some(((way >> 16) as u16, (way >> 8) as u8))
     }
 
-    /// As [`FlowCache::ready`], of a flow that crosses; its stamp is that of all networks. Also tells its connection, and
-    /// which direction of it this is.
-    #[inline]
-    pub fn ready_to_cross(&self, place: usize, stamp: u64) -> Option<Crossing> {
+    /// Whether the flow at a place was looked at during this round and epoch ([`stamp`]).
+    #[inline(always)]
+    pub fn shows(&self, place: usize, stamp: u64) -> bool {
+        self.lines[place].0[6] == stamp
+    }
+
+    /// As [`FlowCache::ready`], of a flow that crosses; its stamp is that of all networks. With what its packets become.
+    #[inline(always)]
+    pub fn ready_to_cross(&self, place: usize, stamp: u64) -> Option<(u16, u8, Rewriting)> {
         let line = &self.lines[place].0;
         let way = line[7];
         let ready = line[6] == stamp && way as u8 & (ASSURED | TCP | CROSSES) == ASSURED | CROSSES;
-        ready.then_some(Crossing {
-            out_port: (way >> 16) as u16,
-            queue: (way >> 8) as u8,
-            connection: (line[5] >> 32) as u32,
-            direction: usize::from(way as u8 & REPLY),
-        })
+        let rewriting = Rewriting::of_line(self.rewritings.get(place)?, line[RECORD]).filter(|_| ready)?;
+        Some(((way >> 16) as u16, (way >> 8) as u8, rewriting))
+    }
+
+    /// What packets of the flow at a place become, if that was kept since the flow was last written there: under the epoch and round
+    /// that the flow shows.
+    #[inline(always)]
+    pub fn rewriting(&self, place: usize) -> Option<Rewriting> {
+        Rewriting::of_line(self.rewritings.get(place)?, self.lines[place].0[RECORD])
+    }
+
+    /// Keeps what packets of the flow at a place become.
+    #[inline]
+    pub fn set_rewriting(&mut self, place: usize, rewriting: Rewriting) {
+        self.rewritings[place] = rewriting.to_line(self.lines[place].0[RECORD]);
     }
 
     /// The flow at a place that [`FlowCache::find`] gave.
@@ -451,7 +474,13 @@ impl FlowCache {
     #[inline]
     pub fn set(&mut self, place: usize, flow: &Flow) {
         self.lines[place] = flow.to_line();
-        set_octet(&mut self.buckets[place / PLACES].0[AGES], place % PLACES, flow.round as u8);
+        let mut age = flow.round as u8 & !AGE_CROSSES;
+        if flow.flags & CROSSES != 0 {
+            // Whatever was found out about it is found out again.
+            self.rewritings[place] = Line([0; 8]);
+            age |= AGE_CROSSES;
+        }
+        set_octet(&mut self.buckets[place / PLACES].0[AGES], place % PLACES, age);
     }
 
     /// Adds a flow, or replaces the one with its key.
@@ -459,21 +488,24 @@ impl FlowCache {
         self.put(self.find(&flow.key, hash), flow, hash);
     }
 
-    /// The same for a flow that [`FlowCache::find`] has just been asked for: where it stands, if it does. Inlined, so that the
-    /// flow goes from registers into its line.
+    /// The same for a flow that [`FlowCache::find`] has just been asked for: where it stands, if it does. Returns where it stands now.
+    /// Inlined, so that the flow goes from registers into its line.
     #[inline]
-    pub fn put(&mut self, place: Option<usize>, flow: &Flow, hash: u64) {
+    pub fn put(&mut self, place: Option<usize>, flow: &Flow, hash: u64) -> usize {
         if let Some(place) = place {
-            return self.set(place, flow);
+            self.set(place, flow);
+            return place;
         }
         let (bucket, place) = self.room(hash, flow.round);
         let tags = &mut self.buckets[bucket].0[TAGS];
         self.filled += usize::from(tags.to_le_bytes()[place] == 0);
         set_octet(tags, place, tag(hash));
-        self.set(bucket * PLACES + place, flow);
+        let place = bucket * PLACES + place;
+        self.set(place, flow);
         if self.filled * 5 > self.active * PLACES * 4 {
             self.grow();
         }
+        place
     }
 
     /// Asks for the line in which a new flow of this hash will most likely stand.
@@ -501,7 +533,7 @@ impl FlowCache {
         for (half, bucket) in ages.chunks_exact_mut(PLACES).zip(buckets) {
             half.copy_from_slice(&self.buckets[bucket].0[AGES].to_le_bytes());
         }
-        ages.iter_mut().for_each(|age| *age = now.wrapping_sub(*age));
+        ages.iter_mut().for_each(|age| *age = now.wrapping_sub(*age) & !AGE_CROSSES);
         let most = ages.iter().fold(0, |most: u8, age| most.max(*age));
         let at = ages.iter().position(|age| *age == most).unwrap_or(0);
         (buckets[at / PLACES], at % PLACES)
@@ -518,6 +550,7 @@ impl FlowCache {
         let used = self.active;
         if used * PLACES * size_of::<Line>() >= HUGE {
             self.lines.advise_random(used * PLACES);
+            self.rewritings.advise_random(used * PLACES);
         }
     }
 

@@ -22,6 +22,7 @@ pub mod payload;
 pub mod prefetch;
 pub mod rate;
 pub mod rewrite;
+pub mod rewriting;
 pub mod route;
 mod sctp;
 #[allow(unsafe_code, reason = "mappings that outlive the process")]

@@ -144,8 +144,9 @@ impl Router {
 
     /// Somebody else on the same cable.
     fn liar(&self) -> Liar {
-        let opened =
-            self.inside(|| PacketSocket::open("eth0", interface("eth0").unwrap().unwrap().index, None).unwrap());
+        let opened = self.inside(|| {
+            PacketSocket::open_group("eth0", interface("eth0").unwrap().unwrap().index, None, 1).unwrap().remove(0)
+        });
         Liar { device: Device::packet(opened.join().unwrap(), PortId(1)), uring: Uring::new().unwrap() }
     }
 }

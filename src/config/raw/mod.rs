@@ -7,8 +7,8 @@
 pub mod address_pool;
 pub mod cluster_network_policy;
 pub mod dns;
-pub mod guest;
 pub mod endpoint_slice;
+pub mod guest;
 pub mod health_check;
 pub mod host_config;
 pub mod meta;

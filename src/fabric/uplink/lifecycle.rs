@@ -157,3 +157,12 @@ pub(in crate::fabric) fn decides_otherwise(old: &Tables, new: &Tables) -> bool {
         _ => true,
     }
 }
+
+/// Whether packets that leave take another way there, or none: each flow that crosses keeps its own ([`hostweave_switch::rewriting`]).
+pub(in crate::fabric) fn leads_otherwise(old: &Tables, new: &Tables) -> bool {
+    let way = |tables: &Tables| {
+        let uplink = tables.uplink.as_deref()?;
+        Some((uplink.link, uplink.mac, uplink.v4.clone(), uplink.v6.clone()))
+    };
+    way(old) != way(new)
+}
