@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use crate::control::error::RpcError;
 use crate::control::method::{self, Call};
 use crate::control::view::PortView;
+use crate::fabric::balance::choice::BackendState;
+use crate::fabric::balance::report::ServiceCounts;
 use crate::observe::time;
 
 use super::object::changes_json;
