@@ -292,6 +292,8 @@ impl Questions {
 
 /// Addresses, protocol and payload of a packet that is no fragment.
 fn layers(packet: &[u8]) -> Option<(IpAddr, IpAddr, IpProtocol, &[u8])> {
+    // smoltcp looks at the first octet, whether there is one or not.
+    packet.first()?;
     match IpVersion::of_packet(packet).ok()? {
         IpVersion::Ipv4 => {
             let packet = Ipv4Packet::new_checked(packet).ok()?;
@@ -400,4 +402,187 @@ fn ip(key: &Key, protocol: IpProtocol, len: usize, fill: impl FnOnce(&mut [u8]))
     let (_, payload) = octets.split_at_mut(header.header_len());
     fill(payload);
     octets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::testing::{A_V4, A_V6, B_V4, B_V6, GATEWAY_V4, GATEWAY_V6};
+    use super::*;
+
+    /// Gateway, guest and another guest.
+    const BOTH: [[IpAddr; 3]; 2] = [
+        [IpAddr::V4(GATEWAY_V4), IpAddr::V4(A_V4), IpAddr::V4(B_V4)],
+        [IpAddr::V6(GATEWAY_V6), IpAddr::V6(A_V6), IpAddr::V6(B_V6)],
+    ];
+
+    /// One question, and what the guest sees of it.
+    struct Asked {
+        questions: Questions,
+        key: Key,
+        number: u32,
+        own: IpAddr,
+    }
+
+    impl Asked {
+        fn new(gateway: IpAddr, guest: IpAddr, question: Question<'_>) -> Self {
+            let mut questions = Questions::new(7);
+            let key = questions.ask(gateway, guest, 77, question).unwrap();
+            let number = questions.pending[&key].number;
+            Self { questions, key, number, own: gateway }
+        }
+
+        /// What the other side sends, in place of `self.key`.
+        fn reverse(&self) -> Key {
+            Key { remote: self.key.local, local: self.key.remote, ..self.key }
+        }
+
+        fn hear(&mut self, packet: &[u8]) -> Heard {
+            self.questions.hear(packet, &[self.own])
+        }
+
+        fn answer(&mut self) -> Option<Result<Answer, io::ErrorKind>> {
+            match self.questions.poll(&self.key, &Context::from_waker(Waker::noop())) {
+                Poll::Ready(answer) => Some(answer.map_err(|error| error.kind())),
+                Poll::Pending => None,
+            }
+        }
+
+        fn segment(&self, control: TcpControl, ack: u32) -> Vec<u8> {
+            let repr = segment(&self.reverse(), control, TcpSeqNumber(900));
+            tcp(&self.reverse(), &TcpRepr { ack_number: Some(TcpSeqNumber(ack as i32)), ..repr })
+        }
+
+        fn error(&self, source: IpAddr, code: u8, quote: &[u8]) -> Vec<u8> {
+            let (kind, protocol) = if source.is_ipv4() { (3, IpProtocol::Icmp) } else { (1, IpProtocol::Icmpv6) };
+            let key = Key { proto: 0, local: (source, 0).into(), remote: (self.own, 0).into() };
+            ip(&key, protocol, 8 + quote.len(), |octets| {
+                octets[..2].copy_from_slice(&[kind, code]);
+                octets[8..].copy_from_slice(quote);
+            })
+        }
+
+        fn sent(&self) -> Vec<u8> {
+            self.questions.pending[&self.key].packet.to_vec()
+        }
+    }
+
+    #[test]
+    fn only_who_was_asked_answers_and_only_what_was_asked() {
+        for [gateway, guest, other] in BOTH {
+            let mut asked = Asked::new(gateway, guest, Question::Connect(80));
+            let next = asked.number.wrapping_add(1);
+            // Guesses at the acknowledgement, and plain segments of an old connection.
+            for (control, ack) in
+                [(TcpControl::Rst, 5), (TcpControl::Syn, next.wrapping_add(1)), (TcpControl::None, next)]
+            {
+                let segment = asked.segment(control, ack);
+                assert_eq!((asked.hear(&segment), asked.answer()), (Heard::Answer, None), "{control:?} {ack}");
+            }
+            // Errors that another guest makes up, or that do not know the sequence number.
+            let port_unreachable = if guest.is_ipv4() { 3 } else { 4 };
+            let quote = asked.sent();
+            let mut guess = quote.clone();
+            let number_at = quote.len() - 24 + 4;
+            guess[number_at] ^= 1;
+            for (source, quote) in [(other, &quote), (guest, &guess), (gateway, &guess)] {
+                let error = asked.error(source, port_unreachable, quote);
+                assert_eq!((asked.hear(&error), asked.answer()), (Heard::Answer, None), "{source}");
+            }
+            // To another port, or from one; from another guest; about nothing.
+            for packet in [asked.sent(), vec![], vec![0x45], vec![0x60; 41]] {
+                assert_eq!(asked.hear(&packet), Heard::Other);
+            }
+            let segment = asked.segment(TcpControl::Syn, next);
+            assert_eq!((asked.hear(&segment), asked.answer()), (Heard::Answer, Some(Ok(Answer::Accepted))));
+            asked.questions.forget(&asked.key);
+            assert_eq!(asked.hear(&segment), Heard::Other);
+        }
+    }
+
+    #[test]
+    fn refusals_and_errors() {
+        for [gateway, guest, _] in BOTH {
+            let mut asked = Asked::new(gateway, guest, Question::Connect(80));
+            let refusal = asked.segment(TcpControl::Rst, asked.number.wrapping_add(1));
+            asked.hear(&refusal);
+            assert_eq!(asked.answer(), Some(Err(io::ErrorKind::ConnectionRefused)));
+            let port_unreachable = if guest.is_ipv4() { 3 } else { 4 };
+            let questions = [Question::Connect(80), Question::Datagram(53, b"ping"), Question::Echo];
+            for (source, code, kind) in [
+                (guest, port_unreachable, io::ErrorKind::ConnectionRefused),
+                (gateway, port_unreachable, io::ErrorKind::ConnectionRefused),
+                (gateway, 1, io::ErrorKind::HostUnreachable),
+            ] {
+                for question in questions {
+                    let mut asked = Asked::new(gateway, guest, question);
+                    // As much as RFC 792 promises.
+                    let quote = asked.sent();
+                    let shortest = if guest.is_ipv4() { 20 + 8 } else { 40 + 8 };
+                    let error = asked.error(source, code, &quote[..shortest]);
+                    assert_eq!((asked.hear(&error), asked.answer()), (Heard::Answer, Some(Err(kind))), "{question:?}");
+                    let error = asked.error(source, code, &quote[..shortest - 5]);
+                    assert_eq!(asked.hear(&error), Heard::Other, "a quote without ports");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn limits() {
+        let [gateway, guest, _] = BOTH[0];
+        let mut asked = Asked::new(gateway, guest, Question::Connect(80));
+        let segment = asked.segment(TcpControl::Syn, asked.number.wrapping_add(1));
+        for _ in 0..10_000 {
+            asked.hear(&segment);
+        }
+        assert_eq!(asked.questions.resets.len(), RESETS_MAX);
+        let mut questions = Questions::new(7);
+        // The same guest is asked the same by many at once: each has an answer of its own.
+        let keys: Vec<_> = (0..300).map(|_| questions.ask(gateway, guest, 5, Question::Echo).unwrap()).collect();
+        assert_eq!(keys.iter().collect::<std::collections::HashSet<_>>().len(), 300);
+        for index in 300..QUESTIONS_MAX {
+            let port = 1 + (index % 4) as u16;
+            assert!(questions.ask(gateway, guest, 5, Question::Connect(port)).is_some());
+        }
+        assert_eq!(questions.ask(gateway, guest, 6, Question::Connect(80)), None);
+        questions.forget(&keys[0]);
+        assert!(questions.ask(gateway, guest, 6, Question::Connect(80)).is_some());
+        questions.close();
+        let gone = questions.poll(&keys[1], &Context::from_waker(Waker::noop()));
+        assert!(matches!(gone, Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::NotConnected));
+    }
+
+    /// Any octets behind a plausible start: never a panic, and no connection is accepted by chance.
+    #[test]
+    fn mutated_answers() {
+        let mut seed: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut random = move |below: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed >> 16) as usize % below
+        };
+        for [gateway, guest, _] in BOTH {
+            for question in [Question::Connect(80), Question::Datagram(53, b"ping"), Question::Echo] {
+                let mut asked = Asked::new(gateway, guest, question);
+                let sent = asked.sent();
+                let reply = packet(&asked.reverse(), question, asked.number);
+                let corpus = [asked.segment(TcpControl::Syn, 5), reply, asked.error(guest, 3, &sent), sent];
+                for _ in 0..10_000 {
+                    let mut octets = corpus[random(corpus.len())].clone();
+                    if random(4) == 0 {
+                        octets.truncate(random(octets.len()));
+                    }
+                    for _ in 0..random(4) {
+                        if !octets.is_empty() {
+                            let at = random(octets.len());
+                            octets[at] = random(256) as u8;
+                        }
+                    }
+                    asked.hear(&octets);
+                    assert_ne!(asked.answer(), Some(Ok(Answer::Accepted)));
+                }
+            }
+        }
+    }
 }
