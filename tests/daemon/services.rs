@@ -140,6 +140,8 @@ fn services_are_listed_and_described_and_have_names() {
         names(&daemon, "_http._tcp.all.shop.svc.cluster.local", "SRV"),
         ["0 100 8080 a.all.shop.svc.cluster.local."]
     );
+    // One without that L4 port has an address all the same.
+    assert_eq!(names(&daemon, "file-0.all.shop.svc.cluster.local", "A").len(), 1);
     assert_eq!(names(&daemon, "a.all.shop.svc.cluster.local", "A").len(), 1);
     assert!(names(&daemon, "mail.shop.svc.cluster.local", "A").contains(&cluster[0]));
     let owner = |address: &str| daemon.json(&["whois", address])["owners"][0].clone();

@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 
 use super::backends::{Backend, namespace_of};
-use crate::config::checked::{Families, Form, Object, Service, ServicePort as CheckedPort, Target};
+use crate::config::checked::{Families, Form, Object, Service, ServicePort as CheckedPort};
 use crate::config::outside::{Given, attached_to};
 use crate::config::raw::port::Protocol;
 use crate::config::set::ObjectSet;
 use crate::fabric::spec::Condition;
-use crate::services::dns::spec::{EndpointRecords, ServicePort, ServiceRecords, ServiceTarget};
+use crate::services::dns::spec::{EndpointPort, EndpointRecords, ServicePort, ServiceRecords, ServiceTarget};
 
 /// What DNS is told of a Service.
 pub fn of(
@@ -54,25 +54,16 @@ fn endpoint(service: &Service, backend: &Backend<'_>) -> EndpointRecords {
         Families::One(ipv4) => address.is_ipv4() == ipv4,
         Families::Any | Families::Prefer | Families::Both => true,
     };
-    // A name that each has for itself, or another number for all.
-    let differs = |port: &&CheckedPort| port.target != Target::Number(port.port);
-    let other = |port: &CheckedPort| Some(port_of(port, backend.l4(port)??));
+    // `Some(None)` is the number that the client asked for: the Service's own.
+    let own = |port: &CheckedPort| backend.l4(port).map(|l4| l4.unwrap_or(port.port));
+    let differs = |port: &&CheckedPort| own(port) != Some(port.port);
+    let port = |port: &CheckedPort| EndpointPort { name: port.name.clone(), port: own(port) };
     EndpointRecords {
         hostname,
         addresses: backend.addresses.iter().filter(wanted).copied().collect(),
         ready: backend.condition == Condition::Ready,
-        ports: match backend.slice {
-            Some(_) => service.ports.iter().filter_map(other).filter(|port| !declares(service, port)).collect(),
-            None => service.ports.iter().filter(differs).filter_map(other).collect(),
-        },
+        ports: service.ports.iter().filter(differs).map(port).collect(),
     }
-}
-
-/// Whether the Service itself has this number for the port.
-fn declares(service: &Service, port: &ServicePort) -> bool {
-    let same =
-        |own: &CheckedPort| own.name == port.name && own.port == port.port && word(own.protocol) == port.protocol;
-    service.ports.iter().any(same)
 }
 
 fn port_of(port: &CheckedPort, number: u16) -> ServicePort {

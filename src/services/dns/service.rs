@@ -52,9 +52,11 @@ fn insert_endpoint(zone: &mut Zone, own: &Name, service: &ServiceRecords, endpoi
         // SEMANTICS DN2: only a name that somebody chose is worth a reverse name.
         zone.insert_host(&host, addresses, named.is_some());
         for port in &service.ports {
-            let same = |other: &&super::spec::ServicePort| other.name == port.name && other.protocol == port.protocol;
-            let number = endpoint.ports.iter().find(same).map_or(port.port, |other| other.port);
-            insert_srv(zone, own, &port.name, port.protocol, number, &host);
+            // Ports of a Service that have names have different ones.
+            let other = endpoint.ports.iter().find(|other| other.name == port.name);
+            if let Some(number) = other.map_or(Some(port.port), |other| other.port) {
+                insert_srv(zone, own, &port.name, port.protocol, number, &host);
+            }
         }
     }
 }

@@ -103,8 +103,17 @@ pub struct EndpointRecords {
     pub addresses: Vec<IpAddr>,
     /// Whether it is ready.
     pub ready: bool,
-    /// Numbers of named L4 ports that differ from the Service's (SEMANTICS NP15).
-    pub ports: Vec<ServicePort>,
+    /// Its L4 ports where they are not the Service's (SEMANTICS NP15).
+    pub ports: Vec<EndpointPort>,
+}
+
+/// An L4 port of an endpoint that is not the Service's.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointPort {
+    /// Name of the Service's port.
+    pub name: String,
+    /// Its number; `None` if the endpoint has no such port.
+    pub port: Option<u16>,
 }
 
 /// Everything that the names of one network are made of.

@@ -12,7 +12,7 @@ use super::counters::Counters;
 use super::forward::Forwarder;
 use super::message::UDP_PAYLOAD;
 use super::server::{Handled, Server};
-use super::spec::{EndpointRecords, PortRecords, ServicePort, ServiceRecords, ServiceTarget, ZoneInput};
+use super::spec::{EndpointPort, EndpointRecords, PortRecords, ServicePort, ServiceRecords, ServiceTarget, ZoneInput};
 use super::upstream::Upstreams;
 use super::zone::Zone;
 
@@ -41,7 +41,7 @@ fn headless(endpoints: Vec<EndpointRecords>, not_ready: bool) -> ServiceTarget {
 fn input() -> ZoneInput {
     let many = (1..=100).map(|n| endpoint(None, &[&format!("192.0.2.{n}")], true)).collect();
     let mut moved = endpoint(Some("db-1"), &["192.0.2.32"], true);
-    moved.ports = vec![ServicePort { name: "http".into(), protocol: "tcp", port: 8_080 }];
+    moved.ports = vec![EndpointPort { name: "http".into(), port: Some(8_080) }];
     ZoneInput {
         domain: "cluster.local".into(),
         gateways: addresses(&["192.0.2.1", "2001:db8:1::1"]),
@@ -108,6 +108,25 @@ fn ask(server: &Server, name: &str, kind: RecordType) -> String {
     words.sort();
     words.insert(0, format!("{:?}", reply.metadata.response_code).to_uppercase());
     words.join(" ")
+}
+
+#[test]
+fn np15_an_endpoint_without_the_port_has_an_address_and_no_srv() {
+    let without = EndpointRecords {
+        ports: vec![EndpointPort { name: "http".into(), port: None }],
+        ..endpoint(Some("c"), &["192.0.2.33", "2001:db8:1::33"], true)
+    };
+    let mut input = input();
+    let db = input.services.iter_mut().find(|service| service.name == "db").unwrap();
+    let name = "_http._tcp.db.shop.svc.cluster.local.";
+    let before = ask(&server(), name, RecordType::SRV);
+    let ServiceTarget::Headless { endpoints, .. } = &mut db.target else { panic!() };
+    endpoints.push(without);
+    let server = server();
+    server.zone.store(Arc::new(Zone::new(&input, 8)));
+    assert_eq!(ask(&server, name, RecordType::SRV), before);
+    assert_eq!(ask(&server, "c.db.shop.svc.cluster.local.", RecordType::A), "NOERROR 192.0.2.33");
+    assert_eq!(ask(&server, "c.db.shop.svc.cluster.local.", RecordType::AAAA), "NOERROR 2001:db8:1::33");
 }
 
 #[test]
