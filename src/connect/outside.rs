@@ -95,17 +95,25 @@ pub(super) fn plan<'a, R: Recorder>(
     attempt: u32,
     record: &mut R,
 ) -> Plan<'a> {
-    if let Some(scope) = service::scope(ctx, ctx.port, key.dst()) {
-        return service::plan(ctx, flows, key, scope, attempt, record);
-    }
+    let of_service = || service::scope(ctx, ctx.port, key.dst());
     let dst = destination(key);
     let held = Held::none(flows);
     let stays = |to| Plan { to, dst, source: None, l4: None, asked: *key, service: None, held };
     if ctx.port.kind == PortKind::Uplink {
+        if let Some(scope) = of_service() {
+            return service::plan(ctx, flows, key, scope, attempt, record);
+        }
         let to = receiver(ctx, flows, key, destination_of_remote(key));
         return crossing(ctx, flows, key, to, Source::Own, record);
     }
-    match route::route(ctx.tables, ctx.port.network, packet) {
+    let routed = route::route(ctx.tables, ctx.port.network, packet);
+    // No address is a port's and a Service's.
+    if routed.is_err()
+        && let Some(scope) = of_service()
+    {
+        return service::plan(ctx, flows, key, scope, attempt, record);
+    }
+    match routed {
         Ok(id) => stays(ctx.tables.port(id).ok_or(DropReason::Internal)),
         Err(DropReason::NoRoute) if route::leads_out(ctx.network, packet) => {
             let source = source(ctx.tables, ctx.port, key.src());

@@ -5,6 +5,8 @@
 //! Who sends to one within the Service's own network stays there: the backend sees the real source, whatever the network's egress
 //! is, and so do policies. A port of another network is shown as it is when it leaves. A client at the uplink keeps its source.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use hostweave_nat::Outside;
 use hostweave_nat::service::hash::of_tuple;
 use hostweave_nat::service::{Asking, Backend, Chosen, Frontend, Lookup, Refusal};
@@ -86,8 +88,8 @@ pub(super) fn plan<'a, R: Recorder>(
             return none(reason);
         }
     };
-    let Chosen { backend, l4, why, active, listed } = chosen;
-    record.stage("dnat", Detail::Service(Balanced { scope, to: (backend.address, l4), why, active, listed }));
+    let Chosen { backend, l4, why } = chosen;
+    record.stage("dnat", Detail::Service(Balanced { scope, to: (backend.address, l4), why }));
     let way = way(ctx, flows, key, frontend, backend, l4);
     if let Err(reason) = way {
         record.stage("dnat", Detail::Verdict(Verdict::Drop(reason)));
@@ -143,7 +145,7 @@ fn way<'a>(
 ) -> Result<Way<'a>, DropReason> {
     const UNREACHABLE: DropReason = DropReason::ServiceBackendUnreachable;
     let tables = ctx.tables;
-    let network = network_of(ctx, frontend.spec().vni).ok_or(UNREACHABLE)?;
+    let network = network_of(ctx, frontend).ok_or(UNREACHABLE)?;
     let outside = ctx.port.kind == PortKind::Uplink;
     let own = !outside && network == ctx.port.network;
     let Some(to) = tables.owner(AddressKey { address: backend.address, network }) else {
@@ -189,8 +191,19 @@ fn admitted(
     }
 }
 
-fn network_of(ctx: &Context<'_>, vni: u32) -> Option<NetworkId> {
-    if ctx.network.vni == vni { Some(ctx.port.network) } else { ctx.tables.network_of_vni(vni) }
+/// The network of a frontend's backends. Where it was found is remembered, for clients outside.
+fn network_of(ctx: &Context<'_>, frontend: &Frontend) -> Option<NetworkId> {
+    let vni = frontend.spec().vni;
+    if ctx.network.vni == vni {
+        return Some(ctx.port.network);
+    }
+    let known = NetworkId(frontend.network.load(Relaxed));
+    if ctx.tables.network(known).is_some_and(|network| network.vni == vni) {
+        return Some(known);
+    }
+    let found = ctx.tables.network_of_vni(vni)?;
+    frontend.network.store(found.0, Relaxed);
+    Some(found)
 }
 
 /// Whether an address that no port has is to be looked for beyond the uplink: not within the network, and nobody's on this host.
@@ -233,7 +246,7 @@ pub(super) fn still<'a>(
         return Ok(false);
     };
     let standing = frontend.standing(key.dst_port(), there.dst(), there.dst_port());
-    let Some(network) = network_of(ctx, frontend.spec().vni) else { return Ok(false) };
+    let Some(network) = network_of(ctx, frontend) else { return Ok(false) };
     let owner = tables.owner(AddressKey { address: there.dst(), network });
     let reaches = match to.kind {
         PortKind::Uplink => owner.is_none() && leads_out(tables, network, there.dst()),

@@ -250,10 +250,10 @@ impl Fabric {
         state.timeouts = desired.timeouts;
         state.established = desired.established;
         state.local = desired.local;
-        if !state.balance.wants_the_same(&desired.networks, &desired.services) {
-            check(desired)?;
-        }
         if state.asks_the_same(desired) {
+            if !state.balance.wants_the_same(&desired.networks, &desired.services) {
+                check(desired)?;
+            }
             inner.update_services(&mut state, desired);
             let update = state.compile(&desired.policy);
             state.bump(&update);

@@ -11,7 +11,7 @@ use super::trace::Stage;
 
 /// `10.96.0.20:5432 -> 10.64.0.31:5432 (shop/db-0; maglev 2/2 active)`, and whose address that is.
 pub(super) fn stage(services: &Services, tuple: &Tuple, given: &Balanced) -> Stage {
-    let Balanced { scope, to, why, active, listed } = *given;
+    let Balanced { scope, to, why } = *given;
     let address = std::net::Ipv6Addr::from(to.0).to_canonical();
     let backend = Tuple { dst: address, dst_port: to.1, ..*tuple }.destination();
     let mut stage = Stage { stage: "dnat".to_owned(), result: "service".to_owned(), ..Stage::default() };
@@ -19,7 +19,10 @@ pub(super) fn stage(services: &Services, tuple: &Tuple, given: &Balanced) -> Sta
     let Lookup::Frontend(frontend) = found else { return Stage { detail: backend, ..stage } };
     let name = frontend.backend(tuple.dst_port, to.0, to.1).map_or("", |backend| &*backend.name);
     let why = match why {
-        Why::Maglev => format!("maglev {active}/{listed} active"),
+        Why::Maglev => {
+            let (active, listed) = frontend.counts();
+            format!("maglev {active}/{listed} active")
+        }
         Why::Affinity => "affinity".to_owned(),
     };
     stage.detail = format!("{} -> {backend} ({name}; {why})", tuple.destination());

@@ -45,10 +45,6 @@ pub struct Balanced {
     pub to: (u128, u16),
     /// Why this one.
     pub why: Why,
-    /// Backends that take new connections.
-    pub active: usize,
-    /// All that are listed.
-    pub listed: usize,
 }
 
 /// Watches the stages of [`crate::datapath`].

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use hostweave_nat::service::{Backend, FrontendSpec, Refusal, Services};
 use hostweave_switch::connection::{Connections, FreeRecords, NewConnection, Options};
+use hostweave_switch::tables::NetworkId;
 use hostweave_switch::tcp_track::Side;
 
 use super::*;
@@ -285,6 +287,64 @@ fn an_address_that_nobody_has() {
  verdict DROPPED (no_route)                                                   exit 1
 ",
     );
+}
+
+/// The Service `shop/db` at an address, with `db-0` behind it and a backend that drains.
+fn served(at: &str, backend: &str) -> Host {
+    let mut host = Host::new(DB_ONLY_FROM_WEB);
+    let plane = std::sync::Arc::make_mut(&mut host.picture.plane);
+    let network = NetworkId(0);
+    let mapped = |text: &str| AddressKey::new(network, text.parse().unwrap()).address;
+    let vni = plane.tables.network(network).unwrap().vni;
+    let backend = |name: &str, active: bool| Backend {
+        name: name.into(),
+        address: mapped(backend) + u128::from(!active),
+        l4: Some(5432),
+        weight: 1,
+        active,
+    };
+    let spec = FrontendSpec {
+        service: "shop/db".into(),
+        port_name: "sql".into(),
+        scope: vni,
+        address: mapped(at),
+        proto: 6,
+        l4: 5000..=5000,
+        vni,
+        sources: [].into(),
+        affinity_s: None,
+        backends: [backend("shop/db-0", true), backend("shop/db-1", false)].into(),
+        refusal: Refusal::Reject,
+    };
+    plane.services = std::sync::Arc::new(Services::compile(&[spec], None));
+    host
+}
+
+#[test]
+fn a_service_and_its_backend() {
+    assert_eq!(
+        served("10.96.0.20", "10.64.0.31").trace("web-0", "10.96.0.20:5000").text(),
+        " 1 guard     ok       shop/web-0  10.64.0.10:49152 -> 10.96.0.20:5000 tcp
+ 2 conn      new      no connection with these addresses and ports
+ 3 dnat      service  10.96.0.20:5000 -> 10.64.0.31:5432 (shop/db-0; maglev 1/2 active)
+                      Service shop/db, port sql
+ 4 egress    ALLOWED  no egress policy selects web-0
+ 5 route     local    port shop/db-0
+ 6 ingress   ALLOWED  shop/db-only-from-web  20-shop.yaml:9
+                      rule 1 of shop/db-only-from-web allows it
+ 7 commit    ok       here the connection would begin
+ verdict FORWARDED                                                            exit 0
+"
+    );
+    let host = served("2001:db8:96::20", "2001:db8:64::31");
+    let trace = host.trace("2001:db8:64::10", "[2001:db8:96::20]:5000");
+    let dnat = trace.stages.iter().find(|stage| stage.stage == "dnat").unwrap();
+    let detail = "[2001:db8:96::20]:5000 -> [2001:db8:64::31]:5432 (shop/db-0; maglev 1/2 active)";
+    assert_eq!((trace.allowed(), dnat.detail.as_str()), (true, detail));
+    let trace = host.trace("2001:db8:64::10", "[2001:db8:96::20]:5001");
+    assert_eq!(trace.reason.as_deref(), Some("service_no_port"));
+    let trace = host.trace("2001:db8:64::10", "2001:db8:96::20/icmp");
+    assert_eq!(trace.stages.last().unwrap().detail, "echo: the Service at 2001:db8:96::20 answers");
 }
 
 #[test]

@@ -189,6 +189,12 @@ write("yaml", "port", (META + "kind: Port\nmetadata:\n  name: p\n  namespace: sh
 write("yaml", "tap", (META + "kind: Port\nmetadata: {name: c}\nspec:\n  backend: {tap: {name: eth0, netns: /run/netns/c}}\n  addresses: [10.1.0.9]\n").encode())
 write("yaml", "several", (META + "kind: Network\nmetadata: {name: n}\nspec: {cidrs: [10.0.0.0/8]}\n---\n" + META + "kind: Port\nmetadata: {name: p}\nspec: {network: n, addresses: [10.0.0.3]}\n").encode())
 write("yaml", "list", (META + "kind: List\nitems:\n- kind: Port\n  metadata: {name: *a}\n").encode())
+SERVICE = "apiVersion: v1\nkind: Service\nmetadata: {name: web, annotations: {%s}}\nspec: {%s}\n"
+CHECK = "hostweave.dev/health-check: '{type: http, path: /healthz, interval: 5s, status: 200-204}', hostweave.dev/port-range: 'a=80-90,b=all'"
+write("yaml", "service", (SERVICE % (CHECK, "type: LoadBalancer, selector: {app: web}, ports: [{name: a, port: 80}, {name: b, port: 1, protocol: UDP}]")).encode())
+SLICE = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, labels: {kubernetes.io/service-name: web}}\naddressType: IPv6\n"
+SLICE += "endpoints: [{addresses: ['2001:db8::1'], conditions: {ready: false, serving: true, terminating: true}, hints: {forZones: [{name: z}]}}]\n"
+write("yaml", "endpoint-slice", (SERVICE % ("", "clusterIP: None, ports: [{port: 80}]") + "---\n" + SLICE + "ports: [{port: 80}]\n").encode())
 write("yaml", "anchors", b"a: &a [1, 2]\nb: *a\n<<: {c: d}\n")
 write("yaml", "deep", b"[" * 200)
 for name, text in {

@@ -167,5 +167,44 @@ def resolvers(case):
     scene.daemon.check_ledger()
 
 
+@suite.test("a Service has its name, named ports, reverse names and backends within two seconds, and only in its network")
+def services(case):
+    scene = Scene(case)
+    port, at = scene.space.port, "@" + scene.gateways()[0]
+    ports = [{"name": "http", "port": 80, "targetPort": 8080}]
+    red = {"hostweave.dev/network": "red"}
+    spec = {"selector": {"app": "web"}, "ports": ports}
+    scene.daemon.set("v1", "Service", "web", dict(spec, ipFamilyPolicy="RequireDualStack"), red)
+    scene.daemon.set("v1", "Service", "all", dict(spec, clusterIP="None"), red)
+    scene.daemon.set("v1", "Service", "away", {"type": "ExternalName", "externalName": "www.example"}, red)
+    scene.daemon.set("v1", "Service", "alias", {"type": "ExternalName", "externalName": "web.default.svc.cluster.local"}, red)
+    scene.daemon.set("v1", "Service", "other", dict(spec), {"hostweave.dev/network": "blue"})
+    scene.daemon.reload()
+    service = json.loads(scene.daemon.cli("get", "svc", "web", "-o", "json"))
+    v4, v6 = service["spec"]["clusterIPs"]
+    name = "web.default.svc.cluster.local"
+    for at in ["@" + gateway for gateway in scene.gateways()]:
+        assert scene.dig(at, "+short", name).strip() == v4
+        assert scene.dig(at, "+short", name, "AAAA").strip() == v6
+        assert scene.dig(at, "+short", "_http._tcp." + name, "SRV").strip() == "0 100 80 %s." % name
+        for address in [v4, v6]:
+            assert scene.dig(at, "+short", "-x", address).strip() == name + "."
+        assert scene.dig(at, "+short", "alias.default.svc.cluster.local").split() == [name + ".", v4]
+        assert scene.dig(at, "+short", "away.default.svc.cluster.local").split() == ["www.example.", "198.51.100.1"]
+        assert "status: NXDOMAIN" in scene.dig(at, "other.default.svc.cluster.local")
+        # Nobody stands behind the headless one yet (SEMANTICS DN3).
+        assert "status: NXDOMAIN" in scene.dig(at, "all.default.svc.cluster.local")
+    port.labels = {"app": "web"}
+    scene.daemon.reload()
+    headless = "all.default.svc.cluster.local"
+    until(lambda: scene.dig(at, "+short", headless).strip() == port.v4, "the backend", 2)
+    assert scene.dig(at, "+short", headless, "AAAA").strip() == port.v6
+    assert scene.dig(at, "+short", "a." + headless).strip() == port.v4
+    assert scene.dig(at, "+short", "_http._tcp." + headless, "SRV").strip() == "0 100 8080 a.%s." % headless
+    scene.set_resolver(scene.resolv + "\nsearch default.svc.cluster.local\n")
+    assert scene.space.sh("getent ahostsv4 web").split()[0] == v4
+    scene.daemon.check_ledger()
+
+
 if __name__ == "__main__":
     suite.main()

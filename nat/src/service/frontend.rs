@@ -1,7 +1,7 @@
 //! One address and range of L4 ports of a Service: which backend a new connection gets, and whether one that has begun may go on.
 
 use std::net::Ipv6Addr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use hostweave_switch::wire::proto;
@@ -9,6 +9,7 @@ use hostweave_switch::wire::proto;
 use super::affinity::Affinity;
 use super::group::Group;
 use super::hash;
+use super::maglev::Maglev;
 use super::model::{Backend, FrontendSpec, Refusal};
 
 /// A frontend, compiled.
@@ -16,6 +17,11 @@ use super::model::{Backend, FrontendSpec, Refusal};
 pub struct Frontend {
     pub(crate) spec: FrontendSpec,
     pub(crate) group: Arc<Group>,
+    /// Those of the group, a step nearer.
+    table: Maglev,
+    backends: Arc<[Backend]>,
+    /// For whoever looks up [`FrontendSpec::vni`]: the index that its network had last. A hint, to be checked.
+    pub network: AtomicU16,
     /// `sessionAffinity`: for how many seconds, and what is remembered.
     affinity: Option<(u32, Arc<Affinity>)>,
     /// Of the Service and the name of its L4 port: clients keep their backends per L4 port of a Service, over all of its addresses,
@@ -49,10 +55,6 @@ pub struct Chosen<'a> {
     pub l4: u16,
     /// Why this one.
     pub why: Why,
-    /// Backends that take new connections.
-    pub active: usize,
-    /// All that are listed.
-    pub listed: usize,
 }
 
 /// Why a connection gets a backend.
@@ -86,12 +88,19 @@ impl Frontend {
         let identity = hash::of_port(&spec.service, &spec.port_name);
         let shared = |seconds| (seconds, Arc::clone(affinity.get_or_init(Arc::default)));
         let begun = old.map_or_else(Arc::default, |old| Arc::clone(&old.begun));
-        Self { affinity: spec.affinity_s.map(shared), spec, group, identity, begun }
+        let (table, backends) = (group.table.clone(), Arc::clone(&group.backends));
+        let affinity = spec.affinity_s.map(shared);
+        Self { spec, group, table, backends, network: AtomicU16::new(0), affinity, identity, begun }
     }
 
     /// What it was compiled from.
     pub fn spec(&self) -> &FrontendSpec {
         &self.spec
+    }
+
+    /// Backends that take new connections, and all that are listed.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.group.active, self.backends.len())
     }
 
     /// Whether a client may use it (SEMANTICS SV18).
@@ -110,12 +119,11 @@ impl Frontend {
     /// # Errors
     /// None takes new connections: what the client gets (SEMANTICS SV16).
     pub fn choose(&self, asking: &Asking) -> Result<Chosen<'_>, Refusal> {
-        let group = &*self.group;
         if let Some((timeout, affinity)) = &self.affinity
             && asking.attempt == 0
             && let Some(name) = affinity.find(self.identity, asking.client, asking.now, *timeout)
-            && let Some(index) = group.named(name)
-            && let Some(backend) = group.backends.get(index)
+            && let Some(index) = self.group.named(name)
+            && let Some(backend) = self.backends.get(index)
         {
             return Ok(self.chosen(backend, asking, Why::Affinity));
         }
@@ -123,15 +131,14 @@ impl Frontend {
             Some(_) => hash::of_client(self.identity, asking.client),
             None => asking.hash,
         };
-        let index = group.table.pick(hash::again(hash, asking.attempt));
-        let backend = index.and_then(|index| group.backends.get(usize::from(index)));
+        let index = self.table.pick(hash::again(hash, asking.attempt));
+        let backend = index.and_then(|index| self.backends.get(usize::from(index)));
         let backend = backend.ok_or(self.spec.refusal)?;
         Ok(self.chosen(backend, asking, Why::Maglev))
     }
 
     fn chosen<'a>(&'a self, backend: &'a Backend, asking: &Asking, why: Why) -> Chosen<'a> {
-        let (active, listed) = (self.group.active, self.group.backends.len());
-        Chosen { backend, l4: backend.l4.unwrap_or(asking.l4), why, active, listed }
+        Chosen { backend, l4: backend.l4.unwrap_or(asking.l4), why }
     }
 
     /// Connections that have begun here, over all versions of the frontend.

@@ -14,10 +14,10 @@ use super::model::Backend;
 /// count them.
 #[derive(Debug)]
 pub(crate) struct Group {
-    pub(crate) backends: Box<[Backend]>,
+    pub(crate) backends: Arc<[Backend]>,
     /// How many of them take new connections.
     pub(crate) active: usize,
-    pub(crate) table: Arc<Maglev>,
+    pub(crate) table: Maglev,
     /// Indices in the order of addresses.
     by_address: Box<[u32]>,
     /// Of those that take new connections: hashes of names, ascending, with indices.
@@ -39,7 +39,7 @@ impl Group {
         let mut by_address: Box<[u32]> = (0..).zip(&backends).map(|(i, _)| i).collect();
         by_address.sort_unstable_by_key(|i| backends.get(*i as usize).map(|backend| (backend.address, backend.l4)));
         let table = pool.table(taking);
-        Self { active, table, by_address, by_name, backends }
+        Self { active, table, by_address, by_name, backends: backends.into() }
     }
 
     /// The one that takes new connections and whose name has this hash.
@@ -67,12 +67,12 @@ pub(crate) struct Pool {
 /// What a table was made of, and the table while somebody uses it.
 struct Member {
     of: Box<[(Arc<str>, u16)]>,
-    table: Weak<Maglev>,
+    table: Weak<[u16]>,
 }
 
 impl Pool {
     /// The table of backends in the order of their names: a new one only if nobody has one of the same names and weights.
-    fn table(&self, backends: &[Backend]) -> Arc<Maglev> {
+    fn table(&self, backends: &[Backend]) -> Maglev {
         let same = |of: &[(Arc<str>, u16)]| {
             let alike = |(of, backend): (&(Arc<str>, u16), &Backend)| (&of.0, of.1) == (&backend.name, backend.weight);
             of.len() == backends.len() && of.iter().zip(backends).all(alike)
@@ -82,13 +82,14 @@ impl Pool {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         let members = tables.entry(hash).or_default();
         members.retain(|member| member.table.strong_count() > 0);
-        if let Some(table) = members.iter().find(|member| same(&member.of)).and_then(|member| member.table.upgrade()) {
+        let known = members.iter().find(|member| same(&member.of));
+        if let Some(table) = known.and_then(|member| Maglev::upgrade(&member.table)) {
             return table;
         }
         let named: Vec<_> = backends.iter().map(|backend| (&*backend.name, backend.weight)).collect();
-        let table = Arc::new(Maglev::build(&named));
+        let table = Maglev::build(&named);
         let of = backends.iter().map(|backend| (Arc::clone(&backend.name), backend.weight)).collect();
-        members.push(Member { of, table: Arc::downgrade(&table) });
+        members.push(Member { of, table: table.downgrade() });
         table
     }
 
@@ -104,7 +105,7 @@ impl Pool {
     /// Tables in use, and octets of their entries.
     pub(crate) fn sizes(&self) -> (usize, usize) {
         let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = tables.values().flatten().filter_map(|member| member.table.upgrade());
+        let used = tables.values().flatten().filter_map(|member| Maglev::upgrade(&member.table));
         used.fold((0, 0), |(count, octets), table| (count + 1, octets + size_of_val(table.entries())))
     }
 }

@@ -4,6 +4,8 @@
 //!
 //! The table is a function of names and weights alone: the same on every host and in every build (SEMANTICS SV8).
 
+use std::sync::{Arc, Weak};
+
 use super::hash;
 
 /// Sizes of tables: primes, so that each permutation visits every entry.
@@ -17,11 +19,11 @@ pub const BACKENDS_MAX: usize = FREE as usize;
 /// An entry that nobody has taken yet.
 const FREE: u16 = u16::MAX;
 
-/// Which backend gets a new connection, by its hash.
-#[derive(PartialEq, Eq, Debug)]
+/// Which backend gets a new connection, by its hash. Clones share the table.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Maglev {
     /// Indices of backends. Empty without any.
-    entries: Box<[u16]>,
+    entries: Arc<[u16]>,
 }
 
 /// A backend while a table is built.
@@ -42,7 +44,7 @@ impl Maglev {
         debug_assert!(backends.is_sorted_by_key(|(name, _)| *name));
         let backends = backends.get(..BACKENDS_MAX).unwrap_or(backends);
         if backends.is_empty() {
-            return Self { entries: Box::default() };
+            return Self { entries: Arc::default() };
         }
         let size = size(backends.len());
         let weight = |weight: u16| u64::from(weight.max(1));
@@ -54,7 +56,7 @@ impl Maglev {
             Turn { at, skip, weight: weight(of), due: 0 }
         };
         let mut turns: Vec<Turn> = backends.iter().map(turn).collect();
-        let mut entries = vec![FREE; size].into_boxed_slice();
+        let mut entries = vec![FREE; size];
         let mut left = size;
         for round in 1.. {
             for (index, turn) in (0..).zip(&mut turns) {
@@ -65,11 +67,21 @@ impl Maglev {
                 turn.take(&mut entries, index);
                 left -= 1;
                 if left == 0 {
-                    return Self { entries };
+                    return Self { entries: entries.into() };
                 }
             }
         }
-        Self { entries }
+        Self { entries: entries.into() }
+    }
+
+    /// A handle that does not keep the table.
+    pub(crate) fn downgrade(&self) -> Weak<[u16]> {
+        Arc::downgrade(&self.entries)
+    }
+
+    /// The table, if somebody keeps it.
+    pub(crate) fn upgrade(entries: &Weak<[u16]>) -> Option<Self> {
+        entries.upgrade().map(|entries| Self { entries })
     }
 
     /// Index of the backend for a hash; `None` without backends.

@@ -4,6 +4,8 @@ mod cluster_policies;
 mod ipam;
 mod outside;
 mod policies;
+mod service_addresses;
+mod service_refusals;
 mod services;
 
 use std::path::{Path, PathBuf};

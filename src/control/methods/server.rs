@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use crate::control::error::RpcError;
 use crate::control::method::{self, Call};
 use crate::control::view::PortView;
+use crate::fabric::balance::choice::BackendState;
+use crate::fabric::balance::report::ServiceCounts;
 use crate::observe::time;
 
 use super::object::changes_json;
@@ -54,8 +56,12 @@ pub fn status(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
     let down = dns.upstreams.iter().filter(|(_, up)| !up);
     degraded.extend(down.map(|(server, _)| format!("DNS server {server} does not answer")));
     let services = fabric.service_counts();
-    let down = services.iter().filter(|service| service.serving == Some(false));
-    degraded.extend(down.map(|service| format!("Service {}: no backend takes connections", service.service)));
+    // That nobody is attached yet is as little a fault of a Service's as of a port's.
+    let ill = |(state, _): &(BackendState, usize)| *state == BackendState::Unhealthy;
+    let down = services.iter().filter(|service| service.serving == Some(false) && service.backends.iter().any(ill));
+    let text =
+        |service: &ServiceCounts| format!("Service {}: every backend that runs fails its checks", service.service);
+    degraded.extend(down.map(text));
     let (policy, connections, flow_log) = (fabric.policy_report(), fabric.connection_report(), fabric.flow_log());
     let workers: Vec<Value> = controller.parts.fabric.worker_reports().iter().enumerate().map(worker).collect();
     let host = snapshot.set.of_kind(crate::config::Kind::HostConfig).next().map(|object| object.key.name.clone());
