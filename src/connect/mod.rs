@@ -19,7 +19,9 @@ mod related;
 
 use hostweave_nat::Nat;
 use hostweave_switch::connection::{Connections, Direction, Ending, Found, FreeRecords, Miss, Record};
-use hostweave_switch::flow::{ASSURED, CROSSES, Flow, FlowCache, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp};
+use hostweave_switch::flow::{
+    ASSURED, CROSSES, Flow, FlowCache, FlowKey, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp,
+};
 use hostweave_switch::guard;
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
@@ -61,6 +63,8 @@ pub struct Opened {
     pub out_port: PortId,
     /// What allowed it.
     pub allowed: Allowed,
+    /// Its tuple as the other side sees it, if it crosses into another network.
+    pub there: Option<FlowKey>,
 }
 
 /// Where a packet's flow and connection were looked for and are not, so that nobody looks twice.
