@@ -40,6 +40,7 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ("ip", "ADDRESS", "From or to an address or range, such as 10.0.0.0/8"),
     ("from-ip", "ADDRESS", "From an address or range"),
     ("to-ip", "ADDRESS", "To an address or range"),
+    ("snat-ip", "ADDRESS", "From an address or range as NAT shows it to the other side"),
     ("label", "SELECTOR", "From or to ports with these labels, such as app=web"),
     ("from-label", "SELECTOR", "From ports with these labels"),
     ("to-label", "SELECTOR", "To ports with these labels"),
@@ -167,6 +168,7 @@ impl Flags {
 fn flag_of(field: &str) -> &str {
     match field {
         "sourceIp" | "destinationIp" => "--ip",
+        "sourceIpXlated" => "--snat-ip",
         "sourceLabel" | "destinationLabel" => "--label",
         "eventType" => "--type",
         "dropReasonDesc" => "--drop-reason-desc",
@@ -204,6 +206,7 @@ impl Tracker {
             "ip" => self.either(IPS, value.to_owned()),
             "from-ip" => self.both(IPS[0], value.to_owned()),
             "to-ip" => self.both(IPS[1], value.to_owned()),
+            "snat-ip" => self.both(|filter| &mut filter.source_ip_xlated, value.to_owned()),
             "label" => self.either(LABELS, value.to_owned()),
             "from-label" => self.both(LABELS[0], value.to_owned()),
             "to-label" => self.both(LABELS[1], value.to_owned()),

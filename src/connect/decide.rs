@@ -285,7 +285,8 @@ fn commit<R: Recorder>(
     })?;
     let found = committed.found;
     if committed.new {
-        flows.opened = Some(Opened { out_port: out.id, allowed });
+        let there = translation.map(|translation| translation.reply.reversed());
+        flows.opened = Some(Opened { out_port: out.id, allowed, there });
     }
     let crosses = if translation.is_some() { CROSSES } else { 0 };
     let flow = Flow {

@@ -64,6 +64,8 @@ pub struct Opened {
     pub out_port: PortId,
     /// What allowed it.
     pub allowed: Allowed,
+    /// Its tuple as the other side sees it, if it crosses into another network.
+    pub there: Option<FlowKey>,
 }
 
 /// Where a packet's flow and connection were looked for and are not, so that nobody looks twice.

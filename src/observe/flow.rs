@@ -156,6 +156,9 @@ pub struct Addresses {
 pub struct Ip {
     /// From.
     pub source: String,
+    /// As whom NAT shows the sender to the other side; none if as itself.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub source_xlated: String,
     /// To.
     pub destination: String,
     /// `IPv4` or `IPv6`.

@@ -18,6 +18,8 @@ pub struct FlowEvent {
     pub kind: FlowEventKind,
     /// Tuple, in the direction of the packet; of a connection that ended, in that of its first.
     pub key: FlowKey,
+    /// Of a connection, the tuple as the other side sees it, where NAT makes it another one.
+    pub there: Option<FlowKey>,
     /// Network.
     pub vni: u32,
     /// The port that sent it.
@@ -67,7 +69,8 @@ impl FlowEvent {
             ingress: allowed.ingress.basis,
             audit: audit.or_else(|| allowed.ingress.audit.map(|rule| (Direction::Ingress, rule))),
         };
-        Self::new(ctx, &lookup.key, packet, opened.out_port, kind)
+        let event = Self::new(ctx, &lookup.key, packet, opened.out_port, kind);
+        Self { there: opened.there.filter(|there| *there != event.key), ..event }
     }
 
     /// A packet ended.
@@ -102,6 +105,7 @@ impl FlowEvent {
         Self {
             kind,
             key: entry.key,
+            there: entry.translation.map(|how| how.reply.reversed()).filter(|there| *there != entry.key),
             vni: entry.vni,
             from: PortId(entry.in_port),
             to: PortId(entry.out_port),
@@ -119,6 +123,7 @@ impl FlowEvent {
         let tcp_flags = if is_tcp { packet.head().get(l4 + FLAGS).copied().unwrap_or(0) } else { 0 };
         let is_icmp = matches!(packet.meta.proto, proto::ICMPV4 | proto::ICMPV6) && !packet.meta.later_fragment;
         let icmp = if is_icmp { packet.meta.dst_port } else { 0 };
-        Self { kind, key: key.unscoped(), vni: ctx.network.vni, from: ctx.port.id, to, tcp_flags, icmp, at: ctx.now }
+        let (key, vni, from) = (key.unscoped(), ctx.network.vni, ctx.port.id);
+        Self { kind, key, there: None, vni, from, to, tcp_flags, icmp, at: ctx.now }
     }
 }

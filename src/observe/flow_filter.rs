@@ -37,6 +37,9 @@ pub struct FlowFilter {
     /// The sender has this address, or one of this range.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub source_ip: Vec<String>,
+    /// NAT shows the sender as one of these, or within.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub source_ip_xlated: Vec<String>,
     /// As `sourceIp`, of the receiver.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub destination_ip: Vec<String>,
@@ -98,7 +101,7 @@ pub struct BadFilter {
 #[derive(Clone, Debug, Default)]
 pub struct Compiled {
     filter: FlowFilter,
-    nets: [Vec<IpNet>; 2],
+    nets: [Vec<IpNet>; 3],
     labels: [Vec<Selector>; 2],
     flags: Vec<u8>,
 }
@@ -164,7 +167,11 @@ impl FlowFilter {
         }
         let flags: Result<Vec<u8>, BadFilter> = self.tcp_flags.iter().map(|flags| tcp_flags(flags)).collect();
         Ok(Compiled {
-            nets: [nets("sourceIp", &self.source_ip)?, nets("destinationIp", &self.destination_ip)?],
+            nets: [
+                nets("sourceIp", &self.source_ip)?,
+                nets("destinationIp", &self.destination_ip)?,
+                nets("sourceIpXlated", &self.source_ip_xlated)?,
+            ],
             labels: [
                 selectors("sourceLabel", &self.source_label)?,
                 selectors("destinationLabel", &self.destination_label)?,
@@ -235,8 +242,10 @@ impl Compiled {
         let ports = flow.ports();
         let port = |wanted: &[u16], port: Option<u16>| any(wanted, |wanted| port == Some(*wanted));
         let ends = [&flow.source, &flow.destination].map(Option::as_ref);
-        let addresses =
-            flow.ip.as_ref().map_or([None, None], |ip| [ip.source.parse().ok(), ip.destination.parse().ok()]);
+        let addresses = flow
+            .ip
+            .as_ref()
+            .map_or([None; 3], |ip| [&ip.source, &ip.destination, &ip.source_xlated].map(|ip| ip.parse().ok()));
         any(&filter.verdict, |verdict| verdict.eq_ignore_ascii_case(&flow.verdict))
             && any(&filter.event_type, |word| is_type(flow, word))
             && any(&filter.drop_reason_desc, |word| is_reason(flow, word))

@@ -1,14 +1,14 @@
 //! A record of the flow log: an event of a worker with the names of those that it is about, as they were then. Small enough
 //! to keep thousands; it becomes Hubble's JSON ([`FlowRecord::to_flow`]) when somebody asks.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use hostweave_policy::model::Direction;
 use hostweave_switch::MacAddr;
 use hostweave_switch::connection::Ending;
-use hostweave_switch::flow::Kind;
+use hostweave_switch::flow::{FlowKey, Kind};
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::wire::proto;
 use uuid::Uuid;
@@ -80,7 +80,8 @@ impl FlowRecord {
         let mut flow = Flow {
             time,
             uuid: self.id.to_string(),
-            ip: has_ip.then(|| ip(address(key.src()), address(key.dst()))),
+            ip: has_ip
+                .then(|| Ip { source_xlated: self.source_xlated(), ..ip(address(key.src()), address(key.dst())) }),
             l4: self.l4(),
             ethernet: self.ethernet(),
             source: Some(self.source.endpoint.clone()),
@@ -104,7 +105,12 @@ impl FlowRecord {
         let mut words = Vec::new();
         let direction = match self.event.kind {
             FlowEventKind::Opened { audit, .. } => {
-                flow.verdict = if audit.is_some() { "AUDIT" } else { "FORWARDED" }.into();
+                flow.verdict = match audit {
+                    Some(_) => "AUDIT",
+                    None if self.event.there.is_some() => "TRANSLATED",
+                    None => "FORWARDED",
+                }
+                .into();
                 flow.event_type = Some(EventType { kind: TYPE_POLICY_VERDICT, sub_type: 0 });
                 audit.map(|(direction, _)| direction)
             }
@@ -148,7 +154,34 @@ impl FlowRecord {
             None if flow.ip.is_some() => words.push(format!("IP protocol {}", self.event.key.proto())),
             None => {}
         }
+        words.extend(self.translation());
         flow.summary = words.join("; ");
+    }
+
+    /// Address as which the other side sees the sender, if it is another one.
+    fn source_xlated(&self) -> String {
+        let there = self.event.there.filter(|there| there.src() != self.event.key.src());
+        there.map_or_else(String::new, |there| Ipv6Addr::from(there.src()).to_canonical().to_string())
+    }
+
+    /// What NAT makes of the tuple: `as 203.0.113.7:40123`, `to 10.64.0.10:22`. Hubble has no place for the L4 ports.
+    fn translation(&self) -> Option<String> {
+        let (key, there) = (&self.event.key, self.event.there?);
+        let end = |key: &FlowKey, source: bool| {
+            let (address, l4) = if source { (key.src(), key.src_port()) } else { (key.dst(), key.dst_port()) };
+            let address = Ipv6Addr::from(address).to_canonical();
+            match (key.kind(), source) {
+                (Kind::Ports, _) => SocketAddr::new(address, l4).to_string(),
+                (Kind::Query, true) => format!("{address} id {l4}"),
+                _ => address.to_string(),
+            }
+        };
+        let changed = |word: &str, source| {
+            let now = end(&there, source);
+            (now != end(key, source)).then(|| format!("{word} {now}"))
+        };
+        let words: Vec<String> = [changed("as", true), changed("to", false)].into_iter().flatten().collect();
+        (!words.is_empty()).then(|| words.join(" "))
     }
 
     fn l4(&self) -> Option<Layer4> {
@@ -222,7 +255,8 @@ fn ended(why: Ending) -> &'static str {
 
 fn ip(source: IpAddr, destination: IpAddr) -> Ip {
     let version = if destination.is_ipv4() { "IPv4" } else { "IPv6" };
-    Ip { source: source.to_string(), destination: destination.to_string(), ip_version: version.into() }
+    let (source, destination) = (source.to_string(), destination.to_string());
+    Ip { source, destination, ip_version: version.into(), ..Ip::default() }
 }
 
 #[cfg(test)]
@@ -258,7 +292,17 @@ pub(crate) mod tests {
         FlowRecord {
             time: SystemTime::UNIX_EPOCH + std::time::Duration::new(1_795_447_801, 120_334_567),
             id: Uuid::nil(),
-            event: FlowEvent { kind, key, vni: 1, from: PortId(12), to: PortId(31), tcp_flags, icmp: 0, at: 0 },
+            event: FlowEvent {
+                kind,
+                key,
+                there: None,
+                vni: 1,
+                from: PortId(12),
+                to: PortId(31),
+                tcp_flags,
+                icmp: 0,
+                at: 0,
+            },
             source: party(12, "cache-0", "app=cache"),
             destination: party(31, "db-0", "app=db"),
             service: None,
@@ -330,6 +374,31 @@ pub(crate) mod tests {
         assert_eq!(l4(opened(proto::ICMPV6, 128, 7, Kind::Answer)), icmp("ICMPv6", 129));
         let gre = opened(47, 0, 0, Kind::Addresses).to_flow("");
         assert_eq!((gre.l4, gre.summary.as_str()), (None, "IP protocol 47"));
+    }
+
+    #[test]
+    fn what_nat_makes_of_a_tuple_is_told() {
+        let mut record = opened(proto::UDP, 7, 8, Kind::Ports);
+        let pool = u128::from(std::net::Ipv4Addr::new(203, 0, 113, 7).to_ipv6_mapped());
+        let key = record.event.key;
+        let there = |dst, dst_port| Some(FlowKey::new(pool, dst, 40_123, dst_port, proto::UDP, Kind::Ports));
+        record.event.there = there(key.dst(), 8);
+        let flow = record.to_flow("");
+        assert_eq!(serde_json::to_value(&flow.ip).unwrap()["source_xlated"], "203.0.113.7");
+        assert_eq!((flow.verdict.as_str(), flow.summary.as_str()), ("TRANSLATED", "UDP; as 203.0.113.7:40123"));
+        assert!(flow.is_new());
+        // Both ends, and the destination alone.
+        record.event.there = there(1 << 120 | 5, 9);
+        assert_eq!(record.to_flow("").summary, "UDP; as 203.0.113.7:40123 to [100::5]:9");
+        record.event.there = Some(FlowKey::new(key.src(), key.dst(), 7, 22, proto::UDP, Kind::Ports));
+        let flow = record.to_flow("");
+        assert_eq!((flow.ip.unwrap().source_xlated.as_str(), flow.summary.as_str()), ("", "UDP; to 10.64.0.31:22"));
+        record.event.kind = FlowEventKind::Closed(Ending::Expired);
+        let flow = record.to_flow("");
+        assert_eq!(
+            (flow.verdict.as_str(), flow.summary.as_str()),
+            ("FORWARDED", "closed: expired; UDP; to 10.64.0.31:22")
+        );
     }
 
     #[test]

@@ -700,6 +700,44 @@ def hairpin(case, one_to_one):
     host.finish()
 
 
+@suite.test("hairpin where only whom a port has sent to may answer: both send first, and meet")
+def hairpin_both_first(case):
+    product_only("a kernel has one way to a network that it is on")
+    host, a, b = world(case, "a", "b")
+    host.server.peer("reflect", port=REFLECT)
+    for number, server in enumerate(SERVER):
+        own, to = [], []
+        for node, seen in ((a, own), (b, to)):
+            node.peer("bind", name=server, host=node.families[number], port=6000)
+            seen.extend(node.peer("ask", name=server, to=[server, REFLECT]))
+        a.peer("send", name=server, to=to, text="too early")
+        assert b.peer("take", name=server, timeout=0.5) is None, "b has not sent yet"
+        b.peer("send", name=server, to=own, text="hello")
+        assert a.peer("take", name=server) == ["hello", to]
+        a.peer("send", name=server, to=to, text="and back")
+        assert b.peer("take", name=server) == ["and back", own]
+    host.finish()
+
+
+@suite.test("the flow log says as whom a port was seen outside, and finds it by that")
+def xlated(case):
+    product_only("a flow log")
+    host, a = world(case, "a")
+    host.server.peer("serve", port=TELLS, mode="tells")
+    for server in SERVER:
+        address, port = outside_of(a, host.server, server)
+        seen = "%s:%d" % ("[%s]" % address if family(address) else address, port)
+
+        def logged():
+            lines = host.daemon.cli("observe", "--last", "1000", "-o", "json", "--snat-ip", address, "--to-ip", server, "--type", "new")
+            return [json.loads(line)["flow"] for line in lines.splitlines()]
+        flow, = until(logged, "the flow that was translated")
+        assert (flow["verdict"], flow["IP"]["source_xlated"]) == ("TRANSLATED", address), flow
+        assert flow["Summary"].endswith("; as " + seen), flow["Summary"]
+        assert "as " + seen in host.daemon.cli("observe", "--last", "1000", "--to-ip", server)
+    host.finish()
+
+
 @suite.test("an attached address is its port's own in its network, too: neighbours reach it directly, and policy knows them by their labels")
 def attached_neighbours(case):
     product_only("labels")
