@@ -14,6 +14,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use hostweave_switch::limits::HEAD_FIRST;
 use hostweave_switch::payload::Segment;
 
 use crate::sigbus::Registration;
@@ -465,18 +466,23 @@ impl GuestSlice<'_> {
         const FAR: usize = 64;
         const NEAR: usize = 32;
         assert!(from.len() <= self.len());
-        let words = if from.len() >= FAR { FAR } else { NEAR };
         if from.len() < NEAR {
             return self.write(from);
         }
-        let (source, target) = (from.as_ptr(), self.start.as_ptr());
-        // SAFETY: both sides have that many octets at least, checked above. JUSTIFICATION: guest memory may not be borrowed.
+        let (len, source, target) = (from.len(), from.as_ptr(), self.start.as_ptr());
+        // SAFETY: both sides have `len` octets, checked above, and no branch goes beyond. JUSTIFICATION: guest memory may not be borrowed.
         unsafe {
             copy_words::<NEAR>(source, target);
-            if words == FAR {
+            if len == HEAD_FIRST {
+                // Every frame with a payload elsewhere.
                 copy_words::<{ FAR - NEAR }>(source.add(NEAR), target.add(NEAR));
+                std::ptr::copy_nonoverlapping(source.add(FAR), target.add(FAR), HEAD_FIRST - FAR);
+            } else if len >= FAR {
+                copy_words::<{ FAR - NEAR }>(source.add(NEAR), target.add(NEAR));
+                copy_rest(source, target, len, FAR);
+            } else {
+                copy_rest(source, target, len, NEAR);
             }
-            copy_rest(source, target, from.len(), words);
         }
     }
 
@@ -710,12 +716,14 @@ pub(crate) mod tests {
         let pattern: Vec<u8> = (0..=255).collect();
         for len in 0..200usize {
             let slice = memory.slice(0, 256).unwrap();
-            slice.write(&[0xa5; 256]);
-            slice.write(&pattern[..len]);
-            let mut out = [0; 256];
-            slice.read(&mut out);
-            assert_eq!(out[..len], pattern[..len]);
-            assert_eq!(out[len..], [0xa5; 256][len..], "{len}");
+            for write in [GuestSlice::write, GuestSlice::write_head] {
+                slice.write(&[0xa5; 256]);
+                write(&slice, &pattern[..len]);
+                let mut out = [0; 256];
+                slice.read(&mut out);
+                assert_eq!(out[..len], pattern[..len]);
+                assert_eq!(out[len..], [0xa5; 256][len..], "{len}");
+            }
             let mut out = [0xa5; 256];
             slice.read(&mut out[..len]);
             assert_eq!(out[..len], pattern[..len]);
