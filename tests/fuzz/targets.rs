@@ -18,7 +18,7 @@ use hostweave_policy::model::{Endpoint, Labels, World};
 use hostweave_policy::table::Table;
 use hostweave_switch::MacAddr;
 use hostweave_switch::connection::{Connections, FreeRecords, Options};
-use hostweave_switch::flow::{FlowCache, FlowKey};
+use hostweave_switch::flow::{FlowCache, FlowKey, round, stamp};
 use hostweave_switch::limits::HEAD_FIRST;
 use hostweave_switch::packet::{Burst, Meta};
 use hostweave_switch::parse;
@@ -172,7 +172,11 @@ pub fn local(data: &[u8]) {
         *now += u32::from(data.first().is_some_and(|octet| octet % 16 == 0));
         let crossing_epoch = tables.crossing_epoch();
         let (epoch, queue) = (1, 0);
-        let ctx = Context { tables, policy, port, network, pools, services, epoch, crossing_epoch, queue, now: *now };
+        let [stamp, crossing_stamp] = [epoch, crossing_epoch].map(|epoch| stamp(epoch, round(*now)));
+        #[rustfmt::skip]
+        let ctx = Context {
+            tables, policy, port, network, pools, services, epoch, crossing_epoch, stamp, crossing_stamp, queue, now: *now,
+        };
         for shard in 0..Connections::shards() {
             connections.expire(shard, &tables.timeouts, *now, 4);
         }
