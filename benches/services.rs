@@ -55,6 +55,7 @@ fn port(i: u32, folder: &Path) -> PortSpec {
         named_ports: Vec::new(),
         flows_max: 65_536,
         rates: Default::default(),
+        metadata: Default::default(),
     }
 }
 
