@@ -49,6 +49,7 @@ pub use flows::policy as policy_of;
 
 use crate::observe::flow_log::FlowLog;
 use crate::services::dns::Dns;
+use crate::services::external_dns::ExternalDns;
 use crate::services::metadata::Metadata;
 use crate::services::sockets::Sockets;
 use crate::worker::clock::Clock;
@@ -80,6 +81,7 @@ struct Inner {
     sockets: Sockets,
     dns: Dns,
     metadata: Metadata,
+    external_dns: ExternalDns,
     connections: Arc<Connections>,
     nat: Arc<Nat>,
     fragments: Arc<Fragments>,
@@ -202,11 +204,12 @@ impl Fabric {
         let sockets = Sockets::new().context("starting the host's own services")?;
         let dns = Dns::new(sockets.clone(), events.clone());
         let metadata = Metadata::new(sockets.clone()).context("making the key of metadata tokens")?;
+        let external_dns = ExternalDns::new();
         let flow_log = Arc::new(FlowLog::default());
         let (links_changed, links_watched, stopping) = Default::default();
         #[rustfmt::skip]
         let inner = Arc::new(Inner {
-            config, plane, workers, state, events, sockets, dns, metadata, connections, nat, fragments, clock, flow_log, watch,
+            config, plane, workers, state, events, sockets, dns, metadata, external_dns, connections, nat, fragments, clock, flow_log, watch,
             links_changed, links_watched, stopping,
         });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
@@ -236,6 +239,7 @@ impl Fabric {
             inner.wait_until_in_force(state.revision);
             inner.dns.update_spec(desired);
             inner.metadata.update_spec(desired);
+            inner.external_dns.update(desired.external_dns.as_ref());
             return Ok(());
         }
         check(desired)?;
@@ -270,6 +274,7 @@ impl Fabric {
         inner.forget_connections_of(&gone_ids);
         inner.dns.update(desired);
         inner.metadata.update(desired);
+        inner.external_dns.update(desired.external_dns.as_ref());
         inner.finish_attending(&mut state, Attended { changed: false, ..attended });
         retired.into_iter().for_each(|uplink| inner.close_uplink(uplink));
         state.wanted = Some((desired.networks.clone(), desired.ports.clone()));

@@ -7,6 +7,7 @@
 pub mod address_pool;
 pub mod cluster_network_policy;
 pub mod dns;
+pub mod external_dns;
 pub mod guest;
 pub mod host_config;
 pub mod meta;
