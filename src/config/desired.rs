@@ -8,6 +8,7 @@ use hostweave_switch::tables::{Network, PortId};
 
 use super::checked;
 use super::diagnostic::Diagnostic;
+use super::external_dns;
 use super::ipam::Assignments;
 use super::kind::{Kind, ObjectKey};
 use super::node::Path as FieldPath;
@@ -107,6 +108,7 @@ pub fn to_desired(
         nat_pools: Vec::new(),
         attached: Vec::new(),
         dns: Some(config.dns.clone()),
+        external_dns: external_dns::spec(set, services),
         metadata: config.metadata.clone(),
         services: Vec::new(),
     };

@@ -13,6 +13,7 @@ mod de;
 pub mod desired;
 pub mod diagnostic;
 pub mod explain;
+pub mod external_dns;
 mod fate;
 pub mod fuzz;
 pub mod ipam;

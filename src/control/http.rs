@@ -231,6 +231,7 @@ async fn scrape(server: &Server) -> Result<Reply, RpcError> {
             connections: fabric.connection_report(),
             flows_lost: fabric.flow_log().lost(),
             dns: fabric.dns().report(),
+            external_dns: fabric.external_dns().report(),
             metadata: fabric.metadata().report(),
             services: fabric.service_counts(),
             nat: nat.stats,

@@ -54,6 +54,7 @@ pub use flows::policy as policy_of;
 
 use crate::observe::flow_log::FlowLog;
 use crate::services::dns::Dns;
+use crate::services::external_dns::ExternalDns;
 use crate::services::health::Health;
 use crate::services::metadata::Metadata;
 use crate::services::sockets::Sockets;
@@ -93,6 +94,7 @@ struct Inner {
     /// Ports that Services are to look at.
     port_news: Arc<PortNews>,
     metadata: Metadata,
+    external_dns: ExternalDns,
     connections: Arc<Connections>,
     ended: Arc<Ended>,
     nat: Arc<Nat>,
@@ -222,12 +224,12 @@ impl Fabric {
         let dns = Dns::new(sockets.clone(), events.clone());
         let metadata = Metadata::new(sockets.clone()).context("making the key of metadata tokens")?;
         let (health, verdicts) = Health::new(sockets.clone());
-        let (flow_log, port_news) = (Arc::new(FlowLog::default()), Arc::new(PortNews::default()));
+        let (external_dns, flow_log, port_news) = (ExternalDns::new(), Arc::new(FlowLog::default()), Arc::new(PortNews::default()));
         let (links_changed, links_watched, stopping) = Default::default();
         #[rustfmt::skip]
         let inner = Arc::new(Inner {
-            config, plane, workers, state, events, sockets, dns, metadata, health, port_news, connections, ended, nat, fragments, clock,
-            flow_log, watch, links_changed, links_watched, stopping,
+            config, plane, workers, state, events, sockets, dns, metadata, health, port_news, external_dns, connections, ended, nat,
+            fragments, clock, flow_log, watch, links_changed, links_watched, stopping,
         });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
         threads.push(balance::lifecycle::spawn(&inner, verdicts)?);
@@ -261,6 +263,7 @@ impl Fabric {
             inner.wait_until_in_force(state.revision);
             inner.dns.update_spec(desired);
             inner.metadata.update_spec(desired);
+            inner.external_dns.update(desired.external_dns.as_ref());
             return Ok(());
         }
         check(desired)?;
@@ -297,6 +300,7 @@ impl Fabric {
         inner.forget_connections_of(&gone_ids);
         inner.dns.update(desired);
         inner.metadata.update(desired);
+        inner.external_dns.update(desired.external_dns.as_ref());
         inner.finish_attending(&mut state, Attended { changed: false, ..attended });
         retired.into_iter().for_each(|uplink| inner.close_uplink(uplink));
         state.wanted = Some((desired.networks.clone(), desired.ports.clone()));

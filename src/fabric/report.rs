@@ -7,6 +7,7 @@ use hostweave_switch::stage::DropReason;
 
 use super::Fabric;
 use crate::services::dns::Dns;
+use crate::services::external_dns::ExternalDns;
 use crate::services::metadata::Metadata;
 use crate::worker::verdicts::VerdictCounts;
 
@@ -44,6 +45,11 @@ impl Fabric {
     /// DNS at the gateways.
     pub fn dns(&self) -> &Dns {
         &self.inner.dns
+    }
+
+    /// Names of Services in a real zone.
+    pub fn external_dns(&self) -> &ExternalDns {
+        &self.inner.external_dns
     }
 
     /// Metadata for guests.

@@ -25,6 +25,7 @@ use uuid::Uuid;
 use super::balance::choice::BackendState;
 use super::balance::history::Change;
 pub use crate::services::dns::spec::DnsSpec;
+pub use crate::services::external_dns::spec::ExternalDnsSpec;
 pub use crate::services::metadata::spec::{MetadataSpec, PortMetadata};
 
 /// Connections that a host has room for, where nothing is written.
@@ -69,6 +70,8 @@ pub struct Desired {
     pub attached: Vec<AttachSpec>,
     /// DNS at the gateways; `None` for none.
     pub dns: Option<DnsSpec>,
+    /// Names of Services in a real zone; `None` for none.
+    pub external_dns: Option<Arc<ExternalDnsSpec>>,
     /// Metadata for guests; `None` for none.
     pub metadata: Option<MetadataSpec>,
     /// Services that spread connections, by namespace and name.

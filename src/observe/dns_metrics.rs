@@ -1,4 +1,4 @@
-//! Metrics of DNS at the gateways.
+//! Metrics of DNS at the gateways, and of names in a real zone.
 
 use std::fmt::Error;
 
@@ -8,6 +8,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::services::dns::DnsReport;
+use crate::services::external_dns::ExternalDnsReport;
 
 /// Writes them.
 pub(super) fn encode(report: &DnsReport, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
@@ -46,4 +47,22 @@ pub(super) fn encode(report: &DnsReport, encoder: &mut DescriptorEncoder<'_>) ->
     let cached = i64::try_from(report.cached).unwrap_or(i64::MAX);
     let help = "Answers of upstream servers that are kept";
     ConstGauge::new(cached).encode(encoder.encode_descriptor("dns_cache_entries", help, None, MetricType::Gauge)?)
+}
+
+/// Writes those of external DNS.
+pub(super) fn encode_external(report: &ExternalDnsReport, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+    for (name, help, value) in [
+        ("external_dns_updates", "Names in the zone that were made, changed or deleted", report.updates),
+        ("external_dns_failures", "Looks at the zone that failed", report.failures),
+    ] {
+        ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+    }
+    let conflicts = i64::try_from(report.conflicts).unwrap_or(i64::MAX);
+    let help = "Names that Services do not get because somebody else has them";
+    ConstGauge::new(conflicts).encode(encoder.encode_descriptor(
+        "external_dns_conflicts",
+        help,
+        None,
+        MetricType::Gauge,
+    )?)
 }

@@ -18,6 +18,7 @@ use hostweave_switch::counters::PortTotals;
 use crate::fabric::balance::report::ServiceCounts;
 use crate::fabric::report::{ConnectionReport, PolicyReport};
 use crate::services::dns::DnsReport;
+use crate::services::external_dns::ExternalDnsReport;
 use crate::services::metadata::MetadataReport;
 use crate::worker::verdicts::{ACTIONS, DIRECTIONS, MATCHES};
 
@@ -97,6 +98,8 @@ pub struct Sample {
     pub flows_lost: u64,
     /// DNS at the gateways.
     pub dns: DnsReport,
+    /// Names of Services in a real zone.
+    pub external_dns: ExternalDnsReport,
     /// Metadata for guests.
     pub metadata: MetadataReport,
     /// Services.
@@ -308,6 +311,7 @@ impl Collector for Sample {
         self.worker_metrics(&mut encoder)?;
         self.policy_metrics(&mut encoder)?;
         super::dns_metrics::encode(&self.dns, &mut encoder)?;
+        super::dns_metrics::encode_external(&self.external_dns, &mut encoder)?;
         super::metadata_metrics::encode(&self.metadata, &mut encoder)?;
         super::service_metrics::encode(&self.services, self.connections.no_backend, &mut encoder)?;
         self.nat_metrics(&mut encoder)?;
@@ -378,6 +382,7 @@ mod tests {
                 no_backend: 3,
             },
             flows_lost: 9,
+            external_dns: ExternalDnsReport { updates: 7, failures: 0, conflicts: 1 },
             metadata: MetadataReport { answers: vec![("401".to_owned(), 3)], refused: 1, cut: 0 },
             services: vec![ServiceCounts {
                 service: "shop/web".into(),
@@ -433,6 +438,8 @@ mod tests {
             "hostweave_service_connections_total{service=\"shop/web\"} 9",
             "hostweave_dns_queries_total{zone=\"cluster\",rcode=\"noerror\"} 6",
             "hostweave_dns_refusals_total{reason=\"limit\"} 2",
+            "hostweave_external_dns_updates_total 7",
+            "hostweave_external_dns_conflicts 1",
             "hostweave_metadata_requests_total{status=\"401\"} 3",
             "hostweave_metadata_connections_lost_total{reason=\"limit\"} 1",
             "hostweave_nat_ports_in_use{pool=\"ord1\",address=\"2001:db8::7\",protocol=\"udp\"} 4",

@@ -9,6 +9,7 @@ mod datagram;
 mod dhcp4;
 mod dhcp6;
 pub mod dns;
+pub mod external_dns;
 pub mod health;
 #[cfg(test)]
 mod hostile_tests;

@@ -54,7 +54,7 @@ pub(super) fn check(raw: &Dns, path: &Path, problems: &mut Vec<Problem>) -> DnsS
 }
 
 /// An address, with or without an L4 port.
-fn server(text: &str) -> Option<SocketAddr> {
+pub(super) fn server(text: &str) -> Option<SocketAddr> {
     let address = text.parse::<IpAddr>().map(|address| SocketAddr::new(address, PORT));
     let server = address.or_else(|_| text.parse()).ok()?;
     let usable = !server.ip().is_unspecified() && !server.ip().is_multicast() && server.port() != 0;

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use hostweave_policy::model::{self, DefaultPolicy};
 use hostweave_switch::limits::{CONNECTIONS_MAX, WORKERS_MAX};
 
-use super::{Account, absolute_path, account, dns, guest, queues, range, uplink};
+use super::{Account, absolute_path, account, dns, external_dns, guest, queues, range, uplink};
 use crate::config::names;
 use crate::config::node::Path;
 use crate::config::problem::Problem;
 use crate::config::raw;
 use crate::fabric::spec::{
-    CONNECTIONS_MAX_DEFAULT, DnsSpec, Established, FLOWS_MAX_DEFAULT, LocalServices, MetadataSpec, Timeouts, UplinkSpec,
+    CONNECTIONS_MAX_DEFAULT, DnsSpec, Established, ExternalDnsSpec, FLOWS_MAX_DEFAULT, LocalServices, MetadataSpec,
+    Timeouts, UplinkSpec,
 };
 
 /// CPUs are numbered below this (`CPU_SETSIZE` of Linux).
@@ -47,6 +48,8 @@ pub struct HostConfig {
     pub infrastructure: Infrastructure,
     /// DNS at the gateways.
     pub dns: DnsSpec,
+    /// The zone in which Services have names, without what they ask for.
+    pub external_dns: Option<ExternalDnsSpec>,
     /// Metadata for guests; `None` for none.
     pub metadata: Option<MetadataSpec>,
     /// The table of connections.
@@ -103,6 +106,7 @@ impl Default for HostConfig {
             established: Established::Recheck,
             infrastructure: Infrastructure::default(),
             dns: DnsSpec::default(),
+            external_dns: None,
             metadata: Some(MetadataSpec::default()),
             connections: Connections::default(),
             uplink: None,
@@ -112,7 +116,7 @@ impl Default for HostConfig {
 
 impl HostConfig {
     /// Checks what is written; values of fields that have a problem are meaningless.
-    pub(super) fn check(raw: &raw::host_config::HostConfigSpec, problems: &mut Vec<Problem>) -> Self {
+    pub(super) fn check(name: &str, raw: &raw::host_config::HostConfigSpec, problems: &mut Vec<Problem>) -> Self {
         let spec = Path::of("spec");
         let mut host = Self { region: raw.region.clone(), ..Self::default() };
         if let Some(region) = &raw.region
@@ -134,6 +138,8 @@ impl HostConfig {
         if let Some(raw) = &raw.dns {
             host.dns = dns::check(raw, &spec.key("dns"), problems);
         }
+        let external = raw.external_dns.as_deref();
+        host.external_dns = external.map(|raw| external_dns::check(raw, name, &spec.key("externalDNS"), problems));
         host.metadata = guest::host(raw.metadata.as_ref(), raw.region.as_ref());
         if let Some(connections) = &raw.connections {
             host.connections = check_connections(connections, &spec.key("connections"), problems);

@@ -5,6 +5,7 @@ pub mod annotations;
 mod cluster_network_policy;
 mod dns;
 mod endpoint_slice;
+mod external_dns;
 mod guest;
 mod host_config;
 mod meta;
@@ -244,7 +245,7 @@ fn check_kind(
     let (key, metadata) = Metadata::check(raw.metadata(), kind, &mut found);
     annotations::check_known(kind, &metadata, &mut found);
     let spec = match &raw {
-        RawObject::HostConfig(raw) => Spec::HostConfig(HostConfig::check(&raw.spec, &mut found)),
+        RawObject::HostConfig(raw) => Spec::HostConfig(HostConfig::check(&key.name, &raw.spec, &mut found)),
         RawObject::Network(raw) => Spec::Network(Network::check(&key.name, &raw.spec, &mut found)),
         RawObject::Namespace(_) => Spec::Namespace(Arc::new(namespace(&key, &metadata, &mut found))),
         RawObject::NatPool(raw) => Spec::NatPool(NatPool::check(&raw.spec, &mut found)),

@@ -49,6 +49,9 @@ pub struct HostConfigSpec {
     /// DNS at the gateways.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<super::dns::Dns>,
+    /// Names of Services in a real zone.
+    #[serde(default, rename = "externalDNS", skip_serializing_if = "Option::is_none")]
+    pub external_dns: Option<Box<super::external_dns::ExternalDns>>,
     /// Metadata at 169.254.169.254 of all networks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<super::guest::HostMetadata>,

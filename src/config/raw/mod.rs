@@ -8,6 +8,7 @@ pub mod address_pool;
 pub mod cluster_network_policy;
 pub mod dns;
 pub mod endpoint_slice;
+pub mod external_dns;
 pub mod guest;
 pub mod health_check;
 pub mod host_config;

@@ -123,6 +123,20 @@ fn ports_that_are_refused() {
 fn networks_and_hosts_that_are_refused() {
     check(&[
         (network("{}"), &["missing_field 4 spec"]),
+        (
+            host(
+                "{externalDNS: {server: ns, zone: Example.org, baseDomain: a.net, ttl: 0, tsig: {name: '-', secretFile: k}}}",
+            ),
+            &[
+                "invalid_name 4 Example.org",
+                "conflict 4 a.net",
+                "invalid_address 4 ns",
+                "invalid_name 4 '-'",
+                "invalid_path 4 k",
+                "out_of_range 4 0",
+            ],
+        ),
+        (host("{externalDNS: {server: 192.0.2.1, zone: a.b}}"), &["missing_field 4 externalDNS"]),
         (network("{cidrs: []}"), &["missing_field 4 cidrs"]),
         (network("{cidrs: [10.0.0.1/24]}"), &["invalid_cidr 4 10.0.0.1/24"]),
         (network("{cidrs: [10.0.0.0]}"), &["invalid_cidr 4 10.0.0.0"]),

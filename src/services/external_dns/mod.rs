@@ -1,0 +1,223 @@
+//! External DNS: names of Services in a real zone, kept there by dynamic updates.
+//!
+//! # Theory of operation
+//!
+//! A task on the control side, in the host's own network namespace, reads the zone from its primary server (`wire`: AXFR), works
+//! out what has to change (`plan`), and sends an update for each name, whose prerequisites say what the name had: whoever
+//! changes it in between wins, and the next round looks again. A round begins when something else is wanted, after
+//! `intervalSeconds`, and when a name's grace has passed. Nothing that is not marked as ours is touched, and nothing is kept
+//! here that the zone does not say, so that any run goes on where the last one ended.
+
+pub mod names;
+mod plan;
+pub mod spec;
+mod wire;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use self::plan::plan;
+use self::spec::ExternalDnsSpec;
+use self::wire::{Connection, Failure};
+
+/// How soon a round that failed is repeated, at the latest.
+const RETRY: Duration = Duration::from_secs(15);
+/// Looks at the zone in one round, while others change what we change.
+const LOOKS_MAX: usize = 3;
+/// How long one round may take.
+const ROUND_MAX: Duration = Duration::from_secs(300);
+
+/// What is true of a Service's names: the condition `ExternalRecords` of its status (SEMANTICS CW9).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ExternalRecords {
+    /// Whether all its names are in the zone.
+    pub ready: bool,
+    /// `Synced`, `Pending`, `Conflict`, `InvalidName`, `NoAddress` or `ServerFailure`.
+    pub reason: &'static str,
+    /// In sentences.
+    pub message: String,
+}
+
+/// What was counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ExternalDnsReport {
+    /// Names that were made, changed or deleted.
+    pub updates: u64,
+    /// Rounds that failed.
+    pub failures: u64,
+    /// Names that Services do not get because others have them, in the last round.
+    pub conflicts: u64,
+}
+
+#[derive(Default)]
+struct Shared {
+    conditions: ArcSwap<BTreeMap<String, ExternalRecords>>,
+    updates: AtomicU64,
+    failures: AtomicU64,
+    conflicts: AtomicU64,
+}
+
+/// Keeps names in a zone.
+pub struct ExternalDns {
+    told: watch::Sender<Option<Arc<ExternalDnsSpec>>>,
+    shared: Arc<Shared>,
+    task: AbortHandle,
+}
+
+impl Drop for ExternalDns {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Default for ExternalDns {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ExternalDns {
+    /// Without a zone. To be called inside a tokio runtime.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn new() -> Self {
+        let (told, listener) = watch::channel(None);
+        let shared = Arc::new(Shared::default());
+        let task = tokio::spawn(run(listener, Arc::clone(&shared))).abort_handle();
+        Self { told, shared, task }
+    }
+
+    /// Says what is wanted from now on.
+    pub fn update(&self, spec: Option<&Arc<ExternalDnsSpec>>) {
+        self.told.send_if_modified(|told| {
+            let other = told.as_ref() != spec;
+            if other {
+                *told = spec.cloned();
+            }
+            other
+        });
+    }
+
+    /// What is true of the names of a Service, `namespace/name`; `None` when it asks for none.
+    pub fn records_of(&self, service: &str) -> Option<ExternalRecords> {
+        let told = self.told.borrow().clone()?;
+        if !told.wanted.iter().any(|wanted| wanted.service == service) {
+            return None;
+        }
+        let pending = || ExternalRecords {
+            ready: false,
+            reason: "Pending",
+            message: "the zone has not been looked at yet".to_owned(),
+        };
+        Some(self.shared.conditions.load().get(service).cloned().unwrap_or_else(pending))
+    }
+
+    /// What was counted.
+    pub fn report(&self) -> ExternalDnsReport {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Shared { updates, failures, conflicts, .. } = &*self.shared;
+        ExternalDnsReport { updates: load(updates), failures: load(failures), conflicts: load(conflicts) }
+    }
+}
+
+async fn run(mut told: watch::Receiver<Option<Arc<ExternalDnsSpec>>>, shared: Arc<Shared>) {
+    // Since when nobody wants a name.
+    let mut unwanted: HashMap<String, Instant> = HashMap::new();
+    loop {
+        let spec = told.borrow_and_update().clone();
+        let Some(spec) = spec else {
+            shared.conditions.store(Arc::default());
+            if told.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let result = timeout(ROUND_MAX, round(&spec, &mut unwanted, &shared)).await;
+        let result = result.unwrap_or_else(|_| Err(format!("a round took more than {} s", ROUND_MAX.as_secs())));
+        let interval = Duration::from_secs(spec.interval_s.into());
+        let wait = match &result {
+            Ok(_) => until_grace_ends(&unwanted, &spec).map_or(interval, |left| left.min(interval)),
+            Err(failure) => {
+                tracing::warn!(zone = spec.zone, server = %spec.server, failure, "names of Services are not kept up");
+                shared.failures.fetch_add(1, Ordering::Relaxed);
+                interval.min(RETRY)
+            }
+        };
+        let conflicts = result.as_ref().map_or(0, Vec::len);
+        shared.conflicts.store(conflicts as u64, Ordering::Relaxed);
+        shared.conditions.store(Arc::new(conditions(&spec, &result)));
+        if let Ok(Err(_)) = timeout(wait, told.changed()).await {
+            return;
+        }
+    }
+}
+
+/// Makes the zone what it is to be. Returns which Services do not get a name, and why.
+async fn round(
+    spec: &ExternalDnsSpec,
+    unwanted: &mut HashMap<String, Instant>,
+    shared: &Shared,
+) -> Result<Vec<(String, String)>, Failure> {
+    for _ in 0..LOOKS_MAX {
+        let mut connection = Connection::open(spec).await?;
+        let have = connection.transfer().await?;
+        let now = Instant::now();
+        let grace = Duration::from_secs(spec.grace_s.into());
+        let none = plan(spec, &have, |_| false).unwanted;
+        unwanted.retain(|name, _| none.contains(name));
+        for name in none {
+            unwanted.entry(name).or_insert(now);
+        }
+        let expired = |name: &str| unwanted.get(name).is_some_and(|since| now.duration_since(*since) >= grace);
+        let plan = plan(spec, &have, expired);
+        let mut all = true;
+        for change in &plan.changes {
+            if connection.update(change, spec).await? {
+                shared.updates.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(name = change.name, deleted = change.after.is_none(), "a name in the zone was changed");
+            } else {
+                all = false;
+            }
+        }
+        if all {
+            return Ok(plan.conflicts);
+        }
+    }
+    Err("somebody else changes the same names at the same time".to_owned())
+}
+
+/// How long until the first name that nobody wants may go.
+fn until_grace_ends(unwanted: &HashMap<String, Instant>, spec: &ExternalDnsSpec) -> Option<Duration> {
+    let grace = Duration::from_secs(spec.grace_s.into());
+    let left = unwanted.values().map(|since| grace.saturating_sub(since.elapsed()));
+    left.filter(|left| !left.is_zero()).min()
+}
+
+fn conditions(
+    spec: &ExternalDnsSpec,
+    result: &Result<Vec<(String, String)>, Failure>,
+) -> BTreeMap<String, ExternalRecords> {
+    let of = |wanted: &spec::Wanted| {
+        let conflicts = result.iter().flatten().filter(|(service, _)| *service == wanted.service);
+        let conflicts: Vec<&str> = conflicts.map(|(_, why)| why.as_str()).collect();
+        let (ready, reason, message) = match result {
+            Err(failure) => (false, "ServerFailure", failure.clone()),
+            Ok(_) if !wanted.problems.is_empty() => (false, "InvalidName", wanted.problems.join("; ")),
+            Ok(_) if wanted.addresses.is_empty() => {
+                (false, "NoAddress", "the Service has no address that a name could stand for".to_owned())
+            }
+            Ok(_) if !conflicts.is_empty() => (false, "Conflict", conflicts.join("; ")),
+            Ok(_) => (true, "Synced", format!("in the zone {}: {}", spec.zone, wanted.names.join(", "))),
+        };
+        (wanted.service.clone(), ExternalRecords { ready, reason, message })
+    };
+    spec.wanted.iter().map(of).collect()
+}
