@@ -44,6 +44,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use self::check::{Check, Prober};
 use self::verdict::State;
@@ -176,6 +177,7 @@ pub struct Health {
     prober: Prober,
     runtime: Handle,
     changes: UnboundedSender<Change>,
+    origin: Instant,
     watched: Mutex<HashMap<Arc<Target>, Watched>>,
 }
 
@@ -202,7 +204,10 @@ impl Health {
 
     fn with(prober: Arc<dyn Check>) -> (Self, UnboundedReceiver<Change>) {
         let (changes, receiver) = unbounded_channel();
-        (Self { prober, runtime: Handle::current(), changes, watched: Mutex::default() }, receiver)
+        (
+            Self { prober, runtime: Handle::current(), changes, origin: Instant::now(), watched: Mutex::default() },
+            receiver,
+        )
     }
 
     /// Checks these targets from now on, and no others. A target whose [`HealthSpec`] alone is another keeps its verdict and history: it
@@ -237,6 +242,7 @@ impl Health {
             prober: Arc::clone(&self.prober),
             changes: self.changes.clone(),
             suspicion: Arc::clone(&suspicion),
+            origin: self.origin,
         };
         Watched { state, suspicion, task: self.runtime.spawn(watch.run(first)).abort_handle() }
     }

@@ -8,6 +8,9 @@ use std::time::Duration;
 /// Checks that new targets may begin in a second.
 const FRESH_PER_S: u32 = 2_000;
 
+/// How far apart checks of many targets begin.
+const TOGETHER: Duration = Duration::from_millis(10);
+
 /// The shortest round, in 1/16 of the interval; the longest is the interval.
 const SHORTEST: u32 = 15;
 
@@ -22,6 +25,15 @@ pub fn first(index: usize, count: usize, interval: Duration) -> Duration {
 pub fn next(interval: Duration, random: u32) -> Duration {
     let shortest = interval / 16 * SHORTEST;
     shortest + (interval - shortest).mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
+/// `since` some origin, brought forward to when others begin too: their packets then wake the worker and the stack once, not each.
+pub fn together(since: Duration, interval: Duration) -> Duration {
+    let step = TOGETHER.min(interval / 64).as_micros().max(1);
+    let late = since.as_micros() % step;
+    since.saturating_sub(
+        Duration::from_micros(late as u64) + Duration::from_nanos(u64::from(since.subsec_nanos() % 1_000)),
+    )
 }
 
 /// How long after the beginning of the last check a suspicion has the next one begin.
@@ -45,6 +57,20 @@ mod tests {
         assert!(per_100ms.iter().all(|count| *count <= 200), "{per_100ms:?}");
         let late = first(99_999, 100_000, interval);
         assert!(late < interval && late > interval * 9 / 10, "{late:?}");
+    }
+
+    #[test]
+    fn checks_begin_together_and_never_later() {
+        for interval in [Duration::from_millis(100), Duration::from_secs(5)] {
+            let mut begins = std::collections::BTreeSet::new();
+            for since in (0..1_000_000).step_by(777).map(Duration::from_micros) {
+                let begin = together(since, interval);
+                assert!(begin <= since && since - begin <= TOGETHER + Duration::from_micros(2), "{since:?} {begin:?}");
+                begins.insert(begin);
+            }
+            let expected = if interval < Duration::from_secs(1) { 640 } else { 100 };
+            assert!((expected..=expected + 2).contains(&begins.len()), "{}", begins.len());
+        }
     }
 
     #[test]

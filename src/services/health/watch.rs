@@ -23,6 +23,8 @@ pub struct Watch {
     pub changes: UnboundedSender<Change>,
     /// Clients could not connect.
     pub suspicion: Arc<Notify>,
+    /// From when checks of all targets are counted.
+    pub origin: Instant,
 }
 
 impl Watch {
@@ -41,12 +43,17 @@ impl Watch {
             random ^= random >> 17;
             random ^= random << 5;
             // From when it was due, so that delays do not add up; never in the past.
-            begin = (begin + schedule::next(interval, random)).max(Instant::now());
+            begin = self.together(begin + schedule::next(interval, random)).max(Instant::now());
             suspected = (suspected && doubted) || timeout_at(begin, self.suspicion.notified()).await.is_ok();
             if suspected {
                 begin = begin.min(started + schedule::soonest(interval));
             }
         }
+    }
+
+    fn together(&self, begin: Instant) -> Instant {
+        let since = begin.saturating_duration_since(self.origin);
+        self.origin + schedule::together(since, self.target.interval())
     }
 
     /// Asks once. Whether the answer speaks against the verdict, or others before it did.
