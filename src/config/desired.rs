@@ -108,7 +108,7 @@ pub fn to_desired(
         nat_pools: Vec::new(),
         attached: Vec::new(),
         dns: Some(config.dns.clone()),
-        external_dns: external_dns::spec(set, services),
+        external_dns: external_dns::spec(set, given),
         metadata: config.metadata.clone(),
         services: Vec::new(),
     };

@@ -8,6 +8,7 @@ mod balance;
 mod dubious;
 mod records;
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -31,7 +32,7 @@ pub struct Told<'a> {
     /// To the packet path.
     pub services: &'a [Arc<ServiceSpec>],
     /// To DNS.
-    pub records: &'a [ServiceRecords],
+    pub records: Option<&'a Arc<Vec<ServiceRecords>>>,
     /// The Services that may be others since, where nothing else is; `None` for all of them.
     pub changed: Option<&'a HashSet<ObjectKey>>,
 }
@@ -39,8 +40,7 @@ pub struct Told<'a> {
 impl<'a> Told<'a> {
     /// All that was told, of which all may have changed.
     pub fn of(desired: &'a Desired) -> Self {
-        let records = desired.dns.as_ref().map(|dns| dns.services.as_slice()).unwrap_or_default();
-        Self { services: &desired.services, records, changed: None }
+        Self { services: &desired.services, records: desired.dns.as_ref().map(|dns| &dns.services), changed: None }
     }
 }
 
@@ -51,18 +51,18 @@ pub fn resolve(set: &ObjectSet, given: &ServiceAddresses, node: &str, told: Told
     let specs: HashMap<&str, &Arc<ServiceSpec>> = told.services.iter().map(|spec| (spec.name.as_str(), spec)).collect();
     // Who cannot have changed is not looked at.
     let is_same = |object: &Object| told.changed.is_some_and(|changed| !changed.contains(&object.key));
-    let names: HashMap<(&str, &str), &ServiceRecords> = match told.changed {
-        Some(_) => told.records.iter().map(|of| ((of.namespace.as_str(), of.name.as_str()), of)).collect(),
-        None => HashMap::new(),
-    };
-    let (mut services, mut records) = (Vec::new(), Vec::new());
+    let known_records = told.records.map(|records| records.as_slice()).unwrap_or_default();
+    let names: HashMap<(&str, &str), &ServiceRecords> =
+        known_records.iter().map(|of| ((of.namespace.as_str(), of.name.as_str()), of)).collect();
+    let mut services = Vec::new();
+    let mut records: Vec<Cow<'_, ServiceRecords>> = Vec::new();
     for (object, service) in super::outside::services(set) {
         let path = object.key.path();
         let known = specs.get(path.as_str()).copied();
         if is_same(object)
             && let Some(of) = names.get(&(backends::namespace_of(&object.key), object.key.name.as_str()))
         {
-            records.push((*of).clone());
+            records.push(Cow::Borrowed(*of));
             services.extend(known.map(Arc::clone));
             continue;
         }
@@ -72,7 +72,10 @@ pub fn resolve(set: &ObjectSet, given: &ServiceAddresses, node: &str, told: Told
             Form::Attach | Form::ExternalName(_) => Vec::new(),
             _ => backends.of(&object.key, service),
         };
-        records.push(records::of(set, object, service, given, &found));
+        let new = records::of(set, object, service, given, &found);
+        let old = names.get(&(new.namespace.as_str(), new.name.as_str())).filter(|old| ***old == new);
+        let old = old.map(|old| Cow::Borrowed(*old));
+        records.push(old.unwrap_or(Cow::Owned(new)));
         if service.balances() {
             let spec = balance::spec(set, backends, object, service, given, &found);
             let known = known.filter(|known| ***known == spec);
@@ -83,7 +86,12 @@ pub fn resolve(set: &ObjectSet, given: &ServiceAddresses, node: &str, told: Told
     if let Some(dns) = &mut desired.dns {
         let ranges = set.networks().flat_map(|(name, network)| network.service_ranges().map(move |net| (name, net)));
         dns.service_ranges = ranges.map(|(network, net)| ServiceRange { network: network.to_owned(), net }).collect();
-        dns.services = records;
+        // All of them borrowed, and no other ones gone: they are what was told.
+        let same = records.len() == known_records.len() && records.iter().all(|of| matches!(of, Cow::Borrowed(_)));
+        dns.services = match told.records.filter(|_| same) {
+            Some(known) => Arc::clone(known),
+            None => Arc::new(records.into_iter().map(Cow::into_owned).collect()),
+        };
     }
 }
 

@@ -266,3 +266,50 @@ fn a_service_is_shown_with_what_it_was_given_and_may_be_applied_again() {
     let spec = shown("{type: ExternalName, externalName: a.example}", &[]);
     assert!(spec.get("clusterIP").is_none());
 }
+
+/// 10,000 Services of ten ports each: what did not change is not made again, whoever else changed.
+#[test]
+fn ten_thousand_services_are_told_again_only_where_they_changed() {
+    let count = 10_000;
+    let port = |i: usize| {
+        format!(
+            "{{apiVersion: hostweave.dev/v1alpha1, kind: Port, metadata: {{name: p{i}, labels: {{app: a{}}}}}}}\n",
+            i % 1000
+        )
+    };
+    let of = |i: usize, port: u16| {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: s{i}}}, \
+             spec: {{selector: {{app: a{}}}, ports: [{{port: {port}}}]}}}}\n",
+            i % 1000
+        )
+    };
+    let texts: Vec<String> = (0..count).flat_map(|i| [port(i), of(i, 80)]).collect();
+    let set = validate(&texts.join("---\n")).unwrap().0;
+    let assigned = crate::config::ipam::assign(&set, &Assignments::new(), &mut uuid::Uuid::new_v4).assignments;
+    let given = addresses::assign(&set, &ServiceAddresses::new()).addresses;
+    let facts = crate::config::desired::HostFacts::system(Path::new("/run"));
+    let first = crate::config::desired::to_desired(&set, &assigned, &given, Default::default(), &facts).0;
+    let backends: usize = first.services.iter().map(|service| service.ports[0].endpoints.len()).sum();
+    assert_eq!((first.services.len(), backends), (count, 10 * count));
+    let changed = load_sources(vec![Source { name: "t".to_owned(), text: of(7, 81) }]).unwrap().objects;
+    let changed: Vec<Arc<Object>> = changed.into_iter().map(Arc::new).collect();
+    let after = set.with_changes(&[(false, &changed[0])]).unwrap().unwrap();
+    let concerned = crate::config::services::concerned(&set, changed.iter());
+    assert_eq!(concerned.len(), 1);
+    let told = crate::config::services::Told { changed: Some(&concerned), ..crate::config::services::Told::of(&first) };
+    let mut then = first.clone();
+    let again = addresses::assign(&after, &given);
+    crate::config::services::resolve(&after, &given, "", told, &mut then);
+    let mut full = first.clone();
+    crate::config::services::resolve(&after, &given, "", crate::config::services::Told::of(&first), &mut full);
+    assert_eq!((again.addresses, again.changed), (given.clone(), Vec::new()));
+    let same = first.services.iter().zip(&then.services).filter(|(a, b)| Arc::ptr_eq(a, b)).count();
+    assert_eq!(same, count - 1);
+    assert_eq!(format!("{:?}", full.services), format!("{:?}", then.services));
+    // A name has a number in SRV records, which is another now.
+    assert!(!Arc::ptr_eq(&first.dns.as_ref().unwrap().services, &then.dns.as_ref().unwrap().services));
+    let told = crate::config::services::Told { changed: Some(&concerned), ..crate::config::services::Told::of(&first) };
+    crate::config::services::resolve(&set, &given, "", told, &mut then);
+    assert!(Arc::ptr_eq(&first.dns.unwrap().services, &then.dns.unwrap().services));
+}

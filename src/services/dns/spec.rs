@@ -1,6 +1,7 @@
 //! What the DNS server is told: the cluster zone, where other names are asked, and what there is to name.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -20,8 +21,8 @@ pub struct DnsSpec {
     pub domain: String,
     /// Who is asked for all other names; `None` for the host's own resolvers (`/etc/resolv.conf`), empty for nobody.
     pub upstreams: Option<Vec<SocketAddr>>,
-    /// Services of all networks.
-    pub services: Vec<ServiceRecords>,
+    /// Services of all networks, by namespace and name. Cheap to clone, and to compare with its own clone.
+    pub services: Arc<Vec<ServiceRecords>>,
     /// Where cluster addresses of Services are.
     pub service_ranges: Vec<ServiceRange>,
 }
@@ -37,7 +38,12 @@ pub struct ServiceRange {
 
 impl Default for DnsSpec {
     fn default() -> Self {
-        Self { domain: CLUSTER_DOMAIN.to_owned(), upstreams: None, services: Vec::new(), service_ranges: Vec::new() }
+        Self {
+            domain: CLUSTER_DOMAIN.to_owned(),
+            upstreams: None,
+            services: Arc::default(),
+            service_ranges: Vec::new(),
+        }
     }
 }
 
