@@ -844,7 +844,8 @@ mod tests {
     fn service(name: &str, form: u32) -> String {
         let spec = ["selector: {app: a}, ", "", "clusterIP: None, ", "type: LoadBalancer, "][form as usize];
         format!(
-            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: shop}}, \
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: shop, \
+             annotations: {{external-dns.alpha.kubernetes.io/hostname: {name}.example.org}}}}, \
              spec: {{{spec}ports: [{{port: 80}}]}}}}\n"
         )
     }
@@ -860,11 +861,15 @@ mod tests {
     const POOL: &str = "---\n{apiVersion: hostweave.dev/v1alpha1, kind: AddressPool, metadata: {name: p}, \
                         spec: {type: private, addresses: [203.0.113.0/24]}}\n";
 
+    /// Nobody answers there.
+    const ZONE: &str = "---\n{apiVersion: hostweave.dev/v1alpha1, kind: HostConfig, metadata: {name: h}, spec: {externalDNS: \
+                        {server: '127.0.0.1:1', zone: example.org, tsig: {name: k, secretFile: /nowhere}}}}\n";
+
     /// Whatever is changed in whatever order, what was planned in steps is what is planned at once.
     #[test]
     fn plans_in_steps_are_those_from_scratch() {
         let host = host(tempfile::tempdir().unwrap());
-        host.apply(&[POOL.to_owned(), namespace("shop"), shop_port()].concat()).unwrap();
+        host.apply(&[ZONE.to_owned(), POOL.to_owned(), namespace("shop"), shop_port()].concat()).unwrap();
         let mut state = 0x9e37_79b9_u32;
         let mut random = |below: u32| {
             state ^= state << 13;

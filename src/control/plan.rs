@@ -13,7 +13,9 @@ use crate::config::checked::Object;
 use crate::config::desired::{HostFacts, node_of, to_desired};
 use crate::config::outside::{ServiceAddresses, addresses};
 use crate::config::services::Told;
-use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, check_set, ipam, policies, services};
+use crate::config::{
+    Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, check_set, external_dns, ipam, policies, services,
+};
 use crate::fabric::spec::Desired;
 
 /// What the daemon gave a stored object.
@@ -160,6 +162,7 @@ pub fn replan(
         let told = Told { changed: Some(&concerned), ..Told::of(&before.desired) };
         let node = node_of(&plan.set, &HostFacts::system(runtime_dir));
         services::resolve(&plan.set, &given.addresses, &node, told, &mut plan.desired);
+        plan.desired.external_dns = external_dns::spec(&plan.set, &given.addresses);
         plan.services = Arc::new(given.addresses);
         (plan.services_assigned, plan.services_freed, plan.problems) = (given.changed, given.freed, given.problems);
     }

@@ -27,7 +27,7 @@ fn families_follow_the_network_and_the_service() {
         (v6_only.clone(), "", &["fd68:7700:68::1"]),
         (v6_only.clone(), ", ipFamilyPolicy: PreferDualStack", &["fd68:7700:68::1"]),
         (only("10.0.0.0/8"), "", &["172.30.0.1"]),
-        (only("'fd00::/8'"), "", &["fc68:7700:68::1"]),
+        (only("'fd68::/16'"), "", &["fc68:7700:68::1"]),
     ] {
         let objects = [network, backends(), web(written)];
         let spec = one(&objects.map(|text| text).into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>());
