@@ -203,6 +203,16 @@ impl Nat {
         Ok(at)
     }
 
+    /// Index of an outside address, if it is there.
+    pub(crate) fn known_address(&self, address: u128) -> Option<u32> {
+        self.registry.blocks().by_address.get(&address).copied()
+    }
+
+    /// Index of a workload in a family, if it is there.
+    pub(crate) fn known_workload(&self, uid: u128, family: usize) -> Option<u32> {
+        self.registry.blocks().by_workload.get(&(uid, family)).copied()
+    }
+
     /// Index of a workload in a family, which is there from now on; `None`: no room for another.
     pub(crate) fn register_workload(&self, workload: &Workload, family: usize, keep: u16) -> Option<u32> {
         let at = self.tenant(workload.uid, family)?;

@@ -70,6 +70,37 @@ impl Pools {
     /// # Errors
     /// See [`PoolError`].
     pub fn compile(nat: &Nat, specs: &[PoolSpec], now: u32) -> Result<Self, PoolError> {
+        let address = |address| {
+            nat.register_address(mapped(address)).map(Some).map_err(|full| match full {
+                Some(_) => PoolError::Memory(address),
+                None => PoolError::TooManyAddresses(address),
+            })
+        };
+        let workload = |workload: &Workload, family, keep| nat.register_workload(workload, family, keep);
+        let this = Self::build(specs, nat.capacity(), address, workload)?;
+        nat.retire(&this.by_address, &this.served, now);
+        Ok(this)
+    }
+
+    /// What [`Pools::compile`] would make of `specs`, for those who only ask: `nat` stays as it is. Nobody has mappings at addresses
+    /// that it does not know.
+    ///
+    /// # Errors
+    /// See [`PoolError`].
+    pub fn draft(nat: Option<&Nat>, specs: &[PoolSpec]) -> Result<Self, PoolError> {
+        let address = |address| Ok(nat.and_then(|nat| nat.known_address(mapped(address))));
+        let workload = |workload: &Workload, family, _| {
+            Some(nat.and_then(|nat| nat.known_workload(workload.uid, family)).unwrap_or(NONE))
+        };
+        Self::build(specs, nat.map_or(0, Nat::capacity), address, workload)
+    }
+
+    fn build(
+        specs: &[PoolSpec],
+        capacity: u32,
+        index_of: impl Fn(IpAddr) -> Result<Option<u32>, PoolError>,
+        workload: impl Fn(&Workload, usize, u16) -> Option<u32>,
+    ) -> Result<Self, PoolError> {
         check(specs)?;
         let mut specs: Vec<&PoolSpec> = specs.iter().collect();
         specs.sort_by(|a, b| a.name.cmp(&b.name));
@@ -79,10 +110,7 @@ impl Pools {
             let mut open = [Vec::new(), Vec::new()];
             for &address in &spec.addresses {
                 let key = mapped(address);
-                let at = nat.register_address(key).map_err(|full| match full {
-                    Some(_) => PoolError::Memory(address),
-                    None => PoolError::TooManyAddresses(address),
-                })?;
+                let Some(at) = index_of(address)? else { continue };
                 let draining = spec.draining.contains(&address);
                 if uses.len() <= at as usize {
                     uses.resize(at as usize + 1, Use { pool: NONE, draining: false });
@@ -99,14 +127,13 @@ impl Pools {
                 blocks: spec.blocks.clone(),
                 filtering: spec.filtering,
                 overload: spec.overload,
-                mappings_max: spec.limits.mappings.unwrap_or(nat.capacity() / 4).max(1),
+                mappings_max: spec.limits.mappings.unwrap_or(capacity / 4).max(1),
                 rate_max: spec.limits.rate,
                 open: open.map(Vec::into_boxed_slice),
                 exhausted: Default::default(),
             });
         }
-        let served = served(nat, &specs)?;
-        nat.retire(&this.by_address, &served, now);
+        let served = served(&specs, workload)?;
         (this.pools, this.uses, this.served) = (pools.into(), uses.into(), served.into());
         Ok(this)
     }
@@ -173,7 +200,10 @@ impl Served {
 }
 
 /// Who serves each port: the first pool by name that has an address of the family.
-fn served(nat: &Nat, specs: &[&PoolSpec]) -> Result<Vec<[Served; 2]>, PoolError> {
+fn served(
+    specs: &[&PoolSpec],
+    index_of: impl Fn(&Workload, usize, u16) -> Option<u32>,
+) -> Result<Vec<[Served; 2]>, PoolError> {
     let mut served = Vec::new();
     for (index, spec) in (0..).zip(specs) {
         for family in [V4, V6] {
@@ -187,7 +217,7 @@ fn served(nat: &Nat, specs: &[&PoolSpec]) -> Result<Vec<[Served; 2]>, PoolError>
                     served.resize(slot + 1, [Served::NOBODY; 2]);
                 }
                 if served[slot][family].pool == NONE {
-                    let at = nat.register_workload(workload, family, *spec.blocks.start()).ok_or_else(too_many)?;
+                    let at = index_of(workload, family, *spec.blocks.start()).ok_or_else(too_many)?;
                     served[slot][family] = Served { pool: index, workload: at };
                 }
             }

@@ -173,7 +173,8 @@ impl Inner {
     }
 }
 
-fn pool_spec(pool: &NatPoolSpec, slot: impl Fn(Uuid) -> Option<u32>) -> PoolSpec {
+/// A pool as the NAT knows it, with the ports that `slot` knows.
+pub(super) fn pool_spec(pool: &NatPoolSpec, slot: impl Fn(Uuid) -> Option<u32>) -> PoolSpec {
     let workload = |uid: &Uuid| Some(Workload { port: slot(*uid)?, uid: uid.as_u128() });
     PoolSpec {
         name: pool.name.clone(),

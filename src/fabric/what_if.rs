@@ -8,8 +8,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use hostweave_nat::Pools;
 use hostweave_nat::service::Services;
+use hostweave_nat::{Nat, Pools};
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::World;
 use hostweave_switch::connection::{Entry as Connection, Translation};
@@ -18,6 +18,7 @@ use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables, Uplink};
 
 use super::balance::known::Facts;
+use super::nat::pool_spec;
 use super::plane::Plane;
 use super::port::{internal_port, port_of};
 use super::spec::{Desired, Established};
@@ -44,7 +45,7 @@ pub struct Picture {
 impl Picture {
     /// The tables of a host that has nothing but what `desired` says.
     pub fn of(desired: &Desired) -> Self {
-        Known::default().draft(desired)
+        Known::default().draft(desired, None)
     }
 }
 
@@ -120,7 +121,7 @@ impl Fabric {
     pub fn draft(&self, desired: &Desired) -> anyhow::Result<Picture> {
         check(desired)?;
         let known = Known::of(&self.inner.lock());
-        Ok(known.draft(desired))
+        Ok(known.draft(desired, Some(&self.inner.nat)))
     }
 
     /// A picture beside the live connections, now.
@@ -315,7 +316,7 @@ impl Known {
         Self { networks, ports, epoch, crossings, specs, uplink, pools, facts, services }
     }
 
-    fn draft(&self, desired: &Desired) -> Picture {
+    fn draft(&self, desired: &Desired, nat: Option<&Nat>) -> Picture {
         let outside = self.uplink.as_ref().map(|(uplink, ..)| (uplink.network.0, uplink.port.0));
         let internal = self.networks.values().map(|(_, port)| port.0);
         let taken = internal.chain(self.ports.values().map(|(id, _)| id.0)).chain(outside.map(|(_, port)| port));
@@ -342,6 +343,7 @@ impl Known {
             tables.networks[index] = Some(network);
         }
         let mut endpoints = Vec::with_capacity(desired.ports.len());
+        let mut slots = Vec::with_capacity(desired.ports.len());
         for spec in &desired.ports {
             let name = spec.full_name();
             let Some(network) = networks.get(spec.network.as_str()).copied() else { continue };
@@ -351,6 +353,7 @@ impl Known {
             let Some(id) = known.or_else(|| free_ports.next()) else { continue };
             let port = Arc::new(port_of(id, network, spec, Arc::default()));
             endpoints.push(Arc::new(connections::endpoint(&port, spec)));
+            slots.push((spec.uid, id.0));
             add_port(&mut tables, port);
         }
         self.add_uplink(&mut tables, desired);
@@ -366,8 +369,11 @@ impl Known {
             cluster_policies: policy.cluster_policies.clone(),
         };
         let policy = Compiler::new().update(&world).table;
-        // What pools would become is known when they are asked for: compiling them is a change.
-        let pools = Arc::clone(&self.pools);
+        let slots: HashMap<uuid::Uuid, u32> = slots.into_iter().collect();
+        let specs: Vec<_> =
+            desired.nat_pools.iter().map(|pool| pool_spec(pool, |uid| slots.get(&uid).copied())).collect();
+        // Pools that cannot be are said where the draft is checked.
+        let pools = Pools::draft(nat, &specs).map_or_else(|_| Arc::clone(&self.pools), Arc::new);
         let frontends = balance::draft(&self.facts, &desired.networks, &desired.services);
         let services = Arc::new(Services::compile(&frontends, Some(&self.services)));
         let plane = Plane { tables, policy, pools, services, ..Plane::default() };
