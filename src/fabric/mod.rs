@@ -23,6 +23,7 @@ mod observer;
 pub mod plane;
 mod port;
 pub mod probe;
+mod publish;
 pub mod report;
 mod samples;
 pub mod spec;
@@ -47,7 +48,7 @@ use hostweave_switch::connection::Connections;
 use hostweave_switch::counters::PortTotals;
 use hostweave_switch::fragment::Fragments;
 use hostweave_switch::limits::WORKERS_MAX;
-use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables};
+use hostweave_switch::tables::{Network, NetworkId, Port, PortId};
 use tokio::sync::mpsc;
 
 pub use flows::policy as policy_of;
@@ -469,113 +470,10 @@ impl Inner {
         state.ports.insert(name, port);
         Ok(())
     }
-
-    /// Builds a plane from what exists, swaps the pointer and tells the workers.
-    fn publish(&self, state: &mut State) {
-        state.revision += 1;
-        let mut tables = Tables {
-            revision: state.revision,
-            timeouts: state.timeouts,
-            local: state.local,
-            keep_established: state.established == Established::Keep,
-            ..Tables::default()
-        };
-        let mut plane = Plane::default();
-        plane.sources.resize_with(self.workers.len(), Vec::new);
-        for runtime in state.networks.values() {
-            let index = usize::from(runtime.id.0);
-            if tables.networks.len() <= index {
-                tables.networks.resize(index + 1, None);
-            }
-            tables.networks[index] = Some(Arc::clone(&runtime.network));
-        }
-        let internal = state.networks.values().map(|network| &network.port);
-        for runtime in state.ports.values().chain(internal) {
-            let port = runtime.port();
-            let index = port.id.0 as usize;
-            if tables.ports.len() <= index {
-                tables.ports.resize(index + 1, None);
-                plane.outputs.resize_with(index + 1, || None);
-            }
-            for address in &port.v4 {
-                tables.addresses.insert(AddressKey::v4(port.network, *address), port.id);
-            }
-            for address in &port.v6 {
-                tables.addresses.insert(AddressKey::v6(port.network, *address), port.id);
-            }
-            tables.ports[index] = Some(Arc::clone(port));
-            plane.outputs[index] = runtime.output().cloned();
-            for (key, source) in runtime.sources() {
-                plane.sources[plane::owner(key.port, usize::from(key.pair), self.workers.len())]
-                    .push((*key, source.clone()));
-            }
-        }
-        if let Some(uplink) = &state.uplink {
-            uplink.add_to(&mut tables, &mut plane, self.workers.len());
-        }
-        plane.tables = tables;
-        self.swap(state, plane);
-    }
-
-    /// Publishes policies and settings that changed, with networks and ports as they are: the most frequent change, and the
-    /// one that must be fast.
-    fn publish_policy(&self, state: &mut State) {
-        state.revision += 1;
-        let mut plane = Plane::clone(&self.plane.load());
-        plane.tables.revision = state.revision;
-        plane.tables.timeouts = state.timeouts;
-        plane.tables.local = state.local;
-        plane.tables.keep_established = state.established == Established::Keep;
-        self.swap(state, plane);
-    }
-
-    /// Publishes Services that changed, with everything else as it is: backends come and go more often than policies.
-    fn publish_services(&self, state: &mut State) {
-        state.revision += 1;
-        let mut plane = Plane::clone(&self.plane.load());
-        plane.tables.revision = state.revision;
-        plane.tables.crossings = state.crossings;
-        plane.services = Arc::clone(&state.services);
-        self.hand_over(state, plane);
-    }
-
-    /// Gives a plane its epochs and policies, swaps the pointer and tells the workers.
-    fn swap(&self, state: &mut State, mut plane: Plane) {
-        state.epochs_of(&mut plane.tables, &self.plane.load().tables);
-        plane.policy = Arc::clone(&state.policy);
-        plane.pools = Arc::clone(&state.pools);
-        plane.services = Arc::clone(&state.services);
-        plane.world = Arc::clone(&state.world);
-        plane.policy_revision = state.policy_revision;
-        self.hand_over(state, plane);
-    }
-
-    /// Swaps the pointer and tells the workers.
-    fn hand_over(&self, state: &mut State, plane: Plane) {
-        state.retired.push(self.plane.swap(Arc::new(plane)));
-        for worker in &self.workers {
-            worker.mailbox.send(Message::PlaneChanged);
-        }
-        state.purge();
-    }
-
-    /// What is acknowledged holds: waits until no worker looks at a plane before this one, so that no packet that is sent
-    /// from then on meets the old tables.
-    fn wait_until_in_force(&self, revision: u64) {
-        let end = Instant::now() + TAKE_OVER_LIMIT;
-        let lags = |worker: &Arc<Shared>| worker.revision.load(Ordering::Acquire) < revision;
-        while self.workers.iter().any(lags) && Instant::now() < end {
-            std::thread::sleep(Duration::from_micros(50));
-        }
-    }
 }
 
 /// How long a worker may take to let go of a plane: it is one burst, unless the kernel took the CPU from it.
 const LET_GO_LIMIT: Duration = Duration::from_millis(200);
-
-/// How long control waits for workers to take over a plane before it acknowledges it all the same: a worker that the kernel
-/// gives no time to for that long passes no packets either.
-const TAKE_OVER_LIMIT: Duration = Duration::from_secs(2);
 
 impl State {
     /// Whether networks and ports are those that were asked for last: then policies are all that may have changed.
