@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::client::Client;
 use super::emulated::Emulated;
-use super::scene::{CLIENT, SERVER, STRANGER, Scene};
+use super::scene::{CLIENT, SERVER, SERVICE, STRANGER, Scene};
 use super::simulated::Simulated;
 use crate::guests::board::{Board, Skip};
 use crate::guests::lies;
@@ -83,6 +83,7 @@ impl<'a> Checks<'a> {
         board.step("TCP", || tcp(board, scene, cast));
         board.step("UDP", || udp(board, scene, cast));
         board.step("DNS", || dns(board, scene, cast));
+        board.step("Service", || service(board, scene, cast));
         board.step("policy", || policy(board, scene, cast));
         board.step("isolation", || isolation(board, scene, cast));
         board.step("spoofing", || spoofing(board, scene, cast));
@@ -145,16 +146,34 @@ fn udp(board: &Board, scene: &Scene, cast: &mut Cast) -> anyhow::Result<String> 
     Ok("datagrams over IPv4 and IPv6".to_owned())
 }
 
-fn dns(board: &Board, scene: &Scene, cast: &mut Cast) -> anyhow::Result<String> {
+/// A name in the namespace of the test.
+fn name_of(scene: &Scene, object: &str, kind: &str) -> anyhow::Result<String> {
     let status = scene.control.call("server.status", json!({}))?;
     let Some(domain) = status["dns"]["clusterDomain"].as_str() else { bail!("the daemon names no cluster domain") };
-    let name = format!("{SERVER}.{}.port.{}.", scene.name, domain.trim_end_matches('.'));
+    Ok(format!("{object}.{}.{kind}.{}.", scene.name, domain.trim_end_matches('.')))
+}
+
+fn dns(board: &Board, scene: &Scene, cast: &mut Cast) -> anyhow::Result<String> {
+    let name = name_of(scene, SERVER, "port")?;
     for gateway in scene.gateways()? {
         let found = cast.client.resolve(board, gateway, &name)?;
         let wanted = cast.server.port().addresses()[usize::from(gateway.is_ipv6())];
         ensure!(found == [wanted], "{gateway} says {name} has the addresses {found:?}, and not {wanted}");
     }
     Ok(format!("the gateways know {name}"))
+}
+
+/// By the name of a Service to its address, and on to the port behind it.
+fn service(board: &Board, scene: &Scene, cast: &mut Cast) -> anyhow::Result<String> {
+    let name = name_of(scene, SERVICE, "svc")?;
+    let mut reached = Vec::new();
+    for gateway in scene.gateways()? {
+        let found = cast.client.resolve(board, gateway, &name)?;
+        let [address] = found[..] else { bail!("{gateway} says {name} has the addresses {found:?}, and not one") };
+        explained(scene, address, "tcp", cast.client.tcp(board, address))?;
+        reached.push(address.to_string());
+    }
+    Ok(format!("TCP to {}, which {SERVER} answers", reached.join(" and ")))
 }
 
 /// Denied by policy: nothing passes, and the reason is counted. Allowed again: it passes.

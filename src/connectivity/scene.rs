@@ -1,4 +1,4 @@
-//! What exists for the test, and only for it: two networks with the same addresses, a namespace, three ports, a policy.
+//! What exists for the test, and only for it: two networks with the same addresses, a namespace, three ports, a Service, a policy.
 //!
 //! Every object carries a label with the process that made it, so that a later run finds what a killed one left behind.
 
@@ -11,7 +11,10 @@ use serde_json::{Value, json};
 use crate::cli::client::Client;
 use crate::cli::failure::{Failure, code};
 use crate::config::Kind;
+use crate::config::checked::annotations;
 use crate::guests::control::Control;
+use crate::guests::linux::IPERF;
+use crate::guests::member::ECHO;
 
 /// Label of everything that the test makes; its value is the process.
 pub const LABEL: &str = "hostweave.dev/connectivity-test";
@@ -23,12 +26,14 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 const CIDRS_V4: [&str; 4] = ["198.18.0.0/24", "198.19.255.0/24", "100.127.255.0/24", "10.255.255.0/24"];
 
 /// Kinds of objects of the test, in an order in which they may be deleted.
-const KINDS: [Kind; 4] = [Kind::Port, Kind::NetworkPolicy, Kind::Namespace, Kind::Network];
+const KINDS: [Kind; 5] = [Kind::Port, Kind::Service, Kind::NetworkPolicy, Kind::Namespace, Kind::Network];
 
 /// The port that talks.
 pub const CLIENT: &str = "client";
 /// The port that is talked to.
 pub const SERVER: &str = "server";
+/// The Service in front of it, for the L4 ports at which guests of either kind serve.
+pub const SERVICE: &str = "service";
 /// The port in the other network.
 pub const STRANGER: &str = "stranger";
 
@@ -95,7 +100,11 @@ impl Scene {
     fn objects(&self) -> Vec<Value> {
         const OURS: &str = "hostweave.dev/v1alpha1";
         let other = format!("{}-other", self.name);
-        let port = |name: &str, network: &str| self.object(OURS, Kind::Port, name, json!({"network": network}));
+        let port = |name: &str, network: &str| {
+            let mut port = self.object(OURS, Kind::Port, name, json!({"network": network}));
+            port["metadata"]["labels"]["role"] = json!(name);
+            port
+        };
         vec![
             self.object("v1", Kind::Namespace, &self.name, Value::Null),
             self.object(OURS, Kind::Network, &self.name, json!({"cidrs": self.cidrs})),
@@ -104,7 +113,18 @@ impl Scene {
             port(CLIENT, &self.name),
             port(SERVER, &self.name),
             port(STRANGER, &other),
+            self.service(),
         ]
+    }
+
+    fn service(&self) -> Value {
+        let port = |l4_port: u16| json!({"name": format!("p{l4_port}"), "port": l4_port});
+        let spec = json!({
+            "selector": {"role": SERVER}, "ipFamilyPolicy": "RequireDualStack", "ports": [port(ECHO), port(IPERF)],
+        });
+        let mut service = self.object("v1", Kind::Service, SERVICE, spec);
+        service["metadata"]["annotations"] = json!({annotations::NETWORK: self.name});
+        service
     }
 
     /// The policy of the test's ports: they may be reached from each other, or by nobody. Where the host denies by default, it
@@ -226,6 +246,6 @@ mod tests {
         };
         let texts = scene.objects().iter().map(Value::to_string).collect::<Vec<_>>().join("\n---\n");
         let source = crate::config::Source { name: "t".into(), text: texts };
-        assert_eq!(crate::config::load_sources(vec![source]).unwrap().objects.len(), 7);
+        assert_eq!(crate::config::load_sources(vec![source]).unwrap().objects.len(), 8);
     }
 }

@@ -9,6 +9,9 @@ use super::board::Board;
 use super::member::Port;
 use super::vm::Vm;
 
+/// Where `iperf3` listens unless told otherwise.
+pub const IPERF: u16 = 5201;
+
 /// How long anything in a guest may take that has to work; an emulated one on a busy machine is slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -7,7 +7,7 @@ use crate::support::{Daemon, hostweave};
 
 /// All that the test could have left.
 fn objects(daemon: &Daemon) -> Vec<String> {
-    let kinds = ["namespaces", "networks", "ports", "networkpolicies"];
+    let kinds = ["namespaces", "networks", "ports", "services", "networkpolicies"];
     kinds
         .iter()
         .flat_map(|kind| daemon.ok(&["get", kind, "-A", "-o", "name"]).lines().map(str::to_owned).collect::<Vec<_>>())
@@ -21,15 +21,16 @@ fn the_running_host_is_tried_and_nothing_stays_behind() {
     let junit = daemon.path("junit.xml");
     let done = daemon.cli(&["connectivity", "test", "--junit", junit.to_str().unwrap()]);
     assert_eq!(done.code, 0, "{}{}\n{}", done.stdout, done.stderr, daemon.log());
-    let parts = ["attach", "addresses", "gateway", "ping", "TCP", "UDP", "DNS", "policy", "isolation", "spoofing"];
+    let parts =
+        ["attach", "addresses", "gateway", "ping", "TCP", "UDP", "DNS", "Service", "policy", "isolation", "spoofing"];
     for part in parts {
         assert!(done.stdout.contains(&format!("PASS  {part}")), "{part}: {}", done.stdout);
     }
     assert!(done.stdout.contains("SKIP  egress     the host has no uplink"), "{}", done.stdout);
-    assert!(done.stdout.contains("11 of 11 passed, 1 skipped"), "{}", done.stdout);
+    assert!(done.stdout.contains("12 of 12 passed, 1 skipped"), "{}", done.stdout);
     assert_eq!(objects(&daemon), before);
     let xml = std::fs::read_to_string(junit).unwrap();
-    assert_eq!((xml.matches("<testcase ").count(), xml.matches("<skipped ").count()), (12, 1), "{xml}");
+    assert_eq!((xml.matches("<testcase ").count(), xml.matches("<skipped ").count()), (13, 1), "{xml}");
     assert!(xml.contains("failures=\"0\" errors=\"0\""), "{xml}");
 }
 
@@ -42,7 +43,7 @@ fn a_host_that_denies_by_default_is_tried_as_well_and_programs_get_json() {
     daemon.start(&[]);
     let result = daemon.json(&["connectivity", "test"]);
     assert_eq!(result["passed"], true, "{result}");
-    assert_eq!(result["checks"].as_array().unwrap().len(), 12);
+    assert_eq!(result["checks"].as_array().unwrap().len(), 13);
 }
 
 #[test]

@@ -909,7 +909,7 @@ def connectivity_test(case):
     said = host.daemon.cli("connectivity", "test")
     line = next(line for line in said.splitlines() if line.startswith("PASS  egress"))
     assert all(router + " (" in line for router in internet.ROUTER), said
-    assert "12 of 12 passed" in said and host.daemon.cli("get", "ports", "-A", "-o", "name") == before, said
+    assert "13 of 13 passed" in said and host.daemon.cli("get", "ports", "-A", "-o", "name") == before, said
     host.pool()
     host.reload()
     said = host.daemon.cli("connectivity", "test")

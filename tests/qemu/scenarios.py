@@ -605,7 +605,7 @@ def connectivity_with_linux(case):
     done = process.run([BINARY, "--control", daemon.control, "connectivity", "test", "--guests", "qemu"], timeout=280, check=False,
                        env=dict(os.environ, HOSTWEAVE_QEMU_GUEST=guest.IMAGES))
     case.note(done.stdout + done.stderr)
-    assert done.returncode == 0 and "11 of 11 passed, 1 skipped" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "12 of 12 passed, 1 skipped" in done.stdout, done.stdout + done.stderr
     assert daemon.cli("get", "ports", "-A", "-o", "name") == before
 
 
