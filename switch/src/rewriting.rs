@@ -10,6 +10,7 @@ use crate::limits::HEADROOM;
 use crate::packet::{L3, Packet};
 use crate::route;
 use crate::shared::Line;
+use crate::translate::{DONT_FRAGMENT, IPV4_FLAGS};
 use crate::wire::checksum::combine;
 use crate::wire::{array, ethernet, ipv4, ipv6, proto, tcp};
 
@@ -170,6 +171,10 @@ fn like_the_others<const IS_TCP: bool>(packet: &mut Packet, more: u64, l4: u16, 
     if frame[ttl] <= 1 || frame[0] & GROUP != 0 {
         return None;
     }
+    // What may be fragmented gets another identification (`translate`), and all of its fragments the same one.
+    if l4 == L4_V4 && frame[ethernet::HEADER_LEN + IPV4_FLAGS] & DONT_FRAGMENT == 0 {
+        return None;
+    }
     let clamped = IS_TCP && frame[usize::from(l4) + TCP_FLAGS] & tcp::flags::SYN != 0 && more & CLAMPS != 0;
     (!clamped).then_some(frame)
 }
@@ -231,14 +236,24 @@ mod tests {
         flags: u8,
         group: bool,
         partial: bool,
+        df: bool,
     }
 
     fn samples() -> impl Strategy<Value = Sample> {
         let checksum = prop_oneof![Just(0), Just(0xffff), any::<u16>()];
         let payload = proptest::collection::vec(any::<u8>(), 0..60);
         let ttl = prop_oneof![9 => 2u8..255, 1 => 0u8..2];
-        (payload, ttl, checksum, any::<u8>(), prop::bool::weighted(0.1), any::<bool>()).prop_map(
-            |(payload, ttl, checksum, flags, group, partial)| Sample { payload, ttl, checksum, flags, group, partial },
+        let rare = prop::bool::weighted(0.1);
+        (payload, ttl, checksum, any::<u8>(), rare, any::<bool>(), any::<bool>()).prop_map(
+            |(payload, ttl, checksum, flags, group, partial, df)| Sample {
+                payload,
+                ttl,
+                checksum,
+                flags,
+                group,
+                partial,
+                df,
+            },
         )
     }
 
@@ -256,6 +271,10 @@ mod tests {
             true => ipv6_frame(v6(GUEST_A), "2001:db8:e::1".parse().unwrap(), proto, sample.ttl, &transport),
         };
         frame[0] |= u8::from(sample.group);
+        if !six {
+            frame[ethernet::HEADER_LEN + IPV4_FLAGS] = if sample.df { DONT_FRAGMENT } else { 0 };
+            ipv4::fill_checksum(frame[ethernet::HEADER_LEN..].first_chunk_mut().unwrap());
+        }
         frame
     }
 
@@ -289,13 +308,14 @@ mod tests {
         /// What one packet left behind makes of any other what the long way makes of it; or it leaves it alone, if that is refused.
         #[test]
         fn the_short_way_is_the_long_way(six: bool, is_tcp: bool, first in samples(), second in samples()) {
-            let first = Sample { ttl: 64, group: false, ..first };
+            let first = Sample { ttl: 64, group: false, df: true, ..first };
             let rewriting = after(six, is_tcp, &first, long_way).1.unwrap().unwrap();
             let (long, refused) = after(six, is_tcp, &second, long_way);
             let (short, done) = after(six, is_tcp, &second, |packet| {
                 if is_tcp { rewriting.apply_tcp(packet) } else { rewriting.apply_udp(packet) }
             });
-            prop_assert_eq!(done, refused.is_ok());
+            // What may be fragmented gets another identification, which takes the long way.
+            prop_assert_eq!(done, refused.is_ok() && (six || second.df));
             // Of a long frame the head is the start.
             let expected = if done { long } else { frame(six, is_tcp, &second) };
             prop_assert_eq!(&short[..], &expected[..short.len()]);
@@ -304,7 +324,8 @@ mod tests {
 
     #[test]
     fn what_needs_another_look_takes_the_long_way() {
-        let sample = |flags| Sample { payload: vec![1; 9], ttl: 9, checksum: 7, flags, group: false, partial: false };
+        let sample =
+            |flags| Sample { payload: vec![1; 9], ttl: 9, checksum: 7, flags, group: false, partial: false, df: true };
         for six in [false, true] {
             for is_tcp in [false, true] {
                 let (_, rewriting) = after(six, is_tcp, &sample(0x10), long_way);
@@ -335,7 +356,8 @@ mod tests {
 
     #[test]
     fn a_line_of_zeros_and_that_of_another_record_are_nobodys() {
-        let sample = Sample { payload: vec![], ttl: 9, checksum: 7, flags: 0x10, group: false, partial: false };
+        let sample =
+            Sample { payload: vec![], ttl: 9, checksum: 7, flags: 0x10, group: false, partial: false, df: true };
         let rewriting = after(false, false, &sample, long_way).1.unwrap().unwrap();
         for record in [0, 1, 1 << 32, u64::MAX >> 1] {
             assert!(Rewriting::of_line(&Line([0; 8]), record).is_none());
