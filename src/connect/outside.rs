@@ -321,6 +321,10 @@ pub(super) fn snat<'a, R: Recorder>(
         }
     };
     if let Some(l4) = plan.l4 {
+        // What the NAT gave is one tenant's, every other port of the pool somebody else's or nobody's.
+        if source == Source::Pool {
+            return Err(DropReason::NatTupleTaken);
+        }
         outside.l4 = l4;
     }
     if (source != Source::Own || plan.l4.is_some()) && !(R::MASKED && source == Source::Pool) {

@@ -160,6 +160,10 @@ fn way<'a>(
         return Ok(Way { to: uplink.ok_or(UNREACHABLE)?, source, asked, unseen });
     };
     let to = tables.port(to).ok_or(DropReason::Internal)?;
+    // What the host answers itself is for its own network: DNS behind a public address would be an open resolver.
+    if to.kind == PortKind::Internal {
+        return Err(UNREACHABLE);
+    }
     let source = if own && to.id == ctx.port.id {
         // Nobody takes a packet from himself (SEMANTICS SV19).
         Source::Gateway(gateway(tables, network, backend.address).ok_or(UNREACHABLE)?)
@@ -250,6 +254,7 @@ pub(super) fn still<'a>(
     let owner = tables.owner(AddressKey { address: there.dst(), network });
     let reaches = match to.kind {
         PortKind::Uplink => owner.is_none() && leads_out(tables, network, there.dst()),
+        PortKind::Internal => false,
         _ => owner == Some(to.id),
     };
     let own = from.kind != PortKind::Uplink && network == from.network;

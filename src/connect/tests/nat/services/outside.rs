@@ -108,6 +108,32 @@ fn a_backend_beyond_the_host_is_reached_as_the_client_leaves() {
     });
 }
 
+/// Any other L4 port of the pool's address is somebody else's.
+#[test]
+fn a_tuple_that_is_taken_behind_a_pool_is_refused_and_no_other_l4_port_taken() {
+    both(|v6| {
+        let mut host = Host::serving(v6, &[external(v6)]);
+        host.leaves(A, remote(v6, 50), (4000, 8080));
+        assert_eq!(host.asks(A, vip(v6), 4000), Err(DropReason::NatTupleTaken));
+        assert!(host.asks(A, vip(v6), 4001).is_ok());
+    });
+}
+
+/// DNS at the gateway answers the network, and would answer the world behind a public address.
+#[test]
+fn what_the_host_answers_itself_is_no_backend() {
+    both(|v6| {
+        let mut host = Host::outside();
+        let internal = host.plane.tables.ports.iter().flatten().find(|port| port.kind == PortKind::Internal).cloned();
+        let internal = internal.unwrap();
+        let gateway = if v6 { IpAddr::from(internal.v6[0]) } else { IpAddr::from(internal.v4[0]) };
+        host = Host::serving(v6, &[Backend { address: mapped(gateway), ..backend(B, v6) }]);
+        assert_eq!(host.asks(A, vip(v6), 4000), Err(DropReason::ServiceBackendUnreachable));
+        let (reason, _) = host.told(UPLINK, &inward(remote(v6, 1), public(v6, PUBLIC_VIP)).udp(4000, 80, b"?"));
+        assert_eq!(reason, DropReason::ServiceBackendUnreachable);
+    });
+}
+
 #[test]
 fn a_backend_that_nobody_has_is_refused() {
     both(|v6| {
