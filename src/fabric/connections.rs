@@ -238,6 +238,9 @@ impl Inner {
         if adopted.kept + adopted.forgotten > 0 {
             tracing::info!(kept = adopted.kept, forgotten = adopted.forgotten, "connections of the last run");
         }
+        if adopted.kept > 0 {
+            self.await_guests(state);
+        }
         for (_, slot) in std::mem::take(&mut state.remembered) {
             self.connections.set_port_id(slot, 0);
             state.port_ids.give_back(slot);

@@ -19,6 +19,8 @@ pub enum BackendState {
     Drained,
     /// Its port, or its object, is not ready.
     NotReady,
+    /// Its guest was there before the daemon started again, for all we know, and has not come back yet.
+    Awaited,
     /// Its port is down, or nobody is attached to it.
     Stopped,
     /// It was not asked yet whether it is healthy.
@@ -29,11 +31,12 @@ pub enum BackendState {
 
 impl BackendState {
     /// Every one, in order.
-    pub const ALL: [BackendState; 7] = [
+    pub const ALL: [BackendState; 8] = [
         BackendState::Healthy,
         BackendState::Terminating,
         BackendState::Drained,
         BackendState::NotReady,
+        BackendState::Awaited,
         BackendState::Stopped,
         BackendState::Unchecked,
         BackendState::Unhealthy,
@@ -46,6 +49,7 @@ impl BackendState {
             BackendState::Terminating => "terminating",
             BackendState::Drained => "drained",
             BackendState::NotReady => "not-ready",
+            BackendState::Awaited => "awaited",
             BackendState::Stopped => "stopped",
             BackendState::Unchecked => "unchecked",
             BackendState::Unhealthy => "unhealthy",
@@ -58,6 +62,8 @@ impl BackendState {
 pub struct Known {
     /// Whether a guest, or a device, is behind its port (SEMANTICS SV2).
     pub running: bool,
+    /// Whether it may still come back: the daemon has just started again, and nobody was there yet.
+    pub awaited: bool,
     /// Whether somebody asked for no new connections.
     pub drained: bool,
     /// What its checks say; `None` before the first verdict. Without checks it is healthy.
@@ -70,6 +76,7 @@ impl Known {
         match (self, condition) {
             (Known { drained: true, .. }, _) => BackendState::Drained,
             (_, Condition::NotReady) => BackendState::NotReady,
+            (Known { running: false, awaited: true, .. }, _) => BackendState::Awaited,
             (Known { running: false, .. }, _) => BackendState::Stopped,
             (Known { healthy: None, .. }, _) => BackendState::Unchecked,
             (Known { healthy: Some(false), .. }, _) => BackendState::Unhealthy,
@@ -143,7 +150,7 @@ pub fn backends(
 /// Whether connections go on also where they are reset when an endpoint leaves: it has not left. A daemon that has just
 /// started has checked nobody yet.
 fn goes_on(state: BackendState) -> bool {
-    matches!(state, BackendState::Healthy | BackendState::Unchecked)
+    matches!(state, BackendState::Healthy | BackendState::Unchecked | BackendState::Awaited)
 }
 
 fn backend(endpoint: &EndpointSpec, active: bool) -> Backend {

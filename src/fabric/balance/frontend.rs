@@ -49,6 +49,9 @@ pub fn frontends(service: &ServiceSpec, vni: u32, states: &[Vec<BackendState>]) 
             let ipv4 = at.address.is_ipv4();
             let make = || backends(service, &endpoints, at.audience, ipv4);
             let backends = Arc::clone(shared.entry((at.audience, ipv4)).or_insert_with(make));
+            let awaited = |(endpoint, state): &(&EndpointSpec, BackendState)| {
+                endpoint.address.is_ipv4() == ipv4 && *state == BackendState::Awaited
+            };
             frontends.push(FrontendSpec {
                 service: Arc::clone(&name),
                 port_name: Arc::clone(&port_name),
@@ -62,6 +65,7 @@ pub fn frontends(service: &ServiceSpec, vni: u32, states: &[Vec<BackendState>]) 
                 affinity_s: service.affinity_s,
                 backends,
                 refusal: match at.audience {
+                    _ if endpoints.iter().any(awaited) => Refusal::Drop,
                     Audience::Internal => service.refusal_internal,
                     Audience::External => service.refusal_external,
                     Audience::Any => Refusal::Reject,

@@ -1,7 +1,7 @@
 //! What is known of endpoints besides what objects say: whose ports run, what checks said, and who was drained; and which Services
 //! each of it concerns.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,10 @@ struct Checked {
 pub struct Facts {
     /// Whether ports run, by uid.
     running: HashMap<Uuid, bool>,
+    /// Those that ran at any time in this run.
+    seen: HashSet<Uuid>,
+    /// Whether guests of an earlier run are awaited.
+    awaiting: bool,
     drained: BTreeSet<Drained>,
     targets: HashMap<Arc<Target>, Checked>,
     by_port: HashMap<Uuid, Vec<Arc<str>>>,
@@ -51,6 +55,7 @@ impl Facts {
     pub fn known(&self, service: &str, endpoint: &EndpointSpec, check: &Check) -> Known {
         Known {
             running: endpoint.port.is_none_or(|port| self.running.get(&port) == Some(&true)),
+            awaited: self.awaiting && endpoint.port.is_some_and(|port| !self.seen.contains(&port)),
             drained: self.is_drained(service, &endpoint.name),
             healthy: match check {
                 Check::None => Some(true),
@@ -107,13 +112,27 @@ impl Facts {
 
     /// Whether a port runs. Returns the Services for which that is news.
     pub fn set_running(&mut self, port: Uuid, running: bool) -> &[Arc<str>] {
+        if running {
+            self.seen.insert(port);
+        }
         let before = self.running.insert(port, running);
         if before.unwrap_or(false) != running { self.by_port.get(&port).map_or(&[], Vec::as_slice) } else { &[] }
+    }
+
+    /// Whether guests of an earlier run are awaited.
+    pub fn awaiting(&self) -> bool {
+        self.awaiting
+    }
+
+    /// From now on guests of an earlier run are awaited, or are not any more.
+    pub fn set_awaiting(&mut self, awaiting: bool) {
+        self.awaiting = awaiting;
     }
 
     /// Forgets ports that are gone.
     pub fn retain_ports(&mut self, there: impl Fn(&Uuid) -> bool) {
         self.running.retain(|port, _| there(port));
+        self.seen.retain(|port| there(port));
     }
 
     /// What a check said. Returns the Services for which that is news.

@@ -4,7 +4,7 @@
 //! thread never waits for control, which may be waiting for that thread.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -27,11 +27,16 @@ const BATCH_MAX: usize = 1024;
 /// Between two changes of the packet path: what guests and checks cause must not keep it busy. What comes alone is in force at once.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// How long guests of an earlier run are awaited: a VMM connects again every second or so.
+const AWAITED: Duration = Duration::from_secs(5);
+
 /// Ports that something happened to, for the thread. Each once, however often: guests cause it.
 #[derive(Default)]
 pub struct PortNews {
     /// `namespace/name`.
     ports: Mutex<HashSet<String>>,
+    /// From now on guests of an earlier run are awaited.
+    awaiting: AtomicBool,
     notify: Notify,
 }
 
@@ -43,6 +48,12 @@ impl PortNews {
             ports.insert(port.to_owned());
         }
         drop(ports);
+        self.notify.notify_one();
+    }
+
+    /// Guests of an earlier run are awaited for a while.
+    fn await_guests(&self) {
+        self.awaiting.store(true, Ordering::Relaxed);
         self.notify.notify_one();
     }
 
@@ -68,16 +79,25 @@ pub(in crate::fabric) fn spawn(
 
 fn run(inner: &Weak<Inner>, news: &PortNews, runtime: &Handle, mut verdicts: UnboundedReceiver<health::Change>) {
     let mut batch = Vec::new();
+    let mut awaited_until = None;
     loop {
         runtime.block_on(async {
+            let awaited = tokio::time::sleep_until(awaited_until.unwrap_or_else(tokio::time::Instant::now));
             tokio::select! {
                 () = news.notify.notified() => {}
                 _ = verdicts.recv_many(&mut batch, BATCH_MAX) => {}
+                () = awaited, if awaited_until.is_some() => {}
             }
         });
         let Some(inner) = inner.upgrade() else { return };
         if inner.stopping.load(Ordering::Relaxed) {
             return;
+        }
+        if news.awaiting.swap(false, Ordering::Relaxed) {
+            awaited_until = Some(tokio::time::Instant::now() + AWAITED);
+        }
+        if awaited_until.take_if(|until| *until <= tokio::time::Instant::now()).is_some() {
+            inner.lock().balance.set_awaiting(false);
         }
         let told = inner.hear(&batch, &news.take());
         batch.clear();
@@ -133,6 +153,14 @@ impl Inner {
             state.balance.retain_drained(&ports);
         }
         self.settle_services(state);
+    }
+
+    /// Connections of an earlier run were adopted: its guests come back one by one, in seconds, and connections must not end for that.
+    /// It is published by the caller.
+    pub(in crate::fabric) fn await_guests(&self, state: &mut State) {
+        state.balance.set_awaiting(true);
+        self.settle_services(state);
+        self.port_news.await_guests();
     }
 
     /// Looks at all ports: whether they run.

@@ -211,6 +211,15 @@ impl Balance {
         self.marked.extend(self.facts.set_running(port, running).iter().map(Arc::clone));
     }
 
+    /// From now on guests of an earlier run are awaited, or are not any more: their connections go on meanwhile, and new ones to Services
+    /// that have nobody else are not refused but dropped, which clients survive.
+    pub fn set_awaiting(&mut self, awaiting: bool) {
+        if self.facts.awaiting() != awaiting {
+            self.facts.set_awaiting(awaiting);
+            self.marked.extend(self.services.keys().map(Arc::clone));
+        }
+    }
+
     /// Forgets ports that are gone.
     pub fn retain_ports(&mut self, there: impl Fn(&Uuid) -> bool) {
         self.facts.retain_ports(there);

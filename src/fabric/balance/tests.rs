@@ -254,6 +254,25 @@ fn sv5_who_leaves_keeps_or_resets_connections() {
 }
 
 #[test]
+fn guests_of_an_earlier_run_are_awaited_and_nobody_is_refused_meanwhile() {
+    let mut world = World::default();
+    world.apply(ServiceSpec { drain: Drain::Reset, ..service(vec![endpoint(1), endpoint(2)]) });
+    let refusal = |world: &World| world.balance.frontends().map(|spec| spec.refusal).collect::<Vec<_>>();
+    assert_eq!((world.behind(VIP), refusal(&world)), (String::new(), vec![Refusal::Reject]));
+    world.balance.set_awaiting(true);
+    world.settle();
+    assert_eq!((world.behind(VIP), refusal(&world)), ("(web-1) (web-2)".to_owned(), vec![Refusal::Drop]));
+    // One is back; and gone again, which is what it is from now on.
+    world.run(2, true);
+    assert_eq!(world.behind(VIP), "(web-1) web-2");
+    world.run(2, false);
+    assert_eq!(world.behind(VIP), "(web-1)");
+    world.balance.set_awaiting(false);
+    world.settle();
+    assert_eq!((world.behind(VIP), refusal(&world)), (String::new(), vec![Refusal::Reject]));
+}
+
+#[test]
 fn drained_of_one_service_or_of_all() {
     let other =
         ServiceSpec { name: "shop/other".into(), cluster: vec![ip("10.96.0.21")], ..service(vec![endpoint(1)]) };
