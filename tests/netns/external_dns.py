@@ -38,7 +38,8 @@ CONF = """options { directory "%(dir)s"; listen-on port %(port)d { 127.0.0.1; };
   session-keyfile none; recursion no; notify no; dnssec-validation no; };
 controls {};
 key "hostweave-key" { algorithm hmac-sha256; secret "%(secret)s"; };
-zone "example.org" { type primary; file "%(dir)s/zone"; allow-update { key "hostweave-key"; };
+zone "example.org" { type primary; file "%(dir)s/zone";
+  update-policy { deny hostweave-key subdomain closed.example.org ANY; grant hostweave-key zonesub ANY; };
   allow-transfer { key "hostweave-key"; }; };
 """
 
@@ -171,6 +172,19 @@ def foreign(case):
     until(lambda: scene.dig("mail", "A") == [] and scene.dig("mail", "TXT") == ['"v=spf1 -all"'], "only ours went", 30)
     assert (scene.dig("taken", "A"), scene.dig("other", "A")) == (["192.0.2.99"], ["192.0.2.98"])
     assert len(scene.dig("other", "TXT")) == 1
+
+
+@suite.test("a name that the server refuses is a condition of its Service, and stands in nobody else's way")
+def refused(case):
+    scene = Scene(case)
+    scene.service("a", {HOSTNAME: "a.closed.example.org"})
+    scene.service("web", {HOSTNAME: "web.example.org"})
+    scene.daemon.start()
+    scene.synced("web")
+    scene.has("web", "web")
+    until(lambda: scene.condition("a")["reason"] == "Conflict", "it is told", 30)
+    assert "a.closed.example.org" in scene.condition("a")["message"], scene.condition("a")
+    assert scene.gone("a.closed")
 
 
 @suite.test("upsertOnly deletes nothing")

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 use self::plan::plan;
 use self::spec::ExternalDnsSpec;
-use self::wire::{Connection, Failure};
+use self::wire::{Connection, Failure, Updated};
 
 /// How soon a round that failed is repeated, at the latest.
 const RETRY: Duration = Duration::from_secs(15);
@@ -178,17 +178,28 @@ async fn round(
         }
         let expired = |name: &str| unwanted.get(name).is_some_and(|since| now.duration_since(*since) >= grace);
         let plan = plan(spec, &have, expired);
-        let mut all = true;
+        let (mut all, mut problems) = (true, plan.conflicts);
         for change in &plan.changes {
-            if connection.update(change, spec).await? {
-                shared.updates.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(name = change.name, deleted = change.after.is_none(), "a name in the zone was changed");
-            } else {
-                all = false;
+            match connection.update(change, spec).await? {
+                Updated::Done => {
+                    shared.updates.fetch_add(1, Ordering::Relaxed);
+                    tracing::info!(
+                        name = change.name,
+                        deleted = change.after.is_none(),
+                        "a name in the zone was changed"
+                    );
+                }
+                Updated::Overtaken => all = false,
+                // It is those who want this name that hear of it; the other names are none the worse.
+                Updated::Refused(why) => {
+                    let wants = spec.wanted.iter().filter(|wanted| wanted.names.contains(&change.name));
+                    problems.extend(wants.map(|wanted| (wanted.service.clone(), why.clone())));
+                    tracing::warn!(name = change.name, "{why}");
+                }
             }
         }
         if all {
-            return Ok(plan.conflicts);
+            return Ok(problems);
         }
     }
     Err("somebody else changes the same names at the same time".to_owned())

@@ -51,7 +51,7 @@ fn is_within(name: &str, zone: &str) -> bool {
 
 fn check(name: &str, zone: &str) -> Result<(), String> {
     let label = |label: &str| {
-        let plain = label.bytes().all(|octet| octet.is_ascii_alphanumeric() || octet == b'-' || octet == b'_');
+        let plain = label.bytes().all(|octet| octet.is_ascii_alphanumeric() || octet == b'-');
         plain && (1..=LABEL_LEN_MAX).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
     };
     let host = name.strip_prefix("*.").unwrap_or(name);

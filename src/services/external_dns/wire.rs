@@ -31,6 +31,17 @@ const FUDGE_S: u16 = 300;
 /// Why something could not be done, in a sentence.
 pub type Failure = String;
 
+/// What became of an update.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Updated {
+    /// It is in the zone.
+    Done,
+    /// The zone was not any more what it was based on.
+    Overtaken,
+    /// The server does not want it, or it cannot be said; others may work.
+    Refused(String),
+}
+
 /// A connection with the zone's server.
 pub struct Connection {
     stream: TcpStream,
@@ -59,7 +70,8 @@ impl Connection {
     pub async fn transfer(&mut self) -> Result<BTreeMap<String, Have>, Failure> {
         let mut question = Message::new(self.id(), MessageType::Query, OpCode::Query);
         question.queries.push(Query::query(self.zone.clone(), RecordType::AXFR));
-        let mut verifier = self.send(question).await?;
+        let (framed, mut verifier) = self.sign(question)?;
+        self.send(&framed).await?;
         let (mut names, mut count, mut ends) = (BTreeMap::<String, Have>::new(), 0, 0);
         // The zone begins and ends with its SOA (RFC 5936 §2.2).
         while ends < 2 {
@@ -85,17 +97,25 @@ impl Connection {
     ///
     /// # Errors
     /// The server refuses.
-    pub async fn update(&mut self, change: &Change, spec: &ExternalDnsSpec) -> Result<bool, Failure> {
+    pub async fn update(&mut self, change: &Change, spec: &ExternalDnsSpec) -> Result<Updated, Failure> {
         let id = self.id();
-        let message = update(change, spec, &self.zone, id)?;
-        let mut verifier = self.send(message).await?;
+        let signed = update(change, spec, &self.zone, id).and_then(|message| self.sign(message));
+        let (framed, mut verifier) = match signed {
+            Ok(signed) => signed,
+            // What cannot be said is the fault of this name, not of the others.
+            Err(why) => return Ok(Updated::Refused(format!("the update of {}: {why}", change.name))),
+        };
+        self.send(&framed).await?;
         let answer = self.receive(&mut verifier).await?;
         // The prerequisites do not hold (RFC 2136 §3.2).
         let changed = [ResponseCode::YXDomain, ResponseCode::YXRRSet, ResponseCode::NXRRSet, ResponseCode::NXDomain];
         if changed.contains(&answer.metadata.response_code) {
-            return Ok(false);
+            return Ok(Updated::Overtaken);
         }
-        refused(&answer, &format!("the update of {}", change.name)).map(|()| true)
+        Ok(match refused(&answer, &format!("the update of {}", change.name)) {
+            Ok(()) => Updated::Done,
+            Err(why) => Updated::Refused(why),
+        })
     }
 
     fn id(&mut self) -> u16 {
@@ -103,15 +123,18 @@ impl Connection {
         self.next_id
     }
 
-    async fn send(&mut self, mut message: Message) -> Result<TSigVerifier, Failure> {
+    /// A message as it goes to the server, and what checks the answer.
+    fn sign(&self, mut message: Message) -> Result<(Vec<u8>, TSigVerifier), Failure> {
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let verifier = message.finalize(&self.signer, now_s).map_err(|error| error.to_string())?;
         let verifier = verifier.ok_or("the message was not signed")?;
         let octets = message.to_vec().map_err(|error| error.to_string())?;
         let len = u16::try_from(octets.len()).map_err(|_| "the update does not fit a message".to_owned())?;
-        let framed = [&len.to_be_bytes()[..], &octets].concat();
-        within("the server does not take the question", self.stream.write_all(&framed)).await?;
-        Ok(verifier)
+        Ok(([&len.to_be_bytes()[..], &octets].concat(), verifier))
+    }
+
+    async fn send(&mut self, framed: &[u8]) -> Result<(), Failure> {
+        within("the server does not take the question", self.stream.write_all(framed)).await
     }
 
     async fn receive(&mut self, verifier: &mut TSigVerifier) -> Result<Message, Failure> {
