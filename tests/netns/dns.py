@@ -201,7 +201,7 @@ def services(case):
     assert scene.dig(at, "+short", headless, "AAAA").strip() == port.v6
     assert scene.dig(at, "+short", "a." + headless).strip() == port.v4
     assert scene.dig(at, "+short", "_http._tcp." + headless, "SRV").strip() == "0 100 8080 a.%s." % headless
-    scene.set_resolver(scene.resolv + "\nsearch default.svc.cluster.local\n")
+    scene.space.resolv(scene.resolv + "\nsearch default.svc.cluster.local\n")
     assert scene.space.sh("getent ahostsv4 web").split()[0] == v4
     scene.daemon.check_ledger()
 
