@@ -4,16 +4,20 @@ use std::net::IpAddr;
 
 use anyhow::bail;
 use hostweave_uplink::netlink::configure::{Route, configure, kernel_has_ipv6};
-use hostweave_uplink::netlink::interfaces::{Held, addresses};
+use hostweave_uplink::netlink::interfaces::{Held, addresses, interface};
 use ipnet::IpNet;
 
 use super::spec::{HostRoute, PortSpec};
 
-/// Looks whether the host has something already that the routes would cut off.
+/// Looks whether the host has something already that would be taken from it.
 ///
 /// # Errors
-/// An address whose subnet overlaps; or when the kernel refuses to tell.
+/// An interface of that name that no earlier run made, an address whose subnet overlaps; or when the kernel refuses to
+/// tell.
 pub fn check(spec: &PortSpec, device: &str, routes: &[HostRoute]) -> anyhow::Result<()> {
+    if interface(device)?.is_some_and(|there| there.mac != spec.mac) {
+        bail!("the host has an interface {device} already; write another name as HostConfig.spec.hostAccess.interface");
+    }
     refuse_overlap(&spec.network, device, routes, &addresses()?)
 }
 

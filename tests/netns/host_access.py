@@ -10,7 +10,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from containers import addressed, web_server  # noqa: E402
+from containers import CLIENT, SERVER, addressed, web_server  # noqa: E402
 from harness import requirements  # noqa: E402
 from harness.daemon import V4, V6, Daemon  # noqa: E402
 from harness.namespace import Namespace  # noqa: E402
@@ -95,8 +95,11 @@ def both_ways(case):
 
 @suite.test("the device has the port's addresses and the network's routes, and never becomes the default route")
 def addresses_and_routes(case):
-    host = Host(case, interface="vms").start()
+    host = Host(case, interface="vms")
     space = host.space
+    # Hosts have interfaces without IPv6, or with link-local addresses that are not made of the MAC (RFC 7217).
+    space.sh("cd /proc/sys/net/ipv6/conf/default && echo 1 >disable_ipv6 && echo 3 >addr_gen_mode")
+    host.start()
     v4, v6 = host.addresses()
     shown = space.sh("ip -o addr show dev vms scope global")
     assert "%s/32" % v4 in shown and "%s/128" % v6 in shown and "tentative" not in shown, shown
@@ -142,12 +145,21 @@ def policy(case):
     host.daemon.check_ledger()
 
 
-@suite.test("the device goes with hostAccess, with the daemon, and with a daemon that is killed; the addresses stay the port's")
+@suite.test("the device goes with hostAccess, with the daemon, and with a daemon that is killed; addresses and connections do not")
 def gone_afterwards(case):
     host = Host(case).start()
     daemon, a = host.daemon, host.a
     addresses = host.addresses()
     assert host.has_device()
+    a.spawn(["python3", "-uc", SERVER], "server.log")
+    until(lambda: ":7000" in a.sh("ss -tln"), "the server listens", 20)
+    client = host.space.spawn(["python3", "-uc", CLIENT, a.port.v4, a.port.v6], "client.log")
+
+    def count():
+        assert client.poll() is None, open(case.log("client.log")).read()[-2000:]
+        return int((open(case.log("client.log")).read().split() or ["0"])[-1])
+
+    until(lambda: count() > 20, "the echo runs", 30)
     for end in (daemon.stop, daemon.kill):
         end()
         until(lambda: not host.has_device(), "the device is gone", 20)
@@ -156,6 +168,8 @@ def gone_afterwards(case):
         until(host.has_device, "the device is back", 20)
         assert host.addresses() == addresses
         until(lambda: host.reaches(a.port.v4) and host.reaches(a.port.v6), "the host is back in the network", 20)
+        before = count()
+        until(lambda: count() > before + 20, "connections of the host go on", 60)
     access = daemon.objects[0]["spec"].pop("hostAccess")
     daemon.reload()
     until(lambda: not host.has_device(), "the device is gone", 20)
@@ -173,8 +187,8 @@ def gone_afterwards(case):
     daemon.check_ledger()
 
 
-@suite.test("a subnet of the host's own that the network overlaps is left alone, and named; as soon as it is gone the device is there")
-def overlap(case):
+@suite.test("subnets, routes and interfaces of the host's own are left alone and named; as soon as they are gone the device is there")
+def what_the_host_has(case):
     host = Host(case)
     space = host.space
     space.sh("ip link add lan type veth peer name other && ip link set lan up && ip addr add 192.0.0.9/16 dev lan")
@@ -185,7 +199,15 @@ def overlap(case):
     assert not host.has_device() and V4 not in space.sh("ip route")
     space.sh("ip link del lan")
     until(lambda: host.has_device() and host.reaches(host.a.port.v4), "the device is there", 20)
-    # Nor is another route taken away.
+    # Nor is another interface taken away, nor a route.
+    host.daemon.stop()
+    space.sh("ip tuntap add hostweave0 mode tap")
+    host.daemon.start()
+    reason = "the host has an interface hostweave0 already"
+    until(lambda: reason in str(host.daemon.rpc("port.describe", **HOST)), "the reason", 20)
+    assert "inet" not in space.sh("ip -o addr show dev hostweave0")
+    space.sh("ip link del hostweave0")
+    until(lambda: host.reaches(host.a.port.v4), "the device is there", 20)
     host.daemon.stop()
     space.sh("ip link add lan type veth peer name other && ip link set lan up && ip link set other up && ip route add %s dev lan" % V4)
     host.daemon.start()
