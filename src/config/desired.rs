@@ -9,6 +9,7 @@ use hostweave_switch::tables::{Network, PortId};
 use super::checked;
 use super::diagnostic::Diagnostic;
 use super::external_dns;
+use super::host_access;
 use super::ipam::Assignments;
 use super::kind::{Kind, ObjectKey};
 use super::node::Path as FieldPath;
@@ -75,7 +76,8 @@ pub fn to_desired(
     let mut ports = Vec::new();
     for (key, object, port) in set.ports() {
         let Some(assignment) = assignments.get(key) else { continue };
-        match backend_of(key, port, set.host(), host) {
+        let Some(network) = set.network(&port.network) else { continue };
+        match backend_of(key, port, network, set.host(), host) {
             Ok(backend) => ports.push(PortSpec {
                 uid: assignment.uid,
                 namespace: key.namespace.clone().unwrap_or_default(),
@@ -148,10 +150,14 @@ fn network_of(name: &str, network: &checked::Network, host: &checked::HostConfig
 fn backend_of(
     key: &ObjectKey,
     port: &checked::Port,
+    network: &checked::Network,
     config: &checked::HostConfig,
     host: &HostFacts<'_>,
 ) -> Result<BackendSpec, Problem> {
     let vhost_user = match &port.backend {
+        checked::Backend::Host(name) => {
+            return Ok(host_access::backend(name, network));
+        }
         checked::Backend::Tap(tap) => return Ok(BackendSpec::Tap { name: tap.name.clone(), netns: tap.netns.clone() }),
         checked::Backend::VhostUser(vhost_user) => vhost_user,
     };

@@ -30,7 +30,6 @@ const EVERY_KIND: &[(&str, Fate)] = &[
 
 /// Fields of one kind.
 const ONE_KIND: &[(Kind, &str, Fate)] = &[
-    (Kind::HostConfig, "spec.hostAccess", Fate::NotYet),
     (Kind::HostConfig, "spec.overlay", Fate::NotYet),
     (Kind::HostConfig, "spec.store.etcd", Fate::NotYet),
     (Kind::HostConfig, "spec.dns.publicZones", Fate::NotYet),

@@ -16,6 +16,7 @@ pub mod explain;
 pub mod external_dns;
 mod fate;
 pub mod fuzz;
+pub mod host_access;
 pub mod ipam;
 pub mod kind;
 pub mod load;

@@ -18,6 +18,7 @@ use super::checked::{
 };
 use super::desired::{SOCKET_PATH_MAX, default_socket, incoming_socket};
 use super::diagnostic::{Diagnostic, Diagnostics};
+use super::host_access;
 use super::kind::{DEFAULT_NAMESPACE, DEFAULT_NETWORK, Kind, ObjectKey};
 use super::names::closest;
 use super::node::Path as FieldPath;
@@ -201,6 +202,7 @@ pub fn check_set(
         by_key.entry(object.key.clone()).or_insert_with(|| Arc::clone(object));
     }
     let host = check_host_config(&by_key, &mut found);
+    host_access::add(&mut by_key, &host, &mut found);
     let set = ObjectSet { objects: Arc::new(by_key), host: Arc::new(host), ports_by_label: Arc::default() };
     check_counts(&set, &mut found);
     check_vnis(&set, &mut found);
@@ -305,7 +307,7 @@ fn check_host_config(objects: &BTreeMap<ObjectKey, Arc<Object>>, found: &mut Vec
         found.push(other.diagnose(problem));
     }
     match &first.spec {
-        Spec::HostConfig(host) => host.clone(),
+        Spec::HostConfig(host) => HostConfig::clone(host),
         _ => HostConfig::default(),
     }
 }
@@ -428,6 +430,10 @@ fn check_attachment<'a>(
                 tap.netns.as_ref().map_or("the host's namespace".to_owned(), |netns| netns.display().to_string());
             let what = format!("device {} in {place}", tap.name);
             ("spec.backend.tap.name", what, Claim::Device(tap.netns.as_deref(), &tap.name))
+        }
+        Backend::Host(name) => {
+            let what = format!("device {name} in the host's namespace");
+            ("spec.backend.tap.name", what, Claim::Device(None, name))
         }
     };
     if let Some(owner) = claims.take(claim, object) {

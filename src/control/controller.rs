@@ -822,6 +822,11 @@ mod tests {
         assert_eq!(paths(orphans(&files(""), &stored(&(policy.clone() + &namespace("shop"))))), Vec::<String>::new());
         assert_eq!(paths(orphans(&files(&namespace("other")), &stored(&policy))), ["shop/a"]);
         assert_eq!(paths(orphans(&files(""), &stored(&policy.replace("shop", "default")))), Vec::<String>::new());
+        let of_host = policy.replace("shop", "hostweave-system");
+        assert_eq!(paths(orphans(&files(""), &stored(&of_host))), ["hostweave-system/a"]);
+        let access = "{apiVersion: hostweave.dev/v1alpha1, kind: HostConfig, metadata: {name: h}, \
+                       spec: {hostAccess: {network: default}}}";
+        assert_eq!(paths(orphans(&files(access), &stored(&of_host))), Vec::<String>::new());
         // Ports stay, and so stop the daemon: somebody must decide about them.
         assert_eq!(paths(orphans(&files(""), &stored(&shop_port()))), Vec::<String>::new());
     }

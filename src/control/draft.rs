@@ -10,6 +10,7 @@ use super::error::{ErrorKind, RpcError};
 use super::plan::{Identity, Objects};
 use super::service_view::cluster_addresses;
 use crate::config::checked::{Object, Origin, Spec};
+use crate::config::host_access::NAMESPACE as HOST_NAMESPACE;
 use crate::config::kind::DEFAULT_NAMESPACE;
 use crate::config::raw::RawObject;
 use crate::config::raw::service::ServiceType;
@@ -210,7 +211,11 @@ fn goes_with_namespace(kind: Kind) -> bool {
 pub fn orphans(files: &[Arc<Object>], stored: &BTreeMap<ObjectKey, (Arc<Object>, Identity)>) -> Vec<ObjectKey> {
     let keys = files.iter().map(|object| &object.key).chain(stored.keys());
     let named = keys.filter(|key| key.kind == Kind::Namespace).map(|key| key.name.as_str());
-    let namespaces: HashSet<&str> = named.chain([DEFAULT_NAMESPACE]).collect();
+    let mut objects = files.iter().chain(stored.values().map(|(object, _)| object));
+    let host_access =
+        objects.any(|object| matches!(&object.spec, Spec::HostConfig(host) if host.host_access.is_some()));
+    let built_in = host_access.then_some(HOST_NAMESPACE);
+    let namespaces: HashSet<&str> = named.chain([DEFAULT_NAMESPACE]).chain(built_in).collect();
     let is_orphan = |key: &&ObjectKey| {
         goes_with_namespace(key.kind) && key.namespace.as_deref().is_some_and(|name| !namespaces.contains(name))
     };

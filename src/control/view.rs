@@ -86,7 +86,7 @@ impl<'a> PortView<'a> {
     pub fn queues(&self) -> u16 {
         match &self.port.backend {
             Backend::VhostUser(backend) => backend.queues.unwrap_or(self.snapshot.set.host().defaults.queues),
-            Backend::Tap(_) => 1,
+            Backend::Tap(_) | Backend::Host(_) => 1,
         }
     }
 
@@ -135,6 +135,10 @@ impl<'a> PortView<'a> {
             set("backend", json!("tap"));
             set("device", json!(tap.name));
             set("netns", json!(tap.netns));
+        }
+        if let Backend::Host(name) = &self.port.backend {
+            set("backend", json!("host"));
+            set("device", json!(name));
         }
         view
     }

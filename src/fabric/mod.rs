@@ -14,6 +14,7 @@ mod connections;
 pub mod conntrack;
 mod ended;
 mod flows;
+mod host_access;
 mod ids;
 pub mod mailbox;
 mod maintenance;

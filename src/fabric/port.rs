@@ -12,13 +12,16 @@ use hostweave_switch::tables::{
     METADATA_V4, METADATA_V6, Network, NetworkId, Port, PortId, PortKind, ROUTER_LINK_LOCAL,
 };
 use hostweave_uplink::device::Device;
-use hostweave_uplink::netns::{TapRequest, delete_tap, open_tap};
+use hostweave_uplink::netns::{TapRequest, delete_tap, make_transient, open_tap};
 use hostweave_vhost::{Attachment, AttachmentConfig, Mode, State};
 
 use super::Inner;
+use super::host_access;
 use super::observer::{Gate, PortObserver};
 use super::plane::{Output, Source, SourceKey, VhostOutput};
-use super::spec::{AttachmentStatus, BackendSpec, FabricConfig, FabricEvent, PortSpec, PortStatus, SocketMode};
+use super::spec::{
+    AttachmentStatus, BackendSpec, FabricConfig, FabricEvent, HostRoute, PortSpec, PortStatus, SocketMode,
+};
 
 /// Seconds for which DHCP leases an address; the address itself stays with the port for life.
 const LEASE_S: u32 = 86_400;
@@ -117,8 +120,14 @@ impl PortRuntime {
     /// Whether it can take over this spec without a new attachment.
     pub fn may_become(&self, wanted: &PortSpec) -> bool {
         self.spec.as_ref().is_some_and(|spec| {
-            let same_tap = !matches!(spec.backend, BackendSpec::Tap { .. }) || spec.mac == wanted.mac;
-            spec.uid == wanted.uid && spec.network == wanted.network && spec.backend == wanted.backend && same_tap
+            let same_device = match spec.backend {
+                BackendSpec::VhostUser { .. } => true,
+                BackendSpec::Tap { .. } => spec.mac == wanted.mac,
+                BackendSpec::Host { .. } => {
+                    spec.mac == wanted.mac && host_access::own_addresses(spec).eq(host_access::own_addresses(wanted))
+                }
+            };
+            spec.uid == wanted.uid && spec.network == wanted.network && spec.backend == wanted.backend && same_device
         })
     }
 
@@ -173,6 +182,7 @@ impl PortRuntime {
         let result = match &spec.backend {
             BackendSpec::VhostUser { .. } => self.attach_vhost(inner, &spec),
             BackendSpec::Tap { name, netns } => self.attach_tap(inner, &spec, name, netns.clone()),
+            BackendSpec::Host { name, routes, .. } => self.attach_host(inner, &spec, name, routes),
         };
         let failure = result.err().map(|error| format!("{error:#}"));
         if failure.is_some() && failure != self.failure {
@@ -235,7 +245,24 @@ impl PortRuntime {
     fn attach_tap(&mut self, inner: &Inner, spec: &PortSpec, name: &str, netns: Option<PathBuf>) -> anyhow::Result<()> {
         let request = TapRequest { name: name.to_owned(), netns, mac: spec.mac, mtu: self.mtu };
         let device = open_tap(&inner.config.helper, &request)?;
-        let tap = Arc::new(Device::tap(device, self.port.id)?);
+        let tap = Device::tap(device, self.port.id)?;
+        self.attached_device(inner, name, tap);
+        Ok(())
+    }
+
+    fn attach_host(&mut self, inner: &Inner, spec: &PortSpec, name: &str, routes: &[HostRoute]) -> anyhow::Result<()> {
+        let request = TapRequest { name: name.to_owned(), netns: None, mac: spec.mac, mtu: self.mtu };
+        host_access::check(spec, name, routes)?;
+        let device = open_tap(&inner.config.helper, &request)?;
+        make_transient(&device)?;
+        let tap = Device::tap(device, self.port.id)?;
+        host_access::set_up(spec, name, routes)?;
+        self.attached_device(inner, name, tap);
+        Ok(())
+    }
+
+    fn attached_device(&mut self, inner: &Inner, name: &str, tap: Device) {
+        let tap = Arc::new(tap);
         let key = SourceKey { port: self.port.id, attachment: self.serial, pair: 0 };
         self.serial += 1;
         self.output = Some(Arc::new(Output::Device(Arc::clone(&tap))));
@@ -246,7 +273,6 @@ impl PortRuntime {
             features: 0,
             queue_pairs: 1,
         });
-        Ok(())
     }
 
     /// The plane knows the port: attachments may tell what happens.
@@ -297,14 +323,18 @@ impl PortRuntime {
         };
         match (self.output.as_deref(), self.spec.as_ref().map(|spec| &spec.backend)) {
             (Some(Output::Vhost(output)), _) => vhost_statuses(output),
-            (Some(Output::Device(_)), Some(BackendSpec::Tap { name, .. })) => vec![AttachmentStatus {
-                path: PathBuf::from(name),
-                state: "running",
-                active: true,
-                queue_pairs: 1,
-                ..AttachmentStatus::default()
-            }],
-            (None, Some(BackendSpec::Tap { name, .. })) => vec![failed(PathBuf::from(name), self.failure.clone())],
+            (Some(Output::Device(_)), Some(BackendSpec::Tap { name, .. } | BackendSpec::Host { name, .. })) => {
+                vec![AttachmentStatus {
+                    path: PathBuf::from(name),
+                    state: "running",
+                    active: true,
+                    queue_pairs: 1,
+                    ..AttachmentStatus::default()
+                }]
+            }
+            (None, Some(BackendSpec::Tap { name, .. } | BackendSpec::Host { name, .. })) => {
+                vec![failed(PathBuf::from(name), self.failure.clone())]
+            }
             (None, Some(BackendSpec::VhostUser { socket, .. })) => vec![failed(socket.clone(), self.failure.clone())],
             _ => Vec::new(),
         }
@@ -369,7 +399,7 @@ pub fn port_of(id: PortId, network: NetworkId, spec: &PortSpec, counters: Arc<[P
         name: spec.full_name(),
         kind: match spec.backend {
             BackendSpec::VhostUser { .. } => PortKind::VhostUser,
-            BackendSpec::Tap { .. } => PortKind::Tap,
+            BackendSpec::Tap { .. } | BackendSpec::Host { .. } => PortKind::Tap,
         },
         network,
         mac: spec.mac,

@@ -437,6 +437,24 @@ pub enum BackendSpec {
         /// Network namespace file; `None` is the daemon's own.
         netns: Option<PathBuf>,
     },
+    /// The host itself: a TAP device in the daemon's own namespace, which the daemon configures and which goes with it.
+    Host {
+        /// Device name, at most 15 octets.
+        name: String,
+        /// MTU in octets of IP packet, the network's.
+        mtu: u16,
+        /// What the host reaches through it.
+        routes: Vec<HostRoute>,
+    },
+}
+
+/// Prefixes that the host reaches through an interface of its own in a network.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostRoute {
+    /// Where to.
+    pub to: IpNet,
+    /// The network's gateway, of the same family.
+    pub via: IpAddr,
 }
 
 /// Which side of a vhost-user connection listens.

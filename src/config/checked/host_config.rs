@@ -19,6 +19,9 @@ use crate::fabric::spec::{
 /// CPUs are numbered below this (`CPU_SETSIZE` of Linux).
 const CPUS_MAX: u32 = 1024;
 
+/// The host's own interface in a network, where no other name is written.
+const HOST_INTERFACE: &str = "hostweave0";
+
 /// The least that `connections.max` can be.
 const CONNECTIONS_MIN: u32 = 1024;
 
@@ -56,6 +59,17 @@ pub struct HostConfig {
     pub connections: Connections,
     /// The way out of the host.
     pub uplink: Option<UplinkSpec>,
+    /// The host's own interface in a network.
+    pub host_access: Option<HostAccess>,
+}
+
+/// The host's own interface in a network.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostAccess {
+    /// Name of the network.
+    pub network: String,
+    /// Name of the device, 1 to 15 octets.
+    pub interface: String,
 }
 
 /// Traffic between ports and the host's own services.
@@ -110,6 +124,7 @@ impl Default for HostConfig {
             metadata: Some(MetadataSpec::default()),
             connections: Connections::default(),
             uplink: None,
+            host_access: None,
         }
     }
 }
@@ -147,6 +162,10 @@ impl HostConfig {
         if let Some(raw) = &raw.uplink {
             host.uplink = Some(uplink::check(raw, &spec.key("uplink"), problems));
         }
+        if let Some(raw) = &raw.host_access {
+            let taken = host.uplink.as_ref().map(|uplink| uplink.interface.as_str());
+            host.host_access = Some(check_host_access(raw, taken, &spec.key("hostAccess"), problems));
+        }
         if let Some(workers) = &raw.workers {
             host.workers = check_workers(workers, &spec.key("workers"), problems);
         }
@@ -178,6 +197,37 @@ fn infrastructure_of(raw: &raw::host_config::Infrastructure) -> Infrastructure {
         },
         answers: LocalServices { dhcp: on(raw.dhcp), ra: on(raw.ra), ping: on(raw.ping) },
     }
+}
+
+/// `taken` is the uplink's interface.
+fn check_host_access(
+    raw: &raw::host_config::HostAccess,
+    taken: Option<&str>,
+    path: &Path,
+    problems: &mut Vec<Problem>,
+) -> HostAccess {
+    let interface = raw.interface.as_deref().unwrap_or(HOST_INTERFACE);
+    let wrong = match names::check_device_name(interface) {
+        // The kernel's settings for every interface stand under these names.
+        Ok(()) if matches!(interface, "all" | "default") => Some("is no name of one interface".to_owned()),
+        Ok(()) => None,
+        Err(reason) => Some(reason),
+    };
+    if let Some(reason) = wrong {
+        let path = path.key("interface");
+        let message = format!("{path} {interface:?} {reason}");
+        problems.push(Problem::value(&path, "invalid_name", message).label("not a device name"));
+    } else if taken == Some(interface) {
+        let message = format!("{} {interface} is the uplink's interface", path.key("interface"));
+        let problem = Problem::key(path, "conflict", message).label("taken");
+        problems.push(problem.help("the daemon makes the device itself: write a name that no interface has"));
+    }
+    if let Err(reason) = names::check_dns_subdomain(&raw.network) {
+        let path = path.key("network");
+        let message = format!("{path} {:?} {reason}", raw.network);
+        problems.push(Problem::value(&path, "invalid_name", message).label("not a valid name"));
+    }
+    HostAccess { network: raw.network.clone(), interface: interface.to_owned() }
 }
 
 fn check_connections(raw: &raw::host_config::Connections, path: &Path, problems: &mut Vec<Problem>) -> Connections {

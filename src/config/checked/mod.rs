@@ -34,7 +34,7 @@ use super::problem::Problem;
 use super::raw::{NameOrId, RawObject};
 
 pub use endpoint_slice::{Endpoint, EndpointPort, EndpointSlice, SERVICE_NAME};
-pub use host_config::{Connections, Defaults, HostConfig, Infrastructure};
+pub use host_config::{Connections, Defaults, HostAccess, HostConfig, Infrastructure};
 pub use meta::Metadata;
 pub use network::{Network, default_services_v4, default_services_v6};
 use network_policy::Places;
@@ -77,7 +77,7 @@ impl fmt::Display for Origin {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Spec {
     /// How the host runs hostweave.
-    HostConfig(HostConfig),
+    HostConfig(Box<HostConfig>),
     /// Its labels, and what its annotations decide.
     Namespace(Arc<model::Namespace>),
     /// An isolated L3 network.
@@ -245,7 +245,7 @@ fn check_kind(
     let (key, metadata) = Metadata::check(raw.metadata(), kind, &mut found);
     annotations::check_known(kind, &metadata, &mut found);
     let spec = match &raw {
-        RawObject::HostConfig(raw) => Spec::HostConfig(HostConfig::check(&key.name, &raw.spec, &mut found)),
+        RawObject::HostConfig(raw) => Spec::HostConfig(Box::new(HostConfig::check(&key.name, &raw.spec, &mut found))),
         RawObject::Network(raw) => Spec::Network(Network::check(&key.name, &raw.spec, &mut found)),
         RawObject::Namespace(_) => Spec::Namespace(Arc::new(namespace(&key, &metadata, &mut found))),
         RawObject::NatPool(raw) => Spec::NatPool(NatPool::check(&raw.spec, &mut found)),

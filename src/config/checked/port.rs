@@ -53,6 +53,9 @@ pub enum Backend {
     VhostUser(VhostUser),
     /// A container.
     Tap(Tap),
+    /// The host itself, through a TAP device of this name that the daemon configures. Written as
+    /// `HostConfig.spec.hostAccess`.
+    Host(String),
 }
 
 /// A vhost-user socket.

@@ -64,9 +64,25 @@ pub struct HostConfigSpec {
     /// The way out of the host; ports reach only each other if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uplink: Option<Uplink>,
+    /// An interface of the host itself in a network: `ssh` from the host into a VM, monitoring; none if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_access: Option<HostAccess>,
     /// Where objects and addresses are kept: `embedded: {}` (default), one file in the state folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<Store>,
+}
+
+/// An interface of the host itself in a network: the Port `hostweave-system/host`, with the label
+/// `hostweave.dev/host-access: "true"`. The daemon makes the device, gives it the port's addresses and adds routes to the
+/// network; all of it goes with the daemon.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HostAccess {
+    /// Name of the Network.
+    pub network: String,
+    /// Name of the device, at most 15 octets; `hostweave0` if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
 }
 
 /// The way out of the host: an interface at which hostweave is an IP host of its own, beside the kernel.

@@ -1,6 +1,7 @@
 //! Files in, objects or diagnostics out: one table of what is refused, one of what passes, and the examples.
 
 mod cluster_policies;
+mod host_access;
 mod ipam;
 mod outside;
 mod policies;
@@ -154,7 +155,6 @@ fn networks_and_hosts_that_are_refused() {
         (network("{cidrs: [10.0.0.0/24], bridged: true}"), &["not_yet_supported 4 bridged"]),
         (network("{cidrs: [10.0.0.0/24], addressLearning: maybe}"), &["unknown_value 4 maybe"]),
         (network("{cidrs: [10.0.0.0/24], dns: {servers: [dns.example]}}"), &["invalid_address 4 dns.example"]),
-        (host("{hostAccess: {network: n}}"), &["not_yet_supported 4 hostAccess"]),
         (host("{store: {etcd: {endpoints: []}}}"), &["not_yet_supported 4 etcd"]),
         (host("{workers: {cpus: [2, 2]}}"), &["duplicate 4 2"]),
         (host("{workers: {cpus: [1], count: 1}}"), &["conflict 4 workers"]),

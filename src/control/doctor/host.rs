@@ -40,7 +40,7 @@ impl Needs {
     pub fn of(set: &ObjectSet) -> Self {
         Self {
             ports: set.ports().count() as u64,
-            tap: set.ports().any(|(_, _, port)| matches!(port.backend, Backend::Tap(_))),
+            tap: set.ports().any(|(_, _, port)| matches!(port.backend, Backend::Tap(_) | Backend::Host(_))),
             uplink: set.host().uplink.as_ref().map(|uplink| uplink.driver),
         }
     }

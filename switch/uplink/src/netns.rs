@@ -108,6 +108,16 @@ pub fn open_tap(helper: &Path, request: &TapRequest) -> Result<TapDevice, Error>
     Ok(TapDevice { fd, name: request.name.clone(), namespace })
 }
 
+/// Has the device go with its last file descriptor, however this process ends: for one whose other side is the host
+/// itself, which has nothing to keep.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn make_transient(device: &TapDevice) -> Result<(), Error> {
+    let failed = |error| device_error(&device.name, "make it go with the daemon", error);
+    sys::tun_set_persistent(device.fd.as_fd(), false).map_err(failed)
+}
+
 /// Removes the device. Nothing happens when it, or its namespace, does not exist. Whoever uses it must have let go.
 /// Blocks for up to 5 s.
 ///

@@ -1,8 +1,9 @@
 //! Netlink: how the kernel is asked for interfaces and addresses (rtnetlink(7)), and told what to hide from itself
-//! (nf_tables). One small codec serves both: headers, attributes, acknowledgements.
+//! (nf_tables) and which addresses and routes an interface of the host has. One small codec serves both: headers, attributes, acknowledgements.
 //!
 //! Everything here blocks for a moment. Not for workers.
 
+pub mod configure;
 pub mod hide;
 pub mod interfaces;
 
