@@ -31,6 +31,14 @@ use crate::services::uplink::come_from;
 
 const _: () = assert!(BURST <= 64, "a bit for each packet of a burst");
 
+/// What became of a packet that had waited.
+enum Done {
+    /// It is on its way.
+    Sent,
+    /// It waits again, in pieces.
+    Cut,
+}
+
 /// Fragments looked at in one loop for being too old.
 const FRAGMENTS_BUDGET: usize = 16;
 
@@ -147,7 +155,7 @@ impl Path {
             let ctx = Context::new(plane, input, network, NO_QUEUE, self.shared.clock.seconds(now));
             let ticks = self.shared.clock.ticks(now);
             let mut out = Delivery::new(plane, self.shared.index, 1, ticks);
-            let Path { shared, uring, burst, cache, free, stash, .. } = self;
+            let Path { shared, uring, burst, cache, free, stash, released, .. } = self;
             let extra = piece.is_some_and(|piece| !piece.first);
             if !extra {
                 // Counts are per worker, and another one may have queued it: only their sum is never below zero.
@@ -163,6 +171,11 @@ impl Path {
                 let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
                 match datapath::forward(&ctx, &mut flows, &lookup, packet, arena, &mut Unwatched) {
                     Verdict::Forward => {}
+                    // What waited for its first fragment may be cut as that may.
+                    Verdict::Drop(reason @ DropReason::MtuExceeded) if piece.is_none() => {
+                        released.extend(oversize::cut(packet, arena, narrow(&ctx, packet)).ok_or(reason)?);
+                        return Ok(Done::Cut);
+                    }
                     Verdict::Drop(reason) => return Err(reason),
                     _ => return Err(DropReason::Internal),
                 }
@@ -175,11 +188,12 @@ impl Path {
                 if stash.holds(to) || matches!(out.deliver(uring, packet, arena, to), Outcome::Busy) {
                     keep(stash, plane, shared.index, packet, arena, to, now);
                 }
-                Ok(())
+                Ok(Done::Sent)
             });
             match ended {
-                Ok(()) if extra => count.extra_segments.add(1),
-                Ok(()) => count.forwarded.add(1),
+                Ok(Done::Cut) => count.queued.add(1),
+                Ok(Done::Sent) if extra => count.extra_segments.add(1),
+                Ok(Done::Sent) => count.forwarded.add(1),
                 Err(reason) if extra => {
                     count.extra_segments.add(1);
                     count.tx_dropped.add(reason, 1);

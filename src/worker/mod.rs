@@ -214,7 +214,8 @@ impl Worker {
         if !self.path.stash.is_empty() {
             self.path.retry_stash(plane, now);
         }
-        if !self.path.released.is_empty() {
+        // Twice at most: what is cut is not cut again.
+        while !self.path.released.is_empty() {
             self.path.release(plane, now);
         }
         if !self.path.shared.fragments.is_idle() {

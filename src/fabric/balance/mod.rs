@@ -398,7 +398,7 @@ fn checks(spec: &ServiceSpec) -> Vec<Vec<Check>> {
         let Some(health) = &health else { return Check::None };
         let l4 = endpoint.l4.unwrap_or(*port.l4.start());
         let target = Target::new(Arc::clone(&network), endpoint.address, Some(l4), Arc::clone(health));
-        target.map_or(Check::Impossible, |target| Check::Target(Arc::new(target)))
+        target.map_or(Check::Impossible, |target| Check::Target(Arc::new(target.of_port(endpoint.port))))
     };
     let port = |port: &ServicePortSpec| port.endpoints.iter().map(|endpoint| of(port, endpoint)).collect();
     spec.ports.iter().map(port).collect()

@@ -45,6 +45,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use self::check::{Check, Prober};
 use self::verdict::State;
@@ -58,6 +59,8 @@ pub use self::verdict::HISTORY_MAX;
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Target {
     network: Arc<str>,
+    /// Whose address it is: what was said about another port that had it means nothing.
+    port: Option<Uuid>,
     address: IpAddr,
     l4: u16,
     spec: Arc<HealthSpec>,
@@ -71,7 +74,12 @@ impl Target {
             HealthCheck::Icmp => 0,
             _ => spec.l4.or(l4).filter(|port| *port != 0)?,
         };
-        Some(Self { network, address, l4, spec })
+        Some(Self { network, port: None, address, l4, spec })
+    }
+
+    /// The same of a port: another one that gets the address is another target.
+    pub fn of_port(self, port: Option<Uuid>) -> Self {
+        Self { port, ..self }
     }
 
     /// Name of the network.
@@ -223,7 +231,7 @@ impl Health {
                 new.push(target);
             }
         }
-        let place = |target: &Target| (Arc::clone(&target.network), target.address, target.l4);
+        let place = |target: &Target| (Arc::clone(&target.network), target.port, target.address, target.l4);
         let gone: HashMap<_, _> = old.iter().map(|(target, known)| (place(target), &known.state)).collect();
         let fresh = new.len();
         for (index, target) in new.into_iter().enumerate() {
