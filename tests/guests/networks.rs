@@ -172,6 +172,41 @@ fn na10_what_is_too_long_and_may_be_cut_arrives_in_fragments() {
     host.assert_ledger();
 }
 
+/// The second half of a datagram comes before the first, and both are too long for where they go.
+#[test]
+fn na10_fragments_that_waited_for_their_first_one_are_cut_as_well() {
+    let mut host = Host::new(1);
+    let (a, b) = (host.port("a", 10), host.port("b", 11));
+    let mut guest_a = host.guest(&a).mtu(9_000).up();
+    let mut guest_b = host.guest(&b).up();
+    let path = path_to(&a, IpAddr::from(b.v4[0]));
+    let data: Vec<u8> = (0..7_992).map(|at| at as u8).collect();
+    let whole = path.udp(1, 2, &data)[34..].to_vec();
+    let half = |at: usize, more: u16| {
+        let mut frame = path.ip(17, &whole[at..at + 4_000]);
+        let word = (at as u16 / 8) | more << 13;
+        frame[18..20].copy_from_slice(&[0x12, 0x34]);
+        frame[20..22].copy_from_slice(&word.to_be_bytes());
+        hostweave_switch::wire::ipv4::fill_checksum(frame[14..].first_chunk_mut().unwrap());
+        frame
+    };
+    for frame in [half(4_000, 0), half(0, 1)] {
+        guest_a.send_frame(&frame, &VnetHeader::default()).unwrap();
+    }
+    let mut payload = vec![0; whole.len()];
+    let mut received = 0;
+    while received < whole.len() {
+        let (_, frame) = guest_b.recv_frame(PATIENCE).unwrap();
+        assert!(frame.len() <= 14 + 1_500);
+        let at = usize::from(u16::from_be_bytes([frame[20], frame[21]]) & 0x1fff) * 8;
+        payload[at..at + frame.len() - 34].copy_from_slice(&frame[34..]);
+        received += frame.len() - 34;
+    }
+    assert!(payload == whole);
+    assert_eq!(host.status("a").totals.forwarded, 2);
+    host.assert_ledger();
+}
+
 #[test]
 fn broadcast_and_multicast_reach_nobody() {
     let mut host = Host::new(1);
