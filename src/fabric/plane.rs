@@ -7,7 +7,7 @@ use hostweave_nat::Pools;
 use hostweave_nat::service::Services;
 use hostweave_policy::model::World;
 use hostweave_policy::table::Table;
-use hostweave_switch::tables::{NetworkId, PortId, Tables};
+use hostweave_switch::tables::{PortId, Tables};
 use hostweave_uplink::device::Device;
 use hostweave_vhost::{Attachment, FromGuestQueue, ToGuestQueue};
 
@@ -140,11 +140,6 @@ impl Plane {
 /// The worker that owns a source: queues of one port spread, so that a guest with several uses several workers.
 pub fn owner(port: PortId, pair: usize, workers: usize) -> usize {
     (port.0 as usize + pair) % workers
-}
-
-/// The worker that owns a network's internal port.
-pub fn internal_owner(network: NetworkId, workers: usize) -> usize {
-    usize::from(network.0) % workers
 }
 
 #[cfg(test)]

@@ -82,18 +82,6 @@ impl Connections {
         Some(line.change(record, direction))
     }
 
-    /// Asks for the memory that [`Connections::change`] reads.
-    #[inline]
-    pub fn prefetch_change(&self, index: u32, direction: Direction) {
-        if direction == 0 {
-            if let Some(line) = self.lines().get(index as usize) {
-                crate::prefetch::prefetch(line);
-            }
-        } else if let Some(record) = self.records().get(index as usize) {
-            crate::prefetch::prefetch(record);
-        }
-    }
-
     /// How a connection crosses, if it does.
     pub fn translation(&self, index: u32) -> Option<Translation> {
         let record = self.records().get(index as usize)?;
