@@ -1,8 +1,9 @@
 //! The words of NAT: what a pool is, what an endpoint is, and the answers that a translation may get.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+pub use hostweave_switch::tables::{mapped, unmapped};
 use hostweave_switch::wire::proto;
 
 /// Smallest block, in L4 ports.
@@ -373,19 +374,6 @@ pub enum PoolError {
     /// More ports than the host has room for.
     #[error("there is no room for another workload behind NAT pool {0}")]
     TooManyWorkloads(String),
-}
-
-/// An address as keys have it: IPv4-mapped for IPv4.
-pub fn mapped(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
-        IpAddr::V6(v6) => u128::from(v6),
-    }
-}
-
-/// The address of a key.
-pub fn unmapped(address: u128) -> IpAddr {
-    Ipv6Addr::from(address).to_canonical()
 }
 
 /// Families, as indices.

@@ -2,8 +2,9 @@
 //! for IPv6.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
+use hostweave_switch::tables::{mapped, unmapped};
 use ipnet::IpNet;
 
 /// Addresses from one to another, both included, of one family.
@@ -129,18 +130,6 @@ impl fmt::Display for Range {
         write!(f, "{}", self.first())?;
         if self.first == self.last { Ok(()) } else { write!(f, "-{}", unmapped(self.last)) }
     }
-}
-
-/// One key type for both families.
-fn mapped(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().into(),
-        IpAddr::V6(v6) => v6.into(),
-    }
-}
-
-fn unmapped(address: u128) -> IpAddr {
-    IpAddr::V6(Ipv6Addr::from(address)).to_canonical()
 }
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
 //! `trace` of a packet to a Service: which backend it gets, and why.
 
-use std::net::IpAddr;
-
 use hostweave_nat::service::{Lookup, Services, Why};
 use hostweave_switch::tables::{Network, OUTSIDE_VNI};
 
 use super::recorder::Balanced;
 use super::synthetic::Tuple;
 use super::trace::Stage;
+use hostweave_switch::tables::mapped;
 
 /// `10.96.0.20:5432 -> 10.64.0.31:5432 (shop/db-0; maglev 2/2 active)`, and whose address that is.
 pub(super) fn stage(services: &Services, tuple: &Tuple, given: &Balanced) -> Stage {
@@ -38,12 +37,5 @@ pub(super) fn echo(services: &Services, network: &Network, tuple: &Tuple) -> Str
     match is_service(network.vni) || is_service(OUTSIDE_VNI) {
         true => format!("echo: the Service at {} answers", tuple.dst),
         false => format!("echo: the gateway of network {} answers", network.name),
-    }
-}
-
-fn mapped(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
-        IpAddr::V6(v6) => u128::from(v6),
     }
 }

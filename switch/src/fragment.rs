@@ -30,6 +30,7 @@ use crate::packet::{L3, Meta, Packet};
 use crate::payload::Segment;
 use crate::stage::DropReason;
 use crate::tables::PortId;
+use crate::tables::mapped;
 use crate::wire::be32;
 use crate::wire::ethernet;
 use crate::wire::ipv4::Ipv4;
@@ -493,13 +494,6 @@ fn fragment_header(head: &[u8], mut next: u8, mut at: usize) -> Option<usize> {
         (next, at) = (header.next_header(), at + header.len());
     }
     None
-}
-
-fn mapped(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
-        IpAddr::V6(v6) => u128::from(v6),
-    }
 }
 
 /// Groups of ports that share a lock.

@@ -235,6 +235,19 @@ pub const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// The same over IPv6. No network may have it in its range.
 pub const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x254);
 
+/// An address as tables and keys have it: IPv4-mapped for IPv4.
+pub fn mapped(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
+        IpAddr::V6(v6) => u128::from(v6),
+    }
+}
+
+/// The address that tables and keys have so.
+pub fn unmapped(address: u128) -> IpAddr {
+    Ipv6Addr::from(address).to_canonical()
+}
+
 /// Key of the address table: IPv4 addresses are IPv4-mapped, one key type for both families.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct AddressKey {

@@ -1,7 +1,7 @@
 //! What the host owns at the uplink, worked out from what is to exist.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use anyhow::bail;
 use hostweave_switch::tables::{Egress, Network, NetworkId, Owned, PortId};
@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use uuid::Uuid;
 
 use super::super::spec::{AttachSpec, Desired, NatPoolSpec, PortSpec, UplinkSpec};
+pub use hostweave_switch::tables::{mapped, unmapped};
 
 /// What is wanted outside of the networks.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -133,19 +134,6 @@ pub fn routed<'a>(networks: impl Iterator<Item = (NetworkId, &'a Network)>) -> V
     }
     routed.sort_unstable();
     routed
-}
-
-/// An address as the tables have it.
-pub fn mapped(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => u128::from(address.to_ipv6_mapped()),
-        IpAddr::V6(address) => u128::from(address),
-    }
-}
-
-/// The same, back.
-pub fn unmapped(address: u128) -> IpAddr {
-    IpAddr::V6(Ipv6Addr::from(address)).to_canonical()
 }
 
 /// Refuses addresses that the host's own kernel holds: it would answer for them too, or keep their packets.
