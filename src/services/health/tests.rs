@@ -209,12 +209,13 @@ async fn many_targets_spread_over_the_interval() {
     health.replace(some(10_000));
     assert_eq!(health.report().unknown, 10_000);
     tokio::time::sleep(Duration::from_secs(20)).await;
-    // Nothing is left to chance that many times in a row: 2,000 a second, each second, and within it.
+    // 207 are expected, and 20 more when the window sees eleven steps of `schedule::together` instead of ten; chance adds 15 or so
+    // (its root), so the bounds are six of those away.
     for _ in 0..50 {
         let before = told.asked.load(Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(100)).await;
         let asked = told.asked.load(Ordering::Relaxed) - before;
-        assert!((100..=300).contains(&asked), "{asked} in 100 ms");
+        assert!((100..=330).contains(&asked), "{asked} in 100 ms");
     }
     assert_eq!(health.report().healthy, 10_000);
 }
