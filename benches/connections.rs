@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use hostweave::connect::Flows;
+use hostweave::connect::{Flows, ahead};
 use hostweave::datapath::{self, Context, Lookup};
 use hostweave::fabric::plane::Plane;
 use hostweave::observe::recorder::Unwatched;
@@ -26,7 +26,7 @@ use hostweave_nat::service::{Backend, FrontendSpec, Refusal, Services};
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::*;
 use hostweave_switch::connection::{Connections, FreeRecords, Options};
-use hostweave_switch::flow::{FlowCache, FlowKey, round};
+use hostweave_switch::flow::{FlowCache, FlowKey};
 use hostweave_switch::fuzz::{GUEST_A, GUEST_B, NETWORK, mac, tables, v4, v6};
 use hostweave_switch::limits::{BURST, HEADROOM};
 use hostweave_switch::packet::Burst;
@@ -211,28 +211,13 @@ fn nat_options(now: u32) -> hostweave_nat::Options {
 fn measured(ctx: &Context<'_>, state: &mut State) -> usize {
     let State { cache, connections, nat, free, burst, lookups } = state;
     let count = burst.len();
-    let ahead = !cache.is_small();
     for (packet, lookup) in burst.packets().iter().zip(lookups.iter_mut()) {
         let Some(key) = FlowKey::of(packet, ctx.port.id.0 as u16) else { return 0 };
-        *lookup = Lookup { key, hash: connections.keys().hash(&key, ctx.network.vni) };
-        if ahead {
-            cache.prefetch(lookup.hash);
-        }
+        *lookup = Lookup::new(connections.keys(), key, ctx.network.vni);
+        ahead::tags(cache, lookup);
     }
-    if ahead {
-        let mut unknown = 0u64;
-        for (index, lookup) in lookups[..count].iter().enumerate() {
-            if !cache.prefetch_flow(lookup.hash) {
-                connections.prefetch(lookup.hash);
-                cache.prefetch_room(lookup.hash, round(ctx.now));
-                unknown |= 1 << index;
-            }
-        }
-        while unknown != 0 {
-            connections.prefetch_chain(lookups[unknown.trailing_zeros() as usize].hash);
-            unknown &= unknown - 1;
-        }
-    }
+    // A burst of 64 has all bits.
+    ahead::expect(ctx, cache, connections, &mut lookups[..count], u64::MAX);
     let mut forwarded = 0;
     for (index, lookup) in lookups[..count].iter().enumerate() {
         let (packet, arena) = burst.packet_mut(index);

@@ -13,7 +13,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hostweave::connect::Flows;
+use hostweave::connect::{Flows, ahead};
 use hostweave::datapath::{self, Context, Lookup};
 use hostweave::observe::recorder::Unwatched;
 use hostweave::services;
@@ -68,7 +68,13 @@ fn stage_guard(ctx: &Context<'_>, packet: &Packet) -> Verdict {
 #[inline(never)]
 fn stage_key(ctx: &Context<'_>, state: &State, packet: &Packet) -> Lookup {
     let key = FlowKey::of(packet, ctx.port.id.0 as u16).unwrap_or_default();
-    Lookup { key, hash: state.connections.keys().hash(&key, ctx.network.vni) }
+    Lookup::new(state.connections.keys(), key, ctx.network.vni)
+}
+
+/// Where the burst's flows are expected.
+#[inline(never)]
+fn stage_ahead(ctx: &Context<'_>, state: &mut State, count: usize) {
+    ahead::expect(ctx, &state.cache, &state.connections, &mut state.lookups[..count], u64::MAX);
 }
 
 /// `flow` on a hit, link address, TTL and MTU, and `rewrite`.
@@ -117,6 +123,7 @@ fn switch_burst(
         }
         state.lookups[index] = stage_key(ctx, state, packet);
     }
+    stage_ahead(ctx, state, count);
     tx.prefetch(count);
     for index in 0..count {
         let (packet, arena) = burst.packet_mut(index);

@@ -8,13 +8,13 @@
 //!
 //! `rx` and `tx` are the worker's ([`crate::worker`]): they know rings and devices. What stands between them are these
 //! two functions, and only this file knows the order: [`classify`] looks at the packet alone, [`forward`] at what is
-//! known of its flow. While a worker knows many flows, a burst goes through the first as a whole before the second begins, so
-//! that the lines that the second needs are on their way by then. `trace` calls the same two with a [`Recorder`].
+//! known of its flow. A burst goes through the first as a whole before the second begins, so that the lines that the second
+//! needs are on their way by then. `trace` calls the same two with a [`Recorder`].
 
 use hostweave_nat::Pools;
 use hostweave_nat::service::Services;
 use hostweave_policy::table::Table;
-use hostweave_switch::flow::{FlowKey, round, stamp};
+use hostweave_switch::flow::{FlowKey, HashKeys, NOWHERE, round, stamp};
 use hostweave_switch::packet::Packet;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
@@ -80,13 +80,30 @@ impl<'a> Context<'a> {
     }
 }
 
-/// What a packet's flow is looked up by.
-#[derive(Clone, Copy, Default, Debug)]
+/// What a packet's flow is looked up by. One cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 pub struct Lookup {
     /// Its tuple, and the port that sent it.
     pub key: FlowKey,
     /// Hash of the tuple and the network.
     pub hash: u64,
+    /// Where in the worker's cache it is expected ([`hostweave_switch::flow::FlowCache::expect`]).
+    pub expected: u32,
+}
+
+impl Default for Lookup {
+    fn default() -> Self {
+        Self { key: FlowKey::default(), hash: 0, expected: NOWHERE }
+    }
+}
+
+impl Lookup {
+    /// Of a packet with this key in the network with this VNI; it is not expected anywhere yet.
+    #[inline(always)]
+    pub fn new(keys: &HashKeys, key: FlowKey, vni: u32) -> Self {
+        Self { key, hash: keys.hash(&key, vni), expected: NOWHERE }
+    }
 }
 
 /// `parse`, `guard`, `local`. `Continue` when the packet goes on to [`forward`]; `note` holds what control must hear of it.
@@ -132,26 +149,26 @@ pub fn forward<'a, R: Recorder>(
     arena: &mut [Segment],
     record: &mut R,
 ) -> Verdict {
-    let place = flows.cache.find(&lookup.key, lookup.hash);
-    let way = if let Some(place) = place
-        && let Some(way) = connect::ready(ctx, flows, place)
-    {
-        record.stage("flow", Detail::Hit);
-        way
-    } else {
-        if let Some(place) = place
-            && !flows.cache.shows(place, ctx.stamp)
-            && let Some(way) = connect::crossed(ctx, flows, place, packet)
-        {
+    let way = match connect::ready(ctx, flows, lookup) {
+        Ok(way) => {
             record.stage("flow", Detail::Hit);
-            return done(lookup, way, packet, record);
+            way
         }
-        // What is not ready is told apart out of line: the common case keeps its registers.
-        match connect::flow(ctx, flows, lookup, place, packet, arena, record) {
-            Ok(Step::Stay(way)) => way,
-            Ok(Step::Crossed(way)) => return done(lookup, way, packet, record),
-            Ok(Step::Cross { way, part }) => return cross(ctx, flows, lookup, way, part, packet, record),
-            Err(reason) => return Verdict::Drop(reason),
+        Err(place) => {
+            if let Some(place) = place
+                && !flows.cache.shows(place, ctx.stamp)
+                && let Some(way) = connect::crossed(ctx, flows, place, packet)
+            {
+                record.stage("flow", Detail::Hit);
+                return done(lookup, way, packet, record);
+            }
+            // What is not ready is told apart out of line: the common case keeps its registers.
+            match connect::flow(ctx, flows, lookup, place, packet, arena, record) {
+                Ok(Step::Stay(way)) => way,
+                Ok(Step::Crossed(way)) => return done(lookup, way, packet, record),
+                Ok(Step::Cross { way, part }) => return cross(ctx, flows, lookup, way, part, packet, record),
+                Err(reason) => return Verdict::Drop(reason),
+            }
         }
     };
     let out = match ctx.tables.port(way.out_port) {

@@ -329,7 +329,7 @@ fn send(
             ended => return ended,
         }
         let Some(key) = FlowKey::of(packet, end.port.0 as u16) else { return Verdict::Continue };
-        let lookup = Lookup { key, hash: state.connections.keys().hash(&key, network.vni) };
+        let lookup = Lookup::new(state.connections.keys(), key, network.vni);
         let State { cache, connections, nat, free, .. } = state;
         let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
         datapath::forward(&ctx, &mut flows, &lookup, packet, arena, &mut Unwatched)

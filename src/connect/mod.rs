@@ -13,6 +13,7 @@
 //! owns there) *crosses*: its flows are marked, and what crosses becomes something else on its last step. Its decision rests on
 //! two networks and on what the host owns, so it is made anew whenever any of them changes: all that cross share one epoch.
 
+pub mod ahead;
 mod decide;
 mod outside;
 mod related;
@@ -113,12 +114,15 @@ pub enum Part {
     Done,
 }
 
-/// The way of a packet that stays in its network, if nothing has to be asked: its flow stands at this place of the cache, was looked at
-/// during this round and epoch, and is assured and not TCP.
+/// The way of a packet that stays in its network, if nothing has to be asked: its flow is in the cache, was looked at during this
+/// round and epoch, and is assured and not TCP.
+///
+/// # Errors
+/// Where in the cache its flow stands, if it does.
 #[inline(always)]
-pub fn ready(ctx: &Context<'_>, flows: &Flows<'_>, place: usize) -> Option<Way> {
-    let (out_port, queue) = flows.cache.ready(place, ctx.stamp)?;
-    Some(Way { out_port: PortId(u32::from(out_port)), queue })
+pub fn ready(ctx: &Context<'_>, flows: &Flows<'_>, lookup: &Lookup) -> Result<Way, Option<usize>> {
+    let (out_port, queue) = flows.cache.look(&lookup.key, lookup.hash, lookup.expected, ctx.stamp)?;
+    Ok(Way { out_port: PortId(u32::from(out_port)), queue })
 }
 
 /// The same of a packet that crosses, which it has done then.

@@ -229,7 +229,7 @@ impl Host {
                 }
             }
             let key = FlowKey::of(packet, from as u16).unwrap();
-            let lookup = Lookup { key, hash: connections.keys().hash(&key, network.vni) };
+            let lookup = Lookup::new(connections.keys(), key, network.vni);
             let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
             let verdict = datapath::forward(&ctx, &mut flows, &lookup, packet, arena, record);
             let denied = flows.denied.is_some();

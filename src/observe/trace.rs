@@ -192,7 +192,7 @@ pub fn stages<R: Recorder>(
     let Some(key) = FlowKey::of(packet, ctx.port.id.0 as u16) else {
         return Verdict::Drop(DropReason::NeighborNoAnswer);
     };
-    let lookup = Lookup { key, hash: connections.keys().hash(&key, ctx.network.vni) };
+    let lookup = Lookup::new(connections.keys(), key, ctx.network.vni);
     let mut free = FreeRecords::new();
     let mut flows = Flows { cache, connections, nat, free: &mut free, denied: None, opened: None };
     datapath::forward(ctx, &mut flows, &lookup, packet, arena, record)

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use hostweave_switch::counters::PortCounters;
-use hostweave_switch::flow::{FlowKey, NO_QUEUE, round};
+use hostweave_switch::flow::{FlowKey, NO_QUEUE};
 use hostweave_switch::fragment::Admit;
 use hostweave_switch::icmp_error::{self, ErrorKind};
 use hostweave_switch::limits::BURST;
@@ -21,7 +21,7 @@ use super::pace::Pace;
 use super::stash::Stash;
 use super::watch::{ANSWER_ENDS, Nobody, Somebody, Watcher};
 use super::{Note, Path, Shared, add, counters};
-use crate::connect::{Denied, Flows, Opened};
+use crate::connect::{Denied, Flows, Opened, ahead};
 use crate::datapath::{self, Context, Lookup};
 use crate::fabric::plane::Plane;
 use crate::observe::flow_event::FlowEvent;
@@ -75,17 +75,13 @@ impl Path {
         let ctx = Context::new(plane, input, network, queue, self.shared.clock.seconds(now));
         let mut verdicts = [Verdict::Continue; BURST];
         watcher.arrived(&ctx, &self.burst);
-        let ahead = !self.cache.is_small();
-        if ahead {
-            self.classify_all(&ctx, &mut verdicts, now);
-        }
+        self.classify_all(&ctx, &mut verdicts, now);
         let (limits, ticks) = (input.limits.as_deref(), self.shared.clock.ticks(now));
         let mut out = Delivery::new(plane, self.shared.index, self.burst.len(), ticks);
         let (mut forwarded, mut replied, mut octets) = (0, 0, 0);
         for index in 0..self.burst.len() {
             octets += self.burst.packets()[index].len() as u64;
-            let first = if ahead { verdicts[index] } else { self.classify(&ctx, index, now) };
-            let verdict = match first {
+            let verdict = match verdicts[index] {
                 Verdict::Continue => self.forward(&ctx, index, now, watcher),
                 Verdict::Drop(reason) => self.refused(&ctx, index, reason, now),
                 ended => ended,
@@ -166,7 +162,7 @@ impl Path {
                     piece.parse(packet, arena)?;
                 }
                 let key = FlowKey::of(packet, port.0 as u16).ok_or(DropReason::Internal)?;
-                let lookup = Lookup { key, hash: shared.connections.keys().hash(&key, network.vni) };
+                let lookup = Lookup::new(shared.connections.keys(), key, network.vni);
                 let (connections, nat) = (&shared.connections, &shared.nat);
                 let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
                 match datapath::forward(&ctx, &mut flows, &lookup, packet, arena, &mut Unwatched) {
@@ -215,30 +211,21 @@ impl Path {
         });
     }
 
-    /// The first half of the pipeline for the whole burst, before the second begins: what that needs of a large flow cache is on
-    /// its way by then. With a small one this would only cost.
+    /// The first half of the pipeline for the whole burst, before the second begins: what that needs of the flow cache and of the
+    /// connection table is on its way by then.
     #[inline(never)]
     #[allow(clippy::needless_range_loop, reason = "as in `run`")]
     fn classify_all(&mut self, ctx: &Context<'_>, verdicts: &mut [Verdict; BURST], now: Instant) {
+        let mut wanted = 0u64;
         for index in 0..self.burst.len() {
             verdicts[index] = self.classify(ctx, index, now);
             if verdicts[index] == Verdict::Continue {
-                self.cache.prefetch(self.lookups[index].hash);
+                ahead::tags(&self.cache, &self.lookups[index]);
+                wanted |= 1 << index;
             }
         }
-        let (mut unknown, connections) = (0u64, &self.shared.connections);
-        for index in 0..self.burst.len() {
-            let hash = self.lookups[index].hash;
-            if verdicts[index] == Verdict::Continue && !self.cache.prefetch_flow(hash) {
-                connections.prefetch(hash);
-                self.cache.prefetch_room(hash, round(ctx.now));
-                unknown |= 1 << index;
-            }
-        }
-        while unknown != 0 {
-            connections.prefetch_chain(self.lookups[unknown.trailing_zeros() as usize].hash);
-            unknown &= unknown - 1;
-        }
+        let lookups = &mut self.lookups[..self.burst.len()];
+        ahead::expect(ctx, &self.cache, &self.shared.connections, lookups, wanted);
     }
 
     /// The first half, for one packet. `Continue` leaves what its flow is looked up by in `lookups`.
@@ -260,7 +247,7 @@ impl Path {
         let Some(key) = FlowKey::of(packet, ctx.port.id.0 as u16) else {
             return Verdict::Drop(DropReason::NeighborNoAnswer);
         };
-        self.lookups[index] = Lookup { key, hash: self.shared.connections.keys().hash(&key, ctx.network.vni) };
+        self.lookups[index] = Lookup::new(self.shared.connections.keys(), key, ctx.network.vni);
         Verdict::Continue
     }
 

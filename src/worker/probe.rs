@@ -190,7 +190,7 @@ impl Path {
                 return (verdict, None);
             }
             let Some(key) = FlowKey::of(packet, input.id.0 as u16) else { return GONE };
-            let lookup = Lookup { key, hash: shared.connections.keys().hash(&key, network.vni) };
+            let lookup = Lookup::new(shared.connections.keys(), key, network.vni);
             let (connections, nat) = (&shared.connections, &shared.nat);
             let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
             let verdict = datapath::forward(&ctx, &mut flows, &lookup, packet, arena, story);

@@ -276,6 +276,9 @@ pub const TCP: u8 = 4;
 /// It leads from one network into another: what crosses has to become something else.
 pub const CROSSES: u8 = 8;
 
+/// No place of a cache.
+pub const NOWHERE: u32 = u32::MAX;
+
 /// The destination has not sent yet: its receive queue is chosen by hash.
 pub const NO_QUEUE: u8 = u8::MAX;
 
@@ -380,10 +383,10 @@ impl FlowCache {
         prefetch(&self.buckets[second]);
     }
 
-    /// Asks for the line in which the flow of this hash most likely stands. Its tags should have been asked for. `false` when it
-    /// stands nowhere.
+    /// Where the flow of this hash most likely stands, by its tags, which should have been asked for; its line is asked for now.
+    /// [`NOWHERE`] when no tag is its own.
     #[inline]
-    pub fn prefetch_flow(&self, hash: u64) -> bool {
+    pub fn expect(&self, hash: u64) -> u32 {
         for bucket in self.places(hash) {
             let matches = matching(self.buckets[bucket].0[TAGS], tag(hash));
             if matches != 0 {
@@ -393,14 +396,45 @@ impl FlowCache {
                 if (self.buckets[bucket].0[AGES] >> (8 * place)) as u8 & AGE_CROSSES != 0 {
                     prefetch(&self.rewritings[line]);
                 }
-                return true;
+                return line as u32;
             }
         }
-        false
+        NOWHERE
+    }
+
+    /// The record that the flow at an expected place has to ask, because it shows none of these stamps. Its line should have been
+    /// asked for.
+    #[inline]
+    pub fn asks(&self, expected: u32, stamps: [u64; 2]) -> Option<u32> {
+        let line = &self.lines.get(expected as usize)?.0;
+        let current = line[6] == stamps[0] || line[6] == stamps[1];
+        (!current).then_some((line[RECORD] >> 32) as u32)
+    }
+
+    /// Where a packet goes, if its flow is here and nothing has to be asked: it was looked at during this round and epoch
+    /// ([`stamp`]), and its connection is assured, not TCP, and does not cross. `expected` is where it probably stands
+    /// ([`FlowCache::expect`]).
+    ///
+    /// # Errors
+    /// Where the flow stands, if it does, when something has to be asked.
+    #[inline(always)]
+    pub fn look(&self, key: &FlowKey, hash: u64, expected: u32, stamp: u64) -> Result<(u16, u8), Option<usize>> {
+        let place = expected as usize;
+        match self.lines.get(place) {
+            Some(Line(line)) if holds(line, key) => ready(line, stamp).ok_or(Some(place)),
+            _ => self.look_around(key, hash, stamp),
+        }
+    }
+
+    /// The same for a flow that does not stand where it was expected.
+    #[inline(never)]
+    fn look_around(&self, key: &FlowKey, hash: u64, stamp: u64) -> Result<(u16, u8), Option<usize>> {
+        let place = self.find(key, hash).ok_or(None)?;
+        ready(&self.lines[place].0, stamp).ok_or(Some(place))
     }
 
     /// Where the flow of a key stands.
-    #[inline(always)]
+    #[inline]
     pub fn find(&self, key: &FlowKey, hash: u64) -> Option<usize> {
         let [first, second] = self.places(hash);
         match self.find_in(first, key, hash) {
@@ -409,30 +443,17 @@ impl FlowCache {
         }
     }
 
-    #[inline(always)]
+    #[inline]
     fn find_in(&self, bucket: usize, key: &FlowKey, hash: u64) -> Option<usize> {
         let mut matches = matching(self.buckets[bucket].0[TAGS], tag(hash));
         while matches != 0 {
             let place = bucket * PLACES + matches.trailing_zeros() as usize / 8;
-            let line = &self.lines[place].0;
-            let [a, b, c, d] = key.addresses;
-            let differs = (line[0] ^ a) | (line[1] ^ b) | (line[2] ^ c) | (line[3] ^ d) | (line[4] ^ key.l4);
-            if differs == 0 {
+            if holds(&self.lines[place].0, key) {
                 return Some(place);
             }
             matches &= matches - 1;
         }
         None
-    }
-
-    /// Where the flow at a place goes, if nothing has to be asked: it was looked at during this round and epoch
-    /// ([`stamp`]), and its connection is assured and not TCP.
-    #[inline]
-    pub fn ready(&self, place: usize, stamp: u64) -> Option<(u16, u8)> {
-        let line = &self.lines[place].0;
-        let way = line[7];
-        let ready = line[6] == stamp && way as u8 & (ASSURED | TCP | CROSSES) == ASSURED;
-        ready.then_some(((way >> 16) as u16, (way >> 8) as u8))
     }
 
     /// Whether the flow at a place was looked at during this round and epoch ([`stamp`]).
@@ -441,7 +462,7 @@ impl FlowCache {
         self.lines[place].0[6] == stamp
     }
 
-    /// As [`FlowCache::ready`], of a flow that crosses; its stamp is that of all networks. With what its packets become.
+    /// As [`FlowCache::look`], of a flow that crosses, at its place; its stamp is that of all networks. With what its packets become.
     #[inline(always)]
     pub fn ready_to_cross(&self, place: usize, stamp: u64) -> Option<(u16, u8, Rewriting)> {
         let line = &self.lines[place].0;
@@ -562,8 +583,23 @@ impl FlowCache {
     }
 }
 
-/// From where on huge pages serve a cache better.
-const HUGE: usize = 64 << 20;
+/// Whether a line is that of a key.
+#[inline(always)]
+fn holds(line: &[u64; 8], key: &FlowKey) -> bool {
+    let [a, b, c, d] = key.addresses;
+    (line[0] ^ a) | (line[1] ^ b) | (line[2] ^ c) | (line[3] ^ d) | (line[4] ^ key.l4) == 0
+}
+
+/// Port and receive queue of a flow that may be followed as it is ([`FlowCache::look`]).
+#[inline(always)]
+fn ready(line: &[u64; 8], stamp: u64) -> Option<(u16, u8)> {
+    let way = line[7];
+    let ready = line[6] == stamp && way as u8 & (ASSURED | TCP | CROSSES) == ASSURED;
+    ready.then_some(((way >> 16) as u16, (way >> 8) as u8))
+}
+
+/// From where on huge pages serve a cache better: two of them.
+const HUGE: usize = 4 << 20;
 
 /// The first size of a cache whose last is `buckets`: growing by [`GROWTH`] reaches it exactly.
 fn first_step(mut buckets: usize) -> usize {

@@ -20,7 +20,7 @@ use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::{self, Ipv6};
 use crate::wire::ndp::{NeighborAdvert, NeighborSolicit, RouterSolicit, option};
 use crate::wire::udp::l4_port;
-use crate::wire::{arp, proto};
+use crate::wire::{arp, array, proto};
 
 /// Checks the source of a parsed packet. `Continue` or `Drop`.
 #[inline]
@@ -49,7 +49,7 @@ pub fn link(port: &Port, packet: &Packet) -> Verdict {
 #[inline(always)]
 fn link_addresses(port: &Port, packet: &Packet) -> Result<(), DropReason> {
     let link: &[u8; ethernet::HEADER_LEN] = packet.head().first_chunk().ok_or(DropReason::Internal)?;
-    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| link[at + i]));
+    let word = |at: usize| u64::from_le_bytes(array(link, at));
     // Both addresses as numbers: the first six and the next six octets.
     let (dst, src) = (word(0) & MAC_MASK, word(4) >> 16);
     if src != mac_number(port.mac) {

@@ -36,7 +36,9 @@ pub fn parse(packet: &mut Packet, arena: &mut [Segment]) -> Verdict {
 #[inline(always)]
 fn frame(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
     // `rx` has copied as much already; another source may have left a shorter head.
-    packet.extend_head(packet.len().min(HEAD_FIRST), arena)?;
+    if packet.payload_len() != 0 {
+        packet.extend_head(packet.len().min(HEAD_FIRST), arena)?;
+    }
     let header = Ethernet::new_checked(packet.head()).ok_or(DropReason::FrameTooShort)?;
     match header.ether_type() {
         ether_type::IPV4 => ipv4(packet, arena)?,
@@ -60,13 +62,14 @@ fn arp(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
 fn ipv4(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
     const MALFORMED: DropReason = DropReason::Ipv4Malformed;
     let head = packet.head();
-    let octets = *head[L3_START..].first_chunk().ok_or(MALFORMED)?;
-    let header = Ipv4::new(&octets);
+    let octets = head[L3_START..].first_chunk().ok_or(MALFORMED)?;
+    let header = Ipv4::new(octets);
     if octets[0] != VERSION_4_NO_OPTIONS || header.is_fragment() {
-        return ipv4_odd(packet, arena, header);
+        let octets = *octets;
+        return ipv4_odd(packet, arena, Ipv4::new(&octets));
     }
     // RFC 1812 §5.2.2 (2): "The IP checksum must be correct."
-    if checksum::ipv4_header_sum(&octets) != 0xffff {
+    if checksum::ipv4_header_sum(octets) != 0xffff {
         return Err(MALFORMED);
     }
     let network = NetworkHeader::v4(header, ipv4::HEADER_LEN, packet.len())?;
@@ -131,14 +134,14 @@ fn ipv4_fragment(packet: &mut Packet, header: Ipv4<'_>, len: usize) -> Result<()
 fn ipv6(packet: &mut Packet, arena: &mut [Segment]) -> Result<(), DropReason> {
     const MALFORMED: DropReason = DropReason::Ipv6Malformed;
     let head = packet.head();
-    let octets = *head[L3_START..].first_chunk().ok_or(MALFORMED)?;
-    let header = Ipv6::new(&octets);
+    let octets = head[L3_START..].first_chunk().ok_or(MALFORMED)?;
+    let header = Ipv6::new(octets);
     let end = L3_START + ipv6::HEADER_LEN + usize::from(header.payload_len());
     if header.version() != 6 || end > packet.len() {
         return Err(MALFORMED);
     }
     // An IPv4-mapped address on the wire would be an IPv4 address to every table (`AddressKey`).
-    if is_mapped(&octets, 8) || is_mapped(&octets, 24) {
+    if is_mapped(octets, 8) || is_mapped(octets, 24) {
         return Err(DropReason::AddressNotForwardable);
     }
     let network = NetworkHeader { l3: L3::V6, proto: header.next_header(), l4: L3_START + ipv6::HEADER_LEN, end };

@@ -186,7 +186,7 @@ pub fn local(data: &[u8]) {
             if verdict == Verdict::Continue
                 && let Some(key) = FlowKey::of(packet, id.0 as u16)
             {
-                let lookup = Lookup { key, hash: connections.keys().hash(&key, network.vni) };
+                let lookup = Lookup::new(connections.keys(), key, network.vni);
                 let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
                 verdict = datapath::forward(&ctx, &mut flows, &lookup, packet, arena, &mut Unwatched);
                 assert_ne!(verdict, Verdict::Drop(DropReason::PolicyDenied), "nothing is isolated");

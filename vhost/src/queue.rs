@@ -413,7 +413,8 @@ impl Receiver<'_> {
         }
     }
 
-    /// Several buffers, or one across regions.
+    /// Several buffers, or one across regions. Never inlined: single buffers keep their registers.
+    #[inline(never)]
     fn take_scattered(&mut self, ring: &SplitRing, first: Descriptor) -> Result<Taken, Fault> {
         let header_len = self.header_len;
         let (packet, arena) = self.burst.next_slot(self.port);
@@ -511,11 +512,19 @@ fn fill(
 /// Checks the virtio-net header, which stands before the frame in the slot.
 #[inline]
 fn set_offload(packet: &mut Packet, header_len: usize, features: u64) -> Result<(), DropReason> {
-    let mut header = [0; offload::HEADER_MAX];
-    header[..10].copy_from_slice(&packet.slot()[HEADROOM - header_len..HEADROOM - header_len + 10]);
-    if !offload::is_plain(&header) {
-        packet.meta.offload = check_offload(&header, packet.len(), packet.head(), features)?;
+    let start = HEADROOM - header_len;
+    if offload::is_plain(&packet.slot()[start..start + 10]) {
+        return Ok(());
     }
+    set_asked(packet, start, features)
+}
+
+/// The same of a header, at `start` of the slot, that asks for something.
+#[inline(never)]
+fn set_asked(packet: &mut Packet, start: usize, features: u64) -> Result<(), DropReason> {
+    let mut header = [0; offload::HEADER_MAX];
+    header[..10].copy_from_slice(&packet.slot()[start..start + 10]);
+    packet.meta.offload = check_offload(&header, packet.len(), packet.head(), features)?;
     Ok(())
 }
 

@@ -86,7 +86,8 @@ impl Receiver<'_> {
         self.write_scattered(ring, Source { header: &header[..self.header_len], head, segments, at: 0, left: len })
     }
 
-    /// Over the buffers of a chain, and over several chains with `MRG_RXBUF`.
+    /// Over the buffers of a chain, and over several chains with `MRG_RXBUF`. Never inlined: single buffers keep their registers.
+    #[inline(never)]
     fn write_scattered(self, ring: &mut SplitRing, mut source: Source<'_>) -> Result<(), Refused> {
         let start = ring.position();
         let result = self.write_chains(ring, &mut source);

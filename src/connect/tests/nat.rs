@@ -471,7 +471,7 @@ fn a_million_spoofed_packets_none_leaves() {
                 let verdict = match datapath::classify(&ctx, packet, arena, &mut None, &mut Unwatched) {
                     Verdict::Continue => {
                         let key = FlowKey::of(packet, A as u16).unwrap();
-                        let lookup = Lookup { key, hash: connections.keys().hash(&key, 7) };
+                        let lookup = Lookup::new(connections.keys(), key, 7);
                         let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
                         datapath::forward(&ctx, &mut flows, &lookup, packet, arena, &mut Unwatched)
                     }

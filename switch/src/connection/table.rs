@@ -296,13 +296,18 @@ impl Connections {
         self.prefetch_reply(bucket);
     }
 
+    /// Asks for a record.
+    #[inline]
+    pub fn prefetch_record(&self, index: u32) {
+        if let Some(record) = self.records().get(index as usize) {
+            record.prefetch();
+        }
+    }
+
     /// Asks for the first record of the chain of a hash, which should have been asked for.
     #[inline]
     pub fn prefetch_chain(&self, hash: u64) {
-        let first = self.heads[self.bucket(hash)].load(Relaxed);
-        if let Some(record) = self.records().get(first as usize) {
-            record.prefetch();
-        }
+        self.prefetch_record(self.heads[self.bucket(hash)].load(Relaxed));
     }
 
     /// The connection of a key, under the lock.

@@ -6,6 +6,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use super::array;
+
 /// The sum of octets that come in pieces, of any length each.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Sum {
@@ -75,11 +77,16 @@ pub fn combine(a: u16, b: u16) -> u16 {
 /// The sum of a 20-octet IPv4 header; `0xffff` when its checksum is right.
 #[inline]
 pub fn ipv4_header_sum(header: &[u8; 20]) -> u16 {
-    let mut total = 0u64;
-    for word in header.as_chunks::<4>().0 {
-        total += u64::from(u32::from_ne_bytes(*word));
-    }
-    u16::from_be(fold(total))
+    let word = |at: usize| u64::from_ne_bytes(array(header, at));
+    let (total, first) = word(0).overflowing_add(word(8));
+    let last = u64::from(u32::from_ne_bytes(array(header, 16))) + u64::from(first);
+    let (total, second) = total.overflowing_add(last);
+    // What carried out of sixty-four bits leaves room for one more.
+    let total = total + u64::from(second);
+    let (half, carry) = (total as u32).overflowing_add((total >> 32) as u32);
+    let half = half + u32::from(carry);
+    // Both halves added to both: the upper one takes the carry of the lower one, which is the carry of itself.
+    u16::from_be((half.wrapping_add(half.rotate_left(16)) >> 16) as u16)
 }
 
 /// The checksum after one 16-bit word it covers changed from `old` to `new` (RFC 1624, equation 3).
