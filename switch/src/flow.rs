@@ -387,19 +387,27 @@ impl FlowCache {
     /// [`NOWHERE`] when no tag is its own.
     #[inline]
     pub fn expect(&self, hash: u64) -> u32 {
-        for bucket in self.places(hash) {
-            let matches = matching(self.buckets[bucket].0[TAGS], tag(hash));
-            if matches != 0 {
-                let place = matches.trailing_zeros() / 8;
-                let line = bucket * PLACES + place as usize;
-                prefetch(&self.lines[line]);
-                if (self.buckets[bucket].0[AGES] >> (8 * place)) as u8 & AGE_CROSSES != 0 {
-                    prefetch(&self.rewritings[line]);
-                }
-                return line as u32;
-            }
+        let [first, second] = self.places(hash);
+        match self.expect_in(first, hash) {
+            NOWHERE => self.expect_in(second, hash),
+            place => place,
         }
-        NOWHERE
+    }
+
+    #[inline(always)]
+    fn expect_in(&self, bucket: usize, hash: u64) -> u32 {
+        let Pair([tags, ages]) = self.buckets[bucket];
+        let matches = matching(tags, tag(hash));
+        if matches == 0 {
+            return NOWHERE;
+        }
+        let line = bucket * PLACES + matches.trailing_zeros() as usize / 8;
+        prefetch(&self.lines[line]);
+        // A match is the top bit of its octet, as is `AGE_CROSSES`.
+        if ages & matches & matches.wrapping_neg() != 0 {
+            prefetch(&self.rewritings[line]);
+        }
+        line as u32
     }
 
     /// The record that the flow at an expected place has to ask, because it shows none of these stamps. Its line should have been

@@ -355,7 +355,7 @@ impl Receiver<'_> {
             }
         }
         for (head, first, slice) in &chains {
-            match self.take_chain(ring, *first, *slice)? {
+            match self.take_chain(ring, first, *slice)? {
                 Taken::Packet => self.burst.push(),
                 Taken::Drop(reason) => (self.drops)(reason),
                 Taken::NoRoom => return Ok(()),
@@ -373,7 +373,7 @@ impl Receiver<'_> {
     fn take_chain(
         &mut self,
         ring: &SplitRing,
-        first: Descriptor,
+        first: &Descriptor,
         slice: Option<GuestSlice<'_>>,
     ) -> Result<Taken, Fault> {
         if !self.enabled {
@@ -381,7 +381,7 @@ impl Receiver<'_> {
         }
         match slice {
             Some(slice) if !first.is_writable() => Ok(self.take_single(slice)),
-            _ => self.take_scattered(ring, first),
+            _ => self.take_scattered(ring, *first),
         }
     }
 

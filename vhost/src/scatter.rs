@@ -153,6 +153,7 @@ impl Receiver<'_> {
     }
 
     /// A frame with a partial checksum or GSO: whole if the receiver takes that, else in software.
+    #[inline(never)]
     pub(crate) fn write_offloaded(
         self,
         ring: &mut SplitRing,
