@@ -6,6 +6,7 @@
 
 mod cases;
 mod config;
+mod crossing;
 mod driver;
 mod firewall;
 mod flows;
@@ -34,8 +35,9 @@ const IDLE_PORT_COUNT: usize = 1000;
 #[derive(Parser)]
 #[command(name = "tests/bench/run")]
 struct Args {
-    /// Only these cases: udp64, udp64-v6, udp1500, frame32k, gso64k, policy64, policy64-v6,
-    /// policy64-1, policy64-1m, connect64, connect64-v6, instructions, latency, start, idle1000, memory, change
+    /// Only these cases: udp64, udp64-v6, udp1500, frame32k, gso64k, policy64, policy64-1, policy64-1m, connect64,
+    /// nat64, nat64-1m, nat-connect64, attach64, service64, service-connect64 (-v6: policy64, connect64, and those of
+    /// NAT, attached addresses and Services but for nat64-1m), instructions, latency, start, idle1000, memory, change
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
     /// Paired rounds of each case
@@ -87,11 +89,11 @@ fn main() -> Result<()> {
     };
     let mut report = report::Report::new(&options);
     for group in CASES.chunk_by(|a, b| a.group == b.group) {
-        let cases: Vec<_> = group.iter().filter(|case| wanted(case.name)).collect();
+        let cases = cases::chosen(group, &switches, wanted);
         report.throughput.extend(cases::throughput(&cases, &options).with_context(|| group[0].group)?);
     }
     if wanted("instructions") && switches.contains(&Kind::Hostweave) {
-        for case in CASES.iter().filter(|case| case.frame_bytes <= 1500 && case.flows.to_open() <= 1000) {
+        for case in CASES.iter().filter(|case| cases::counted(case)) {
             report.instructions.push(cases::instructions(case, &options).context("instructions")?);
         }
     }

@@ -80,7 +80,7 @@ impl Display for Report {
             self.groups(f)?;
         }
         for i in &self.instructions {
-            writeln!(f, "{:12} {:10} {:.0} instructions a packet", i.case, i.switch.name(), i.per_packet)?;
+            writeln!(f, "{:20} {:10} {:.0} instructions a packet", i.case, i.switch.name(), i.per_packet)?;
         }
         for l in &self.latency {
             let us = |ns: u64| ns as f64 / 1e3;
@@ -125,15 +125,17 @@ impl Display for Report {
 }
 
 impl Report {
-    /// Rate of the last case of a group by that of its first, of each switch, round by round.
+    /// Rates of the cases of a group by that of its first, of each switch, round by round.
     fn groups(&self, f: &mut Formatter<'_>) -> fmt::Result {
         for group in self.throughput.chunk_by(|a, b| a.group == b.group) {
-            let [first, .., last] = group else { continue };
-            for series in &last.series {
-                let partner = first.series.iter().find(|other| other.switch == series.switch);
-                let Some(spread) = partner.and_then(|other| ratio(series, other, |r| r.mpps)) else { continue };
+            let [first, others @ ..] = group else { continue };
+            for (other, series) in
+                others.iter().flat_map(|other| other.series.iter().map(move |series| (other, series)))
+            {
+                let partner = first.series.iter().find(|partner| partner.switch == series.switch);
+                let Some(spread) = partner.and_then(|partner| ratio(series, partner, |r| r.mpps)) else { continue };
                 let (name, median, q1, q3) = (series.switch.name(), spread.median, spread.q1, spread.q3);
-                writeln!(f, "{} by {}: {name:10} {median:.2} ({q1:.2}-{q3:.2})", last.case, first.case)?;
+                writeln!(f, "{} by {}: {name:10} {median:.2} ({q1:.2}-{q3:.2})", other.case, first.case)?;
             }
         }
         Ok(())
@@ -142,7 +144,7 @@ impl Report {
     fn table(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:12} {:10} {:>8} {:>17} {:>8} {:>8} {:>10} {:>7} {:>7} {:>6} {:>16} {:>6}",
+            "{:20} {:10} {:>8} {:>17} {:>8} {:>8} {:>10} {:>7} {:>7} {:>6} {:>16} {:>6}",
             "case",
             "switch",
             "Mpps",
@@ -171,7 +173,7 @@ impl Report {
                     .map_or_else(|| "-".into(), |r| format!("{:.2} ({:.2}-{:.2})", r.median, r.q1, r.q3));
                 writeln!(
                     f,
-                    "{:12} {:10} {:8.3} {:>17} {:8.3} {:8.1} {:>10} {:7.0} {:7.0} {:>6} {:>16} {:>6}",
+                    "{:20} {:10} {:8.3} {:>17} {:8.3} {:8.1} {:>10} {:7.0} {:7.0} {:>6} {:>16} {:>6}",
                     outcome.case,
                     series.switch.name(),
                     mpps.median,
@@ -187,7 +189,7 @@ impl Report {
                 )?;
             }
             let memcpy = Spread::of(&outcome.memcpy_gbit);
-            writeln!(f, "{:12} {:10} {:>44} {:8.1}", outcome.case, "memcpy", "", memcpy.median)?;
+            writeln!(f, "{:20} {:10} {:>44} {:8.1}", outcome.case, "memcpy", "", memcpy.median)?;
         }
         Ok(())
     }
