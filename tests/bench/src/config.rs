@@ -128,6 +128,27 @@ fn crossing(way: Way, mtu: usize) -> String {
     }
 }
 
+/// The `i`-th of many Services without a selector.
+pub fn service(i: usize) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: s{i}}}\nspec: {{ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n"
+    )
+}
+
+/// Its backends, somewhere beyond. The first one's address differs from `variant` to `variant`.
+pub fn backends(i: usize, count: usize, variant: usize) -> String {
+    let mut yaml = format!(
+        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s{i}, labels: {{kubernetes.io/service-name: s{i}}}}}\n\
+         addressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints:\n"
+    );
+    for backend in 0..count {
+        let number = if backend == 0 { variant % 10 * 16 } else { backend };
+        // A text of octets: nothing here can fail.
+        let _ = writeln!(yaml, "  - {{addresses: [11.{}.{}.{number}], conditions: {{ready: true}}}}", i / 256, i % 256);
+    }
+    yaml
+}
+
 /// A Service that only holds an address, for a port of a network.
 fn attached(name: &str, network: &str, Dual { v4, v6 }: Dual) -> String {
     format!(

@@ -13,6 +13,7 @@ mod flows;
 mod generator;
 mod measure;
 mod report;
+mod services;
 mod switches;
 
 use std::path::PathBuf;
@@ -26,7 +27,7 @@ use cases::{CASES, Options};
 use switches::Kind;
 
 /// Names of the cases that are not throughput.
-const OTHER_CASES: [&str; 6] = ["instructions", "latency", "start", "idle1000", "memory", "change"];
+const OTHER_CASES: [&str; 7] = ["instructions", "latency", "start", "idle1000", "memory", "change", "service-change"];
 
 /// Idle ports of `idle1000`.
 const IDLE_PORT_COUNT: usize = 1000;
@@ -37,7 +38,8 @@ const IDLE_PORT_COUNT: usize = 1000;
 struct Args {
     /// Only these cases: udp64, udp64-v6, udp1500, frame32k, gso64k, policy64, policy64-1, policy64-1m, connect64,
     /// nat64, nat64-1m, nat-connect64, attach64, service64, service-connect64 (-v6: policy64, connect64, and those of
-    /// NAT, attached addresses and Services but for nat64-1m), instructions, latency, start, idle1000, memory, change
+    /// NAT, attached addresses and Services but for nat64-1m), instructions, latency, start, idle1000, memory, change,
+    /// service-change
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
     /// Paired rounds of each case
@@ -111,6 +113,9 @@ fn main() -> Result<()> {
     }
     if wanted("change") && switches.contains(&Kind::Hostweave) {
         report.change = Some(firewall::change(&options).context("change")?);
+    }
+    if wanted("service-change") && switches.contains(&Kind::Hostweave) {
+        report.service_change = Some(services::change(&options).context("service-change")?);
     }
     print!("{report}");
     if let Some(path) = &args.json {

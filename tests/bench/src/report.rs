@@ -5,6 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use crate::cases::{Idle, Instructions, Latency, Options, Outcome, Round, Series, Start};
 use crate::firewall::{Change, Memory};
 use crate::measure::Spread;
+use crate::services::ServiceChange;
 use crate::switches::Kind;
 
 /// Calibration may be this much above its best for an absolute rate to count.
@@ -33,6 +34,8 @@ pub struct Report {
     pub memory: Vec<Memory>,
     /// A change of policy.
     pub change: Option<Change>,
+    /// A change of a Service's backend.
+    pub service_change: Option<ServiceChange>,
 }
 
 impl Report {
@@ -55,6 +58,7 @@ impl Report {
             idle: None,
             memory: Vec::new(),
             change: None,
+            service_change: None,
         }
     }
 
@@ -118,6 +122,17 @@ impl Display for Report {
                 f,
                 "change    hostweave  {ports} ports: median {median:.1} ms, best {best:.1}, worst {worst:.1}, \
                  CPU {cpu:.1}; {count} under traffic: {lost} of {frames} frames lost"
+            )?;
+        }
+        if let Some(change) = &self.service_change {
+            let (median, worst) = (Spread::of(&change.ms).median, change.ms.iter().copied().fold(0.0, f64::max));
+            let (services, backends, mb, cpu) =
+                (change.services, change.backends, change.kib as f64 * 1024.0 / 1e6, change.cpu_ms);
+            let (count, frames, lost) = (change.under_traffic, change.frames, change.lost);
+            writeln!(
+                f,
+                "service-change hostweave {services} Services, {backends} backends, {mb:.0} MB: median {median:.1} ms, \
+                 worst {worst:.1}, CPU {cpu:.1}; {count} under traffic: {lost} of {frames} frames lost"
             )?;
         }
         Ok(())
