@@ -149,6 +149,20 @@ pub fn backends(i: usize, count: usize, variant: usize) -> String {
     yaml
 }
 
+/// A Service whose backends are so many L4 ports of the second port under test, each of which is checked.
+pub fn checked(i: u16, count: u16, interval_s: u64) -> String {
+    let list = |field: &dyn Fn(u16) -> String| (0..count).map(field).collect::<Vec<_>>().join(", ");
+    let backend = |n: u16| 1 + i * count + n;
+    let ports = list(&|n| format!("{{name: p{n}, port: {}}}", backend(n)));
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: h{i}, annotations: {{hostweave.dev/health-check: \
+         '{{type: tcp, interval: {interval_s}s, timeout: 2s}}'}}}}\nspec: {{ports: [{ports}]}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: h{i}, labels: {{kubernetes.io/service-name: h{i}}}}}\n\
+         addressType: IPv4\nports: [{ports}]\nendpoints: [{{addresses: [{}]}}]\n",
+        SIDES[1].v4
+    )
+}
+
 /// A Service that only holds an address, for a port of a network.
 fn attached(name: &str, network: &str, Dual { v4, v6 }: Dual) -> String {
     format!(

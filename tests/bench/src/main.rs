@@ -11,6 +11,7 @@ mod driver;
 mod firewall;
 mod flows;
 mod generator;
+mod health;
 mod measure;
 mod report;
 mod services;
@@ -27,7 +28,8 @@ use cases::{CASES, Options};
 use switches::Kind;
 
 /// Names of the cases that are not throughput.
-const OTHER_CASES: [&str; 7] = ["instructions", "latency", "start", "idle1000", "memory", "change", "service-change"];
+const OTHER_CASES: [&str; 8] =
+    ["instructions", "latency", "start", "idle1000", "memory", "change", "service-change", "health"];
 
 /// Idle ports of `idle1000`.
 const IDLE_PORT_COUNT: usize = 1000;
@@ -39,7 +41,7 @@ struct Args {
     /// Only these cases: udp64, udp64-v6, udp1500, frame32k, gso64k, policy64, policy64-1, policy64-1m, connect64,
     /// nat64, nat64-1m, nat-connect64, attach64, service64, service-connect64 (-v6: policy64, connect64, and those of
     /// NAT, attached addresses and Services but for nat64-1m), instructions, latency, start, idle1000, memory, change,
-    /// service-change
+    /// service-change, health
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
     /// Paired rounds of each case
@@ -116,6 +118,9 @@ fn main() -> Result<()> {
     }
     if wanted("service-change") && switches.contains(&Kind::Hostweave) {
         report.service_change = Some(services::change(&options).context("service-change")?);
+    }
+    if wanted("health") && switches.contains(&Kind::Hostweave) {
+        report.health = Some(health::health(&options).context("health")?);
     }
     print!("{report}");
     if let Some(path) = &args.json {

@@ -4,6 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use crate::cases::{Idle, Instructions, Latency, Options, Outcome, Round, Series, Start};
 use crate::firewall::{Change, Memory};
+use crate::health::{HealthCost, INTERVAL_S};
 use crate::measure::Spread;
 use crate::services::ServiceChange;
 use crate::switches::Kind;
@@ -36,6 +37,8 @@ pub struct Report {
     pub change: Option<Change>,
     /// A change of a Service's backend.
     pub service_change: Option<ServiceChange>,
+    /// Health checks.
+    pub health: Option<HealthCost>,
 }
 
 impl Report {
@@ -59,6 +62,7 @@ impl Report {
             memory: Vec::new(),
             change: None,
             service_change: None,
+            health: None,
         }
     }
 
@@ -133,6 +137,17 @@ impl Display for Report {
                 f,
                 "service-change hostweave {services} Services, {backends} backends, {mb:.0} MB: median {median:.1} ms, \
                  worst {worst:.1}, CPU {cpu:.1}; {count} under traffic: {lost} of {frames} frames lost"
+            )?;
+        }
+        if let Some(health) = &self.health {
+            let (count, rate) = (health.backends, health.checks_per_s);
+            let (share, idle) = (health.cpu_share * 100.0, health.idle_share * 100.0);
+            let threads = health.threads.iter().map(|(name, share)| format!("{name} {:.2}", share * 100.0));
+            let threads = threads.collect::<Vec<_>>().join(", ");
+            writeln!(
+                f,
+                "health    hostweave  {count} backends every {INTERVAL_S} s, {rate:.0} checks/s: {share:.1} % of a core \
+                 ({threads}); {idle:.1} % without"
             )?;
         }
         Ok(())
