@@ -8,6 +8,7 @@ use hostweave_guest::frames::{self, Body, Frame};
 use hostweave_guest::frontend::Endpoint;
 use hostweave_guest::{Mode, Nic, NicConfig, VnetHeader, features};
 
+use crate::crossing::Way;
 use crate::driver::Port;
 use crate::flows::Flows;
 use crate::generator::{Generator, SIDES, Traffic};
@@ -36,18 +37,30 @@ pub struct Case {
     pub flows: Flows,
     /// Whether the ports are isolated by policies, and connections are followed.
     pub policy: bool,
-    /// Cases with the same word are measured side by side, and the last is told by the first.
+    /// What the switch does to their addresses.
+    pub way: Way,
+    /// Cases with the same word are measured side by side, and all are told by the first.
     pub group: &'static str,
 }
 
 impl Case {
     const fn plain(name: &'static str, traffic: Traffic, frame_bytes: usize) -> Self {
-        Self { name, traffic, frame_bytes, flows: Flows::Cycle(64), policy: false, group: name }
+        Self { name, traffic, frame_bytes, flows: Flows::Cycle(64), policy: false, way: Way::Stay, group: name }
     }
 
     /// Frames of 64 octets between ports that policies isolate but for them.
     pub const fn policy(name: &'static str, traffic: Traffic, flows: Flows) -> Self {
-        Self { name, traffic, frame_bytes: 64, flows, policy: true, group: name }
+        Self { name, traffic, frame_bytes: 64, flows, policy: true, way: Way::Stay, group: name }
+    }
+
+    /// The same, translated on the way.
+    const fn crossing(name: &'static str, traffic: Traffic, flows: Flows, way: Way) -> Self {
+        Self { way, ..Self::policy(name, traffic, flows) }
+    }
+
+    /// Beside others.
+    const fn within(self, group: &'static str) -> Self {
+        Self { group, ..self }
     }
 }
 
@@ -58,13 +71,47 @@ pub const CASES: &[Case] = &[
     Case::plain("udp1500", Traffic::Udp4, 1500),
     Case::plain("frame32k", Traffic::Udp4, 32 << 10),
     Case::plain("gso64k", Traffic::Gso4 { gso_size: GSO_SIZE }, GSO_FRAME_BYTES),
-    Case::policy("policy64", Traffic::Udp4, Flows::Cycle(1000)),
-    Case::policy("policy64-v6", Traffic::Udp6, Flows::Cycle(1000)),
-    Case { group: "flows", ..Case::policy("policy64-1", Traffic::Udp4, Flows::Cycle(1)) },
-    Case { group: "flows", ..Case::policy("policy64-1m", Traffic::Udp4, Flows::Cycle(1_000_000)) },
+    Case::policy("policy64", Traffic::Udp4, Flows::Cycle(1000)).within("crossing"),
+    Case::crossing("nat64", Traffic::Udp4, Flows::Cycle(1000), Way::Nat).within("crossing"),
+    Case::crossing("attach64", Traffic::Udp4, Flows::Cycle(1000), Way::Attached).within("crossing"),
+    Case::crossing("service64", Traffic::Udp4, Flows::Cycle(1000), SERVICE).within("crossing"),
+    Case::policy("policy64-v6", Traffic::Udp6, Flows::Cycle(1000)).within("crossing-v6"),
+    Case::crossing("nat64-v6", Traffic::Udp6, Flows::Cycle(1000), Way::Nat).within("crossing-v6"),
+    Case::crossing("attach64-v6", Traffic::Udp6, Flows::Cycle(1000), Way::Attached).within("crossing-v6"),
+    Case::crossing("service64-v6", Traffic::Udp6, Flows::Cycle(1000), SERVICE).within("crossing-v6"),
+    Case::policy("policy64-1", Traffic::Udp4, Flows::Cycle(1)).within("flows"),
+    Case::policy("policy64-1m", Traffic::Udp4, Flows::Cycle(1_000_000)).within("flows"),
+    Case::crossing("nat64-1m", Traffic::Udp4, Flows::Cycle(1_000_000), Way::Nat),
     Case::policy("connect64", Traffic::Udp4, Flows::New),
     Case::policy("connect64-v6", Traffic::Udp6, Flows::New),
+    Case::crossing("nat-connect64", Traffic::Udp4, Flows::New, Way::Nat),
+    Case::crossing("nat-connect64-v6", Traffic::Udp6, Flows::New, Way::Nat),
+    Case::crossing("service-connect64", Traffic::Udp4, Flows::New, SERVICE_RANGE),
+    Case::crossing("service-connect64-v6", Traffic::Udp6, Flows::New, SERVICE_RANGE),
 ];
+
+/// A Service of one L4 port.
+const SERVICE: Way = Way::Service { range: false };
+
+/// A Service of as many as there are, where new flows need them.
+const SERVICE_RANGE: Way = Way::Service { range: true };
+
+/// The cases of a group that are measured, each with the switches that it is measured with. What all are told by is there also where
+/// nobody asked for it, with hostweave alone.
+pub fn chosen<'a>(
+    group: &'a [Case],
+    switches: &'a [Kind],
+    is_wanted: impl Fn(&str) -> bool,
+) -> Vec<(&'a Case, &'a [Kind])> {
+    let mut list: Vec<_> = group.iter().filter(|case| is_wanted(case.name)).map(|case| (case, switches)).collect();
+    if let (Some(first), false) = (group.first(), list.is_empty())
+        && !is_wanted(first.name)
+        && switches.contains(&Kind::Hostweave)
+    {
+        list.insert(0, (first, &[Kind::Hostweave]));
+    }
+    list
+}
 
 /// Connections for which there is room by itself.
 const FLOWS_BY_DEFAULT: u32 = 10_000;
@@ -77,6 +124,7 @@ impl Case {
             gso: matches!(self.traffic, Traffic::Gso4 { .. }),
             ports: 2,
             policy: self.policy,
+            way: self.way,
             new_connections: self.flows == Flows::New,
             table: (self.flows.to_open() > FLOWS_BY_DEFAULT).then_some(self.flows.to_open() / 8 * 13),
             callgrind: false,
@@ -191,8 +239,10 @@ pub fn attach(switch: &mut Switch, case: &Case, options: &Options<'_>) -> Result
         Kind::Hostweave => [ask_router(&mut a)?; 2],
         _ => [SIDES[1].mac, SIDES[0].mac],
     };
-    Generator::new(a, b, (case.traffic, case.flows), case.frame_bytes, routers)
-        .with_context(|| format!("flows through {}", switch.kind.name()))
+    Generator::new(a, b, (case.traffic, case.flows, case.way), case.frame_bytes, routers).with_context(|| {
+        let drops = if switch.kind == Kind::Hostweave { switch.drops().unwrap_or_default() } else { Vec::new() };
+        format!("flows of {} through {} {}", case.name, switch.kind.name(), drops.join(", "))
+    })
 }
 
 /// Asks for the gateway by ARP, as a guest does.
@@ -221,10 +271,10 @@ fn ask_router(port: &mut Port) -> Result<frames::Mac> {
 }
 
 /// Runs throughput cases side by side: all switches of all of them up at once, one after the other in every round.
-pub fn throughput(cases: &[&Case], options: &Options<'_>) -> Result<Vec<Outcome>> {
+pub fn throughput(cases: &[(&Case, &[Kind])], options: &Options<'_>) -> Result<Vec<Outcome>> {
     let mut rigs = Vec::new();
-    for case in cases {
-        for &kind in options.switches.iter().filter(|kind| kind.can(case.needs())) {
+    for (case, switches) in cases {
+        for &kind in switches.iter().filter(|kind| kind.can(case.needs())) {
             let mut switch = Switch::start_for(kind, case, options)?;
             let generator = attach(&mut switch, case, options)?;
             switch.pause()?;
@@ -257,7 +307,7 @@ pub fn throughput(cases: &[&Case], options: &Options<'_>) -> Result<Vec<Outcome>
     }
     let mut outcomes: Vec<Outcome> = cases
         .iter()
-        .map(|case| {
+        .map(|(case, _)| {
             let memcpy_gbit = memcpy_gbit.clone();
             Outcome {
                 case: case.name,
@@ -487,6 +537,12 @@ pub struct Instructions {
     pub switch: Kind,
     /// Instructions of the whole process by frames that arrived, with the switch as the bottleneck.
     pub per_packet: f64,
+}
+
+/// Whether the instructions of a case are counted: not where the kernel is asked for an uplink, which valgrind knows too little of
+/// (`tests/bench/instructions` counts what crosses).
+pub fn counted(case: &Case) -> bool {
+    case.frame_bytes <= 1500 && case.flows.to_open() <= 1000 && !case.way.leaves()
 }
 
 /// Runs a case under callgrind, where the switch is so slow that it never polls in vain.

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use crate::crossing::{A_PUBLIC, B_PUBLIC, Dual, POOL, SERVICE, TARGET_PORT, Way};
 use crate::flows::DST_PORT_FIRST;
 use crate::generator::SIDES;
 use crate::measure::SWITCH_CPU;
@@ -34,24 +35,42 @@ pub fn hostweave(needs: &Needs, runtime: &Path, state: &Path) -> String {
         // Connections that nobody answers keep their default: a port gives up those of the next minute only.
         yaml += &format!("  connections: {{{max}timeouts: {{udpStream: {TIMEOUT_S}}}}}\n");
     }
+    if needs.way.leaves() {
+        // Nothing passes there: routers that nobody resolves, on a device that nobody reads.
+        yaml += "  uplink: {driver: tap, interface: hwbench0, addresses: [198.51.100.2/30, \"2001:db8:9::2/64\"], \
+                 gateways: [198.51.100.1, \"2001:db8:9::1\"]}\n";
+    }
     yaml += &format!(
         "---\napiVersion: hostweave.dev/v1alpha1\nkind: Network\nmetadata: {{name: default}}\n\
-         spec: {{cidrs: [10.64.0.0/16, 2001:db8:64::/64], mtu: {mtu}, vni: 4096}}\n",
+         spec: {{cidrs: [10.64.0.0/16, \"2001:db8:64::/64\"], serviceCIDRs: [10.96.0.0/16, \"fd00:96::/112\"], mtu: {mtu}, vni: 4096}}\n",
         mtu = needs.mtu(),
     );
+    yaml += &crossing(needs.way, needs.mtu());
     for (i, side) in SIDES.iter().enumerate() {
+        let annotations = match (needs.way, i) {
+            (Way::Nat | Way::Attached, 1) => "net.coreweave.cloud/attachLoadbalancerIP: b",
+            (Way::Attached, 0) => "net.coreweave.cloud/attachLoadbalancerIP: a, hostweave.dev/attach-mode: nat",
+            _ => "",
+        };
         yaml += &format!(
-            "---\napiVersion: hostweave.dev/v1alpha1\nkind: Port\nmetadata: {{name: p{i}, labels: {{app: p{i}}}}}\nspec:\n"
+            "---\napiVersion: hostweave.dev/v1alpha1\nkind: Port\nmetadata: {{name: p{i}, labels: {{app: p{i}}}, annotations: {{{annotations}}}}}\nspec:\n"
         );
         let mac = side.mac.map(|octet| format!("{octet:02x}")).join(":");
-        yaml += &format!("  network: default\n  mac: {mac:?}\n  addresses: [{}, \"{}\"]\n", side.v4, side.v6);
+        yaml += &format!("  mac: {mac:?}\n");
+        yaml += &match needs.way.leaves() && i == 1 {
+            true => "  network: far\n".to_owned(),
+            false => format!("  network: default\n  addresses: [{}, \"{}\"]\n", side.v4, side.v6),
+        };
         if let Some(max) = needs.table {
             yaml += &format!("  limits: {{flows: {max}}}\n");
         }
     }
     // What comes from a file is changed in that file only: where there are neighbours, policies are applied at run time.
     if needs.policy && needs.ports == SIDES.len() {
-        yaml += &policies(needs.ports);
+        yaml += &match needs.way.leaves() {
+            true => policies_beyond(),
+            false => policies(needs.ports),
+        };
     }
     for i in SIDES.len()..needs.ports {
         match needs.policy {
@@ -70,6 +89,103 @@ pub fn policy(me: usize, other: usize, first: u16) -> String {
         "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: only-p{other}, namespace: default}}\nspec:\n  podSelector: {{matchLabels: {{app: p{me}}}}}\n  policyTypes: [Ingress, Egress]\n  \
          ingress: [{{from: {peer}, ports: {ports}}}]\n  egress: [{{to: {peer}, ports: {ports}}}]\n"
     )
+}
+
+/// What stands between the guests where the switch translates.
+fn crossing(way: Way, mtu: usize) -> String {
+    let (first, target) = (DST_PORT_FIRST, TARGET_PORT);
+    let list = |Dual { v4, v6 }: Dual| format!("{v4}, \"{v6}\"");
+    let far = format!(
+        "---\napiVersion: hostweave.dev/v1alpha1\nkind: Network\nmetadata: {{name: far}}\n\
+         spec: {{cidrs: [10.65.0.0/16, \"2001:db8:65::/64\"], mtu: {mtu}, vni: 4097}}\n---\n\
+         apiVersion: hostweave.dev/v1alpha1\nkind: AddressPool\nmetadata: {{name: public}}\n\
+         spec: {{type: public, addresses: [{}, {}]}}\n",
+        list(A_PUBLIC),
+        list(B_PUBLIC),
+    );
+    match way {
+        Way::Stay => String::new(),
+        Way::Nat => {
+            far + &attached("b", "far", B_PUBLIC)
+                + &format!(
+                    "---\napiVersion: hostweave.dev/v1alpha1\nkind: NatPool\nmetadata: {{name: pool}}\nspec: {{addresses: [{}], \
+                     portBlock: {{size: 4096, max: 61440}}}}\n",
+                    list(POOL)
+                )
+        }
+        Way::Attached => far + &attached("b", "far", B_PUBLIC) + &attached("a", "default", A_PUBLIC),
+        Way::Service { range } => {
+            let annotations = if range { format!("hostweave.dev/port-range: {first}-65535") } else { String::new() };
+            let target = if range { String::new() } else { format!(", targetPort: {target}") };
+            format!(
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: s, annotations: {{{annotations}}}}}\nspec:\n  \
+                 selector: {{app: p1}}\n  ipFamilyPolicy: RequireDualStack\n  clusterIP: {}\n  clusterIPs: [{}]\n  \
+                 ports: [{{protocol: UDP, port: {first}{target}}}]\n",
+                SERVICE.v4,
+                list(SERVICE)
+            )
+        }
+    }
+}
+
+/// The `i`-th of many Services without a selector.
+pub fn service(i: usize) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: s{i}}}\nspec: {{ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n"
+    )
+}
+
+/// Its backends, somewhere beyond. The first one's address differs from `variant` to `variant`.
+pub fn backends(i: usize, count: usize, variant: usize) -> String {
+    let mut yaml = format!(
+        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s{i}, labels: {{kubernetes.io/service-name: s{i}}}}}\n\
+         addressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints:\n"
+    );
+    for backend in 0..count {
+        let number = if backend == 0 { variant % 10 * 16 } else { backend };
+        // A text of octets: nothing here can fail.
+        let _ = writeln!(yaml, "  - {{addresses: [11.{}.{}.{number}], conditions: {{ready: true}}}}", i / 256, i % 256);
+    }
+    yaml
+}
+
+/// A Service whose backends are so many L4 ports of the second port under test, each of which is checked.
+pub fn checked(i: u16, count: u16, interval_s: u64) -> String {
+    let list = |field: &dyn Fn(u16) -> String| (0..count).map(field).collect::<Vec<_>>().join(", ");
+    let backend = |n: u16| 1 + i * count + n;
+    let ports = list(&|n| format!("{{name: p{n}, port: {}}}", backend(n)));
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: h{i}, annotations: {{hostweave.dev/health-check: \
+         '{{type: tcp, interval: {interval_s}s, timeout: 2s}}'}}}}\nspec: {{ports: [{ports}]}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: h{i}, labels: {{kubernetes.io/service-name: h{i}}}}}\n\
+         addressType: IPv4\nports: [{ports}]\nendpoints: [{{addresses: [{}]}}]\n",
+        SIDES[1].v4
+    )
+}
+
+/// A Service that only holds an address, for a port of a network.
+fn attached(name: &str, network: &str, Dual { v4, v6 }: Dual) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  annotations:\n    hostweave.dev/network: {network}\n    \
+         service.beta.kubernetes.io/coreweave-load-balancer-type: public\n    metallb.universe.tf/loadBalancerIPs: \"{v4},{v6}\"\n\
+         spec:\n  type: LoadBalancer\n  ipFamilyPolicy: RequireDualStack\n  selector: {{coreweave.cloud/ignore: ignore}}\n  \
+         ports: [{{name: attach, port: 1, targetPort: attach}}]\n"
+    )
+}
+
+/// As [`policies`], where the two ports are of different networks: A may reach B's public address. B lets in whoever it is, as it is
+/// settled only with A's first mapping how A looks from outside.
+fn policies_beyond() -> String {
+    let ports = format!("ports: [{{protocol: UDP, port: {DST_PORT_FIRST}, endPort: 65535}}]");
+    let Dual { v4, v6 } = B_PUBLIC;
+    let to = format!("[{{ipBlock: {{cidr: {v4}/32}}}}, {{ipBlock: {{cidr: \"{v6}/128\"}}}}]");
+    let policy = |me: usize, ingress: &str, egress: &str| {
+        format!(
+            "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: only-p{me}, namespace: default}}\nspec:\n  \
+             podSelector: {{matchLabels: {{app: p{me}}}}}\n  policyTypes: [Ingress, Egress]\n  ingress: [{ingress}]\n  egress: [{egress}]\n"
+        )
+    };
+    policy(0, "", &format!("{{to: {to}, {ports}}}")) + &policy(1, &format!("{{{ports}}}"), "")
 }
 
 fn idle(i: usize) -> String {
@@ -125,19 +241,29 @@ pub fn neighbours_policy(namespace: usize, app: usize, first: usize) -> String {
     yaml
 }
 
-/// Rules of Open vSwitch: from port to port, with a firewall that follows connections where a case wants one.
-pub fn ovs(policy: bool) -> Vec<String> {
+/// Rules of Open vSwitch: from port to port, with a firewall that follows connections where a case wants one, and NAT of what the
+/// first port begins. It keeps source ports where it can, and here it can.
+pub fn ovs(policy: bool, way: Way) -> Vec<String> {
     if !policy {
         return vec!["in_port=1,actions=output:2".into(), "in_port=2,actions=output:1".into()];
     }
     let mut rules = vec!["table=0,priority=0,actions=drop".to_owned(), "table=1,priority=0,actions=drop".to_owned()];
     for family in ["ip", "ipv6"] {
-        rules.push(format!("table=0,priority=10,{family},ct_state=-trk,actions=ct(table=1)"));
+        let nat = if way == Way::Nat { ",nat" } else { "" };
+        rules.push(format!("table=0,priority=10,{family},ct_state=-trk,actions=ct(table=1{nat})"));
         let udp = if family == "ip" { "udp" } else { "udp6" };
         for (from, to) in [(1, 2), (2, 1)] {
-            rules.push(format!(
-                "table=1,priority=10,{udp},ct_state=+trk+new,in_port={from},actions=ct(commit),output:{to}"
-            ));
+            let commit = match (way, from, family) {
+                (Way::Nat, 1, "ip") => format!("ct(commit,nat(src={}))", POOL.v4),
+                (Way::Nat, 1, _) => format!("ct(commit,nat(src={}))", POOL.v6),
+                _ => "ct(commit)".to_owned(),
+            };
+            // With NAT, connections begin on one side only.
+            if way != Way::Nat || from == 1 {
+                rules.push(format!(
+                    "table=1,priority=10,{udp},ct_state=+trk+new,in_port={from},actions={commit},output:{to}"
+                ));
+            }
             rules.push(format!("table=1,priority=10,{family},ct_state=+trk+est,in_port={from},actions=output:{to}"));
         }
     }

@@ -80,7 +80,7 @@ const CHANGES: usize = 20;
 const CHANGES_UNDER_TRAFFIC: usize = 100;
 
 /// Name of the threads of the daemon that serve its control socket.
-const CONTROL_THREADS: &str = "hw-control";
+pub const CONTROL_THREADS: &str = "hw-control";
 
 /// How long a daemon with so many ports may take to come up.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -163,17 +163,24 @@ fn passing(i: usize) -> String {
 }
 
 /// A client of the control socket.
-struct Control(BufReader<UnixStream>);
+pub struct Control(BufReader<UnixStream>);
 
 impl Control {
-    fn connect(switch: &Switch) -> Result<Self> {
+    /// Connects to a daemon that runs.
+    ///
+    /// # Errors
+    /// It does not listen.
+    pub fn connect(switch: &Switch) -> Result<Self> {
         let stream = UnixStream::connect(switch.path("control.sock")).context("the control socket")?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         Ok(Self(BufReader::new(stream)))
     }
 
     /// Applies objects, and waits until the daemon says that they hold.
-    fn apply(&mut self, text: &str) -> Result<()> {
+    ///
+    /// # Errors
+    /// It refuses them, or does not answer in time.
+    pub fn apply(&mut self, text: &str) -> Result<()> {
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": "object.apply",
                              "params": {"sources": [{"name": "change.yaml", "text": text}]}});
         self.0.get_mut().write_all(format!("{request}\n").as_bytes())?;

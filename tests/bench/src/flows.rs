@@ -8,13 +8,14 @@
 //! handshake. What does not come through is sent again, a bounded number of times.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use hostweave_guest::VnetHeader;
-use hostweave_guest::frames::{self, ETHER_BYTES, Path, Segment};
+use hostweave_guest::frames::{self, ETHER_BYTES, Frame, Path, Segment};
+use hostweave_guest::queue::HEADER_BYTES;
 
+use crate::crossing::Expected;
 use crate::driver::{Port, RING_SIZE};
 use crate::generator::Traffic;
 
@@ -101,10 +102,10 @@ const AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// How often a frame is sent.
 const TRIES: usize = 60;
 
-/// Octets of each frame that tell it: L4 ports, then sequence numbers (TCP) or length, checksum and payload (UDP).
-const TOLD_BY: usize = 14;
+/// Octets of each frame that tell it: L4 ports and sequence numbers (TCP), or the payload (UDP).
+type Mark = [u8; 12];
 
-/// Octets read of each frame: virtio header, Ethernet, IPv6, [`TOLD_BY`].
+/// Octets read of each frame: virtio header, Ethernet, IPv6, UDP header and payload, or what tells it of TCP.
 const READ_BYTES: usize = 96;
 
 /// Window scale of both ends: with the largest window a gigabyte may be on the way.
@@ -119,10 +120,12 @@ pub struct Ends<'a> {
     pub a: &'a mut Port,
     /// Who answers.
     pub b: &'a mut Port,
-    /// From A to B.
+    /// From A to B, as A sends it.
     pub there: Path,
-    /// From B to A.
+    /// From B to A, as B sends it.
     pub back: Path,
+    /// What has to arrive at B.
+    pub expected: &'a mut Expected,
 }
 
 /// Opens flows `first..last`: each is seen in both directions afterwards.
@@ -143,14 +146,31 @@ pub fn open(ends: &mut Ends<'_>, traffic: Traffic, first: u32, last: u32) -> Res
 }
 
 fn datagrams(ends: &mut Ends<'_>, flows: std::ops::Range<u32>) -> Result<()> {
-    let datagram = |path: &Path, flow: u32, (from, to): (u16, u16)| path.udp(from, to, &u64::from(flow).to_be_bytes());
-    let there: Vec<_> = flows.clone().map(|flow| datagram(&ends.there, flow, ports(flow))).collect();
-    let back: Vec<_> = flows
-        .map(|flow| (flow, ports(flow)))
-        .map(|(flow, (from, to))| datagram(&ends.back, flow, (to, from)))
-        .collect();
-    transfer(ends.a, ends.b, &there).context("a datagram from A to B")?;
-    transfer(ends.b, ends.a, &back).context("an answer from B to A")
+    let payload = |flow: u32| {
+        let mut octets = Mark::default();
+        octets[..4].copy_from_slice(&flow.to_be_bytes());
+        octets
+    };
+    let mark = |frame: &[u8]| frame.get(l4(frame) + 8..)?.first_chunk().copied();
+    let parse = |frame: &[u8]| Frame::parse(&VnetHeader::default(), frame).map_err(anyhow::Error::msg);
+    let flows: Vec<_> = flows.map(|flow| (payload(flow), ports(flow))).collect();
+    let Ends { a, b, there, back, expected } = ends;
+    let frames: Vec<_> = flows.iter().map(|(payload, (from, to))| there.udp(*from, *to, payload)).collect();
+    let mut seen = vec![(0, 0); flows.len()];
+    transfer(a, b, &frames, mark, |at, frame| {
+        seen[at] = expected.opened(flows[at].1, &parse(frame)?)?;
+        Ok(())
+    })
+    .context("a datagram from A to B")?;
+    let frames: Vec<_> =
+        flows.iter().zip(&seen).map(|((payload, _), (from, to))| back.udp(*to, *from, payload)).collect();
+    transfer(b, a, &frames, mark, |at, frame| expected.answered(flows[at].1, &parse(frame)?))
+        .context("an answer from B to A")
+}
+
+/// Where the L4 header begins.
+fn l4(frame: &[u8]) -> usize {
+    ETHER_BYTES + if frame[12..14] == [8, 0] { 20 } else { 40 }
 }
 
 /// SYN, SYN-ACK, ACK; and once more an ACK of the receiver, whose window is scaled now (RFC 7323 §2.2).
@@ -173,7 +193,9 @@ fn handshakes(ends: &mut Ends<'_>, flows: std::ops::Range<u32>) -> Result<()> {
         };
         let frames = flows.clone().map(segment).collect::<Result<Vec<_>>>()?;
         let (from, to) = if there { (&mut *ends.a, &mut *ends.b) } else { (&mut *ends.b, &mut *ends.a) };
-        transfer(from, to, &frames).with_context(|| format!("a TCP segment with flags {flags:#x}"))?;
+        let mark = |frame: &[u8]| frame.get(l4(frame)..)?.first_chunk().copied();
+        transfer(from, to, &frames, mark, |_, _| Ok(()))
+            .with_context(|| format!("a TCP segment with flags {flags:#x}"))?;
     }
     Ok(())
 }
@@ -192,12 +214,16 @@ fn tcp(path: &Path, segment: &Segment) -> Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// Sends frames, each of which another one tells apart, and waits until all have arrived.
-fn transfer(from: &mut Port, to: &mut Port, frames: &[Vec<u8>]) -> Result<()> {
-    let l4 = |frame: &[u8]| ETHER_BYTES + if frame[12..14] == [8, 0] { 20 } else { 40 };
-    let mark = |frame: &[u8]| frame.get(l4(frame)..).and_then(|octets| octets.first_chunk::<TOLD_BY>()).copied();
+/// Sends frames, each told by its mark, and waits until all have arrived. Calls `arrived` once for each, with its place and its octets.
+fn transfer(
+    from: &mut Port,
+    to: &mut Port,
+    frames: &[Vec<u8>],
+    mark: impl Fn(&[u8]) -> Option<Mark>,
+    mut arrived: impl FnMut(usize, &[u8]) -> Result<()>,
+) -> Result<()> {
     let padded: Vec<Vec<u8>> = frames.iter().map(|frame| pad(frame)).collect();
-    let mut missing: HashMap<[u8; TOLD_BY], usize> =
+    let mut missing: HashMap<Mark, usize> =
         padded.iter().enumerate().filter_map(|(at, frame)| Some((mark(frame)?, at))).collect();
     ensure!(missing.len() == frames.len(), "frames that look alike");
     for _ in 0..TRIES {
@@ -205,14 +231,15 @@ fn transfer(from: &mut Port, to: &mut Port, frames: &[Vec<u8>]) -> Result<()> {
         post(from, again.iter().map(|&at| padded[at].as_slice()))?;
         let mut last = Instant::now();
         while !missing.is_empty() && last.elapsed() < AGAIN_AFTER {
-            let arrived = to.receive::<READ_BYTES>(RING_SIZE, |octets, _| {
-                let frame = &octets[hostweave_guest::queue::HEADER_BYTES..];
-                if let Some(mark) = mark(frame) {
-                    missing.remove(&mark);
+            let count = to.receive::<READ_BYTES>(RING_SIZE, |octets, len| {
+                let frame = &octets[HEADER_BYTES..READ_BYTES.min(len as usize).max(HEADER_BYTES + ETHER_BYTES)];
+                match mark(frame).and_then(|mark| missing.remove(&mark)) {
+                    Some(at) => arrived(at, frame),
+                    // Somebody else's, or one that was sent twice.
+                    None => Ok(()),
                 }
-                Ok(())
             })?;
-            if arrived > 0 {
+            if count > 0 {
                 last = Instant::now();
             }
         }
@@ -241,12 +268,6 @@ fn post<'a>(from: &mut Port, frames: impl Iterator<Item = &'a [u8]>) -> Result<(
         from.send(1)?;
     }
     Ok(())
-}
-
-/// The two paths between addresses, by way of a router or straight.
-pub fn paths(ends: [(frames::Mac, IpAddr); 2], routers: [frames::Mac; 2]) -> [Path; 2] {
-    let [(mac_a, a), (mac_b, b)] = ends;
-    [Path::new(mac_a, routers[0], a, b), Path::new(mac_b, routers[1], b, a)]
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 //! ring's size, so that a switch never has to drop for want of a receive buffer, and above 512, so that throughput is
 //! measured and not latency. Frames are as a guest sends them in a routed network: the router's MAC, the port's own
 //! source address, a fresh TTL, L4 ports that vary ([`crate::flows`]), a full checksum (GSO: a partial one). Each carries a
-//! sequence number; of each received frame length, buffer count, addresses' place and sequence number are checked.
+//! sequence number; of each received frame length, buffer count and sequence number are checked, and of UDP all that the switch may have
+//! translated ([`crate::crossing`]).
 
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,6 +14,7 @@ use hostweave_guest::frames::{self, Path, Segment};
 use hostweave_guest::queue::HEADER_BYTES;
 use hostweave_guest::{VnetHeader, features};
 
+use crate::crossing::{Expected, Way, checksum};
 use crate::driver::{Port, RING_SIZE};
 use crate::flows::{self, Ends, Flows, Order};
 
@@ -110,8 +111,9 @@ pub struct Generator {
     template: [u8; SMALL_BYTES],
     /// The sum over which UDP's checksum goes, without L4 ports and sequence number.
     sum: u32,
-    /// From A to B and back.
+    /// From A to B and back, as each sends it.
     paths: [Path; 2],
+    expected: Expected,
     flows: Flows,
     order: Order,
     sent: u16,
@@ -124,13 +126,14 @@ impl Generator {
     pub fn new(
         a: Port,
         b: Port,
-        (traffic, flows): (Traffic, Flows),
+        (traffic, flows, way): (Traffic, Flows, Way),
         frame_bytes: usize,
         routers: [frames::Mac; 2],
     ) -> Result<Self> {
-        let address =
-            |side: &Side| -> IpAddr { if traffic == Traffic::Udp6 { side.v6.into() } else { side.v4.into() } };
-        let paths = flows::paths(SIDES.map(|side| (side.mac, address(&side))), routers);
+        let six = traffic == Traffic::Udp6;
+        let [(a_src, a_dst), (b_dst, b_src)] = way.addresses(six);
+        let there = Path::new(SIDES[0].mac, routers[0], a_src, a_dst);
+        let paths = [there, Path::new(SIDES[1].mac, routers[1], b_src, b_dst)];
         let mut this = Self {
             a,
             b,
@@ -139,6 +142,7 @@ impl Generator {
             template: [0; SMALL_BYTES],
             sum: 0,
             paths,
+            expected: Expected::new(way, six),
             flows,
             order: Order::new(flows),
             sent: 0,
@@ -158,13 +162,16 @@ impl Generator {
     /// Opens flows `first..last`. What the transmit buffers held is gone: see [`Generator::prepare`].
     pub fn open(&mut self, first: u32, last: u32) -> Result<()> {
         let [there, back] = self.paths;
-        flows::open(&mut Ends { a: &mut self.a, b: &mut self.b, there, back }, self.traffic, first, last)
+        let mut ends = Ends { a: &mut self.a, b: &mut self.b, there, back, expected: &mut self.expected };
+        flows::open(&mut ends, self.traffic, first, last)
     }
 
-    /// The same, begun by B.
+    /// The same, begun by B, where nothing is translated.
     pub fn open_from_b(&mut self, first: u32, last: u32) -> Result<()> {
         let [there, back] = self.paths;
-        flows::open(&mut Ends { a: &mut self.b, b: &mut self.a, there: back, back: there }, self.traffic, first, last)
+        let mut expected = Expected::back(self.traffic == Traffic::Udp6);
+        let mut ends = Ends { a: &mut self.b, b: &mut self.a, there: back, back: there, expected: &mut expected };
+        flows::open(&mut ends, self.traffic, first, last)
     }
 
     /// Writes the frames of a run into the transmit buffers of A.
@@ -183,13 +190,15 @@ impl Generator {
                 _ => {
                     let mut payload = vec![0x5a; frame_bytes - path.header_bytes() - 8];
                     payload[..2].fill(0);
+                    let (src, dst) = self.expected.seen();
+                    let seen = Path::new(path.src_mac, path.dst_mac, src, dst).udp(0, 0, &payload);
+                    self.expected.prepare(checksummed(&seen, self.l4_at));
                     (VnetHeader::default(), path.udp(0, 0, &payload))
                 }
             };
             ensure!(frame.len() == frame_bytes, "frame of {} octets, not {frame_bytes}", frame.len());
             self.a.prepare(slot, &header.to_bytes(), &frame);
-            let at = self.l4_at + 6;
-            self.sum = u32::from(!u16::from_be_bytes([frame[at], frame[at + 1]]));
+            self.sum = checksummed(&frame, self.l4_at);
             self.template = *frame.first_chunk::<SMALL_BYTES>().context("a frame shorter than 64 octets")?;
         }
         Ok(())
@@ -266,6 +275,7 @@ impl Generator {
             return self.a.patch(ahead, self.l4_at + 6, &[a, b]);
         }
         let (src, dst) = flows::ports(self.order.step());
+        self.expected.send(self.sent, (src, dst));
         let [c, d] = checksum(self.sum + u32::from(src) + u32::from(dst) + u32::from(self.sent)).to_be_bytes();
         let ([e, f], [g, h]) = (src.to_be_bytes(), dst.to_be_bytes());
         let [i, j] = ((self.frame_bytes - self.l4_at) as u16).to_be_bytes();
@@ -289,7 +299,8 @@ impl Generator {
     fn take_reading<const N: usize>(&mut self, sample: &mut Sample) -> Result<()> {
         let (at, len) = (HEADER_BYTES + self.l4_at, (HEADER_BYTES + self.frame_bytes) as u32);
         let seq_at = if matches!(self.traffic, Traffic::Gso4 { .. }) { at + 6 } else { at + 8 };
-        let (received, sent) = (&mut self.received, self.sent);
+        let (received, sent, expected) = (&mut self.received, self.sent, &mut self.expected);
+        let (is_udp, udp_bytes) = (seq_at == at + 8, (self.frame_bytes - self.l4_at) as u16);
         // Without merged buffers DPDK leaves the count as it finds it.
         let mergeable = self.b.nic.features() & features::MRG_RXBUF != 0;
         let ether = if self.traffic == Traffic::Udp6 { [0x86, 0xdd] } else { [8, 0] };
@@ -302,6 +313,9 @@ impl Generator {
             if gap == 0 || sent.wrapping_sub(seq) > BEHIND {
                 // Somebody else's (a neighbour advertisement, say).
                 return Ok(());
+            }
+            if is_udp {
+                expected.check(seq, &octets[HEADER_BYTES..], udp_bytes)?;
             }
             if gap > BEHIND {
                 // Behind one that was received: out of order, or from before the last stall. It was counted as lost.
@@ -363,10 +377,7 @@ impl Generator {
     }
 }
 
-/// The checksum field for an unfolded sum; 0 means "none" in UDP, so it is sent as its twin.
-#[inline]
-fn checksum(sum: u32) -> u16 {
-    let once = (sum & 0xffff) + (sum >> 16);
-    let folded = ((once & 0xffff) + (once >> 16)) as u16;
-    if folded == 0xffff { 0xffff } else { !folded }
+/// The sum under the UDP checksum of a frame.
+fn checksummed(frame: &[u8], l4_at: usize) -> u32 {
+    u32::from(!u16::from_be_bytes([frame[l4_at + 6], frame[l4_at + 7]]))
 }

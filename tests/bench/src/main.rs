@@ -6,12 +6,15 @@
 
 mod cases;
 mod config;
+mod crossing;
 mod driver;
 mod firewall;
 mod flows;
 mod generator;
+mod health;
 mod measure;
 mod report;
+mod services;
 mod switches;
 
 use std::path::PathBuf;
@@ -25,7 +28,8 @@ use cases::{CASES, Options};
 use switches::Kind;
 
 /// Names of the cases that are not throughput.
-const OTHER_CASES: [&str; 6] = ["instructions", "latency", "start", "idle1000", "memory", "change"];
+const OTHER_CASES: [&str; 8] =
+    ["instructions", "latency", "start", "idle1000", "memory", "change", "service-change", "health"];
 
 /// Idle ports of `idle1000`.
 const IDLE_PORT_COUNT: usize = 1000;
@@ -34,8 +38,10 @@ const IDLE_PORT_COUNT: usize = 1000;
 #[derive(Parser)]
 #[command(name = "tests/bench/run")]
 struct Args {
-    /// Only these cases: udp64, udp64-v6, udp1500, frame32k, gso64k, policy64, policy64-v6,
-    /// policy64-1, policy64-1m, connect64, connect64-v6, instructions, latency, start, idle1000, memory, change
+    /// Only these cases: udp64, udp64-v6, udp1500, frame32k, gso64k, policy64, policy64-1, policy64-1m, connect64,
+    /// nat64, nat64-1m, nat-connect64, attach64, service64, service-connect64 (-v6: policy64, connect64, and those of
+    /// NAT, attached addresses and Services but for nat64-1m), instructions, latency, start, idle1000, memory, change,
+    /// service-change, health
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
     /// Paired rounds of each case
@@ -87,11 +93,11 @@ fn main() -> Result<()> {
     };
     let mut report = report::Report::new(&options);
     for group in CASES.chunk_by(|a, b| a.group == b.group) {
-        let cases: Vec<_> = group.iter().filter(|case| wanted(case.name)).collect();
+        let cases = cases::chosen(group, &switches, wanted);
         report.throughput.extend(cases::throughput(&cases, &options).with_context(|| group[0].group)?);
     }
     if wanted("instructions") && switches.contains(&Kind::Hostweave) {
-        for case in CASES.iter().filter(|case| case.frame_bytes <= 1500 && case.flows.to_open() <= 1000) {
+        for case in CASES.iter().filter(|case| cases::counted(case)) {
             report.instructions.push(cases::instructions(case, &options).context("instructions")?);
         }
     }
@@ -109,6 +115,12 @@ fn main() -> Result<()> {
     }
     if wanted("change") && switches.contains(&Kind::Hostweave) {
         report.change = Some(firewall::change(&options).context("change")?);
+    }
+    if wanted("service-change") && switches.contains(&Kind::Hostweave) {
+        report.service_change = Some(services::change(&options).context("service-change")?);
+    }
+    if wanted("health") && switches.contains(&Kind::Hostweave) {
+        report.health = Some(health::health(&options).context("health")?);
     }
     print!("{report}");
     if let Some(path) = &args.json {

@@ -4,7 +4,9 @@ use std::fmt::{self, Display, Formatter};
 
 use crate::cases::{Idle, Instructions, Latency, Options, Outcome, Round, Series, Start};
 use crate::firewall::{Change, Memory};
+use crate::health::{HealthCost, INTERVAL_S};
 use crate::measure::Spread;
+use crate::services::ServiceChange;
 use crate::switches::Kind;
 
 /// Calibration may be this much above its best for an absolute rate to count.
@@ -33,6 +35,10 @@ pub struct Report {
     pub memory: Vec<Memory>,
     /// A change of policy.
     pub change: Option<Change>,
+    /// A change of a Service's backend.
+    pub service_change: Option<ServiceChange>,
+    /// Health checks.
+    pub health: Option<HealthCost>,
 }
 
 impl Report {
@@ -55,6 +61,8 @@ impl Report {
             idle: None,
             memory: Vec::new(),
             change: None,
+            service_change: None,
+            health: None,
         }
     }
 
@@ -80,7 +88,7 @@ impl Display for Report {
             self.groups(f)?;
         }
         for i in &self.instructions {
-            writeln!(f, "{:12} {:10} {:.0} instructions a packet", i.case, i.switch.name(), i.per_packet)?;
+            writeln!(f, "{:20} {:10} {:.0} instructions a packet", i.case, i.switch.name(), i.per_packet)?;
         }
         for l in &self.latency {
             let us = |ns: u64| ns as f64 / 1e3;
@@ -120,20 +128,44 @@ impl Display for Report {
                  CPU {cpu:.1}; {count} under traffic: {lost} of {frames} frames lost"
             )?;
         }
+        if let Some(change) = &self.service_change {
+            let (median, worst) = (Spread::of(&change.ms).median, change.ms.iter().copied().fold(0.0, f64::max));
+            let (services, backends, mb, cpu) =
+                (change.services, change.backends, change.kib as f64 * 1024.0 / 1e6, change.cpu_ms);
+            let (count, frames, lost) = (change.under_traffic, change.frames, change.lost);
+            writeln!(
+                f,
+                "service-change hostweave {services} Services, {backends} backends, {mb:.0} MB: median {median:.1} ms, \
+                 worst {worst:.1}, CPU {cpu:.1}; {count} under traffic: {lost} of {frames} frames lost"
+            )?;
+        }
+        if let Some(health) = &self.health {
+            let (count, rate) = (health.backends, health.checks_per_s);
+            let (share, idle) = (health.cpu_share * 100.0, health.idle_share * 100.0);
+            let threads = health.threads.iter().map(|(name, share)| format!("{name} {:.2}", share * 100.0));
+            let threads = threads.collect::<Vec<_>>().join(", ");
+            writeln!(
+                f,
+                "health    hostweave  {count} backends every {INTERVAL_S} s, {rate:.0} checks/s: {share:.1} % of a core \
+                 ({threads}); {idle:.1} % without"
+            )?;
+        }
         Ok(())
     }
 }
 
 impl Report {
-    /// Rate of the last case of a group by that of its first, of each switch, round by round.
+    /// Rates of the cases of a group by that of its first, of each switch, round by round.
     fn groups(&self, f: &mut Formatter<'_>) -> fmt::Result {
         for group in self.throughput.chunk_by(|a, b| a.group == b.group) {
-            let [first, .., last] = group else { continue };
-            for series in &last.series {
-                let partner = first.series.iter().find(|other| other.switch == series.switch);
-                let Some(spread) = partner.and_then(|other| ratio(series, other, |r| r.mpps)) else { continue };
+            let [first, others @ ..] = group else { continue };
+            for (other, series) in
+                others.iter().flat_map(|other| other.series.iter().map(move |series| (other, series)))
+            {
+                let partner = first.series.iter().find(|partner| partner.switch == series.switch);
+                let Some(spread) = partner.and_then(|partner| ratio(series, partner, |r| r.mpps)) else { continue };
                 let (name, median, q1, q3) = (series.switch.name(), spread.median, spread.q1, spread.q3);
-                writeln!(f, "{} by {}: {name:10} {median:.2} ({q1:.2}-{q3:.2})", last.case, first.case)?;
+                writeln!(f, "{} by {}: {name:10} {median:.2} ({q1:.2}-{q3:.2})", other.case, first.case)?;
             }
         }
         Ok(())
@@ -142,7 +174,7 @@ impl Report {
     fn table(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:12} {:10} {:>8} {:>17} {:>8} {:>8} {:>10} {:>7} {:>7} {:>6} {:>16} {:>6}",
+            "{:20} {:10} {:>8} {:>17} {:>8} {:>8} {:>10} {:>7} {:>7} {:>6} {:>16} {:>6}",
             "case",
             "switch",
             "Mpps",
@@ -171,7 +203,7 @@ impl Report {
                     .map_or_else(|| "-".into(), |r| format!("{:.2} ({:.2}-{:.2})", r.median, r.q1, r.q3));
                 writeln!(
                     f,
-                    "{:12} {:10} {:8.3} {:>17} {:8.3} {:8.1} {:>10} {:7.0} {:7.0} {:>6} {:>16} {:>6}",
+                    "{:20} {:10} {:8.3} {:>17} {:8.3} {:8.1} {:>10} {:7.0} {:7.0} {:>6} {:>16} {:>6}",
                     outcome.case,
                     series.switch.name(),
                     mpps.median,
@@ -187,7 +219,7 @@ impl Report {
                 )?;
             }
             let memcpy = Spread::of(&outcome.memcpy_gbit);
-            writeln!(f, "{:12} {:10} {:>44} {:8.1}", outcome.case, "memcpy", "", memcpy.median)?;
+            writeln!(f, "{:20} {:10} {:>44} {:8.1}", outcome.case, "memcpy", "", memcpy.median)?;
         }
         Ok(())
     }

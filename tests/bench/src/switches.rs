@@ -1,7 +1,7 @@
 //! The switches under test, as processes: started, stopped for a while, and read out.
 //!
 //! hostweave with all it always does; `dpdk-testpmd` as a vhost io forwarder, which does no switching at all; Open
-//! vSwitch with DPDK and one rule from each port to the other. What they are told stands in [`crate::config`]. Each polls
+//! vSwitch with DPDK and one rule from each port to the other, or what a case asks for. What they are told stands in [`crate::config`]. Each polls
 //! on the same CPU; while one is measured the others are stopped (`SIGSTOP`). Everything lives in temporary directories
 //! and ends with the run.
 
@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::config::{self, TIMEOUT_S};
+use crate::crossing::Way;
 use crate::measure::{self, SWITCH_CPU};
 
 /// How long a switch may take to come up or to answer.
@@ -67,6 +68,8 @@ pub struct Needs {
     pub ports: usize,
     /// Whether the ports have policies, and connections are followed.
     pub policy: bool,
+    /// What it does to addresses.
+    pub way: Way,
     /// Whether each frame begins a connection.
     pub new_connections: bool,
     /// Connections that there must be room for; `None` for what the switch has by itself.
@@ -87,9 +90,11 @@ impl Kind {
     pub fn can(self, needs: Needs) -> bool {
         match self {
             Self::Hostweave => true,
-            // It knows no connections, so it cannot begin any.
-            Self::Testpmd => !needs.new_connections,
-            Self::Ovs => needs.gso || needs.frame_bytes <= OVS_FRAME_BYTES_MAX,
+            // It knows no connections, so it cannot begin any, nor translate.
+            Self::Testpmd => !needs.new_connections && !needs.way.translates(),
+            Self::Ovs => {
+                matches!(needs.way, Way::Stay | Way::Nat) && (needs.gso || needs.frame_bytes <= OVS_FRAME_BYTES_MAX)
+            }
         }
     }
 }
@@ -181,6 +186,12 @@ impl Switch {
 
     /// The command of the process that forwards, under callgrind if asked for.
     fn forwarder(&self, program: impl AsRef<std::ffi::OsStr>, needs: Needs) -> Result<Command> {
+        if needs.way.leaves() {
+            // Its uplink is a device in a network namespace of its own, with nobody at the other end.
+            let mut command = self.command("unshare")?;
+            command.arg("--net").arg(program);
+            return Ok(command);
+        }
         if !needs.callgrind {
             return self.command(program);
         }
@@ -292,7 +303,7 @@ impl Switch {
             self.vsctl(&add)?;
         }
         self.ofctl(&["del-flows", "br0"])?;
-        for rule in config::ovs(needs.policy) {
+        for rule in config::ovs(needs.policy, needs.way) {
             self.ofctl(&["add-flow", "br0", &rule])?;
         }
         if needs.policy {
