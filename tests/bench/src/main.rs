@@ -13,6 +13,7 @@ mod generator;
 mod measure;
 mod report;
 mod switches;
+mod uplink;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use cases::{CASES, Options};
 use switches::Kind;
 
 /// Names of the cases that are not throughput.
-const OTHER_CASES: [&str; 6] = ["instructions", "latency", "start", "idle1000", "memory", "change"];
+const OTHER_CASES: [&str; 7] = ["instructions", "latency", "start", "idle1000", "memory", "change", "uplink"];
 
 /// Idle ports of `idle1000`.
 const IDLE_PORT_COUNT: usize = 1000;
@@ -35,7 +36,7 @@ const IDLE_PORT_COUNT: usize = 1000;
 #[command(name = "tests/bench/run")]
 struct Args {
     /// Only these cases: udp64, udp64-v6, udp1500, frame32k, gso64k, policy64, policy64-v6,
-    /// policy64-1, policy64-1m, connect64, connect64-v6, instructions, latency, start, idle1000, memory, change
+    /// policy64-1, policy64-1m, connect64, connect64-v6, instructions, latency, start, idle1000, memory, change, uplink
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
     /// Paired rounds of each case
@@ -109,6 +110,9 @@ fn main() -> Result<()> {
     }
     if wanted("change") && switches.contains(&Kind::Hostweave) {
         report.change = Some(firewall::change(&options).context("change")?);
+    }
+    if wanted("uplink") && switches.contains(&Kind::Hostweave) {
+        report.uplink = uplink::measure(&options).context("uplink")?;
     }
     print!("{report}");
     if let Some(path) = &args.json {

@@ -33,6 +33,8 @@ pub struct Report {
     pub memory: Vec<Memory>,
     /// A change of policy.
     pub change: Option<Change>,
+    /// Beside bare loops.
+    pub uplink: Vec<crate::uplink::Row>,
 }
 
 impl Report {
@@ -55,6 +57,7 @@ impl Report {
             idle: None,
             memory: Vec::new(),
             change: None,
+            uplink: Vec::new(),
         }
     }
 
@@ -108,6 +111,9 @@ impl Display for Report {
                 f,
                 "memory    hostweave  {octets:.0} octets a connection, {family}, {count} in a table for {table}"
             )?;
+        }
+        for row in &self.uplink {
+            writeln!(f, "{}", crate::uplink::line(row))?;
         }
         if let Some(change) = &self.change {
             let (spread, worst) = (Spread::of(&change.ms), change.ms.iter().copied().fold(0.0, f64::max));
