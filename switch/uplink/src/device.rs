@@ -11,14 +11,14 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use hostweave_switch::limits::{FRAME_MAX, GSO_SEGMENTS_MAX, GSO_SIZE_MIN, HEAD_FIRST, HEADROOM};
+use hostweave_switch::limits::{FRAME_MAX, GSO_SEGMENTS_MAX, GSO_SIZE_MIN, HEAD_FIRST, HEAD_MAX, HEADROOM};
 use hostweave_switch::packet::{Burst, Offload, Packet, virtio_net};
-use hostweave_switch::payload::Segment;
+use hostweave_switch::payload::{Segment, gather};
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
 
 use crate::Error;
-use crate::limits::{HEADER_LEN, PACKET_HEADER_LEN, VLAN_TAG_LEN};
+use crate::limits::{DIRECT_MIN, HEADER_LEN, PACKET_HEADER_LEN, VLAN_TAG_LEN};
 use crate::netns::{Namespace, TapDevice};
 use crate::packet_socket::PacketSocket;
 use crate::sys;
@@ -119,7 +119,20 @@ impl Device {
         if offload.gso_type & !virtio_net::GSO_ECN == virtio_net::GSO_UDP_L4 && !self.uso {
             return Err(DropReason::GsoBad);
         }
+        if packet.len() >= DIRECT_MIN
+            && let Some(result) = self.transmit_large(packet, arena, uring)
+        {
+            return result;
+        }
         uring.write(&self.stream, |buffer| write(buffer, self.header_len, self.vlan, offload, packet, arena))
+    }
+
+    /// Only the head is copied. `None` when that cannot be.
+    #[inline(never)]
+    fn transmit_large(&self, packet: &Packet, arena: &[Segment], uring: &mut Uring) -> Option<Result<(), DropReason>> {
+        let mut head = [0; HEADER_LEN + VLAN_TAG_LEN + HEAD_MAX];
+        let len = write_head(&mut head, self.header_len, self.vlan, packet.meta.offload, packet)?;
+        uring.write_direct(&self.stream, &head[..len], packet.segments(arena).iter().copied())
     }
 }
 
@@ -129,22 +142,35 @@ fn write(
     buffer: &mut [u8],
     header_len: usize,
     vlan: Option<u16>,
-    mut offload: Offload,
+    offload: Offload,
     packet: &Packet,
     arena: &[Segment],
 ) -> Option<usize> {
+    let head_len = write_head(buffer, header_len, vlan, offload, packet)?;
+    let rest = buffer.get_mut(head_len..head_len + packet.len() - packet.head().len())?;
+    gather(packet.segments(arena), 0, rest);
+    Some(head_len + rest.len())
+}
+
+/// Writes the header and what the packet has in its own slot. Returns how many octets, `None` when they do not fit.
+#[inline]
+fn write_head(
+    buffer: &mut [u8],
+    header_len: usize,
+    vlan: Option<u16>,
+    mut offload: Offload,
+    packet: &Packet,
+) -> Option<usize> {
     let (header, frame) = buffer.split_at_mut_checked(header_len)?;
-    let frame_len = match vlan {
-        None => packet.copy_frame(arena, frame)?,
-        Some(vlan) => {
-            let len = packet.copy_frame(arena, frame.get_mut(VLAN_TAG_LEN..)?)?;
-            shift(&mut offload);
-            tag(frame, vlan);
-            len + VLAN_TAG_LEN
-        }
-    };
+    let head = packet.head();
+    let before = vlan.map_or(0, |_| VLAN_TAG_LEN);
+    frame.get_mut(before..before + head.len())?.copy_from_slice(head);
+    if let Some(vlan) = vlan {
+        shift(&mut offload);
+        tag(frame, vlan);
+    }
     header.copy_from_slice(&header_of(&offload)[..header_len]);
-    Some(header_len + frame_len)
+    Some(header_len + before + head.len())
 }
 
 /// Everything behind the link addresses moves by the length of a tag.

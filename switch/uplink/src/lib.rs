@@ -5,6 +5,8 @@
 #![deny(unsafe_code)]
 
 pub mod device;
+#[allow(unsafe_code, reason = "system calls that read frames where they lie")]
+mod direct;
 mod error;
 pub mod limits;
 pub mod netlink;

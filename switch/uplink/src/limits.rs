@@ -20,8 +20,18 @@ pub const SUBMISSIONS: u32 = 1_024;
 /// Completions that fit in memory; what exceeds them waits in the kernel.
 pub const COMPLETIONS: u32 = 16_384;
 
-/// Octets of a buffer for one frame: whole pages.
-pub const FRAME_BUFFER: usize = (HEADER_LEN + VLAN_TAG_LEN + FRAME_MAX).next_multiple_of(4_096);
+/// Octets of a buffer for one frame: whole pages and a few cache lines, so that the first lines of all buffers do not fall
+/// into the same few sets of the caches.
+pub const FRAME_BUFFER: usize = (HEADER_LEN + VLAN_TAG_LEN + FRAME_MAX).next_multiple_of(4_096) + 3 * 64;
+
+/// Frames that go to a packet socket with one system call.
+pub const SENDS_MAX: usize = 64;
+
+/// Octets from which on a frame is written from where its sender left it, with a system call of its own.
+pub const DIRECT_MIN: usize = 8_192;
+
+/// Parts of such a frame behind its head; one in more parts is copied.
+pub const DIRECT_SEGMENTS_MAX: usize = 64;
 
 /// Frames of all devices that a worker has read and not yet handled. A power of two.
 pub const READ_BUFFERS: u16 = 64;

@@ -176,6 +176,14 @@ impl WritePool {
         Some((index, len))
     }
 
+    /// Where the first `len` octets of a buffer lie.
+    ///
+    /// # Panics
+    /// When there is no such buffer.
+    pub(crate) fn address(&self, index: u16, len: usize) -> NonNull<u8> {
+        self.buffers.at(usize::from(index) * self.stride, len)
+    }
+
     /// Takes a buffer back whose write has completed.
     pub(crate) fn recycle(&mut self, index: u16) {
         debug_assert!(!self.free.contains(&index));
@@ -325,21 +333,10 @@ impl Ring {
         self.push_entry(entry.user_data(user_data));
     }
 
-    /// Queues a write of the first `len` octets of a buffer that [`WritePool::fill`] returned. One to a socket never
-    /// waits for room there: frames that did would overtake each other.
-    pub(crate) fn push_write(
-        &mut self,
-        fd: RawFd,
-        socket: bool,
-        pool: &WritePool,
-        (index, len): (u16, usize),
-        user_data: u64,
-    ) {
-        let address = pool.buffers.at(usize::from(index) * pool.stride, len);
-        let entry = match socket {
-            false => opcode::Write::new(Fd(fd), address.as_ptr(), len as u32).build(),
-            true => opcode::Send::new(Fd(fd), address.as_ptr(), len as u32).flags(libc::MSG_DONTWAIT).build(),
-        };
+    /// Queues a write of the first `len` octets of a buffer that [`WritePool::fill`] returned.
+    pub(crate) fn push_write(&mut self, fd: RawFd, pool: &WritePool, (index, len): (u16, usize), user_data: u64) {
+        let address = pool.address(index, len);
+        let entry = opcode::Write::new(Fd(fd), address.as_ptr(), len as u32).build();
         self.push_entry(entry.user_data(user_data));
     }
 

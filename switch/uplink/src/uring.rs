@@ -14,6 +14,9 @@
 //!
 //! *Signals* to guests' call eventfds are writes that never wait (`RWF_NOWAIT`) and complete silently.
 //!
+//! *Frames* go to TAP devices as requests, to packet sockets many at a time with [`Uring::submit`], and, large ones, at once and
+//! without a copy (`direct`).
+//!
 //! *Frames* of network devices are read into buffers that all devices of the worker share. When they run out, the devices
 //! that brought the fewest frames lately are served first.
 //!
@@ -23,7 +26,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -33,6 +36,7 @@ use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
 
 use crate::Error;
+use crate::direct::{self, Sends};
 use crate::limits::{
     COMPLETIONS, DEVICE_IN_FLIGHT_MAX, FRAME_BUFFER, POLLS_ENDED_MAX, READ_BUFFERS, READS_ONE_SHOT, SUBMISSIONS,
     WRITE_BUFFERS,
@@ -161,6 +165,10 @@ pub struct Uring {
     starved: Vec<usize>,
     reads: Option<ReadPool>,
     writes: Option<WritePool>,
+    /// Frames for a packet socket.
+    sends: Sends,
+    /// Which one.
+    sending: Option<Arc<Stream>>,
     /// For each write buffer in use, where it goes (which keeps the file open) and how much of it.
     writing: Vec<Option<(Arc<Stream>, usize)>>,
     /// File descriptors that queued requests name: open until submitted.
@@ -203,6 +211,8 @@ impl Uring {
             starved: Vec::new(),
             reads: None,
             writes: None,
+            sends: Sends::new(),
+            sending: None,
             writing: Vec::new(),
             named: Vec::new(),
             events: Vec::with_capacity(COMPLETIONS as usize / 16),
@@ -260,6 +270,7 @@ impl Uring {
     /// Hands what was queued to the kernel. No system call when nothing was.
     #[inline]
     pub fn submit(&mut self) {
+        self.flush_sends();
         if !self.starved.is_empty() {
             self.feed();
         }
@@ -347,6 +358,9 @@ impl Uring {
         device: &Arc<Stream>,
         fill: impl FnOnce(&mut [u8]) -> Option<usize>,
     ) -> Result<(), DropReason> {
+        if device.kind == Kind::Socket {
+            return self.send(device, fill);
+        }
         if self.writes.as_ref().is_none_or(WritePool::is_empty)
             || device.in_flight.load(Ordering::Relaxed) >= DEVICE_IN_FLIGHT_MAX
         {
@@ -365,8 +379,53 @@ impl Uring {
         let index = usize::from(buffer.0);
         device.in_flight.fetch_add(1, Ordering::Relaxed);
         self.writing[index] = Some((Arc::clone(device), buffer.1));
-        ring.push_write(device.fd.as_raw_fd(), device.kind == Kind::Socket, pool, buffer, user_data(WRITE, index));
+        ring.push_write(device.fd.as_raw_fd(), pool, buffer, user_data(WRITE, index));
         Ok(())
+    }
+
+    /// Queues one frame for a packet socket.
+    #[inline]
+    fn send(&mut self, device: &Arc<Stream>, fill: impl FnOnce(&mut [u8]) -> Option<usize>) -> Result<(), DropReason> {
+        let other = self.sending.as_ref().is_none_or(|sending| !Arc::ptr_eq(sending, device));
+        if other || self.sends.is_full() || self.writes.as_ref().is_none_or(WritePool::is_empty) {
+            self.make_room()?;
+            self.sending = Some(Arc::clone(device));
+        }
+        let pool = self.writes.as_mut().ok_or(DropReason::Internal)?;
+        if pool.is_empty() {
+            return Err(DropReason::DeviceQueueFull);
+        }
+        let buffer = pool.fill(fill).ok_or(DropReason::FrameTooLong)?;
+        self.sends.push(pool, buffer);
+        Ok(())
+    }
+
+    #[inline]
+    fn flush_sends(&mut self) {
+        if self.sends.is_empty() {
+            return;
+        }
+        if let (Some(device), Some(pool)) = (self.sending.take(), self.writes.as_mut()) {
+            let (port, overhead, events) = (device.port, device.overhead, &mut self.events);
+            self.sends.flush(device.fd.as_fd(), pool, &mut |len| {
+                events.push(Event::Refused { port, octets: len.saturating_sub(overhead) });
+            });
+        }
+    }
+
+    /// Writes one large frame at once, behind those that are queued, from where it lies. `None` when it is in too many parts.
+    pub(crate) fn write_direct(
+        &mut self,
+        device: &Arc<Stream>,
+        head: &[u8],
+        segments: impl Iterator<Item = Segment>,
+    ) -> Option<Result<(), DropReason>> {
+        self.submit();
+        let written = direct::write(device.fd.as_fd(), device.kind == Kind::Socket, head, segments)?;
+        Some(written.map_err(|error| match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropReason::DeviceQueueFull,
+            _ => DropReason::DeviceError,
+        }))
     }
 
     /// Lets the kernel take the frames that wait. It nearly always takes all of them at once.
