@@ -16,13 +16,15 @@ use hostweave_switch::packet::{Burst, Offload, Packet, virtio_net};
 use hostweave_switch::payload::{Segment, gather};
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
+use hostweave_switch::wire::checksum::sum;
 
 use crate::Error;
-use crate::limits::{DIRECT_MIN, HEADER_LEN, PACKET_HEADER_LEN, VLAN_TAG_LEN};
+use crate::limits::{DIRECT_MIN, HEADER_LEN, PACKET_HEADER_LEN, VLAN_TAG_LEN, XDP_FRAME};
 use crate::netns::{Namespace, TapDevice};
 use crate::packet_socket::PacketSocket;
 use crate::sys;
 use crate::uring::{Frame, Kind, Stream, Uring};
+use crate::xdp_socket::XdpSockets;
 
 const ETHERNET: usize = 14;
 /// Octets of both link addresses.
@@ -42,6 +44,8 @@ pub struct Device {
     header_len: usize,
     /// IEEE 802.1Q tag of each frame that leaves.
     vlan: Option<u16>,
+    /// Where small frames leave.
+    xdp: Option<Arc<XdpSockets>>,
 }
 
 impl Device {
@@ -61,15 +65,15 @@ impl Device {
             sys::tun_set_offload(fd.as_fd(), tcp).map_err(|error| failed("set its offloads", error))?;
         }
         let stream = Arc::new(Stream::new(port, fd, Kind::File, HEADER_LEN));
-        Ok(Self { stream, name, namespace, uso, header_len: HEADER_LEN, vlan: None })
+        Ok(Self { stream, name, namespace, uso, header_len: HEADER_LEN, vlan: None, xdp: None })
     }
 
     /// Puts a packet socket to use for `port`.
     pub fn packet(socket: PacketSocket, port: PortId) -> Self {
-        let PacketSocket { fd, name, vlan, uso } = socket;
+        let PacketSocket { fd, name, vlan, uso, xdp } = socket;
         let before = PACKET_HEADER_LEN + vlan.map_or(0, |_| VLAN_TAG_LEN);
         let stream = Arc::new(Stream::new(port, fd, Kind::Socket, before));
-        Self { stream, name, namespace: None, uso, header_len: PACKET_HEADER_LEN, vlan }
+        Self { stream, name, namespace: None, uso, header_len: PACKET_HEADER_LEN, vlan, xdp }
     }
 
     /// Name of the interface.
@@ -124,6 +128,15 @@ impl Device {
         {
             return result;
         }
+        if let Some(sockets) = &self.xdp
+            && packet.len() + VLAN_TAG_LEN <= XDP_FRAME
+            && !offload.is_gso()
+        {
+            let fill = |buffer: &mut [u8]| write_complete(buffer, self.vlan, offload, packet, arena);
+            if let Some(result) = uring.write_xdp(sockets, fill) {
+                return result;
+            }
+        }
         uring.write(&self.stream, |buffer| write(buffer, self.header_len, self.vlan, offload, packet, arena))
     }
 
@@ -150,6 +163,32 @@ fn write(
     let rest = buffer.get_mut(head_len..head_len + packet.len() - packet.head().len())?;
     gather(packet.segments(arena), 0, rest);
     Some(head_len + rest.len())
+}
+
+/// Writes the frame alone, with a complete checksum. Returns how many octets, `None` when they do not fit.
+#[inline]
+fn write_complete(
+    buffer: &mut [u8],
+    vlan: Option<u16>,
+    mut offload: Offload,
+    packet: &Packet,
+    arena: &[Segment],
+) -> Option<usize> {
+    let len = write(buffer, 0, vlan, offload, packet, arena)?;
+    if offload.needs_csum() {
+        if vlan.is_some() {
+            shift(&mut offload);
+        }
+        let (start, at) = (usize::from(offload.csum_start), usize::from(offload.csum_offset));
+        // The field holds the sum of the pseudo-header.
+        let checksum = match !sum(buffer.get(start..len)?) {
+            // RFC 768: a computed zero is sent as all ones. In TCP the two mean the same.
+            0 => 0xffff,
+            checksum => checksum,
+        };
+        buffer.get_mut(start + at..start + at + 2)?.copy_from_slice(&checksum.to_be_bytes());
+    }
+    Some(len)
 }
 
 /// Writes the header and what the packet has in its own slot. Returns how many octets, `None` when they do not fit.

@@ -16,5 +16,7 @@ pub mod packet_socket;
 mod sys;
 pub mod uring;
 mod waker;
+#[allow(unsafe_code, reason = "rings and frames shared with the kernel")]
+mod xdp_socket;
 
 pub use error::Error;

@@ -1,5 +1,7 @@
 //! Every limit of the uplink has its name here (STYLE rule 10).
 
+use std::time::Duration;
+
 use hostweave_switch::limits::{BURST, FRAME_MAX};
 
 /// Octets of the virtio-net header before each frame of a TAP device (VIRTIO 1.2 §5.1.6, with `num_buffers`).
@@ -23,6 +25,15 @@ pub const COMPLETIONS: u32 = 16_384;
 /// Octets of a buffer for one frame: whole pages and a few cache lines, so that the first lines of all buffers do not fall
 /// into the same few sets of the caches.
 pub const FRAME_BUFFER: usize = (HEADER_LEN + VLAN_TAG_LEN + FRAME_MAX).next_multiple_of(4_096) + 3 * 64;
+
+/// Octets of a frame that leaves by AF_XDP, at most: a page, the largest chunk that the kernel takes.
+pub const XDP_FRAME: usize = 4_096;
+
+/// Frames of an AF_XDP socket that the kernel has not yet sent. A power of two.
+pub const XDP_FRAMES: usize = 256;
+
+/// How long to wait for a queue of an interface that another AF_XDP socket had.
+pub const XDP_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Frames that go to a packet socket with one system call.
 pub const SENDS_MAX: usize = 64;
@@ -52,5 +63,6 @@ pub const POLLS_ENDED_MAX: u32 = 64;
 pub const DEVICE_NAME_MAX: usize = 15;
 
 const _: () = assert!(READ_BUFFERS.is_power_of_two() && READ_BUFFERS as usize >= BURST);
+const _: () = assert!(XDP_FRAMES.is_power_of_two());
 const _: () = assert!(WRITE_BUFFERS as usize >= BURST);
 const _: () = assert!(FRAME_BUFFER >= HEADER_LEN + VLAN_TAG_LEN + FRAME_MAX && PACKET_HEADER_LEN < HEADER_LEN);

@@ -13,12 +13,14 @@
 //! fit its ring at once.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use libc::sock_filter;
 
 use crate::Error;
 use crate::limits::SOCKET_BUFFER;
 use crate::sys;
+use crate::xdp_socket::XdpSockets;
 
 #[cfg(target_endian = "big")]
 compile_error!(
@@ -32,6 +34,7 @@ pub struct PacketSocket {
     pub(crate) name: String,
     pub(crate) vlan: Option<u16>,
     pub(crate) uso: bool,
+    pub(crate) xdp: Option<Arc<XdpSockets>>,
 }
 
 impl PacketSocket {
@@ -63,6 +66,20 @@ impl PacketSocket {
         Ok(sockets)
     }
 
+    /// The same, with AF_XDP sockets by which small frames leave.
+    ///
+    /// # Errors
+    /// As above, and when the kernel has no AF_XDP, or somebody else uses it on this interface.
+    pub fn open_group_with_xdp(name: &str, index: u32, vlan: Option<u16>, count: usize) -> Result<Vec<Self>, Error> {
+        let action = "open an AF_XDP socket (it needs CAP_NET_RAW, a kernel with CONFIG_XDP_SOCKETS and an interface \
+                      that no other program uses so; driver afPacket does without)";
+        let failed = |source| Error::Interface { name: name.to_owned(), action: action.to_owned(), source };
+        let xdp = Arc::new(XdpSockets::open(index, count).map_err(failed)?);
+        let mut sockets = Self::open_group(name, index, vlan, count)?;
+        sockets.iter_mut().for_each(|socket| socket.xdp = Some(Arc::clone(&xdp)));
+        Ok(sockets)
+    }
+
     fn open(name: &str, index: u32, vlan: Option<u16>) -> Result<Self, Error> {
         let failed = |action: &'static str| {
             move |source| Error::Interface { name: name.to_owned(), action: action.to_owned(), source }
@@ -84,7 +101,7 @@ impl PacketSocket {
             sys::join(socket, index, libc::PACKET_MR_PROMISC).map_err(failed("receive its VLAN"))?;
         }
         sys::bind_packet(socket, index).map_err(failed("bind a packet socket"))?;
-        Ok(Self { fd, name: name.to_owned(), vlan, uso: kernel_takes_uso() })
+        Ok(Self { fd, name: name.to_owned(), vlan, uso: kernel_takes_uso(), xdp: None })
     }
 }
 

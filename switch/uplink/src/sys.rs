@@ -24,6 +24,7 @@ const BUFFER_GROUP: u16 = 0;
 
 /// Page-aligned anonymous memory that is never unmapped. A region that is dropped waits for the next one who asks for
 /// that size.
+#[derive(Debug)]
 pub(crate) struct Region {
     base: NonNull<u8>,
     len: usize,
@@ -37,7 +38,7 @@ static RETURNED: Mutex<Vec<Region>> = Mutex::new(Vec::new());
 
 impl Region {
     /// At least `len` octets. The content is whatever was there.
-    fn take(len: usize) -> io::Result<Self> {
+    pub(crate) fn take(len: usize) -> io::Result<Self> {
         let mut returned = RETURNED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = returned.iter().position(|region| region.len == len) {
             return Ok(returned.swap_remove(index));
@@ -63,7 +64,7 @@ impl Region {
     }
 
     /// Lets somebody else use it. Only for memory that no request in flight names any more.
-    fn give_back(self) {
+    pub(crate) fn give_back(self) {
         RETURNED.lock().unwrap_or_else(PoisonError::into_inner).push(self);
     }
 
@@ -71,7 +72,7 @@ impl Region {
     ///
     /// # Panics
     /// When that lies outside.
-    fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
+    pub(crate) fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
         // SAFETY: inside the mapping, as just checked. JUSTIFICATION: pointer arithmetic inside one allocation.
         unsafe { self.base.add(offset) }

@@ -28,7 +28,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hostweave_switch::payload::Segment;
@@ -42,6 +42,7 @@ use crate::limits::{
     WRITE_BUFFERS,
 };
 use crate::sys::{Completion, Op, ReadPool, Ring, WritePool};
+use crate::xdp_socket::XdpSockets;
 
 pub use crate::waker::Waker;
 
@@ -165,6 +166,10 @@ pub struct Uring {
     starved: Vec<usize>,
     reads: Option<ReadPool>,
     writes: Option<WritePool>,
+    /// Different for each, from 0 on: which AF_XDP socket is its own.
+    number: usize,
+    /// Where frames wait for a kick.
+    kicking: Option<Arc<XdpSockets>>,
     /// Frames for a packet socket.
     sends: Sends,
     /// Which one.
@@ -177,6 +182,9 @@ pub struct Uring {
     signals_refused: u64,
     _thread: PhantomData<*const ()>,
 }
+
+/// How many there have been.
+static NUMBERS: AtomicUsize = AtomicUsize::new(0);
 
 const SILENT: u64 = 0;
 const WAKE: u64 = 1;
@@ -211,6 +219,8 @@ impl Uring {
             starved: Vec::new(),
             reads: None,
             writes: None,
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            kicking: None,
             sends: Sends::new(),
             sending: None,
             writing: Vec::new(),
@@ -271,6 +281,7 @@ impl Uring {
     #[inline]
     pub fn submit(&mut self) {
         self.flush_sends();
+        self.kick_sends();
         if !self.starved.is_empty() {
             self.feed();
         }
@@ -302,7 +313,7 @@ impl Uring {
     pub fn wait(&mut self, timeout: Option<Duration>) {
         self.submit();
         self.reap();
-        if !self.events.is_empty() || !self.waker.may_sleep() {
+        if !self.events.is_empty() || self.kicking.is_some() || !self.waker.may_sleep() {
             return;
         }
         if let Some(ring) = self.ring.as_mut()
@@ -386,6 +397,7 @@ impl Uring {
     /// Queues one frame for a packet socket.
     #[inline]
     fn send(&mut self, device: &Arc<Stream>, fill: impl FnOnce(&mut [u8]) -> Option<usize>) -> Result<(), DropReason> {
+        self.kick_sends();
         let other = self.sending.as_ref().is_none_or(|sending| !Arc::ptr_eq(sending, device));
         if other || self.sends.is_full() || self.writes.as_ref().is_none_or(WritePool::is_empty) {
             self.make_room()?;
@@ -410,6 +422,32 @@ impl Uring {
             self.sends.flush(device.fd.as_fd(), pool, &mut |len| {
                 events.push(Event::Refused { port, octets: len.saturating_sub(overhead) });
             });
+        }
+    }
+
+    /// Queues one frame for an AF_XDP socket. `None` when another worker has it.
+    #[inline]
+    pub(crate) fn write_xdp(
+        &mut self,
+        sockets: &Arc<XdpSockets>,
+        fill: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) -> Option<Result<(), DropReason>> {
+        // Frames of one flow stay in order.
+        self.flush_sends();
+        let pushed = sockets.with(self.number, |socket| socket.push(fill))?;
+        if self.kicking.is_none() {
+            self.kicking = Some(Arc::clone(sockets));
+        }
+        Some(pushed.ok_or(DropReason::DeviceQueueFull))
+    }
+
+    #[inline]
+    fn kick_sends(&mut self) {
+        if let Some(sockets) = self.kicking.take()
+            && sockets.with(self.number, |socket| socket.kick()).is_none()
+        {
+            // Another worker has it, and may not see what was queued here.
+            self.kicking = Some(sockets);
         }
     }
 
