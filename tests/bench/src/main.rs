@@ -51,6 +51,9 @@ struct Args {
     /// Only these switches: hostweave, testpmd, ovs
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "hostweave,testpmd,ovs")]
     switches: Vec<String>,
+    /// Of the case `uplink` only these drivers: afPacket, afXdp, tap
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "afPacket,afXdp,tap")]
+    drivers: Vec<String>,
     /// The hostweave binary
     #[arg(long, env = "HOSTWEAVE_BIN", default_value = "target/release/hostweave")]
     binary: PathBuf,
@@ -112,7 +115,7 @@ fn main() -> Result<()> {
         report.change = Some(firewall::change(&options).context("change")?);
     }
     if wanted("uplink") && switches.contains(&Kind::Hostweave) {
-        report.uplink = uplink::measure(&options).context("uplink")?;
+        report.uplink = uplink::measure(&options, &args.drivers).context("uplink")?;
     }
     print!("{report}");
     if let Some(path) = &args.json {

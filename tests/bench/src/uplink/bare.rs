@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use io_uring::{IoUring, opcode, types};
 
 /// Frames with one system call.
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 
 /// Octets of a socket's buffer, as the daemon has.
 const SOCKET_BUFFER: libc::c_int = 8 << 20;

@@ -69,16 +69,19 @@ const QUIET: Duration = Duration::from_millis(50);
 pub enum Driver {
     /// A packet socket on a veth.
     AfPacket,
+    /// The same, where small frames leave by AF_XDP; the bare loop has a packet socket.
+    AfXdp,
     /// A TAP device.
     Tap,
 }
 
 impl Driver {
-    const ALL: [Self; 2] = [Self::AfPacket, Self::Tap];
+    const ALL: [Self; 3] = [Self::AfPacket, Self::AfXdp, Self::Tap];
 
     fn name(self) -> &'static str {
         match self {
             Self::AfPacket => "afPacket",
+            Self::AfXdp => "afXdp",
             Self::Tap => "tap",
         }
     }
@@ -112,10 +115,12 @@ impl Row {
     }
 }
 
-/// Measures all drivers.
-pub fn measure(options: &Options<'_>) -> Result<Vec<Row>> {
+/// Measures the drivers with these names.
+pub fn measure(options: &Options<'_>, drivers: &[String]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for driver in Driver::ALL {
+    for name in drivers {
+        let driver = Driver::ALL.into_iter().find(|driver| driver.name() == name);
+        let driver = driver.with_context(|| format!("no driver is called {name:?}: afPacket, afXdp or tap"))?;
         let place = Place::new(driver, options.binary)?;
         let measured = Bench::new(driver, &place).and_then(|mut bench| bench.all(options, &mut rows));
         measured.with_context(|| format!("driver {}: {}", driver.name(), place.log()))?;
@@ -217,7 +222,11 @@ impl<'a> Bench<'a> {
                 };
                 let (mut transmit, mut receive) = (row("transmit"), row("receive"));
                 for slot in 0..RING_SIZE {
-                    self.guest.prepare(slot, &flow.inside.0.to_bytes(), &flow.inside.1);
+                    // As many buffers as the bare loop has.
+                    match slot.checked_sub(bare::BATCH as u16) {
+                        None => self.guest.prepare(slot, &flow.inside.0.to_bytes(), &flow.inside.1),
+                        Some(_) => self.guest.share(slot, slot % bare::BATCH as u16, frame_bytes),
+                    }
                 }
                 for round in 0..=options.rounds {
                     let (ours, bare) = (self.transmit(options.time)?, self.transmit_bare(&flow, options.time)?);
@@ -327,12 +336,12 @@ impl<'a> Bench<'a> {
     fn transmit(&mut self, time: Duration) -> Result<f64> {
         let (before, start) = (self.arrived()?, Instant::now());
         while start.elapsed() < time {
-            for _ in 0..16 {
-                let free = self.guest.reclaim()?;
-                if free > 0 {
-                    self.guest.send(free)?;
-                }
+            let free = self.guest.reclaim()?;
+            if free > 0 {
+                self.guest.send(free)?;
             }
+            // A guest does not take the line of the ring away all the time; and the CPUs may be two threads of one core.
+            (0..500).for_each(|_| std::hint::spin_loop());
         }
         let rate = (self.arrived()? - before) as f64 / start.elapsed().as_secs_f64();
         let end = Instant::now();
