@@ -37,7 +37,10 @@ const UDP: u8 = 17;
 /// A device in use. Any worker may transmit; one receives.
 #[derive(Debug)]
 pub struct Device {
+    /// Where frames come from.
     stream: Arc<Stream>,
+    /// Where they go.
+    sender: Arc<Stream>,
     name: String,
     namespace: Option<Namespace>,
     uso: bool,
@@ -65,15 +68,25 @@ impl Device {
             sys::tun_set_offload(fd.as_fd(), tcp).map_err(|error| failed("set its offloads", error))?;
         }
         let stream = Arc::new(Stream::new(port, fd, Kind::File, HEADER_LEN));
-        Ok(Self { stream, name, namespace, uso, header_len: HEADER_LEN, vlan: None, xdp: None })
+        Ok(Self {
+            sender: Arc::clone(&stream),
+            stream,
+            name,
+            namespace,
+            uso,
+            header_len: HEADER_LEN,
+            vlan: None,
+            xdp: None,
+        })
     }
 
     /// Puts a packet socket to use for `port`.
     pub fn packet(socket: PacketSocket, port: PortId) -> Self {
-        let PacketSocket { fd, name, vlan, uso, xdp } = socket;
+        let PacketSocket { fd, sender, name, vlan, uso, xdp } = socket;
         let before = PACKET_HEADER_LEN + vlan.map_or(0, |_| VLAN_TAG_LEN);
-        let stream = Arc::new(Stream::new(port, fd, Kind::Socket, before));
-        Self { stream, name, namespace: None, uso, header_len: PACKET_HEADER_LEN, vlan, xdp }
+        let stream = |fd| Arc::new(Stream::new(port, fd, Kind::Socket, before));
+        let (stream, sender) = (stream(fd), stream(sender));
+        Self { stream, sender, name, namespace: None, uso, header_len: PACKET_HEADER_LEN, vlan, xdp }
     }
 
     /// Name of the interface.
@@ -137,7 +150,7 @@ impl Device {
                 return result;
             }
         }
-        uring.write(&self.stream, |buffer| write(buffer, self.header_len, self.vlan, offload, packet, arena))
+        uring.write(&self.sender, |buffer| write(buffer, self.header_len, self.vlan, offload, packet, arena))
     }
 
     /// Only the head is copied. `None` when that cannot be.
@@ -145,7 +158,7 @@ impl Device {
     fn transmit_large(&self, packet: &Packet, arena: &[Segment], uring: &mut Uring) -> Option<Result<(), DropReason>> {
         let mut head = [0; HEADER_LEN + VLAN_TAG_LEN + HEAD_MAX];
         let len = write_head(&mut head, self.header_len, self.vlan, packet.meta.offload, packet)?;
-        uring.write_direct(&self.stream, &head[..len], packet.segments(arena).iter().copied())
+        uring.write_direct(&self.sender, &head[..len], packet.segments(arena).iter().copied())
     }
 }
 

@@ -591,11 +591,11 @@ pub(crate) fn join(socket: BorrowedFd<'_>, index: u32, kind: i32) -> io::Result<
     set_option(socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &request)
 }
 
-/// Binds a packet socket to an interface, for frames of all protocols: from now on it receives.
-pub(crate) fn bind_packet(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+/// Binds a packet socket to an interface. If it `receives`, frames of all protocols arrive from now on, or else none.
+pub(crate) fn bind_packet(socket: BorrowedFd<'_>, index: u32, receives: bool) -> io::Result<()> {
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as libc::c_ushort,
-        sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+        sll_protocol: if receives { (libc::ETH_P_ALL as u16).to_be() } else { 0 },
         sll_ifindex: index as libc::c_int,
         sll_hatype: 0,
         sll_pkttype: 0,

@@ -18,6 +18,9 @@ use crate::measure::SWITCH_CPU;
 /// Frames that wait in a TAP device.
 const TAP_QUEUE: usize = 20_000;
 
+/// The kernel's address on both TAP devices: the frames that it receives are for it.
+const TAP_MAC: &str = "02:00:00:00:00:98";
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A thread in a network namespace of its own, which goes with it.
@@ -116,17 +119,16 @@ impl Place {
     /// Sets up what the daemon made, once it is there.
     pub fn finish(&self) -> Result<()> {
         if self.driver == Driver::Tap {
+            self.host.ip(&format!("link set {UPLINK} address {TAP_MAC}"))?;
             self.host.ip(&gateway(UPLINK))?;
             self.host.ip(&format!("link set {UPLINK} txqueuelen {TAP_QUEUE}"))?;
         }
         Ok(())
     }
 
-    /// Sets up the TAP device of the bare loop like the daemon's.
+    /// Sets up the TAP device of the bare loop like the daemon's: the kernel is to do the same with what it writes.
     pub fn finish_bare(&self) -> Result<()> {
-        self.host.ip(&format!(
-            "link set {BARE_TAP} address 02:00:00:00:00:99 up\nlink set {BARE_TAP} txqueuelen {TAP_QUEUE}"
-        ))
+        self.host.ip(&format!("link set {BARE_TAP} address {TAP_MAC} up\nlink set {BARE_TAP} txqueuelen {TAP_QUEUE}"))
     }
 
     /// The guest's socket.
