@@ -106,6 +106,9 @@ pub struct Row {
     pub ours: Vec<f64>,
     /// The same of the bare loop.
     pub bare: Vec<f64>,
+    /// CPU time per frame of hostweave's worker, while it had frames, by that of the bare loop: on a busy machine the
+    /// better measure, because hostweave needs the guest's CPU beside its own. Each round of `transmit`.
+    pub cpu: Vec<f64>,
 }
 
 impl Row {
@@ -218,7 +221,7 @@ impl<'a> Bench<'a> {
                 let frame_bytes = flow.inside.1.len();
                 let row = |direction| {
                     let (driver, family) = (self.driver, [4, 6][family]);
-                    Row { driver, direction, family, frame_bytes, ours: Vec::new(), bare: Vec::new() }
+                    Row { driver, direction, family, frame_bytes, ours: Vec::new(), bare: Vec::new(), cpu: Vec::new() }
                 };
                 let (mut transmit, mut receive) = (row("transmit"), row("receive"));
                 for slot in 0..RING_SIZE {
@@ -233,8 +236,9 @@ impl<'a> Bench<'a> {
                     let (ours_rx, bare_rx) = (self.receive(&flow, large)?, self.receive_bare(&flow, large)?);
                     // The first one warms up.
                     if round > 0 {
-                        transmit.ours.push(ours);
-                        transmit.bare.push(bare);
+                        transmit.ours.push(ours.0);
+                        transmit.bare.push(bare.0);
+                        transmit.cpu.push(bare.1 / ours.1);
                         receive.ours.push(ours_rx);
                         receive.bare.push(bare_rx);
                     }
@@ -333,8 +337,9 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn transmit(&mut self, time: Duration) -> Result<f64> {
-        let (before, start) = (self.arrived()?, Instant::now());
+    /// Frames per second, and CPU time of one.
+    fn transmit(&mut self, time: Duration) -> Result<(f64, f64)> {
+        let (before, busy, start) = (self.arrived()?, self.place.busy()?, Instant::now());
         while start.elapsed() < time {
             let free = self.guest.reclaim()?;
             if free > 0 {
@@ -343,33 +348,36 @@ impl<'a> Bench<'a> {
             // A guest does not take the line of the ring away all the time; and the CPUs may be two threads of one core.
             (0..500).for_each(|_| std::hint::spin_loop());
         }
-        let rate = (self.arrived()? - before) as f64 / start.elapsed().as_secs_f64();
+        let (frames, elapsed) = ((self.arrived()? - before) as f64, start.elapsed());
+        let cpu = busy.until(&self.place.busy()?) / frames;
         let end = Instant::now();
         while self.guest.reclaim()? < RING_SIZE {
             ensure!(end.elapsed() < PATIENCE, "hostweave takes no frames");
         }
-        Ok(rate)
+        Ok((frames / elapsed.as_secs_f64(), cpu))
     }
 
-    fn transmit_bare(&self, flow: &Flow, time: Duration) -> Result<f64> {
+    fn transmit_bare(&self, flow: &Flow, time: Duration) -> Result<(f64, f64)> {
         self.place.pause(true)?;
         let frame = with_header(self.driver.header_bytes(), &flow.outside[0]);
         let (before, start) = (self.arrived()?, Instant::now());
-        let rate = std::thread::scope(|scope| -> Result<f64> {
-            let writer = scope.spawn(|| {
+        let measured = std::thread::scope(|scope| -> Result<(f64, f64)> {
+            let writer = scope.spawn(|| -> Result<f64> {
                 measure::pin(SWITCH_CPU)?;
-                bare::write(&self.bare, &frame, time)
+                let before = measure::own_cpu_s()?;
+                bare::write(&self.bare, &frame, time)?;
+                Ok(measure::own_cpu_s()? - before)
             });
             // The generator is as busy while hostweave is measured.
             while !writer.is_finished() {
                 std::hint::spin_loop();
             }
-            let rate = (self.arrived()? - before) as f64 / start.elapsed().as_secs_f64();
-            writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
-            Ok(rate)
+            let (frames, elapsed) = ((self.arrived()? - before) as f64, start.elapsed());
+            let cpu = writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+            Ok((frames / elapsed.as_secs_f64(), cpu / frames))
         });
         self.place.pause(false)?;
-        rate
+        measured
     }
 
     fn receive(&mut self, flow: &Flow, large: bool) -> Result<f64> {
@@ -462,8 +470,12 @@ pub fn line(row: &Row) -> String {
     let (ratio, ours, bare) = (row.ratio(), Spread::of(&row.ours), Spread::of(&row.bare));
     let (driver, family) = (row.driver.name(), row.family);
     let gbit = |rate: f64| rate * row.frame_bytes as f64 * 8.0 / 1e9;
+    let cpu = match row.cpu.is_empty() {
+        true => String::new(),
+        false => format!(", by CPU time {:.2}", Spread::of(&row.cpu).median),
+    };
     format!(
-        "{driver:9} {:8} IPv{family} {:5} B  {:8.4} Mpps {:6.2} Gbit/s  bare {:8.4} Mpps {:6.2} Gbit/s  ratio {:.2} ({:.2}-{:.2})",
+        "{driver:9} {:8} IPv{family} {:5} B  {:8.4} Mpps {:6.2} Gbit/s  bare {:8.4} Mpps {:6.2} Gbit/s  ratio {:.2} ({:.2}-{:.2}){cpu}",
         row.direction,
         row.frame_bytes,
         ours.median / 1e6,

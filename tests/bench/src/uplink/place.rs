@@ -13,7 +13,8 @@ use tempfile::TempDir;
 
 use super::{BARE_TAP, Driver, FAR, OUTSIDE, UPLINK};
 use crate::generator::SIDES;
-use crate::measure::SWITCH_CPU;
+use crate::measure::{self, SWITCH_CPU};
+use crate::switches;
 
 /// Frames that wait in a TAP device.
 const TAP_QUEUE: usize = 20_000;
@@ -136,6 +137,18 @@ impl Place {
         self.dir.path().join("run/ports/default.p0.sock")
     }
 
+    /// Time in which the worker had its CPU and frames to move, so far.
+    pub fn busy(&self) -> Result<Busy> {
+        let text = switches::metrics(&self.dir.path().join("control.sock"))?;
+        let seconds = |state: &str| {
+            let wanted = |line: &&str| line.starts_with("hostweave_worker_time_seconds_total") && line.contains(state);
+            text.lines().find(wanted).and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+        };
+        let times = measure::thread_times(self.child.id());
+        let cpu = times.iter().filter(|(_, name, _)| name == "hw-worker-0").map(|(.., ns)| *ns as f64 / 1e9).sum();
+        Ok(Busy { cpu, busy: seconds("\"busy\""), polling: seconds("\"polling\"") })
+    }
+
     /// The end of the log.
     pub fn log(&self) -> String {
         let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
@@ -146,6 +159,24 @@ impl Place {
     pub fn pause(&self, pause: bool) -> Result<()> {
         let signal = if pause { Signal::SIGSTOP } else { Signal::SIGCONT };
         Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
+    }
+}
+
+/// What a worker did so far, in seconds.
+pub struct Busy {
+    /// CPU time.
+    cpu: f64,
+    /// With frames, by the clock.
+    busy: f64,
+    /// Looking for some, by the clock.
+    polling: f64,
+}
+
+impl Busy {
+    /// CPU time with frames, between two readings.
+    pub fn until(&self, later: &Busy) -> f64 {
+        let (busy, polling) = (later.busy - self.busy, later.polling - self.polling);
+        (later.cpu - self.cpu) * busy / (busy + polling)
     }
 }
 
