@@ -51,6 +51,9 @@ const UNSAFE_PLACES: &[(&str, &str)] = &[
     ("vhost/src/sigbus.rs", "signal handler for memory files that shrink"),
     ("vhost/src/sys.rs", "system calls without a safe wrapper"),
     ("vhost/guest/src/memory.rs", "the guest's own memory, shared with the backend"),
+    ("tests/bench/src/uplink/bare.rs", "bare loops: system calls for many frames, and what TAP devices want"),
+    ("switch/uplink/src/xdp_socket.rs", "AF_XDP: rings and frames shared with the kernel"),
+    ("switch/uplink/src/direct.rs", "system calls that read frames where they lie"),
     ("switch/uplink/src/sys.rs", "io_uring and TAP system calls"),
 ];
 

@@ -149,6 +149,8 @@ pub enum UplinkDriver {
     AfPacket,
     /// A TAP device, which the kernel routes from and to.
     Tap,
+    /// As with `AfPacket`, but small frames leave by an AF_XDP socket.
+    AfXdp,
 }
 
 /// Addresses for ports without a public one (`NatPool`).

@@ -162,6 +162,8 @@ impl Worker {
             uring,
             cache,
             burst: Burst::new(),
+            frames: Vec::with_capacity(BURST),
+            frames_of: PortId::NONE,
             lookups: vec![Lookup::default(); BURST].into(),
             free: FreeRecords::new(),
             released: Vec::new(),
@@ -236,9 +238,10 @@ impl Worker {
                 Event::Frame { token, frame } => {
                     if let Some((key, Source::Device(device))) = self.sources.by_token(token) {
                         packets += 1;
-                        self.path.serve_device(plane, key.port, device, &frame, now);
+                        self.path.take_frame(plane, key.port, device, frame, now);
+                    } else {
+                        self.path.uring.release(frame);
                     }
-                    self.path.uring.release(frame);
                 }
                 Event::Refused { port, octets } => {
                     if let Some(count) = counters(plane, port, self.path.shared.index) {
@@ -263,6 +266,7 @@ impl Worker {
                 }
             }
         }
+        self.path.run_frames(plane, now);
         packets
     }
 
@@ -297,6 +301,9 @@ struct Path {
     shared: Arc<Shared>,
     uring: Uring,
     burst: Burst,
+    /// Frames of a device whose payloads the burst names, and the device's port.
+    frames: Vec<Frame>,
+    frames_of: PortId,
     lookups: Box<[Lookup]>,
     cache: FlowCache,
     free: FreeRecords,
@@ -389,17 +396,33 @@ impl Path {
         frames
     }
 
-    /// `rx` from a device: one frame that the kernel wrote into a buffer of ours.
-    fn serve_device(&mut self, plane: &Plane, port: PortId, device: &Device, frame: &Frame, now: Instant) {
-        if let Err(reason) = device.receive(port, frame, &mut self.burst)
-            && let Some(count) = counters(plane, port, self.shared.index)
-        {
-            count.received.add(1);
-            count.dropped.add(reason, 1);
+    /// `rx` from a device: a frame that the kernel wrote into a buffer of ours. Those of one device make a burst.
+    fn take_frame(&mut self, plane: &Plane, port: PortId, device: &Device, frame: Frame, now: Instant) {
+        if self.frames_of != port || self.frames.len() == BURST || !self.burst.has_room(1) {
+            self.run_frames(plane, now);
+            self.frames_of = port;
         }
-        if !self.burst.is_empty() {
-            self.run_burst(plane, port, NO_QUEUE, now);
-            self.burst.clear();
+        match device.receive(port, &frame, &mut self.burst) {
+            Ok(()) => self.frames.push(frame),
+            Err(reason) => {
+                self.uring.release(frame);
+                if let Some(count) = counters(plane, port, self.shared.index) {
+                    count.received.add(1);
+                    count.dropped.add(reason, 1);
+                }
+            }
+        }
+    }
+
+    /// Takes the frames that a device brought through the pipeline.
+    fn run_frames(&mut self, plane: &Plane, now: Instant) {
+        if self.frames.is_empty() {
+            return;
+        }
+        self.run_burst(plane, self.frames_of, NO_QUEUE, now);
+        self.burst.clear();
+        for frame in self.frames.drain(..) {
+            self.uring.release(frame);
         }
     }
 

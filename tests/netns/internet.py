@@ -28,6 +28,17 @@ SECOND_PUBLIC = PUBLIC_4[3], PUBLIC_6[3]
 
 suite = Suite("internet", internet.requires)
 
+# By a packet socket, as by default, and with AF_XDP beside it.
+DRIVERS = {"afPacket": None, "afXdp": "afXdp"}
+
+
+def world_with(case, driver, *names):
+    """A world whose uplink has this driver; `None`: the default."""
+    if driver:
+        product_only("drivers")
+        return world(case, *names, driver=driver)
+    return world(case, *names)
+
 
 def in_pool(address):
     return address in addresses(POOL[family(address)])
@@ -141,9 +152,9 @@ def unasked(case):
 # 3
 
 
-@suite.test("ping, in fragments too, and what comes back as ICMP: the closed port of the server, the router's time exceeded")
-def icmp(case):
-    host, a = world(case, "a")
+@suite.test("ping, in fragments too, and what comes back as ICMP: the closed port of the server, the router's time exceeded", cases=DRIVERS)
+def icmp(case, driver):
+    host, a = world_with(case, driver, "a")
     for number, server in enumerate(SERVER):
         a.sh("ping -c 3 -i 0.2 -W 3 %s" % server)
         # Not a multiple of eight, in three fragments, with the identifier of a socket that stays.
@@ -181,9 +192,9 @@ def routes(case):
 # 4
 
 
-@suite.test("iperf3, TCP and UDP, both ways, one stream and eight")
-def iperf(case):
-    host, a = world(case, "a")
+@suite.test("iperf3, TCP and UDP, both ways, one stream and eight", cases=DRIVERS)
+def iperf(case, driver):
+    host, a = world_with(case, driver, "a")
     host.iperf()
     for server in SERVER:
         for options in ("", "-R", "-P 8"):
@@ -278,9 +289,9 @@ def narrow_network(case):
 # 7
 
 
-@suite.test("direct attach: the container has the public address on its NIC; every protocol and port comes in, its own leave from there")
-def direct_attach(case):
-    host, a, b = world(case, "a", "b")
+@suite.test("direct attach: the container has the public address on its NIC; every protocol and port comes in, its own leave from there", cases=DRIVERS)
+def direct_attach(case, driver):
+    host, a, b = world_with(case, driver, "a", "b")
     host.attach(a, *FIRST_PUBLIC)
     host.server.peer("serve", port=TELLS, mode="tells")
     host.server.peer("reflect", port=REFLECT)
@@ -417,9 +428,10 @@ def two_claims(case):
 
 
 @suite.test("kill -9 under 200 (then 1,000) translated TCP connections and a UDP mapping: all go on, from the same outside ports",
-            cases={"200": 200, "1000": 1000})
-def killed(case, count):
-    host, a, b = world(case, "a", "b")
+            cases={"200": (200, None), "1000": (1000, None), "afXdp": (200, "afXdp")})
+def killed(case, how):
+    count, driver = how
+    host, a, b = world_with(case, driver, "a", "b")
     host.server.peer("serve", port=ECHO)
     host.server.peer("reflect", port=REFLECT)
     each = count // 4
@@ -452,9 +464,9 @@ def killed(case, count):
 # 9
 
 
-@suite.test("the uplink goes down and up again, four times: what needed it waits and goes on; what did not never notices")
-def flapped(case):
-    host, a, b = world(case, "a", "b")
+@suite.test("the uplink goes down and up again, four times: what needed it waits and goes on; what did not never notices", cases=DRIVERS)
+def flapped(case, driver):
+    host, a, b = world_with(case, driver, "a", "b")
     host.server.peer("serve", port=ECHO)
     b.peer("serve", port=ECHO)
     for server in SERVER:
@@ -514,10 +526,10 @@ def foreign(host, frames, up0):
     return found
 
 
-@suite.test("the host's kernel forwards, and stays out: no RST, no redirect, no duplicate, no neighbour's question or second answer")
-def kernel_stays_out(case):
+@suite.test("the host's kernel forwards, and stays out: no RST, no redirect, no duplicate, no neighbour's question or second answer", cases=DRIVERS)
+def kernel_stays_out(case, driver):
     product_only("it is about the kernel beside it")
-    host, a, b = world(case, "a", "b")
+    host, a, b = world_with(case, driver, "a", "b")
     host.attach(b, *FIRST_PUBLIC)
     host.nginx()
     host.server.peer("serve", port=ECHO)

@@ -29,7 +29,11 @@ pub(super) fn check(raw: &raw::Uplink, path: &Path, problems: &mut Vec<Problem>)
     let number = |value: Option<u32>| value.and_then(|value| u16::try_from(value).ok());
     let vlan = range(raw.vlan, 1, 4094, &path.key("vlan"), problems);
     let mtu = range(raw.mtu, u32::from(MTU_MIN), u32::from(MTU_MAX), &path.key("mtu"), problems);
-    let driver = driver(raw, path, problems);
+    let driver = match raw.driver {
+        None | Some(raw::UplinkDriver::AfPacket) => UplinkDriver::AfPacket,
+        Some(raw::UplinkDriver::Tap) => UplinkDriver::Tap,
+        Some(raw::UplinkDriver::AfXdp) => UplinkDriver::AfXdp,
+    };
     if driver == UplinkDriver::Tap && vlan.is_some() {
         let message = format!("{} has no meaning with driver tap", path.key("vlan"));
         let problem = Problem::key(&path.key("vlan"), "conflict", message).label("remove it");
@@ -38,19 +42,6 @@ pub(super) fn check(raw: &raw::Uplink, path: &Path, problems: &mut Vec<Problem>)
     let addresses = addresses(&raw.addresses, &path.key("addresses"), problems);
     let gateways = gateways(&raw.gateways, &addresses, &path.key("gateways"), problems);
     UplinkSpec { interface: raw.interface.clone(), driver, addresses, gateways, vlan: number(vlan), mtu: number(mtu) }
-}
-
-fn driver(raw: &raw::Uplink, path: &Path, problems: &mut Vec<Problem>) -> UplinkDriver {
-    match raw.driver {
-        None | Some(raw::UplinkDriver::AfPacket) => UplinkDriver::AfPacket,
-        Some(raw::UplinkDriver::Tap) => UplinkDriver::Tap,
-        Some(raw::UplinkDriver::AfXdp) => {
-            let path = path.key("driver");
-            let problem = Problem::value(&path, "not_yet_supported", format!("{path} afXdp is not supported yet"));
-            problems.push(problem.label("not supported yet").help("write afPacket, which is the default, or tap"));
-            UplinkDriver::AfPacket
-        }
-    }
 }
 
 fn addresses(texts: &[String], path: &Path, problems: &mut Vec<Problem>) -> Vec<IpNet> {

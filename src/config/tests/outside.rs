@@ -110,7 +110,6 @@ fn uplinks_that_are_refused() {
     check(&[
         (uplink(""), &["missing_field 4 uplink"]),
         (uplink("interface: sixteen-octets-x"), &["invalid_name 4 sixteen-octets-x"]),
-        (uplink("interface: e, driver: afXdp"), &["not_yet_supported 4 afXdp"]),
         (uplink("interface: e, driver: dpdk"), &["unknown_value 4 dpdk"]),
         (uplink("interface: e, vlan: 4095"), &["out_of_range 4 4095"]),
         (uplink("interface: e, driver: tap, vlan: 5"), &["conflict 4 vlan"]),

@@ -106,9 +106,9 @@ fn nofile(limit: u64, ports: u64) -> Finding {
 
 fn capabilities(effective: u64, needs: &Needs) -> Finding {
     let mut missing = Vec::new();
-    if needs.uplink == Some(UplinkDriver::AfPacket) {
+    if matches!(needs.uplink, Some(UplinkDriver::AfPacket | UplinkDriver::AfXdp)) {
         if !has(effective, CAP_NET_RAW) {
-            missing.push("CAP_NET_RAW (packet sockets)");
+            missing.push("CAP_NET_RAW (packet and AF_XDP sockets)");
         }
         if !has(effective, CAP_NET_ADMIN) {
             missing.push("CAP_NET_ADMIN (hiding frames from the kernel)");

@@ -23,7 +23,7 @@ pub fn get(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
     let owned: Vec<Value> = status.owned.iter().map(|(address, owner)| owner_of(&snapshot, *address, owner)).collect();
     Ok(json!({
         "interface": status.spec.interface,
-        "driver": match status.spec.driver { UplinkDriver::AfPacket => "afPacket", UplinkDriver::Tap => "tap" },
+        "driver": match status.spec.driver { UplinkDriver::AfPacket => "afPacket", UplinkDriver::Tap => "tap", UplinkDriver::AfXdp => "afXdp" },
         "link": status.link,
         "reason": status.reason,
         "mac": status.mac.map(|mac| mac.to_string()),

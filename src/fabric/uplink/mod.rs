@@ -280,12 +280,16 @@ impl UplinkRuntime {
     fn try_open(&mut self, inner: &Inner) -> anyhow::Result<()> {
         let id = self.port.id;
         let (devices, index) = match self.spec.driver {
-            UplinkDriver::AfPacket => {
+            UplinkDriver::AfPacket | UplinkDriver::AfXdp => {
                 let Some(there) = self.interface.filter(|there| there.up) else { return Ok(()) };
                 owned::refuse_addresses_of_the_kernel(&self.outside)?;
                 self.hide()?;
                 let (name, vlan) = (&self.spec.interface, self.spec.vlan);
-                let sockets = PacketSocket::open_group(name, there.index, vlan, inner.workers.len())?;
+                let open = match self.spec.driver {
+                    UplinkDriver::AfXdp => PacketSocket::open_group_with_xdp,
+                    _ => PacketSocket::open_group,
+                };
+                let sockets = open(name, there.index, vlan, inner.workers.len())?;
                 (sockets.into_iter().map(|socket| Device::packet(socket, id)).collect(), there.index)
             }
             UplinkDriver::Tap => {
@@ -315,7 +319,7 @@ impl UplinkRuntime {
 
     /// The kernel must not see what is ours. Nothing happens when that is so already.
     fn hide(&mut self) -> anyhow::Result<()> {
-        if self.spec.driver != UplinkDriver::AfPacket {
+        if self.spec.driver == UplinkDriver::Tap {
             return Ok(());
         }
         let addresses = self.owned.keys().map(|address| IpNet::from(owned::unmapped(*address)));
@@ -335,7 +339,7 @@ impl UplinkRuntime {
     fn set_port(&mut self) {
         let Some(there) = self.interface else { return };
         let mac = match self.spec.driver {
-            UplinkDriver::AfPacket => there.mac,
+            UplinkDriver::AfPacket | UplinkDriver::AfXdp => there.mac,
             UplinkDriver::Tap => beside(there.mac),
         };
         if mac != self.port.mac {

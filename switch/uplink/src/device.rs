@@ -11,18 +11,20 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use hostweave_switch::limits::{FRAME_MAX, GSO_SEGMENTS_MAX, GSO_SIZE_MIN, HEAD_FIRST, HEADROOM};
+use hostweave_switch::limits::{FRAME_MAX, GSO_SEGMENTS_MAX, GSO_SIZE_MIN, HEAD_FIRST, HEAD_MAX, HEADROOM};
 use hostweave_switch::packet::{Burst, Offload, Packet, virtio_net};
-use hostweave_switch::payload::Segment;
+use hostweave_switch::payload::{Segment, gather};
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
+use hostweave_switch::wire::checksum::sum;
 
 use crate::Error;
-use crate::limits::{HEADER_LEN, PACKET_HEADER_LEN, VLAN_TAG_LEN};
+use crate::limits::{DIRECT_MIN, HEADER_LEN, PACKET_HEADER_LEN, VLAN_TAG_LEN, XDP_FRAME};
 use crate::netns::{Namespace, TapDevice};
 use crate::packet_socket::PacketSocket;
 use crate::sys;
 use crate::uring::{Frame, Kind, Stream, Uring};
+use crate::xdp_socket::XdpSockets;
 
 const ETHERNET: usize = 14;
 /// Octets of both link addresses.
@@ -35,13 +37,18 @@ const UDP: u8 = 17;
 /// A device in use. Any worker may transmit; one receives.
 #[derive(Debug)]
 pub struct Device {
+    /// Where frames come from.
     stream: Arc<Stream>,
+    /// Where they go.
+    sender: Arc<Stream>,
     name: String,
     namespace: Option<Namespace>,
     uso: bool,
     header_len: usize,
     /// IEEE 802.1Q tag of each frame that leaves.
     vlan: Option<u16>,
+    /// Where small frames leave.
+    xdp: Option<Arc<XdpSockets>>,
 }
 
 impl Device {
@@ -61,15 +68,25 @@ impl Device {
             sys::tun_set_offload(fd.as_fd(), tcp).map_err(|error| failed("set its offloads", error))?;
         }
         let stream = Arc::new(Stream::new(port, fd, Kind::File, HEADER_LEN));
-        Ok(Self { stream, name, namespace, uso, header_len: HEADER_LEN, vlan: None })
+        Ok(Self {
+            sender: Arc::clone(&stream),
+            stream,
+            name,
+            namespace,
+            uso,
+            header_len: HEADER_LEN,
+            vlan: None,
+            xdp: None,
+        })
     }
 
     /// Puts a packet socket to use for `port`.
     pub fn packet(socket: PacketSocket, port: PortId) -> Self {
-        let PacketSocket { fd, name, vlan, uso } = socket;
+        let PacketSocket { fd, sender, name, vlan, uso, xdp } = socket;
         let before = PACKET_HEADER_LEN + vlan.map_or(0, |_| VLAN_TAG_LEN);
-        let stream = Arc::new(Stream::new(port, fd, Kind::Socket, before));
-        Self { stream, name, namespace: None, uso, header_len: PACKET_HEADER_LEN, vlan }
+        let stream = |fd| Arc::new(Stream::new(port, fd, Kind::Socket, before));
+        let (stream, sender) = (stream(fd), stream(sender));
+        Self { stream, sender, name, namespace: None, uso, header_len: PACKET_HEADER_LEN, vlan, xdp }
     }
 
     /// Name of the interface.
@@ -119,7 +136,29 @@ impl Device {
         if offload.gso_type & !virtio_net::GSO_ECN == virtio_net::GSO_UDP_L4 && !self.uso {
             return Err(DropReason::GsoBad);
         }
-        uring.write(&self.stream, |buffer| write(buffer, self.header_len, self.vlan, offload, packet, arena))
+        if packet.len() >= DIRECT_MIN
+            && let Some(result) = self.transmit_large(packet, arena, uring)
+        {
+            return result;
+        }
+        if let Some(sockets) = &self.xdp
+            && packet.len() + VLAN_TAG_LEN <= XDP_FRAME
+            && !offload.is_gso()
+        {
+            let fill = |buffer: &mut [u8]| write_complete(buffer, self.vlan, offload, packet, arena);
+            if let Some(result) = uring.write_xdp(sockets, fill) {
+                return result;
+            }
+        }
+        uring.write(&self.sender, |buffer| write(buffer, self.header_len, self.vlan, offload, packet, arena))
+    }
+
+    /// Only the head is copied. `None` when that cannot be.
+    #[inline(never)]
+    fn transmit_large(&self, packet: &Packet, arena: &[Segment], uring: &mut Uring) -> Option<Result<(), DropReason>> {
+        let mut head = [0; HEADER_LEN + VLAN_TAG_LEN + HEAD_MAX];
+        let len = write_head(&mut head, self.header_len, self.vlan, packet.meta.offload, packet)?;
+        uring.write_direct(&self.sender, &head[..len], packet.segments(arena).iter().copied())
     }
 }
 
@@ -129,22 +168,61 @@ fn write(
     buffer: &mut [u8],
     header_len: usize,
     vlan: Option<u16>,
+    offload: Offload,
+    packet: &Packet,
+    arena: &[Segment],
+) -> Option<usize> {
+    let head_len = write_head(buffer, header_len, vlan, offload, packet)?;
+    let rest = buffer.get_mut(head_len..head_len + packet.len() - packet.head().len())?;
+    gather(packet.segments(arena), 0, rest);
+    Some(head_len + rest.len())
+}
+
+/// Writes the frame alone, with a complete checksum. Returns how many octets, `None` when they do not fit.
+#[inline]
+fn write_complete(
+    buffer: &mut [u8],
+    vlan: Option<u16>,
     mut offload: Offload,
     packet: &Packet,
     arena: &[Segment],
 ) -> Option<usize> {
-    let (header, frame) = buffer.split_at_mut_checked(header_len)?;
-    let frame_len = match vlan {
-        None => packet.copy_frame(arena, frame)?,
-        Some(vlan) => {
-            let len = packet.copy_frame(arena, frame.get_mut(VLAN_TAG_LEN..)?)?;
+    let len = write(buffer, 0, vlan, offload, packet, arena)?;
+    if offload.needs_csum() {
+        if vlan.is_some() {
             shift(&mut offload);
-            tag(frame, vlan);
-            len + VLAN_TAG_LEN
         }
-    };
+        let (start, at) = (usize::from(offload.csum_start), usize::from(offload.csum_offset));
+        // The field holds the sum of the pseudo-header.
+        let checksum = match !sum(buffer.get(start..len)?) {
+            // RFC 768: a computed zero is sent as all ones. In TCP the two mean the same.
+            0 => 0xffff,
+            checksum => checksum,
+        };
+        buffer.get_mut(start + at..start + at + 2)?.copy_from_slice(&checksum.to_be_bytes());
+    }
+    Some(len)
+}
+
+/// Writes the header and what the packet has in its own slot. Returns how many octets, `None` when they do not fit.
+#[inline]
+fn write_head(
+    buffer: &mut [u8],
+    header_len: usize,
+    vlan: Option<u16>,
+    mut offload: Offload,
+    packet: &Packet,
+) -> Option<usize> {
+    let (header, frame) = buffer.split_at_mut_checked(header_len)?;
+    let head = packet.head();
+    let before = vlan.map_or(0, |_| VLAN_TAG_LEN);
+    frame.get_mut(before..before + head.len())?.copy_from_slice(head);
+    if let Some(vlan) = vlan {
+        shift(&mut offload);
+        tag(frame, vlan);
+    }
     header.copy_from_slice(&header_of(&offload)[..header_len]);
-    Some(header_len + frame_len)
+    Some(header_len + before + head.len())
 }
 
 /// Everything behind the link addresses moves by the length of a tag.

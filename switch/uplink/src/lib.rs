@@ -5,6 +5,8 @@
 #![deny(unsafe_code)]
 
 pub mod device;
+#[allow(unsafe_code, reason = "system calls that read frames where they lie")]
+mod direct;
 mod error;
 pub mod limits;
 pub mod netlink;
@@ -14,5 +16,7 @@ pub mod packet_socket;
 mod sys;
 pub mod uring;
 mod waker;
+#[allow(unsafe_code, reason = "rings and frames shared with the kernel")]
+mod xdp_socket;
 
 pub use error::Error;

@@ -1,5 +1,7 @@
 //! Every limit of the uplink has its name here (STYLE rule 10).
 
+use std::time::Duration;
+
 use hostweave_switch::limits::{BURST, FRAME_MAX};
 
 /// Octets of the virtio-net header before each frame of a TAP device (VIRTIO 1.2 §5.1.6, with `num_buffers`).
@@ -20,11 +22,37 @@ pub const SUBMISSIONS: u32 = 1_024;
 /// Completions that fit in memory; what exceeds them waits in the kernel.
 pub const COMPLETIONS: u32 = 16_384;
 
-/// Octets of a buffer for one frame: whole pages.
-pub const FRAME_BUFFER: usize = (HEADER_LEN + VLAN_TAG_LEN + FRAME_MAX).next_multiple_of(4_096);
+/// Octets of a buffer for one frame: whole pages and a few cache lines, so that the first lines of all buffers do not fall
+/// into the same few sets of the caches.
+pub const FRAME_BUFFER: usize = (HEADER_LEN + VLAN_TAG_LEN + FRAME_MAX).next_multiple_of(4_096) + 3 * 64;
+
+/// Octets of a frame that leaves by AF_XDP, at most: a page, the largest chunk that the kernel takes.
+pub const XDP_FRAME: usize = 4_096;
+
+/// Frames of an AF_XDP socket that the kernel has not yet sent. A power of two.
+pub const XDP_FRAMES: usize = 256;
+
+/// How long to wait for a queue of an interface that another AF_XDP socket had.
+pub const XDP_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Frames that go to a packet socket with one system call.
+pub const SENDS_MAX: usize = 64;
+
+/// Octets from which on a frame is written from where its sender left it, with a system call of its own.
+pub const DIRECT_MIN: usize = 8_192;
+
+/// Parts of such a frame behind its head; one in more parts is copied.
+pub const DIRECT_SEGMENTS_MAX: usize = 64;
 
 /// Frames of all devices that a worker has read and not yet handled. A power of two.
 pub const READ_BUFFERS: u16 = 64;
+
+/// Octets from which on a frame that was read is large ...
+pub const READ_LARGE: usize = 16_384;
+
+/// ... and how many the kernel may read ahead while frames are: what it has read should still be in the caches when it is
+/// copied on.
+pub const READS_LARGE: u16 = 8;
 
 /// Frames of all devices that a worker has written and the kernel not yet taken.
 pub const WRITE_BUFFERS: u16 = 128;
@@ -42,5 +70,7 @@ pub const POLLS_ENDED_MAX: u32 = 64;
 pub const DEVICE_NAME_MAX: usize = 15;
 
 const _: () = assert!(READ_BUFFERS.is_power_of_two() && READ_BUFFERS as usize >= BURST);
+const _: () = assert!(READS_LARGE < READ_BUFFERS);
+const _: () = assert!(XDP_FRAMES.is_power_of_two());
 const _: () = assert!(WRITE_BUFFERS as usize >= BURST);
 const _: () = assert!(FRAME_BUFFER >= HEADER_LEN + VLAN_TAG_LEN + FRAME_MAX && PACKET_HEADER_LEN < HEADER_LEN);

@@ -12,13 +12,16 @@
 //! cheaper, but there the kernel drops each GSO frame that the interface cannot segment itself, and whatever does not
 //! fit its ring at once.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use libc::sock_filter;
 
 use crate::Error;
 use crate::limits::SOCKET_BUFFER;
 use crate::sys;
+use crate::xdp_socket::XdpSockets;
 
 #[cfg(target_endian = "big")]
 compile_error!(
@@ -29,9 +32,12 @@ compile_error!(
 #[derive(Debug)]
 pub struct PacketSocket {
     pub(crate) fd: OwnedFd,
+    /// Another one, which transmits: the kernel tells whoever waits for frames of each one that has left.
+    pub(crate) sender: OwnedFd,
     pub(crate) name: String,
     pub(crate) vlan: Option<u16>,
     pub(crate) uso: bool,
+    pub(crate) xdp: Option<Arc<XdpSockets>>,
 }
 
 impl PacketSocket {
@@ -63,6 +69,20 @@ impl PacketSocket {
         Ok(sockets)
     }
 
+    /// The same, with AF_XDP sockets by which small frames leave.
+    ///
+    /// # Errors
+    /// As above, and when the kernel has no AF_XDP, or somebody else uses it on this interface.
+    pub fn open_group_with_xdp(name: &str, index: u32, vlan: Option<u16>, count: usize) -> Result<Vec<Self>, Error> {
+        let action = "open an AF_XDP socket (it needs CAP_NET_RAW, a kernel with CONFIG_XDP_SOCKETS and an interface \
+                      that no other program uses so; driver afPacket does without)";
+        let failed = |source| Error::Interface { name: name.to_owned(), action: action.to_owned(), source };
+        let xdp = Arc::new(XdpSockets::open(index, count).map_err(failed)?);
+        let mut sockets = Self::open_group(name, index, vlan, count)?;
+        sockets.iter_mut().for_each(|socket| socket.xdp = Some(Arc::clone(&xdp)));
+        Ok(sockets)
+    }
+
     fn open(name: &str, index: u32, vlan: Option<u16>) -> Result<Self, Error> {
         let failed = |action: &'static str| {
             move |source| Error::Interface { name: name.to_owned(), action: action.to_owned(), source }
@@ -73,19 +93,30 @@ impl PacketSocket {
         set(libc::PACKET_VNET_HDR, 1).map_err(failed("ask for offload headers"))?;
         set(libc::PACKET_IGNORE_OUTGOING, 1).map_err(failed("ignore outgoing frames"))?;
         sys::attach_filter(socket, &mut tag_filter(vlan)).map_err(failed("filter VLAN tags"))?;
-        for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
-            sys::set_number(socket, libc::SOL_SOCKET, option, SOCKET_BUFFER as i32)
-                .map_err(failed("make room for frames"))?;
-        }
+        make_room(socket, libc::SO_RCVBUFFORCE).map_err(failed("make room for frames"))?;
         // Neighbour solicitations for addresses of ours are sent to groups that the kernel has not joined.
         sys::join(socket, index, libc::PACKET_MR_ALLMULTI).map_err(failed("receive all groups"))?;
         if vlan.is_some() {
             // Some interfaces drop tags in hardware for which the kernel has no device, unless they take everything.
             sys::join(socket, index, libc::PACKET_MR_PROMISC).map_err(failed("receive its VLAN"))?;
         }
-        sys::bind_packet(socket, index).map_err(failed("bind a packet socket"))?;
-        Ok(Self { fd, name: name.to_owned(), vlan, uso: kernel_takes_uso() })
+        sys::bind_packet(socket, index, true).map_err(failed("bind a packet socket"))?;
+        let sender = sender(index).map_err(failed("open a packet socket"))?;
+        Ok(Self { fd, sender, name: name.to_owned(), vlan, uso: kernel_takes_uso(), xdp: None })
     }
+}
+
+/// A packet socket that only transmits.
+fn sender(index: u32) -> io::Result<OwnedFd> {
+    let fd = sys::packet_socket()?;
+    sys::set_number(fd.as_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
+    make_room(fd.as_fd(), libc::SO_SNDBUFFORCE)?;
+    sys::bind_packet(fd.as_fd(), index, false)?;
+    Ok(fd)
+}
+
+fn make_room(socket: BorrowedFd<'_>, option: i32) -> io::Result<()> {
+    sys::set_number(socket, libc::SOL_SOCKET, option, SOCKET_BUFFER as i32)
 }
 
 /// What `PACKET_FANOUT` takes: the group in its lower half, how it is divided in its upper one.

@@ -24,6 +24,7 @@ const BUFFER_GROUP: u16 = 0;
 
 /// Page-aligned anonymous memory that is never unmapped. A region that is dropped waits for the next one who asks for
 /// that size.
+#[derive(Debug)]
 pub(crate) struct Region {
     base: NonNull<u8>,
     len: usize,
@@ -37,7 +38,7 @@ static RETURNED: Mutex<Vec<Region>> = Mutex::new(Vec::new());
 
 impl Region {
     /// At least `len` octets. The content is whatever was there.
-    fn take(len: usize) -> io::Result<Self> {
+    pub(crate) fn take(len: usize) -> io::Result<Self> {
         let mut returned = RETURNED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = returned.iter().position(|region| region.len == len) {
             return Ok(returned.swap_remove(index));
@@ -63,7 +64,7 @@ impl Region {
     }
 
     /// Lets somebody else use it. Only for memory that no request in flight names any more.
-    fn give_back(self) {
+    pub(crate) fn give_back(self) {
         RETURNED.lock().unwrap_or_else(PoisonError::into_inner).push(self);
     }
 
@@ -71,7 +72,7 @@ impl Region {
     ///
     /// # Panics
     /// When that lies outside.
-    fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
+    pub(crate) fn at(&self, offset: usize, len: usize) -> NonNull<u8> {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));
         // SAFETY: inside the mapping, as just checked. JUSTIFICATION: pointer arithmetic inside one allocation.
         unsafe { self.base.add(offset) }
@@ -174,6 +175,14 @@ impl WritePool {
         assert!(len <= self.stride);
         self.free.pop();
         Some((index, len))
+    }
+
+    /// Where the first `len` octets of a buffer lie.
+    ///
+    /// # Panics
+    /// When there is no such buffer.
+    pub(crate) fn address(&self, index: u16, len: usize) -> NonNull<u8> {
+        self.buffers.at(usize::from(index) * self.stride, len)
     }
 
     /// Takes a buffer back whose write has completed.
@@ -325,21 +334,10 @@ impl Ring {
         self.push_entry(entry.user_data(user_data));
     }
 
-    /// Queues a write of the first `len` octets of a buffer that [`WritePool::fill`] returned. One to a socket never
-    /// waits for room there: frames that did would overtake each other.
-    pub(crate) fn push_write(
-        &mut self,
-        fd: RawFd,
-        socket: bool,
-        pool: &WritePool,
-        (index, len): (u16, usize),
-        user_data: u64,
-    ) {
-        let address = pool.buffers.at(usize::from(index) * pool.stride, len);
-        let entry = match socket {
-            false => opcode::Write::new(Fd(fd), address.as_ptr(), len as u32).build(),
-            true => opcode::Send::new(Fd(fd), address.as_ptr(), len as u32).flags(libc::MSG_DONTWAIT).build(),
-        };
+    /// Queues a write of the first `len` octets of a buffer that [`WritePool::fill`] returned.
+    pub(crate) fn push_write(&mut self, fd: RawFd, pool: &WritePool, (index, len): (u16, usize), user_data: u64) {
+        let address = pool.address(index, len);
+        let entry = opcode::Write::new(Fd(fd), address.as_ptr(), len as u32).build();
         self.push_entry(entry.user_data(user_data));
     }
 
@@ -593,11 +591,11 @@ pub(crate) fn join(socket: BorrowedFd<'_>, index: u32, kind: i32) -> io::Result<
     set_option(socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &request)
 }
 
-/// Binds a packet socket to an interface, for frames of all protocols: from now on it receives.
-pub(crate) fn bind_packet(socket: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+/// Binds a packet socket to an interface. If it `receives`, frames of all protocols arrive from now on, or else none.
+pub(crate) fn bind_packet(socket: BorrowedFd<'_>, index: u32, receives: bool) -> io::Result<()> {
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as libc::c_ushort,
-        sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+        sll_protocol: if receives { (libc::ETH_P_ALL as u16).to_be() } else { 0 },
         sll_ifindex: index as libc::c_int,
         sll_hatype: 0,
         sll_pkttype: 0,

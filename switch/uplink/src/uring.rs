@@ -14,6 +14,9 @@
 //!
 //! *Signals* to guests' call eventfds are writes that never wait (`RWF_NOWAIT`) and complete silently.
 //!
+//! *Frames* go to TAP devices as requests, to packet sockets many at a time with [`Uring::submit`], and, large ones, at once and
+//! without a copy (`direct`).
+//!
 //! *Frames* of network devices are read into buffers that all devices of the worker share. When they run out, the devices
 //! that brought the fewest frames lately are served first.
 //!
@@ -25,19 +28,21 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hostweave_switch::payload::Segment;
-use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
 
 use crate::Error;
+use crate::direct::Sends;
 use crate::limits::{
-    COMPLETIONS, DEVICE_IN_FLIGHT_MAX, FRAME_BUFFER, POLLS_ENDED_MAX, READ_BUFFERS, READS_ONE_SHOT, SUBMISSIONS,
-    WRITE_BUFFERS,
+    COMPLETIONS, FRAME_BUFFER, POLLS_ENDED_MAX, READ_BUFFERS, READ_LARGE, READS_LARGE, READS_ONE_SHOT, SUBMISSIONS,
 };
 use crate::sys::{Completion, Op, ReadPool, Ring, WritePool};
+use crate::xdp_socket::XdpSockets;
+
+mod sending;
 
 pub use crate::waker::Waker;
 
@@ -160,7 +165,17 @@ pub struct Uring {
     /// Readers with fewer requests in the kernel than they should have.
     starved: Vec<usize>,
     reads: Option<ReadPool>,
+    /// Read buffers that the kernel does not get while frames are large.
+    held: Vec<u16>,
     writes: Option<WritePool>,
+    /// Different for each, from 0 on: which AF_XDP socket is its own.
+    number: usize,
+    /// Where frames wait for a kick.
+    kicking: Option<Arc<XdpSockets>>,
+    /// Frames for a packet socket.
+    sends: Sends,
+    /// Which one.
+    sending: Option<Arc<Stream>>,
     /// For each write buffer in use, where it goes (which keeps the file open) and how much of it.
     writing: Vec<Option<(Arc<Stream>, usize)>>,
     /// File descriptors that queued requests name: open until submitted.
@@ -169,6 +184,9 @@ pub struct Uring {
     signals_refused: u64,
     _thread: PhantomData<*const ()>,
 }
+
+/// How many there have been.
+static NUMBERS: AtomicUsize = AtomicUsize::new(0);
 
 const SILENT: u64 = 0;
 const WAKE: u64 = 1;
@@ -203,6 +221,11 @@ impl Uring {
             starved: Vec::new(),
             reads: None,
             writes: None,
+            held: Vec::with_capacity(usize::from(READ_BUFFERS)),
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            kicking: None,
+            sends: Sends::new(),
+            sending: None,
             writing: Vec::new(),
             named: Vec::new(),
             events: Vec::with_capacity(COMPLETIONS as usize / 16),
@@ -260,6 +283,8 @@ impl Uring {
     /// Hands what was queued to the kernel. No system call when nothing was.
     #[inline]
     pub fn submit(&mut self) {
+        self.flush_sends();
+        self.kick_sends();
         if !self.starved.is_empty() {
             self.feed();
         }
@@ -291,7 +316,7 @@ impl Uring {
     pub fn wait(&mut self, timeout: Option<Duration>) {
         self.submit();
         self.reap();
-        if !self.events.is_empty() || !self.waker.may_sleep() {
+        if !self.events.is_empty() || self.kicking.is_some() || !self.waker.may_sleep() {
             return;
         }
         if let Some(ring) = self.ring.as_mut()
@@ -306,8 +331,16 @@ impl Uring {
     /// Gives a frame's buffer back for the next.
     #[inline]
     pub fn release(&mut self, frame: Frame) {
-        if let Some(reads) = self.reads.as_mut() {
-            reads.provide(frame.buffer);
+        let Some(reads) = self.reads.as_mut() else { return };
+        if frame.len() >= READ_LARGE && reads.provided() >= READS_LARGE {
+            self.held.push(frame.buffer);
+            return;
+        }
+        reads.provide(frame.buffer);
+        if frame.len() < READ_LARGE
+            && let Some(buffer) = self.held.pop()
+        {
+            reads.provide(buffer);
         }
     }
 
@@ -338,48 +371,6 @@ impl Uring {
             self.reap();
             self.forget_reader(index);
         }
-    }
-
-    /// Queues one frame, which `fill` writes to a buffer and tells the length of.
-    #[inline]
-    pub(crate) fn write(
-        &mut self,
-        device: &Arc<Stream>,
-        fill: impl FnOnce(&mut [u8]) -> Option<usize>,
-    ) -> Result<(), DropReason> {
-        if self.writes.as_ref().is_none_or(WritePool::is_empty)
-            || device.in_flight.load(Ordering::Relaxed) >= DEVICE_IN_FLIGHT_MAX
-        {
-            self.make_room()?;
-            if device.in_flight.load(Ordering::Relaxed) >= DEVICE_IN_FLIGHT_MAX {
-                return Err(DropReason::DeviceQueueFull);
-            }
-        }
-        let (Some(pool), Some(ring)) = (self.writes.as_mut(), self.ring.as_mut()) else {
-            return Err(DropReason::Internal);
-        };
-        if pool.is_empty() {
-            return Err(DropReason::DeviceQueueFull);
-        }
-        let buffer = pool.fill(fill).ok_or(DropReason::FrameTooLong)?;
-        let index = usize::from(buffer.0);
-        device.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.writing[index] = Some((Arc::clone(device), buffer.1));
-        ring.push_write(device.fd.as_raw_fd(), device.kind == Kind::Socket, pool, buffer, user_data(WRITE, index));
-        Ok(())
-    }
-
-    /// Lets the kernel take the frames that wait. It nearly always takes all of them at once.
-    #[cold]
-    fn make_room(&mut self) -> Result<(), DropReason> {
-        if self.writes.is_none() {
-            self.writes = Some(WritePool::new(WRITE_BUFFERS, FRAME_BUFFER).map_err(|_| DropReason::Internal)?);
-            self.writing.resize_with(usize::from(WRITE_BUFFERS), || None);
-            return Ok(());
-        }
-        self.submit();
-        self.reap();
-        Ok(())
     }
 
     fn ensure_reads(&mut self) -> io::Result<()> {

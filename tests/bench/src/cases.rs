@@ -246,7 +246,7 @@ pub fn attach(switch: &mut Switch, case: &Case, options: &Options<'_>) -> Result
 }
 
 /// Asks for the gateway by ARP, as a guest does.
-fn ask_router(port: &mut Port) -> Result<frames::Mac> {
+pub fn ask_router(port: &mut Port) -> Result<frames::Mac> {
     let gateway = std::net::Ipv4Addr::new(10, 64, 0, 1);
     let request = frames::arp_request(SIDES[0].mac, SIDES[0].v4, gateway);
     let mut router = None;

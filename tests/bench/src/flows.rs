@@ -201,7 +201,7 @@ fn handshakes(ends: &mut Ends<'_>, flows: std::ops::Range<u32>) -> Result<()> {
 }
 
 /// A segment without payload; a SYN has a window scale.
-fn tcp(path: &Path, segment: &Segment) -> Result<Vec<u8>> {
+pub fn tcp(path: &Path, segment: &Segment) -> Result<Vec<u8>> {
     const SYN: u8 = 2;
     // RFC 7323 §2.2: kind 3, length 3; an end of options (RFC 9293 §3.1) pads it.
     let options: &[u8] = if segment.flags & SYN != 0 { &[3, 3, WINDOW_SCALE, 0] } else { &[] };
@@ -258,7 +258,7 @@ fn pad(frame: &[u8]) -> Vec<u8> {
 }
 
 /// Posts frames whose buffers hold what was sent last: they are written anew.
-fn post<'a>(from: &mut Port, frames: impl Iterator<Item = &'a [u8]>) -> Result<()> {
+pub fn post<'a>(from: &mut Port, frames: impl Iterator<Item = &'a [u8]>) -> Result<()> {
     let start = Instant::now();
     for frame in frames {
         while from.reclaim()? == 0 {

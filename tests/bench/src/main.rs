@@ -16,6 +16,7 @@ mod measure;
 mod report;
 mod services;
 mod switches;
+mod uplink;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,8 +29,8 @@ use cases::{CASES, Options};
 use switches::Kind;
 
 /// Names of the cases that are not throughput.
-const OTHER_CASES: [&str; 8] =
-    ["instructions", "latency", "start", "idle1000", "memory", "change", "service-change", "health"];
+const OTHER_CASES: [&str; 9] =
+    ["instructions", "latency", "start", "idle1000", "memory", "change", "service-change", "health", "uplink"];
 
 /// Idle ports of `idle1000`.
 const IDLE_PORT_COUNT: usize = 1000;
@@ -41,7 +42,7 @@ struct Args {
     /// Only these cases: udp64, udp64-v6, udp1500, frame32k, gso64k, policy64, policy64-1, policy64-1m, connect64,
     /// nat64, nat64-1m, nat-connect64, attach64, service64, service-connect64 (-v6: policy64, connect64, and those of
     /// NAT, attached addresses and Services but for nat64-1m), instructions, latency, start, idle1000, memory, change,
-    /// service-change, health
+    /// service-change, health, uplink
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
     /// Paired rounds of each case
@@ -56,6 +57,9 @@ struct Args {
     /// Only these switches: hostweave, testpmd, ovs
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "hostweave,testpmd,ovs")]
     switches: Vec<String>,
+    /// Of the case `uplink` only these drivers: afPacket, afXdp, tap
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "afPacket,afXdp,tap")]
+    drivers: Vec<String>,
     /// The hostweave binary
     #[arg(long, env = "HOSTWEAVE_BIN", default_value = "target/release/hostweave")]
     binary: PathBuf,
@@ -121,6 +125,9 @@ fn main() -> Result<()> {
     }
     if wanted("health") && switches.contains(&Kind::Hostweave) {
         report.health = Some(health::health(&options).context("health")?);
+    }
+    if wanted("uplink") && switches.contains(&Kind::Hostweave) {
+        report.uplink = uplink::measure(&options, &args.drivers).context("uplink")?;
     }
     print!("{report}");
     if let Some(path) = &args.json {

@@ -87,6 +87,13 @@ pub fn thread_times(pid: u32) -> Vec<(u32, String, u64)> {
         .collect()
 }
 
+/// CPU time of the calling thread so far, s.
+pub fn own_cpu_s() -> Result<f64> {
+    let schedstat = fs::read_to_string("/proc/thread-self/schedstat")?;
+    let ns: u64 = schedstat.split(' ').next().context("an empty schedstat")?.parse()?;
+    Ok(ns as f64 / 1e9)
+}
+
 /// The thread that ran most between two readings: its name and how long it ran.
 pub fn busiest(before: &[(u32, String, u64)], after: &[(u32, String, u64)]) -> Option<(String, Duration)> {
     let ran = |(tid, name, ns): &(u32, String, u64)| {

@@ -39,6 +39,8 @@ pub struct Report {
     pub service_change: Option<ServiceChange>,
     /// Health checks.
     pub health: Option<HealthCost>,
+    /// Beside bare loops.
+    pub uplink: Vec<crate::uplink::Row>,
 }
 
 impl Report {
@@ -63,6 +65,7 @@ impl Report {
             change: None,
             service_change: None,
             health: None,
+            uplink: Vec::new(),
         }
     }
 
@@ -116,6 +119,9 @@ impl Display for Report {
                 f,
                 "memory    hostweave  {octets:.0} octets a connection, {family}, {count} in a table for {table}"
             )?;
+        }
+        for row in &self.uplink {
+            writeln!(f, "{}", crate::uplink::line(row))?;
         }
         if let Some(change) = &self.change {
             let (spread, worst) = (Spread::of(&change.ms), change.ms.iter().copied().fold(0.0, f64::max));

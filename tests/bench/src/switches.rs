@@ -427,7 +427,7 @@ impl Switch {
 
     /// Seconds in which hostweave's workers moved packets, and how many they moved.
     fn worker_totals(&self) -> Result<(f64, f64)> {
-        let text = self.metrics()?;
+        let text = metrics(&self.path("control.sock"))?;
         let sum = |name: &str, label: &str| -> f64 {
             let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
             lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
@@ -437,19 +437,9 @@ impl Switch {
 
     /// Why hostweave dropped frames of the two ports under test so far; empty when it dropped none.
     pub fn drops(&self) -> Result<Vec<String>> {
-        let text = self.metrics()?;
+        let text = metrics(&self.path("control.sock"))?;
         let ours = |line: &&str| line.starts_with("hostweave_port_drops_total{port=\"default/p");
         Ok(text.lines().filter(ours).filter(|line| !line.ends_with(" 0")).map(str::to_owned).collect())
-    }
-
-    /// What hostweave counts.
-    fn metrics(&self) -> Result<String> {
-        let mut stream = UnixStream::connect(self.path("control.sock"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: hostweave\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
     }
 
     fn say(&mut self, line: &str) -> Result<()> {
@@ -476,6 +466,16 @@ impl Drop for Switch {
             let _ = child.wait();
         }
     }
+}
+
+/// What a daemon of hostweave counts, as its control socket says.
+pub fn metrics(control: &Path) -> Result<String> {
+    let mut stream = UnixStream::connect(control)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: hostweave\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The number that follows `label`.

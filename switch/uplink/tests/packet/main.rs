@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use hostweave_switch::limits::HEAD_FIRST;
 use hostweave_switch::packet::{Burst, Meta};
+use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
 use hostweave_uplink::device::Device;
 use hostweave_uplink::netlink::interfaces::{Watch, addresses, interface};
@@ -26,6 +27,7 @@ use nix::sched::{CloneFlags, setns};
 
 mod hiding;
 mod steering;
+mod xdp;
 
 const SCENARIOS: &[(&str, fn())] = &[
     ("datagrams_and_tcp_with_offloads_between_two_kernels", datagrams_and_tcp),
@@ -37,6 +39,9 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("what_is_hidden_the_kernel_neither_answers_nor_forwards", hiding::hidden),
     ("ranges_of_any_kind_are_hidden_and_nothing_beside_them", hiding::hidden_ranges),
     ("what_is_for_one_block_of_ports_comes_to_one_socket_of_a_group", steering::by_destination),
+    ("small_frames_leave_by_af_xdp_and_all_stay_in_order", xdp::order),
+    ("what_leaves_by_af_xdp_has_a_complete_checksum", xdp::checksums),
+    ("af_xdp_has_one_user_and_leaves_nothing_behind", xdp::one_user),
 ];
 
 fn main() -> ExitCode {
@@ -387,11 +392,15 @@ fn oddity(len: usize) -> Vec<u8> {
 }
 
 fn send(device: &Device, uring: &mut Uring, frame: &[u8]) {
+    try_send(device, uring, frame).unwrap();
+}
+
+fn try_send(device: &Device, uring: &mut Uring, frame: &[u8]) -> Result<(), DropReason> {
     let mut burst = Burst::new();
-    burst.with_frame(Meta::default(), frame, HEAD_FIRST, |packet, arena| {
-        device.transmit(packet, arena, uring).unwrap();
-    });
+    let sent =
+        burst.with_frame(Meta::default(), frame, HEAD_FIRST, |packet, arena| device.transmit(packet, arena, uring));
     uring.submit();
+    sent
 }
 
 fn own_frames() {
@@ -476,7 +485,9 @@ fn too_long() {
     let scene = Scene::new("long");
     let left = scene.host.open("left", None);
     let mut uring = Uring::new().unwrap();
-    for (len, fits) in [(1_514, true), (1_515, false), (9_000, false)] {
+    // A large one is not queued: the answer comes at once.
+    assert_eq!(try_send(&left, &mut uring, &oddity(9_000)), Err(DropReason::DeviceError));
+    for (len, fits) in [(1_514, true), (1_515, false), (8_191, false)] {
         send(&left, &mut uring, &oddity(len));
         uring.wait(Some(Duration::from_millis(50)));
         let mut refused = Vec::new();
