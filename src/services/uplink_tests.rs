@@ -56,6 +56,7 @@ fn ask_knowing(known: Option<MacAddr>, frame: &[u8]) -> End {
         owned: owned.into_iter().collect(),
         public: Default::default(),
         routed: Vec::new(),
+        heard: Default::default(),
     }));
     let world = World::new();
     let port = Port { id: PortId(9), kind: PortKind::Uplink, mac: OURS, ..world.port };

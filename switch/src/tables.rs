@@ -13,6 +13,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use crate::MacAddr;
 use crate::connection::Timeouts;
 use crate::counters::PortCounters;
+use crate::heard::Heard;
 use crate::rate::RateLimits;
 
 /// Index of a port in [`Tables::ports`], below [`crate::limits::PORTS_MAX`]. Reused after a port is deleted.
@@ -148,6 +149,8 @@ pub struct Uplink {
     pub public: HashMap<(PortId, u128), u128, RandomState>,
     /// Prefixes that are routed to the host, with the network they belong to (`egress: routed`).
     pub routed: Vec<(ipnet::IpNet, NetworkId)>,
+    /// Which neighbours there deliver.
+    pub heard: Arc<Heard>,
 }
 
 impl Uplink {

@@ -483,9 +483,35 @@ def gateway_changes(case):
     host.server.peer("serve", port=ECHO)
     for server in SERVER:
         assert a.peer("open", group=server, host=server, port=ECHO, count=20)["opened"] == 20
-    host.router.sh("ip link set host0 address 02:00:00:00:01:01")
+    # Nor does it ask for anybody, which would say it, too.
+    ours = host.host.sh("cat /sys/class/net/up0/address").strip()
+    known = [address for cidr in POOL for address in addresses(cidr)] + list(KERNEL)
+    host.router.sh("ip link set host0 address 02:00:00:00:01:01; " + "; ".join(
+        "ip neigh replace %s lladdr %s dev host0 nud permanent" % (address, ours) for address in known))
     for server in SERVER:
-        assert a.peer("echo", group=server, timeout=80) == {"ok": 20}, server
+        assert a.peer("echo", group=server, timeout=20) == {"ok": 20}, server
+    host.finish()
+
+
+@suite.test("one of two gateways dies without a word: its share of the connections goes on by the other")
+def gateway_dies(case):
+    product_only("the kernel's route has one")
+    host, a = world(case, "a", start=False)
+    second = "198.51.100.5", "2001:db8:100::5"
+    host.router.sh("sysctl -qw net.ipv4.conf.all.arp_ignore=1; ip link add link host0 name gw2 type macvlan mode bridge; "
+                   "ip addr add %s/24 dev gw2; ip addr add %s/64 dev gw2 nodad; ip link set gw2 up" % second)
+    host.uplink(gateways=list(ROUTER + second))
+    host.start()
+    host.server.peer("serve", port=ECHO)
+    listener = host.router.capture("gw2", "tcp")
+    for server in SERVER:
+        assert a.peer("open", group=server, host=server, port=ECHO, count=40)["opened"] == 40
+        assert a.peer("echo", group=server) == {"ok": 40}
+    used = {family(seen.dst) for seen in listener.stop() if seen.dst in SERVER}
+    assert used == {0, 1}, "both families use both: %s" % used
+    host.router.sh("ip link set gw2 down")
+    for server in SERVER:
+        assert a.peer("echo", group=server, timeout=20) == {"ok": 40}, server
     host.finish()
 
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hostweave_switch::tables::{NetworkId, PortId, Tables};
 use hostweave_uplink::netlink::interfaces::Watch;
@@ -91,8 +91,8 @@ impl Inner {
         attended
     }
 
-    /// Publishes what attending changed, then sends what it wanted to be sent. Returns whether there is more to do soon.
-    pub(in crate::fabric) fn finish_attending(&self, state: &mut State, attended: Attended) -> bool {
+    /// Publishes what attending changed, then sends what it wanted to be sent. Returns when there is more to do.
+    pub(in crate::fabric) fn finish_attending(&self, state: &mut State, attended: Attended) -> Option<Instant> {
         if attended.changed {
             self.publish(state);
             // Or a worker would send frames by a device that it does not know yet.
@@ -101,7 +101,7 @@ impl Inner {
         if let Some(uplink) = &state.uplink {
             super::send(self, uplink.port().id, attended.frames);
         }
-        attended.more
+        attended.again
     }
 
     /// Closes an uplink that no worker knows any more.

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortCounters, PortTotals};
+use hostweave_switch::heard::Heard;
 use hostweave_switch::tables::{Network, NetworkId, OUTSIDE_VNI, Owned, Port, PortId, PortKind, Tables, Uplink};
 use hostweave_uplink::device::Device;
 use hostweave_uplink::netlink::interfaces::{Interface, interface};
@@ -40,7 +41,7 @@ use crate::services::LocalNote;
 use crate::services::uplink::{Frame, announcement, question};
 use announce::Announcements;
 use kernel::Hidden;
-use neighbor::{Change, Heard, Neighbors};
+use neighbor::{Change, Neighbors, Question, Said, Traffic};
 use owned::Outside;
 pub use report::UplinkStatus;
 
@@ -56,6 +57,9 @@ const MTU_UNKNOWN: u16 = 1_500;
 
 /// Announcements that are sent in one go.
 const ANNOUNCE_MAX: usize = 16;
+
+/// How soon the uplink is looked after again while more is to be sent there than goes in one go.
+const SOON: Duration = Duration::from_millis(10);
 
 /// How soon a device that failed is opened again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -84,6 +88,10 @@ pub struct UplinkRuntime {
     serial: u32,
     link: bool,
     neighbors: Neighbors,
+    /// Who of them delivers.
+    heard: Arc<Heard>,
+    /// Packets that had left when that was last looked at.
+    left: u64,
     announcements: Announcements,
     owned: HashMap<u128, Owned>,
     routed: Vec<(IpNet, NetworkId)>,
@@ -98,8 +106,8 @@ pub struct Attended {
     pub changed: bool,
     /// Then these are to be sent.
     pub frames: Vec<Frame>,
-    /// More are to be sent soon.
-    pub more: bool,
+    /// When there is more to do, if not within the second.
+    pub again: Option<Instant>,
 }
 
 impl UplinkRuntime {
@@ -118,6 +126,8 @@ impl UplinkRuntime {
             serial: 0,
             link: false,
             neighbors: Neighbors::default(),
+            heard: Arc::default(),
+            left: 0,
             announcements: Announcements::default(),
             owned: HashMap::new(),
             routed: Vec::new(),
@@ -179,7 +189,7 @@ impl UplinkRuntime {
         let mut attended = Attended { changed: self.look(inner, failed, now), ..Attended::default() };
         if self.link {
             let (mut questions, mut changes) = (Vec::new(), Vec::new());
-            self.neighbors.tick(now, &mut questions, &mut changes);
+            self.tick(inner, now, &mut questions, &mut changes);
             attended.changed |= !changes.is_empty();
             changes.iter().for_each(|change| tell(inner, change));
             let mac = self.port.mac;
@@ -189,16 +199,30 @@ impl UplinkRuntime {
                 .collect();
             let due = self.announcements.take(now, ANNOUNCE_MAX);
             attended.frames.extend(due.into_iter().flat_map(|address| announcement(mac, address)));
-            attended.more = self.announcements.is_due(now);
+            let more = self.announcements.is_due(now).then_some(now + SOON);
+            attended.again = more.into_iter().chain(self.neighbors.due()).min();
         }
         attended
+    }
+
+    fn tick(&mut self, inner: &Inner, now: Instant, questions: &mut Vec<Question>, changes: &mut Vec<Change>) {
+        let totals = self.totals();
+        // Not what we ask ourselves.
+        let left = totals.transmitted.saturating_sub(totals.originated);
+        let leaves = std::mem::replace(&mut self.left, left) != left;
+        let second = inner.clock.seconds(now);
+        let delivered = |mac, ipv4| {
+            let ago = self.heard.ago(mac, ipv4, second)?;
+            Some(Duration::from_secs(ago.into()))
+        };
+        self.neighbors.tick(now, &Traffic { leaves, delivered: &delivered }, questions, changes);
     }
 
     /// A neighbour said something. Returns whether the plane must be published anew.
     pub(super) fn heard(&mut self, inner: &Inner, note: &LocalNote) -> bool {
         match *note {
             LocalNote::RouterHeard { address, mac, answer, .. } if self.link => {
-                let change = self.neighbors.heard(&Heard { address, mac, answer }, Instant::now());
+                let change = self.neighbors.heard(&Said { address, mac, answer }, Instant::now());
                 change.iter().for_each(|change| tell(inner, change));
                 change.is_some()
             }
@@ -225,6 +249,7 @@ impl UplinkRuntime {
             public: Uplink::one_to_one(&owned),
             owned,
             routed: self.routed.clone(),
+            heard: Arc::clone(&self.heard),
         }
     }
 
