@@ -166,6 +166,7 @@ impl Host {
             owned: owned.collect(),
             public: Default::default(),
             routed: Vec::new(),
+            unsettled: Default::default(),
             heard: Default::default(),
         }));
     }

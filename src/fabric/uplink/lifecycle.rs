@@ -93,7 +93,15 @@ impl Inner {
 
     /// Publishes what attending changed, then sends what it wanted to be sent. Returns when there is more to do.
     pub(in crate::fabric) fn finish_attending(&self, state: &mut State, attended: Attended) -> Option<Instant> {
-        if attended.changed {
+        if attended.pools
+            && let Some(pools) = state.outside.as_ref().map(|outside| outside.nat_pools.clone())
+        {
+            match self.compile_pools(state, &pools) {
+                Ok(pools) => state.pools = pools,
+                Err(error) => tracing::error!(%error, "NAT pools keep an address that somebody else at the uplink has"),
+            }
+        }
+        if attended.changed || attended.pools {
             self.publish(state);
             // Or a worker would send frames by a device that it does not know yet.
             self.wait_until_in_force(state.revision);

@@ -13,14 +13,15 @@
 //! handed; what neighbours say comes back as notes.
 
 pub mod announce;
+pub mod conflict;
 mod kernel;
 pub(super) mod lifecycle;
 pub mod neighbor;
 pub mod owned;
 mod report;
+mod settle;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,7 @@ use super::{Inner, Message};
 use crate::services::LocalNote;
 use crate::services::uplink::{Frame, announcement, question};
 use announce::Announcements;
+use conflict::Conflicts;
 use kernel::Hidden;
 use neighbor::{Change, Neighbors, Question, Said, Traffic};
 use owned::Outside;
@@ -93,6 +95,9 @@ pub struct UplinkRuntime {
     /// Packets that had left when that was last looked at.
     left: u64,
     announcements: Announcements,
+    conflicts: Conflicts,
+    /// Addresses were lost or regained that NAT pools have.
+    pools_differ: bool,
     owned: HashMap<u128, Owned>,
     routed: Vec<(IpNet, NetworkId)>,
     hidden: Hidden,
@@ -104,6 +109,8 @@ pub struct UplinkRuntime {
 pub struct Attended {
     /// The plane must be published anew.
     pub changed: bool,
+    /// NAT pools must be compiled anew before that.
+    pub pools: bool,
     /// Then these are to be sent.
     pub frames: Vec<Frame>,
     /// When there is more to do, if not within the second.
@@ -129,6 +136,8 @@ impl UplinkRuntime {
             heard: Arc::default(),
             left: 0,
             announcements: Announcements::default(),
+            conflicts: Conflicts::default(),
+            pools_differ: false,
             owned: HashMap::new(),
             routed: Vec::new(),
             hidden: Hidden::new(&inner.config.runtime_dir),
@@ -175,10 +184,7 @@ impl UplinkRuntime {
             self.hidden.remove();
         }
         self.neighbors.set(&spec.gateways, now);
-        let new = owned.iter().filter(|(address, owner)| self.owned.get(*address) != Some(*owner));
-        let new: Vec<IpAddr> = new.map(|(address, _)| owned::unmapped(*address)).collect();
-        self.announcements.retain(|address| owned.contains_key(&owned::mapped(*address)));
-        self.announcements.add(new, now);
+        self.set_addresses(spec, &owned, now);
         (self.spec, self.outside, self.owned, self.routed) = (spec.clone(), outside.clone(), owned, routed);
         self.set_network();
     }
@@ -189,18 +195,24 @@ impl UplinkRuntime {
         let mut attended = Attended { changed: self.look(inner, failed, now), ..Attended::default() };
         if self.link {
             let (mut questions, mut changes) = (Vec::new(), Vec::new());
-            self.tick(inner, now, &mut questions, &mut changes);
+            attended.frames = self.settle(inner, &mut attended.changed, now);
+            // What asks has an address of its own, that is ours.
+            if !self.conflicts.is_starting() {
+                self.tick(inner, now, &mut questions, &mut changes);
+            }
             attended.changed |= !changes.is_empty();
             changes.iter().for_each(|change| tell(inner, change));
             let mac = self.port.mac;
-            attended.frames = questions
-                .iter()
-                .filter_map(|asked| question(mac, self.outside.source_for(asked.address)?, asked.address, asked.to))
-                .collect();
+            attended.frames.extend(questions.iter().filter_map(|asked| {
+                let source = self.outside.source_for(asked.address, |address| !self.conflicts.is_lost(address))?;
+                question(mac, source, asked.address, asked.to)
+            }));
             let due = self.announcements.take(now, ANNOUNCE_MAX);
             attended.frames.extend(due.into_iter().flat_map(|address| announcement(mac, address)));
             let more = self.announcements.is_due(now).then_some(now + SOON);
-            attended.again = more.into_iter().chain(self.neighbors.due()).min();
+            let asked = self.neighbors.due().filter(|_| !self.conflicts.is_starting());
+            attended.again = more.into_iter().chain(asked).chain(self.conflicts.due()).min();
+            attended.pools = std::mem::take(&mut self.pools_differ);
         }
         attended
     }
@@ -226,17 +238,15 @@ impl UplinkRuntime {
                 change.iter().for_each(|change| tell(inner, change));
                 change.is_some()
             }
-            LocalNote::AddressConflict(address, mac) => {
-                inner.event(FabricEvent::UplinkAddressConflict { address, mac });
-                false
-            }
+            LocalNote::AddressConflict(address, mac) => self.claimed(inner, address, mac),
             _ => false,
         }
     }
 
     /// As packets see it.
     pub fn table(&self) -> Uplink {
-        let owned = self.owned.iter().map(|(address, owned)| (*address, *owned)).collect();
+        let owned = self.owned.iter().filter(|(address, _)| !self.conflicts.is_lost(owned::unmapped(**address)));
+        let owned = owned.map(|(address, owned)| (*address, *owned)).collect();
         Uplink {
             port: self.port.id,
             network: self.network_id,
@@ -249,6 +259,7 @@ impl UplinkRuntime {
             public: Uplink::one_to_one(&owned),
             owned,
             routed: self.routed.clone(),
+            unsettled: self.conflicts.unsettled().map(owned::mapped).collect(),
             heard: Arc::clone(&self.heard),
         }
     }
@@ -388,7 +399,9 @@ impl UplinkRuntime {
         self.neighbors.forget(now);
         let interface = self.spec.interface.clone();
         if link {
-            self.announcements.add(self.owned.keys().map(|address| owned::unmapped(*address)), now);
+            let all = self.owned.keys().map(|address| owned::unmapped(*address)).collect();
+            let ours = self.conflicts.arrived(all, now);
+            self.announcements.add(ours, now);
             inner.event(FabricEvent::UplinkUp { interface, mtu: self.network.mtu });
         } else {
             let reason = self.why_down().to_owned();
