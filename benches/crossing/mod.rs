@@ -188,6 +188,8 @@ fn add_uplink(tables: &mut Tables, case: Case, others: u16) {
         owned: Default::default(),
         public: Default::default(),
         routed: Vec::new(),
+        unsettled: Default::default(),
+        heard: Default::default(),
     };
     for six in [false, true] {
         uplink.owned.insert(mapped(public(six, 7)), Owned::Nat);

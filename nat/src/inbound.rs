@@ -1,14 +1,48 @@
 //! From outside in: who is behind an outside endpoint, and may this remote send to it. Holds, and how they end.
 
+use std::sync::MutexGuard;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::model::*;
 use crate::pools::{Pools, Use};
 use crate::record::{RESTORED, Record, TIMED, TRACKED};
-use crate::table::Nat;
+use crate::table::{Nat, Shard};
 
 /// Compares the address of a remote only ([`Nat::remote_mark`]).
 const ADDRESS: u64 = !0xffff;
+
+/// A packet for an outside endpoint that belongs to no connection.
+#[derive(Clone, Copy)]
+pub struct Arrival<'a> {
+    /// The pools of now.
+    pub pools: &'a Pools,
+    /// IP protocol.
+    pub proto: u8,
+    /// The outside endpoint.
+    pub to: Outside,
+    /// Who sends, as the outside sees it.
+    pub from: Outside,
+    /// Seconds of the monotonic clock.
+    pub now: u32,
+    /// Whether it comes from inside.
+    pub hairpin: bool,
+}
+
+/// A mapping that takes a packet. Its shard stays locked as long as this lives.
+struct Found<'a> {
+    index: u32,
+    record: &'a Record,
+    /// Where the packet goes.
+    inside: Inside,
+    _shard: MutexGuard<'a, Shard>,
+}
+
+impl Found<'_> {
+    /// Whether its remotes are noted, so that others may have its L4 port towards those that are not.
+    fn is_tracked(&self) -> bool {
+        self.record.has(TRACKED) && !self.record.is_bound()
+    }
+}
 
 impl Nat {
     /// Who is behind an outside endpoint, for a packet from outside that belongs to no connection. The filter of the pool is
@@ -17,7 +51,7 @@ impl Nat {
     /// # Errors
     /// See [`Unmapped`].
     pub fn inbound(&self, pools: &Pools, proto: u8, to: Outside, from: Outside, now: u32) -> Result<Mapping, Unmapped> {
-        self.arrives(pools, proto, to, from, now, false)
+        self.arrives(&Arrival { pools, proto, to, from, now, hairpin: false })
     }
 
     /// The same for a packet from inside (RFC 4787 REQ-9), whose sender's own outside endpoint is `from`. Here the filter also
@@ -26,24 +60,47 @@ impl Nat {
     /// # Errors
     /// See [`Unmapped`].
     pub fn hairpin(&self, pools: &Pools, proto: u8, to: Outside, from: Outside, now: u32) -> Result<Mapping, Unmapped> {
-        self.arrives(pools, proto, to, from, now, true)
+        self.arrives(&Arrival { pools, proto, to, from, now, hairpin: true })
     }
 
-    fn arrives(
-        &self,
-        pools: &Pools,
-        proto: u8,
-        to: Outside,
-        from: Outside,
-        now: u32,
-        hairpin: bool,
-    ) -> Result<Mapping, Unmapped> {
+    /// What [`Nat::inbound`], or [`Nat::hairpin`], would find, for those who only ask: nothing is held, noted or counted.
+    ///
+    /// # Errors
+    /// See [`Unmapped`].
+    pub fn peek(&self, arrival: &Arrival<'_>) -> Result<Inside, Unmapped> {
+        let found = self.let_in(arrival)?;
+        if found.is_tracked() {
+            let _outside = self.lock_outside(found.record.lease.load(Relaxed) as usize);
+            if self.is_taken(found.record, arrival.from) {
+                return Err(Unmapped::NoMapping);
+            }
+        }
+        Ok(found.inside)
+    }
+
+    fn arrives(&self, arrival: &Arrival<'_>) -> Result<Mapping, Unmapped> {
+        let found = self.let_in(arrival).inspect_err(|unmapped| {
+            if *unmapped == Unmapped::Filtered {
+                self.counts.filtered.fetch_add(1, Relaxed);
+            }
+        })?;
+        let Found { index, record, inside, .. } = found;
+        if found.is_tracked() && !self.track(index, record, arrival.from) {
+            return Err(Unmapped::NoMapping);
+        }
+        record.holds.store(record.holds.load(Relaxed) + 1, Relaxed);
+        Ok(Mapping { inside, mapping: record.reference(index), bound: record.is_bound() })
+    }
+
+    /// The mapping that takes a packet, if there is one and its filter lets the packet in. Changes nothing.
+    fn let_in(&self, arrival: &Arrival<'_>) -> Result<Found<'_>, Unmapped> {
+        let &Arrival { pools, proto, to, from, now, hairpin } = arrival;
         let class = Class::of(proto).ok_or(Unmapped::NoMapping)?;
         let (at, used) = pools.use_of(to.address).ok_or(Unmapped::NoMapping)?;
         let index = self.at_outside(at, class, proto, to, from).ok_or(Unmapped::NoMapping)?;
         let record = self.record(index).ok_or(Unmapped::NoMapping)?;
         let inside = record.inside();
-        let _shard = self.lock(self.bucket(&inside));
+        let shard = self.lock(self.bucket(&inside));
         // It may have ended, and its record be another's, until the lock was ours.
         let same = record.is_valid() && record.inside() == inside && record.proto() == proto;
         if !same || record.outside() != class.endpoint(to) {
@@ -54,19 +111,13 @@ impl Nat {
         if !expected {
             self.filter(pools, index, record, used, from)?;
         }
-        let holds = record.holds.load(Relaxed);
         // Its time may be over although nobody has ended it yet.
         let over = used.draining || record.until.load(Relaxed) <= now;
-        if holds == 0 && over || record.holds_too_many() {
+        if record.holds.load(Relaxed) == 0 && over || record.holds_too_many() {
             return Err(Unmapped::NoMapping);
         }
-        if record.has(TRACKED) && !record.is_bound() && !self.track(index, record, from) {
-            return Err(Unmapped::NoMapping);
-        }
-        record.holds.store(holds + 1, Relaxed);
-        let bound = record.is_bound();
         let l4 = if class == Class::Addresses { to.l4 } else { inside.l4 };
-        Ok(Mapping { inside: Inside { port, l4, ..inside }, mapping: record.reference(index), bound })
+        Ok(Found { index, record, inside: Inside { port, l4, ..inside }, _shard: shard })
     }
 
     /// The mapping at an outside endpoint: of several, the one that is bound to the remote. What is found may be gone already.
@@ -107,11 +158,7 @@ impl Nat {
             Filtering::AddressDependent => self.has_remote(index, self.remote_mark(from), ADDRESS) == Some(true),
             Filtering::AddressAndPortDependent => false,
         };
-        if passes {
-            return Ok(());
-        }
-        self.counts.filtered.fetch_add(1, Relaxed);
-        Err(Unmapped::Filtered)
+        if passes { Ok(()) } else { Err(Unmapped::Filtered) }
     }
 
     /// Slot of the port behind a mapping; `None` when no pool serves it any more.
@@ -153,7 +200,8 @@ impl Nat {
         let holds = record.holds.load(Relaxed).saturating_sub(1);
         record.holds.store(holds, Relaxed);
         let fresh = record.until.load(Relaxed) == 0;
-        if !(how == End::Refused && fresh) {
+        // What was refused is no traffic: it makes nothing live longer (RFC 4787 REQ-6).
+        if how != End::Refused {
             let until = seen.saturating_add(self.timer(record, how));
             record.until.store(until.max(record.until.load(Relaxed)).max(1), Relaxed);
         }

@@ -41,6 +41,7 @@ mod table;
 mod workload;
 
 pub use adopt::{Adopted, Claim};
+pub use inbound::Arrival;
 pub use model::*;
 pub use pools::Pools;
 pub use table::{MAPPINGS_MAX, Nat, Options};

@@ -207,7 +207,8 @@ pub enum End {
     Established,
     /// Any other, of any protocol: for TCP one that was closed, reset, or never established.
     Closed,
-    /// It never began: what came after the mapping refused it. A mapping that was made for it alone goes at once.
+    /// It never began: what came after the mapping refused it. A mapping that was made for it alone goes at once, another lives no longer
+    /// for it.
     Refused,
     /// Its port is gone: a mapping that nobody else holds goes at once.
     Gone,

@@ -34,15 +34,23 @@ impl Nat {
     /// shard of the mapping is locked.
     pub(crate) fn track(&self, index: u32, record: &Record, remote: Outside) -> bool {
         let _outside = self.lock_outside(record.lease.load(Relaxed) as usize);
-        let mut next = record.next_outside.load(Relaxed);
-        while let Some(other) = self.record(next) {
-            if other.remote() == Some(remote) {
-                return false;
-            }
-            next = other.next_outside.load(Relaxed);
+        if self.is_taken(record, remote) {
+            return false;
         }
         self.note_remote(index, self.remote_mark(remote));
         true
+    }
+
+    /// Whether another mapping at the same outside endpoint is bound to a remote. That endpoint is locked.
+    pub(crate) fn is_taken(&self, record: &Record, remote: Outside) -> bool {
+        let mut next = record.next_outside.load(Relaxed);
+        while let Some(other) = self.record(next) {
+            if other.remote() == Some(remote) {
+                return true;
+            }
+            next = other.next_outside.load(Relaxed);
+        }
+        false
     }
 
     /// From now on nobody finds a mapping by its outside endpoint. Its shard is locked.

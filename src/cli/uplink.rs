@@ -55,6 +55,11 @@ fn screen(uplink: &Value, wide: bool) -> String {
         let row = |gateway: &Value| ["/address", "/state", "/mac"].map(|field| cell(gateway, field)).to_vec();
         text += &format!("\n{}", output::table(&["GATEWAY", "STATE", "MAC"], gateways.iter().map(row).collect()));
     }
+    let row = |conflict: &Value| ["/type", "/address", "/mac"].map(|field| cell(conflict, field)).to_vec();
+    let conflicts: Vec<Vec<String>> = list("conflicts").iter().map(row).collect();
+    if !conflicts.is_empty() {
+        text += &format!("\n{}", output::table(&["CONDITION", "ADDRESS", "HELD BY"], conflicts));
+    }
     let owned = list("owned");
     let shown = owned.iter().filter(|address| wide || address["owner"] != "natPool");
     let row =
@@ -79,13 +84,21 @@ mod tests {
         let uplink = json!({
             "interface": "eth1", "driver": "afPacket", "link": false, "reason": "no carrier", "mac": "02:00:00:00:00:01",
             "mtu": 1500, "vlan": 7, "addresses": ["198.51.100.2/24"], "routed": [], "counters": {"dropped": {}},
+            "conflicts": [{"type": "Conflict", "address": "198.51.100.9", "mac": "02:00:00:00:00:66"}],
             "gateways": [{"address": "198.51.100.1", "mac": null, "state": "unresolved"}],
             "owned": [{"address": "198.51.100.2", "owner": "host"},
                       {"address": "198.51.100.9", "owner": "natPool", "name": "ord1"},
                       {"address": "2001:db8:aa::7", "owner": "service", "name": "shop/ip", "port": "shop/a", "mode": "direct"}],
         });
         let text = screen(&uplink, false);
-        for part in ["eth1 down (no carrier)", "VLAN 7", "198.51.100.1   unresolved", "shop/a   direct", "and 1 NAT"] {
+        for part in [
+            "eth1 down (no carrier)",
+            "VLAN 7",
+            "198.51.100.1   unresolved",
+            "shop/a   direct",
+            "and 1 NAT",
+            "198.51.100.9   02:00:00:00:00:66",
+        ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
         assert!(screen(&uplink, true).contains("ord1"));

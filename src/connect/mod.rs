@@ -20,12 +20,13 @@ mod related;
 mod service;
 
 use hostweave_nat::Nat;
+use hostweave_switch::MacAddr;
 use hostweave_switch::connection::{Connections, Direction, Ending, Found, FreeRecords, Miss, Record, UNANSWERED_S};
 use hostweave_switch::flow::{
     ASSURED, CROSSES, Flow, FlowCache, FlowKey, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp,
 };
 use hostweave_switch::guard;
-use hostweave_switch::packet::Packet;
+use hostweave_switch::packet::{L3, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::{PortId, PortKind};
@@ -199,6 +200,9 @@ fn known<R: Recorder>(
             return Some(Err(reason));
         }
         flows.cache.set(place, &flow);
+        if !R::MASKED {
+            delivered(ctx, packet);
+        }
     }
     if flow.flags & TCP != 0 {
         match segment(ctx, flows, &flow, connection, packet) {
@@ -257,6 +261,17 @@ fn refresh<R: Recorder>(
         unanswered(ctx, flows, flow, connection);
     }
     Some(Ok(()))
+}
+
+/// A packet of a known connection came in at the uplink: whoever brought it is there.
+#[inline]
+fn delivered(ctx: &Context<'_>, packet: &Packet) {
+    if ctx.port.kind == PortKind::Uplink
+        && let Some(uplink) = ctx.tables.uplink.as_deref()
+        && let Some(&mac) = packet.head().get(6..12).and_then(|mac| mac.first_chunk())
+    {
+        uplink.heard.note(MacAddr(mac), packet.meta.l3 == L3::V4, ctx.now);
+    }
 }
 
 /// A TCP segment of a known connection. `false` when it begins a new one in its place.
@@ -430,6 +445,9 @@ fn connection<'a, R: Recorder>(
             if !segment(ctx, flows, &flow, connection, packet)? {
                 continue;
             }
+        }
+        if !R::MASKED {
+            delivered(ctx, packet);
         }
         let place = if R::MASKED { None } else { Some(flows.cache.put(place, &flow, lookup.hash)) };
         return Ok(step(&flow, place));

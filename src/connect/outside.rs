@@ -6,7 +6,7 @@
 
 use std::net::Ipv6Addr;
 
-use hostweave_nat::{End, Inside, MappingRef, Nat, Outside, Refused, V4, V6};
+use hostweave_nat::{Arrival, End, Inside, MappingRef, Nat, Outside, Refused, V4, V6};
 use hostweave_switch::connection::{Entry, Hold, Translation};
 use hostweave_switch::flow::{FlowKey, Kind};
 use hostweave_switch::packet::Packet;
@@ -103,7 +103,7 @@ pub(super) fn plan<'a, R: Recorder>(
         if let Some(scope) = of_service() {
             return service::plan(ctx, flows, key, scope, attempt, record);
         }
-        let to = receiver(ctx, flows, key, destination_of_remote(key));
+        let to = receiver::<R>(ctx, flows, key, destination_of_remote(key));
         return crossing(ctx, flows, key, to, Source::Own, record);
     }
     let routed = route::route(ctx.tables, ctx.port.network, packet);
@@ -117,7 +117,7 @@ pub(super) fn plan<'a, R: Recorder>(
         Ok(id) => stays(ctx.tables.port(id).ok_or(DropReason::Internal)),
         Err(DropReason::NoRoute) if route::leads_out(ctx.network, packet) => {
             let source = source(ctx.tables, ctx.port, key.src());
-            let to = source.and_then(|source| leave(ctx, flows, key, source));
+            let to = source.and_then(|source| leave::<R>(ctx, flows, key, source));
             crossing(ctx, flows, key, to, source.unwrap_or(Source::Own), record)
         }
         Err(reason) => stays(Err(reason)),
@@ -156,19 +156,24 @@ fn crossing<'a, R: Recorder>(
 
 /// A packet that leaves its network, for the uplink or, if its destination is an address of the host there, for whoever has it
 /// (RFC 4787 REQ-9): that never touches the wire.
-fn leave<'a>(ctx: &Context<'a>, flows: &Flows<'a>, key: &FlowKey, source: Source) -> Result<Receiver<'a>, DropReason> {
+fn leave<'a, R: Recorder>(
+    ctx: &Context<'a>,
+    flows: &Flows<'a>,
+    key: &FlowKey,
+    source: Source,
+) -> Result<Receiver<'a>, DropReason> {
     let uplink = ctx.tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
     if uplink.owned.contains_key(&key.dst()) || uplink.is_routed(key.dst()) {
         // Filters know senders by what they look like from outside.
         let from = shown(ctx.tables, flows, ctx.port, key, source);
-        return receiver(ctx, flows, key, from.unwrap_or(NOBODY));
+        return receiver::<R>(ctx, flows, key, from.unwrap_or(NOBODY));
     }
     let to = ctx.tables.port(uplink.port).ok_or(DropReason::UplinkDown)?;
     Ok((to, destination(key), None))
 }
 
 /// Who gets a packet to an address of the host at the uplink (SEMANTICS NA36, DA1).
-fn receiver<'a>(
+fn receiver<'a, R: Recorder>(
     ctx: &Context<'a>,
     flows: &Flows<'a>,
     key: &FlowKey,
@@ -186,13 +191,8 @@ fn receiver<'a>(
         }
         // Of an ICMP query the identifier is the sender's own; whom it is for it does not say.
         Some(Owned::Nat) if key.kind() == Kind::Ports => {
-            let found = match ctx.port.kind {
-                PortKind::Uplink => flows.nat.inbound(ctx.pools, key.proto(), dst, from, ctx.now),
-                _ => flows.nat.hairpin(ctx.pools, key.proto(), dst, from, ctx.now),
-            };
-            let found = found.map_err(|_| DropReason::NatNoMapping)?;
-            let inside = Outside { address: found.inside.address, l4: found.inside.l4 };
-            (PortId(found.inside.port), inside, Some(found.mapping))
+            let (inside, mapping) = mapping_at::<R>(ctx, flows, key.proto(), dst, from)?;
+            (PortId(inside.port), Outside { address: inside.address, l4: inside.l4 }, mapping)
         }
         Some(Owned::Nat) => return Err(DropReason::NatNoMapping),
         None if uplink.is_routed(key.dst()) => return Err(DropReason::NatNoMapping),
@@ -211,6 +211,23 @@ fn receiver<'a>(
         held.keep();
     }
     Ok((to, inside, mapping))
+}
+
+/// Who is behind an outside endpoint, and by which mapping, which is held then. A trace holds none.
+fn mapping_at<R: Recorder>(
+    ctx: &Context<'_>,
+    flows: &Flows<'_>,
+    proto: u8,
+    to: Outside,
+    from: Outside,
+) -> Result<(Inside, Option<MappingRef>), DropReason> {
+    let (nat, pools, now, hairpin) = (flows.nat, ctx.pools, ctx.now, ctx.port.kind != PortKind::Uplink);
+    let found = match hairpin {
+        _ if R::MASKED => nat.peek(&Arrival { pools, proto, to, from, now, hairpin }).map(|inside| (inside, None)),
+        true => nat.hairpin(pools, proto, to, from, now).map(|found| (found.inside, Some(found.mapping))),
+        false => nat.inbound(pools, proto, to, from, now).map(|found| (found.inside, Some(found.mapping))),
+    };
+    found.map_err(|_| DropReason::NatNoMapping)
 }
 
 /// Whether a port has an address, of its network or attached.

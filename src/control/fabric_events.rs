@@ -158,7 +158,9 @@ fn port_of(event: &FabricEvent) -> Option<&str> {
         | FabricEvent::UplinkFailed { .. }
         | FabricEvent::GatewayReachable { .. }
         | FabricEvent::GatewayUnreachable { .. }
-        | FabricEvent::UplinkAddressConflict { .. } => None,
+        | FabricEvent::UplinkAddressConflict { .. }
+        | FabricEvent::UplinkAddressLost { .. }
+        | FabricEvent::UplinkAddressRegained { .. } => None,
     }
 }
 
@@ -289,6 +291,15 @@ fn describe_outside(event: &FabricEvent) -> (EventType, String, Value) {
         FabricEvent::UplinkAddressConflict { address, mac } => {
             let message = format!("{mac} at the uplink claims our address {address}");
             (EventType::UplinkAddressConflict, message, json!({"address": address, "mac": mac.to_string()}))
+        }
+        FabricEvent::UplinkAddressLost { address, mac } => {
+            let message =
+                format!("{mac} at the uplink has our address {address}: it is not used until nobody else has it");
+            (EventType::UplinkAddressLost, message, json!({"address": address, "mac": mac.to_string()}))
+        }
+        FabricEvent::UplinkAddressRegained { address } => {
+            let message = format!("nobody else at the uplink has our address {address} any more: it is used");
+            (EventType::UplinkAddressRegained, message, json!({"address": address}))
         }
         FabricEvent::GatewayUnreachable { address } => {
             let message = format!("the gateway {address} does not answer");

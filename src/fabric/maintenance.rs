@@ -24,9 +24,6 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// How often the flow log is filled while there is something for it.
 const FLOWS_PERIOD: Duration = Duration::from_millis(10);
 
-/// How often the uplink is looked after while more is to be sent there than goes in one go.
-const SOON: Duration = Duration::from_millis(10);
-
 /// How often a router advertisement goes to every port: RFC 4861 §6.2.1, `MaxRtrAdvInterval`, whose lifetimes are
 /// three times that and more.
 const ADVERTISE_EVERY: Duration = Duration::from_secs(600);
@@ -50,14 +47,15 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
     let mut looked = Instant::now();
     let mut drain = Drain::default();
     let mut samples = Samples::default();
-    let mut soon = false;
+    let mut again: Option<Instant> = None;
     loop {
         let pause = {
             let Some(inner) = inner.upgrade() else { return };
             let pause = take_flows(&inner, &mut drain);
             let noted = inner.workers.iter().any(|worker| !worker.notes.is_empty());
             let links = inner.links_changed.swap(false, Ordering::AcqRel);
-            if pause != PERIOD && !(noted || links || soon) && looked.elapsed() < PERIOD {
+            let due = again.is_some_and(|at| at <= Instant::now());
+            if pause != PERIOD && !(noted || links || due) && looked.elapsed() < PERIOD {
                 drop(inner);
                 std::thread::park_timeout(pause);
                 continue;
@@ -88,12 +86,12 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
             }
             look_around(&inner, &mut state, &news.failed);
             let attended = inner.attend_uplink(&mut state, &news.outside, &news.failed);
-            soon = inner.finish_attending(&mut state, attended);
+            again = inner.finish_attending(&mut state, attended);
             if advertised.elapsed() >= ADVERTISE_EVERY {
                 advertised = Instant::now();
                 state.ports.values().for_each(|port| inner.advertise(port));
             }
-            if soon { pause.min(SOON) } else { pause }
+            again.map_or(pause, |at| pause.min(at.saturating_duration_since(Instant::now())))
         };
         std::thread::park_timeout(pause);
     }

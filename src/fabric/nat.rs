@@ -87,7 +87,14 @@ impl Inner {
     pub(super) fn compile_pools(&self, state: &State, pools: &[NatPoolSpec]) -> anyhow::Result<Arc<Pools>> {
         let ports = state.ports.values().filter_map(|port| Some((port.uid()?, port.id().0)));
         let slots: HashMap<Uuid, u32> = ports.collect();
-        let specs: Vec<PoolSpec> = pools.iter().map(|pool| pool_spec(pool, |uid| slots.get(&uid).copied())).collect();
+        // What somebody else at the uplink has takes no new connections.
+        let lost: Vec<_> = state.uplink.iter().flat_map(|uplink| uplink.lost()).map(|(address, _)| address).collect();
+        let spec = |pool| {
+            let mut spec = pool_spec(pool, |uid| slots.get(&uid).copied());
+            spec.draining.extend(lost.iter().filter(|address| spec.addresses.contains(address)));
+            spec
+        };
+        let specs: Vec<PoolSpec> = pools.iter().map(spec).collect();
         let now = self.clock.seconds(Instant::now());
         Ok(Arc::new(Pools::compile(&self.nat, &specs, now).context("setting up the NAT pools")?))
     }

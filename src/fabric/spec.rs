@@ -139,6 +139,20 @@ pub struct UplinkSpec {
     pub vlan: Option<u16>,
     /// Octets of IP packet; `None` takes the interface's.
     pub mtu: Option<u16>,
+    /// What happens to an address that somebody else there has, too.
+    pub on_conflict: OnConflict,
+}
+
+/// What happens to an address of ours at the uplink that somebody else there has, too.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnConflict {
+    /// It is probed before it is announced; later it is defended once, and given up when it is claimed again (RFC 5227 §2.4 (b)).
+    #[default]
+    Yield,
+    /// It is probed; later it is defended whatever others say (RFC 5227 §2.4 (c)).
+    Defend,
+    /// It is used without asking. A claim is an event.
+    Ignore,
 }
 
 /// How frames get to the uplink.
@@ -503,8 +517,12 @@ pub enum FabricEvent {
     GatewayReachable { address: IpAddr, mac: MacAddr },
     /// A router at the uplink does not answer.
     GatewayUnreachable { address: IpAddr },
-    /// Somebody else at the uplink claims an address of ours.
+    /// Somebody else at the uplink claims an address of ours, which goes on.
     UplinkAddressConflict { address: IpAddr, mac: MacAddr },
+    /// Somebody else at the uplink has an address of ours: it is not used.
+    UplinkAddressLost { address: IpAddr, mac: MacAddr },
+    /// Nobody else has it any more.
+    UplinkAddressRegained { address: IpAddr },
     /// A port got L4 ports of a NAT address.
     NatBlockAllocated { port: String, address: IpAddr, first: u16, count: u16 },
     /// They are free again.

@@ -106,6 +106,10 @@ event_types! {
     GatewayUnreachable Warning,
     /// Somebody else at the uplink claims an address of ours.
     UplinkAddressConflict Warning,
+    /// Somebody else at the uplink has an address of ours: it is not used.
+    UplinkAddressLost Warning,
+    /// Nobody else has that address any more: it is used again.
+    UplinkAddressRegained Normal,
     /// A port got L4 ports of a NAT address.
     NatBlockAllocated Normal,
     /// L4 ports of a NAT address are free again.

@@ -139,6 +139,8 @@ pub fn uplink(owned: impl IntoIterator<Item = (u128, Owned)>) -> Uplink {
         owned: owned.into_iter().collect(),
         public: Default::default(),
         routed: Vec::new(),
+        unsettled: Default::default(),
+        heard: Default::default(),
     }
 }
 

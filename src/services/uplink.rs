@@ -76,8 +76,17 @@ fn arp(
         return Err(DropReason::ArpInvalid);
     }
     let owned = |address: Ipv4Addr| uplink.owned.contains_key(&mapped(address));
-    if owned(message.sender_ip) {
+    let unsettled = |address: Ipv4Addr| uplink.unsettled.contains(&mapped(address));
+    if owned(message.sender_ip) || unsettled(message.sender_ip) {
         *note = Some(LocalNote::AddressConflict(message.sender_ip.into(), mac));
+        return Err(DropReason::NeighborNoAnswer);
+    }
+    if unsettled(message.target_ip) {
+        // RFC 5227 §2.1.1: somebody else is about to take it. What switches ask a single host in this form is no such thing.
+        let everybody = message.operation == Operation::Request && *link == MacAddr::BROADCAST.0;
+        if everybody && message.sender_ip.is_unspecified() {
+            *note = Some(LocalNote::AddressConflict(message.target_ip.into(), mac));
+        }
         return Err(DropReason::NeighborNoAnswer);
     }
     if is_router(&uplink.v4, message.sender_ip.into()) {
@@ -129,7 +138,8 @@ fn discovery(
                 return Err(DropReason::NdInvalid);
             }
             let to_us = link[..6] == uplink.mac.0 && uplink.owned.contains_key(&u128::from(destination));
-            if uplink.owned.contains_key(&u128::from(advert.target)) {
+            let target = u128::from(advert.target);
+            if uplink.owned.contains_key(&target) || uplink.unsettled.contains(&target) {
                 *note = Some(LocalNote::AddressConflict(advert.target.into(), mac));
             } else {
                 router_heard(&uplink.v6, advert.target.into(), mac, advert.solicited && to_us, note);
@@ -150,6 +160,13 @@ fn answer_solicit(
     let (source, target) = (message.source, message.target);
     if uplink.owned.contains_key(&u128::from(source)) {
         *note = Some(LocalNote::AddressConflict(source.into(), mac));
+        return Err(DropReason::NeighborNoAnswer);
+    }
+    if uplink.unsettled.contains(&u128::from(target)) {
+        // RFC 4862 §5.4.3: somebody else is about to take it.
+        if source.is_unspecified() {
+            *note = Some(LocalNote::AddressConflict(target.into(), mac));
+        }
         return Err(DropReason::NeighborNoAnswer);
     }
     if !uplink.owned.contains_key(&u128::from(target)) {
@@ -208,6 +225,31 @@ pub fn question(mac: MacAddr, source: IpAddr, target: IpAddr, to: Option<MacAddr
             })
         }
         _ => None,
+    }
+}
+
+/// The frame that asks who else has `target`, without saying that we do (RFC 5227 §2.1.1, RFC 4862 §5.4.2).
+pub fn probe(mac: MacAddr, target: IpAddr) -> Option<Frame> {
+    match target {
+        IpAddr::V4(target) => {
+            let message = Message {
+                operation: Operation::Request,
+                sender_mac: mac,
+                sender_ip: Ipv4Addr::UNSPECIFIED,
+                target_mac: MacAddr::default(),
+                target_ip: target,
+            };
+            Some(arp_frame(MacAddr::BROADCAST, &message))
+        }
+        IpAddr::V6(target) => {
+            let group = ipv6::solicited_node(target);
+            icmp6(mac, |frame| {
+                frame::icmp6(frame, group_mac(group), Ipv6Addr::UNSPECIFIED, group, |writer| {
+                    writer.bytes(&[ndp::NEIGHBOR_SOLICITATION, 0, 0, 0, 0, 0, 0, 0])?;
+                    writer.bytes(&target.octets())
+                })
+            })
+        }
     }
 }
 

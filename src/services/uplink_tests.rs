@@ -35,6 +35,11 @@ type End = (Result<Vec<u8>, Verdict>, Option<LocalNote>);
 
 /// An uplink whose routers are known, or not.
 fn ask_knowing(known: Option<MacAddr>, frame: &[u8]) -> End {
+    ask_with(known, &[], frame)
+}
+
+/// One some of whose addresses are not known to be its own.
+fn ask_with(known: Option<MacAddr>, unsettled: &[u128], frame: &[u8]) -> End {
     let mut tables = Tables::default();
     let owned = [
         (mapped(HOST_V4), Owned::Host),
@@ -56,6 +61,8 @@ fn ask_knowing(known: Option<MacAddr>, frame: &[u8]) -> End {
         owned: owned.into_iter().collect(),
         public: Default::default(),
         routed: Vec::new(),
+        unsettled: unsettled.iter().copied().collect(),
+        heard: Default::default(),
     }));
     let world = World::new();
     let port = Port { id: PortId(9), kind: PortKind::Uplink, mac: OURS, ..world.port };
@@ -214,6 +221,37 @@ fn who_claims_an_address_of_ours_is_reported_and_not_answered() {
     }
     let conflict = Some(LocalNote::AddressConflict(NAT_V6.into(), EVIL));
     assert_eq!(ask(&advert((EVIL, MULTICAST_ALL_NODES), NAT_V6, ALL_NODES, NAT_V6, false)), (NO_ANSWER, conflict));
+}
+
+#[test]
+fn an_address_that_is_not_settled_is_not_answered_for_and_who_asks_for_it_without_a_source_wants_it() {
+    let unsettled = [mapped(NAT_V4), u128::from(NAT_V6), mapped(OTHER_V4), u128::from(OTHER_V6)];
+    let ask = |frame: &[u8]| ask_with(Some(ROUTER_MAC), &unsettled, frame);
+    // Owned already, or lost to somebody.
+    for (v4, v6) in [(NAT_V4, NAT_V6), (OTHER_V4, OTHER_V6)] {
+        let taken = |by| Some(LocalNote::AddressConflict(v4.into(), by));
+        assert_eq!(ask(&request((ROUTER_MAC, ROUTER_V4), v4)), (NO_ANSWER, None));
+        assert_eq!(ask(&request((EVIL, Ipv4Addr::UNSPECIFIED), v4)), (NO_ANSWER, taken(EVIL)), "a probe");
+        assert_eq!(ask(&reply(OURS, (EVIL, v4), (OURS, Ipv4Addr::UNSPECIFIED))), (NO_ANSWER, taken(EVIL)), "an answer");
+        // What a switch asks us alone, to see whether we are still there.
+        let mut tracking = request((EVIL, Ipv4Addr::UNSPECIFIED), v4);
+        tracking[..6].copy_from_slice(&OURS.0);
+        assert_eq!(ask(&tracking), (NO_ANSWER, None));
+        let taken = Some(LocalNote::AddressConflict(v6.into(), ROUTER_MAC));
+        assert_eq!(ask(&solicit(ROUTER_V6, v6)), (NO_ANSWER, None));
+        assert_eq!(ask(&solicit(Ipv6Addr::UNSPECIFIED, v6)), (NO_ANSWER, taken));
+        let answer = advert((ROUTER_MAC, MULTICAST_ALL_NODES), v6, ALL_NODES, v6, false);
+        assert_eq!(ask(&answer), (NO_ANSWER, taken));
+    }
+    assert!(ask(&request((ROUTER_MAC, ROUTER_V4), HOST_V4)).0.is_ok(), "others are answered for");
+    let (from, to, frame) = read_arp(&probe(OURS, NAT_V4.into()).unwrap());
+    let wanted = arp_message(ArpOperation::Request, (OURS, Ipv4Addr::UNSPECIFIED), (MacAddr::default(), NAT_V4));
+    assert_eq!((from, to, frame), (OURS, MacAddr::BROADCAST, wanted));
+    let frame = probe(OURS, NAT_V6.into()).unwrap();
+    let (from, to, src, dst, message) = read_nd(&frame);
+    let group = ipv6::solicited_node(NAT_V6);
+    assert_eq!((from, to, src, dst), (OURS, group_mac(group), Ipv6Addr::UNSPECIFIED, group));
+    assert_eq!(message, NdiscRepr::NeighborSolicit { target_addr: NAT_V6, lladdr: None }, "RFC 4861 §4.3: no option");
 }
 
 #[test]

@@ -10,6 +10,7 @@ pub mod fragment;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod guard;
+pub mod heard;
 pub mod icmp_error;
 pub mod limits;
 pub mod mac;

@@ -7,12 +7,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::MacAddr;
 use crate::connection::Timeouts;
 use crate::counters::PortCounters;
+use crate::heard::Heard;
 use crate::rate::RateLimits;
 
 /// Index of a port in [`Tables::ports`], below [`crate::limits::PORTS_MAX`]. Reused after a port is deleted.
@@ -148,6 +149,10 @@ pub struct Uplink {
     pub public: HashMap<(PortId, u128), u128, RandomState>,
     /// Prefixes that are routed to the host, with the network they belong to (`egress: routed`).
     pub routed: Vec<(ipnet::IpNet, NetworkId)>,
+    /// Addresses that are not known to be the host's alone, owned or not: no neighbour is answered about them.
+    pub unsettled: HashSet<u128, RandomState>,
+    /// Which neighbours there deliver.
+    pub heard: Arc<Heard>,
 }
 
 impl Uplink {

@@ -294,7 +294,7 @@ class Product(Internet):
 
         def resolved():
             gateways = self.uplink_status()["gateways"]
-            return len(gateways) == 2 and all(gateway.get("mac") for gateway in gateways)
+            return len(gateways) >= 2 and all(gateway.get("mac") for gateway in gateways)
 
         if "uplink" in self.daemon.objects[0]["spec"]:
             until(resolved, "the gateways are resolved", 20)

@@ -5,6 +5,7 @@ Every test does its work over IPv4 and over IPv6.
 """
 
 import hashlib
+import ipaddress
 import json
 import os
 import sys
@@ -495,9 +496,113 @@ def gateway_changes(case):
     host.server.peer("serve", port=ECHO)
     for server in SERVER:
         assert a.peer("open", group=server, host=server, port=ECHO, count=20)["opened"] == 20
-    host.router.sh("ip link set host0 address 02:00:00:00:01:01")
+    # Nor does it ask for anybody, which would say it, too.
+    ours = host.host.sh("cat /sys/class/net/up0/address").strip()
+    known = [address for cidr in POOL for address in addresses(cidr)] + list(KERNEL)
+    host.router.sh("ip link set host0 address 02:00:00:00:01:01; " + "; ".join(
+        "ip neigh replace %s lladdr %s dev host0 nud permanent" % (address, ours) for address in known))
     for server in SERVER:
-        assert a.peer("echo", group=server, timeout=80) == {"ok": 20}, server
+        assert a.peer("echo", group=server, timeout=20) == {"ok": 20}, server
+    host.finish()
+
+
+@suite.test("one of two gateways dies without a word: its share of the connections goes on by the other")
+def gateway_dies(case):
+    product_only("the kernel's route has one")
+    host, a = world(case, "a", start=False)
+    second = "198.51.100.5", "2001:db8:100::5"
+    host.router.sh("sysctl -qw net.ipv4.conf.all.arp_ignore=1; ip link add link host0 name gw2 type macvlan mode bridge; "
+                   "ip addr add %s/24 dev gw2; ip addr add %s/64 dev gw2 nodad; ip link set gw2 up" % second)
+    host.uplink(gateways=list(ROUTER + second))
+    host.start()
+    host.server.peer("serve", port=ECHO)
+    listener = host.router.capture("gw2", "tcp")
+    for server in SERVER:
+        assert a.peer("open", group=server, host=server, port=ECHO, count=40)["opened"] == 40
+        assert a.peer("echo", group=server) == {"ok": 40}
+    used = {family(seen.dst) for seen in listener.stop() if seen.dst in SERVER}
+    assert used == {0, 1}, "both families use both: %s" % used
+    host.router.sh("ip link set gw2 down")
+    for server in SERVER:
+        assert a.peer("echo", group=server, timeout=20) == {"ok": 40}, server
+    host.finish()
+
+
+def conflicts(host):
+    """Addresses that are not used because somebody else has them, with his MAC."""
+    return {conflict["address"]: conflict["mac"] for conflict in host.uplink_status()["conflicts"]}
+
+
+@suite.test("an address that another host has already: not announced, not used, a Conflict with his MAC; taken over when he lets go of it")
+def address_taken(case):
+    product_only("kernels do not look")
+    host, a = world(case, "a")
+    mac = host.router.sh("cat /sys/class/net/host0/address").strip()
+    up0 = host.host.sh("cat /sys/class/net/up0/address").strip()
+    host.server.peer("serve", port=TELLS, mode="tells")
+    listener = host.router.capture("host0", "arp or icmp6")
+    host.router.sh("ip addr add %s/32 dev host0; ip addr add %s/128 dev host0 nodad" % FIRST_PUBLIC)
+    host.attach(a, *FIRST_PUBLIC)
+    until(lambda: conflicts(host) == {public: mac for public in FIRST_PUBLIC}, "both are found out", 10)
+    for number, public in enumerate(FIRST_PUBLIC):
+        host.customer.sh("ping -c 1 -W 3 %s" % public)
+        assert in_pool(outside_of(a, host.server, SERVER[number])[0]), "what needs neither goes on"
+    doctor = json.dumps(host.daemon.rpc("doctor.run"))
+    assert all("%s is not used: %s" % (public, mac) in doctor for public in FIRST_PUBLIC), doctor
+    said = [seen for seen in listener.stop() if seen.src_mac == up0]
+    asked = [seen for seen in said if seen.src in ("0.0.0.0", "::")]
+    assert len(asked) >= 2 and not [seen for seen in said if seen.src in FIRST_PUBLIC], "probed, not announced: %s" % said
+    # It moves here.
+    listener = host.router.capture("host0", "arp or icmp6")
+    host.router.sh("ip addr del %s/32 dev host0; ip addr del %s/128 dev host0" % FIRST_PUBLIC)
+    until(lambda: not conflicts(host), "both are free", 40)
+    for public in FIRST_PUBLIC:
+        a.carry(public)
+        until(lambda: host.customer.sh("ping -c 1 -W 1 %s" % public, check=False).returncode == 0, "it is the container's", 10)
+    told = {seen.src for seen in listener.stop() if seen.src_mac == up0 and seen.dst_mac in ("ff:ff:ff:ff:ff:ff", "33:33:00:00:00:01")}
+    assert told >= set(FIRST_PUBLIC), "announced: %s" % told
+    host.finish()
+
+
+def claim(address, mac):
+    """The frame by which another host announces an address."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    packed = ipaddress.ip_address(address).packed
+    if not family(address):
+        return b"\xff" * 6 + octets + b"\x08\x06\0\1\x08\0\6\4\0\1" + octets + packed + b"\0" * 6 + packed
+    everybody = ipaddress.ip_address("ff02::1").packed
+    body = b"\x20\0\0\0" + packed + b"\2\1" + octets
+    words = packed + everybody + (len(body) + 4).to_bytes(4, "big") + b"\0\0\0\x3a" + b"\x88\0\0\0" + body
+    total = sum(int.from_bytes(words[i:i + 2], "big") for i in range(0, len(words), 2))
+    total = 0xffff - (total % 0xffff)
+    header = b"\x60\0\0\0" + (len(body) + 4).to_bytes(2, "big") + b"\x3a\xff" + packed + everybody
+    return b"\x33\x33\0\0\0\1" + octets + b"\x86\xdd" + header + b"\x88\0" + total.to_bytes(2, "big") + body
+
+
+@suite.test("an address of ours that another host announces is defended once; at his second claim it is his, and what begins goes out by another")
+def address_claimed(case):
+    product_only("kernels do not look")
+    host, a = world(case, "a")
+    host.server.peer("reflect", port=REFLECT)
+    up0, his = host.host.sh("cat /sys/class/net/up0/address").strip(), "02:00:00:00:00:66"
+    for number, server in enumerate(SERVER):
+        a.peer("bind", name="first-%d" % number, host=a.families[number])
+        told = a.peer("ask", name="first-%d" % number, to=[server, REFLECT])
+        assert in_pool(told[0])
+        frame = claim(told[0], his).hex()
+        listener = host.router.capture("host0", "arp or icmp6")
+        host.router.peer("frames", device="host0", frames=[frame])
+        until(lambda: [seen for seen in listener.frames() if seen.src_mac == up0 and seen.src == told[0]], "it is defended", 5)
+        listener.stop()
+        assert conflicts(host) == {}
+        assert a.peer("ask", name="first-%d" % number, to=[server, REFLECT]) == told, "it goes on"
+        time.sleep(1)
+        host.router.peer("frames", device="host0", frames=[frame])
+        until(lambda: conflicts(host) == {told[0]: his}, "it is given up", 5)
+        a.peer("bind", name="second-%d" % number, host=a.families[number])
+        other = a.peer("ask", name="second-%d" % number, to=[server, REFLECT])
+        assert in_pool(other[0]) and other[0] != told[0], "it begins at another address of the pool: %s" % other
+        until(lambda: conflicts(host) == {}, "nobody answers for it: it is ours again", 30)
     host.finish()
 
 

@@ -284,6 +284,7 @@ fn spec() -> UplinkSpec {
         gateways: ROUTER.map(|address| address.parse().unwrap()).to_vec(),
         vlan: None,
         mtu: None,
+        on_conflict: Default::default(),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::config::node::Path;
 use crate::config::problem::Problem;
 use crate::config::ranges::Range;
 use crate::config::raw::host_config as raw;
-use crate::fabric::spec::{UplinkDriver, UplinkSpec};
+use crate::fabric::spec::{OnConflict, UplinkDriver, UplinkSpec};
 
 /// Addresses of the host itself at the uplink.
 const ADDRESSES_MAX: usize = 64;
@@ -41,7 +41,13 @@ pub(super) fn check(raw: &raw::Uplink, path: &Path, problems: &mut Vec<Problem>)
     }
     let addresses = addresses(&raw.addresses, &path.key("addresses"), problems);
     let gateways = gateways(&raw.gateways, &addresses, &path.key("gateways"), problems);
-    UplinkSpec { interface: raw.interface.clone(), driver, addresses, gateways, vlan: number(vlan), mtu: number(mtu) }
+    let on_conflict = match raw.address_conflicts {
+        None | Some(raw::AddressConflicts::Yield) => OnConflict::Yield,
+        Some(raw::AddressConflicts::Defend) => OnConflict::Defend,
+        Some(raw::AddressConflicts::Ignore) => OnConflict::Ignore,
+    };
+    let (vlan, mtu) = (number(vlan), number(mtu));
+    UplinkSpec { interface: raw.interface.clone(), driver, addresses, gateways, vlan, mtu, on_conflict }
 }
 
 fn addresses(texts: &[String], path: &Path, problems: &mut Vec<Problem>) -> Vec<IpNet> {

@@ -111,6 +111,22 @@ pub struct Uplink {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1280, max = 65520))]
     pub mtu: Option<u32>,
+    /// What happens to an address that somebody else there has, too: `yield` (default), `defend` or `ignore`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_conflicts: Option<AddressConflicts>,
+}
+
+/// What happens to an address at the uplink that somebody else there has, too.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum AddressConflicts {
+    /// An address is probed before it is announced (RFC 5227, RFC 4862). One that somebody else has is not used until nobody else has
+    /// it; one that is claimed later is defended once, and given up when it is claimed again within ten seconds.
+    Yield,
+    /// The same, but an address that is ours is never given up.
+    Defend,
+    /// Nothing is probed; claims are only reported. For segments where a router answers for every address (proxy ARP).
+    Ignore,
 }
 
 /// How frames get to the uplink.

@@ -18,6 +18,7 @@ mod kept;
 mod life;
 mod services;
 mod shape;
+mod traced;
 
 /// The way out, and a guest of another network that has the same addresses as `A`.
 const UPLINK: u32 = 4;
@@ -165,6 +166,8 @@ impl Host {
             owned: owned.collect(),
             public: Default::default(),
             routed: Vec::new(),
+            unsettled: Default::default(),
+            heard: Default::default(),
         }));
     }
 

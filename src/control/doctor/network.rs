@@ -148,6 +148,12 @@ fn conflicts(controller: &Controller, status: &UplinkStatus) -> Vec<Finding> {
             Finding::error("address", event.message.clone(), help)
         })
         .collect();
+    for (address, mac) in &status.lost {
+        let message = format!("{address} is not used: {mac} at the uplink has it");
+        let help = "take it away from one of the two; it is used as soon as nobody else answers. Where a router answers for every \
+                    address (proxy ARP): HostConfig.spec.uplink.addressConflicts: ignore";
+        findings.push(Finding::error("address", message, help));
+    }
     let held = hostweave_uplink::netlink::interfaces::addresses().unwrap_or_default();
     for held in held.iter().filter(|held| status.owned.iter().any(|(address, _)| *address == held.address)) {
         let message = format!("the kernel holds {} on {}: both answer for it", held.address, held.interface);

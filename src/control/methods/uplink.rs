@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use hostweave_switch::MacAddr;
 use hostweave_switch::tables::{NextHop, Owned};
 use serde_json::{Value, json};
 
@@ -32,6 +33,7 @@ pub fn get(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
         "addresses": status.spec.addresses,
         "gateways": status.gateways.iter().map(gateway).collect::<Vec<_>>(),
         "owned": owned,
+        "conflicts": status.lost.iter().map(conflict).collect::<Vec<_>>(),
         "routed": status.routed,
         "counters": counters(&status.totals),
     }))
@@ -40,6 +42,11 @@ pub fn get(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
 fn gateway(hop: &NextHop) -> Value {
     let state = if hop.mac.is_some() { "reachable" } else { "unresolved" };
     json!({"address": hop.address, "mac": hop.mac.map(|mac| mac.to_string()), "state": state})
+}
+
+/// An address that is not used because somebody else has it.
+fn conflict((address, mac): &(IpAddr, MacAddr)) -> Value {
+    json!({"type": "Conflict", "address": address, "mac": mac.to_string()})
 }
 
 /// Whose an address at the uplink is, by the names of objects.

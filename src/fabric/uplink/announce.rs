@@ -33,6 +33,11 @@ impl Announcements {
         }
     }
 
+    /// Has an address announced a single time, now, beside what waits (RFC 5227 §2.4).
+    pub fn once(&mut self, address: IpAddr, now: Instant) {
+        self.0.push_front(Waiting { due: now, address, left: 1 });
+    }
+
     /// Announces only these addresses from now on.
     pub fn retain(&mut self, keep: impl Fn(&IpAddr) -> bool) {
         self.0.retain(|waiting| keep(&waiting.address));

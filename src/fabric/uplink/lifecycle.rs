@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hostweave_switch::tables::{NetworkId, PortId, Tables};
 use hostweave_uplink::netlink::interfaces::Watch;
@@ -91,9 +91,17 @@ impl Inner {
         attended
     }
 
-    /// Publishes what attending changed, then sends what it wanted to be sent. Returns whether there is more to do soon.
-    pub(in crate::fabric) fn finish_attending(&self, state: &mut State, attended: Attended) -> bool {
-        if attended.changed {
+    /// Publishes what attending changed, then sends what it wanted to be sent. Returns when there is more to do.
+    pub(in crate::fabric) fn finish_attending(&self, state: &mut State, attended: Attended) -> Option<Instant> {
+        if attended.pools
+            && let Some(pools) = state.outside.as_ref().map(|outside| outside.nat_pools.clone())
+        {
+            match self.compile_pools(state, &pools) {
+                Ok(pools) => state.pools = pools,
+                Err(error) => tracing::error!(%error, "NAT pools keep an address that somebody else at the uplink has"),
+            }
+        }
+        if attended.changed || attended.pools {
             self.publish(state);
             // Or a worker would send frames by a device that it does not know yet.
             self.wait_until_in_force(state.revision);
@@ -101,7 +109,7 @@ impl Inner {
         if let Some(uplink) = &state.uplink {
             super::send(self, uplink.port().id, attended.frames);
         }
-        attended.more
+        attended.again
     }
 
     /// Closes an uplink that no worker knows any more.

@@ -13,19 +13,21 @@
 //! handed; what neighbours say comes back as notes.
 
 pub mod announce;
+pub mod conflict;
 mod kernel;
 pub(super) mod lifecycle;
 pub mod neighbor;
 pub mod owned;
 mod report;
+mod settle;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortCounters, PortTotals};
+use hostweave_switch::heard::Heard;
 use hostweave_switch::tables::{Network, NetworkId, OUTSIDE_VNI, Owned, Port, PortId, PortKind, Tables, Uplink};
 use hostweave_uplink::device::Device;
 use hostweave_uplink::netlink::interfaces::{Interface, interface};
@@ -39,8 +41,9 @@ use super::{Inner, Message};
 use crate::services::LocalNote;
 use crate::services::uplink::{Frame, announcement, question};
 use announce::Announcements;
+use conflict::Conflicts;
 use kernel::Hidden;
-use neighbor::{Change, Heard, Neighbors};
+use neighbor::{Change, Neighbors, Question, Said, Traffic};
 use owned::Outside;
 pub use report::UplinkStatus;
 
@@ -56,6 +59,9 @@ const MTU_UNKNOWN: u16 = 1_500;
 
 /// Announcements that are sent in one go.
 const ANNOUNCE_MAX: usize = 16;
+
+/// How soon the uplink is looked after again while more is to be sent there than goes in one go.
+const SOON: Duration = Duration::from_millis(10);
 
 /// How soon a device that failed is opened again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -84,7 +90,14 @@ pub struct UplinkRuntime {
     serial: u32,
     link: bool,
     neighbors: Neighbors,
+    /// Who of them delivers.
+    heard: Arc<Heard>,
+    /// Packets that had left when that was last looked at.
+    left: u64,
     announcements: Announcements,
+    conflicts: Conflicts,
+    /// Addresses were lost or regained that NAT pools have.
+    pools_differ: bool,
     owned: HashMap<u128, Owned>,
     routed: Vec<(IpNet, NetworkId)>,
     hidden: Hidden,
@@ -96,10 +109,12 @@ pub struct UplinkRuntime {
 pub struct Attended {
     /// The plane must be published anew.
     pub changed: bool,
+    /// NAT pools must be compiled anew before that.
+    pub pools: bool,
     /// Then these are to be sent.
     pub frames: Vec<Frame>,
-    /// More are to be sent soon.
-    pub more: bool,
+    /// When there is more to do, if not within the second.
+    pub again: Option<Instant>,
 }
 
 impl UplinkRuntime {
@@ -118,7 +133,11 @@ impl UplinkRuntime {
             serial: 0,
             link: false,
             neighbors: Neighbors::default(),
+            heard: Arc::default(),
+            left: 0,
             announcements: Announcements::default(),
+            conflicts: Conflicts::default(),
+            pools_differ: false,
             owned: HashMap::new(),
             routed: Vec::new(),
             hidden: Hidden::new(&inner.config.runtime_dir),
@@ -165,10 +184,7 @@ impl UplinkRuntime {
             self.hidden.remove();
         }
         self.neighbors.set(&spec.gateways, now);
-        let new = owned.iter().filter(|(address, owner)| self.owned.get(*address) != Some(*owner));
-        let new: Vec<IpAddr> = new.map(|(address, _)| owned::unmapped(*address)).collect();
-        self.announcements.retain(|address| owned.contains_key(&owned::mapped(*address)));
-        self.announcements.add(new, now);
+        self.set_addresses(spec, &owned, now);
         (self.spec, self.outside, self.owned, self.routed) = (spec.clone(), outside.clone(), owned, routed);
         self.set_network();
     }
@@ -179,40 +195,58 @@ impl UplinkRuntime {
         let mut attended = Attended { changed: self.look(inner, failed, now), ..Attended::default() };
         if self.link {
             let (mut questions, mut changes) = (Vec::new(), Vec::new());
-            self.neighbors.tick(now, &mut questions, &mut changes);
+            attended.frames = self.settle(inner, &mut attended.changed, now);
+            // What asks has an address of its own, that is ours.
+            if !self.conflicts.is_starting() {
+                self.tick(inner, now, &mut questions, &mut changes);
+            }
             attended.changed |= !changes.is_empty();
             changes.iter().for_each(|change| tell(inner, change));
             let mac = self.port.mac;
-            attended.frames = questions
-                .iter()
-                .filter_map(|asked| question(mac, self.outside.source_for(asked.address)?, asked.address, asked.to))
-                .collect();
+            attended.frames.extend(questions.iter().filter_map(|asked| {
+                let source = self.outside.source_for(asked.address, |address| !self.conflicts.is_lost(address))?;
+                question(mac, source, asked.address, asked.to)
+            }));
             let due = self.announcements.take(now, ANNOUNCE_MAX);
             attended.frames.extend(due.into_iter().flat_map(|address| announcement(mac, address)));
-            attended.more = self.announcements.is_due(now);
+            let more = self.announcements.is_due(now).then_some(now + SOON);
+            let asked = self.neighbors.due().filter(|_| !self.conflicts.is_starting());
+            attended.again = more.into_iter().chain(asked).chain(self.conflicts.due()).min();
+            attended.pools = std::mem::take(&mut self.pools_differ);
         }
         attended
+    }
+
+    fn tick(&mut self, inner: &Inner, now: Instant, questions: &mut Vec<Question>, changes: &mut Vec<Change>) {
+        let totals = self.totals();
+        // Not what we ask ourselves.
+        let left = totals.transmitted.saturating_sub(totals.originated);
+        let leaves = std::mem::replace(&mut self.left, left) != left;
+        let second = inner.clock.seconds(now);
+        let delivered = |mac, ipv4| {
+            let ago = self.heard.ago(mac, ipv4, second)?;
+            Some(Duration::from_secs(ago.into()))
+        };
+        self.neighbors.tick(now, &Traffic { leaves, delivered: &delivered }, questions, changes);
     }
 
     /// A neighbour said something. Returns whether the plane must be published anew.
     pub(super) fn heard(&mut self, inner: &Inner, note: &LocalNote) -> bool {
         match *note {
             LocalNote::RouterHeard { address, mac, answer, .. } if self.link => {
-                let change = self.neighbors.heard(&Heard { address, mac, answer }, Instant::now());
+                let change = self.neighbors.heard(&Said { address, mac, answer }, Instant::now());
                 change.iter().for_each(|change| tell(inner, change));
                 change.is_some()
             }
-            LocalNote::AddressConflict(address, mac) => {
-                inner.event(FabricEvent::UplinkAddressConflict { address, mac });
-                false
-            }
+            LocalNote::AddressConflict(address, mac) => self.claimed(inner, address, mac),
             _ => false,
         }
     }
 
     /// As packets see it.
     pub fn table(&self) -> Uplink {
-        let owned = self.owned.iter().map(|(address, owned)| (*address, *owned)).collect();
+        let owned = self.owned.iter().filter(|(address, _)| !self.conflicts.is_lost(owned::unmapped(**address)));
+        let owned = owned.map(|(address, owned)| (*address, *owned)).collect();
         Uplink {
             port: self.port.id,
             network: self.network_id,
@@ -225,6 +259,8 @@ impl UplinkRuntime {
             public: Uplink::one_to_one(&owned),
             owned,
             routed: self.routed.clone(),
+            unsettled: self.conflicts.unsettled().map(owned::mapped).collect(),
+            heard: Arc::clone(&self.heard),
         }
     }
 
@@ -367,7 +403,9 @@ impl UplinkRuntime {
         self.neighbors.forget(now);
         let interface = self.spec.interface.clone();
         if link {
-            self.announcements.add(self.owned.keys().map(|address| owned::unmapped(*address)), now);
+            let all = self.owned.keys().map(|address| owned::unmapped(*address)).collect();
+            let ours = self.conflicts.arrived(all, now);
+            self.announcements.add(ours, now);
             inner.event(FabricEvent::UplinkUp { interface, mtu: self.network.mtu });
         } else {
             let reason = self.why_down().to_owned();

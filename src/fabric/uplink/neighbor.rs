@@ -2,29 +2,41 @@
 //! §7.3) as one state machine. It sends nothing and knows no clock.
 //!
 //! ```text
-//!            answer                       30 s, or somebody else claims the address
+//!            answer                silence while in use (5 s) or not (30 s), or somebody else claims the address
 //!   Asking ──────────► Reachable ─────────────────────────────────────────► Probing
-//!     ▲  ▲ every 1 s        ▲                    the same MAC answers          │
-//!     │  └─ then every 3 s  └──────────────────────────────────────────────────┤
+//!     ▲  ▲ every 1 s    ▲   ▲ └ delivers parts of known connections            │
+//!     │  └─ then 3 s    │   └──┘                                               │
+//!     │                 └───────────────────── the same MAC answers ───────────┤
 //!     └───────────────────────── three questions without answer ───────────────┘
 //! ```
 //!
 //! *Asking* is for everybody and believes the first answer. *Probing* asks only whom we know, and goes on using it
-//! meanwhile. So whoever claims a router's address gets it only once the router itself has fallen silent, however
-//! often they say so; and what they say never makes us ask more than once a second.
+//! meanwhile: once a second when it fell silent, four times a second when somebody says that it is elsewhere now, as a router
+//! does that takes over from another. So whoever claims a router's address gets it only once the router itself does not answer
+//! (Linux believes the claim), however often they say so; and what they say never makes us probe more than once a second.
+//!
+//! A router that delivers parts of known connections, from its link address, is there and is not asked (RFC 4861 §7.3.1). One
+//! that is replaced by another with another link address delivers nothing any more, and is asked as soon as packets leave and
+//! it has been silent for [`SILENT`].
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use hostweave_switch::MacAddr;
+use hostweave_switch::flow::TRUST_S;
 use hostweave_switch::tables::NextHop;
 
 /// Between two questions (RFC 4861 §10, `RETRANS_TIMER`).
 const AGAIN: Duration = Duration::from_secs(1);
 /// Between two questions about a router that is dead.
 const AGAIN_DEAD: Duration = Duration::from_secs(3);
-/// How long an answer holds (RFC 4861 §10, `REACHABLE_TIME`).
+/// Between two questions about a router that somebody says is elsewhere.
+const AGAIN_CLAIMED: Duration = Duration::from_millis(250);
+/// How long an answer holds while nothing leaves (RFC 4861 §10, `REACHABLE_TIME`).
 const FRESH: Duration = Duration::from_secs(30);
+/// How long it holds while packets leave (RFC 4861 §10, `DELAY_FIRST_PROBE_TIME`). Longer than the round of seconds after which
+/// a flow is looked at again.
+const SILENT: Duration = Duration::from_secs(TRUST_S as u64 + 1);
 /// Questions without answer after which a router is dead (RFC 4861 §10, `MAX_UNICAST_SOLICIT`).
 const UNANSWERED_MAX: u32 = 3;
 
@@ -39,7 +51,7 @@ pub struct Question {
 
 /// Something that a router, or somebody in its name, said.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Heard {
+pub struct Said {
     /// The router's address.
     pub address: IpAddr,
     /// The link address that it is said to have.
@@ -57,6 +69,14 @@ pub enum Change {
     Unreachable(IpAddr),
 }
 
+/// What packets show of routers.
+pub struct Traffic<'a> {
+    /// Whether packets have left since the last time.
+    pub leaves: bool,
+    /// How long ago a link address delivered a part of a known connection; whether of IPv4.
+    pub delivered: &'a dyn Fn(MacAddr, bool) -> Option<Duration>,
+}
+
 #[derive(Clone, Copy, Debug)]
 enum State {
     /// `dead`: somebody was told already.
@@ -65,15 +85,17 @@ enum State {
         next: Instant,
         dead: bool,
     },
+    /// `answered`: when it last said so, `since`: when it was last known to be there.
     Reachable {
         mac: MacAddr,
+        answered: Instant,
         since: Instant,
-        until: Instant,
     },
     Probing {
         mac: MacAddr,
         sent: u32,
         next: Instant,
+        apart: Duration,
     },
 }
 
@@ -108,9 +130,9 @@ impl Neighbors {
     }
 
     /// Takes note of what somebody said.
-    pub fn heard(&mut self, heard: &Heard, now: Instant) -> Option<Change> {
+    pub fn heard(&mut self, heard: &Said, now: Instant) -> Option<Change> {
         let (_, state) = self.0.iter_mut().find(|(address, _)| *address == heard.address)?;
-        let fresh = State::Reachable { mac: heard.mac, since: now, until: now + FRESH };
+        let fresh = State::Reachable { mac: heard.mac, answered: now, since: now };
         match state {
             State::Asking { .. } if heard.answer => {
                 *state = fresh;
@@ -123,21 +145,36 @@ impl Neighbors {
                     *state = fresh;
                 }
             }
-            State::Reachable { mac, since, .. } => {
-                *state = State::Probing { mac: *mac, sent: 0, next: now.max(*since + AGAIN) };
+            State::Reachable { mac, answered, .. } => {
+                let next = now.max(*answered + AGAIN);
+                *state = State::Probing { mac: *mac, sent: 0, next, apart: AGAIN_CLAIMED };
             }
-            State::Probing { .. } => {}
+            State::Probing { next, apart, .. } => {
+                *next = (*next).min(now + AGAIN_CLAIMED);
+                *apart = AGAIN_CLAIMED;
+            }
         }
         None
     }
 
     /// What is to be sent now, and what has changed by waiting.
-    pub fn tick(&mut self, now: Instant, questions: &mut Vec<Question>, changes: &mut Vec<Change>) {
+    pub fn tick(
+        &mut self,
+        now: Instant,
+        traffic: &Traffic<'_>,
+        questions: &mut Vec<Question>,
+        changes: &mut Vec<Change>,
+    ) {
         for (address, state) in &mut self.0 {
-            if let State::Reachable { mac, until, .. } = *state
-                && now >= until
-            {
-                *state = State::Probing { mac, sent: 0, next: now };
+            if let State::Reachable { mac, answered, mut since } = *state {
+                let ago = (traffic.delivered)(mac, address.is_ipv4());
+                since = ago.and_then(|ago| now.checked_sub(ago)).map_or(since, |at| at.max(since));
+                let silent = now.saturating_duration_since(since);
+                *state = if silent >= FRESH || silent >= SILENT && traffic.leaves {
+                    State::Probing { mac, sent: 0, next: now, apart: AGAIN }
+                } else {
+                    State::Reachable { mac, answered, since }
+                };
             }
             if let State::Probing { sent, next, .. } = *state
                 && now >= next
@@ -147,9 +184,9 @@ impl Neighbors {
                 changes.push(Change::Unreachable(*address));
             }
             match state {
-                State::Probing { mac, sent, next } if now >= *next => {
+                State::Probing { mac, sent, next, apart } if now >= *next => {
                     questions.push(Question { address: *address, to: Some(*mac) });
-                    (*sent, *next) = (*sent + 1, now + AGAIN);
+                    (*sent, *next) = (*sent + 1, now + *apart);
                 }
                 State::Asking { sent, next, dead } if now >= *next => {
                     if *sent >= UNANSWERED_MAX && !*dead {
@@ -163,6 +200,15 @@ impl Neighbors {
                 _ => {}
             }
         }
+    }
+
+    /// When [`Neighbors::tick`] has something to ask, if that is known.
+    pub fn due(&self) -> Option<Instant> {
+        let next = self.0.iter().filter_map(|(_, state)| match state {
+            State::Asking { next, .. } | State::Probing { next, .. } => Some(*next),
+            State::Reachable { .. } => None,
+        });
+        next.min()
     }
 
     /// The routers of one family, as packets see them.
@@ -185,6 +231,8 @@ mod tests {
         now: Instant,
         asked: Vec<Option<MacAddr>>,
         changes: Vec<Change>,
+        leaves: bool,
+        delivered: Option<(MacAddr, Instant)>,
     }
 
     impl Scene {
@@ -192,7 +240,7 @@ mod tests {
             let now = Instant::now();
             let mut neighbors = Neighbors::default();
             neighbors.set(&[ROUTER], now);
-            Self { neighbors, now, asked: Vec::new(), changes: Vec::new() }
+            Self { neighbors, now, asked: Vec::new(), changes: Vec::new(), leaves: false, delivered: None }
         }
 
         /// Lets time pass, in steps of a tenth of a second.
@@ -200,14 +248,17 @@ mod tests {
             for _ in 0..tenths {
                 self.now += Duration::from_millis(100);
                 let mut questions = Vec::new();
-                self.neighbors.tick(self.now, &mut questions, &mut self.changes);
+                let now = self.now;
+                let at = |mac| self.delivered.filter(|(by, _)| *by == mac).map(|(_, at)| now - at);
+                let traffic = Traffic { leaves: self.leaves, delivered: &|mac, ipv4| at(mac).filter(|_| ipv4) };
+                self.neighbors.tick(now, &traffic, &mut questions, &mut self.changes);
                 self.asked.extend(questions.iter().map(|question| question.to));
             }
             self
         }
 
         fn hear(&mut self, mac: MacAddr, answer: bool) -> &mut Self {
-            let heard = Heard { address: ROUTER, mac, answer };
+            let heard = Said { address: ROUTER, mac, answer };
             self.changes.extend(self.neighbors.heard(&heard, self.now));
             self
         }
@@ -274,6 +325,53 @@ mod tests {
         let (asked, changes) = scene.taken();
         assert!(asked.len() <= 11, "claims cost at most one question a second: {}", asked.len());
         assert!(asked.iter().all(|to| *to == Some(GOOD)) && changes.is_empty(), "nobody else is asked");
+    }
+
+    #[test]
+    fn a_router_that_delivers_is_not_asked_and_one_that_fell_silent_is_while_packets_leave() {
+        let mut scene = Scene::new();
+        scene.pass(1).hear(GOOD, true).taken();
+        scene.leaves = true;
+        for _ in 0..100 {
+            scene.delivered = Some((GOOD, scene.now));
+            assert_eq!(scene.pass(40).taken(), (vec![], vec![]), "once a round is enough");
+        }
+        // Replaced without a word: what comes in comes from another link address.
+        for _ in 0..5 {
+            scene.delivered = Some((EVIL, scene.now));
+            scene.pass(9);
+        }
+        let (asked, changes) = scene.taken();
+        assert_eq!(
+            (asked, changes),
+            (vec![Some(GOOD), Some(GOOD), Some(GOOD), None], vec![Change::Unreachable(ROUTER)])
+        );
+        assert_eq!(scene.hear(EVIL, true).mac(), Some(EVIL), "within nine seconds");
+    }
+
+    #[test]
+    fn without_any_answer_one_question_in_six_seconds_while_packets_leave() {
+        let mut scene = Scene::new();
+        scene.pass(1).hear(GOOD, true).taken();
+        scene.leaves = true;
+        for _ in 0..10 {
+            let (asked, changes) = scene.pass(60).taken();
+            assert!(asked == [Some(GOOD), Some(GOOD)] || asked == [Some(GOOD)], "{asked:?}");
+            assert_eq!(changes, []);
+            scene.hear(GOOD, true);
+        }
+    }
+
+    #[test]
+    fn a_router_that_says_where_it_is_now_is_found_there_within_a_second() {
+        let mut scene = Scene::new();
+        scene.pass(1).hear(GOOD, true).pass(50).hear(EVIL, false).pass(11);
+        let (asked, changes) = scene.taken();
+        assert_eq!(changes, [Change::Reachable(ROUTER, GOOD), Change::Unreachable(ROUTER)]);
+        assert_eq!(asked, [None, Some(GOOD), Some(GOOD), Some(GOOD), None]);
+        // Also when it says so while its silence has been noticed.
+        scene.hear(EVIL, true).pass(301).taken();
+        assert_eq!(scene.hear(GOOD, false).pass(11).taken().1, [Change::Unreachable(ROUTER)]);
     }
 
     #[test]

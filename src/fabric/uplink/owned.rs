@@ -83,11 +83,11 @@ impl Outside {
     }
 
     /// Where a question about `target` comes from: an address of the host in the same subnet, else any of the host, else
-    /// any that it owns.
-    pub fn source_for(&self, target: IpAddr) -> Option<IpAddr> {
-        let host = || self.uplink.iter().flat_map(|uplink| &uplink.addresses);
+    /// any that it owns. Only such that `usable` lets pass.
+    pub fn source_for(&self, target: IpAddr, usable: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        let host = || self.uplink.iter().flat_map(|uplink| &uplink.addresses).filter(|net| usable(net.addr()));
         let near = host().find(|net| net.contains(&target)).map(IpNet::addr);
-        let family = |address: &IpAddr| address.is_ipv4() == target.is_ipv4();
+        let family = |address: &IpAddr| address.is_ipv4() == target.is_ipv4() && usable(*address);
         near.or_else(|| host().map(IpNet::addr).find(family)).or_else(|| self.addresses().into_iter().find(family))
     }
 }
@@ -175,6 +175,7 @@ mod tests {
                 gateways: Vec::new(),
                 vlan: None,
                 mtu: None,
+                on_conflict: Default::default(),
             }),
             nat_pools: vec![NatPoolSpec {
                 name: "pool".to_owned(),
@@ -275,7 +276,9 @@ mod tests {
     #[test]
     fn questions_come_from_the_nearest_address() {
         let mut outside = outside();
-        let from = |outside: &Outside, target: &str| outside.source_for(target.parse().unwrap());
+        let from = |outside: &Outside, target: &str| {
+            outside.source_for(target.parse().unwrap(), |address| address != "192.0.2.3".parse::<IpAddr>().unwrap())
+        };
         let address = |text: &str| Some(text.parse::<IpAddr>().unwrap());
         assert_eq!(from(&outside, "192.0.2.1"), address("192.0.2.2"));
         assert_eq!(from(&outside, "198.51.100.1"), address("203.0.113.2"));

@@ -29,6 +29,8 @@ pub struct UplinkStatus {
     pub gateways: Vec<NextHop>,
     /// Addresses that it answers for, in order.
     pub owned: Vec<(IpAddr, Owned)>,
+    /// Those of them that somebody else has, so that they are not used, with that one's link address.
+    pub lost: Vec<(IpAddr, MacAddr)>,
     /// Prefixes that are routed to the host.
     pub routed: Vec<IpNet>,
     /// What its port counted.
@@ -56,6 +58,7 @@ impl UplinkRuntime {
             mtu: self.network.mtu,
             gateways: self.neighbors.hops(true).into_iter().chain(self.neighbors.hops(false)).collect(),
             owned,
+            lost: self.lost(),
             routed: self.routed.iter().map(|(prefix, _)| *prefix).collect(),
             totals: self.totals(),
         }

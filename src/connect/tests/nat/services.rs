@@ -17,7 +17,7 @@ mod outside;
 const PUBLIC_VIP: u16 = 20;
 
 /// The private address of the Service.
-fn vip(v6: bool) -> IpAddr {
+pub(super) fn vip(v6: bool) -> IpAddr {
     if v6 { "2001:db8:96::1".parse().unwrap() } else { [10, 96, 0, 1].into() }
 }
 
@@ -25,7 +25,7 @@ fn gateway(v6: bool) -> IpAddr {
     if v6 { "2001:db8:0:1::fe".parse().unwrap() } else { [192, 0, 2, 254].into() }
 }
 
-fn backend(port: u32, v6: bool) -> Backend {
+pub(super) fn backend(port: u32, v6: bool) -> Backend {
     let name = format!("test/{port}").into();
     Backend { name, address: mapped(address(port, v6)), l4: Some(8080), weight: 1, active: true }
 }
@@ -62,7 +62,7 @@ impl Host {
         Self::serving_as(v6, backends, |_| {})
     }
 
-    fn serving_as(v6: bool, backends: &[Backend], edit: impl Fn(&mut FrontendSpec)) -> Self {
+    pub(super) fn serving_as(v6: bool, backends: &[Backend], edit: impl Fn(&mut FrontendSpec)) -> Self {
         let mut host = Host::outside();
         host.edit_uplink(|uplink| {
             uplink.owned.insert(mapped(public(v6, PUBLIC_VIP)), Owned::Service);
@@ -71,7 +71,7 @@ impl Host {
         host
     }
 
-    fn serve(&mut self, v6: bool, backends: &[Backend], edit: impl Fn(&mut FrontendSpec)) {
+    pub(super) fn serve(&mut self, v6: bool, backends: &[Backend], edit: impl Fn(&mut FrontendSpec)) {
         let at = [vip(v6), public(v6, PUBLIC_VIP)];
         let specs = at.into_iter().flat_map(|at| [TCP, UDP].map(|proto| spec(at, proto, backends)));
         let mut specs: Vec<FrontendSpec> = specs.collect();
