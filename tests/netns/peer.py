@@ -43,6 +43,7 @@ class Peer:
     def __init__(self):
         self.loop = asyncio.get_running_loop()
         self.groups, self.held, self.tasks, self.heard, self.raw, self.bound = {}, {}, set(), [], {}, {}
+        self.humming, self.hums = {}, {}
 
     def task(self, coroutine):
         task = self.loop.create_task(coroutine)
@@ -194,6 +195,38 @@ class Peer:
         for result in await asyncio.gather(*(one(i, sock) for i, sock in enumerate(self.groups[group]))):
             counts[result] = counts.get(result, 0) + 1
         return counts
+
+    async def hum(self, group, every=0.2, patience=3):
+        """From now on each connection of a group sends a word now and then, and waits for its echo; `hummed` ends that."""
+        self.humming[group] = stop = asyncio.Event()
+
+        async def one(sock):
+            port, word = sock.getsockname()[1], b"8 octets"
+            try:
+                while not stop.is_set():
+                    await self.loop.sock_sendall(sock, word)
+                    back = b""
+                    while len(back) < len(word):
+                        data = await asyncio.wait_for(self.loop.sock_recv(sock, len(word) - len(back)), patience)
+                        if not data:
+                            return "closed", port
+                        back += data
+                    if back != word:
+                        return "damaged", port
+                    await asyncio.sleep(every)
+                return "ok", port
+            except (OSError, asyncio.TimeoutError) as error:
+                return name_of(error), port
+
+        self.hums[group] = [self.loop.create_task(one(sock)) for sock in self.groups[group]]
+
+    async def hummed(self, group):
+        """What became of each connection since `hum`: own L4 ports by `ok`, or by how the connection failed."""
+        self.humming.pop(group).set()
+        found = {}
+        for result, port in await asyncio.gather(*self.hums.pop(group)):
+            found.setdefault(result, []).append(port)
+        return found
 
     async def tell(self, group, timeout=10):
         """Who the first connection of a group is to the other side's `tells`."""
