@@ -391,6 +391,29 @@ fn readme_names_exactly_the_commands_that_exist() {
     fail_with("commands", &problems);
 }
 
+#[test]
+fn the_table_of_service_behaviours_names_tests_that_exist_and_all_of_its_suite() {
+    let table = read("tests/netns/README.md");
+    let rows = table.lines().filter(|line| line.starts_with("| "));
+    let quoted = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
+    let named: BTreeSet<(&str, &str)> = quoted.filter_map(|text| text.split_once("::")).collect();
+    assert!(named.len() > 20, "the table names its tests");
+    let tests = |suite: &str| -> BTreeSet<String> {
+        let text = read(format!("tests/netns/{suite}.py"));
+        // The function that a decorator of one or two lines stands before.
+        let decorated = text.split("\n@suite.test(").skip(1);
+        let names = decorated.filter_map(|part| part.split("\ndef ").nth(1)?.split('(').next());
+        names.map(str::to_owned).collect()
+    };
+    let absent = named.iter().filter(|(suite, name)| !tests(suite).contains(*name));
+    let unnamed = tests("kubernetes").into_iter().filter(|name| !named.contains(&("kubernetes", name.as_str())));
+    let problems: Vec<String> = absent
+        .map(|(suite, name)| format!("tests/netns/README.md names {suite}::{name}, which does not exist"))
+        .chain(unnamed.map(|name| format!("tests/netns/README.md does not name kubernetes::{name}")))
+        .collect();
+    fail_with("the table of Service behaviours", &problems);
+}
+
 fn hostweave(arguments: &[&str]) -> std::process::Output {
     Command::new(env!("CARGO_BIN_EXE_hostweave")).args(arguments).current_dir(root()).output().expect("hostweave runs")
 }

@@ -24,7 +24,7 @@ class Port:
 
     def __init__(self, daemon, name, network, mode, queues, tap, netns, labels=None):
         self.daemon, self.name, self.network, self.queues, self.tap = daemon, name, network, queues, tap
-        self.labels, self.flows, self.annotations, self.metadata = labels or {}, None, {}, None
+        self.labels, self.flows, self.annotations, self.metadata, self.named_ports = labels or {}, None, {}, None, {}
         if tap:
             self.backend = {"tap": {"name": tap, **({"netns": netns} if netns else {})}}
         else:
@@ -38,6 +38,7 @@ class Port:
                 "metadata": {"name": self.name, "labels": self.labels, **({"annotations": self.annotations} if self.annotations else {})},
                 "spec": {"network": self.network, "backend": self.backend,
                          **({"metadata": self.metadata} if self.metadata else {}),
+                         **({"namedPorts": [{"name": n, "port": p} for n, p in self.named_ports.items()]} if self.named_ports else {}),
                          **({"limits": {"flows": self.flows}} if self.flows else {})}}
 
     def get(self):
@@ -98,13 +99,13 @@ class Daemon:
         """Sets fields of `HostConfig.spec`; before `start`, or followed by `reload`."""
         self.objects[0]["spec"].update(spec)
 
-    def set(self, version, kind, name, spec, annotations=None):
-        """Sets an object, of the namespace `default` if it has one; without fields it goes. Before `start`, or followed by
-        `reload`."""
+    def set(self, version, kind, name, spec, annotations=None, labels=None, **fields):
+        """Sets an object, of the namespace `default` if it has one; without fields it goes. `fields` stand beside `spec`, for kinds
+        that have none. Before `start`, or followed by `reload`."""
         self.objects = [o for o in self.objects if (o["kind"], o["metadata"]["name"]) != (kind, name)]
-        if spec:
-            metadata = {"name": name, **({"annotations": annotations} if annotations else {})}
-            self.objects.append({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec})
+        if spec or fields:
+            metadata = {"name": name, **({"annotations": annotations} if annotations else {}), **({"labels": labels} if labels else {})}
+            self.objects.append({"apiVersion": version, "kind": kind, "metadata": metadata, **({"spec": spec} if spec else {}), **fields})
 
     def policy(self, name, **spec):
         """Sets a NetworkPolicy; without fields it goes."""

@@ -49,5 +49,5 @@ class Namespace:
     def dhcp(self, device):
         """A lease by busybox' client; returns the address. RFC 2131."""
         resolv = self.case.log("resolv-%s.conf" % self.name)
-        self.sh("ip link set %s up; RESOLV_CONF=%s busybox udhcpc -i %s -n -q -f -t 10 -T 1 -s %s" % (device, resolv, device, UDHCPC_SCRIPT))
+        self.sh("ip link set %s up; RESOLV_CONF=%s busybox udhcpc -i %s -O search -n -q -f -t 10 -T 1 -s %s" % (device, resolv, device, UDHCPC_SCRIPT))
         return self.sh("ip -4 -o addr show dev %s scope global" % device).split()[3].split("/")[0]

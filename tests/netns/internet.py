@@ -8,12 +8,13 @@ import hashlib
 import ipaddress
 import json
 import os
+import shutil
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from harness import internet, packets, process  # noqa: E402
+from harness import internet, packets, process, requirements  # noqa: E402
 from harness.daemon import ROUTER_MAC  # noqa: E402
 from harness.internet import (  # noqa: E402
     CUSTOMER, GATEWAY, INSIDE, KERNEL, OWN, POOL, PUBLIC, ROUTER, SECOND, SERVER, SERVER_ALIAS, addresses, family, product_only, world,
@@ -487,6 +488,77 @@ def flapped(case, driver):
                 space.sh("; ".join("ip addr replace %s/128 dev up0 nodad" % address for address in addresses(POOL[1])))
         for server in SERVER:
             assert a.peer("echo", group=server, timeout=40) == {"ok": 50}, server
+    host.finish()
+
+
+@suite.test("a container with an attached address, or 1:1: TCP from it and to it outlives an uplink that flaps, and learns a path that gets narrow",
+            cases={"direct": False, "one-to-one": True})
+def attach_recovers(case, one_to_one):
+    host, a = world(case, "a")
+    host.attach(a, *FIRST_PUBLIC, one_to_one=one_to_one)
+    host.nginx()
+    path = os.path.join(case.run, "up")
+    with open(path, "wb") as out:
+        out.write(os.urandom(3 << 20))
+    for node in (a, host.server):
+        node.peer("serve", port=ECHO)
+    pairs = list(zip(SERVER, FIRST_PUBLIC))
+    for server, public in pairs:
+        if not one_to_one:
+            a.carry(public)
+        for space, to in ((a, server), (host.customer, public)):
+            assert space.peer("open", group=to, host=to, port=ECHO, count=50) == {"opened": 50, "failed": {}}
+    for server, public in pairs:
+        seen = {remote for remote, _ in host.server.peer("remotes", port=ECHO)}
+        assert public in seen, "it comes from there: %s" % seen
+    for _ in range(2):
+        host.router.sh("ip link set host0 down")
+        time.sleep(0.5)
+        host.router.sh("ip link set host0 up; ip addr replace %s/64 dev host0 nodad" % ROUTER[1])
+        for server, public in pairs:
+            for space, to in ((a, server), (host.customer, public)):
+                assert space.peer("echo", group=to, timeout=40) == {"ok": 50}, to
+    host.narrow(1300)
+    for number, (server, _) in enumerate(pairs):
+        a.sh("curl -sS -f -m 60 -T %s %s" % (path, url(server, "up-%d" % number)))
+        assert digest(os.path.join(host.www, "up-%d" % number)) == digest(path)
+        assert "mtu 1300" in a.sh("ip route get %s" % server), "the container's kernel has learnt it"
+    host.finish()
+
+
+ZONE = """$TTL 60
+@ SOA ns hostmaster 1 60 60 60 60
+  NS ns
+ns A 203.0.113.10
+ns AAAA 2001:db8:201::10
+www A 203.0.113.80
+www AAAA 2001:db8:201::80
+"""
+
+
+@suite.test("dig asks a real named outside, by NAT: UDP and TCP, both families, each kind of record, and one that is cut off and comes over TCP")
+def dig_outside(case):
+    requirements.programs("dig", "named")
+    host, a = world(case, "a")
+    folder = os.path.join(case.run, "named")
+    os.makedirs(folder)
+    many = "".join("many A 203.0.113.%d\n" % n for n in range(1, 101))
+    with open(folder + "/zone", "w") as out:
+        out.write(ZONE + many)
+    with open(folder + "/named.conf", "w") as out:
+        out.write('options {{ directory "{0}"; pid-file none; session-keyfile none; listen-on {{ {1}; }}; listen-on-v6 {{ {2}; }}; recursion no; }};\n'
+                  'controls {{ }};\nzone "example.org" {{ type primary; file "{0}/zone"; }};\n'.format(folder, *SERVER))
+    # A copy: Debian's AppArmor profile lets /usr/sbin/named read its own folders only.
+    named = shutil.copy(shutil.which("named"), folder + "/named")
+    host.server.spawn([named, "-g", "-c", folder + "/named.conf"], "named.log")
+    until(lambda: ":53 " in host.server.sh("ss -tln"), "named listens", 30)
+    for server in SERVER:
+        for how in ("+notcp", "+tcp"):
+            ask = lambda *words: a.sh("dig +time=3 +tries=2 +short @%s %s %s" % (server, how, " ".join(words))).split()
+            assert ask("www.example.org") == ["203.0.113.80"]
+            assert ask("www.example.org", "AAAA") == ["2001:db8:201::80"]
+            assert ask("example.org", "NS") == ["ns.example.org."]
+        assert len(a.sh("dig +time=3 +tries=2 +short @%s many.example.org" % server).split()) == 100, "over TCP by itself"
     host.finish()
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 
@@ -436,6 +437,93 @@ def container_fetches_from_vm(case):
     until(lambda: container.v6 in space.sh("ip -6 -o addr show dev hw-c scope global -tentative"), "SLAAC in the container", 30)
     for host in (port.v4, "[%s]" % port.v6):
         assert space.sh("curl -sS -m 120 http://%s/blob | sha256sum" % host, 150).split()[0] == digest
+    daemon.check_ledger()
+
+
+# Octets of the file that takes its time.
+SLOW = 32 * 65536
+
+
+def nginx(vm, name):
+    """nginx in the guest, port 8080 of both families: `/` says who answers and whom it sees, `/slow` sends a file for a while."""
+    vm.sh("""mkdir -p /ngx/www /var/log/nginx /var/lib/nginx && dd if=/dev/zero of=/ngx/www/slow bs=64k count=32 2>/dev/null
+cat > /ngx/conf <<'CONF'
+user root; worker_processes 1; pid /ngx/pid; error_log /ngx/error.log; events { worker_connections 1024; }
+http { access_log off; client_body_temp_path /ngx/b; proxy_temp_path /ngx/p; fastcgi_temp_path /ngx/f; uwsgi_temp_path /ngx/u;
+  scgi_temp_path /ngx/s; sendfile on;
+  server { listen 8080; listen [::]:8080; root /ngx/www; location = / { return 200 "%s $remote_addr\\n"; } location /slow { limit_rate 128k; } } }
+CONF
+nginx -c /ngx/conf -e /ngx/error.log""" % name, 60)
+
+
+@suite.test("two guests run nginx behind a Service; a container and a third guest reach both. One guest is frozen: its checks time out and it is "
+            "out, while downloads from the other go on; thawed, it comes back, and no download was lost", timeout=300)
+def service_of_guests(case):
+    requirements.root()
+    requirements.tun()
+    requirements.programs("curl")
+    interval, timeout, fall = 0.5, 0.5, 2
+    vip = "10.104.0.20", "fd68:7700:68::20"
+    daemon = Daemon(case, workers=2)
+    space = Namespace(case, "c")
+    ports = [daemon.port(name, labels={"app": app}) for name, app in (("a", "web"), ("b", "web"), ("x", "client"))]
+    container = daemon.port("c", tap="hw-c", netns=space.path)
+    check = "{type: http, port: 8080, path: /, interval: %dms, timeout: %dms, rise: 1, fall: %d}" % (1000 * interval, 1000 * timeout, fall)
+    daemon.set("v1", "Service", "web", {
+        "selector": {"app": "web"}, "ipFamilyPolicy": "RequireDualStack", "clusterIPs": list(vip),
+        "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}, {"hostweave.dev/health-check": check})
+    daemon.start()
+    vms = boot(case, "a", "b", "x")
+    for vm, port in zip(vms, ports):
+        vm.plug(0, port.socket, port.mac)
+        addresses(vm, port)
+    a, b, x = vms
+    until(lambda: space.sh("ip link show hw-c"), "the container's device", 20)
+    assert space.dhcp("hw-c") == container.v4
+    until(lambda: container.v6 in space.sh("ip -6 -o addr show dev hw-c scope global -tentative"), "SLAAC in the container", 30)
+    nginx(a, "a")
+    nginx(b, "b")
+    url = lambda address, path="": "http://%s/%s" % ("[%s]" % address if ":" in address else address, path)
+    taking = lambda: {e["backend"] for e in daemon.rpc("service.backends", name="web")["backends"] if e["internal"]}
+    both = {"default/a", "default/b"}
+
+    def answers(sh, address, own, times=16):
+        lines = sh("for i in $(seq %d); do curl -gsS -m 20 '%s' || exit 1; done" % (times, url(address))).splitlines()
+        assert {line.split()[1] for line in lines} == {own}, "the real client: %s" % lines
+        return {line.split()[0] for line in lines}
+
+    def all_answer(names):
+        for number, address in enumerate(vip):
+            assert answers(space.sh, address, (container.v4, container.v6)[number]) == names
+            assert answers(x.sh, address, (ports[2].v4, ports[2].v6)[number], 8) == names
+
+    until(lambda: taking() == both, "both guests take connections", 60)
+    all_answer({"a", "b"})
+    # Downloads that take 16 s, from whichever guest.
+    downloads = {}
+    for number, address in enumerate(vip):
+        for k in range(6):
+            path = case.log("slow-%d-%d" % (number, k))
+            downloads[path] = space.spawn(["curl", "-gsS", "-m", "90", "-o", path, url(address, "slow")], "curl.log")
+    sizes = lambda: {path: os.path.getsize(path) if os.path.exists(path) else 0 for path in downloads}
+    until(lambda: min(sizes().values()) > 0, "all have begun", 30)
+    os.kill(a.process.pid, signal.SIGSTOP)
+    frozen = time.monotonic()
+    until(lambda: taking() == {"default/b"}, "the frozen guest is out", 30, 0.02)
+    case.note("out %.2f s after it was frozen; interval x fall + timeout is %.2f s" % (time.monotonic() - frozen, interval * fall + timeout))
+    before = sizes()
+    all_answer({"b"})
+    grown = [path for path, size in sizes().items() if size > before[path]]
+    assert 0 < len(grown) < len(downloads), "those of the other guest go on, those of the frozen one do not: %s" % grown
+    os.kill(a.process.pid, signal.SIGCONT)
+    until(lambda: taking() == both, "the guest is back", 60)
+    all_answer({"a", "b"})
+    for path, download in downloads.items():
+        assert download.wait(90) == 0 and os.path.getsize(path) == SLOW, "every download is whole: %s" % path
+        os.remove(path)
+    # The time it took is in the log: a bound of seconds would judge the machine.
+    history = [e for e in daemon.rpc("service.backends", name="web")["history"] if e["backend"] == "default/a"]
+    assert ("unhealthy", "healthy") == (history[-1]["from"], history[-1]["to"]), history
     daemon.check_ledger()
 
 

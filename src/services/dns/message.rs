@@ -161,8 +161,8 @@ impl Response {
         Self { origin, code, ..Self::default() }
     }
 
-    /// The answer to a request, in `most` octets. What does not fit is left out with the TC bit set; nothing of it is cut
-    /// in the middle, so that nobody takes half an answer for a whole one (RFC 2181 §9).
+    /// The answer to a request, in `most` octets. With the TC bit set are the answers that fit, as many as there is room for, because
+    /// resolvers that do not ask over TCP (musl before 1.2.4) would have none at all otherwise; others discard them (RFC 2181 §9).
     pub fn encode(self, request: &Request, most: usize) -> Vec<u8> {
         let mut message = Message::new(request.id, MessageType::Response, OpCode::Query);
         message.metadata.recursion_desired = request.recursion_desired;
@@ -189,10 +189,28 @@ impl Response {
                 return octets;
             }
         }
-        message.metadata.truncation = true;
-        message.answers.clear();
         message.authorities.clear();
+        let fit = fitting(&message, most);
+        message.answers.truncate(fit);
+        message.metadata.truncation = true;
         encoded(&message, most).unwrap_or_default()
+    }
+}
+
+/// How many of the answers fit.
+fn fitting(message: &Message, most: usize) -> usize {
+    // Name, type, class, TTL and length of an OPT record without options (RFC 6891 §6.1.2).
+    const OPT: usize = 11;
+    // In the header (RFC 1035 §4.1.1).
+    const ANSWERS: std::ops::Range<usize> = 6..8;
+    let mut octets = Vec::with_capacity(most);
+    let mut encoder = BinEncoder::new(&mut octets);
+    encoder.set_max_size(u16::try_from(most.saturating_sub(OPT)).unwrap_or(u16::MAX));
+    // It counts the records that it had room for.
+    let emitted = message.emit(&mut encoder).is_ok();
+    match octets.get(ANSWERS) {
+        Some(&[high, low]) if emitted => usize::from(u16::from_be_bytes([high, low])),
+        _ => 0,
     }
 }
 

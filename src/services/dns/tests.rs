@@ -232,7 +232,7 @@ fn dn6_aliases_are_followed_as_far_as_they_lead() {
 }
 
 #[test]
-fn dn7_what_does_not_fit_is_cut_off_whole_and_asked_again_over_tcp() {
+fn dn7_what_does_not_fit_is_left_out_and_asked_again_over_tcp() {
     let server = server();
     let name = "many.shop.svc.cluster.local.";
     let mut plain = query(name, RecordType::A);
@@ -240,7 +240,9 @@ fn dn7_what_does_not_fit_is_cut_off_whole_and_asked_again_over_tcp() {
     for (message, most) in [(plain, 512), (query(name, RecordType::A), usize::from(UDP_PAYLOAD))] {
         let octets = reply_octets(&server, &message, true).unwrap();
         let cut = Message::from_vec(&octets).unwrap();
-        assert!(octets.len() <= most && cut.metadata.truncation && cut.answers.is_empty());
+        assert!(octets.len() <= most && cut.metadata.truncation);
+        // As many as there is room for: resolvers that never ask over TCP have some addresses (musl before 1.2.4).
+        assert!(octets.len() + 48 > most && cut.answers.len() > 20, "{} of {most} octets", octets.len());
         assert_eq!(cut.edns.is_some(), message.edns.is_some());
         let whole = Message::from_vec(&reply_octets(&server, &message, false).unwrap()).unwrap();
         assert_eq!((whole.metadata.truncation, whole.answers.len()), (false, 100));

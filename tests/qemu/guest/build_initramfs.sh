@@ -6,7 +6,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 kernel=$1 busybox=$2 out=$3
-programs="dash ip ethtool iperf3 tcpdump curl"
+programs="dash ip ethtool iperf3 tcpdump curl nginx"
 modules="virtio_pci virtio_console virtio_net"
 
 root=$(mktemp -d)
