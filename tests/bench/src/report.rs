@@ -123,6 +123,13 @@ impl Display for Report {
         for row in &self.uplink {
             writeln!(f, "{}", crate::uplink::line(row))?;
         }
+        self.changes(f)
+    }
+}
+
+impl Report {
+    /// What changes cost, and checks.
+    fn changes(&self, f: &mut Formatter<'_>) -> fmt::Result {
         if let Some(change) = &self.change {
             let (spread, worst) = (Spread::of(&change.ms), change.ms.iter().copied().fold(0.0, f64::max));
             let best = change.ms.iter().copied().fold(f64::INFINITY, f64::min);
@@ -158,9 +165,7 @@ impl Display for Report {
         }
         Ok(())
     }
-}
 
-impl Report {
     /// Rates of the cases of a group by that of its first, of each switch, round by round.
     fn groups(&self, f: &mut Formatter<'_>) -> fmt::Result {
         for group in self.throughput.chunk_by(|a, b| a.group == b.group) {
