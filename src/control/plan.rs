@@ -14,7 +14,7 @@ use crate::config::desired::{HostFacts, node_of, to_desired};
 use crate::config::outside::{ServiceAddresses, addresses};
 use crate::config::services::Told;
 use crate::config::{
-    Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, check_set, external_dns, ipam, policies, services,
+    Assignments, Diagnostic, Diagnostics, Kind, ObjectKey, ObjectSet, check_set, external_dns, ipam, policies, services,
 };
 use crate::fabric::spec::Desired;
 
@@ -157,14 +157,17 @@ pub fn replan(
     };
     let mut concerned = services::concerned(&before.set, changed.iter().map(|(_, object)| *object));
     if !concerned.is_empty() {
-        let given = addresses::assign(&plan.set, &before.services);
-        concerned.extend(given.changed.iter().cloned());
+        // EndpointSlices have no say in the addresses of Services, nor in their names outside.
+        if changed.iter().any(|(_, object)| object.key.kind == Kind::Service) {
+            let given = addresses::assign(&plan.set, &before.services);
+            concerned.extend(given.changed.iter().cloned());
+            plan.desired.external_dns = external_dns::spec(&plan.set, &given.addresses);
+            plan.services = Arc::new(given.addresses);
+            (plan.services_assigned, plan.services_freed, plan.problems) = (given.changed, given.freed, given.problems);
+        }
         let told = Told { changed: Some(&concerned), ..Told::of(&before.desired) };
         let node = node_of(&plan.set, &HostFacts::system(runtime_dir));
-        services::resolve(&plan.set, &given.addresses, &node, told, &mut plan.desired);
-        plan.desired.external_dns = external_dns::spec(&plan.set, &given.addresses);
-        plan.services = Arc::new(given.addresses);
-        (plan.services_assigned, plan.services_freed, plan.problems) = (given.changed, given.freed, given.problems);
+        services::resolve(&plan.set, &plan.services, &node, told, &mut plan.desired);
     }
     Ok(plan)
 }

@@ -12,19 +12,27 @@ use crate::config::kind::{DEFAULT_NAMESPACE, Kind, ObjectKey};
 use crate::config::set::ObjectSet;
 use crate::fabric::spec::{Condition, PortSpec};
 
+/// Ports by namespace, label and value.
+type ByLabel<'a> = HashMap<(&'a str, &'a str, &'a str), Vec<usize>>;
+
+/// EndpointSlices by namespace and Service.
+type Slices<'a> = HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>;
+
 /// Who may stand behind Services: the ports of a host and its EndpointSlices, by what finds them.
 pub struct Backends<'a> {
     node: &'a str,
     zone: Option<&'a str>,
     ports: &'a [PortSpec],
-    /// By namespace, label and value.
-    by_label: HashMap<(&'a str, &'a str, &'a str), Vec<usize>>,
+    set: &'a ObjectSet,
+    /// The few Services that are asked for most likely.
+    few: Option<&'a HashSet<ObjectKey>>,
+    by_label: OnceCell<ByLabel<'a>>,
     /// By network and address.
     by_address: OnceCell<HashMap<(&'a str, IpAddr), usize>>,
     /// Shares of new connections that are written, by namespace and name.
-    weights: HashMap<(&'a str, &'a str), u16>,
-    /// By namespace and Service.
-    slices: HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>,
+    weights: OnceCell<HashMap<(&'a str, &'a str), u16>>,
+    /// Of the few, and of all.
+    slices: [OnceCell<Slices<'a>>; 2],
 }
 
 /// Someone who stands behind a Service.
@@ -56,25 +64,40 @@ pub enum First {
 }
 
 impl<'a> Backends<'a> {
-    /// Those of this host, which is called `node`.
-    pub fn new(set: &'a ObjectSet, node: &'a str, ports: &'a [PortSpec]) -> Self {
-        let mut by_label: HashMap<_, Vec<usize>> = HashMap::new();
-        for (slot, port) in ports.iter().enumerate() {
+    /// Those of this host, which is called `node`. What is sorted is sorted when it is needed; for `few` Services that are asked for
+    /// most likely, no other EndpointSlices are.
+    pub fn new(set: &'a ObjectSet, node: &'a str, ports: &'a [PortSpec], few: Option<&'a HashSet<ObjectKey>>) -> Self {
+        let host = set.of_kind(Kind::HostConfig).next();
+        let zone = host.and_then(|host| host.metadata.labels.get(ZONE_LABEL)).map(String::as_str);
+        let (by_label, by_address, weights, slices) = Default::default();
+        Self { node, zone, ports, set, few, by_label, by_address, weights, slices }
+    }
+
+    fn ports_by_label(&self) -> ByLabel<'a> {
+        let mut by_label = ByLabel::new();
+        for (slot, port) in self.ports.iter().enumerate() {
             for (key, value) in &port.labels {
                 by_label.entry((port.namespace.as_str(), key.as_str(), value.as_str())).or_default().push(slot);
             }
         }
-        let host = set.of_kind(Kind::HostConfig).next();
-        let mut slices: HashMap<_, Vec<&EndpointSlice>> = HashMap::new();
-        for object in set.of_kind(Kind::EndpointSlice) {
+        by_label
+    }
+
+    fn slices_by_service(&self, of: Option<&'a HashSet<ObjectKey>>) -> Slices<'a> {
+        let name = |key: &'a ObjectKey| (namespace_of(key), key.name.as_str());
+        let of: Option<HashSet<_>> = of.map(|keys| keys.iter().map(name).collect());
+        let mut slices = Slices::new();
+        for object in self.set.of_kind(Kind::EndpointSlice) {
             if let Spec::EndpointSlice(slice) = &object.spec
                 && let Some(service) = &slice.service
             {
-                slices.entry((namespace_of(&object.key), service.as_str())).or_default().push(slice);
+                let name = (namespace_of(&object.key), service.as_str());
+                if of.as_ref().is_none_or(|of| of.contains(&name)) {
+                    slices.entry(name).or_default().push(slice);
+                }
             }
         }
-        let zone = host.and_then(|host| host.metadata.labels.get(ZONE_LABEL)).map(String::as_str);
-        Self { node, zone, ports, by_label, by_address: OnceCell::new(), weights: weights(set), slices }
+        slices
     }
 
     /// Those of a Service of its network, by name.
@@ -90,7 +113,8 @@ impl<'a> Backends<'a> {
     pub fn selected(&self, key: &ObjectKey, selector: &BTreeMap<String, String>) -> Vec<&'a PortSpec> {
         let namespace = namespace_of(key);
         let labels = selector.iter().map(|(key, value)| (namespace, key.as_str(), value.as_str()));
-        let having = labels.map(|label| self.by_label.get(&label).map(Vec::as_slice).unwrap_or_default());
+        let by_label = self.by_label.get_or_init(|| self.ports_by_label());
+        let having = labels.map(|label| by_label.get(&label).map(Vec::as_slice).unwrap_or_default());
         let fewest = having.min_by_key(|slots| slots.len()).unwrap_or_default();
         let ports = fewest.iter().map(|slot| &self.ports[*slot]);
         let matches = |port: &&PortSpec| selector.iter().all(|(key, value)| port.labels.get(key) == Some(value));
@@ -100,7 +124,12 @@ impl<'a> Backends<'a> {
 
     /// The EndpointSlices of a Service.
     pub fn slices<'k>(&'k self, key: &'k ObjectKey) -> &'k [&'a EndpointSlice] {
-        self.slices.get(&(namespace_of(key), key.name.as_str())).map(Vec::as_slice).unwrap_or_default()
+        let [of_few, of_all] = &self.slices;
+        let slices = match self.few.filter(|few| few.contains(key)) {
+            Some(few) => of_few.get_or_init(|| self.slices_by_service(Some(few))),
+            None => of_all.get_or_init(|| self.slices_by_service(None)),
+        };
+        slices.get(&(namespace_of(key), key.name.as_str())).map(Vec::as_slice).unwrap_or_default()
     }
 
     fn of_port(&self, port: &'a PortSpec, service: &Service) -> Backend<'a> {
@@ -161,10 +190,11 @@ impl<'a> Backends<'a> {
     }
 
     fn weight(&self, port: &PortSpec) -> u16 {
-        if self.weights.is_empty() {
+        let weights = self.weights.get_or_init(|| weights(self.set));
+        if weights.is_empty() {
             return annotations::WEIGHT_DEFAULT;
         }
-        let written = self.weights.get(&(port.namespace.as_str(), port.name.as_str()));
+        let written = weights.get(&(port.namespace.as_str(), port.name.as_str()));
         written.copied().unwrap_or(annotations::WEIGHT_DEFAULT)
     }
 

@@ -25,7 +25,7 @@ pub fn dubious<'a>(
     if objects.is_empty() {
         return Vec::new();
     }
-    let backends = Backends::new(set, "", ports);
+    let backends = Backends::new(set, "", ports, None);
     let mut found = Vec::new();
     for object in objects {
         match &object.spec {

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::checked::{Form, Object, Spec};
-use super::kind::{Kind, ObjectKey};
+use super::kind::{DEFAULT_NAMESPACE, Kind, ObjectKey};
 use super::outside::ServiceAddresses;
 use super::set::ObjectSet;
 use crate::fabric::spec::{Desired, ServiceSpec};
@@ -44,38 +44,64 @@ impl<'a> Told<'a> {
     }
 }
 
+/// What was told before, in the order of the objects then: found without an index as long as none came or went.
+struct Known<'a, T> {
+    list: &'a [T],
+    /// Namespace and name.
+    name: fn(&'a T) -> (&'a str, &'a str),
+    /// The place behind the one that was found last.
+    next: usize,
+    places: OnceCell<HashMap<(&'a str, &'a str), usize>>,
+}
+
+impl<'a, T> Known<'a, T> {
+    fn new(list: &'a [T], name: fn(&'a T) -> (&'a str, &'a str)) -> Self {
+        Self { list, name, next: 0, places: OnceCell::new() }
+    }
+
+    fn find(&mut self, name: (&str, &str)) -> Option<&'a T> {
+        let (list, name_of) = (self.list, self.name);
+        let mut place = self.next;
+        if list.get(place).map(name_of) != Some(name) {
+            let places = || list.iter().enumerate().map(|(place, it)| (name_of(it), place)).collect();
+            place = *self.places.get_or_init(places).get(&name)?;
+        }
+        self.next = place + 1;
+        list.get(place)
+    }
+}
+
 /// Adds the Services; networks, ports and their addresses are there already. A Service that is as it was told is the same `Arc`.
 pub fn resolve(set: &ObjectSet, given: &ServiceAddresses, node: &str, told: Told<'_>, desired: &mut Desired) {
     let ports = desired.ports.clone();
     let backends = OnceCell::new();
-    let specs: HashMap<&str, &Arc<ServiceSpec>> = told.services.iter().map(|spec| (spec.name.as_str(), spec)).collect();
+    let mut specs =
+        Known::new(told.services, |spec| spec.name.split_once('/').unwrap_or((DEFAULT_NAMESPACE, &spec.name)));
     // Who cannot have changed is not looked at.
     let is_same = |object: &Object| told.changed.is_some_and(|changed| !changed.contains(&object.key));
     let known_records = told.records.map(|records| records.as_slice()).unwrap_or_default();
-    let names: HashMap<(&str, &str), &ServiceRecords> =
-        known_records.iter().map(|of| ((of.namespace.as_str(), of.name.as_str()), of)).collect();
+    let mut names = Known::new(known_records, |of| (of.namespace.as_str(), of.name.as_str()));
     let mut services = Vec::new();
     let mut records: Vec<Cow<'_, ServiceRecords>> = Vec::new();
     for (object, service) in super::outside::services(set) {
-        let path = object.key.path();
-        let known = specs.get(path.as_str()).copied();
+        let name = (backends::namespace_of(&object.key), object.key.name.as_str());
+        let known = if service.balances() { specs.find(name) } else { None };
+        let old = names.find(name);
         if is_same(object)
-            && let Some(of) = names.get(&(backends::namespace_of(&object.key), object.key.name.as_str()))
+            && let Some(of) = old
         {
-            records.push(Cow::Borrowed(*of));
+            records.push(Cow::Borrowed(of));
             services.extend(known.map(Arc::clone));
             continue;
         }
-        let backends = backends.get_or_init(|| Backends::new(set, node, &ports));
+        let backends = backends.get_or_init(|| Backends::new(set, node, &ports, told.changed));
         let given = given.get(&object.key).map(Vec::as_slice).unwrap_or_default();
         let found = match service.form {
             Form::Attach | Form::ExternalName(_) => Vec::new(),
             _ => backends.of(&object.key, service),
         };
         let new = records::of(set, object, service, given, &found);
-        let old = names.get(&(new.namespace.as_str(), new.name.as_str())).filter(|old| ***old == new);
-        let old = old.map(|old| Cow::Borrowed(*old));
-        records.push(old.unwrap_or(Cow::Owned(new)));
+        records.push(old.filter(|old| **old == new).map_or(Cow::Owned(new), Cow::Borrowed));
         if service.balances() {
             let spec = balance::spec(set, backends, object, service, given, &found);
             let known = known.filter(|known| ***known == spec);
@@ -107,4 +133,27 @@ pub fn concerned<'a>(before: &ObjectSet, changed: impl Iterator<Item = &'a Arc<O
     };
     let both = |object: &'a Arc<Object>| [Some(object.clone()), before.get(&object.key).cloned()];
     changed.flat_map(both).flatten().filter_map(|object| of_slice(&object)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_are_found_in_order_and_out_of_it_also_where_some_came_or_went() {
+        let list: Vec<String> = ["a/a", "a/b", "b/a", "c/a"].map(str::to_owned).into();
+        let name = |it: &'static str| it.split_once('/').unwrap();
+        for asked in [
+            ["a/a", "a/b", "b/a", "c/a"].as_slice(),
+            &["a/b", "c/a"],
+            &["a/a", "a/aa", "a/b", "b/a", "bb/a", "c/a", "d/a"],
+            &["c/a", "a/a", "c/a"],
+        ] {
+            let mut known = Known::new(&list, |it| it.split_once('/').unwrap());
+            for it in asked {
+                let expected = list.iter().find(|other| other == it);
+                assert_eq!(known.find(name(it)), expected, "{it} of {asked:?}");
+            }
+        }
+    }
 }
