@@ -47,13 +47,6 @@ pub const DIRECT_SEGMENTS_MAX: usize = 64;
 /// Frames of all devices that a worker has read and not yet handled. A power of two.
 pub const READ_BUFFERS: u16 = 64;
 
-/// Octets from which on a frame that was read is large ...
-pub const READ_LARGE: usize = 16_384;
-
-/// ... and how many the kernel may read ahead while frames are: what it has read should still be in the caches when it is
-/// copied on.
-pub const READS_LARGE: u16 = 8;
-
 /// Frames of all devices that a worker has written and the kernel not yet taken.
 pub const WRITE_BUFFERS: u16 = 128;
 
@@ -70,7 +63,6 @@ pub const POLLS_ENDED_MAX: u32 = 64;
 pub const DEVICE_NAME_MAX: usize = 15;
 
 const _: () = assert!(READ_BUFFERS.is_power_of_two() && READ_BUFFERS as usize >= BURST);
-const _: () = assert!(READS_LARGE < READ_BUFFERS);
 const _: () = assert!(XDP_FRAMES.is_power_of_two());
 const _: () = assert!(WRITE_BUFFERS as usize >= BURST);
 const _: () = assert!(FRAME_BUFFER >= HEADER_LEN + VLAN_TAG_LEN + FRAME_MAX && PACKET_HEADER_LEN < HEADER_LEN);

@@ -36,9 +36,7 @@ use hostweave_switch::tables::PortId;
 
 use crate::Error;
 use crate::direct::Sends;
-use crate::limits::{
-    COMPLETIONS, FRAME_BUFFER, POLLS_ENDED_MAX, READ_BUFFERS, READ_LARGE, READS_LARGE, READS_ONE_SHOT, SUBMISSIONS,
-};
+use crate::limits::{COMPLETIONS, FRAME_BUFFER, POLLS_ENDED_MAX, READ_BUFFERS, READS_ONE_SHOT, SUBMISSIONS};
 use crate::sys::{Completion, Op, ReadPool, Ring, WritePool};
 use crate::xdp_socket::XdpSockets;
 
@@ -165,8 +163,6 @@ pub struct Uring {
     /// Readers with fewer requests in the kernel than they should have.
     starved: Vec<usize>,
     reads: Option<ReadPool>,
-    /// Read buffers that the kernel does not get while frames are large.
-    held: Vec<u16>,
     writes: Option<WritePool>,
     /// Different for each, from 0 on: which AF_XDP socket is its own.
     number: usize,
@@ -221,7 +217,6 @@ impl Uring {
             starved: Vec::new(),
             reads: None,
             writes: None,
-            held: Vec::with_capacity(usize::from(READ_BUFFERS)),
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             kicking: None,
             sends: Sends::new(),
@@ -331,16 +326,8 @@ impl Uring {
     /// Gives a frame's buffer back for the next.
     #[inline]
     pub fn release(&mut self, frame: Frame) {
-        let Some(reads) = self.reads.as_mut() else { return };
-        if frame.len() >= READ_LARGE && reads.provided() >= READS_LARGE {
-            self.held.push(frame.buffer);
-            return;
-        }
-        reads.provide(frame.buffer);
-        if frame.len() < READ_LARGE
-            && let Some(buffer) = self.held.pop()
-        {
-            reads.provide(buffer);
+        if let Some(reads) = self.reads.as_mut() {
+            reads.provide(frame.buffer);
         }
     }
 
