@@ -151,7 +151,7 @@ fn way<'a>(
     let Some(to) = tables.owner(AddressKey { address: backend.address, network }) else {
         // Beyond the host, where the client's packets go by the uplink as all others of its network do.
         let asked = FlowKey::new(key.src(), backend.address, key.src_port(), l4, key.proto(), key.kind());
-        if outside || !leads_out(tables, network, backend.address) {
+        if outside || !is_beyond_host(tables, network, backend.address) {
             return Err(UNREACHABLE);
         }
         let source = outside::source(tables, ctx.port, key.src()).map_err(|_| UNREACHABLE)?;
@@ -210,8 +210,8 @@ fn network_of(ctx: &Context<'_>, frontend: &Frontend) -> Option<NetworkId> {
     Some(found)
 }
 
-/// Whether an address that no port has is to be looked for beyond the uplink: not within the network, and nobody's on this host.
-fn leads_out(tables: &Tables, network: NetworkId, address: u128) -> bool {
+/// Whether an address that no port has is to be looked for out there, whatever the network's egress is: not within the network, and nobody's on this host.
+fn is_beyond_host(tables: &Tables, network: NetworkId, address: u128) -> bool {
     let Some(uplink) = tables.uplink.as_deref() else { return false };
     !outside::is_within(tables, network, address) && !uplink.owned.contains_key(&address) && !uplink.is_routed(address)
 }
@@ -253,7 +253,7 @@ pub(super) fn still<'a>(
     let Some(network) = network_of(ctx, frontend) else { return Ok(false) };
     let owner = tables.owner(AddressKey { address: there.dst(), network });
     let reaches = match to.kind {
-        PortKind::Uplink => owner.is_none() && leads_out(tables, network, there.dst()),
+        PortKind::Uplink => owner.is_none() && is_beyond_host(tables, network, there.dst()),
         PortKind::Internal => false,
         _ => owner == Some(to.id),
     };

@@ -183,6 +183,13 @@ fn families(pools: &Pools<'_>, clusters: &Clusters<'_>, service: &Service, kept:
     }
 }
 
+/// Whether the author of a Service has asked for another address than `had` in that family, or for none.
+pub(super) fn asks_otherwise(service: &Service, wanted: &[IpAddr], had: IpAddr) -> bool {
+    let ipv4 = had.is_ipv4();
+    wanted.iter().any(|wanted| wanted.is_ipv4() == ipv4 && *wanted != had)
+        || matches!(service.families, Families::One(one) if one != ipv4)
+}
+
 /// A family, for people.
 pub(super) fn family(ipv4: bool) -> &'static str {
     if ipv4 { "IPv4" } else { "IPv6" }

@@ -52,23 +52,15 @@ fn holdings(set: &ObjectSet) -> Vec<Holding<'_>> {
         }
     }
     let path = Path::of("spec.addresses");
-    for (object, pool) in nat_pools(set) {
+    let nat = nat_pools(set).map(|(object, pool)| (object, &pool.ranges));
+    for (object, ranges) in nat.chain(address_pools(set).map(|(object, pool)| (object, &pool.ranges))) {
         let holding = |(index, range): (usize, &Range)| Holding {
             range: *range,
             object,
             path: path.index(index),
             what: "range of the pool",
         };
-        holdings.extend(pool.ranges.iter().enumerate().map(holding));
-    }
-    for (object, pool) in address_pools(set) {
-        let holding = |(index, range): (usize, &Range)| Holding {
-            range: *range,
-            object,
-            path: path.index(index),
-            what: "range of the pool",
-        };
-        holdings.extend(pool.ranges.iter().enumerate().map(holding));
+        holdings.extend(ranges.iter().enumerate().map(holding));
     }
     holdings
 }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::addresses::{Given, GivenOf, family};
-use crate::config::checked::{Families, Object, Service};
+use super::addresses::{Given, GivenOf, asks_otherwise, family};
+use crate::config::checked::{Object, Service};
 use crate::config::node::Path;
 use crate::config::problem::Problem;
 use crate::config::ranges::Range;
@@ -51,10 +51,7 @@ impl<'a> Clusters<'a> {
     ) -> Result<(), Box<Problem>> {
         for given in old.iter().filter(|given| given.network() == Some(service.network.as_str())) {
             let ipv4 = given.address.is_ipv4();
-            let asks_other =
-                service.cluster_wanted.iter().any(|wanted| wanted.is_ipv4() == ipv4 && *wanted != given.address);
-            let other_family = matches!(service.families, Families::One(wanted) if wanted != ipv4);
-            if asks_other || other_family {
+            if asks_otherwise(service, &service.cluster_wanted, given.address) {
                 continue;
             }
             if !self.range(service, ipv4).is_some_and(|net| usable(net, given.address)) {

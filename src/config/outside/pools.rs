@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use super::address_pools;
-use super::addresses::{Given, GivenOf};
+use super::addresses::{Given, GivenOf, asks_otherwise};
 use crate::config::checked::{AddressPool, Families, Form, Object, PoolChoice, PoolType, Service};
 use crate::config::node::Path;
 use crate::config::problem::Problem;
@@ -76,19 +76,13 @@ impl<'a> Pools<'a> {
     ) -> Result<(), Box<Problem>> {
         for given in old {
             let Some(given_pool) = given.pool() else { continue };
-            let ipv4 = given.address.is_ipv4();
-            let other_wanted = service.wanted.iter().any(|wanted| wanted.is_ipv4() == ipv4 && *wanted != given.address);
-            let other_family = match service.families {
-                Families::One(wanted) => wanted != ipv4,
-                _ => false,
-            };
             let pool = self.pools.iter().find(|(pool, _)| pool.key.name == given_pool).copied();
             let other_pool = match (&service.pool, pool) {
                 (PoolChoice::Named(name), _) => name != given_pool,
                 (_, Some(pool)) => !Self::may_use(service, pool),
                 (_, None) => false,
             };
-            if other_wanted || other_family || other_pool {
+            if other_pool || asks_otherwise(service, &service.wanted, given.address) {
                 continue;
             }
             // It may have moved to another pool.

@@ -17,7 +17,7 @@
 //!
 //! A router that delivers parts of known connections, from its link address, is there and is not asked (RFC 4861 §7.3.1). One
 //! that is replaced by another with another link address delivers nothing any more, and is asked as soon as packets leave and
-//! it has been silent for [`SILENT`].
+//! it has been silent for five seconds.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
