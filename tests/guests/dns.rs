@@ -200,7 +200,7 @@ fn what_does_not_fit_a_datagram_comes_over_tcp_from_upstream_to_the_guest() {
     let (host, _, mut guest) = host(vec![upstream.address]);
     for gateway in GATEWAYS {
         let cut = ask(&mut guest, gateway, "big.example.", RecordType::A);
-        assert!(cut.metadata.truncation && cut.answers.is_empty());
+        assert!(cut.metadata.truncation && (20..200).contains(&cut.answers.len()));
         let octets = over_tcp(&mut guest, gateway, &framed(&question("big.example.", RecordType::A)), whole);
         assert_eq!(Message::from_vec(&octets[2..]).unwrap().answers.len(), 200);
     }
