@@ -688,7 +688,7 @@ def foreign(host, frames, up0):
     for seen in frames:
         if seen.src_mac != up0:
             continue
-        if seen.ethertype == 0x0806 and seen.dst in ours and seen.operation == 1 and seen.src != seen.dst:
+        if seen.ethertype == 0x0806 and seen.dst in ours and seen.operation == 1 and seen.src not in (seen.dst, "0.0.0.0"):
             found.append(("asks for an address of ours", seen))
         if seen.neighbour and seen.neighbour[0] == 135 and seen.neighbour[1] in ours and seen.src != "::":
             found.append(("asks for an address of ours", seen))
