@@ -22,6 +22,8 @@ suite = Suite("backends", check)
 COUNT = 500
 HEALTH = "hostweave.dev/health-check"
 # Patient, so that a machine that is busy ejects nobody.
+# Seconds after which a connection whose backend is silent has failed: longer than the patience of `hum` in peer.py.
+LONGER = 10
 HEALTH_CHECK = "{type: http, port: %d, interval: 600ms, timeout: 600ms, rise: 1, fall: 2}" % HTTP
 
 
@@ -91,7 +93,7 @@ def removed(case):
     scene.label("b", "another")
     scene.taken_by("ac")
     # Beyond the patience of a connection that nobody answers.
-    process.run(["sleep", "4"])
+    process.run(["sleep", str(LONGER)])
     scene.lost("b")
     scene.finish()
 
@@ -103,7 +105,7 @@ def deleted(case):
     scene.daemon.ports.remove(scene.spaces["b"].port)
     scene.daemon.reload()
     scene.taken_by("ac")
-    process.run(["sleep", "4"])
+    process.run(["sleep", str(LONGER)])
     scene.lost("b")
     scene.finish()
 
@@ -114,7 +116,7 @@ def drained(case):
     scene.fill("abc")
     scene.daemon.cli("service", "drain", "b", "--service", "web")
     scene.taken_by("ac")
-    process.run(["sleep", "4"])
+    process.run(["sleep", str(LONGER)])
     scene.daemon.cli("service", "undrain", "b", "--service", "web")
     scene.taken_by("abc")
     scene.lost()
@@ -130,7 +132,7 @@ def frozen(case):
         server.send_signal(signal.SIGSTOP)
     scene.wait(4)
     scene.taken_by("ac")
-    process.run(["sleep", "4"])
+    process.run(["sleep", str(LONGER)])
     scene.lost("b")
     for server in stopped:
         server.send_signal(signal.SIGCONT)
@@ -163,7 +165,7 @@ def power_cut(case):
     scene.spaces["b"].sh("ip link set hw-b down")
     scene.wait(4)
     scene.taken_by("ac")
-    process.run(["sleep", "4"])
+    process.run(["sleep", str(LONGER)])
     scene.lost("b")
     scene.finish()
 
@@ -184,7 +186,7 @@ def flapping(case, drain):
     ways = [(entry["from"], entry["to"]) for entry in scene.daemon.rpc("service.backends", name="web")["history"]
             if entry["backend"] == "default/b"]
     assert ways.count(("healthy", "unhealthy")) >= 5 and ways.count(("unhealthy", "healthy")) >= 5, ways
-    process.run(["sleep", "4"])
+    process.run(["sleep", str(LONGER)])
     scene.lost("b" if drain == "reset" else None)
     scene.finish()
 
@@ -203,7 +205,7 @@ def at_once(case):
         process.kill(server)
     until(lambda: sum(b["internal"] for b in scene.backends_of() if b["portName"] == "http") == 4, "a and e are left", 30, 0.05)
     scene.taken_by("ae")
-    process.run(["sleep", "4"])
+    process.run(["sleep", str(LONGER)])
     scene.held["gone"] = [scene.held["c"][number] | scene.held["d"][number] for number in (0, 1)]
     scene.lost("gone")
     scene.finish()

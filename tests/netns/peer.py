@@ -196,7 +196,7 @@ class Peer:
             counts[result] = counts.get(result, 0) + 1
         return counts
 
-    async def hum(self, group, every=0.2, patience=3):
+    async def hum(self, group, every=0.2, patience=8):
         """From now on each connection of a group sends a word now and then, and waits for its echo; `hummed` ends that."""
         self.humming[group] = stop = asyncio.Event()
 

@@ -441,7 +441,7 @@ def container_fetches_from_vm(case):
 
 
 # Octets of the file that takes its time.
-SLOW = 32 * 65536
+SLOW = 80 * 65536
 
 
 def nginx(vm, name):
@@ -462,7 +462,7 @@ def service_of_guests(case):
     requirements.root()
     requirements.tun()
     requirements.programs("curl")
-    interval, timeout, fall = 0.5, 0.5, 2
+    interval, timeout, fall = 1.0, 1.0, 2
     vip = "10.104.0.20", "fd68:7700:68::20"
     daemon = Daemon(case, workers=2)
     space = Namespace(case, "c")
@@ -499,12 +499,12 @@ def service_of_guests(case):
 
     until(lambda: taking() == both, "both guests take connections", 60)
     all_answer({"a", "b"})
-    # Downloads that take 16 s, from whichever guest.
+    # Downloads that take 40 s, from whichever guest.
     downloads = {}
     for number, address in enumerate(vip):
         for k in range(6):
             path = case.log("slow-%d-%d" % (number, k))
-            downloads[path] = space.spawn(["curl", "-gsS", "-m", "90", "-o", path, url(address, "slow")], "curl.log")
+            downloads[path] = space.spawn(["curl", "-gsS", "-m", "200", "-o", path, url(address, "slow")], "curl.log")
     sizes = lambda: {path: os.path.getsize(path) if os.path.exists(path) else 0 for path in downloads}
     until(lambda: min(sizes().values()) > 0, "all have begun", 30)
     os.kill(a.process.pid, signal.SIGSTOP)
@@ -519,7 +519,7 @@ def service_of_guests(case):
     until(lambda: taking() == both, "the guest is back", 60)
     all_answer({"a", "b"})
     for path, download in downloads.items():
-        assert download.wait(90) == 0 and os.path.getsize(path) == SLOW, "every download is whole: %s" % path
+        assert download.wait(200) == 0 and os.path.getsize(path) == SLOW, "every download is whole: %s" % path
         os.remove(path)
     # The time it took is in the log: a bound of seconds would judge the machine.
     history = [e for e in daemon.rpc("service.backends", name="web")["history"] if e["backend"] == "default/a"]
