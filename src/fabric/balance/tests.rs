@@ -68,6 +68,7 @@ fn service(endpoints: Vec<EndpointSpec>) -> ServiceSpec {
         refusal_internal: Refusal::Reject,
         refusal_external: Refusal::Drop,
         health: None,
+        outlier: None,
         all_down: AllDown::Reject,
         drain: Drain::Keep,
     }
