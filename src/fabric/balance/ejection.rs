@@ -186,3 +186,88 @@ impl Held {
         self.outliers.ejection(&place(port, port.endpoints.get(endpoint)?)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use hostweave_switch::flow::{FlowKey, Kind};
+    use hostweave_switch::tables::{Network, NetworkId, mapped};
+    use hostweave_switch::tcp_track::Side;
+    use hostweave_switch::wire::proto;
+
+    use super::super::super::port::internal_port;
+    use super::*;
+
+    const SERVER: [&str; 2] = ["10.64.0.10", "2001:db8:64::10"];
+    const CLIENT: [&str; 2] = ["10.64.0.20", "2001:db8:64::20"];
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// A connection to the server of a family, from this slot, in this second.
+    fn entry(family: usize, proto: u8, in_port: u32, created: u32, flags: u8) -> Entry {
+        let (client, server) = (mapped(ip(CLIENT[family])), mapped(ip(SERVER[family])));
+        Entry {
+            index: 1,
+            generation: 1,
+            key: FlowKey::new(client, server, 40_000, 80, proto, Kind::Ports),
+            vni: 7,
+            in_port,
+            out_port: 3,
+            basis: [0; 2],
+            created,
+            seen: [0; 2],
+            sides: [Side::default(), Side { flags, ..Side::default() }],
+            translation: None,
+        }
+    }
+
+    #[test]
+    fn only_what_a_client_was_answered_is_a_success() {
+        let network = Network {
+            name: "default".into(),
+            vni: 7,
+            v4: None,
+            v6: None,
+            mtu: 1500,
+            addressing: Default::default(),
+            learning: false,
+            domain: None,
+            resolvers: Vec::new(),
+            internal: PortId(0),
+            egress_v4: Default::default(),
+            egress_v6: Default::default(),
+        };
+        let gateway = internal_port(PortId(0), NetworkId(0), &Arc::new(network), Arc::default());
+        let tables = Tables { ports: vec![Some(Arc::new(gateway))], ..Tables::default() };
+        for family in [0, 1] {
+            let place = (ip(SERVER[family]), 80);
+            let sought = [Sought { service: "shop/web".into(), vni: 7, places: vec![place] }];
+            let of = |entries: &[Entry]| answered(entries.iter().cloned(), &tables, &sought);
+            let here = |second| HashMap::from([((7, place.0, place.1), second)]);
+            assert_eq!(
+                of(&[entry(family, proto::TCP, 2, 50, Side::SEEN), entry(family, proto::TCP, 2, 40, Side::SEEN)]),
+                here(50)
+            );
+            assert_eq!(of(&[entry(family, proto::TCP, 2, 50, Side::SEEN | Side::RST)]), here(50), "and reset later");
+            for other in [
+                entry(family, proto::TCP, 2, 50, Side::RST),
+                entry(family, proto::TCP, 2, 50, 0),
+                entry(family, proto::TCP, 0, 50, Side::SEEN),
+                entry(family, proto::UDP, 2, 50, Side::SEEN),
+                entry(1 - family, proto::TCP, 2, 50, Side::SEEN),
+                Entry { vni: 8, ..entry(family, proto::TCP, 2, 50, Side::SEEN) },
+            ] {
+                assert_eq!(of(&[other]), HashMap::new());
+            }
+        }
+    }
+
+    #[test]
+    fn clients_beyond_the_uplink_are_told_apart_as_far_as_they_have_addresses() {
+        assert_eq!(client(ip("192.0.2.1")), ip("192.0.2.1"));
+        assert_eq!(client(ip("2001:db8:1:2:3:4:5:6")), ip("2001:db8:1:2::"));
+    }
+}

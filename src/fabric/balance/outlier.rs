@@ -4,8 +4,8 @@
 //! # Theory of operation
 //!
 //! Each failed connection (`Connections::take_failures`) that is followed by no success makes the streak of its backend longer. With
-//! [`OutlierSpec::consecutive_failures`] of two clients, or [`ALONE_FACTOR`] times as many of one, the backend is due. Whoever
-//! is due, or has had a streak for [`LOOK_EVERY_S`], is looked for in the table of connections: one that was answered since
+//! [`OutlierSpec::consecutive_failures`] of two clients, or `ALONE_FACTOR` times as many of one, the backend is due. Whoever
+//! is due, or has had a streak for `LOOK_EVERY_S`, is looked for in the table of connections: one that was answered since
 //! the streak began ends it. So no client ejects a backend that answers others. Who is due and was not answered is out for
 //! [`OutlierSpec::base_ejection_s`] times the number of ejections before and this one, which well-behaved time makes fewer again;
 //! never more than [`OutlierSpec::max_ejection_percent`] of an L4 port's backends of a family are, and never all of them.
