@@ -382,7 +382,7 @@ mod tests {
                 no_backend: 3,
             },
             flows_lost: 9,
-            external_dns: ExternalDnsReport { updates: 7, failures: 0, conflicts: 1 },
+            external_dns: ExternalDnsReport { updates: 7, looks: 20, transfers: 3, failures: 0, conflicts: 1 },
             metadata: MetadataReport { answers: vec![("401".to_owned(), 3)], refused: 1, cut: 0 },
             services: vec![ServiceCounts {
                 service: "shop/web".into(),
@@ -441,6 +441,8 @@ mod tests {
             "hostweave_dns_queries_total{zone=\"cluster\",rcode=\"noerror\"} 6",
             "hostweave_dns_refusals_total{reason=\"limit\"} 2",
             "hostweave_external_dns_updates_total 7",
+            "hostweave_external_dns_looks_total 20",
+            "hostweave_external_dns_transfers_total 3",
             "hostweave_external_dns_conflicts 1",
             "hostweave_metadata_requests_total{status=\"401\"} 3",
             "hostweave_metadata_connections_lost_total{reason=\"limit\"} 1",
