@@ -88,6 +88,7 @@ fn service(i: u32) -> Arc<ServiceSpec> {
         refusal_internal: Refusal::Reject,
         refusal_external: Refusal::Reject,
         health: None,
+        outlier: None,
         all_down: AllDown::Reject,
         drain: Drain::Keep,
     })

@@ -92,9 +92,11 @@ fn table(backends: &[Value]) -> String {
             (false, true) => "external",
             (false, false) => "no",
         };
-        let state = match backend["drainedOf"].as_str() {
-            Some(of) => format!("{} ({of})", cell(backend, "/state")),
-            None => cell(backend, "/state"),
+        let state = cell(backend, "/state");
+        let state = match (backend["drainedOf"].as_str(), backend["ejection"]["until"].as_str()) {
+            (Some(of), _) => format!("{state} ({of})"),
+            (_, Some(until)) => format!("{state} (until {until})"),
+            _ => state,
         };
         vec![
             cell(backend, "/backend"),
@@ -105,7 +107,7 @@ fn table(backends: &[Value]) -> String {
             state,
             takes.to_owned(),
             cell(backend, "/connections"),
-            cell(backend, "/check/last/reason"),
+            cell(backend, if backend["ejection"].is_object() { "/ejection/reason" } else { "/check/last/reason" }),
         ]
     });
     let header = ["BACKEND", "ADDRESS", "PORT", "PROTO", "WEIGHT", "STATE", "NEW", "CONNECTIONS", "LAST CHECK"];

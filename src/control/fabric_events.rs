@@ -246,6 +246,7 @@ fn describe_backend(change: &Change) -> (EventType, String, Value) {
     });
     let event_type = match to {
         Some(BackendState::Unhealthy) => EventType::ServiceBackendUnhealthy,
+        Some(BackendState::Ejected) => EventType::ServiceBackendEjected,
         _ => EventType::ServiceBackendChanged,
     };
     (event_type, message, data)

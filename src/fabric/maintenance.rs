@@ -72,8 +72,9 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
                 drain.follow(&inner);
                 inner.expire_connections(|| _ = drain.ended(&inner));
                 inner.expire_mappings();
-                inner.suspect_backends();
-                let sampled = samples.take(&inner.connections, inner.clock.seconds(expired));
+                let now = inner.clock.seconds(expired);
+                inner.heed_failures(now);
+                let sampled = samples.take(&inner.connections, now);
                 drain.log(&inner, sampled);
                 if !inner.fragments.is_idle() {
                     // Only workers may count what has waited too long.

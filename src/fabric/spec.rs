@@ -225,6 +225,8 @@ pub struct ServiceSpec {
     pub refusal_external: Refusal,
     /// Active checks; `None` for none.
     pub health: Option<HealthSpec>,
+    /// When backends that clients cannot connect to are ejected; `None` for never.
+    pub outlier: Option<OutlierSpec>,
     /// What happens when all backends that are ready fail their checks.
     pub all_down: AllDown,
     /// What becomes of TCP connections to a backend that takes no new ones.
@@ -303,6 +305,17 @@ pub enum Drain {
     Keep,
     /// They end.
     Reset,
+}
+
+/// Passive ejection of a Service's backends: from connections that clients could not open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutlierSpec {
+    /// Failures in a row, of two clients at least, that eject a backend.
+    pub consecutive_failures: u8,
+    /// Seconds that the first ejection lasts, 1 to 3600.
+    pub base_ejection_s: u32,
+    /// Share of the backends that may be out at once, 1 to 100; one may be, all never.
+    pub max_ejection_percent: u8,
 }
 
 /// Active checks of a Service's backends (SEMANTICS SV2).

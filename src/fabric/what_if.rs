@@ -132,6 +132,7 @@ impl Fabric {
             connections: &self.inner.connections,
             nat: &self.inner.nat,
             now: self.inner.clock.seconds(Instant::now()),
+            unchosen: Some(self),
         }
     }
 

@@ -5,11 +5,12 @@ use hostweave_switch::tables::{Network, OUTSIDE_VNI};
 
 use super::recorder::Balanced;
 use super::synthetic::Tuple;
-use super::trace::Stage;
+use super::trace::{Scene, Stage};
 use hostweave_switch::tables::mapped;
 
 /// `10.96.0.20:5432 -> 10.64.0.31:5432 (shop/db-0; maglev 2/2 active)`, and whose address that is.
-pub(super) fn stage(services: &Services, tuple: &Tuple, given: &Balanced) -> Stage {
+pub(super) fn stage(scene: &Scene<'_>, tuple: &Tuple, given: &Balanced) -> Stage {
+    let services = &scene.plane.services;
     let Balanced { scope, to, why } = *given;
     let address = std::net::Ipv6Addr::from(to.0).to_canonical();
     let backend = Tuple { dst: address, dst_port: to.1, ..*tuple }.destination();
@@ -28,6 +29,9 @@ pub(super) fn stage(services: &Services, tuple: &Tuple, given: &Balanced) -> Sta
     let spec = frontend.spec();
     let port = if spec.port_name.is_empty() { String::new() } else { format!(", port {}", spec.port_name) };
     stage.lines.push(format!("Service {}{port}", spec.service));
+    if let Some(others) = scene.unchosen {
+        stage.lines.extend(others.unchosen(&spec.service, &spec.port_name, tuple.dst.is_ipv4()));
+    }
     stage
 }
 

@@ -53,6 +53,8 @@ pub(super) fn encode(report: &DnsReport, encoder: &mut DescriptorEncoder<'_>) ->
 pub(super) fn encode_external(report: &ExternalDnsReport, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
     for (name, help, value) in [
         ("external_dns_updates", "Names in the zone that were made, changed or deleted", report.updates),
+        ("external_dns_looks", "Looks at the zone: its serial number, or all of it", report.looks),
+        ("external_dns_transfers", "Looks that read all of the zone", report.transfers),
         ("external_dns_failures", "Looks at the zone that failed", report.failures),
     ] {
         ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;

@@ -120,6 +120,8 @@ event_types! {
     ServiceBackendChanged Normal,
     /// A backend of a Service fails its checks.
     ServiceBackendUnhealthy Warning,
+    /// Clients cannot connect to a backend of a Service: it is out for a while.
+    ServiceBackendEjected Warning,
     /// No backend of a Service takes connections.
     ServiceUnavailable Warning,
     /// A backend of a Service takes connections again.

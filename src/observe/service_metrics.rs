@@ -34,6 +34,13 @@ pub(super) fn encode(
             ConstCounter::new(counts.connections).encode(metric.encode_family(&labels)?)?;
         }
     }
+    {
+        let help = "Backends of a Service that were ejected because clients could not connect to them";
+        let mut metric = encoder.encode_descriptor("service_ejections", help, None, MetricType::Counter)?;
+        for counts in services {
+            ConstCounter::new(counts.ejections).encode(metric.encode_family(&[("service", &*counts.service)])?)?;
+        }
+    }
     let help = "Packets to Services that had no backend for them";
     ConstCounter::new(refused).encode(encoder.encode_descriptor(
         "service_no_backend",

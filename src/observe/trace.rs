@@ -28,6 +28,12 @@ use crate::connect::Flows;
 use crate::datapath::{self, Context, Lookup};
 use crate::fabric::plane::Plane;
 
+/// Who knows why backends of Services are not chosen.
+pub trait Unchosen {
+    /// Of an L4 port of a Service those of a family that take no connections, and why; at most a few.
+    fn unchosen(&self, service: &str, port_name: &str, ipv4: bool) -> Vec<String>;
+}
+
 /// What the stages work with: the live tables, or those of a draft, and the live connections.
 #[derive(Clone, Copy)]
 pub struct Scene<'a> {
@@ -41,6 +47,8 @@ pub struct Scene<'a> {
     pub nat: &'a Nat,
     /// Seconds of the monotonic clock.
     pub now: u32,
+    /// Why backends are not chosen, if anybody knows.
+    pub unchosen: Option<&'a dyn Unchosen>,
 }
 
 /// The packet in question.
@@ -268,7 +276,7 @@ impl Narrator<'_> {
             ("dnat", Detail::Destination(address, l4)) => {
                 Some(stage(name, "changed", format!("{} becomes {}", self.tuple.destination(), self.end(address, l4))))
             }
-            ("dnat", Detail::Service(given)) => Some(balanced::stage(&self.scene.plane.services, self.tuple, &given)),
+            ("dnat", Detail::Service(given)) => Some(balanced::stage(self.scene, self.tuple, &given)),
             ("snat", Detail::Source(outside)) => Some(self.leaves_as(outside)),
             ("commit", Detail::Masked) => Some(stage(name, "ok", "here the connection would begin")),
             _ => None,

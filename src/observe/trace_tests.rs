@@ -41,6 +41,7 @@ struct Host {
     picture: Picture,
     connections: Connections,
     nat: Nat,
+    unchosen: Option<Box<dyn Unchosen>>,
     _dir: tempfile::TempDir,
 }
 
@@ -71,7 +72,7 @@ impl Host {
         let options =
             hostweave_nat::Options { capacity: 16, boot: 1, now: 0, timers: Default::default(), seed: Some(1) };
         let nat = Nat::open(&dir.path().join("nat"), &options).unwrap();
-        Self { picture: Picture::of(&desired), connections, nat, _dir: dir }
+        Self { picture: Picture::of(&desired), connections, nat, unchosen: None, _dir: dir }
     }
 
     fn scene(&self) -> Scene<'_> {
@@ -81,6 +82,7 @@ impl Host {
             connections: &self.connections,
             nat: &self.nat,
             now: 100,
+            unchosen: self.unchosen.as_deref(),
         }
     }
 
@@ -345,6 +347,29 @@ fn a_service_and_its_backend() {
     assert_eq!(trace.reason.as_deref(), Some("service_no_port"));
     let trace = host.trace("2001:db8:64::10", "2001:db8:96::20/icmp");
     assert_eq!(trace.stages.last().unwrap().detail, "echo: the Service at 2001:db8:96::20 answers");
+}
+
+/// Who was not chosen, as a test says.
+struct Said;
+
+impl Unchosen for Said {
+    fn unchosen(&self, service: &str, port_name: &str, ipv4: bool) -> Vec<String> {
+        vec![format!("not one of {service} {port_name} {ipv4}")]
+    }
+}
+
+#[test]
+fn a_service_says_why_others_were_not_chosen() {
+    for (at, backend, from, ipv4) in [
+        ("10.96.0.20", "10.64.0.31", "10.64.0.10", "true"),
+        ("2001:db8:96::20", "2001:db8:64::31", "2001:db8:64::10", "false"),
+    ] {
+        let host = Host { unchosen: Some(Box::new(Said)), ..served(at, backend) };
+        let to = if at.contains(':') { format!("[{at}]:5000") } else { format!("{at}:5000") };
+        let trace = host.trace(from, &to);
+        let dnat = trace.stages.iter().find(|stage| stage.stage == "dnat").unwrap();
+        assert_eq!(dnat.lines, ["Service shop/db, port sql".to_owned(), format!("not one of shop/db sql {ipv4}")]);
+    }
 }
 
 #[test]

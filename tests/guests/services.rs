@@ -2,15 +2,18 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use hostweave::fabric::Fabric;
+use hostweave::fabric::balance::choice::BackendState;
 use hostweave::fabric::balance::known::Drained;
 use hostweave::fabric::spec::{
-    AllDown, Condition, Drain, EndpointSpec, FabricEvent, PortSpec, Refusal, ServicePortSpec, ServiceSpec,
+    AllDown, Condition, Drain, EndpointSpec, FabricEvent, OutlierSpec, PortSpec, Refusal, ServicePortSpec, ServiceSpec,
 };
+use hostweave_guest::Guest;
 use hostweave_nat::service::{Backend, Lookup};
 
-use crate::support::{Host, Up, eventually};
+use crate::support::{Host, PATIENCE, Up, eventually};
 
 const VIPS: [&str; 2] = ["198.51.100.1", "2001:db8:96::1"];
 
@@ -48,6 +51,7 @@ fn service(ports: &[&PortSpec]) -> Arc<ServiceSpec> {
         refusal_internal: Refusal::Reject,
         refusal_external: Refusal::Reject,
         health: None,
+        outlier: None,
         all_down: AllDown::Reject,
         drain: Drain::Keep,
     })
@@ -120,6 +124,68 @@ fn what_was_drained_is_in_force_when_that_is_said_and_after_a_restart_of_the_por
     host.apply();
     assert!(host.fabric.drained().is_empty());
     assert!(!host.fabric.drain(what, false), "it was let off");
+}
+
+/// Connects to both addresses of the Service once.
+fn connect(client: &mut Guest) {
+    for vip in VIPS {
+        if let Ok(handle) = client.tcp_connect(vip.parse::<IpAddr>().unwrap(), 80, PATIENCE) {
+            client.close(handle);
+        }
+    }
+}
+
+#[test]
+fn a_backend_that_refuses_clients_is_ejected_and_back_in_time() {
+    let mut host = Host::new(1);
+    let (a, b) = (host.port("a", 10), host.port("b", 11));
+    let (c, d) = (host.port("c", 12), host.port("d", 13));
+    let mut backends = [&a, &b].map(|port| {
+        let mut guest = host.guest(port).up();
+        host.settle(&mut guest, port);
+        guest
+    });
+    // Both know everybody, and only one has a server: the other's kernel resets.
+    backends[1].tcp_echo_server(8080).unwrap();
+    let mut clients = [&c, &d].map(|port| {
+        let mut guest = host.guest(port).up();
+        host.settle(&mut guest, port);
+        guest
+    });
+    let mut spec = ServiceSpec::clone(&service(&[&a, &b]));
+    spec.outlier = Some(OutlierSpec { consecutive_failures: 3, base_ejection_s: 2, max_ejection_percent: 50 });
+    host.desired.services = vec![spec.into()];
+    host.apply();
+    are(&host, &["test/a", "test/b"]);
+    let running = backends.map(|guest| guest.spawn("backend", false).unwrap());
+    eventually("a is out in both families", || {
+        clients.iter_mut().for_each(connect);
+        active(&host.fabric).iter().all(|names| *names == ["test/b"])
+    });
+    let status = host.fabric.service_status("test/web").unwrap();
+    for backend in status.backends.iter().filter(|backend| backend.name == "test/a") {
+        assert_eq!((backend.state, backend.internal), (BackendState::Ejected, false));
+        let ejection = backend.ejection.as_ref().unwrap();
+        assert!(ejection.reason.contains("in a row failed") && ejection.until > SystemTime::now(), "{ejection:?}");
+    }
+    assert!(host.fabric.service_counts()[0].ejections >= 2);
+    let mut kinds = Vec::new();
+    for _ in 0..2 {
+        host.event("an ejection", |event| match event {
+            FabricEvent::ServiceBackend { change, .. } if change.to == Some(BackendState::Ejected) => {
+                kinds.push((change.address.is_ipv4(), change.reason.is_some()));
+                true
+            }
+            _ => false,
+        });
+    }
+    kinds.sort_unstable();
+    assert_eq!(kinds, [(false, true), (true, true)]);
+    are(&host, &["test/a", "test/b"]);
+    let changes = host.fabric.service_status("test/web").unwrap().changes;
+    let back = changes.iter().find(|change| change.from == Some(BackendState::Ejected)).unwrap();
+    assert_eq!((back.to, back.reason.as_deref()), (Some(BackendState::Healthy), Some("its ejection is over")));
+    running.into_iter().for_each(|guest| _ = guest.stop());
 }
 
 #[test]

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
 
@@ -19,7 +20,7 @@ from harness.suite import Suite  # noqa: E402
 
 
 def check():
-    requirements.programs("named", "dig")
+    requirements.programs("named", "dig", "nsupdate")
 
 
 suite = Suite("external_dns", check)
@@ -60,7 +61,9 @@ class Scene:
         # A copy: Debian's AppArmor profile lets /usr/sbin/named read its own folders only.
         named = shutil.copy(shutil.which("named"), folder + "/named")
         self.log = case.log("named.log")
-        case.callback(process.kill, process.spawn([named, "-g", "-c", folder + "/named.conf"], self.log))
+        self.conf = folder + "/named.conf"
+        self.named = process.spawn([named, "-g", "-c", self.conf], self.log)
+        case.callback(process.kill, self.named)
         until(lambda: self.dig("ns", "A") == ["127.0.0.1"], "named answers", 30)
         self.secret = os.path.join(case.run, "secret")
         self.write_secret(SECRET)
@@ -86,6 +89,23 @@ class Scene:
 
     def serial(self):
         return process.run(["dig", "@127.0.0.1", "-p", str(self.port), "+short", "example.org", "SOA"]).split()[2]
+
+    def reconfigure(self, old, new):
+        """Changes the server's configuration while it runs."""
+        text = open(self.conf).read()
+        assert old in text
+        with open(self.conf, "w") as out:
+            out.write(text.replace(old, new))
+        self.named.send_signal(signal.SIGHUP)
+
+    def refuses_soa(self):
+        key = "hmac-sha256:hostweave-key:%s" % SECRET
+        return "REFUSED" in process.run(["dig", "@127.0.0.1", "-p", str(self.port), "-y", key, "example.org", "SOA"])
+
+    def update(self, line):
+        """Changes the zone as somebody else would, with the same key."""
+        commands = "server 127.0.0.1 %d\nzone example.org\n%s\nsend\n" % (self.port, line)
+        process.run(["nsupdate", "-y", "hmac-sha256:hostweave-key:%s" % SECRET], input=commands)
 
     def status(self, name):
         return json.loads(self.daemon.cli("get", "service", name, "-o", "json"))["status"]
@@ -115,9 +135,16 @@ class Scene:
 
     def rounds(self, count):
         """Waits for more looks at the zone."""
-        seen = lambda: len(re.findall("AXFR ended", open(self.log).read()))  # noqa: E731
-        before = seen()
-        until(lambda: seen() >= before + count, "%d more looks at the zone" % count, 60)
+        before = self.metric("looks")
+        until(lambda: self.metric("looks") >= before + count, "%d more looks at the zone" % count, 60)
+
+    def metric(self, name):
+        """A counter of /metrics."""
+        return int(re.search(r"^hostweave_external_dns_%s_total (\d+)$" % name, self.daemon.http("/metrics")[1], re.M)[1])
+
+    def transfers(self):
+        """Whole zones that the server sent."""
+        return len(re.findall("AXFR ended", open(self.log).read()))
 
 
 HOSTNAME, SHORT = "external-dns.alpha.kubernetes.io/hostname", "service.beta.kubernetes.io/external-hostname"
@@ -149,6 +176,50 @@ def life(case):
     text = json.loads(scene.daemon.cli("get", "service", "web", "-o", "json"))["metadata"]["annotations"]
     assert text == {HOSTNAME: "www.example.org"}, "the annotation stays as it was"
     assert "hostweave_external_dns_updates_total" in scene.daemon.http("/metrics")[1]
+
+
+@suite.test("a zone that is right is not read again until its serial number or what is wanted is another")
+def unchanged(case):
+    scene = Scene(case)
+    scene.service("web", {HOSTNAME: "web.example.org,taken.example.org"})
+    scene.daemon.start()
+    until(lambda: scene.condition("web")["reason"] == "Conflict", "all that can be is in the zone", 30)
+    scene.rounds(2)
+    before, counted = scene.transfers(), scene.metric("transfers")
+    scene.rounds(5)
+    assert (scene.transfers(), scene.metric("transfers")) == (before, counted), "nothing was read"
+    assert scene.condition("web")["reason"] == "Conflict", "and nothing forgotten"
+    scene.has("web", "web")
+    # Somebody takes our address away: the serial number says so, and it is put right.
+    scene.update("update delete web.example.org A")
+    until(lambda: scene.transfers() > before, "the zone is read again", 30)
+    until(lambda: scene.dig("web", "A"), "it is as it was", 30)
+    scene.has("web", "web")
+    # What else is wanted has the zone read as well.
+    scene.rounds(3)
+    before = scene.transfers()
+    scene.service("web", {HOSTNAME: "other-name.example.org"})
+    scene.daemon.reload()
+    scene.synced("web")
+    assert scene.transfers() > before
+    until(lambda: scene.gone("web"), "what nobody wants goes after its grace", 30)
+
+
+@suite.test("a server that does not tell the zone's serial number has it read each time")
+def untold(case):
+    scene = Scene(case)
+    scene.service("web", {HOSTNAME: "web.example.org"})
+    scene.daemon.start()
+    scene.synced("web")
+    scene.rounds(2)
+    # Transfers have a permission of their own.
+    scene.reconfigure("allow-transfer", 'allow-query { !key "hostweave-key"; any; }; allow-transfer')
+    until(lambda: scene.refuses_soa(), "the key may not ask any more", 30)
+    before = scene.transfers()
+    scene.rounds(4)
+    assert scene.transfers() >= before + 3
+    assert scene.condition("web")["status"] == "True", "nothing is wrong for that"
+    scene.has("web", "web")
 
 
 @suite.test("records of others are not touched: a conflict is a condition, and others' TXT records stay beside ours")

@@ -346,6 +346,60 @@ def suspected(case):
     scene.finish()
 
 
+@suite.test("a backend whose kernel resets every new connection while it answers echo is ejected, keeps what it has, and comes back")
+def ejected(case):
+    requirements.programs("nft")
+    scene = Scene(case, "ab", "xy")
+    scene.service(annotations={
+        "hostweave.dev/health-check": "{type: icmp, interval: 300ms, timeout: 200ms, rise: 1, fall: 2}",
+        "hostweave.dev/outlier-detection": "{consecutiveFailures: 3, baseEjectionTime: 8s}"})
+    scene.start().wait(4)
+    for address in CLUSTER:
+        assert scene.client.peer("open", group=address, host=address, port=7, count=40)["opened"] == 40
+    a, clients = scene.spaces["a"], [scene.client, scene.spaces["y"]]
+    # A firewall on the guest, or a server whose queue is full: those it has go on, its checks pass.
+    a.sh("nft 'add table inet t; add chain inet t i { type filter hook input priority 0; }; "
+         "add rule inet t i tcp dport %d tcp flags & (syn|ack) == syn reject with tcp reset'" % ECHO)
+    out = lambda: [b for b in scene.backends_of() if b["portName"] == "echo" and b["state"] == "ejected"]
+    tries = [0]
+
+    def ask_until_out():
+        tries[0] += 1
+        for client in clients:
+            for address in CLUSTER:
+                client.peer("open", group="try", host=address, port=7, count=4, timeout=5)
+                client.peer("close", group="try")
+        return len(out()) == 2
+
+    until(ask_until_out, "it is ejected in both families", 20, 0.3)
+    assert tries[0] <= 12, "a few connections of each: %d rounds" % tries[0]
+    for backend in out():
+        assert backend["backend"] == "default/a" and backend["ejection"]["until"], backend
+        assert "refused" in backend["ejection"]["reason"] and not backend["internal"], backend
+    # Its other server is another backend, and nobody failed there.
+    assert {b["state"] for b in scene.backends_of() if b["portName"] == "http"} == {"healthy"}
+    assert "ejected (until " in scene.daemon.cli("service", "backends", "web")
+    for number, address in enumerate(CLUSTER):
+        at = "[%s]:7" % address if number else "%s:7" % address
+        said = scene.daemon.cli("trace", "--from", "default/x", "--to", at)
+        assert "not default/a (" in said and "): ejected until" in said, said
+        assert scene.client.peer("open", group="new", host=address, port=7, count=20)["opened"] == 20
+        scene.client.peer("close", group="new")
+        assert scene.client.peer("echo", group=address) == {"ok": 40}, "what there was goes on"
+    assert scene.metric('hostweave_service_ejections_total{service="default/web"}') >= 2
+    kinds = {e["type"] for e in scene.daemon.rpc("event.list", filter={"kind": "Service"})["events"]}
+    assert "ServiceBackendEjected" in kinds, kinds
+    a.sh("nft delete table inet t")
+    until(lambda: not out(), "it is back", 40)
+    ways = [(e["from"], e["to"], e["reason"]) for e in scene.daemon.rpc("service.backends", name="web")["history"] if e["backend"] == "default/a"]
+    assert ways[-1] == ("ejected", "healthy", "its ejection is over"), ways
+    remotes = len(a.peer("remotes", port=ECHO))
+    for address in CLUSTER:
+        assert scene.client.peer("open", group="again" + address, host=address, port=7, count=20)["opened"] == 20
+    assert len(a.peer("remotes", port=ECHO)) > remotes, "it gets its share again"
+    scene.finish()
+
+
 @suite.test("a new backend gets nothing before its first successful check, and then its share")
 def added(case):
     scene = Scene(case, "ab", serve=False)

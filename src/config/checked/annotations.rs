@@ -43,6 +43,9 @@ pub const PORT_RANGE: &str = "hostweave.dev/port-range";
 /// On a Service: how its backends are asked whether they are well (SEMANTICS SV2).
 pub const HEALTH_CHECK: &str = "hostweave.dev/health-check";
 
+/// On a Service: when backends that clients cannot connect to are ejected, or `off`.
+pub const OUTLIER_DETECTION: &str = "hostweave.dev/outlier-detection";
+
 /// On a Service: `reject` or `panic`, when all backends fail their checks (SEMANTICS SV4).
 pub const ALL_DOWN: &str = "hostweave.dev/all-down";
 
@@ -66,7 +69,7 @@ pub(super) fn check_known(kind: Kind, metadata: &Metadata, problems: &mut Vec<Pr
         Kind::Namespace => &[DEFAULT_POLICY],
         Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => &[AUDIT],
         Kind::Port | Kind::Pod => &[ATTACH_MODE, WEIGHT],
-        Kind::Service => &[ATTACH_MODE, NETWORK, PORT_RANGE, HEALTH_CHECK, ALL_DOWN, DRAIN],
+        Kind::Service => &[ATTACH_MODE, NETWORK, PORT_RANGE, HEALTH_CHECK, OUTLIER_DETECTION, ALL_DOWN, DRAIN],
         Kind::HostConfig | Kind::Network | Kind::NatPool | Kind::AddressPool | Kind::EndpointSlice => &[],
     };
     for key in metadata.annotations.keys().filter(|key| key.starts_with(PREFIX) && !known.contains(&key.as_str())) {

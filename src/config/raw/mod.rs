@@ -17,6 +17,7 @@ pub mod namespace;
 pub mod nat_pool;
 pub mod network;
 pub mod network_policy;
+pub mod outlier_detection;
 pub mod port;
 pub mod selector;
 pub mod service;

@@ -25,7 +25,9 @@ use super::port::Protocol;
 /// client asked for. `hostweave.dev/health-check` asks each backend whether it is well:
 /// `{type: http, path: /healthz, port: 8080, interval: 5s, timeout: 2s, rise: 2, fall: 3}`. Types are `tcp`, `http` and `https`
 /// (`path`, `host`, `status: 200-399`), `grpc` (`service`), `icmp`, and `udp` (`send`, `expect`); `port` is the backend's own if left
-/// out, and the other values are those shown. `hostweave.dev/all-down: reject` (default) or `panic`: what happens when every backend
+/// out, and the other values are those shown. `hostweave.dev/outlier-detection`:
+/// `{consecutiveFailures: 5, baseEjectionTime: 30s, maxEjectionPercent: 50}`, which is the default, or `off`: a backend that takes no
+/// connection of clients any more, whatever its checks say, is out for a time that grows when it happens again. `hostweave.dev/all-down: reject` (default) or `panic`: what happens when every backend
 /// fails its checks. `hostweave.dev/drain: keep` (default) or `reset`: what becomes of connections to a backend that takes no new
 /// ones. On a Port, `hostweave.dev/weight: "200"` is its share of new connections, 1 to 1000, where others have 100.
 ///

@@ -52,6 +52,7 @@ pub fn spec(
         refusal_internal: refusal(balancing.internal_local),
         refusal_external: refusal(balancing.external_local),
         health: balancing.health.clone(),
+        outlier: balancing.outlier,
         all_down: balancing.all_down,
         drain: balancing.drain,
     }

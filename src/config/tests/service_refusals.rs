@@ -3,7 +3,7 @@
 use super::outside::{all, pools};
 use super::services::{backend, backends, one, service, slice, told, web};
 use super::*;
-use crate::fabric::spec::{AllDown, Drain, HealthCheck, HealthSpec};
+use crate::fabric::spec::{AllDown, Drain, HealthCheck, HealthSpec, OutlierSpec};
 
 fn health(text: &str) -> HealthSpec {
     let service =
@@ -81,6 +81,45 @@ fn health_checks_that_are_refused() {
     let range = format!("hostweave.dev/port-range: all, {annotation}: '{{type: tcp}}'");
     let problems = validate(&service(&range, "{ports: [{port: 80}]}")).unwrap_err().0;
     assert!(problems[0].message.contains("port is missing"), "{problems:?}");
+}
+
+#[test]
+fn outlier_detection_is_on_unless_said_otherwise() {
+    let annotation = "hostweave.dev/outlier-detection";
+    let of = |written: &str| {
+        let written = if written.is_empty() { String::new() } else { format!("{annotation}: '{written}'") };
+        one(&[backends(), service(&written, "{selector: {app: web}, ports: [{port: 80}]}")]).outlier
+    };
+    let values = |consecutive_failures, base_ejection_s, max_ejection_percent| {
+        Some(OutlierSpec { consecutive_failures, base_ejection_s, max_ejection_percent })
+    };
+    for (written, spec) in [
+        ("", values(5, 30, 50)),
+        ("{}", values(5, 30, 50)),
+        ("off", None),
+        ("{consecutiveFailures: 1, baseEjectionTime: 1s, maxEjectionPercent: 100}", values(1, 1, 100)),
+        ("{baseEjectionTime: 1500ms}", values(5, 2, 50)),
+        ("{consecutiveFailures: 80, baseEjectionTime: 60m}", values(80, 3_600, 50)),
+    ] {
+        assert_eq!(of(written), spec, "{written}");
+    }
+    for (text, code, says) in [
+        ("", "missing_field", "it is empty"),
+        ("on", "wrong_type", ""),
+        ("{consecutive: 3}", "unknown_field", "unknown field consecutive"),
+        ("{consecutiveFailures: 0}", "out_of_range", "consecutiveFailures 0 is out of range: 1 to 80 are allowed"),
+        ("{consecutiveFailures: 81}", "out_of_range", "1 to 80"),
+        ("{maxEjectionPercent: 101}", "out_of_range", "maxEjectionPercent 101 is out of range: 1 to 100"),
+        ("{baseEjectionTime: 30}", "wrong_type", "must be text"),
+        ("{baseEjectionTime: soon}", "wrong_value", "is not a time such as 30s"),
+        ("{baseEjectionTime: 999ms}", "out_of_range", "1s to 60m"),
+        ("{baseEjectionTime: 61m}", "out_of_range", "1s to 60m"),
+    ] {
+        let problems = validate(&service(&format!("{annotation}: '{text}'"), "{ports: [{port: 80}]}")).unwrap_err().0;
+        let problem = &problems[0];
+        assert!(problem.code.ends_with(code) && problem.message.contains(says), "{text}\n{problem:?}");
+        assert_eq!(problem.field.as_deref(), Some("metadata.annotations.hostweave.dev/outlier-detection"));
+    }
 }
 
 #[test]

@@ -189,14 +189,26 @@ fn both_directions_on_workers_of_their_own_keep_one_state() {
 fn who_does_not_take_connections_is_noted() {
     both(|v6| {
         let mut host = Host::new();
-        let failed = |host: &Host| Vec::from_iter(host.connections.take_failures());
-        let b =
-            Failed { vni: host.plane.tables.network(NETWORK).unwrap().vni, port: B, address: address(B, v6), l4: 80 };
+        // Which connection it was is told by its place.
+        let plain = |failed| Failed { connection: (0, 0), ..failed };
+        let failed = |host: &Host| Vec::from_iter(host.connections.take_failures().map(plain));
+        let vni = host.plane.tables.network(NETWORK).unwrap().vni;
+        let b = |refused, created| Failed {
+            vni,
+            port: B,
+            address: address(B, v6),
+            l4: 80,
+            client_port: A,
+            client: address(A, v6),
+            refused,
+            created,
+            connection: (0, 0),
+        };
         // Refused.
         assert_eq!(host.tcp(0, A, v6, 100, 0, SYN), Ok(B));
         assert_eq!(failed(&host), []);
         assert_eq!(host.tcp(1, B, v6, 0, 101, RST | ACK), Ok(A));
-        assert_eq!((failed(&host), failed(&host)), (vec![b], vec![]));
+        assert_eq!((failed(&host), failed(&host)), (vec![b(true, host.now)], vec![]));
         // Silent: the SYN that comes after one second and the one after three.
         host.now += 20;
         assert_eq!(host.tcp(0, A, v6, 9_000, 0, SYN), Ok(B));
@@ -205,7 +217,7 @@ fn who_does_not_take_connections_is_noted() {
         assert_eq!(failed(&host), []);
         host.now += 2;
         assert_eq!(host.tcp(0, A, v6, 9_000, 0, SYN), Ok(B));
-        assert_eq!(failed(&host), [b]);
+        assert_eq!(failed(&host), [b(false, host.now - 3)]);
         // Answered after all, and reset later by either side; or given up by the client before it was open.
         assert_eq!(host.tcp(1, B, v6, 700, 9_001, SYN | ACK), Ok(A));
         assert_eq!(host.tcp(0, A, v6, 9_001, 701, ACK), Ok(B));

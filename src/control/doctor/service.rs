@@ -67,6 +67,7 @@ mod tests {
         let service = |name: &str, serving, backends: &[(BackendState, usize)]| ServiceCounts {
             service: name.into(),
             serving,
+            ejections: 0,
             connections: 0,
             backends: backends.to_vec(),
         };

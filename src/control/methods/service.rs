@@ -95,6 +95,9 @@ fn view(backend: &BackendStatus) -> Value {
         "internal": backend.internal,
         "external": backend.external,
         "check": backend.check.as_ref().map(check_view),
+        "ejection": backend.ejection.as_ref().map(|ejection| {
+            json!({"until": rfc3339(ejection.until), "reason": &*ejection.reason})
+        }),
     })
 }
 

@@ -27,11 +27,13 @@ pub enum BackendState {
     Unchecked,
     /// It failed its checks.
     Unhealthy,
+    /// Clients could not connect to it, and it is out for a while.
+    Ejected,
 }
 
 impl BackendState {
     /// Every one, in order.
-    pub const ALL: [BackendState; 8] = [
+    pub const ALL: [BackendState; 9] = [
         BackendState::Healthy,
         BackendState::Terminating,
         BackendState::Drained,
@@ -40,6 +42,7 @@ impl BackendState {
         BackendState::Stopped,
         BackendState::Unchecked,
         BackendState::Unhealthy,
+        BackendState::Ejected,
     ];
 
     /// Its name in JSON, metrics and tables.
@@ -53,6 +56,7 @@ impl BackendState {
             BackendState::Stopped => "stopped",
             BackendState::Unchecked => "unchecked",
             BackendState::Unhealthy => "unhealthy",
+            BackendState::Ejected => "ejected",
         }
     }
 }
@@ -119,8 +123,13 @@ pub fn active(service: &ServiceSpec, endpoints: &[(&EndpointSpec, BackendState)]
     }
     // KEP-1669: better than nobody.
     let terminating = pick(&|_, state| state == BackendState::Terminating);
-    if terminating.contains(&true) || service.all_down == AllDown::Reject {
+    if terminating.contains(&true) {
         return terminating;
+    }
+    // Others may have gone since: what clients saw then is no reason to refuse them now.
+    let ejected = pick(&|_, state| state == BackendState::Ejected);
+    if ejected.contains(&true) || service.all_down == AllDown::Reject {
+        return ejected;
     }
     // One that was never asked gets nothing even then (SEMANTICS SV3).
     pick(&|endpoint, state| state == BackendState::Unhealthy && endpoint.condition == Condition::Ready)
@@ -148,9 +157,9 @@ pub fn backends(
 }
 
 /// Whether connections go on also where they are reset when an endpoint leaves: it has not left. A daemon that has just
-/// started has checked nobody yet.
+/// started has checked nobody yet; and one that takes no new connections may serve those that it has well.
 fn goes_on(state: BackendState) -> bool {
-    matches!(state, BackendState::Healthy | BackendState::Unchecked | BackendState::Awaited)
+    matches!(state, BackendState::Healthy | BackendState::Unchecked | BackendState::Awaited | BackendState::Ejected)
 }
 
 fn backend(endpoint: &EndpointSpec, active: bool) -> Backend {

@@ -11,6 +11,9 @@ use super::choice::BackendState;
 /// Changes that a Service remembers.
 pub const CHANGES_MAX: usize = 16;
 
+/// Why a backend is back.
+const EJECTION_OVER: &str = "its ejection is over";
+
 /// A backend is otherwise than before.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Change {
@@ -26,7 +29,7 @@ pub struct Change {
     pub from: Option<BackendState>,
     /// How it is; `None` for one that is no endpoint any more.
     pub to: Option<BackendState>,
-    /// Why, where its checks said so.
+    /// Why, where its checks or its clients said so.
     pub reason: Option<Arc<str>>,
 }
 
@@ -78,9 +81,13 @@ impl View {
         for (key, state, (port, endpoint)) in self.by_key() {
             let from = old.remove(&key);
             if from != Some(state) {
-                let by_checks =
-                    matches!(state, BackendState::Unhealthy | BackendState::Healthy | BackendState::Terminating);
-                add(key, from, Some(state), by_checks.then(|| reason(port, endpoint)).flatten());
+                let by_checks = matches!(
+                    state,
+                    BackendState::Unhealthy | BackendState::Healthy | BackendState::Terminating | BackendState::Ejected
+                );
+                let back = (from, state) == (Some(BackendState::Ejected), BackendState::Healthy);
+                let why = || if back { Some(EJECTION_OVER.into()) } else { reason(port, endpoint) };
+                add(key, from, Some(state), by_checks.then(why).flatten());
             }
         }
         let mut gone: Vec<_> = old.into_iter().collect();

@@ -124,18 +124,6 @@ impl Inner {
         self.republish_services(&mut state)
     }
 
-    /// Has backends checked that clients could not connect to. Called once a second by the maintenance thread.
-    pub(in crate::fabric) fn suspect_backends(&self) {
-        let failed: Vec<_> = self.connections.take_failures().collect();
-        if failed.is_empty() {
-            return;
-        }
-        let plane = self.plane.load();
-        let networks = plane.tables.networks.iter().flatten();
-        let names: HashMap<u32, &str> = networks.map(|network| (network.vni, network.name.as_str())).collect();
-        self.health.suspect(failed.iter().filter_map(|failed| Some((*names.get(&failed.vni)?, failed.address))));
-    }
-
     /// Works out what is new, and publishes it with everything else as it is. Returns whether there was something.
     pub(in crate::fabric) fn republish_services(&self, state: &mut State) -> bool {
         let told = self.settle_services(state);

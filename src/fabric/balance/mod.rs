@@ -8,13 +8,15 @@
 //!
 //! Every piece of news marks the Services that it concerns, and [`Balance::settle`] works these out again, and no others: with ten
 //! thousand Services a backend that fails costs as much as with ten. Nothing here waits, sends or reads a clock; [`lifecycle`]
-//! does.
+//! does. What clients could not connect to is a matter of [`outlier`] and [`ejection`].
 
 pub mod choice;
+pub mod ejection;
 pub mod frontend;
 pub mod history;
 pub mod known;
 pub mod lifecycle;
+pub mod outlier;
 pub mod report;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -30,6 +32,7 @@ use crate::services::health::Target;
 use choice::BackendState;
 use history::{CHANGES_MAX, Change, View};
 use known::{Check, Drained, Facts};
+use outlier::Outliers;
 
 /// A Service and what is known of it.
 struct Held {
@@ -47,6 +50,8 @@ struct Held {
     serving: Option<bool>,
     /// The last ones, oldest first.
     changes: VecDeque<Change>,
+    /// What clients saw of its backends.
+    outliers: Outliers,
 }
 
 /// All Services.
@@ -60,6 +65,10 @@ pub struct Balance {
     facts: Facts,
     /// Services that something is new about.
     marked: HashSet<Arc<str>>,
+    /// Services with backends that clients could not connect to lately.
+    observed: HashSet<Arc<str>>,
+    /// Second in which connections were looked through for them.
+    looked: u32,
     /// Whether somebody had a place that nobody has any more.
     gone: bool,
     /// Targets that came and went since the last time somebody asked.
@@ -181,6 +190,7 @@ impl Balance {
                 frontends: Vec::new(),
                 serving: None,
                 changes: VecDeque::new(),
+                outliers: Outliers::default(),
             },
         };
         self.services.insert(Arc::clone(&name), held);
@@ -307,11 +317,15 @@ impl Held {
             let each = port.endpoints.iter().zip(checks);
             each.map(|(endpoint, check)| facts.known(&self.name, endpoint, check).state(endpoint.condition)).collect()
         };
-        let states: Vec<Vec<BackendState>> = self.spec.ports.iter().zip(&self.checks).map(state).collect();
+        let mut states: Vec<Vec<BackendState>> = self.spec.ports.iter().zip(&self.checks).map(state).collect();
+        self.outliers.apply(&self.spec, &mut states);
         let view = View { spec: Arc::clone(&self.spec), states };
-        let reason = |port: usize, endpoint: usize| match self.checks.get(port).and_then(|port| port.get(endpoint)) {
-            Some(Check::Target(target)) => facts.verdict(target).map(|verdict| Arc::clone(&verdict.reason)),
-            _ => None,
+        let reason = |port: usize, endpoint: usize| match self.ejection(port, endpoint) {
+            Some(ejection) => Some(Arc::clone(&ejection.reason)),
+            None => match self.checks.get(port).and_then(|port| port.get(endpoint)) {
+                Some(Check::Target(target)) => facts.verdict(target).map(|verdict| Arc::clone(&verdict.reason)),
+                _ => None,
+            },
         };
         // Of a Service that is new everything is.
         let changes = self.view.as_ref().map_or(Vec::new(), |before| view.changes_since(before, now, reason));

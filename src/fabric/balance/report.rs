@@ -14,6 +14,7 @@ use super::super::uplink::owned::unmapped;
 use super::choice::{Audience, BackendState, active};
 use super::history::Change;
 use super::known::{Check, Drained};
+use super::outlier::Ejection;
 use super::{Balance, Held};
 use crate::services::health::{Target, TargetReport};
 
@@ -55,6 +56,8 @@ pub struct BackendStatus {
     pub target: Option<Arc<Target>>,
     /// What came of that.
     pub check: Option<TargetReport>,
+    /// Why clients' connections keep it out, and how long; `None` when they do not.
+    pub ejection: Option<Ejection>,
 }
 
 /// How many backends a Service has.
@@ -64,6 +67,8 @@ pub struct ServiceCounts {
     pub service: Arc<str>,
     /// Whether anybody takes connections; `None` while that is not known yet.
     pub serving: Option<bool>,
+    /// Backends that were ejected for what clients saw, so far.
+    pub ejections: u64,
     /// Connections that have begun to addresses that it has.
     pub connections: u64,
     /// By how they are; only what there is. An endpoint of several L4 ports counts as often.
@@ -139,11 +144,12 @@ impl Fabric {
 }
 
 impl Balance {
-    fn status(&self, name: &str) -> Option<ServiceStatus> {
+    pub(super) fn status(&self, name: &str) -> Option<ServiceStatus> {
         let held = self.services.get(name)?;
         let view = held.view.as_ref()?;
         let mut backends = Vec::new();
-        for ((port, states), checks) in view.spec.ports.iter().zip(&view.states).zip(&held.checks) {
+        let ports = view.spec.ports.iter().zip(&view.states).zip(&held.checks);
+        for (index, ((port, states), checks)) in ports.enumerate() {
             let endpoints: Vec<(&EndpointSpec, BackendState)> =
                 port.endpoints.iter().zip(states.iter().copied()).collect();
             let takes = |audience| takes(held, &endpoints, audience);
@@ -166,6 +172,7 @@ impl Balance {
                     external: external.get(at) == Some(&true),
                     target,
                     check: None,
+                    ejection: held.ejection(index, at).filter(|_| *state == BackendState::Ejected).cloned(),
                 });
             }
         }
@@ -176,6 +183,7 @@ impl Balance {
         self.services.values().map(|held| ServiceCounts {
             service: Arc::clone(&held.name),
             serving: held.serving,
+            ejections: held.outliers.ejections,
             connections: 0,
             backends: held.view.as_ref().map(|view| view.counts()).unwrap_or_default(),
         })

@@ -257,6 +257,7 @@ mod tests {
                 refusal_internal: Refusal::Reject,
                 refusal_external: Refusal::Reject,
                 health: None,
+                outlier: None,
                 all_down: AllDown::Reject,
                 drain: Drain::Keep,
             };

@@ -5,11 +5,12 @@
 //! A task on the control side, in the host's own network namespace, reads the zone from its primary server (`wire`: AXFR), works
 //! out what has to change (`plan`), and sends an update for each name, whose prerequisites say what the name had: whoever
 //! changes it in between wins, and the next round looks again. A round begins when something else is wanted, after
-//! `intervalSeconds`, and when a name's grace has passed. Nothing that is not marked as ours is touched, and nothing is kept
+//! `intervalSeconds`, and when a name's grace has passed. A zone that was right, and whose serial number is the same, is not read again (`settled`). Nothing that is not marked as ours is touched, and nothing is kept
 //! here that the zone does not say, so that any run goes on where the last one ended.
 
 pub mod names;
 mod plan;
+mod settled;
 pub mod spec;
 mod wire;
 
@@ -24,6 +25,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use self::plan::plan;
+use self::settled::Settled;
 use self::spec::ExternalDnsSpec;
 use self::wire::{Connection, Failure, Updated};
 
@@ -50,6 +52,10 @@ pub struct ExternalRecords {
 pub struct ExternalDnsReport {
     /// Names that were made, changed or deleted.
     pub updates: u64,
+    /// Looks at the zone: its serial number, or all of it.
+    pub looks: u64,
+    /// Of those, the ones that read all of it.
+    pub transfers: u64,
     /// Rounds that failed.
     pub failures: u64,
     /// Names that Services do not get because others have them, in the last round.
@@ -60,6 +66,8 @@ pub struct ExternalDnsReport {
 struct Shared {
     conditions: ArcSwap<BTreeMap<String, ExternalRecords>>,
     updates: AtomicU64,
+    looks: AtomicU64,
+    transfers: AtomicU64,
     failures: AtomicU64,
     conflicts: AtomicU64,
 }
@@ -123,24 +131,32 @@ impl ExternalDns {
     /// What was counted.
     pub fn report(&self) -> ExternalDnsReport {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Shared { updates, failures, conflicts, .. } = &*self.shared;
-        ExternalDnsReport { updates: load(updates), failures: load(failures), conflicts: load(conflicts) }
+        let Shared { updates, looks, transfers, failures, conflicts, .. } = &*self.shared;
+        ExternalDnsReport {
+            updates: load(updates),
+            looks: load(looks),
+            transfers: load(transfers),
+            failures: load(failures),
+            conflicts: load(conflicts),
+        }
     }
 }
 
 async fn run(mut told: watch::Receiver<Option<Arc<ExternalDnsSpec>>>, shared: Arc<Shared>) {
     // Since when nobody wants a name.
     let mut unwanted: HashMap<String, Instant> = HashMap::new();
+    let mut settled = None;
     loop {
         let spec = told.borrow_and_update().clone();
         let Some(spec) = spec else {
             shared.conditions.store(Arc::default());
+            settled = None;
             if told.changed().await.is_err() {
                 return;
             }
             continue;
         };
-        let result = timeout(ROUND_MAX, round(&spec, &mut unwanted, &shared)).await;
+        let result = timeout(ROUND_MAX, round(&spec, &mut unwanted, &mut settled, &shared)).await;
         let result = result.unwrap_or_else(|_| Err(format!("a round took more than {} s", ROUND_MAX.as_secs())));
         let interval = Duration::from_secs(spec.interval_s.into());
         let wait = match &result {
@@ -164,13 +180,23 @@ async fn run(mut told: watch::Receiver<Option<Arc<ExternalDnsSpec>>>, shared: Ar
 async fn round(
     spec: &ExternalDnsSpec,
     unwanted: &mut HashMap<String, Instant>,
+    settled: &mut Option<Settled>,
     shared: &Shared,
 ) -> Result<Vec<(String, String)>, Failure> {
+    shared.looks.fetch_add(1, Ordering::Relaxed);
+    let grace = Duration::from_secs(spec.grace_s.into());
+    let some_expired = unwanted.values().any(|since| since.elapsed() >= grace);
+    let known = settled.take().filter(|known| !some_expired && known.is_of(spec, Instant::now()));
+    if let Some(known) = known
+        && known.still_holds(spec).await
+    {
+        return Ok(settled.insert(known).problems.clone());
+    }
     for _ in 0..LOOKS_MAX {
         let mut connection = Connection::open(spec).await?;
-        let have = connection.transfer().await?;
+        let (have, serial) = connection.transfer().await?;
+        shared.transfers.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
-        let grace = Duration::from_secs(spec.grace_s.into());
         let none = plan(spec, &have, |_| false).unwanted;
         unwanted.retain(|name, _| none.contains(name));
         for name in none {
@@ -199,6 +225,9 @@ async fn round(
             }
         }
         if all {
+            // What was changed now has another serial number, and what was refused is tried again.
+            *settled =
+                serial.filter(|_| plan.changes.is_empty()).map(|serial| Settled::new(spec, serial, &problems, now));
             return Ok(problems);
         }
     }

@@ -63,16 +63,32 @@ impl Connection {
         Ok(Self { stream, signer, zone, next_id })
     }
 
-    /// What every name of the zone has.
+    /// The serial number of the zone as it is (RFC 1035 §3.3.13).
     ///
     /// # Errors
     /// The server refuses, or what it sends is not what it should be.
-    pub async fn transfer(&mut self) -> Result<BTreeMap<String, Have>, Failure> {
+    pub async fn serial(&mut self) -> Result<u32, Failure> {
+        let mut question = Message::new(self.id(), MessageType::Query, OpCode::Query);
+        question.queries.push(Query::query(self.zone.clone(), RecordType::SOA));
+        let (framed, mut verifier) = self.sign(question)?;
+        self.send(&framed).await?;
+        let answer = self.receive(&mut verifier).await?;
+        refused(&answer, "the question for the zone's SOA")?;
+        let serial = answer.answers.iter().filter(|record| record.name == self.zone).find_map(serial_of);
+        serial.ok_or_else(|| "the server has no SOA of the zone".to_owned())
+    }
+
+    /// What every name of the zone has, and the zone's serial number.
+    ///
+    /// # Errors
+    /// The server refuses, or what it sends is not what it should be.
+    pub async fn transfer(&mut self) -> Result<(BTreeMap<String, Have>, Option<u32>), Failure> {
         let mut question = Message::new(self.id(), MessageType::Query, OpCode::Query);
         question.queries.push(Query::query(self.zone.clone(), RecordType::AXFR));
         let (framed, mut verifier) = self.sign(question)?;
         self.send(&framed).await?;
         let (mut names, mut count, mut ends) = (BTreeMap::<String, Have>::new(), 0, 0);
+        let mut serial = None;
         // The zone begins and ends with its SOA (RFC 5936 §2.2).
         while ends < 2 {
             let answer = self.receive(&mut verifier).await?;
@@ -86,11 +102,12 @@ impl Connection {
             }
             for record in answer.answers {
                 ends += usize::from(record.record_type() == RecordType::SOA);
+                serial = serial.or_else(|| serial_of(&record));
                 let name = record.name.to_ascii().trim_end_matches('.').to_ascii_lowercase();
                 note(names.entry(name).or_default(), &record, record.name == self.zone);
             }
         }
-        Ok(names)
+        Ok((names, serial))
     }
 
     /// Makes a change, all of it or nothing. `false` when the name is not as it was before.
@@ -206,6 +223,13 @@ fn absolute(name: &str) -> Result<Name, Failure> {
     let mut absolute = Name::from_ascii(name).map_err(|error| format!("{name:?} is no name: {error}"))?;
     absolute.set_fqdn(true);
     Ok(absolute)
+}
+
+fn serial_of(record: &Record) -> Option<u32> {
+    match &record.data {
+        RData::SOA(soa) => Some(soa.serial),
+        _ => None,
+    }
 }
 
 fn note(have: &mut Have, record: &Record, apex: bool) {

@@ -257,7 +257,7 @@ impl Health {
 
     /// Clients could not connect to these backends, each a network's name and an address, as the packet path has seen
     /// (`Connections::take_failures`). They are asked at once, and again soon while the answer speaks against them: what a client says
-    /// never decides, so none can put a backend out of service. Looks at all targets: to be called with many, now and then.
+    /// decides nothing here (but see `fabric::balance::outlier`). Looks at all targets: to be called with many, now and then.
     pub fn suspect<'a>(&self, backends: impl IntoIterator<Item = (&'a str, IpAddr)>) {
         let backends: HashSet<_> = backends.into_iter().collect();
         if backends.is_empty() {

@@ -4,12 +4,15 @@
 //! again. So no packet of an open connection pays. One place for each of many connections; what is overwritten before somebody
 //! looked is lost, and comes again with the next client.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
 use super::record::Entry;
 use super::table::Connections;
+use crate::tables::unmapped;
+use crate::tcp_track::Side;
+use crate::wire::proto;
 
 /// Places; a power of two.
 const PLACES: usize = 256;
@@ -23,7 +26,7 @@ pub const UNANSWERED_S: u32 = 3;
 /// The latest of them.
 pub struct Failures(Box<[AtomicU64]>);
 
-/// Who did not take a connection.
+/// Who did not take a connection, and whose.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Failed {
     /// Its network.
@@ -34,6 +37,16 @@ pub struct Failed {
     pub address: IpAddr,
     /// Its L4 port.
     pub l4: u16,
+    /// Slot of the client's port.
+    pub client_port: u32,
+    /// The client's address.
+    pub client: IpAddr,
+    /// Whether it reset the connection; else it did not answer.
+    pub refused: bool,
+    /// Second in which the connection began.
+    pub created: u32,
+    /// The connection's index and generation.
+    pub connection: (u32, u32),
 }
 
 impl Failures {
@@ -64,10 +77,32 @@ impl Connections {
 impl Failed {
     /// The side that was to answer.
     fn of(entry: &Entry) -> Self {
-        let (address, l4, vni) = match &entry.translation {
-            Some(translation) => (translation.reply.src(), translation.reply.src_port(), translation.vni),
-            None => (entry.key.dst(), entry.key.dst_port(), entry.vni),
-        };
-        Self { vni, port: entry.out_port, address: Ipv6Addr::from(address).to_canonical(), l4 }
+        let (vni, address, l4) = entry.answerer();
+        Self {
+            vni,
+            port: entry.out_port,
+            address,
+            l4,
+            client_port: entry.in_port,
+            client: unmapped(entry.key.src()),
+            refused: entry.sides[1].flags & Side::RST != 0,
+            created: entry.created,
+            connection: (entry.index, entry.generation),
+        }
+    }
+}
+
+impl Entry {
+    /// The side that was to answer: VNI, address and L4 port, behind any translation.
+    pub fn answerer(&self) -> (u32, IpAddr, u16) {
+        match &self.translation {
+            Some(translation) => (translation.vni, unmapped(translation.reply.src()), translation.reply.src_port()),
+            None => (self.vni, unmapped(self.key.dst()), self.key.dst_port()),
+        }
+    }
+
+    /// Whether it is a TCP connection that was answered by anything but a reset.
+    pub fn is_taken(&self) -> bool {
+        self.key.proto() == proto::TCP && self.sides[1].flags & Side::SEEN != 0
     }
 }

@@ -3,6 +3,8 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
+
 use super::{Service, Target};
 use crate::config::checked::{Metadata, annotations};
 use crate::config::kind::Kind;
@@ -41,7 +43,7 @@ const FORM: &str = "for example {type: http, path: /healthz, port: 8080, interva
 /// What is written, if anything is.
 pub(super) fn check(metadata: &Metadata, problems: &mut Vec<Problem>) -> Option<HealthSpec> {
     let text = metadata.annotations.get(annotations::HEALTH_CHECK)?;
-    let raw = read(text, problems)?;
+    let raw: Raw = read_yaml(text, annotations::HEALTH_CHECK, "needs a type", problems, &problem)?;
     let mut checker = Checker { raw: &raw, problems };
     checker.check_fields();
     let check = checker.kind();
@@ -75,9 +77,16 @@ fn problem(code: &'static str, message: &str, label: &str) -> Problem {
     Problem::value(&path, code, message).label(label).help(FORM)
 }
 
-/// The annotation as the strict type; its problems stand at the annotation.
-fn read(text: &str, problems: &mut Vec<Problem>) -> Option<Raw> {
-    let source = Arc::new(Source { name: annotations::HEALTH_CHECK.to_owned(), text: text.to_owned() });
+/// A YAML document within an annotation as its strict type; its problems stand at the annotation, as `problem` makes them. `needs`
+/// says what an empty one lacks.
+pub(super) fn read_yaml<T: DeserializeOwned>(
+    text: &str,
+    annotation: &str,
+    needs: &str,
+    problems: &mut Vec<Problem>,
+    problem: &dyn Fn(&'static str, &str, &str) -> Problem,
+) -> Option<T> {
+    let source = Arc::new(Source { name: annotation.to_owned(), text: text.to_owned() });
     let documents = match node::parse(&source) {
         Ok(documents) => documents,
         Err(syntax) => {
@@ -86,10 +95,10 @@ fn read(text: &str, problems: &mut Vec<Problem>) -> Option<Raw> {
         }
     };
     let [document] = documents.as_slice() else {
-        problems.push(problem("missing_field", "it is empty", "needs a type"));
+        problems.push(problem("missing_field", "it is empty", needs));
         return None;
     };
-    let (raw, found) = de::read::<Raw>(document, Kind::Service);
+    let (raw, found) = de::read::<T>(document, Kind::Service);
     problems.extend(found.into_iter().map(|found| problem(found.code, &found.message, &found.label)));
     raw
 }
@@ -246,7 +255,7 @@ impl Checker<'_> {
 }
 
 /// `5s`, `500ms` or `1m`.
-fn milliseconds(text: &str) -> Option<u32> {
+pub(super) fn milliseconds(text: &str) -> Option<u32> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at_checked(digits)?;
     let factor = match unit {

@@ -4,6 +4,7 @@ mod addresses;
 mod attach;
 mod filled;
 mod health;
+mod outlier;
 mod ports;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ use crate::config::problem::Problem;
 use crate::config::raw::address_pool::PoolType;
 use crate::config::raw::port::Protocol;
 use crate::config::raw::service as raw;
-use crate::fabric::spec::{AllDown, Drain, HealthSpec};
+use crate::fabric::spec::{AllDown, Drain, HealthSpec, OutlierSpec};
 
 /// The class of the Services that hostweave gives addresses to, where one is written.
 pub const CLASS: &str = "hostweave.dev/load-balancer";
@@ -100,6 +101,8 @@ pub struct Balancing {
     pub publish_not_ready: bool,
     /// Active checks.
     pub health: Option<HealthSpec>,
+    /// When backends that clients cannot connect to are ejected; `None` for never.
+    pub outlier: Option<OutlierSpec>,
     /// What happens when all backends fail them.
     pub all_down: AllDown,
     /// What becomes of connections to a backend that takes no new ones.
@@ -308,6 +311,7 @@ fn balancing(metadata: &Metadata, raw: &raw::ServiceSpec, problems: &mut Vec<Pro
         }),
         publish_not_ready: raw.publish_not_ready_addresses.unwrap_or(false),
         health: health::check(metadata, problems),
+        outlier: outlier::detection(metadata, problems),
         all_down: annotations::choice(metadata, annotations::ALL_DOWN, all_down, problems).unwrap_or_default(),
         drain: annotations::choice(metadata, annotations::DRAIN, drain, problems).unwrap_or_default(),
     }
