@@ -19,6 +19,8 @@ pub enum BackendState {
     Drained,
     /// Its port, or its object, is not ready.
     NotReady,
+    /// It came and went too often, and is held out for a while.
+    Flapping,
     /// Its guest was there before the daemon started again, for all we know, and has not come back yet.
     Awaited,
     /// Its port is down, or nobody is attached to it.
@@ -31,11 +33,12 @@ pub enum BackendState {
 
 impl BackendState {
     /// Every one, in order.
-    pub const ALL: [BackendState; 8] = [
+    pub const ALL: [BackendState; 9] = [
         BackendState::Healthy,
         BackendState::Terminating,
         BackendState::Drained,
         BackendState::NotReady,
+        BackendState::Flapping,
         BackendState::Awaited,
         BackendState::Stopped,
         BackendState::Unchecked,
@@ -49,6 +52,7 @@ impl BackendState {
             BackendState::Terminating => "terminating",
             BackendState::Drained => "drained",
             BackendState::NotReady => "not-ready",
+            BackendState::Flapping => "flapping",
             BackendState::Awaited => "awaited",
             BackendState::Stopped => "stopped",
             BackendState::Unchecked => "unchecked",
@@ -62,6 +66,8 @@ impl BackendState {
 pub struct Known {
     /// Whether a guest, or a device, is behind its port (SEMANTICS SV2).
     pub running: bool,
+    /// Whether it is held out for having come and gone too often ([`damping`](super::damping)).
+    pub held: bool,
     /// Whether it may still come back: the daemon has just started again, and nobody was there yet.
     pub awaited: bool,
     /// Whether somebody asked for no new connections.
@@ -76,6 +82,7 @@ impl Known {
         match (self, condition) {
             (Known { drained: true, .. }, _) => BackendState::Drained,
             (_, Condition::NotReady) => BackendState::NotReady,
+            (Known { held: true, .. }, _) => BackendState::Flapping,
             (Known { running: false, awaited: true, .. }, _) => BackendState::Awaited,
             (Known { running: false, .. }, _) => BackendState::Stopped,
             (Known { healthy: None, .. }, _) => BackendState::Unchecked,

@@ -7,10 +7,11 @@
 //! the form of the packet path.
 //!
 //! Every piece of news marks the Services that it concerns, and [`Balance::settle`] works these out again, and no others: with ten
-//! thousand Services a backend that fails costs as much as with ten. Nothing here waits, sends or reads a clock; [`lifecycle`]
-//! does.
+//! thousand Services a backend that fails costs as much as with ten. One that comes and goes again and again is held out
+//! ([`damping`]). Nothing here waits, sends or reads a clock; [`lifecycle`] does.
 
 pub mod choice;
+pub mod damping;
 pub mod frontend;
 pub mod history;
 pub mod known;
@@ -19,7 +20,7 @@ pub mod report;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use hostweave_nat::service::FrontendSpec;
 use hostweave_switch::tables::Network;
@@ -207,8 +208,13 @@ impl Balance {
     }
 
     /// Whether a port runs.
-    pub fn set_running(&mut self, port: Uuid, running: bool) {
-        self.marked.extend(self.facts.set_running(port, running).iter().map(Arc::clone));
+    pub fn set_running(&mut self, port: Uuid, running: bool, now: Instant) {
+        self.marked.extend(self.facts.set_running(port, running, now).iter().map(Arc::clone));
+    }
+
+    /// Lets backends in again that were held out for long enough.
+    pub fn release(&mut self, now: Instant) {
+        self.marked.extend(self.facts.release(now));
     }
 
     /// From now on guests of an earlier run are awaited, or are not any more: their connections go on meanwhile, and new ones to Services
@@ -226,8 +232,8 @@ impl Balance {
     }
 
     /// What a check said about a target, and why.
-    pub fn set_verdict(&mut self, target: &Target, healthy: bool, reason: &str) {
-        self.marked.extend(self.facts.set_verdict(target, healthy, reason).iter().map(Arc::clone));
+    pub fn set_verdict(&mut self, target: &Target, healthy: bool, reason: &str, now: Instant) {
+        self.marked.extend(self.facts.set_verdict(target, healthy, reason, now).iter().map(Arc::clone));
     }
 
     /// Drains a backend, or undoes that. Returns whether that is news.
@@ -309,9 +315,9 @@ impl Held {
         };
         let states: Vec<Vec<BackendState>> = self.spec.ports.iter().zip(&self.checks).map(state).collect();
         let view = View { spec: Arc::clone(&self.spec), states };
-        let reason = |port: usize, endpoint: usize| match self.checks.get(port).and_then(|port| port.get(endpoint)) {
-            Some(Check::Target(target)) => facts.verdict(target).map(|verdict| Arc::clone(&verdict.reason)),
-            _ => None,
+        let reason = |port: usize, endpoint: usize| {
+            let check = self.checks.get(port)?.get(endpoint)?;
+            facts.reason(self.spec.ports.get(port)?.endpoints.get(endpoint)?, check)
         };
         // Of a Service that is new everything is.
         let changes = self.view.as_ref().map_or(Vec::new(), |before| view.changes_since(before, now, reason));

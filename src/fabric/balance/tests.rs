@@ -73,17 +73,23 @@ fn service(endpoints: Vec<EndpointSpec>) -> ServiceSpec {
     }
 }
 
-#[derive(Default)]
 struct World {
     balance: Balance,
     second: u64,
+    start: Instant,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self { balance: Balance::default(), second: 0, start: Instant::now() }
+    }
 }
 
 impl World {
     fn of(spec: ServiceSpec) -> Self {
         let mut world = World::default();
         for port in 0..10 {
-            world.balance.set_running(Uuid::from_u128(port), true);
+            world.balance.set_running(Uuid::from_u128(port), true, Instant::now());
         }
         world.apply(spec);
         world
@@ -99,20 +105,31 @@ impl World {
         self.settle()
     }
 
+    /// So far apart that nobody flaps.
+    fn now(&self) -> Instant {
+        self.start + damping::FORGOTTEN_AFTER * self.second as u32
+    }
+
     fn settle(&mut self) -> Settled {
         self.second += 1;
         self.balance.settle(at(self.second))
     }
 
     fn run(&mut self, port: u8, running: bool) -> Settled {
-        self.balance.set_running(Uuid::from_u128(port.into()), running);
+        self.balance.set_running(Uuid::from_u128(port.into()), running, self.now());
         self.settle()
     }
 
     fn verdict(&mut self, port: u8, healthy: bool) -> Settled {
+        self.verdict_at(port, healthy, self.now())
+    }
+
+    fn verdict_at(&mut self, port: u8, healthy: bool, now: Instant) -> Settled {
         let targets: Vec<Target> = self.balance.facts.targets().map(|target| (**target).clone()).collect();
-        for target in targets.iter().filter(|target| target.address() == endpoint(port).address) {
-            self.balance.set_verdict(target, healthy, if healthy { "" } else { "connection refused" });
+        // Of both families.
+        let addresses = [endpoint(port).address, ip(&format!("2001:db8:64::{port}"))];
+        for target in targets.iter().filter(|target| addresses.contains(&target.address())) {
+            self.balance.set_verdict(target, healthy, if healthy { "" } else { "connection refused" }, now);
         }
         self.settle()
     }
@@ -186,7 +203,7 @@ fn sv3_a_backend_gets_nothing_before_its_first_verdict() {
     let checked = |endpoints| ServiceSpec { health: Some(check()), ..service(endpoints) };
     let mut world = World::default();
     for port in 0..4 {
-        world.balance.set_running(Uuid::from_u128(port), true);
+        world.balance.set_running(Uuid::from_u128(port), true, Instant::now());
     }
     let first = world.apply(checked(vec![endpoint(1)]));
     assert_eq!(first.start.len(), 1);
@@ -277,8 +294,8 @@ fn drained_of_one_service_or_of_all() {
     let other =
         ServiceSpec { name: "shop/other".into(), cluster: vec![ip("10.96.0.21")], ..service(vec![endpoint(1)]) };
     let mut world = World::default();
-    world.balance.set_running(Uuid::from_u128(1), true);
-    world.balance.set_running(Uuid::from_u128(2), true);
+    world.balance.set_running(Uuid::from_u128(1), true, Instant::now());
+    world.balance.set_running(Uuid::from_u128(2), true, Instant::now());
     world.apply_all(vec![other, service(vec![endpoint(1), endpoint(2)])]);
     let settled = world.drain(1, Some("shop/web"), true);
     assert_eq!(settled.frontends.len(), 1);
@@ -329,7 +346,7 @@ fn only_what_is_different_is_told_to_the_packet_path() {
     };
     let mut world = World::default();
     for port in 0..10 {
-        world.balance.set_running(Uuid::from_u128(port), true);
+        world.balance.set_running(Uuid::from_u128(port), true, Instant::now());
     }
     assert_eq!(world.apply_all(many(50)).frontends.len(), 50);
     assert!(!world.apply_all(many(50)).is_visible());
@@ -377,4 +394,61 @@ fn the_last_changes_are_remembered_with_their_reasons() {
     let last = held.changes.back().unwrap();
     assert_eq!((last.time, last.to), (at(world.second), Some(BackendState::Unhealthy)));
     assert_eq!(last.reason.as_deref(), Some("connection refused"));
+}
+
+#[test]
+fn a_backend_that_flaps_as_fast_as_it_can_is_held_out_and_costs_others_nothing() {
+    let six = |n: u8| EndpointSpec { address: ip(&format!("2001:db8:64::{n}")), ..endpoint(n) };
+    let of = |name: &str, last: u8, ports: [u8; 2]| ServiceSpec {
+        name: name.into(),
+        cluster: vec![IpAddr::from([10, 96, 0, last]), ip(&format!("2001:db8:96::{last}"))],
+        health: Some(check()),
+        ..service(ports.iter().flat_map(|n| [endpoint(*n), six(*n)]).collect())
+    };
+    for by_checks in [false, true] {
+        let mut world = World::of(of("shop/web", 1, [1, 2]));
+        world.apply_all(vec![of("shop/web", 1, [1, 2]), of("shop/other", 2, [3, 4])]);
+        let start = world.now();
+        for target in world.balance.targets().map(Arc::clone).collect::<Vec<_>>() {
+            world.balance.set_verdict(&target, true, "", start);
+        }
+        world.settle();
+        let (mut publications, mut news, mut frontends) = (0, 0, 0);
+        let change = |world: &mut World, good: bool, now: Instant| {
+            if by_checks {
+                return world.verdict_at(1, good, now);
+            }
+            world.balance.set_running(Uuid::from_u128(1), good, now);
+            world.settle()
+        };
+        // For ten minutes, a hundred times a second.
+        for step in 0..60_000_u32 {
+            let now = start + Duration::from_millis(10) * step;
+            world.balance.release(now);
+            let settled = change(&mut world, step % 2 == 1, now);
+            publications += u32::from(settled.is_visible());
+            frontends += settled.frontends.iter().filter(|spec| *spec.service != *"shop/web").count();
+            news += settled.news.len();
+            assert!(!settled.gone && settled.start.is_empty() && settled.stop.is_empty());
+        }
+        // Nine holds of 1 to 256 s are ten minutes; before that, departures are free.
+        assert!((10..=2 * (damping::DEPARTURES_FREE + 10)).contains(&publications), "{publications}");
+        assert!(news <= 80, "{news}");
+        assert_eq!(frontends, 0, "nobody else is told anything");
+        assert_eq!(world.behind("10.96.0.1"), "(web-1) web-2");
+        let held = &world.balance.services["shop/web"];
+        let change_of = held.changes.iter().rev().find(|change| change.to == Some(BackendState::Flapping)).unwrap();
+        assert!(change_of.reason.as_ref().unwrap().contains("held out for"), "{change_of:?}");
+        // It is good from now on, and comes back when its time is over.
+        change(&mut world, true, start + Duration::from_secs(600));
+        assert_eq!(world.behind("10.96.0.1"), "(web-1) web-2");
+        let until = world.balance.facts().next_release().unwrap();
+        world.balance.release(until);
+        world.settle();
+        assert_eq!(
+            (world.behind("10.96.0.1").as_str(), world.behind("2001:db8:96::1").as_str()),
+            ("web-1 web-2", "web-1 web-2")
+        );
+        assert_eq!(world.balance.facts().next_release(), None);
+    }
 }
