@@ -65,16 +65,8 @@ impl<'a> Backends<'a> {
             }
         }
         let host = set.of_kind(Kind::HostConfig).next();
-        let mut slices: HashMap<_, Vec<&EndpointSlice>> = HashMap::new();
-        for object in set.of_kind(Kind::EndpointSlice) {
-            if let Spec::EndpointSlice(slice) = &object.spec
-                && let Some(service) = &slice.service
-            {
-                slices.entry((namespace_of(&object.key), service.as_str())).or_default().push(slice);
-            }
-        }
         let zone = host.and_then(|host| host.metadata.labels.get(ZONE_LABEL)).map(String::as_str);
-        Self { node, zone, ports, by_label, by_address: OnceCell::new(), weights: weights(set), slices }
+        Self { node, zone, ports, by_label, by_address: OnceCell::new(), weights: weights(set), slices: slices_of(set) }
     }
 
     /// Those of a Service of its network, by name.
@@ -241,6 +233,19 @@ impl Backend<'_> {
             }
         }
     }
+}
+
+/// EndpointSlices by namespace and Service.
+pub(super) fn slices_of(set: &ObjectSet) -> HashMap<(&str, &str), Vec<&EndpointSlice>> {
+    let mut slices: HashMap<_, Vec<&EndpointSlice>> = HashMap::new();
+    for object in set.of_kind(Kind::EndpointSlice) {
+        if let Spec::EndpointSlice(slice) = &object.spec
+            && let Some(service) = &slice.service
+        {
+            slices.entry((namespace_of(&object.key), service.as_str())).or_default().push(slice);
+        }
+    }
+    slices
 }
 
 /// Shares of new connections that are written: on the Port, else on its Pod.
