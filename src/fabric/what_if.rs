@@ -18,6 +18,7 @@ use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables, Uplink};
 
 use super::balance::known::Facts;
+use super::balance::left::Was;
 use super::nat::pool_spec;
 use super::plane::Plane;
 use super::port::{internal_port, port_of};
@@ -291,6 +292,7 @@ struct Known {
     pools: Arc<Pools>,
     /// What is known of Services' backends.
     facts: Facts,
+    known: HashMap<Arc<str>, Was>,
     /// Services as they are: most of their tables are those of the draft.
     services: Arc<Services>,
     /// Identities of the ports' objects: another one of the same name is another port.
@@ -312,8 +314,9 @@ impl Known {
             (uplink.table(), Arc::clone(network), Arc::clone(uplink.port()))
         });
         let (pools, facts) = (Arc::clone(&state.pools), state.balance.facts().clone());
+        let known = state.balance.services();
         let services = Arc::clone(&state.services);
-        Self { networks, ports, epoch, crossings, specs, uplink, pools, facts, services }
+        Self { networks, ports, epoch, crossings, specs, uplink, pools, facts, known, services }
     }
 
     fn draft(&self, desired: &Desired, nat: Option<&Nat>) -> Picture {
@@ -374,7 +377,7 @@ impl Known {
             desired.nat_pools.iter().map(|pool| pool_spec(pool, |uid| slots.get(&uid).copied())).collect();
         // Pools that cannot be are said where the draft is checked.
         let pools = Pools::draft(nat, &specs).map_or_else(|_| Arc::clone(&self.pools), Arc::new);
-        let frontends = balance::draft(&self.facts, &desired.networks, &desired.services);
+        let frontends = balance::draft(&self.facts, &self.known, &desired.networks, &desired.services);
         let services = Arc::new(Services::compile(&frontends, Some(&self.services)));
         let plane = Plane { tables, policy, pools, services, ..Plane::default() };
         Picture { plane: Arc::new(plane), world: Arc::new(world) }

@@ -134,10 +134,11 @@ pub fn active(service: &ServiceSpec, endpoints: &[(&EndpointSpec, BackendState)]
 }
 
 /// The backends of one L4 port of a Service for `audience`, of one family, in the order of their names: all that connections may
-/// go on with. An endpoint that takes no new ones keeps those that it has, unless they are to be reset.
+/// go on with. An endpoint that takes no new ones keeps those that it has, unless they are to be reset; so do those that have `left`.
 pub fn backends(
     service: &ServiceSpec,
     endpoints: &[(&EndpointSpec, BackendState)],
+    left: &[EndpointSpec],
     audience: Audience,
     ipv4: bool,
 ) -> Arc<[Backend]> {
@@ -149,6 +150,7 @@ pub fn backends(
         .zip(active)
         .filter(|((_, state), active)| *active || service.drain == Drain::Keep || goes_on(*state))
         .map(|((endpoint, _), active)| backend(endpoint, active))
+        .chain(left.iter().filter(|endpoint| endpoint.address.is_ipv4() == ipv4).map(|left| backend(left, false)))
         .collect();
     backends.sort_unstable_by(|a, b| (&a.name, a.address, a.l4).cmp(&(&b.name, b.address, b.l4)));
     backends.into()

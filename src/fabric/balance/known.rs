@@ -78,6 +78,11 @@ impl Facts {
         }
     }
 
+    /// Whether there is a port, running or not.
+    pub fn has_port(&self, port: &Uuid) -> bool {
+        self.running.contains_key(port)
+    }
+
     fn runs(&self, port: &Uuid) -> Option<bool> {
         self.running.get(port).map(|runs| runs.running)
     }

@@ -15,6 +15,7 @@ pub mod damping;
 pub mod frontend;
 pub mod history;
 pub mod known;
+pub mod left;
 pub mod lifecycle;
 pub mod report;
 
@@ -31,6 +32,7 @@ use crate::services::health::Target;
 use choice::BackendState;
 use history::{CHANGES_MAX, Change, View};
 use known::{Check, Drained, Facts};
+use left::{Left, Was};
 
 /// A Service and what is known of it.
 struct Held {
@@ -40,6 +42,8 @@ struct Held {
     vni: u32,
     /// By L4 port and endpoint, as in `spec`.
     checks: Vec<Vec<Check>>,
+    /// Who is no endpoint any more.
+    left: Arc<Left>,
     /// As it was when it was settled last; `None` before the first time.
     view: Option<View>,
     /// What the packet path was told last.
@@ -168,16 +172,19 @@ impl Balance {
                 self.started.insert(Arc::clone(target));
             }
         }
+        let was = self.services.get(&name).map(Held::was);
+        let left = Arc::new(left::left(was.as_ref(), vni, spec, |port| self.facts.has_port(port)));
         let held = match self.services.remove(&name) {
             Some(before) => {
                 self.leave(&before);
-                Held { spec: Arc::clone(spec), vni, checks, ..before }
+                Held { spec: Arc::clone(spec), vni, checks, left, ..before }
             }
             None => Held {
                 name: Arc::clone(&name),
                 spec: Arc::clone(spec),
                 vni,
                 checks,
+                left,
                 view: None,
                 frontends: Vec::new(),
                 serving: None,
@@ -228,6 +235,13 @@ impl Balance {
 
     /// Forgets ports that are gone.
     pub fn retain_ports(&mut self, there: impl Fn(&Uuid) -> bool) {
+        let is_there = |endpoint: &EndpointSpec| endpoint.port.as_ref().is_none_or(&there);
+        for held in self.services.values_mut() {
+            if !held.left.iter().flatten().all(is_there) {
+                Arc::make_mut(&mut held.left).iter_mut().for_each(|left| left.retain(is_there));
+                self.marked.insert(Arc::clone(&held.name));
+            }
+        }
         self.facts.retain_ports(there);
     }
 
@@ -301,6 +315,11 @@ impl Balance {
         &self.facts
     }
 
+    /// Services as they are, by name.
+    pub fn services(&self) -> HashMap<Arc<str>, Was> {
+        self.services.iter().map(|(name, held)| (Arc::clone(name), held.was())).collect()
+    }
+
     /// Every frontend there is.
     pub fn frontends(&self) -> impl Iterator<Item = &FrontendSpec> {
         self.services.values().flat_map(|held| &held.frontends)
@@ -308,6 +327,10 @@ impl Balance {
 }
 
 impl Held {
+    fn was(&self) -> Was {
+        Was { vni: self.vni, spec: Arc::clone(&self.spec), left: Arc::clone(&self.left) }
+    }
+
     fn settle(&mut self, facts: &Facts, now: SystemTime, settled: &mut Settled) {
         let state = |(port, checks): (&ServicePortSpec, &Vec<Check>)| -> Vec<BackendState> {
             let each = port.endpoints.iter().zip(checks);
@@ -329,7 +352,7 @@ impl Held {
             settled.news.push(News::Backend { service: Arc::clone(&self.name), change });
         }
         self.tell_serving(&view, settled);
-        let frontends = frontend::frontends(&self.spec, self.vni, &view.states);
+        let frontends = frontend::frontends(&self.spec, self.vni, &view.states, &self.left);
         self.view = Some(view);
         let same: HashSet<Place> = frontends.iter().map(place).collect();
         settled.gone |= self.frontends.iter().any(|spec| !same.contains(&place(spec)));
@@ -359,8 +382,13 @@ impl Held {
     }
 }
 
-/// The frontends that Services would have, as far as anything is known of their endpoints.
-pub fn draft(facts: &Facts, networks: &[Network], services: &[Arc<ServiceSpec>]) -> Vec<FrontendSpec> {
+/// The frontends that Services would have that are now as `known` says, as far as anything is known of their endpoints.
+pub fn draft(
+    facts: &Facts,
+    known: &HashMap<Arc<str>, Was>,
+    networks: &[Network],
+    services: &[Arc<ServiceSpec>],
+) -> Vec<FrontendSpec> {
     let vnis: HashMap<&str, u32> = networks.iter().map(|network| (network.name.as_str(), network.vni)).collect();
     let mut frontends = Vec::new();
     for spec in services {
@@ -372,7 +400,8 @@ pub fn draft(facts: &Facts, networks: &[Network], services: &[Arc<ServiceSpec>])
                 .collect()
         };
         let states: Vec<Vec<BackendState>> = spec.ports.iter().zip(&checks).map(of).collect();
-        frontends.extend(frontend::frontends(spec, *vni, &states));
+        let left = left::left(known.get(spec.name.as_str()), *vni, spec, |port| facts.has_port(port));
+        frontends.extend(frontend::frontends(spec, *vni, &states, &left));
     }
     frontends
 }

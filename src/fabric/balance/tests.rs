@@ -265,9 +265,87 @@ fn sv5_who_leaves_keeps_or_resets_connections() {
     // Nor does a traffic policy that speaks of new connections.
     let far = EndpointSpec { internal: false, ..endpoint(2) };
     assert_eq!(World::of(reset(vec![endpoint(1), far])).behind(VIP), "web-1 (web-2)");
-    let mut world = World::of(service(vec![endpoint(1), endpoint(2)]));
-    world.apply(service(vec![endpoint(1)]));
-    assert_eq!(world.behind(VIP), "web-1", "one that is no endpoint any more has nothing");
+}
+
+#[test]
+fn sv5_a_port_that_is_relabelled_out_of_a_service_is_drained_until_it_is_gone() {
+    let six = |n: u8| EndpointSpec { address: ip(&format!("2001:db8:64::{n}")), ..endpoint(n) };
+    let of = |ports: &[u8]| ServiceSpec {
+        cluster: vec![ip(VIP), ip(VIP6)],
+        ..service(ports.iter().flat_map(|n| [endpoint(*n), six(*n)]).collect())
+    };
+    let both = |world: &World| [VIP, VIP6].map(|at| world.behind(at));
+    let mut world = World::of(of(&[1, 2, 3]));
+    world.apply(of(&[1, 3]));
+    assert_eq!(both(&world), ["web-1 (web-2) web-3"; 2]);
+    let mut drafts = draft(world.balance.facts(), &world.balance.services(), &[network("default", 4096)], &[]);
+    assert!(drafts.is_empty());
+    let none = [Arc::new(of(&[1]))];
+    drafts = draft(world.balance.facts(), &world.balance.services(), &[network("default", 4096)], &none);
+    let names = |spec: &FrontendSpec| -> Vec<(String, bool)> {
+        spec.backends.iter().map(|backend| (backend.name.to_string(), backend.active)).collect()
+    };
+    let wanted = [("shop/web-1", true), ("shop/web-2", false), ("shop/web-3", false)];
+    assert_eq!(names(&drafts[0]), wanted.map(|(name, active)| (name.to_owned(), active)));
+    // It goes on through other changes, and comes back.
+    world.apply(of(&[1]));
+    assert_eq!(both(&world), ["web-1 (web-2) (web-3)"; 2]);
+    world.apply(of(&[1, 2]));
+    assert_eq!(both(&world), ["web-1 web-2 (web-3)"; 2]);
+    // A port that is gone has nothing any more.
+    world.balance.retain_ports(|port| *port != Uuid::from_u128(3));
+    assert!(world.settle().is_visible());
+    assert_eq!(both(&world), ["web-1 web-2"; 2]);
+    world.balance.retain_ports(|port| *port != Uuid::from_u128(2));
+    world.apply(of(&[1]));
+    assert_eq!(both(&world), ["web-1"; 2], "nor has one that goes with its port");
+    world.apply(ServiceSpec { drain: Drain::Reset, ..of(&[1, 4]) });
+    world.apply(ServiceSpec { drain: Drain::Reset, ..of(&[1]) });
+    assert_eq!(both(&world), ["web-1"; 2], "reset, as it is configured");
+    // Another L4 port of the Service has nothing of it, nor has another network.
+    world.apply(of(&[1, 4]));
+    world.apply(ServiceSpec { network: "other".into(), ..of(&[1]) });
+    assert_eq!(both(&world), ["web-1"; 2]);
+}
+
+#[test]
+fn who_leaves_a_service_is_remembered_within_a_limit() {
+    let far = |n: usize| EndpointSpec {
+        name: format!("far-{n}"),
+        port: None,
+        address: IpAddr::from([11, 0, (n / 256) as u8, n as u8]),
+        ..endpoint(1)
+    };
+    let mut world = World::of(service(vec![far(0)]));
+    for n in 1..2 * left::LEFT_MAX {
+        world.apply(service(vec![far(n)]));
+    }
+    let frontend = world.balance.frontends().next().unwrap();
+    assert_eq!(frontend.backends.len(), left::LEFT_MAX + 1);
+    assert!(frontend.backends.iter().any(|backend| *backend.name == *format!("far-{}", 2 * left::LEFT_MAX - 2)));
+}
+
+#[test]
+fn sv13_clients_in_the_network_of_a_public_address_are_no_others() {
+    let far = |n: u8| EndpointSpec { external: false, ..endpoint(n) };
+    let six = |n: u8| EndpointSpec { address: ip(&format!("2001:db8:64::{n}")), ..far(n) };
+    const PUBLIC6: &str = "2001:db8:f::9";
+    let of = |endpoints| ServiceSpec {
+        load_balancer: [PUBLIC, PUBLIC6].map(|at| LoadBalancerAddress { address: ip(at), public: true }).into(),
+        refusal_internal: Refusal::Drop,
+        ..service(endpoints)
+    };
+    let world = World::of(of(vec![far(1), six(1), EndpointSpec { internal: false, ..endpoint(2) }]));
+    let behind = |scope: u32, address: &str| {
+        let of = |spec: &&FrontendSpec| spec.scope == scope && spec.address == mapped(ip(address));
+        let frontend = world.balance.frontends().find(of).unwrap();
+        (frontend.backends.iter().filter(|backend| backend.active).count(), frontend.refusal)
+    };
+    assert_eq!((behind(OUTSIDE_VNI, PUBLIC), behind(4096, PUBLIC)), ((1, Refusal::Drop), (2, Refusal::Reject)));
+    assert_eq!((behind(OUTSIDE_VNI, PUBLIC6), behind(4096, PUBLIC6)), ((0, Refusal::Drop), (1, Refusal::Reject)));
+    // Where there is no difference, there is one frontend.
+    let world = World::of(of(vec![endpoint(1)]));
+    assert_eq!(world.balance.frontends().filter(|spec| spec.address == mapped(ip(PUBLIC))).count(), 1);
 }
 
 #[test]
