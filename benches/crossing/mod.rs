@@ -195,7 +195,7 @@ fn add_uplink(tables: &mut Tables, case: Case, others: u16) {
         uplink.owned.insert(mapped(public(six, 7)), Owned::Nat);
         if matches!(case, Case::AttachedOut | Case::AttachedIn) {
             uplink.owned.insert(mapped(public(six, 9)), Owned::Attached { port: GUEST_A, inside: None });
-            tables.addresses.insert(AddressKey::new(NETWORK, public(six, 9)), GUEST_A);
+            tables.set_addresses([(AddressKey::new(NETWORK, public(six, 9)), GUEST_A)]);
         }
     }
     let template = tables.ports.get(GUEST_B.0 as usize).and_then(|port| port.as_deref().cloned());
@@ -206,15 +206,15 @@ fn add_uplink(tables: &mut Tables, case: Case, others: u16) {
         v6: vec![v6(GUEST_A), Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, 0, 0, 0, 9)],
         ..attached
     };
-    tables.ports[GUEST_A.0 as usize] = Some(Arc::new(attached));
+    tables.set_ports([Arc::new(attached)]);
     let port = Port { id: UPLINK, kind: PortKind::Uplink, network: OUTSIDE, mac: UPLINK_MAC, ..template.clone() };
-    tables.ports.push(Some(Arc::new(Port { v4: vec![], v6: vec![], ..port })));
+    tables.set_ports([Arc::new(Port { v4: vec![], v6: vec![], ..port })]);
     // Ports with an address of the outside each.
     for number in 0..others {
         let id = PortId(u32::from(UPLINK.0 as u16 + 1 + number));
         let address = Ipv4Addr::from(0xcb00_8000 + u32::from(number));
-        tables.ports.push(Some(Arc::new(Port { id, v4: vec![address], v6: vec![], ..template.clone() })));
-        tables.addresses.insert(AddressKey::v4(NETWORK, address), id);
+        tables.set_ports([Arc::new(Port { id, v4: vec![address], v6: vec![], ..template.clone() })]);
+        tables.set_addresses([(AddressKey::v4(NETWORK, address), id)]);
         uplink.owned.insert(mapped(address.into()), Owned::Attached { port: id, inside: None });
         uplink.owned.insert(mapped(Ipv4Addr::from(0xcb00_7200 + u32::from(number) + 1).into()), Owned::Nat);
     }

@@ -89,7 +89,8 @@ pub(super) fn plan<'a, R: Recorder>(
         }
     };
     let Chosen { backend, l4, why } = chosen;
-    record.stage("dnat", Detail::Service(Balanced { scope, to: (backend.address, l4), why }));
+    let found = frontend.spec().scope;
+    record.stage("dnat", Detail::Service(Balanced { scope: found, to: (backend.address, l4), why }));
     let way = way(ctx, flows, key, frontend, backend, l4);
     if let Err(reason) = way {
         record.stage("dnat", Detail::Verdict(Verdict::Drop(reason)));
@@ -105,6 +106,18 @@ pub(super) fn plan<'a, R: Recorder>(
     Plan { to, dst, source: Some(source), l4: l4_of, asked, service, held: Held::none(flows) }
 }
 
+/// Of a public address a network knows the L4 ports of its own Services, which may be for it as they are for nobody else (SEMANTICS SV13);
+/// others that share the address are found as by everybody.
+fn frontend<'a>(ctx: &Context<'a>, scope: u32, key: &FlowKey, l4: u16) -> Option<&'a Frontend> {
+    match ctx.services.lookup(scope, key.dst(), key.proto(), l4) {
+        Lookup::Frontend(frontend) => Some(frontend),
+        Lookup::Undeclared if scope != OUTSIDE_VNI && is_public(ctx.tables, key.dst()) => {
+            frontend(ctx, OUTSIDE_VNI, key, l4)
+        }
+        _ => None,
+    }
+}
+
 fn choose<'a>(
     ctx: &Context<'a>,
     key: &FlowKey,
@@ -112,10 +125,7 @@ fn choose<'a>(
     attempt: u32,
 ) -> Result<(&'a Frontend, Chosen<'a>), DropReason> {
     let l4 = key.l4_dst_port().ok_or(DropReason::ServiceNoPort)?;
-    let frontend = match ctx.services.lookup(scope, key.dst(), key.proto(), l4) {
-        Lookup::Frontend(frontend) => frontend,
-        Lookup::Undeclared | Lookup::None => return Err(DropReason::ServiceNoPort),
-    };
+    let frontend = frontend(ctx, scope, key, l4).ok_or(DropReason::ServiceNoPort)?;
     let hash = of_tuple(key.src(), key.dst(), key.src_port(), l4, key.proto());
     let attempt = attempt % (ATTEMPTS / 2);
     let asking = Asking { hash, client: key.src(), l4, attempt, now: ctx.now };
@@ -246,9 +256,7 @@ pub(super) fn still<'a>(
 ) -> Result<bool, DropReason> {
     let tables = ctx.tables;
     let there = translation.reply.reversed();
-    let Lookup::Frontend(frontend) = ctx.services.lookup(scope, key.dst(), key.proto(), key.dst_port()) else {
-        return Ok(false);
-    };
+    let Some(frontend) = frontend(ctx, scope, key, key.dst_port()) else { return Ok(false) };
     let standing = frontend.standing(key.dst_port(), there.dst(), there.dst_port());
     let Some(network) = network_of(ctx, frontend) else { return Ok(false) };
     let owner = tables.owner(AddressKey { address: there.dst(), network });

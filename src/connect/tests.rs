@@ -132,9 +132,9 @@ fn tables() -> Tables {
     let ports = [(0, PortKind::Internal), (A, PortKind::VhostUser), (B, PortKind::VhostUser), (C, PortKind::Tap)];
     let mut tables = Tables { epochs: vec![1], networks: vec![Some(Arc::new(network))], ..Tables::default() };
     for (id, kind) in ports {
-        tables.ports.push(Some(Arc::new(port(id, kind))));
+        tables.set_ports([Arc::new(port(id, kind))]);
         for v6 in [false, true] {
-            tables.addresses.insert(AddressKey::new(NETWORK, address(id, v6)), PortId(id));
+            tables.set_addresses([(AddressKey::new(NETWORK, address(id, v6)), PortId(id))]);
         }
     }
     tables
@@ -341,9 +341,9 @@ fn an_address_that_moved_to_another_port_takes_no_connection_along() {
             // Port C gets the addresses of B, which has none any more.
             let (mut giver, mut taker) = (port(B, PortKind::VhostUser), port(C, PortKind::Tap));
             (taker.v4, taker.v6) = (std::mem::take(&mut giver.v4), std::mem::take(&mut giver.v6));
-            host.plane.tables.ports[B as usize] = Some(Arc::new(giver));
-            host.plane.tables.ports[C as usize] = Some(Arc::new(taker));
-            host.plane.tables.addresses.insert(AddressKey::new(NETWORK, address(B, v6)), PortId(C));
+            host.plane.tables.set_ports([Arc::new(giver)]);
+            host.plane.tables.set_ports([Arc::new(taker)]);
+            host.plane.tables.set_addresses([(AddressKey::new(NETWORK, address(B, v6)), PortId(C))]);
             host.publish();
             let stranger = Path { src_mac: mac(C).0, ..path(B, A, v6) }.udp(2, 1, b"data");
             if old_peer_first {
@@ -408,17 +408,17 @@ fn a_destination_that_is_down_or_not_there_begins_nothing() {
         let mut host = Host::new();
         let mut down = port(B, PortKind::VhostUser);
         down.up = false;
-        host.plane.tables.ports[B as usize] = Some(Arc::new(down));
+        host.plane.tables.set_ports([Arc::new(down)]);
         assert_eq!(host.to(A, &udp(A, B, v6, (1, 2))), Err(DropReason::PortDown));
         assert_eq!(host.to(A, &udp(A, 99, v6, (1, 2))), Err(DropReason::NoRoute));
         assert_eq!(host.entries(), []);
         // A port that goes down keeps its connections for when it comes back.
-        host.plane.tables.ports[B as usize] = Some(Arc::new(port(B, PortKind::VhostUser)));
+        host.plane.tables.set_ports([Arc::new(port(B, PortKind::VhostUser))]);
         host.publish();
         host.to(A, &udp(A, B, v6, (1, 2))).unwrap();
         let mut down = port(B, PortKind::VhostUser);
         down.up = false;
-        host.plane.tables.ports[B as usize] = Some(Arc::new(down));
+        host.plane.tables.set_ports([Arc::new(down)]);
         host.publish();
         assert_eq!(host.to(A, &udp(A, B, v6, (1, 2))), Err(DropReason::PortDown));
         assert_eq!(host.entries().len(), 1);

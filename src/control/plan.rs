@@ -1,7 +1,7 @@
 //! From the objects that are to exist to everything that follows from them: the checked set, the addresses, what the
 //! packet path is to do. Reads the host's users and groups; changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -112,7 +112,10 @@ pub fn plan(objects: &Objects, before: Before<'_>, runtime_dir: &Path) -> Result
     let (set, warnings) = check_set(objects.all(), runtime_dir)?;
     let ipam = ipam::assign(&set, before.assignments, &mut Uuid::new_v4);
     let services = addresses::assign(&set, before.services);
-    let told = Before { assignments: &ipam.assignments, services: &services.addresses, ..before };
+    let others = services.changed.iter().chain(&services.freed);
+    let changed = before.told.changed.map(|changed| changed.iter().chain(others).cloned().collect::<HashSet<_>>());
+    let told = Told { changed: changed.as_ref(), ..before.told };
+    let told = Before { assignments: &ipam.assignments, services: &services.addresses, told };
     let (desired, mut problems) = desired(&set, told, runtime_dir);
     problems.extend(ipam.problems.into_iter().chain(services.problems));
     Ok(Plan {
@@ -144,7 +147,18 @@ pub fn replan(
     let changed: Vec<_> = changed.map(|(action, object)| (*action == Action::Deleted, object)).collect();
     let known = before.problems.is_empty().then(|| before.set.with_changes(&changed)).flatten();
     let Some(set) = known.transpose()? else {
-        return plan(objects, before.into(), runtime_dir);
+        // Services that neither a port nor anything else of these concerns are as they were.
+        let simple = |object: &&Arc<Object>| {
+            use Kind::{ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Pod, Port, Service};
+            matches!(
+                object.key.kind,
+                Port | Pod | Service | EndpointSlice | Namespace | NetworkPolicy | ClusterNetworkPolicy
+            )
+        };
+        let concerned = services::concerned(&before.set, changed.iter().map(|(_, object)| *object));
+        let only = changed.iter().all(|(_, object)| simple(object)).then_some(&concerned);
+        let told = Told { changed: only, ..Told::of(&before.desired) };
+        return plan(objects, Before { told, ..Before::from(before) }, runtime_dir);
     };
     let desired = Desired { policy: policies::spec(&set), ..before.desired.clone() };
     let mut plan = Plan {

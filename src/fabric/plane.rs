@@ -107,7 +107,7 @@ fn nth_set_bit(mut bits: u64, n: u32) -> u32 {
     bits.trailing_zeros()
 }
 
-/// Everything a worker reads, immutable.
+/// Everything a worker reads, immutable. A clone shares what is there per port: it costs the same beside ten thousand ports as beside ten.
 #[derive(Clone, Default)]
 pub struct Plane {
     /// Networks, ports, addresses.
@@ -124,9 +124,9 @@ pub struct Plane {
     /// Grows whenever policy says something else. Not for workers.
     pub policy_revision: u64,
     /// By [`PortId`].
-    pub outputs: Vec<Option<Arc<Output>>>,
+    pub outputs: Arc<[Option<Arc<Output>>]>,
     /// By worker.
-    pub sources: Vec<Vec<(SourceKey, Source)>>,
+    pub sources: Vec<Arc<[(SourceKey, Source)]>>,
 }
 
 impl Plane {
@@ -145,6 +145,16 @@ pub fn owner(port: PortId, pair: usize, workers: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clone_shares_what_is_there_per_port() {
+        let sources = vec![Vec::new().into()];
+        let plane = Plane { outputs: vec![None; 10_000].into(), sources, ..Plane::default() };
+        let clone = plane.clone();
+        assert!(Arc::ptr_eq(&plane.outputs, &clone.outputs) && Arc::ptr_eq(&plane.sources[0], &clone.sources[0]));
+        let (tables, of_clone) = (&plane.tables, &clone.tables);
+        assert!(Arc::ptr_eq(&tables.ports, &of_clone.ports) && Arc::ptr_eq(&tables.addresses, &of_clone.addresses));
+    }
 
     #[test]
     fn nth_set_bit_counts_from_zero() {

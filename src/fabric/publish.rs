@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use hostweave_switch::tables::{AddressKey, Tables};
+use hostweave_switch::tables::{AddressKey, AddressTable, Port, PortId, Tables};
 
 use super::mailbox::Message;
 use super::plane::{self, Plane};
@@ -15,6 +15,12 @@ use crate::worker::Shared;
 /// How long control waits for workers to take over a plane before it acknowledges it all the same: a worker that the kernel
 /// gives no time to for that long passes no packets either.
 const TAKE_OVER_LIMIT: Duration = Duration::from_secs(2);
+
+/// The addresses of a port, and its id.
+pub(super) fn addresses_of(port: &Port) -> impl Iterator<Item = (AddressKey, PortId)> {
+    let v4 = port.v4.iter().map(|address| AddressKey::v4(port.network, *address));
+    v4.chain(port.v6.iter().map(|address| AddressKey::v6(port.network, *address))).map(|key| (key, port.id))
+}
 
 impl Inner {
     /// Builds a plane from what exists, swaps the pointer and tells the workers.
@@ -27,8 +33,8 @@ impl Inner {
             keep_established: state.established == Established::Keep,
             ..Tables::default()
         };
-        let mut plane = Plane::default();
-        plane.sources.resize_with(self.workers.len(), Vec::new);
+        let (mut outputs, mut sources) = (Vec::new(), vec![Vec::new(); self.workers.len()]);
+        let mut addresses = AddressTable::default();
         for runtime in state.networks.values() {
             let index = usize::from(runtime.id.0);
             if tables.networks.len() <= index {
@@ -36,32 +42,24 @@ impl Inner {
             }
             tables.networks[index] = Some(Arc::clone(&runtime.network));
         }
-        let internal = state.networks.values().map(|network| &network.port);
-        for runtime in state.ports.values().chain(internal) {
+        let internal = || state.networks.values().map(|network| &network.port);
+        for runtime in state.ports.values().chain(internal()) {
             let port = runtime.port();
             let index = port.id.0 as usize;
-            if tables.ports.len() <= index {
-                tables.ports.resize(index + 1, None);
-                plane.outputs.resize_with(index + 1, || None);
-            }
-            for address in &port.v4 {
-                tables.addresses.insert(AddressKey::v4(port.network, *address), port.id);
-            }
-            for address in &port.v6 {
-                tables.addresses.insert(AddressKey::v6(port.network, *address), port.id);
-            }
-            tables.ports[index] = Some(Arc::clone(port));
-            plane.outputs[index] = runtime.output().cloned();
+            outputs.resize(outputs.len().max(index + 1), None);
+            addresses.extend(addresses_of(port));
+            outputs[index] = runtime.output().cloned();
             for (key, source) in runtime.sources() {
-                plane.sources[plane::owner(key.port, usize::from(key.pair), self.workers.len())]
-                    .push((*key, source.clone()));
+                sources[plane::owner(key.port, usize::from(key.pair), self.workers.len())].push((*key, source.clone()));
             }
         }
+        tables.set_ports(state.ports.values().chain(internal()).map(|runtime| Arc::clone(runtime.port())));
+        tables.addresses = Arc::new(addresses);
         if let Some(uplink) = &state.uplink {
-            uplink.add_to(&mut tables, &mut plane, self.workers.len());
+            uplink.add_to(&mut tables, &mut outputs, &mut sources);
         }
-        plane.tables = tables;
-        self.swap(state, plane);
+        let (outputs, sources) = (outputs.into(), sources.into_iter().map(Arc::from).collect());
+        self.swap(state, Plane { tables, outputs, sources, ..Plane::default() });
     }
 
     /// Publishes policies and settings that changed, with networks and ports as they are: the most frequent change, and the

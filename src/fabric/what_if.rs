@@ -15,12 +15,14 @@ use hostweave_policy::model::World;
 use hostweave_switch::connection::{Entry as Connection, Translation};
 use hostweave_switch::flow::{FlowKey, NO_QUEUE};
 use hostweave_switch::stage::DropReason;
-use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, Tables, Uplink};
+use hostweave_switch::tables::{Network, NetworkId, Port, PortId, Tables, Uplink};
 
 use super::balance::known::Facts;
+use super::balance::left::Was;
 use super::nat::pool_spec;
 use super::plane::Plane;
 use super::port::{internal_port, port_of};
+use super::publish::addresses_of;
 use super::spec::{Desired, Established};
 use super::uplink::owned::{Outside, routed};
 use super::{Fabric, State, balance, check, connections};
@@ -292,6 +294,7 @@ struct Known {
     pools: Arc<Pools>,
     /// What is known of Services' backends.
     facts: Facts,
+    known: HashMap<Arc<str>, Was>,
     /// Services as they are: most of their tables are those of the draft.
     services: Arc<Services>,
     /// Identities of the ports' objects: another one of the same name is another port.
@@ -313,8 +316,9 @@ impl Known {
             (uplink.table(), Arc::clone(network), Arc::clone(uplink.port()))
         });
         let (pools, facts) = (Arc::clone(&state.pools), state.balance.facts().clone());
+        let known = state.balance.services();
         let services = Arc::clone(&state.services);
-        Self { networks, ports, epoch, crossings, specs, uplink, pools, facts, services }
+        Self { networks, ports, epoch, crossings, specs, uplink, pools, facts, known, services }
     }
 
     fn draft(&self, desired: &Desired, nat: Option<&Nat>) -> Picture {
@@ -332,13 +336,13 @@ impl Known {
             keep_established: desired.established == Established::Keep,
             ..Tables::default()
         };
-        let mut networks = HashMap::new();
+        let (mut networks, mut ports) = (HashMap::new(), Vec::new());
         for wanted in &desired.networks {
             let fresh = || Some((free_networks.next()?, free_ports.next()?));
             let Some((id, port)) = self.networks.get(&wanted.name).copied().or_else(fresh) else { continue };
             let network = Arc::new(Network { internal: port, ..wanted.clone() });
             networks.insert(wanted.name.as_str(), id);
-            add_port(&mut tables, Arc::new(internal_port(port, id, &network, Arc::default())));
+            ports.push(Arc::new(internal_port(port, id, &network, Arc::default())));
             let index = usize::from(id.0);
             tables.networks.resize(tables.networks.len().max(index + 1), None);
             tables.networks[index] = Some(network);
@@ -355,8 +359,10 @@ impl Known {
             let port = Arc::new(port_of(id, network, spec, Arc::default()));
             endpoints.push(Arc::new(connections::endpoint(&port, spec)));
             slots.push((spec.uid, id.0));
-            add_port(&mut tables, port);
+            ports.push(port);
         }
+        tables.set_addresses(ports.iter().flat_map(|port| addresses_of(port)));
+        tables.set_ports(ports);
         self.add_uplink(&mut tables, desired);
         tables.epochs = vec![self.epoch; tables.networks.len()];
         tables.crossings = self.crossings;
@@ -375,7 +381,7 @@ impl Known {
             desired.nat_pools.iter().map(|pool| pool_spec(pool, |uid| slots.get(&uid).copied())).collect();
         // Pools that cannot be are said where the draft is checked.
         let pools = Pools::draft(nat, &specs).map_or_else(|_| Arc::clone(&self.pools), Arc::new);
-        let frontends = balance::draft(&self.facts, &desired.networks, &desired.services);
+        let frontends = balance::draft(&self.facts, &self.known, &desired.networks, &desired.services);
         let services = Arc::new(Services::compile(&frontends, Some(&self.services)));
         let plane = Plane { tables, policy, pools, services, ..Plane::default() };
         Picture { plane: Arc::new(plane), world: Arc::new(world) }
@@ -401,19 +407,8 @@ impl Known {
         let index = usize::from(uplink.network.0);
         tables.networks.resize(tables.networks.len().max(index + 1), None);
         tables.networks[index] = Some(Arc::clone(network));
-        add_port(tables, Arc::clone(port));
+        tables.set_addresses(addresses_of(port));
+        tables.set_ports([Arc::clone(port)]);
         tables.uplink = Some(Arc::new(new));
     }
-}
-
-fn add_port(tables: &mut Tables, port: Arc<Port>) {
-    for address in &port.v4 {
-        tables.addresses.insert(AddressKey::v4(port.network, *address), port.id);
-    }
-    for address in &port.v6 {
-        tables.addresses.insert(AddressKey::v6(port.network, *address), port.id);
-    }
-    let index = port.id.0 as usize;
-    tables.ports.resize(tables.ports.len().max(index + 1), None);
-    tables.ports[index] = Some(port);
 }

@@ -91,7 +91,7 @@ impl World {
             (B_V6.into(), 2),
         ];
         for (address, owner) in owners {
-            tables.addresses.insert(AddressKey::new(NetworkId(0), address), PortId(owner));
+            tables.set_addresses([(AddressKey::new(NetworkId(0), address), PortId(owner))]);
         }
         Self { tables, network, port, services: Services::default() }
     }

@@ -291,7 +291,7 @@ impl Worker {
 
     fn plane_changed(&mut self, plane: &Plane) {
         self.path.pace.resize(plane.tables.ports.len());
-        let mine = plane.sources.get(self.path.shared.index).map_or(&[][..], Vec::as_slice);
+        let mine = plane.sources.get(self.path.shared.index).map_or(&[][..], |sources| &**sources);
         self.sources.update(mine, &mut self.path.uring);
     }
 }

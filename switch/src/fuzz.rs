@@ -79,9 +79,8 @@ pub fn tables() -> Tables {
     }
     for id in [INTERNAL, GUEST_A, GUEST_B, GUEST_C] {
         let network = if id == GUEST_C { NetworkId(1) } else { NETWORK };
-        tables.addresses.insert(AddressKey::v4(network, v4(id)), id);
-        tables.addresses.insert(AddressKey::v6(network, v6(id)), id);
-        tables.ports.push(Some(Arc::new(Port {
+        tables.set_addresses([(AddressKey::v4(network, v4(id)), id), (AddressKey::v6(network, v6(id)), id)]);
+        tables.set_ports([Arc::new(Port {
             id,
             name: format!("default/port-{}", id.0),
             kind: if id == INTERNAL { PortKind::Internal } else { PortKind::VhostUser },
@@ -94,7 +93,7 @@ pub fn tables() -> Tables {
             lease_s: 3600,
             limits: None,
             counters: Arc::new([]),
-        })));
+        })]);
     }
     tables
 }

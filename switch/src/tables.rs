@@ -313,9 +313,9 @@ pub struct Tables {
     /// By [`NetworkId`].
     pub networks: Vec<Option<Arc<Network>>>,
     /// By [`PortId`].
-    pub ports: Vec<Option<Arc<Port>>>,
+    pub ports: Arc<[Option<Arc<Port>>]>,
     /// Host routes.
-    pub addresses: AddressTable,
+    pub addresses: Arc<AddressTable>,
     /// By [`NetworkId`]: changes whenever a decision about a packet of that network may come out differently. Never zero.
     pub epochs: Vec<u32>,
     /// Changes whenever one of `epochs` does, or what the host owns at the uplink: the epoch of whatever leads from one network
@@ -332,6 +332,22 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// Adds ports, or replaces those of the same ids. The list is copied once: give all that there are.
+    pub fn set_ports(&mut self, ports: impl IntoIterator<Item = Arc<Port>>) {
+        let mut all = self.ports.to_vec();
+        for port in ports {
+            let index = port.id.0 as usize;
+            all.resize(all.len().max(index + 1), None);
+            all[index] = Some(port);
+        }
+        self.ports = all.into();
+    }
+
+    /// Adds addresses and the ports that own them. Copies the table if a clone of it is in use.
+    pub fn set_addresses(&mut self, addresses: impl IntoIterator<Item = (AddressKey, PortId)>) {
+        Arc::make_mut(&mut self.addresses).extend(addresses);
+    }
+
     /// The port with this id, if it exists.
     #[inline]
     pub fn port(&self, id: PortId) -> Option<&Port> {
@@ -378,8 +394,7 @@ mod tests {
     fn equal_addresses_of_two_networks_have_two_owners() {
         let address = IpAddr::from([10, 64, 0, 10]);
         let mut tables = Tables::default();
-        tables.addresses.insert(AddressKey::new(NetworkId(0), address), PortId(1));
-        tables.addresses.insert(AddressKey::new(NetworkId(1), address), PortId(2));
+        tables.set_addresses([0, 1].map(|id| (AddressKey::new(NetworkId(id), address), PortId(u32::from(id) + 1))));
         assert_eq!(tables.owner(AddressKey::new(NetworkId(0), address)), Some(PortId(1)));
         assert_eq!(tables.owner(AddressKey::new(NetworkId(1), address)), Some(PortId(2)));
         assert_eq!(tables.owner(AddressKey::new(NetworkId(2), address)), None);

@@ -273,6 +273,19 @@ impl Backend<'_> {
     }
 }
 
+/// EndpointSlices by namespace and Service.
+pub(super) fn slices_of(set: &ObjectSet) -> HashMap<(&str, &str), Vec<&EndpointSlice>> {
+    let mut slices: HashMap<_, Vec<&EndpointSlice>> = HashMap::new();
+    for object in set.of_kind(Kind::EndpointSlice) {
+        if let Spec::EndpointSlice(slice) = &object.spec
+            && let Some(service) = &slice.service
+        {
+            slices.entry((namespace_of(&object.key), service.as_str())).or_default().push(slice);
+        }
+    }
+    slices
+}
+
 /// Shares of new connections that are written: on the Port, else on its Pod.
 fn weights(set: &ObjectSet) -> HashMap<(&str, &str), u16> {
     let mut weights = HashMap::new();

@@ -1,12 +1,13 @@
 //! Services that spread connections, and names of all of them: what the packet path and the DNS server are told.
 //!
 //! `backends` finds who stands behind a Service, `balance` says what becomes of its connections, `records` of its name, `dubious` what
-//! its author may not have meant. Addresses are given by [`super::outside`].
+//! its author may not have meant, `selection` which Services a port concerns. Addresses are given by [`super::outside`].
 
 mod backends;
 mod balance;
 mod dubious;
 mod records;
+mod selection;
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -17,7 +18,7 @@ use super::checked::{Form, Object, Spec};
 use super::kind::{DEFAULT_NAMESPACE, Kind, ObjectKey};
 use super::outside::ServiceAddresses;
 use super::set::ObjectSet;
-use crate::fabric::spec::{Desired, ServiceSpec};
+use crate::fabric::spec::{Desired, PortSpec, ServiceSpec};
 use crate::services::dns::spec::{ServiceRange, ServiceRecords};
 
 pub use backends::{Backend, Backends};
@@ -35,12 +36,20 @@ pub struct Told<'a> {
     pub records: Option<&'a Arc<Vec<ServiceRecords>>>,
     /// The Services that may be others since, where nothing else is; `None` for all of them.
     pub changed: Option<&'a HashSet<ObjectKey>>,
+    /// The ports as they were then, where these may be others too: Services that `changed` does not have follow from what became of
+    /// them. `changed` has the ports whose objects changed as well, or their Pods'.
+    pub ports: &'a [PortSpec],
 }
 
 impl<'a> Told<'a> {
     /// All that was told, of which all may have changed.
     pub fn of(desired: &'a Desired) -> Self {
-        Self { services: &desired.services, records: desired.dns.as_ref().map(|dns| &dns.services), changed: None }
+        Self {
+            services: &desired.services,
+            records: desired.dns.as_ref().map(|dns| &dns.services),
+            changed: None,
+            ports: &desired.ports,
+        }
     }
 }
 
@@ -71,14 +80,17 @@ impl<'a, T> Known<'a, T> {
     }
 }
 
-/// Adds the Services; networks, ports and their addresses are there already. A Service that is as it was told is the same `Arc`.
-pub fn resolve(set: &ObjectSet, given: &ServiceAddresses, node: &str, told: Told<'_>, desired: &mut Desired) {
+/// Adds the Services; networks, ports and their addresses are there already. A Service that is as it was told is the same `Arc`. Returns
+/// how many were worked out.
+pub fn resolve(set: &ObjectSet, given: &ServiceAddresses, node: &str, told: Told<'_>, desired: &mut Desired) -> usize {
     let ports = desired.ports.clone();
+    let changed = told.changed.and_then(|changed| selection::concerned(set, told.ports, &ports, changed));
+    let mut worked_out = 0;
     let backends = OnceCell::new();
     let mut specs =
         Known::new(told.services, |spec| spec.name.split_once('/').unwrap_or((DEFAULT_NAMESPACE, &spec.name)));
     // Who cannot have changed is not looked at.
-    let is_same = |object: &Object| told.changed.is_some_and(|changed| !changed.contains(&object.key));
+    let is_same = |object: &Object| changed.as_ref().is_some_and(|changed| !changed.contains(&object.key));
     let known_records = told.records.map(|records| records.as_slice()).unwrap_or_default();
     let mut names = Known::new(known_records, |of| (of.namespace.as_str(), of.name.as_str()));
     let mut services = Vec::new();
@@ -94,7 +106,8 @@ pub fn resolve(set: &ObjectSet, given: &ServiceAddresses, node: &str, told: Told
             services.extend(known.map(Arc::clone));
             continue;
         }
-        let backends = backends.get_or_init(|| Backends::new(set, node, &ports, told.changed));
+        worked_out += 1;
+        let backends = backends.get_or_init(|| Backends::new(set, node, &ports, changed.as_ref()));
         let given = given.get(&object.key).map(Vec::as_slice).unwrap_or_default();
         let found = match service.form {
             Form::Attach | Form::ExternalName(_) => Vec::new(),
@@ -119,16 +132,17 @@ pub fn resolve(set: &ObjectSet, given: &ServiceAddresses, node: &str, told: Told
             None => Arc::new(records.into_iter().map(Cow::into_owned).collect()),
         };
     }
+    worked_out
 }
 
-/// The Services that changes of Services and EndpointSlices are about, as they were `before` and as they are.
+/// The Services that changes of Services and EndpointSlices are about, as they were `before` and as they are; ports and Pods themselves.
 pub fn concerned<'a>(before: &ObjectSet, changed: impl Iterator<Item = &'a Arc<Object>>) -> HashSet<ObjectKey> {
     let of_slice = |object: &Object| match &object.spec {
         Spec::EndpointSlice(slice) => {
             let name = slice.service.as_deref()?;
             Some(ObjectKey::new(Kind::Service, object.key.namespace.as_deref(), name))
         }
-        Spec::Service(_) => Some(object.key.clone()),
+        Spec::Service(_) | Spec::Port(_) | Spec::Pod => Some(object.key.clone()),
         _ => None,
     };
     let both = |object: &'a Arc<Object>| [Some(object.clone()), before.get(&object.key).cloned()];

@@ -1,6 +1,6 @@
 //! Addresses of Services: which they get, that they stay, and that nobody else has them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use super::outside::{all, desired, ips, pools};
@@ -312,4 +312,68 @@ fn ten_thousand_services_are_told_again_only_where_they_changed() {
     let told = crate::config::services::Told { changed: Some(&concerned), ..crate::config::services::Told::of(&first) };
     crate::config::services::resolve(&set, &given, "", told, &mut then);
     assert!(Arc::ptr_eq(&first.dns.unwrap().services, &then.dns.unwrap().services));
+}
+
+#[test]
+fn a_port_that_changes_has_only_the_services_worked_out_that_it_concerns() {
+    let port = |i: usize, app: &str, weight: u16| {
+        format!(
+            "{{apiVersion: hostweave.dev/v1alpha1, kind: Port, metadata: {{name: p{i}, labels: {{app: {app}}}, \
+             annotations: {{hostweave.dev/weight: \"{weight}\"}}}}}}\n"
+        )
+    };
+    let service = |i: usize| {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: s{i}}}, spec: {{selector: {{app: a{i}}}, \
+             ipFamilyPolicy: PreferDualStack, ports: [{{port: 80}}]}}}}\n"
+        )
+    };
+    let slice = |address: &str| {
+        format!(
+            "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, metadata: {{name: e, \
+             labels: {{kubernetes.io/service-name: by-slice}}}}, endpoints: [{{addresses: [{address}]}}], ports: [{{port: 80}}]}}\n"
+        )
+    };
+    let by_slice = "{apiVersion: v1, kind: Service, metadata: {name: by-slice}, spec: {ports: [{port: 80}]}}\n";
+    let plan = |texts: &[String], assigned: &Assignments, told: crate::config::services::Told<'_>| {
+        let set = validate(&texts.join("---\n")).unwrap().0;
+        let assigned = crate::config::ipam::assign(&set, assigned, &mut uuid::Uuid::new_v4).assignments;
+        let given = addresses::assign(&set, &ServiceAddresses::new()).addresses;
+        let facts = crate::config::desired::HostFacts::system(Path::new("/run"));
+        let desired = crate::config::desired::to_desired(&set, &assigned, &given, Default::default(), &facts).0;
+        let mut then = desired.clone();
+        let count = crate::config::services::resolve(&set, &given, "", told, &mut then);
+        assert_eq!(format!("{:?}", desired.services), format!("{:?}", then.services));
+        assert_eq!(format!("{:?}", desired.dns), format!("{:?}", then.dns));
+        (desired, assigned, count)
+    };
+    let services = || (0..20).map(service).chain([by_slice.to_owned()]);
+    let ports = |changed: &str| -> Vec<String> {
+        let of = |i: usize| if i == 3 { changed.to_owned() } else { port(i, &format!("a{i}"), 100) };
+        (0..20).map(of).filter(|text| !text.is_empty()).collect()
+    };
+    let all = |ports: Vec<String>, slice: &str| ports.into_iter().chain(services()).chain([slice.to_owned()]).collect();
+    let texts: Vec<String> = all(ports(&port(3, "a3", 100)), &slice("10.64.200.200"));
+    let (first, assigned, count) = plan(&texts, &Assignments::new(), Default::default());
+    assert_eq!(count, 21, "nothing was told before");
+    let address = first.ports.iter().find(|port| port.name == "p3").unwrap().v4[0].to_string();
+    let of_port: HashSet<ObjectKey> = [ObjectKey::new(Kind::Port, None, "p3")].into();
+    for (what, changed, wanted) in [
+        ("nothing", port(3, "a3", 100), 1),
+        ("relabelled", port(3, "a5", 100), 2),
+        ("relabelled out", port(3, "other", 100), 1),
+        ("another weight", port(3, "a3", 7), 1),
+        ("gone", String::new(), 1),
+    ] {
+        let told =
+            crate::config::services::Told { changed: Some(&of_port), ..crate::config::services::Told::of(&first) };
+        let (_, _, count) = plan(&all(ports(&changed), &slice("10.64.200.200")), &assigned, told);
+        assert_eq!(count, wanted, "{what}");
+    }
+    // One that a slice names concerns that Service.
+    let texts: Vec<String> = all(ports(&port(3, "a3", 100)), &slice(&address));
+    let (first, assigned, _) = plan(&texts, &Assignments::new(), Default::default());
+    let told = crate::config::services::Told { changed: Some(&of_port), ..crate::config::services::Told::of(&first) };
+    let (_, _, count) = plan(&all(ports(&port(3, "other", 100)), &slice(&address)), &assigned, told);
+    assert_eq!(count, 2);
 }

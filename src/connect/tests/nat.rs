@@ -142,9 +142,9 @@ impl Host {
         let twin = port(A, PortKind::VhostUser);
         let twin = Port { network: OTHER, v4: twin.v4, v6: twin.v6, ..port(D, PortKind::VhostUser) };
         for v6 in [false, true] {
-            tables.addresses.insert(AddressKey::new(OTHER, address(A, v6)), PortId(D));
+            tables.set_addresses([(AddressKey::new(OTHER, address(A, v6)), PortId(D))]);
         }
-        tables.ports.extend([uplink, twin].map(|port| Some(Arc::new(port))));
+        tables.set_ports([uplink, twin].map(Arc::new));
         let endpoint = |id: u32, network| {
             let (namespace, name, labels) = ("test".to_owned(), id.to_string(), Labels::new());
             Arc::new(Endpoint { id: PortId(id), network, namespace, name, labels, named_ports: Vec::new() })

@@ -19,6 +19,8 @@ pub enum BackendState {
     Drained,
     /// Its port, or its object, is not ready.
     NotReady,
+    /// It came and went too often, and is held out for a while.
+    Flapping,
     /// Its guest was there before the daemon started again, for all we know, and has not come back yet.
     Awaited,
     /// Its port is down, or nobody is attached to it.
@@ -33,11 +35,12 @@ pub enum BackendState {
 
 impl BackendState {
     /// Every one, in order.
-    pub const ALL: [BackendState; 9] = [
+    pub const ALL: [BackendState; 10] = [
         BackendState::Healthy,
         BackendState::Terminating,
         BackendState::Drained,
         BackendState::NotReady,
+        BackendState::Flapping,
         BackendState::Awaited,
         BackendState::Stopped,
         BackendState::Unchecked,
@@ -52,6 +55,7 @@ impl BackendState {
             BackendState::Terminating => "terminating",
             BackendState::Drained => "drained",
             BackendState::NotReady => "not-ready",
+            BackendState::Flapping => "flapping",
             BackendState::Awaited => "awaited",
             BackendState::Stopped => "stopped",
             BackendState::Unchecked => "unchecked",
@@ -66,6 +70,8 @@ impl BackendState {
 pub struct Known {
     /// Whether a guest, or a device, is behind its port (SEMANTICS SV2).
     pub running: bool,
+    /// Whether it is held out for having come and gone too often ([`damping`](super::damping)).
+    pub held: bool,
     /// Whether it may still come back: the daemon has just started again, and nobody was there yet.
     pub awaited: bool,
     /// Whether somebody asked for no new connections.
@@ -80,6 +86,7 @@ impl Known {
         match (self, condition) {
             (Known { drained: true, .. }, _) => BackendState::Drained,
             (_, Condition::NotReady) => BackendState::NotReady,
+            (Known { held: true, .. }, _) => BackendState::Flapping,
             (Known { running: false, awaited: true, .. }, _) => BackendState::Awaited,
             (Known { running: false, .. }, _) => BackendState::Stopped,
             (Known { healthy: None, .. }, _) => BackendState::Unchecked,
@@ -136,10 +143,11 @@ pub fn active(service: &ServiceSpec, endpoints: &[(&EndpointSpec, BackendState)]
 }
 
 /// The backends of one L4 port of a Service for `audience`, of one family, in the order of their names: all that connections may
-/// go on with. An endpoint that takes no new ones keeps those that it has, unless they are to be reset.
+/// go on with. An endpoint that takes no new ones keeps those that it has, unless they are to be reset; so do those that have `left`.
 pub fn backends(
     service: &ServiceSpec,
     endpoints: &[(&EndpointSpec, BackendState)],
+    left: &[EndpointSpec],
     audience: Audience,
     ipv4: bool,
 ) -> Arc<[Backend]> {
@@ -151,6 +159,7 @@ pub fn backends(
         .zip(active)
         .filter(|((_, state), active)| *active || service.drain == Drain::Keep || goes_on(*state))
         .map(|((endpoint, _), active)| backend(endpoint, active))
+        .chain(left.iter().filter(|endpoint| endpoint.address.is_ipv4() == ipv4).map(|left| backend(left, false)))
         .collect();
     backends.sort_unstable_by(|a, b| (&a.name, a.address, a.l4).cmp(&(&b.name, b.address, b.l4)));
     backends.into()

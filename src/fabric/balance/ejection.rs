@@ -241,7 +241,7 @@ mod tests {
             egress_v6: Default::default(),
         };
         let gateway = internal_port(PortId(0), NetworkId(0), &Arc::new(network), Arc::default());
-        let tables = Tables { ports: vec![Some(Arc::new(gateway))], ..Tables::default() };
+        let tables = Tables { ports: vec![Some(Arc::new(gateway))].into(), ..Tables::default() };
         for family in [0, 1] {
             let place = (ip(SERVER[family]), 80);
             let sought = [Sought { service: "shop/web".into(), vni: 7, places: vec![place] }];

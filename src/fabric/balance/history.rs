@@ -29,7 +29,7 @@ pub struct Change {
     pub from: Option<BackendState>,
     /// How it is; `None` for one that is no endpoint any more.
     pub to: Option<BackendState>,
-    /// Why, where its checks or its clients said so.
+    /// Why, where its checks or its clients said so, or it is held out.
     pub reason: Option<Arc<str>>,
 }
 
@@ -62,7 +62,7 @@ impl View {
         BackendState::ALL.into_iter().map(|state| (state, count(state))).filter(|(_, count)| *count > 0).collect()
     }
 
-    /// What is different from before. `reason` says what checks said about an endpoint of this view.
+    /// What is different from before. `reason` says why an endpoint of this view is as it is, where that is known.
     pub fn changes_since(
         &self,
         before: &View,
@@ -81,13 +81,17 @@ impl View {
         for (key, state, (port, endpoint)) in self.by_key() {
             let from = old.remove(&key);
             if from != Some(state) {
-                let by_checks = matches!(
+                let has_reason = matches!(
                     state,
-                    BackendState::Unhealthy | BackendState::Healthy | BackendState::Terminating | BackendState::Ejected
+                    BackendState::Unhealthy
+                        | BackendState::Healthy
+                        | BackendState::Terminating
+                        | BackendState::Ejected
+                        | BackendState::Flapping
                 );
                 let back = (from, state) == (Some(BackendState::Ejected), BackendState::Healthy);
                 let why = || if back { Some(EJECTION_OVER.into()) } else { reason(port, endpoint) };
-                add(key, from, Some(state), by_checks.then(why).flatten());
+                add(key, from, Some(state), has_reason.then(why).flatten());
             }
         }
         let mut gone: Vec<_> = old.into_iter().collect();

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use hostweave_nat::service::Services;
@@ -24,8 +24,9 @@ use crate::services::health;
 /// Verdicts taken at once.
 const BATCH_MAX: usize = 1024;
 
-/// Between two changes of the packet path: what guests and checks cause must not keep it busy. What comes alone is in force at once.
-const PAUSE: Duration = Duration::from_millis(20);
+/// Changes of the packet path in a second that guests and checks may cause: each has every connection to a Service looked at again. What
+/// comes alone is in force at once; what comes soon after waits, and is taken together.
+const PUBLICATIONS_MAX: u32 = 10;
 
 /// How long guests of an earlier run are awaited: a VMM connects again every second or so.
 const AWAITED: Duration = Duration::from_secs(5);
@@ -79,14 +80,15 @@ pub(in crate::fabric) fn spawn(
 
 fn run(inner: &Weak<Inner>, news: &PortNews, runtime: &Handle, mut verdicts: UnboundedReceiver<health::Change>) {
     let mut batch = Vec::new();
-    let mut awaited_until = None;
+    let (mut awaited_until, mut held_until) = (None, None);
     loop {
         runtime.block_on(async {
-            let awaited = tokio::time::sleep_until(awaited_until.unwrap_or_else(tokio::time::Instant::now));
+            let next = [awaited_until, held_until].into_iter().flatten().min();
+            let timer = tokio::time::sleep_until(next.unwrap_or_else(Instant::now).into());
             tokio::select! {
                 () = news.notify.notified() => {}
                 _ = verdicts.recv_many(&mut batch, BATCH_MAX) => {}
-                () = awaited, if awaited_until.is_some() => {}
+                () = timer, if next.is_some() => {}
             }
         });
         let Some(inner) = inner.upgrade() else { return };
@@ -94,34 +96,38 @@ fn run(inner: &Weak<Inner>, news: &PortNews, runtime: &Handle, mut verdicts: Unb
             return;
         }
         if news.awaiting.swap(false, Ordering::Relaxed) {
-            awaited_until = Some(tokio::time::Instant::now() + AWAITED);
+            awaited_until = Some(Instant::now() + AWAITED);
         }
-        if awaited_until.take_if(|until| *until <= tokio::time::Instant::now()).is_some() {
+        if awaited_until.take_if(|until| *until <= Instant::now()).is_some() {
             inner.lock().balance.set_awaiting(false);
         }
-        let told = inner.hear(&batch, &news.take());
+        let told;
+        (told, held_until) = inner.hear(&batch, &news.take());
         batch.clear();
         drop(inner);
         if told {
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(Duration::from_secs(1) / PUBLICATIONS_MAX);
         }
     }
 }
 
 impl Inner {
-    /// Takes in what became of backends. Returns whether the packet path was told.
-    fn hear(&self, verdicts: &[health::Change], ports: &HashSet<String>) -> bool {
+    /// Takes in what became of backends. Returns whether the packet path was told, and when somebody who is held out may come back.
+    fn hear(&self, verdicts: &[health::Change], ports: &HashSet<String>) -> (bool, Option<Instant>) {
         let mut state = self.lock();
+        let now = Instant::now();
         let State { ports: runtimes, balance, .. } = &mut *state;
         for change in verdicts {
-            balance.set_verdict(&change.target, change.healthy, &change.reason);
+            balance.set_verdict(&change.target, change.healthy, &change.reason, now);
         }
         for port in ports.iter().filter_map(|name| runtimes.get(name)) {
             if let Some(uid) = port.uid() {
-                balance.set_running(uid, port.runs());
+                balance.set_running(uid, port.runs(), now);
             }
         }
-        self.republish_services(&mut state)
+        balance.release(now);
+        let told = self.republish_services(&mut state);
+        (told, state.balance.facts().next_release())
     }
 
     /// Works out what is new, and publishes it with everything else as it is. Returns whether there was something.
@@ -141,6 +147,8 @@ impl Inner {
             state.balance.retain_drained(&ports);
         }
         self.settle_services(state);
+        // Somebody may be held out since the thread looked last.
+        self.port_news.wake();
     }
 
     /// Connections of an earlier run were adopted: its guests come back one by one, in seconds, and connections must not end for that.
@@ -157,7 +165,8 @@ impl Inner {
         let running: HashMap<uuid::Uuid, bool> =
             ports.values().filter_map(|port| Some((port.uid()?, port.runs()))).collect();
         balance.retain_ports(|port| running.contains_key(port));
-        running.into_iter().for_each(|(port, runs)| balance.set_running(port, runs));
+        let now = Instant::now();
+        running.into_iter().for_each(|(port, runs)| balance.set_running(port, runs, now));
     }
 
     /// Works out what is new about Services. Returns whether the packet path must be told.
@@ -168,7 +177,7 @@ impl Inner {
             // A check that was only changed has a verdict already, and says nothing as long as that stays.
             for target in &settled.start {
                 if let Some(healthy) = self.health.verdict(target) {
-                    state.balance.set_verdict(target, healthy, "as before the check was changed");
+                    state.balance.set_verdict(target, healthy, "as before the check was changed", Instant::now());
                 }
             }
             settled.add(state.balance.settle(SystemTime::now()));

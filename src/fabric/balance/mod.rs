@@ -7,21 +7,24 @@
 //! the form of the packet path.
 //!
 //! Every piece of news marks the Services that it concerns, and [`Balance::settle`] works these out again, and no others: with ten
-//! thousand Services a backend that fails costs as much as with ten. Nothing here waits, sends or reads a clock; [`lifecycle`]
-//! does. What clients could not connect to is a matter of [`outlier`] and [`ejection`].
+//! thousand Services a backend that fails costs as much as with ten. One that comes and goes again and again is held out
+//! ([`damping`]). Nothing here waits, sends or reads a clock; [`lifecycle`] does. What clients could not connect to is a matter of
+//! [`outlier`] and [`ejection`].
 
 pub mod choice;
+pub mod damping;
 pub mod ejection;
 pub mod frontend;
 pub mod history;
 pub mod known;
+pub mod left;
 pub mod lifecycle;
 pub mod outlier;
 pub mod report;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use hostweave_nat::service::FrontendSpec;
 use hostweave_switch::tables::Network;
@@ -32,6 +35,7 @@ use crate::services::health::Target;
 use choice::BackendState;
 use history::{CHANGES_MAX, Change, View};
 use known::{Check, Drained, Facts};
+use left::{Left, Was};
 use outlier::Outliers;
 
 /// A Service and what is known of it.
@@ -42,6 +46,8 @@ struct Held {
     vni: u32,
     /// By L4 port and endpoint, as in `spec`.
     checks: Vec<Vec<Check>>,
+    /// Who is no endpoint any more.
+    left: Arc<Left>,
     /// As it was when it was settled last; `None` before the first time.
     view: Option<View>,
     /// What the packet path was told last.
@@ -176,16 +182,19 @@ impl Balance {
                 self.started.insert(Arc::clone(target));
             }
         }
+        let was = self.services.get(&name).map(Held::was);
+        let left = Arc::new(left::left(was.as_ref(), vni, spec, |port| self.facts.has_port(port)));
         let held = match self.services.remove(&name) {
             Some(before) => {
                 self.leave(&before);
-                Held { spec: Arc::clone(spec), vni, checks, ..before }
+                Held { spec: Arc::clone(spec), vni, checks, left, ..before }
             }
             None => Held {
                 name: Arc::clone(&name),
                 spec: Arc::clone(spec),
                 vni,
                 checks,
+                left,
                 view: None,
                 frontends: Vec::new(),
                 serving: None,
@@ -217,8 +226,13 @@ impl Balance {
     }
 
     /// Whether a port runs.
-    pub fn set_running(&mut self, port: Uuid, running: bool) {
-        self.marked.extend(self.facts.set_running(port, running).iter().map(Arc::clone));
+    pub fn set_running(&mut self, port: Uuid, running: bool, now: Instant) {
+        self.marked.extend(self.facts.set_running(port, running, now).iter().map(Arc::clone));
+    }
+
+    /// Lets backends in again that were held out for long enough.
+    pub fn release(&mut self, now: Instant) {
+        self.marked.extend(self.facts.release(now));
     }
 
     /// From now on guests of an earlier run are awaited, or are not any more: their connections go on meanwhile, and new ones to Services
@@ -232,12 +246,19 @@ impl Balance {
 
     /// Forgets ports that are gone.
     pub fn retain_ports(&mut self, there: impl Fn(&Uuid) -> bool) {
+        let is_there = |endpoint: &EndpointSpec| endpoint.port.as_ref().is_none_or(&there);
+        for held in self.services.values_mut() {
+            if !held.left.iter().flatten().all(is_there) {
+                Arc::make_mut(&mut held.left).iter_mut().for_each(|left| left.retain(is_there));
+                self.marked.insert(Arc::clone(&held.name));
+            }
+        }
         self.facts.retain_ports(there);
     }
 
     /// What a check said about a target, and why.
-    pub fn set_verdict(&mut self, target: &Target, healthy: bool, reason: &str) {
-        self.marked.extend(self.facts.set_verdict(target, healthy, reason).iter().map(Arc::clone));
+    pub fn set_verdict(&mut self, target: &Target, healthy: bool, reason: &str, now: Instant) {
+        self.marked.extend(self.facts.set_verdict(target, healthy, reason, now).iter().map(Arc::clone));
     }
 
     /// Drains a backend, or undoes that. Returns whether that is news.
@@ -305,6 +326,11 @@ impl Balance {
         &self.facts
     }
 
+    /// Services as they are, by name.
+    pub fn services(&self) -> HashMap<Arc<str>, Was> {
+        self.services.iter().map(|(name, held)| (Arc::clone(name), held.was())).collect()
+    }
+
     /// Every frontend there is.
     pub fn frontends(&self) -> impl Iterator<Item = &FrontendSpec> {
         self.services.values().flat_map(|held| &held.frontends)
@@ -312,6 +338,10 @@ impl Balance {
 }
 
 impl Held {
+    fn was(&self) -> Was {
+        Was { vni: self.vni, spec: Arc::clone(&self.spec), left: Arc::clone(&self.left) }
+    }
+
     fn settle(&mut self, facts: &Facts, now: SystemTime, settled: &mut Settled) {
         let state = |(port, checks): (&ServicePortSpec, &Vec<Check>)| -> Vec<BackendState> {
             let each = port.endpoints.iter().zip(checks);
@@ -322,10 +352,10 @@ impl Held {
         let view = View { spec: Arc::clone(&self.spec), states };
         let reason = |port: usize, endpoint: usize| match self.ejection(port, endpoint) {
             Some(ejection) => Some(Arc::clone(&ejection.reason)),
-            None => match self.checks.get(port).and_then(|port| port.get(endpoint)) {
-                Some(Check::Target(target)) => facts.verdict(target).map(|verdict| Arc::clone(&verdict.reason)),
-                _ => None,
-            },
+            None => {
+                let check = self.checks.get(port)?.get(endpoint)?;
+                facts.reason(self.spec.ports.get(port)?.endpoints.get(endpoint)?, check)
+            }
         };
         // Of a Service that is new everything is.
         let changes = self.view.as_ref().map_or(Vec::new(), |before| view.changes_since(before, now, reason));
@@ -337,7 +367,7 @@ impl Held {
             settled.news.push(News::Backend { service: Arc::clone(&self.name), change });
         }
         self.tell_serving(&view, settled);
-        let frontends = frontend::frontends(&self.spec, self.vni, &view.states);
+        let frontends = frontend::frontends(&self.spec, self.vni, &view.states, &self.left);
         self.view = Some(view);
         let same: HashSet<Place> = frontends.iter().map(place).collect();
         settled.gone |= self.frontends.iter().any(|spec| !same.contains(&place(spec)));
@@ -367,8 +397,13 @@ impl Held {
     }
 }
 
-/// The frontends that Services would have, as far as anything is known of their endpoints.
-pub fn draft(facts: &Facts, networks: &[Network], services: &[Arc<ServiceSpec>]) -> Vec<FrontendSpec> {
+/// The frontends that Services would have that are now as `known` says, as far as anything is known of their endpoints.
+pub fn draft(
+    facts: &Facts,
+    known: &HashMap<Arc<str>, Was>,
+    networks: &[Network],
+    services: &[Arc<ServiceSpec>],
+) -> Vec<FrontendSpec> {
     let vnis: HashMap<&str, u32> = networks.iter().map(|network| (network.name.as_str(), network.vni)).collect();
     let mut frontends = Vec::new();
     for spec in services {
@@ -380,7 +415,8 @@ pub fn draft(facts: &Facts, networks: &[Network], services: &[Arc<ServiceSpec>])
                 .collect()
         };
         let states: Vec<Vec<BackendState>> = spec.ports.iter().zip(&checks).map(of).collect();
-        frontends.extend(frontend::frontends(spec, *vni, &states));
+        let left = left::left(known.get(spec.name.as_str()), *vni, spec, |port| facts.has_port(port));
+        frontends.extend(frontend::frontends(spec, *vni, &states, &left));
     }
     frontends
 }

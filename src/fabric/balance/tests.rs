@@ -74,17 +74,23 @@ fn service(endpoints: Vec<EndpointSpec>) -> ServiceSpec {
     }
 }
 
-#[derive(Default)]
 struct World {
     balance: Balance,
     second: u64,
+    start: Instant,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self { balance: Balance::default(), second: 0, start: Instant::now() }
+    }
 }
 
 impl World {
     fn of(spec: ServiceSpec) -> Self {
         let mut world = World::default();
         for port in 0..10 {
-            world.balance.set_running(Uuid::from_u128(port), true);
+            world.balance.set_running(Uuid::from_u128(port), true, Instant::now());
         }
         world.apply(spec);
         world
@@ -100,20 +106,31 @@ impl World {
         self.settle()
     }
 
+    /// So far apart that nobody flaps.
+    fn now(&self) -> Instant {
+        self.start + damping::FORGOTTEN_AFTER * self.second as u32
+    }
+
     fn settle(&mut self) -> Settled {
         self.second += 1;
         self.balance.settle(at(self.second))
     }
 
     fn run(&mut self, port: u8, running: bool) -> Settled {
-        self.balance.set_running(Uuid::from_u128(port.into()), running);
+        self.balance.set_running(Uuid::from_u128(port.into()), running, self.now());
         self.settle()
     }
 
     fn verdict(&mut self, port: u8, healthy: bool) -> Settled {
+        self.verdict_at(port, healthy, self.now())
+    }
+
+    fn verdict_at(&mut self, port: u8, healthy: bool, now: Instant) -> Settled {
         let targets: Vec<Target> = self.balance.facts.targets().map(|target| (**target).clone()).collect();
-        for target in targets.iter().filter(|target| target.address() == endpoint(port).address) {
-            self.balance.set_verdict(target, healthy, if healthy { "" } else { "connection refused" });
+        // Of both families.
+        let addresses = [endpoint(port).address, ip(&format!("2001:db8:64::{port}"))];
+        for target in targets.iter().filter(|target| addresses.contains(&target.address())) {
+            self.balance.set_verdict(target, healthy, if healthy { "" } else { "connection refused" }, now);
         }
         self.settle()
     }
@@ -187,7 +204,7 @@ fn sv3_a_backend_gets_nothing_before_its_first_verdict() {
     let checked = |endpoints| ServiceSpec { health: Some(check()), ..service(endpoints) };
     let mut world = World::default();
     for port in 0..4 {
-        world.balance.set_running(Uuid::from_u128(port), true);
+        world.balance.set_running(Uuid::from_u128(port), true, Instant::now());
     }
     let first = world.apply(checked(vec![endpoint(1)]));
     assert_eq!(first.start.len(), 1);
@@ -249,9 +266,87 @@ fn sv5_who_leaves_keeps_or_resets_connections() {
     // Nor does a traffic policy that speaks of new connections.
     let far = EndpointSpec { internal: false, ..endpoint(2) };
     assert_eq!(World::of(reset(vec![endpoint(1), far])).behind(VIP), "web-1 (web-2)");
-    let mut world = World::of(service(vec![endpoint(1), endpoint(2)]));
-    world.apply(service(vec![endpoint(1)]));
-    assert_eq!(world.behind(VIP), "web-1", "one that is no endpoint any more has nothing");
+}
+
+#[test]
+fn sv5_a_port_that_is_relabelled_out_of_a_service_is_drained_until_it_is_gone() {
+    let six = |n: u8| EndpointSpec { address: ip(&format!("2001:db8:64::{n}")), ..endpoint(n) };
+    let of = |ports: &[u8]| ServiceSpec {
+        cluster: vec![ip(VIP), ip(VIP6)],
+        ..service(ports.iter().flat_map(|n| [endpoint(*n), six(*n)]).collect())
+    };
+    let both = |world: &World| [VIP, VIP6].map(|at| world.behind(at));
+    let mut world = World::of(of(&[1, 2, 3]));
+    world.apply(of(&[1, 3]));
+    assert_eq!(both(&world), ["web-1 (web-2) web-3"; 2]);
+    let mut drafts = draft(world.balance.facts(), &world.balance.services(), &[network("default", 4096)], &[]);
+    assert!(drafts.is_empty());
+    let none = [Arc::new(of(&[1]))];
+    drafts = draft(world.balance.facts(), &world.balance.services(), &[network("default", 4096)], &none);
+    let names = |spec: &FrontendSpec| -> Vec<(String, bool)> {
+        spec.backends.iter().map(|backend| (backend.name.to_string(), backend.active)).collect()
+    };
+    let wanted = [("shop/web-1", true), ("shop/web-2", false), ("shop/web-3", false)];
+    assert_eq!(names(&drafts[0]), wanted.map(|(name, active)| (name.to_owned(), active)));
+    // It goes on through other changes, and comes back.
+    world.apply(of(&[1]));
+    assert_eq!(both(&world), ["web-1 (web-2) (web-3)"; 2]);
+    world.apply(of(&[1, 2]));
+    assert_eq!(both(&world), ["web-1 web-2 (web-3)"; 2]);
+    // A port that is gone has nothing any more.
+    world.balance.retain_ports(|port| *port != Uuid::from_u128(3));
+    assert!(world.settle().is_visible());
+    assert_eq!(both(&world), ["web-1 web-2"; 2]);
+    world.balance.retain_ports(|port| *port != Uuid::from_u128(2));
+    world.apply(of(&[1]));
+    assert_eq!(both(&world), ["web-1"; 2], "nor has one that goes with its port");
+    world.apply(ServiceSpec { drain: Drain::Reset, ..of(&[1, 4]) });
+    world.apply(ServiceSpec { drain: Drain::Reset, ..of(&[1]) });
+    assert_eq!(both(&world), ["web-1"; 2], "reset, as it is configured");
+    // Another L4 port of the Service has nothing of it, nor has another network.
+    world.apply(of(&[1, 4]));
+    world.apply(ServiceSpec { network: "other".into(), ..of(&[1]) });
+    assert_eq!(both(&world), ["web-1"; 2]);
+}
+
+#[test]
+fn who_leaves_a_service_is_remembered_within_a_limit() {
+    let far = |n: usize| EndpointSpec {
+        name: format!("far-{n}"),
+        port: None,
+        address: IpAddr::from([11, 0, (n / 256) as u8, n as u8]),
+        ..endpoint(1)
+    };
+    let mut world = World::of(service(vec![far(0)]));
+    for n in 1..2 * left::LEFT_MAX {
+        world.apply(service(vec![far(n)]));
+    }
+    let frontend = world.balance.frontends().next().unwrap();
+    assert_eq!(frontend.backends.len(), left::LEFT_MAX + 1);
+    assert!(frontend.backends.iter().any(|backend| *backend.name == *format!("far-{}", 2 * left::LEFT_MAX - 2)));
+}
+
+#[test]
+fn sv13_clients_in_the_network_of_a_public_address_are_no_others() {
+    let far = |n: u8| EndpointSpec { external: false, ..endpoint(n) };
+    let six = |n: u8| EndpointSpec { address: ip(&format!("2001:db8:64::{n}")), ..far(n) };
+    const PUBLIC6: &str = "2001:db8:f::9";
+    let of = |endpoints| ServiceSpec {
+        load_balancer: [PUBLIC, PUBLIC6].map(|at| LoadBalancerAddress { address: ip(at), public: true }).into(),
+        refusal_internal: Refusal::Drop,
+        ..service(endpoints)
+    };
+    let world = World::of(of(vec![far(1), six(1), EndpointSpec { internal: false, ..endpoint(2) }]));
+    let behind = |scope: u32, address: &str| {
+        let of = |spec: &&FrontendSpec| spec.scope == scope && spec.address == mapped(ip(address));
+        let frontend = world.balance.frontends().find(of).unwrap();
+        (frontend.backends.iter().filter(|backend| backend.active).count(), frontend.refusal)
+    };
+    assert_eq!((behind(OUTSIDE_VNI, PUBLIC), behind(4096, PUBLIC)), ((1, Refusal::Drop), (2, Refusal::Reject)));
+    assert_eq!((behind(OUTSIDE_VNI, PUBLIC6), behind(4096, PUBLIC6)), ((0, Refusal::Drop), (1, Refusal::Reject)));
+    // Where there is no difference, there is one frontend.
+    let world = World::of(of(vec![endpoint(1)]));
+    assert_eq!(world.balance.frontends().filter(|spec| spec.address == mapped(ip(PUBLIC))).count(), 1);
 }
 
 #[test]
@@ -278,8 +373,8 @@ fn drained_of_one_service_or_of_all() {
     let other =
         ServiceSpec { name: "shop/other".into(), cluster: vec![ip("10.96.0.21")], ..service(vec![endpoint(1)]) };
     let mut world = World::default();
-    world.balance.set_running(Uuid::from_u128(1), true);
-    world.balance.set_running(Uuid::from_u128(2), true);
+    world.balance.set_running(Uuid::from_u128(1), true, Instant::now());
+    world.balance.set_running(Uuid::from_u128(2), true, Instant::now());
     world.apply_all(vec![other, service(vec![endpoint(1), endpoint(2)])]);
     let settled = world.drain(1, Some("shop/web"), true);
     assert_eq!(settled.frontends.len(), 1);
@@ -330,7 +425,7 @@ fn only_what_is_different_is_told_to_the_packet_path() {
     };
     let mut world = World::default();
     for port in 0..10 {
-        world.balance.set_running(Uuid::from_u128(port), true);
+        world.balance.set_running(Uuid::from_u128(port), true, Instant::now());
     }
     assert_eq!(world.apply_all(many(50)).frontends.len(), 50);
     assert!(!world.apply_all(many(50)).is_visible());
@@ -461,4 +556,61 @@ fn another_spec_of_the_service_keeps_an_ejection_and_a_guest_that_comes_anew_end
     let off = ServiceSpec { outlier: None, ..outlier() };
     world.apply(off);
     assert_eq!(world.behind(VIP), "web-1 web-2");
+}
+
+#[test]
+fn a_backend_that_flaps_as_fast_as_it_can_is_held_out_and_costs_others_nothing() {
+    let six = |n: u8| EndpointSpec { address: ip(&format!("2001:db8:64::{n}")), ..endpoint(n) };
+    let of = |name: &str, last: u8, ports: [u8; 2]| ServiceSpec {
+        name: name.into(),
+        cluster: vec![IpAddr::from([10, 96, 0, last]), ip(&format!("2001:db8:96::{last}"))],
+        health: Some(check()),
+        ..service(ports.iter().flat_map(|n| [endpoint(*n), six(*n)]).collect())
+    };
+    for by_checks in [false, true] {
+        let mut world = World::of(of("shop/web", 1, [1, 2]));
+        world.apply_all(vec![of("shop/web", 1, [1, 2]), of("shop/other", 2, [3, 4])]);
+        let start = world.now();
+        for target in world.balance.targets().map(Arc::clone).collect::<Vec<_>>() {
+            world.balance.set_verdict(&target, true, "", start);
+        }
+        world.settle();
+        let (mut publications, mut news, mut frontends) = (0, 0, 0);
+        let change = |world: &mut World, good: bool, now: Instant| {
+            if by_checks {
+                return world.verdict_at(1, good, now);
+            }
+            world.balance.set_running(Uuid::from_u128(1), good, now);
+            world.settle()
+        };
+        // For ten minutes, a hundred times a second.
+        for step in 0..60_000_u32 {
+            let now = start + Duration::from_millis(10) * step;
+            world.balance.release(now);
+            let settled = change(&mut world, step % 2 == 1, now);
+            publications += u32::from(settled.is_visible());
+            frontends += settled.frontends.iter().filter(|spec| *spec.service != *"shop/web").count();
+            news += settled.news.len();
+            assert!(!settled.gone && settled.start.is_empty() && settled.stop.is_empty());
+        }
+        // Nine holds of 1 to 256 s are ten minutes; before that, departures are free.
+        assert!((10..=2 * (damping::DEPARTURES_FREE + 10)).contains(&publications), "{publications}");
+        assert!(news <= 80, "{news}");
+        assert_eq!(frontends, 0, "nobody else is told anything");
+        assert_eq!(world.behind("10.96.0.1"), "(web-1) web-2");
+        let held = &world.balance.services["shop/web"];
+        let change_of = held.changes.iter().rev().find(|change| change.to == Some(BackendState::Flapping)).unwrap();
+        assert!(change_of.reason.as_ref().unwrap().contains("held out for"), "{change_of:?}");
+        // It is good from now on, and comes back when its time is over.
+        change(&mut world, true, start + Duration::from_secs(600));
+        assert_eq!(world.behind("10.96.0.1"), "(web-1) web-2");
+        let until = world.balance.facts().next_release().unwrap();
+        world.balance.release(until);
+        world.settle();
+        assert_eq!(
+            (world.behind("10.96.0.1").as_str(), world.behind("2001:db8:96::1").as_str()),
+            ("web-1 web-2", "web-1 web-2")
+        );
+        assert_eq!(world.balance.facts().next_release(), None);
+    }
 }

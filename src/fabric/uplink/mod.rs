@@ -35,7 +35,7 @@ use hostweave_uplink::netns::{TapRequest, open_tap};
 use hostweave_uplink::packet_socket::PacketSocket;
 use ipnet::IpNet;
 
-use super::plane::{Output, Plane, Source, SourceKey, owner};
+use super::plane::{Output, Source, SourceKey, owner};
 use super::spec::{FabricEvent, UplinkDriver, UplinkSpec};
 use super::{Inner, Message};
 use crate::services::LocalNote;
@@ -265,16 +265,21 @@ impl UplinkRuntime {
     }
 
     /// Adds network, port and device to what is about to be published.
-    pub fn add_to(&self, tables: &mut Tables, plane: &mut Plane, workers: usize) {
+    pub fn add_to(
+        &self,
+        tables: &mut Tables,
+        outputs: &mut Vec<Option<Arc<Output>>>,
+        sources: &mut [Vec<(SourceKey, Source)>],
+    ) {
         let (network, port) = (usize::from(self.network_id.0), self.port.id.0 as usize);
         tables.networks.resize(tables.networks.len().max(network + 1), None);
         tables.networks[network] = Some(Arc::clone(&self.network));
-        tables.ports.resize(tables.ports.len().max(port + 1), None);
-        tables.ports[port] = Some(Arc::clone(&self.port));
-        plane.outputs.resize(plane.outputs.len().max(port + 1), None);
-        plane.outputs[port] = self.output().cloned();
+        tables.set_ports([Arc::clone(&self.port)]);
+        outputs.resize(outputs.len().max(port + 1), None);
+        outputs[port] = self.output().cloned();
+        let workers = sources.len();
         for (key, source) in self.sources() {
-            plane.sources[owner(self.port.id, usize::from(key.pair), workers)].push((*key, source.clone()));
+            sources[owner(self.port.id, usize::from(key.pair), workers)].push((*key, source.clone()));
         }
         tables.uplink = Some(Arc::new(self.table()));
     }

@@ -14,10 +14,10 @@ fn attach(host: &mut Host, id: u32) {
         host.edit_uplink(|uplink| {
             uplink.owned.insert(mapped(public(v6, PUBLIC)), Owned::Attached { port: PortId(id), inside: None });
         });
-        host.plane.tables.addresses.insert(AddressKey::new(NETWORK, public(v6, PUBLIC)), PortId(id));
+        host.plane.tables.set_addresses([(AddressKey::new(NETWORK, public(v6, PUBLIC)), PortId(id))]);
     }
     let tables = &mut host.plane.tables;
-    for port in tables.ports.iter_mut().flatten() {
+    for port in Arc::make_mut(&mut tables.ports).iter_mut().flatten() {
         let mut new = (**port).clone();
         new.v4.retain(|address| *address != public(false, PUBLIC));
         new.v6.retain(|address| *address != public(true, PUBLIC));

@@ -95,7 +95,7 @@ fn a_backends_address_that_moves_ends_its_connections() {
     both(|v6| {
         let mut host = Host::serving(v6, &[backend(B, v6)]);
         host.opens(v6, 4000);
-        host.plane.tables.addresses.insert(AddressKey::new(NETWORK, address(B, v6)), PortId(C));
+        host.plane.tables.set_addresses([(AddressKey::new(NETWORK, address(B, v6)), PortId(C))]);
         host.publish();
         assert_eq!(host.says(v6, 4000), Err(DropReason::NoConnection));
     });

@@ -78,6 +78,31 @@ fn sv25_who_comes_from_another_network_is_seen_as_it_leaves() {
 }
 
 #[test]
+fn sv13_a_network_has_backends_of_its_own_at_a_public_address_and_shares_other_l4_ports() {
+    both(|v6| {
+        let mut host = Host::serving(v6, &[backend(B, v6)]);
+        let at = public(v6, PUBLIC_VIP);
+        let local = FrontendSpec { refusal: Refusal::Drop, ..spec(at, UDP, &[drained(B, v6)]) };
+        let within = FrontendSpec { scope: 7, ..spec(at, UDP, &[backend(C, v6)]) };
+        let shared = FrontendSpec { service: "test/other".into(), l4: 81..=81, ..spec(at, UDP, &[backend(B, v6)]) };
+        let specs = [local, within, shared];
+        host.plane.services = Arc::new(Services::compile(&specs, Some(&host.plane.services)));
+        host.publish();
+        assert_eq!(host.asks(UPLINK, at, 4000), Err(DropReason::ServiceNoLocalBackend));
+        assert_eq!(host.asks(D, at, 4000), Err(DropReason::ServiceNoLocalBackend), "another network is outside");
+        assert_eq!(host.asks(A, at, 4000).unwrap().0, C);
+        for _ in 0..2 {
+            let seen = host.through(0, A, &out(A, at).udp(4001, 81, b"?"));
+            assert_eq!(seen, Ok((B, (address(A, v6), address(B, v6), 4001, 8080))));
+            let answer = path(B, A, v6).udp(8080, 4001, b"answer");
+            assert_eq!(host.through(1, B, &answer), Ok((A, (at, address(A, v6), 81, 4001))));
+            host.publish();
+        }
+        assert_eq!(host.through(0, A, &out(A, at).udp(4002, 82, b"?")), Err(DropReason::ServiceNoPort));
+    });
+}
+
+#[test]
 fn a_backend_beyond_the_host_is_reached_as_the_client_leaves() {
     both(|v6| {
         let mut host = Host::serving(v6, &[external(v6)]);
