@@ -182,13 +182,6 @@ impl Nat {
         (record.uid() == inside.uid).then_some(Outside { l4, ..outside })
     }
 
-    /// The outside address that a port's mappings of a family have, if it has any: where an ICMP error of the port itself comes from.
-    pub fn address_of(&self, pools: &Pools, port: u32, family: usize) -> Option<u128> {
-        let workload = self.registry.workload(pools.served(port, family)?.workload)?;
-        let at = workload.address().filter(|_| workload.count() > 0)?;
-        Some(self.registry.address(at)?.address())
-    }
-
     /// A connection has ended and gives its hold back. `seen` is the second of its last packet, from which the timer counts.
     pub fn release(&self, mapping: MappingRef, seen: u32, now: u32, how: End) {
         let Some(record) = self.valid(mapping) else { return };

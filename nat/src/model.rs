@@ -98,19 +98,6 @@ impl Default for Timers {
     }
 }
 
-/// How a NAT behaves, in the words of RFC 4787 and RFC 5382: what `nat list` shows and tests ask for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Behaviour {
-    /// Mappings do not depend on the remote (always true).
-    pub endpoint_independent_mapping: bool,
-    /// All mappings of an inside address have one outside address (always true).
-    pub paired: bool,
-    /// Who may send to a mapping.
-    pub filtering: Filtering,
-    /// Whether TCP falls back to destination-bound mappings when blocks are full.
-    pub overload: bool,
-}
-
 /// One end of a flow inside.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Inside {

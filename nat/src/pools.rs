@@ -150,17 +150,6 @@ impl Pools {
         Some(&self.pool(used.pool)?.name)
     }
 
-    /// How a pool behaves.
-    pub fn behaviour(&self, name: &str) -> Option<Behaviour> {
-        let pool = self.pools.iter().find(|pool| pool.name == name)?;
-        Some(Behaviour {
-            endpoint_independent_mapping: true,
-            paired: true,
-            filtering: pool.filtering,
-            overload: pool.overload,
-        })
-    }
-
     /// Who serves a port.
     #[inline]
     pub(crate) fn served(&self, port: u32, family: usize) -> Option<Served> {

@@ -283,6 +283,25 @@ def public_address(case):
 # Backends that come and go
 
 
+@suite.test("relabelled out of a Service, a port keeps its TCP connections and gets no new ones; UDP goes elsewhere at once")
+def relabelled(case):
+    scene = Scene(case, "ab")
+    scene.service()
+    scene.start().wait(4)
+    for address in CLUSTER:
+        scene.client.peer("open", group=address, host=address, port=7, count=40)
+        assert scene.client.peer("echo", group=address) == {"ok": 40}
+    held = {b["backend"]: b["connections"] for b in scene.backends_of() if b["portName"] == "echo" and "." in b["address"]}
+    assert held["default/a"] > 0, held
+    scene.spaces["a"].port.labels["app"] = "other"
+    scene.daemon.reload()
+    for address in CLUSTER:
+        assert scene.client.peer("echo", group=address) == {"ok": 40}, "what there was goes on"
+        assert {name for name, _ in curl(scene.client, address, 12)} == {"b"}
+        assert ask(scene.client, address, source=5000)[0] == "b"
+    scene.finish()
+
+
 @suite.test("drained, a backend keeps its TCP connections and gets no new ones; drained it stays over a restart, until undrained")
 def drain(case):
     scene = Scene(case, "ab")

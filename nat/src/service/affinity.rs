@@ -5,7 +5,6 @@
 //! [`WAYS`]: a client whose set is full of others that may still come back is not remembered, and one Service never has more than
 //! half of a set, so that a flood of clients of one takes nobody else's place.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::hash;
@@ -27,29 +26,22 @@ type Set = [Entry; WAYS];
 /// Which client had which backend. Shared by all workers, and kept over changes of tables.
 pub struct Affinity {
     shards: Box<[Mutex<Box<[Set]>>]>,
-    /// Clients that found no place.
-    forgotten: AtomicU64,
 }
 
 impl Default for Affinity {
     fn default() -> Self {
         let shard = |_| Mutex::new(vec![[[0; 5]; WAYS]; SETS_PER_LOCK].into_boxed_slice());
-        Self { shards: (0..LOCKS).map(shard).collect(), forgotten: AtomicU64::new(0) }
+        Self { shards: (0..LOCKS).map(shard).collect() }
     }
 }
 
 impl std::fmt::Debug for Affinity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Affinity").field("forgotten", &self.forgotten).finish_non_exhaustive()
+        f.debug_struct("Affinity").finish_non_exhaustive()
     }
 }
 
 impl Affinity {
-    /// Clients that were not remembered because there was no room, so far.
-    pub fn forgotten(&self) -> u64 {
-        self.forgotten.load(Ordering::Relaxed)
-    }
-
     /// What `client` had at the frontend `identity` at most `timeout` seconds ago: the hash of a backend's name.
     pub(crate) fn find(&self, identity: u64, client: u128, now: u32, timeout: u32) -> Option<u64> {
         self.set(identity, client, |set| {
@@ -62,18 +54,17 @@ impl Affinity {
     pub(crate) fn keep(&self, identity: u64, client: u128, backend: u64, now: u32, timeout: u32) {
         let new =
             [(client >> 64) as u64, client as u64, identity, backend, u64::from(now) << 32 | u64::from(timeout.max(1))];
-        let kept = self.set(identity, client, |set| {
+        self.set(identity, client, |set| {
             let known = set.iter().position(|entry| is_of(entry, identity, client));
             let place = known.or_else(|| {
                 let live = |entry: &&Entry| !is_over(entry, now);
                 let own = set.iter().filter(live).filter(|entry| entry[2] == identity).count();
                 if own >= WAYS_OF_ONE { None } else { set.iter().position(|entry| is_over(entry, now)) }
             });
-            place.and_then(|at| set.get_mut(at)).map(|entry| *entry = new).is_some()
+            if let Some(entry) = place.and_then(|at| set.get_mut(at)) {
+                *entry = new;
+            }
         });
-        if kept != Some(true) {
-            self.forgotten.fetch_add(1, Ordering::Relaxed);
-        }
     }
 
     fn set<T>(&self, identity: u64, client: u128, then: impl FnOnce(&mut Set) -> T) -> Option<T> {
@@ -132,7 +123,6 @@ mod tests {
         let own = (0..2 * CLIENTS_MAX as u128).filter(|client| affinity.find(1, *client, 10, 3600).is_some()).count();
         assert!(own <= CLIENTS_MAX / 2, "{own}");
         assert!(own > CLIENTS_MAX * 2 / 5, "{own}");
-        assert_eq!(affinity.forgotten(), 2 * CLIENTS_MAX as u64 - own as u64);
         affinity.keep(2, 99, 6, 10, 3600);
         assert_eq!(affinity.find(2, 99, 10, 3600), Some(6));
         // Those whose time is over make room.

@@ -8,7 +8,7 @@ use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashTable};
 
 use super::affinity::Affinity;
-use super::frontend::{Frontend, Standing};
+use super::frontend::Frontend;
 use super::group::{Group, Pool};
 use super::model::{Backend, FrontendSpec};
 
@@ -135,14 +135,6 @@ impl Services {
     #[inline]
     pub fn has_address(&self, scope: u32, address: u128) -> bool {
         self.entry(scope, address).is_some()
-    }
-
-    /// How a connection stands that was sent to L4 port `l4` of `address` in `scope`, and goes to L4 port `to.1` of the backend `to.0`.
-    pub fn standing(&self, scope: u32, address: u128, proto: u8, l4: u16, to: (u128, u16)) -> Standing {
-        match self.lookup(scope, address, proto, l4) {
-            Lookup::Frontend(frontend) => frontend.standing(l4, to.0, to.1),
-            _ => Standing::Gone,
-        }
     }
 
     /// What is remembered of clients that keep their backends, if any do.
