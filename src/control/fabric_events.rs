@@ -16,7 +16,7 @@ use crate::config::ipam::{LearnError, learn};
 use crate::config::{Kind, ObjectKey};
 use crate::fabric::balance::choice::BackendState;
 use crate::fabric::balance::history::Change;
-use crate::fabric::spec::FabricEvent;
+use crate::fabric::spec::{FabricEvent, NameChange};
 use crate::observe::events::EventType;
 
 /// Events that one port may cause in [`WINDOW`].
@@ -126,13 +126,13 @@ fn key_of(port: &str) -> Option<ObjectKey> {
 
 /// The Service that an event is about.
 fn service_of(event: &FabricEvent) -> Option<ObjectKey> {
-    match event {
-        FabricEvent::ServiceBackend { service, .. } | FabricEvent::ServiceServing { service, .. } => {
-            let (namespace, name) = service.split_once('/')?;
-            Some(ObjectKey::new(Kind::Service, Some(namespace), name))
-        }
-        _ => None,
-    }
+    let service: &str = match event {
+        FabricEvent::ServiceBackend { service, .. } | FabricEvent::ServiceServing { service, .. } => service,
+        FabricEvent::ExternalName { service, .. } | FabricEvent::ExternalNameRefused { service, .. } => service,
+        _ => return None,
+    };
+    let (namespace, name) = service.split_once('/')?;
+    Some(ObjectKey::new(Kind::Service, Some(namespace), name))
 }
 
 /// The port that an event is about; `None` for those of Services, of the uplink and of DNS.
@@ -150,10 +150,12 @@ fn port_of(event: &FabricEvent) -> Option<&str> {
         | FabricEvent::NatBlockAllocated { port, .. }
         | FabricEvent::NatBlockReleased { port, .. }
         | FabricEvent::NatExhausted { port, .. } => Some(port),
-        FabricEvent::DnsUpstream { .. } | FabricEvent::ServiceBackend { .. } | FabricEvent::ServiceServing { .. } => {
-            None
-        }
-        FabricEvent::UplinkUp { .. }
+        FabricEvent::DnsUpstream { .. }
+        | FabricEvent::ServiceBackend { .. }
+        | FabricEvent::ServiceServing { .. }
+        | FabricEvent::ExternalName { .. }
+        | FabricEvent::ExternalNameRefused { .. }
+        | FabricEvent::UplinkUp { .. }
         | FabricEvent::UplinkDown { .. }
         | FabricEvent::UplinkFailed { .. }
         | FabricEvent::GatewayReachable { .. }
@@ -222,6 +224,11 @@ fn describe(event: FabricEvent) -> (EventType, String, Value) {
         }
         FabricEvent::ServiceBackend { change, .. } => describe_backend(&change),
         FabricEvent::ServiceServing { serving, counts, .. } => describe_serving(serving, &counts),
+        FabricEvent::ExternalName { name, zone, what, .. } => describe_name(&name, &zone, what),
+        FabricEvent::ExternalNameRefused { zone, reason, .. } => {
+            let message = format!("not in the zone {zone}: {reason}");
+            (EventType::ExternalNameRefused, message, json!({"zone": zone, "reason": reason}))
+        }
         event => describe_outside(&event),
     }
 }
@@ -250,6 +257,16 @@ fn describe_backend(change: &Change) -> (EventType, String, Value) {
         _ => EventType::ServiceBackendChanged,
     };
     (event_type, message, data)
+}
+
+/// What became of a name in a real zone.
+fn describe_name(name: &str, zone: &str, what: NameChange) -> (EventType, String, Value) {
+    let (event_type, became) = match what {
+        NameChange::Created => (EventType::ExternalNameCreated, "is in"),
+        NameChange::Updated => (EventType::ExternalNameUpdated, "was changed in"),
+        NameChange::Removed => (EventType::ExternalNameRemoved, "was removed from"),
+    };
+    (event_type, format!("{name} {became} the zone {zone}"), json!({"name": name, "zone": zone}))
 }
 
 /// Whether a Service has a backend that takes connections.

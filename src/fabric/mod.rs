@@ -227,7 +227,7 @@ impl Fabric {
         let metadata = Metadata::new(sockets.clone()).context("making the key of metadata tokens")?;
         let (health, verdicts) = Health::new(sockets.clone());
         let (external_dns, flow_log, port_news) =
-            (ExternalDns::new(), Arc::new(FlowLog::default()), Arc::new(PortNews::default()));
+            (ExternalDns::new(events.clone()), Arc::new(FlowLog::default()), Arc::new(PortNews::default()));
         let (links_changed, links_watched, stopping) = Default::default();
         #[rustfmt::skip]
         let inner = Arc::new(Inner {

@@ -25,6 +25,7 @@ use uuid::Uuid;
 use super::balance::choice::BackendState;
 use super::balance::history::Change;
 pub use crate::services::dns::spec::DnsSpec;
+pub use crate::services::external_dns::news::NameChange;
 pub use crate::services::external_dns::spec::ExternalDnsSpec;
 pub use crate::services::metadata::spec::{MetadataSpec, PortMetadata};
 
@@ -546,6 +547,10 @@ pub enum FabricEvent {
     ServiceBackend { service: Arc<str>, change: Change },
     /// No backend of a Service takes connections, or one does again; with its backends by how they are.
     ServiceServing { service: Arc<str>, serving: bool, counts: Vec<(BackendState, usize)> },
+    /// A name of a Service in a real zone came, changed or went.
+    ExternalName { service: String, name: String, zone: String, what: NameChange },
+    /// A Service does not get a name there.
+    ExternalNameRefused { service: String, zone: String, reason: String },
 }
 
 /// What `port describe` shows of a port's attachments.

@@ -126,6 +126,14 @@ event_types! {
     ServiceUnavailable Warning,
     /// A backend of a Service takes connections again.
     ServiceAvailable Normal,
+    /// A name of a Service is in a real zone now.
+    ExternalNameCreated Normal,
+    /// It stands for something else.
+    ExternalNameUpdated Normal,
+    /// It is not there any more.
+    ExternalNameRemoved Normal,
+    /// A Service does not get a name in a real zone.
+    ExternalNameRefused Warning,
 }
 
 /// Something that happened.

@@ -90,6 +90,11 @@ class Scene:
     def serial(self):
         return process.run(["dig", "@127.0.0.1", "-p", str(self.port), "+short", "example.org", "SOA"]).split()[2]
 
+    def events(self, service):
+        """What was told of a Service's names, oldest first."""
+        events = self.daemon.rpc("event.list", filter={"kind": "Service"})["events"]
+        return [e["type"] for e in events if e["type"].startswith("ExternalName") and service in json.dumps(e)]
+
     def reconfigure(self, old, new):
         """Changes the server's configuration while it runs."""
         text = open(self.conf).read()
@@ -185,10 +190,13 @@ def unchanged(case):
     scene.daemon.start()
     until(lambda: scene.condition("web")["reason"] == "Conflict", "all that can be is in the zone", 30)
     scene.rounds(2)
+    told = scene.events("web")
+    assert sorted(told) == ["ExternalNameCreated", "ExternalNameRefused"], told
     before, counted = scene.transfers(), scene.metric("transfers")
     scene.rounds(5)
     assert (scene.transfers(), scene.metric("transfers")) == (before, counted), "nothing was read"
     assert scene.condition("web")["reason"] == "Conflict", "and nothing forgotten"
+    assert scene.events("web") == told, "each once, not each time"
     scene.has("web", "web")
     # Somebody takes our address away: the serial number says so, and it is put right.
     scene.update("update delete web.example.org A")
@@ -203,6 +211,7 @@ def unchanged(case):
     scene.synced("web")
     assert scene.transfers() > before
     until(lambda: scene.gone("web"), "what nobody wants goes after its grace", 30)
+    until(lambda: scene.events("web")[2:] == ["ExternalNameUpdated", "ExternalNameCreated", "ExternalNameRemoved"], "all of it is told", 10)
 
 
 @suite.test("a server that does not tell the zone's serial number has it read each time")

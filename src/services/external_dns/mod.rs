@@ -9,6 +9,7 @@
 //! here that the zone does not say, so that any run goes on where the last one ended.
 
 pub mod names;
+pub mod news;
 mod plan;
 mod settled;
 pub mod spec;
@@ -20,14 +21,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use self::news::News;
 use self::plan::plan;
 use self::settled::Settled;
 use self::spec::ExternalDnsSpec;
 use self::wire::{Connection, Failure, Updated};
+use crate::fabric::spec::FabricEvent;
 
 /// How soon a round that failed is repeated, at the latest.
 const RETRY: Duration = Duration::from_secs(15);
@@ -85,21 +89,15 @@ impl Drop for ExternalDns {
     }
 }
 
-impl Default for ExternalDns {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl ExternalDns {
-    /// Without a zone. To be called inside a tokio runtime.
+    /// Without a zone; what becomes of names is told as events. To be called inside a tokio runtime.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn new() -> Self {
+    pub fn new(events: UnboundedSender<FabricEvent>) -> Self {
         let (told, listener) = watch::channel(None);
         let shared = Arc::new(Shared::default());
-        let task = tokio::spawn(run(listener, Arc::clone(&shared))).abort_handle();
+        let task = tokio::spawn(run(listener, Arc::clone(&shared), News::new(events))).abort_handle();
         Self { told, shared, task }
     }
 
@@ -142,7 +140,7 @@ impl ExternalDns {
     }
 }
 
-async fn run(mut told: watch::Receiver<Option<Arc<ExternalDnsSpec>>>, shared: Arc<Shared>) {
+async fn run(mut told: watch::Receiver<Option<Arc<ExternalDnsSpec>>>, shared: Arc<Shared>, mut news: News) {
     // Since when nobody wants a name.
     let mut unwanted: HashMap<String, Instant> = HashMap::new();
     let mut settled = None;
@@ -156,7 +154,7 @@ async fn run(mut told: watch::Receiver<Option<Arc<ExternalDnsSpec>>>, shared: Ar
             }
             continue;
         };
-        let result = timeout(ROUND_MAX, round(&spec, &mut unwanted, &mut settled, &shared)).await;
+        let result = timeout(ROUND_MAX, round(&spec, &mut unwanted, &mut settled, (&shared, &news))).await;
         let result = result.unwrap_or_else(|_| Err(format!("a round took more than {} s", ROUND_MAX.as_secs())));
         let interval = Duration::from_secs(spec.interval_s.into());
         let wait = match &result {
@@ -167,6 +165,9 @@ async fn run(mut told: watch::Receiver<Option<Arc<ExternalDnsSpec>>>, shared: Ar
                 interval.min(RETRY)
             }
         };
+        if let Ok(problems) = &result {
+            news.refused(&spec, problems);
+        }
         let conflicts = result.as_ref().map_or(0, Vec::len);
         shared.conflicts.store(conflicts as u64, Ordering::Relaxed);
         shared.conditions.store(Arc::new(conditions(&spec, &result)));
@@ -181,7 +182,7 @@ async fn round(
     spec: &ExternalDnsSpec,
     unwanted: &mut HashMap<String, Instant>,
     settled: &mut Option<Settled>,
-    shared: &Shared,
+    (shared, news): (&Shared, &News),
 ) -> Result<Vec<(String, String)>, Failure> {
     shared.looks.fetch_add(1, Ordering::Relaxed);
     let grace = Duration::from_secs(spec.grace_s.into());
@@ -209,6 +210,7 @@ async fn round(
             match connection.update(change, spec).await? {
                 Updated::Done => {
                     shared.updates.fetch_add(1, Ordering::Relaxed);
+                    news.changed(spec, change);
                     tracing::info!(
                         name = change.name,
                         deleted = change.after.is_none(),

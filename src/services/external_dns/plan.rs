@@ -139,6 +139,12 @@ pub fn mark(owner: &str, service: &str) -> Text {
     text.as_bytes().chunks(255).map(<[u8]>::to_vec).collect()
 }
 
+/// The Service that a mark of ours names; `None` for any other text.
+pub fn marked_for(owner: &str, text: &Text) -> Option<String> {
+    let text = String::from_utf8(text.concat()).ok()?;
+    text.strip_prefix(&prefix(owner)).map(str::to_owned)
+}
+
 fn prefix(owner: &str) -> String {
     format!("heritage=hostweave,hostweave/owner={owner},hostweave/resource=service/")
 }
