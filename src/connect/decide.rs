@@ -52,7 +52,12 @@ pub(super) fn decide<'a, R: Recorder>(
     packet: &mut Packet,
     record: &mut R,
 ) -> Result<Step, DropReason> {
-    let side = begins(packet, &lookup.key)?;
+    let side = match begins(packet, &lookup.key) {
+        Err(reason) => {
+            return Err(if has_ended(ctx, flows, lookup, packet) { DropReason::ServiceEnded } else { reason });
+        }
+        Ok(side) => side,
+    };
     let mut attempt = 0;
     loop {
         match begin(ctx, flows, lookup, missed, packet, side, attempt, record) {
@@ -147,6 +152,22 @@ fn begins(packet: &Packet, key: &FlowKey) -> Result<Side, DropReason> {
     }
     let segment = tcp_track::Segment::of(packet).ok_or(DropReason::NoConnection)?;
     tcp_track::first(&segment, false).ok_or(DropReason::NoConnection)
+}
+
+/// Whether a packet that cannot begin a connection is a client's to a Service whose connection has ended with its backend: of a port of this
+/// host, which would know any connection of its own, and might begin one there. Out there another host with the Service's address
+/// may know it.
+#[cold]
+fn has_ended(ctx: &Context<'_>, flows: &Flows<'_>, lookup: &Lookup, packet: &Packet) -> bool {
+    let key = &lookup.key;
+    let inside = ctx.port.kind != PortKind::Uplink;
+    if !inside || key.proto() != proto::TCP || service::scope(ctx, ctx.port, key.dst()).is_none() {
+        return false;
+    }
+    let plan = outside::plan(ctx, flows, key, packet, 0, &mut Unwatched);
+    let asked = Asked::of(ctx, flows, key, &plan);
+    let judged = judge(ctx, &mut None, &asked, &mut Unwatched);
+    matches!(judged, Ok(_) | Err(DropReason::ServiceNoPort | DropReason::ServiceNoBackend))
 }
 
 /// What policy is asked about.
