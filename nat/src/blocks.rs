@@ -148,11 +148,6 @@ impl LeaseState {
 }
 
 impl Blocks {
-    /// Sixteen random bits.
-    pub(crate) fn draw(&mut self) -> u16 {
-        self.random.draw()
-    }
-
     /// What happened is kept until somebody takes it.
     pub(crate) fn say(&mut self, event: NatEvent) {
         if self.events.len() < EVENTS_MAX {

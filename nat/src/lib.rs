@@ -30,6 +30,7 @@ mod address;
 mod adopt;
 mod blocks;
 mod expire;
+mod foreseen;
 mod inbound;
 mod list;
 mod outbound;

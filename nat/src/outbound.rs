@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::address::Address;
-use crate::blocks::Blocks;
 use crate::model::*;
 use crate::pools::{Pool, Pools, Served};
 use crate::record::{DNS, NewRecord, Record, TRACKED};
@@ -27,6 +26,32 @@ struct Ask<'a> {
     remote: Outside,
     class: Class,
     now: u32,
+}
+
+/// A workload behind its pool.
+#[derive(Clone, Copy)]
+pub(crate) struct Tenancy<'a> {
+    pub(crate) pools: &'a Pools,
+    pub(crate) pool: &'a Pool,
+    pub(crate) served: Served,
+    pub(crate) tenant: &'a Tenant,
+    /// Its address that wants out.
+    pub(crate) address: u128,
+}
+
+impl Tenancy<'_> {
+    /// Whether new mappings may lie at an address.
+    #[inline]
+    pub(crate) fn is_open(&self, address: u32) -> bool {
+        self.pools.is_open(address, self.served.pool)
+    }
+}
+
+impl<'a> Ask<'a> {
+    fn tenancy(&self) -> Tenancy<'a> {
+        let Self { pools, pool, served, tenant, .. } = *self;
+        Tenancy { pools, pool, served, tenant, address: self.inside.address }
+    }
 }
 
 /// What becomes of a mapping that was found.
@@ -56,14 +81,7 @@ impl Nat {
     /// See [`Refused`]; nothing was taken then.
     pub fn outbound(&self, pools: &Pools, inside: &Inside, remote: Outside, now: u32) -> Result<Mapped, Refused> {
         let class = Class::of(inside.proto).ok_or(Refused::Unsupported(inside.proto))?;
-        let served = pools.served(inside.port, family(inside.address)).ok_or(Refused::NoPool)?;
-        let (Some(pool), Some(tenant)) = (pools.pool(served.pool), self.registry.workload(served.workload)) else {
-            return Err(Refused::NoPool);
-        };
-        // A slot that changed its owner: fail closed.
-        if tenant.uid() != inside.uid {
-            return Err(Refused::NoPool);
-        }
+        let Tenancy { pool, served, tenant, .. } = self.tenancy(pools, inside).ok_or(Refused::NoPool)?;
         if class != Class::Addresses {
             return self.mapping_of(&Ask { pools, pool, served, tenant, inside, remote, class, now });
         }
@@ -71,6 +89,16 @@ impl Nat {
         let (own, remote) = (class.inside(inside), class.endpoint(remote));
         let mapped = self.mapping_of(&Ask { pools, pool, served, tenant, inside: &own, remote, class, now });
         mapped.map(|mapped| class.mapped(mapped, inside.l4))
+    }
+
+    /// Who an inside endpoint is to its pool; `None` when no pool serves it.
+    #[inline(always)]
+    pub(crate) fn tenancy<'a>(&'a self, pools: &'a Pools, inside: &Inside) -> Option<Tenancy<'a>> {
+        let served = pools.served(inside.port, family(inside.address))?;
+        let (pool, tenant) = (pools.pool(served.pool)?, self.registry.workload(served.workload)?);
+        // A slot that changed its owner: fail closed.
+        let same = tenant.uid() == inside.uid;
+        same.then_some(Tenancy { pools, pool, served, tenant, address: inside.address })
     }
 
     /// One copy, out of line: in two places the compiler would take its parts out of line.
@@ -109,20 +137,25 @@ impl Nat {
     }
 
     fn fate(&self, ask: &Ask, index: u32) -> Fate {
-        let Some(record) = self.record(index) else { return Fate::Detach };
-        let Some(state) = self.registry.lease(record.lease.load(Relaxed)) else { return Fate::Detach };
-        let address = state.address.load(Relaxed);
-        // The inside address went to another port, or its outside address out of use. Of one that drains, what goes on goes on
-        // (SEMANTICS NA37), but nothing begins again.
-        let held = record.holds.load(Relaxed) > 0;
-        let open = ask.pools.is_open(address, ask.served.pool) || held && ask.pools.use_at(address).is_some();
-        if !open || record.uid() != ask.inside.uid {
+        let Some(record) = self.record(index).filter(|record| self.serves(&ask.tenancy(), record)) else {
             return Fate::Detach;
-        }
+        };
         if record.has(TRACKED) && !record.is_bound() && !self.track(index, record, ask.remote) {
             return Fate::Beside;
         }
         Fate::Use
+    }
+
+    /// Whether connections may begin by a mapping of the workload's address.
+    #[inline(always)]
+    pub(crate) fn serves(&self, of: &Tenancy, record: &Record) -> bool {
+        let Some(state) = self.registry.lease(record.lease.load(Relaxed)) else { return false };
+        let address = state.address.load(Relaxed);
+        // The inside address went to another port, or its outside address out of use. Of one that drains, what goes on goes on
+        // (SEMANTICS NA37), but nothing begins again.
+        let held = record.holds.load(Relaxed) > 0;
+        let open = of.is_open(address) || held && of.pools.use_at(address).is_some();
+        open && record.uid() == of.tenant.uid()
     }
 
     fn use_again(&self, ask: &Ask, index: u32) -> Mapped {
@@ -314,11 +347,11 @@ impl Nat {
                 // Another worker was faster, or a block went back: look again.
                 return Ok(());
             }
-            if let Some(at) = self.returns(ask).filter(|_| address.is_none()) {
+            if let Some(at) = self.returns(&ask.tenancy()).filter(|_| address.is_none()) {
                 ask.tenant.set_address(at);
                 return Ok(());
             }
-            let chosen = address.or_else(|| self.choose(ask, &mut blocks, granules));
+            let chosen = address.or_else(|| self.choose(&ask.tenancy()));
             let wanted = if address.is_some() { 1 } else { *pool.blocks.start() };
             if let Some(at) = chosen {
                 let add = |_: &u16| self.add_block(&mut blocks, ask.served.workload, at, pool.size, ask.now);
@@ -333,33 +366,6 @@ impl Nat {
         }
         let at = address.or_else(|| pool.open[family].first().copied());
         Err(self.exhausted(at, ask.inside.uid, ask.now))
-    }
-
-    /// An address that drains no longer, at which the workload has blocks still. The blocks are locked.
-    fn returns(&self, ask: &Ask) -> Option<u32> {
-        let at = |lease| self.registry.lease(lease).map(|state| state.address.load(Relaxed));
-        ask.tenant.leases().filter_map(at).find(|at| ask.pools.is_open(*at, ask.served.pool))
-    }
-
-    /// An address for a workload that has no blocks: the one that it had before, else the emptier of two, else any with room.
-    fn choose(&self, ask: &Ask, blocks: &mut Blocks, granules: usize) -> Option<u32> {
-        let open = &ask.pool.open[family(ask.inside.address)];
-        let room = |at: u32| {
-            self.registry.address(at).map_or(
-                0,
-                |address| {
-                    if address.may_fit(granules) { address.free_granules() } else { 0 }
-                },
-            )
-        };
-        let before = ask.tenant.address().filter(|at| ask.pools.is_open(*at, ask.served.pool));
-        if let Some(at) = before.filter(|at| room(*at) as usize >= granules) {
-            return Some(at);
-        }
-        let mut any = || open.get(usize::from(blocks.draw()) % open.len().max(1)).copied();
-        let two = [any()?, any()?];
-        let best = two.into_iter().max_by_key(|at| room(*at)).filter(|at| room(*at) as usize >= granules);
-        best.or_else(|| open.iter().copied().find(|at| room(*at) as usize >= granules))
     }
 
     /// Says, at most once a second for an address, that it has no block left and who has most of them (SEMANTICS NA40).

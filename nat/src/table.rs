@@ -391,12 +391,18 @@ impl Nat {
         lock(&self.free).fresh = fresh;
     }
 
+    /// A hash whose key nobody else knows.
+    #[inline]
+    pub(crate) fn keyed(&self, value: u128) -> u64 {
+        let [high, low] = [(value >> 64) as u64, value as u64];
+        siphash13([self.remote_key[0], self.remote_key[1] ^ high], low)
+    }
+
     /// What is kept of a remote: 48 bits that stand for its address, and its L4 port. Nobody outside can find another address with the
     /// same bits.
     #[inline]
     pub(crate) fn remote_mark(&self, remote: Outside) -> u64 {
-        let [high, low] = [(remote.address >> 64) as u64, remote.address as u64];
-        let hash = siphash13([self.remote_key[0], self.remote_key[1] ^ high], low);
+        let hash = self.keyed(remote.address);
         // Zero is no remote.
         (hash & !0xffff).max(1 << 16) | u64::from(remote.l4)
     }

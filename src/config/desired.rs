@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hostweave_policy::model::NamedPort;
-use hostweave_switch::tables::{Network, PortId};
+use hostweave_switch::tables::{Domain, Network, PortId};
 
 use super::checked;
 use super::diagnostic::Diagnostic;
@@ -136,7 +136,10 @@ fn network_of(name: &str, network: &checked::Network, host: &checked::HostConfig
         mtu: network.mtu,
         addressing: network.addressing,
         learning: network.learning,
-        domain: network.domain.clone().or_else(|| Some(host.dns.domain.clone())),
+        domain: Some(match &network.domain {
+            Some(domain) => Domain::Written(domain.clone()),
+            None => Domain::Zone(host.dns.domain.clone()),
+        }),
         // The gateway answers DNS.
         resolvers: if network.resolvers.is_empty() { gateways() } else { network.resolvers.clone() },
         // The fabric gives each network its internal port.

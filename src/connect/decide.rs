@@ -16,7 +16,8 @@ use hostweave_switch::tables::{AddressKey, Port, PortId, PortKind};
 use hostweave_switch::tcp_track::{self, Side};
 use hostweave_switch::wire::proto;
 
-use super::outside::{self, Plan};
+use super::outside::{self, Plan, Source};
+use super::seen;
 use super::service;
 use super::{Flows, Missed, Opened, Part, Step, Way, step};
 use crate::datapath::{Context, Lookup};
@@ -51,7 +52,12 @@ pub(super) fn decide<'a, R: Recorder>(
     packet: &mut Packet,
     record: &mut R,
 ) -> Result<Step, DropReason> {
-    let side = begins(packet, &lookup.key)?;
+    let side = match begins(packet, &lookup.key) {
+        Err(reason) => {
+            return Err(if has_ended(ctx, flows, lookup, packet) { DropReason::ServiceEnded } else { reason });
+        }
+        Ok(side) => side,
+    };
     let mut attempt = 0;
     loop {
         match begin(ctx, flows, lookup, missed, packet, side, attempt, record) {
@@ -113,6 +119,10 @@ fn begin<'a, R: Recorder>(
     let uplink = ctx.tables.uplink.as_deref().filter(|uplink| uplink.port == out.id);
     cross::may_cross(packet, ctx.tables, uplink, out, lookup.hash as u32)?;
     let (translation, held) = outside::snat(ctx, flows, &lookup.key, &plan, out, source, record)?;
+    let allowed = match asked.seen_otherwise(source, &translation).filter(|_| !R::MASKED) {
+        Some(asked) => judge(ctx, &mut flows.denied, &asked, record)?,
+        None => allowed,
+    };
     if may_differ && is_answered_otherwise(flows, &translation) {
         return Err(taken(DropReason::NatTupleTaken));
     }
@@ -144,7 +154,24 @@ fn begins(packet: &Packet, key: &FlowKey) -> Result<Side, DropReason> {
     tcp_track::first(&segment, false).ok_or(DropReason::NoConnection)
 }
 
+/// Whether a packet that cannot begin a connection is a client's to a Service whose connection has ended with its backend: of a port of this
+/// host, which would know any connection of its own, and might begin one there. Out there another host with the Service's address
+/// may know it.
+#[cold]
+fn has_ended(ctx: &Context<'_>, flows: &Flows<'_>, lookup: &Lookup, packet: &Packet) -> bool {
+    let key = &lookup.key;
+    let inside = ctx.port.kind != PortKind::Uplink;
+    if !inside || key.proto() != proto::TCP || service::scope(ctx, ctx.port, key.dst()).is_none() {
+        return false;
+    }
+    let plan = outside::plan(ctx, flows, key, packet, 0, &mut Unwatched);
+    let asked = Asked::of(ctx, flows, key, &plan);
+    let judged = judge(ctx, &mut None, &asked, &mut Unwatched);
+    matches!(judged, Ok(_) | Err(DropReason::ServiceNoPort | DropReason::ServiceNoBackend))
+}
+
 /// What policy is asked about.
+#[derive(Clone, Copy)]
 struct Asked<'a> {
     key: FlowKey,
     from: &'a Port,
@@ -166,11 +193,20 @@ impl<'a> Asked<'a> {
     fn of(ctx: &Context<'a>, flows: &Flows<'_>, key: &FlowKey, plan: &Plan<'a>) -> Self {
         let plain = Self::plain(*key, ctx.port, plan.to);
         let (Ok(to), Some(source)) = (plan.to, plan.source) else { return plain };
-        let shown = || {
-            let shown = outside::shown(ctx.tables, flows, ctx.port, key, source);
-            shown.unwrap_or(outside::NOBODY).address
+        let address = || {
+            let remote = outside::destination(&plan.asked);
+            seen::address(ctx, flows, key, source, remote).unwrap_or(seen::nobody(key.src()))
         };
-        plain.crossing(to, plan.dst.address, plan.dst.l4, shown)
+        plain.crossing(to, plan.dst.address, plan.dst.l4, address)
+    }
+
+    /// The same question once more, where the sender's mapping was not made yet when it was asked and lies at another address than was
+    /// foreseen: policy judges by the address that the packet has.
+    fn seen_otherwise(&self, source: Source, translation: &Translation) -> Option<Self> {
+        let to = self.to.ok()?;
+        let src = translation.reply.dst();
+        let foreseen = source == Source::Pool && self.from.network != to.network && to.kind != PortKind::Uplink;
+        (foreseen && src != self.src).then_some(Self { src, ..*self })
     }
 
     /// One that crosses: policy sees the inside address of a destination and the real source (DESIGN §3), of the same network.
@@ -180,12 +216,11 @@ impl<'a> Asked<'a> {
         if self.from.network == to.network {
             return Self { dst_port, dst, ..self };
         }
-        if self.from.kind == PortKind::Uplink {
+        // What a Service gives to somebody out there is judged by where it goes (SEMANTICS NP21); nobody's ingress policy is.
+        if self.from.kind == PortKind::Uplink || to.kind == PortKind::Uplink {
             return Self { dst_port, dst, ..self };
         }
-        // What a Service gives to somebody out there is judged by where it goes (SEMANTICS NP21).
-        let dst = if to.kind == PortKind::Uplink { dst } else { self.dst };
-        Self { dst_port, dst, src: shown(), ..self }
+        Self { dst_port, src: shown(), ..self }
     }
 }
 

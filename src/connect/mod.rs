@@ -17,6 +17,7 @@ pub mod ahead;
 mod decide;
 mod outside;
 mod related;
+mod seen;
 mod service;
 
 use hostweave_nat::Nat;

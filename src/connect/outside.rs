@@ -6,7 +6,7 @@
 
 use std::net::Ipv6Addr;
 
-use hostweave_nat::{Arrival, End, Inside, MappingRef, Nat, Outside, Refused, V4, V6};
+use hostweave_nat::{Arrival, End, Inside, MappingRef, Nat, Outside, Refused, family};
 use hostweave_switch::connection::{Entry, Hold, Translation};
 use hostweave_switch::flow::{FlowKey, Kind};
 use hostweave_switch::packet::Packet;
@@ -15,6 +15,7 @@ use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{AddressKey, Egress, NetworkId, Owned, Port, PortId, PortKind, Tables, Uplink};
 
 use super::Flows;
+use super::seen::{NOBODY, shown};
 use super::service::{self, Pinned};
 use crate::datapath::Context;
 use crate::observe::recorder::{Detail, Recorder};
@@ -284,22 +285,6 @@ pub(super) fn egress(tables: &Tables, port: &Port, address: u128) -> Egress {
     if Ipv6Addr::from(address).to_ipv4_mapped().is_some() { network.egress_v4 } else { network.egress_v6 }
 }
 
-/// As whom the outside sees the sender of a packet now; `None` when that is not settled yet.
-pub(super) fn shown(tables: &Tables, flows: &Flows<'_>, port: &Port, key: &FlowKey, source: Source) -> Option<Outside> {
-    let l4 = source_l4(key);
-    match source {
-        Source::Own => Some(Outside { address: key.src(), l4 }),
-        Source::Public(address) | Source::Gateway(address) => Some(Outside { address, l4 }),
-        Source::Pool => {
-            let vni = tables.network(port.network)?.vni;
-            flows.nat.outside_of(&inside(flows, port, vni, key))
-        }
-    }
-}
-
-/// What an endpoint is called that nobody has.
-pub(super) const NOBODY: Outside = Outside { address: 0xffff_0000_0000, l4: 0 };
-
 /// `snat`, the last that is done before a connection begins: as whom it leaves. How it crosses, and the mapping of its source.
 ///
 /// # Errors
@@ -319,8 +304,7 @@ pub(super) fn snat<'a, R: Recorder>(
             shown(ctx.tables, flows, ctx.port, key, source).unwrap_or(NOBODY)
         }
         Source::Pool if R::MASKED => {
-            let family = if key.src() >> 32 == 0xffff { V4 } else { V6 };
-            if !ctx.pools.serves(ctx.port.id, family) {
+            if !ctx.pools.serves(ctx.port.id, family(key.src())) {
                 record.stage("snat", Detail::Verdict(Verdict::Drop(DropReason::NatNoPool)));
                 return Err(DropReason::NatNoPool);
             }
@@ -421,7 +405,7 @@ pub(super) fn inside(flows: &Flows<'_>, port: &Port, vni: u32, key: &FlowKey) ->
 }
 
 /// L4 port or identifier of a packet's sender.
-fn source_l4(key: &FlowKey) -> u16 {
+pub(super) fn source_l4(key: &FlowKey) -> u16 {
     match key.kind() {
         Kind::Ports | Kind::Query => key.src_port(),
         Kind::Answer | Kind::Addresses => 0,

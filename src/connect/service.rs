@@ -17,6 +17,7 @@ use hostweave_switch::tables::{AddressKey, NetworkId, OUTSIDE_VNI, Owned, Port, 
 
 use super::Flows;
 use super::outside::{self, Held, Plan, Source};
+use super::seen;
 use crate::datapath::Context;
 use crate::observe::recorder::{Balanced, Detail, Recorder};
 
@@ -29,7 +30,7 @@ pub(super) const ATTEMPTS: u32 = 8;
 pub(super) struct Pinned<'a> {
     frontend: &'a Frontend,
     backend: &'a Backend,
-    /// It was not known yet as whom the client is seen.
+    /// It was not settled yet as whom the client is seen.
     unseen: bool,
 }
 
@@ -190,8 +191,8 @@ fn way<'a>(
     Ok(Way { to, source, asked: *key, unseen })
 }
 
-/// Whether the client, as the Service sees it, may use it (SEMANTICS SV18). `Ok(true)` when that is to be asked once more: it has no
-/// address of a pool yet.
+/// Whether the client, as the Service sees it, may use it (SEMANTICS SV18). `Ok(true)` when that is to be asked once more: a pool may
+/// give it another address than is foreseen.
 fn admitted(
     ctx: &Context<'_>,
     flows: &Flows<'_>,
@@ -199,10 +200,12 @@ fn admitted(
     key: &FlowKey,
     source: Source,
 ) -> Result<bool, DropReason> {
-    match outside::shown(ctx.tables, flows, ctx.port, key, source) {
-        Some(shown) if !frontend.admits(shown.address) => Err(DropReason::ServiceSource),
-        shown => Ok(shown.is_none()),
+    // A backend out there changes nothing about whose mapping it is.
+    let address = seen::address(ctx, flows, key, source, outside::destination(key));
+    if address.is_some_and(|address| !frontend.admits(address)) {
+        return Err(DropReason::ServiceSource);
     }
+    Ok(source == Source::Pool)
 }
 
 /// The network of a frontend's backends. Where it was found is remembered, for clients outside.

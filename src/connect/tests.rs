@@ -45,7 +45,7 @@ struct Host {
     compiler: Compiler,
     world: World,
     connections: Connections,
-    nat: Nat,
+    nat: Arc<Nat>,
     fragments: Fragments,
     workers: [(FlowCache, FreeRecords); 2],
     now: u32,
@@ -150,7 +150,7 @@ impl Host {
         connections.share((0..4).map(|port| (port, 1024)));
         let options =
             hostweave_nat::Options { capacity: 1024, boot: 1, now: 100, timers: Timers::default(), seed: Some(1) };
-        let nat = Nat::open(&dir.path().join("nat"), &options).unwrap();
+        let nat = Arc::new(Nat::open(&dir.path().join("nat"), &options).unwrap());
         let endpoint = |id: u32| {
             let (namespace, name) = ("test".to_owned(), id.to_string());
             let (labels, named_ports) = (Labels::new(), Vec::new());

@@ -41,7 +41,9 @@ pub fn hubble(reason: DropReason) -> (u32, &'static str) {
         }
         R::NatUnsupported => (168, "UNSUPPORTED_PROTOCOL_FOR_NAT_MASQUERADE"),
         R::EgressNone | R::UplinkDown | R::NextHopUnresolved => (169, "FIB_LOOKUP_FAILED"),
-        R::ServiceNoPort | R::ServiceNoBackend | R::ServiceNoLocalBackend => (158, "SERVICE_BACKEND_NOT_FOUND"),
+        R::ServiceNoPort | R::ServiceNoBackend | R::ServiceEnded | R::ServiceNoLocalBackend => {
+            (158, "SERVICE_BACKEND_NOT_FOUND")
+        }
         R::ServiceSource => (177, "DENIED_BY_LB_SRC_RANGE_CHECK"),
         R::ServiceBackendUnreachable => (169, "FIB_LOOKUP_FAILED"),
         R::NotOurs => (151, "STALE_OR_UNROUTABLE_IP"),

@@ -535,7 +535,7 @@ fn dropped(name: &str, reason: DropReason) -> Stage {
 fn stage_of(reason: DropReason, last: Option<&str>) -> &'static str {
     match (reason, last) {
         (_, None) => "rx",
-        (DropReason::NoConnection, _) => "conn",
+        (DropReason::NoConnection | DropReason::ServiceEnded, _) => "conn",
         (DropReason::PolicyPending, _) => "egress",
         (DropReason::NatTupleTaken, _) => "commit",
         (DropReason::SourceNotOwned, _) => "rewrite",

@@ -20,7 +20,7 @@ use hostweave_switch::wire::writer::{Full, Writer};
 use ipnet::Ipv4Net;
 
 use super::datagram::{COPY_LEN, udp_payload};
-use super::{LocalContext, LocalNote, verdict};
+use super::{LocalContext, LocalNote, search, verdict};
 
 /// Answers a UDP datagram to port 67 if it is for this server: broadcast, or to the gateway.
 pub fn answer(ctx: &LocalContext<'_>, packet: &mut Packet, arena: &[Segment], note: &mut Option<LocalNote>) -> Verdict {
@@ -198,11 +198,13 @@ fn put_optional(ctx: &LocalContext<'_>, writer: &mut Writer<'_>) {
         let _ = dhcp4::put(writer, option::HOST_NAME, ctx.port.hostname.as_bytes());
     }
     if let Some(domain) = &network.domain {
-        let _ = dhcp4::put(writer, option::DOMAIN_NAME, domain.as_bytes());
-        let mut name = [0; 256];
-        let mut search = Writer::new(&mut name);
-        if search.domain(domain).is_ok() {
-            let _ = dhcp4::put(writer, option::DOMAIN_SEARCH, search.written());
+        let _ = dhcp4::put(writer, option::DOMAIN_NAME, domain.as_str().as_bytes());
+        // As much of the list as fits: an option's two octets and the end mark are not for it.
+        let mut names = [0; OPTION_LEN_MAX];
+        let room = writer.room().saturating_sub(3).min(OPTION_LEN_MAX);
+        let mut list = Writer::new(&mut names[..room]);
+        if search::put(&mut list, network, ctx.port) {
+            let _ = dhcp4::put(writer, option::DOMAIN_SEARCH, list.written());
         }
     }
 }
@@ -224,6 +226,8 @@ fn resolvers_v4(network: &Network) -> ([[u8; 4]; RESOLVERS_MAX], usize) {
 const ETHERNET_LEN: usize = 14;
 /// Octets of the IP datagram that every client takes (RFC 2131 §2).
 const DATAGRAM_LEN_MIN: u16 = 576;
+/// Octets of an option's value (RFC 2132 §2).
+const OPTION_LEN_MAX: usize = 255;
 /// Resolvers in one answer.
 const RESOLVERS_MAX: usize = 8;
 
@@ -233,7 +237,9 @@ mod tests {
     use super::*;
     use dhcproto::v4::{DhcpOption, Flags, Message as Client, MessageType, Opcode, OptionCode};
     use dhcproto::{Decodable, Decoder, Encodable, Encoder};
+    use hostweave_switch::tables::Domain;
 
+    const LIST: [&str; 3] = ["default.svc.cluster.local.", "svc.cluster.local.", "cluster.local."];
     const NOBODY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 
     fn client(kind: MessageType) -> Client {
@@ -304,7 +310,7 @@ mod tests {
             assert_eq!(option(&offer, (&expected).into()), &expected);
         }
         let DhcpOption::DomainSearch(names) = option(&offer, OptionCode::DomainSearch) else { panic!() };
-        assert_eq!(names.iter().map(ToString::to_string).collect::<Vec<_>>(), ["cluster.local."]);
+        assert_eq!(names.iter().map(ToString::to_string).collect::<Vec<_>>(), LIST);
     }
 
     #[test]
@@ -433,7 +439,7 @@ mod tests {
     fn message_sizes_are_respected() {
         let mut world = World::new();
         let domain = ["a".repeat(63), "b".repeat(63), "c".repeat(63)].join(".");
-        world.network.domain = Some(domain.clone());
+        world.network.domain = Some(Domain::Written(domain.clone()));
         let mut discover = client(MessageType::Discover);
         discover.opts_mut().insert(DhcpOption::MaxMessageSize(100));
         let frame = send(&world, &discover).reply();

@@ -20,7 +20,7 @@ use hostweave_switch::wire::writer::{Full, Writer};
 
 use super::datagram::{COPY_LEN, udp_payload};
 use super::ndp::resolvers_v6;
-use super::{LocalContext, LocalNote, verdict};
+use super::{LocalContext, LocalNote, search, verdict};
 
 /// Answers a UDP datagram to port 547 if it is for this server: multicast, or to the gateway.
 pub fn answer(ctx: &LocalContext<'_>, packet: &mut Packet, arena: &[Segment], note: &mut Option<LocalNote>) -> Verdict {
@@ -278,14 +278,12 @@ impl<'a> Request<'a> {
                 resolvers_v6(network).take(RESOLVERS_MAX).try_for_each(|resolver| writer.bytes(&resolver.octets()))
             })?;
         }
-        match &network.domain {
-            // A name that is none is left out: the address matters more.
-            Some(domain) if self.message.requests(option::DOMAIN_LIST) => {
-                let _ = dhcp6::put_with(writer, option::DOMAIN_LIST, |writer| writer.domain(domain));
-                Ok(())
-            }
-            _ => Ok(()),
+        if network.domain.is_some() && self.message.requests(option::DOMAIN_LIST) {
+            // A list without names is left out: the address matters more.
+            let list = |writer: &mut Writer<'_>| search::put(writer, network, self.ctx.port).then_some(()).ok_or(Full);
+            let _ = dhcp6::put_with(writer, option::DOMAIN_LIST, list);
         }
+        Ok(())
     }
 }
 
@@ -412,7 +410,8 @@ mod tests {
             let Some(DhcpOption::DomainSearchList(names)) = reply.opts().get(OptionCode::DomainSearchList) else {
                 panic!("no search list")
             };
-            assert_eq!(names[0].to_string(), "cluster.local.");
+            let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+            assert_eq!(names, ["default.svc.cluster.local.", "svc.cluster.local.", "cluster.local."]);
         }
     }
 

@@ -19,6 +19,7 @@ mod lab;
 pub mod metadata;
 mod ndp;
 mod ping;
+mod search;
 #[cfg(test)]
 mod socket_tests;
 pub mod sockets;

@@ -15,7 +15,7 @@ use hostweave_switch::wire::frame::{self, checksum_valid};
 use hostweave_switch::wire::writer::{Full, Writer};
 use hostweave_switch::{MacAddr, limits};
 
-use super::{LocalContext, LocalNote, verdict};
+use super::{LocalContext, LocalNote, search, verdict};
 
 /// Answers a neighbour discovery message.
 pub fn answer(
@@ -215,7 +215,7 @@ pub fn router_advertisement(
         writer.u32(u32::from(network.mtu))?;
         put_prefix(writer, network, port)?;
         put_resolvers(writer, network)?;
-        put_search_list(writer, network)
+        put_search_list(writer, network, port)
     })
 }
 
@@ -251,15 +251,22 @@ fn put_resolvers(writer: &mut Writer<'_>, network: &Network) -> Result<(), Full>
     resolvers().try_for_each(|resolver| writer.bytes(&resolver.octets()))
 }
 
-fn put_search_list(writer: &mut Writer<'_>, network: &Network) -> Result<(), Full> {
-    let Some(domain) = &network.domain else { return Ok(()) };
+fn put_search_list(writer: &mut Writer<'_>, network: &Network, port: &Port) -> Result<(), Full> {
     let start = writer.len();
+    // Whole units of eight octets, so that what is written can be padded.
+    let room = writer.room() / 8 * 8;
+    if room < DNSSL_HEADER_LEN {
+        return Ok(());
+    }
     writer.bytes(&[OPTION_DNSSL, 0, 0, 0])?;
     writer.u32(DNS_LIFETIME_S)?;
-    if writer.domain(domain).is_err() {
+    let mut names = [0; DNSSL_LEN_MAX];
+    let mut list = Writer::new(&mut names[..(room - DNSSL_HEADER_LEN).min(DNSSL_LEN_MAX)]);
+    if !search::put(&mut list, network, port) {
         writer.rewind(start);
         return Ok(());
     }
+    writer.bytes(list.written())?;
     // RFC 8106 §5.2: "this field MUST be padded with zeros" to a multiple of 8 octets.
     writer.zeros((writer.len() - start).next_multiple_of(8) - (writer.len() - start))?;
     let units = (writer.len() - start) / 8;
@@ -295,6 +302,9 @@ const OPTION_PREFIX: u8 = 3;
 const OPTION_MTU: u8 = 5;
 const OPTION_RDNSS: u8 = 25;
 const OPTION_DNSSL: u8 = 31;
+const DNSSL_HEADER_LEN: usize = 8;
+/// Octets of the three longest names, in units of eight.
+const DNSSL_LEN_MAX: usize = 768;
 const FLAG_ROUTER: u8 = 0x80;
 /// It answers a solicitation.
 pub const FLAG_SOLICITED: u8 = 0x40;
@@ -434,7 +444,10 @@ mod tests {
             // RFC 8106 §5.1, §5.2, behind the header and link address, MTU and prefix.
             let options = &frame[14 + 40 + 16 + 8 + 8 + 32..];
             let resolver = [&[25, 3, 0, 0, 0, 0, 0xff, 0xff], &GATEWAY_V6.octets()[..]].concat();
-            let search = [&[31, 3, 0, 0, 0, 0, 0xff, 0xff][..], b"\x07cluster\x05local\0\0"].concat();
+            let zone = &b"\x07cluster\x05local\0"[..];
+            let services = [b"\x03svc", zone].concat();
+            let names = [&b"\x07default"[..], &services, &services, zone, &[0; 3]].concat();
+            let search = [&[31, 9, 0, 0, 0, 0, 0xff, 0xff][..], &names].concat();
             assert_eq!(options, [resolver, search].concat());
         }
     }

@@ -9,7 +9,8 @@ use hostweave_switch::limits::HEAD_FIRST;
 use hostweave_switch::packet::{Burst, Meta, Offload};
 use hostweave_switch::stage::Verdict;
 use hostweave_switch::tables::{
-    AddressKey, Addressing, Network, NetworkId, Owned, Port, PortId, PortKind, ROUTER_LINK_LOCAL, Tables, Uplink,
+    AddressKey, Addressing, Domain, Network, NetworkId, Owned, Port, PortId, PortKind, ROUTER_LINK_LOCAL, Tables,
+    Uplink,
 };
 use hostweave_switch::{MacAddr, guard, parse};
 use smoltcp::phy::ChecksumCapabilities;
@@ -60,7 +61,7 @@ impl World {
             mtu: 1450,
             addressing: Addressing::Network,
             learning: true,
-            domain: Some("cluster.local".to_owned()),
+            domain: Some(Domain::Zone("cluster.local".to_owned())),
             resolvers: vec![IpAddr::V4(GATEWAY_V4), IpAddr::V6(GATEWAY_V6)],
             internal: PortId(0),
             egress_v4: Default::default(),

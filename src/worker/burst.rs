@@ -441,7 +441,9 @@ fn icmp_error_for(ctx: &Context<'_>, packet: &Packet, reason: DropReason) -> Opt
     let kind = match reason {
         DropReason::TtlExceeded => return Some(ErrorKind::TimeExceeded),
         DropReason::MtuExceeded => return Some(ErrorKind::TooBig(narrow(ctx, packet))),
-        DropReason::ServiceNoPort | DropReason::ServiceNoBackend => return Some(ErrorKind::L4Port),
+        DropReason::ServiceNoPort | DropReason::ServiceNoBackend | DropReason::ServiceEnded => {
+            return Some(ErrorKind::L4Port);
+        }
         // A network without egress is a router without a default route (RFC 1812 §5.2.7.1).
         DropReason::NoRoute | DropReason::EgressNone | DropReason::UplinkDown => ErrorKind::NoRoute,
         // SEMANTICS NA23: what may pass by itself, and what does not.

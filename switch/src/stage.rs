@@ -171,6 +171,9 @@ drop_reasons! {
     ServiceNoPort = "service_no_port",
     /// No backend of the Service takes connections: none is there, ready and healthy. It is answered at once.
     ServiceNoBackend = "service_no_backend",
+    /// A segment of a connection to a Service that has ended, with its backend (`hostweave.dev/drain: reset`) or long ago. A client of this host
+    /// is answered with a reset.
+    ServiceEnded = "service_ended",
     /// The Service takes local backends only (`internalTrafficPolicy`, `externalTrafficPolicy`), and none of this host takes connections.
     ServiceNoLocalBackend = "service_no_local_backend",
     /// The Service has `loadBalancerSourceRanges`, and the sender is in none of them.

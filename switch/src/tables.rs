@@ -56,8 +56,8 @@ pub struct Network {
     pub addressing: Addressing,
     /// Whether addresses that guests form themselves are learned (SEMANTICS RA5).
     pub learning: bool,
-    /// Search domain that DHCP and RA hand out, such as `cluster.local`.
-    pub domain: Option<String>,
+    /// Where guests look for short names, which DHCP and RA tell them.
+    pub domain: Option<Domain>,
     /// Resolvers that DHCP and RA hand out.
     pub resolvers: Vec<IpAddr>,
     /// The port behind which the host's own services of this network listen; owns the gateway's addresses, and those of
@@ -67,6 +67,24 @@ pub struct Network {
     pub egress_v4: Egress,
     /// What becomes of IPv6 packets that leave it.
     pub egress_v6: Egress,
+}
+
+/// Where the guests of a network look for short names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Domain {
+    /// There alone, as the network says.
+    Written(String),
+    /// Below the zone of Services, such as `cluster.local`: among the Services of the port's own namespace, then among all of them, then in
+    /// the zone itself.
+    Zone(String),
+}
+
+impl Domain {
+    /// The domain itself.
+    pub fn as_str(&self) -> &str {
+        let (Self::Written(domain) | Self::Zone(domain)) = self;
+        domain
+    }
 }
 
 /// What kind of thing is attached to a port. `guard` and `local` do not apply to the internal port.

@@ -155,15 +155,17 @@ fn identify(header: &mut [u8; ipv4::HEADER_LEN], new: u64, port_sum: u16) {
         let random = std::hash::RandomState::new();
         [random.hash_one(0), random.hash_one(1)]
     });
-    let mix = |pair: u64| {
-        let product = u128::from(pair ^ KEY[0]) * u128::from(KEY[1] | 1);
-        ((product >> 64) as u64 ^ product as u64) >> 48
+    let fold = |word: u64| {
+        let product = u128::from(word ^ KEY[0]) * u128::from(KEY[1] | 1);
+        (product >> 64) as u64 ^ product as u64
     };
+    // Twice: after one multiplication neighbours are as far apart from each other as all neighbours are.
+    let mix = |pair: u64| fold(fold(pair)) >> 48;
     let old = header[IPV4_ADDRESSES..].iter().fold(0, |pair, octet| pair << 8 | u64::from(*octet));
     let word = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
     let (ident, checksum) = (word(IPV4_IDENT), word(IPV4_CHECKSUM));
     // Insides of two networks may have one address: then their outside ports are different. On the way back the sum is the complement.
-    let ports = mix(port_sum.into()) ^ mix((!port_sum).into());
+    let ports = mix(port_sum.min(!port_sum).into());
     let other = ident ^ (mix(old) ^ mix(new) ^ ports) as u16;
     header[IPV4_IDENT..IPV4_IDENT + 2].copy_from_slice(&other.to_be_bytes());
     header[IPV4_CHECKSUM..IPV4_CHECKSUM + 2].copy_from_slice(&update(checksum, ident, other).to_be_bytes());

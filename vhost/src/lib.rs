@@ -9,6 +9,7 @@
 
 mod attachment;
 mod backend;
+mod chain;
 #[allow(unsafe_code, reason = "the inside of a lock")]
 mod claim;
 mod early;

@@ -15,10 +15,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arrayvec::ArrayVec;
 use hostweave_switch::limits::{BURST, BURST_SEGMENTS, FRAME_MAX, HEAD_FIRST, HEADROOM};
 use hostweave_switch::packet::{Burst, Packet};
-use hostweave_switch::payload::{Segment, gather};
+use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
 
+use crate::chain;
 use crate::claim::{Claim, Claimed};
 use crate::fault::Fault;
 use crate::memory::GuestSlice;
@@ -419,10 +420,10 @@ impl Receiver<'_> {
         let header_len = self.header_len;
         let (packet, arena) = self.burst.next_slot(self.port);
         let start = arena.len();
-        let result = collect(ring, first, arena, &mut self.followed);
+        let result = chain::collect(ring, first, arena, &mut self.followed);
         let taken = match result {
             Ok(Some(len)) => match check_len(len, header_len) {
-                Ok(()) => fill(packet, arena, start, len, header_len)
+                Ok(()) => chain::fill(packet, arena, start, len, header_len)
                     .and_then(|()| set_offload(packet, header_len, self.features))
                     .map_or_else(Taken::Drop, |()| Taken::Packet),
                 Err(reason) => Taken::Drop(reason),
@@ -451,61 +452,6 @@ fn check_len(len: usize, header_len: usize) -> Result<(), DropReason> {
     if len > header_len + FRAME_MAX {
         return Err(DropReason::FrameTooLong);
     }
-    Ok(())
-}
-
-/// The octets of a chain, header included, as segments behind what the arena holds; their number of octets, or some
-/// number above what a frame may have. `None` when they do not fit. A chain that is too long is not followed further.
-fn collect(
-    ring: &SplitRing,
-    first: Descriptor,
-    arena: &mut Vec<Segment>,
-    followed: &mut u32,
-) -> Result<Option<usize>, Fault> {
-    let mut len = 0;
-    let mut full = false;
-    let count = ring.walk(first, |descriptor| {
-        if descriptor.is_writable() {
-            return Err(Fault::WritableInTransmit);
-        }
-        let inside = ring.memory().parts(descriptor.address, descriptor.len, |part| {
-            full |= arena.len() == BURST_SEGMENTS;
-            if !full && len <= FRAME_MAX + offload::HEADER_MAX {
-                arena.push(part.segment());
-                len += part.len();
-            }
-            true
-        });
-        let outside = Fault::OutsideMemory { address: descriptor.address, len: descriptor.len };
-        if inside { Ok(!full && len <= FRAME_MAX + offload::HEADER_MAX) } else { Err(outside) }
-    })?;
-    *followed += u32::from(count);
-    Ok((!full).then_some(len))
-}
-
-/// Copies the first octets of the run that begins at `start` in the arena, and leaves the rest as the payload.
-fn fill(
-    packet: &mut Packet,
-    arena: &mut [Segment],
-    start: usize,
-    len: usize,
-    header_len: usize,
-) -> Result<(), DropReason> {
-    let copied = len.min(header_len + HEAD_FIRST);
-    let into = &mut packet.slot()[HEADROOM - header_len..HEADROOM - header_len + copied];
-    if gather(&arena[start..], 0, into) != copied {
-        return Err(DropReason::Internal);
-    }
-    let (mut at, mut left) = (start, copied);
-    while let Some(segment) = arena.get_mut(at) {
-        if let Some(rest) = segment.skip(left) {
-            *segment = rest;
-            break;
-        }
-        left -= segment.len();
-        at += 1;
-    }
-    packet.set_frame(copied - header_len, at, arena.len() - at, len - copied);
     Ok(())
 }
 

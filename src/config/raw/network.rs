@@ -125,7 +125,8 @@ pub enum OnOff {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NetworkDns {
-    /// Search domain, such as `cluster.local`; the cluster zone (`HostConfig.spec.dns`) if left out.
+    /// The one search domain, such as `corp.example`; if left out, those of a pod: `<namespace>.svc.cluster.local` with the namespace of the port,
+    /// `svc.cluster.local`, `cluster.local` (or what `HostConfig.spec.dns.clusterDomain` says).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
     /// Addresses of resolvers, at most 8; the gateway, which answers DNS, if left out.

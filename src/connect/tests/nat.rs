@@ -16,6 +16,7 @@ mod errors;
 mod hairpin;
 mod kept;
 mod life;
+mod seen;
 mod services;
 mod shape;
 mod traced;
@@ -80,6 +81,25 @@ fn read_with(header: &VnetHeader, frame: &[u8]) -> (Frame, Seen) {
     (frame, seen)
 }
 
+fn workload(port: u32) -> Workload {
+    Workload { port, uid: u128::from(port) + 1000 }
+}
+
+/// A pool of one address of each family that serves all guests.
+fn pool() -> PoolSpec {
+    PoolSpec {
+        name: "pool".to_owned(),
+        addresses: [false, true].map(|v6| public(v6, POOL)).to_vec(),
+        draining: Vec::new(),
+        workloads: [A, B, C, D].map(workload).to_vec(),
+        block_size: 64,
+        blocks: 1..=4,
+        filtering: Filtering::default(),
+        overload: false,
+        limits: Default::default(),
+    }
+}
+
 impl Host {
     /// A host with an uplink, a pool that serves all guests, and a second network.
     fn outside() -> Self {
@@ -92,21 +112,10 @@ impl Host {
         host.connections.make_translatable(1024);
         host.connections.share((0..6).map(|port| (port, 1024)));
         host.add_networks();
-        let workload = |port: u32| Workload { port, uid: u128::from(port) + 1000 };
         for port in [A, B, C, D] {
             host.connections.set_port_id(port, workload(port).uid);
         }
-        let mut spec = PoolSpec {
-            name: "pool".to_owned(),
-            addresses: [false, true].map(|v6| public(v6, POOL)).to_vec(),
-            draining: Vec::new(),
-            workloads: [A, B, C, D].map(workload).to_vec(),
-            block_size: 64,
-            blocks: 1..=4,
-            filtering: Filtering::default(),
-            overload: false,
-            limits: Default::default(),
-        };
+        let mut spec = pool();
         edit(&mut spec);
         host.plane.pools = Arc::new(Pools::compile(&host.nat, &[spec], host.now).unwrap());
         host.publish();

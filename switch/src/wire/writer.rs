@@ -109,13 +109,13 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Appends a domain name in uncompressed wire form (RFC 1035 §3.1). A final dot is accepted.
+    /// Appends a domain name in uncompressed wire form (RFC 1035 §3.1), label by label.
     ///
     /// # Errors
     /// When it does not fit, or is no domain name: an empty label, one over 63 octets, or over 255 octets in all.
-    pub fn domain(&mut self, name: &str) -> Result<(), Full> {
+    pub fn name<'n>(&mut self, labels: impl IntoIterator<Item = &'n str>) -> Result<(), Full> {
         let start = self.len;
-        let result = self.domain_labels(name.strip_suffix('.').unwrap_or(name));
+        let result = labels.into_iter().try_for_each(|label| self.label(label)).and_then(|()| self.u8(0));
         if result.is_err() || self.len - start > DOMAIN_LEN_MAX {
             self.rewind(start);
             return Err(Full);
@@ -123,15 +123,12 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    fn domain_labels(&mut self, name: &str) -> Result<(), Full> {
-        for label in name.split('.') {
-            if label.is_empty() || label.len() > LABEL_LEN_MAX {
-                return Err(Full);
-            }
-            self.u8(label.len() as u8)?;
-            self.bytes(label.as_bytes())?;
+    fn label(&mut self, label: &str) -> Result<(), Full> {
+        if label.is_empty() || label.len() > LABEL_LEN_MAX {
+            return Err(Full);
         }
-        self.u8(0)
+        self.u8(label.len() as u8)?;
+        self.bytes(label.as_bytes())
     }
 }
 
@@ -162,16 +159,16 @@ mod tests {
     fn domain_names_are_labels_and_bad_ones_leave_nothing() {
         let mut buffer = [0xa5; 300];
         let mut writer = Writer::new(&mut buffer);
-        writer.domain("cluster.local").unwrap();
+        writer.name(["cluster", "local"]).unwrap();
         assert_eq!(writer.written(), b"\x07cluster\x05local\x00");
         let len = writer.len();
         let long_label = "a".repeat(64);
         let long_name = vec!["a".repeat(63); 4].join(".");
         for bad in ["", ".", "a..b", ".a", &long_label, &long_name] {
-            assert_eq!(writer.domain(bad), Err(Full), "{bad}");
+            assert_eq!(writer.name(bad.split('.')), Err(Full), "{bad}");
             assert_eq!(writer.len(), len);
         }
-        writer.domain("a.").unwrap();
+        writer.name(["a"]).unwrap();
         assert_eq!(&writer.written()[len..], b"\x01a\x00");
     }
 }

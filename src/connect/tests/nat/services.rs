@@ -165,7 +165,7 @@ fn tcp_is_tracked_through_a_service() {
         let far = path(to, A, v6).tcp(&tcp(8080, 4000, RST, 900_000, 0), b"");
         assert_eq!(host.through(0, to, &far), Err(DropReason::TcpOutOfWindow));
         let unasked = out(A, vip(v6)).tcp(&tcp(4001, 80, ACK, 1, 1), b"");
-        assert_eq!(host.through(0, A, &unasked), Err(DropReason::NoConnection));
+        assert_eq!(host.through(0, A, &unasked), Err(DropReason::ServiceEnded));
     });
 }
 

@@ -7,7 +7,7 @@ use super::*;
 
 /// Everything that packets change.
 #[derive(PartialEq, Debug)]
-struct State {
+pub(super) struct State {
     mappings: Vec<Mapping>,
     leases: Vec<Lease>,
     stats: Stats,
@@ -17,7 +17,7 @@ struct State {
 }
 
 impl Host {
-    fn state(&self) -> State {
+    pub(super) fn state(&self) -> State {
         State {
             mappings: self.nat.entries().collect(),
             leases: self.nat.history().collect(),
@@ -30,7 +30,7 @@ impl Host {
 
     /// Traces a frame, twice, and says what became of it.
     #[track_caller]
-    fn traced(&mut self, from: u32, frame: &[u8]) -> Result<u32, DropReason> {
+    pub(super) fn traced(&mut self, from: u32, frame: &[u8]) -> Result<u32, DropReason> {
         let before = self.state();
         // As `observe::trace` has it: a cache of its own.
         let mut ways = [(); 2].map(|()| {
@@ -43,7 +43,7 @@ impl Host {
     }
 
     /// Ends every connection; the mappings live on by their timers.
-    fn end_connections(&mut self) {
+    pub(super) fn end_connections(&mut self) {
         for entry in self.entries() {
             assert!(self.connections.remove(entry.index, entry.generation, Ending::Flushed));
             for hold in entry.translation.into_iter().flat_map(|translation| translation.held).flatten() {

@@ -42,7 +42,7 @@ fn sv9_what_goes_to_a_backend_that_is_gone_ends_and_its_syn_selects_again() {
         host.opens(v6, 4000);
         let udp_port = port_to(&mut host, v6, B);
         host.serve(v6, &[backend(C, v6)], |_| {});
-        assert_eq!(host.says(v6, 4000), Err(DropReason::NoConnection));
+        assert_eq!(host.says(v6, 4000), Err(DropReason::ServiceEnded));
         assert_eq!(host.opens(v6, 4000), C);
         assert_eq!(host.asks(A, vip(v6), udp_port).unwrap().0, C, "UDP at once");
         // What the old one still says is no answer of the Service.
@@ -63,7 +63,7 @@ fn connections_to_backends_that_stay_are_not_touched() {
         }
         host.serve(v6, &[backend(B, v6)], |_| {});
         for (port, to) in &had {
-            let expected = if *to == B { Ok(B) } else { Err(DropReason::NoConnection) };
+            let expected = if *to == B { Ok(B) } else { Err(DropReason::ServiceEnded) };
             assert_eq!(host.says(v6, *port), expected);
         }
         let stay = |entry: &Entry| entry.out_port == B;
@@ -80,7 +80,7 @@ fn an_l4_port_or_service_that_goes_away_takes_its_connections_with_it() {
         let mut host = Host::serving(v6, &[backend(B, v6)]);
         host.opens(v6, 4000);
         host.serve(v6, &[backend(B, v6)], |spec| spec.l4 = 81..=81);
-        assert_eq!(host.says(v6, 4000), Err(DropReason::NoConnection));
+        assert_eq!(host.says(v6, 4000), Err(DropReason::ServiceEnded));
         let mut host = Host::serving(v6, &[backend(B, v6)]);
         host.opens(v6, 4000);
         host.plane.services = Arc::default();
@@ -97,7 +97,7 @@ fn a_backends_address_that_moves_ends_its_connections() {
         host.opens(v6, 4000);
         host.plane.tables.set_addresses([(AddressKey::new(NETWORK, address(B, v6)), PortId(C))]);
         host.publish();
-        assert_eq!(host.says(v6, 4000), Err(DropReason::NoConnection));
+        assert_eq!(host.says(v6, 4000), Err(DropReason::ServiceEnded));
     });
 }
 
@@ -110,7 +110,7 @@ fn np31_what_is_established_goes_on_where_policy_is_kept_but_not_to_a_backend_th
         host.allow_only(&[]);
         assert_eq!(host.says(v6, 4000), Ok(B));
         host.serve(v6, &[backend(C, v6)], |_| {});
-        assert_eq!(host.says(v6, 4000), Err(DropReason::NoConnection));
+        assert_eq!(host.says(v6, 4000), Err(DropReason::NoConnection), "no word to whom policy denies");
     });
 }
 
@@ -149,5 +149,45 @@ fn a_refused_connection_is_not_remembered() {
         host.serve(v6, &[backend(B, v6), backend(C, v6)], affine);
         let fresh = Host::serving_as(v6, &[backend(B, v6), backend(C, v6)], affine).asks(A, vip(v6), 4000);
         assert_eq!(host.asks(A, vip(v6), 4000), fresh);
+    });
+}
+
+#[test]
+fn sv5_a_client_whose_backend_is_gone_hears_a_reset_that_it_takes() {
+    both(|v6| {
+        for left in [vec![backend(C, v6)], vec![]] {
+            let mut host = Host::serving(v6, &[backend(B, v6)]);
+            host.opens(v6, 4000);
+            host.serve(v6, &left, |_| {});
+            let segment = out(A, vip(v6)).tcp(&tcp(4000, 80, ACK, 101, 501), b"more");
+            for _ in 0..2 {
+                let (reason, told) = host.told(A, &segment);
+                let told = told.expect("a reset, and again if it was lost");
+                let Body::Ip { src, dst, .. } = told.body else { panic!() };
+                assert_eq!((reason, src, dst), (DropReason::ServiceEnded, vip(v6), address(A, v6)));
+                // RFC 9293 §3.10.7.1: what the client expects next, from whom it talks to.
+                let (reset, _) = told.tcp().expect("TCP");
+                assert_eq!((reset.src_port, reset.dst_port, reset.flags, reset.seq), (80, 4000, RST, 501));
+            }
+            assert_eq!(host.entries(), []);
+            let reset = out(A, vip(v6)).tcp(&tcp(4000, 80, RST, 101, 0), b"");
+            assert!(host.told(A, &reset).1.is_none(), "never about a reset");
+        }
+    });
+}
+
+#[test]
+fn nobody_hears_a_reset_who_may_not_begin_a_connection_or_is_out_there() {
+    both(|v6| {
+        let mut host = Host::serving(v6, &[backend(B, v6)]);
+        let segment = tcp(4000, 80, ACK, 101, 501);
+        let outside = inward(remote(v6, 1), public(v6, PUBLIC_VIP)).tcp(&segment, b"");
+        let (reason, told) = host.told(UPLINK, &outside);
+        assert_eq!((reason, told.is_none()), (DropReason::NoConnection, true), "another host may know it");
+        host.allow_only(&[81]);
+        for to in [vip(v6), public(v6, PUBLIC_VIP)] {
+            let (reason, told) = host.told(A, &out(A, to).tcp(&segment, b""));
+            assert_eq!((reason, told.is_none()), (DropReason::NoConnection, true));
+        }
     });
 }
