@@ -12,6 +12,7 @@ use hostweave_switch::MacAddr;
 use hostweave_switch::limits::{NETWORKS_MAX, PORTS_MAX};
 use hostweave_switch::tables::Addressing;
 use ipnet::{Ipv4Net, Ipv6Net};
+use rpds::RedBlackTreeMapSync;
 
 use super::checked::{
     Backend, Form, HostConfig, Network, Object, Origin, Port, Spec, default_services_v4, default_services_v6,
@@ -36,10 +37,11 @@ const DEFAULT_V6: (Ipv6Net, Ipv6Addr) = (
 const DEFAULT_MTU: u16 = 1500;
 const DEFAULT_VNI: u32 = 4096;
 
-/// Objects that agree with each other, the built-in ones included. Cheap to clone.
+/// Objects that agree with each other, the built-in ones included. Cheap to clone, also to change a clone: what did not change is
+/// shared.
 #[derive(Clone, Debug, Default)]
 pub struct ObjectSet {
-    objects: Arc<BTreeMap<ObjectKey, Arc<Object>>>,
+    objects: RedBlackTreeMapSync<ObjectKey, Arc<Object>>,
     host: Arc<HostConfig>,
     ports_by_label: Arc<OnceLock<PortsByLabel>>,
 }
@@ -140,12 +142,11 @@ impl ObjectSet {
             return None;
         }
         let mut set = self.clone();
-        let objects = Arc::make_mut(&mut set.objects);
         for (gone, object) in changes {
             if *gone {
-                objects.remove(&object.key);
+                set.objects.remove_mut(&object.key);
             } else {
-                objects.insert(object.key.clone(), Arc::clone(object));
+                set.objects.insert_mut(object.key.clone(), Arc::clone(object));
             }
         }
         let mut found = Vec::new();
@@ -203,7 +204,7 @@ pub fn check_set(
     }
     let host = check_host_config(&by_key, &mut found);
     host_access::add(&mut by_key, &host, &mut found);
-    let set = ObjectSet { objects: Arc::new(by_key), host: Arc::new(host), ports_by_label: Arc::default() };
+    let set = ObjectSet { objects: by_key.into_iter().collect(), host: Arc::new(host), ports_by_label: Arc::default() };
     check_counts(&set, &mut found);
     check_vnis(&set, &mut found);
     let mut claims = Claims::default();

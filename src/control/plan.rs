@@ -1,10 +1,10 @@
 //! From the objects that are to exist to everything that follows from them: the checked set, the addresses, what the
 //! packet path is to do. Reads the host's users and groups; changes nothing.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use rpds::RedBlackTreeMapSync;
 use uuid::Uuid;
 
 use super::controller::{Action, Snapshot};
@@ -27,21 +27,19 @@ pub struct Identity {
     pub revision: u64,
 }
 
-/// The objects that are to exist, by origin.
+/// Objects applied at run time. A clone shares with it all that does not change.
+pub type Stored = RedBlackTreeMapSync<ObjectKey, (Arc<Object>, Identity)>;
+
+/// The objects that are to exist, by origin. Cheap to clone, and to change where they are applied at run time.
 #[derive(Clone, Default)]
 pub struct Objects {
     /// From files, in the order read.
-    pub files: Vec<Arc<Object>>,
+    pub files: Arc<Vec<Arc<Object>>>,
     /// Applied at run time.
-    pub stored: BTreeMap<ObjectKey, (Arc<Object>, Identity)>,
+    pub stored: Stored,
 }
 
 impl Objects {
-    /// The object of a file with this key.
-    pub fn file(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
-        self.files.iter().find(|object| object.key == *key)
-    }
-
     /// Keys of all of them.
     pub fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
         self.files.iter().map(|object| &object.key).chain(self.stored.keys())
