@@ -490,11 +490,7 @@ impl Initial {
 }
 
 /// Objects of files and store together; a file claims a stored object only with `adopt`.
-fn with_files(
-    files: Vec<Arc<Object>>,
-    mut stored: Stored,
-    adopt: bool,
-) -> Result<(Objects, Batch), RpcError> {
+fn with_files(files: Vec<Arc<Object>>, mut stored: Stored, adopt: bool) -> Result<(Objects, Batch), RpcError> {
     let claimed: Vec<&Arc<Object>> = files.iter().filter(|object| stored.contains_key(&object.key)).collect();
     if !claimed.is_empty() && !adopt {
         let claim = |object: &&Arc<Object>| {

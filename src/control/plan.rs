@@ -163,9 +163,8 @@ pub fn replan(
             plan.services = Arc::new(given.addresses);
             (plan.services_assigned, plan.services_freed, plan.problems) = (given.changed, given.freed, given.problems);
         }
-        let told = Told { changed: Some(&concerned), ..Told::of(&before.desired) };
         let node = node_of(&plan.set, &HostFacts::system(runtime_dir));
-        services::resolve(&plan.set, &plan.services, &node, told, &mut plan.desired);
+        services::resolve_again(&plan.set, &plan.services, &node, &concerned, &mut plan.desired);
     }
     Ok(plan)
 }

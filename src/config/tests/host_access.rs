@@ -14,7 +14,7 @@ use crate::fabric::spec::{BackendSpec, PortSpec};
 fn host_port(set: &ObjectSet, remembered: &Assignments) -> (Option<PortSpec>, Assignments) {
     let plan = crate::config::ipam::assign(set, remembered, &mut Uuid::new_v4);
     assert_eq!(plan.problems, []);
-    let told = Told { services: &[], records: None, changed: None };
+    let told = Told::default();
     let facts = HostFacts::system(Path::new("/run/hostweave"));
     let (desired, problems) = to_desired(set, &plan.assignments, &ServiceAddresses::default(), told, &facts);
     assert_eq!(problems, []);
