@@ -418,6 +418,7 @@ impl Controller {
             }
             return Err(RpcError::new(ErrorKind::Exhausted, "", format!("nothing was applied: {error:#}")));
         }
+        tracing::debug!(revision, services = plan.services_planned, "planned and in force");
         let stored = objects.stored.clone();
         **writer = objects;
         let Plan { set, assignments, services, problems, warnings, desired, .. } = plan;
@@ -927,6 +928,36 @@ mod tests {
             assert_eq!(format!("{:?}", after.warnings), format!("{:?}", scratch.warnings));
         }
         assert!(in_steps > 20, "{in_steps}");
+    }
+
+    /// Of 300 Services with EndpointSlices one is worked out when a backend of it changes: no other, and no list that says the same.
+    #[test]
+    fn a_changed_endpoint_slice_is_planned_for_its_own_service_only() {
+        let host = host(tempfile::tempdir().unwrap());
+        let own = |i: u32, address: u32| slice(&format!("s{i}"), &format!("s{i}"), address);
+        let services = (0..300).map(|i| service(&format!("s{i}"), 1) + &own(i, 1));
+        host.apply(&(namespace("shop") + &services.collect::<String>())).unwrap();
+        let planned = |edits: &[Edit]| {
+            let writer = host.controller.lock();
+            let before = host.controller.snapshot();
+            let (batch, revision) = (Batch::default(), before.revision + 1);
+            let mut draft = Draft { objects: writer.clone(), changes: Vec::new(), batch, revision };
+            edits.iter().for_each(|edit| draft.edit(edit.clone(), &before).unwrap());
+            let runtime = &host.controller.parts.runtime;
+            let plan = plan::replan(&draft.objects, &draft.changes, &before, runtime).unwrap();
+            let pairs = before.desired.services.iter().zip(plan.desired.services.iter());
+            let others = pairs.filter(|(a, b)| !Arc::ptr_eq(a, b)).count();
+            let names = |desired: &Desired| Arc::clone(&desired.dns.as_ref().unwrap().services);
+            let same_names = Arc::ptr_eq(&names(&before.desired), &names(&plan.desired));
+            (plan.services_planned, others, same_names, before.desired.ports == plan.desired.ports)
+        };
+        assert_eq!(planned(&objects(&own(7, 2))), (1, 1, true, true));
+        assert_eq!(planned(&objects(&own(7, 1))), (0, 0, true, true));
+        assert_eq!(planned(&objects(&(own(7, 2) + &own(8, 2)))), (2, 2, true, true));
+        // One that moves from a Service to another is about both.
+        assert_eq!(planned(&objects(&slice("s7", "s9", 2))), (2, 2, true, true));
+        let gone = ObjectKey::new(Kind::EndpointSlice, Some("shop"), "s7");
+        assert_eq!(planned(&[Edit::Delete { key: gone, must_exist: true }]), (1, 1, true, true));
     }
 
     #[test]

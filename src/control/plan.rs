@@ -73,6 +73,8 @@ pub struct Plan {
     pub problems: Vec<Diagnostic>,
     /// What is dubious.
     pub warnings: Vec<Diagnostic>,
+    /// Services that were worked out; all others are as they were.
+    pub services_planned: usize,
 }
 
 impl Plan {
@@ -114,6 +116,7 @@ pub fn plan(objects: &Objects, before: Before<'_>, runtime_dir: &Path) -> Result
     let (desired, mut problems) = desired(&set, told, runtime_dir);
     problems.extend(ipam.problems.into_iter().chain(services.problems));
     Ok(Plan {
+        services_planned: set.of_kind(Kind::Service).count(),
         set,
         assignments: Arc::new(ipam.assignments),
         assigned: ipam.changed,
@@ -163,6 +166,7 @@ pub fn replan(
             plan.services = Arc::new(given.addresses);
             (plan.services_assigned, plan.services_freed, plan.problems) = (given.changed, given.freed, given.problems);
         }
+        plan.services_planned = concerned.len();
         let node = node_of(&plan.set, &HostFacts::system(runtime_dir));
         services::resolve_again(&plan.set, &plan.services, &node, &concerned, &mut plan.desired);
     }
