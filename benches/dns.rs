@@ -56,7 +56,7 @@ fn input() -> Result<ZoneInput, ipnet::AddrParseError> {
         ranges: vec!["10.64.0.0/10".parse()?],
         private: Vec::new(),
         ports: (0..NAMES).map(port).collect(),
-        services: (0..NAMES).map(service).collect(),
+        services: (0..NAMES).map(|i| service(i).into()).collect(),
     })
 }
 

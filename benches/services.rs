@@ -142,7 +142,7 @@ fn main() -> Result<(), Failure> {
     fabric.apply(&desired)?;
     let mut medians = Vec::new();
     for count in SERVICES {
-        desired.services = (0..count).map(service).collect();
+        desired.services = (0..count).map(service).collect::<Vec<_>>().into();
         let start = Instant::now();
         fabric.apply(&desired)?;
         print(&format!("{count} Services/applied"), vec![start.elapsed()]);

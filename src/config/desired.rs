@@ -112,7 +112,7 @@ pub fn to_desired(
         dns: Some(config.dns.clone()),
         external_dns: external_dns::spec(set, given),
         metadata: config.metadata.clone(),
-        services: Vec::new(),
+        services: Arc::default(),
     };
     problems.extend(outside::resolve(set, given, &mut desired));
     services::resolve(set, given, &node_of(set, host), told, &mut desired);

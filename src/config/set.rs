@@ -12,9 +12,11 @@ use hostweave_switch::MacAddr;
 use hostweave_switch::limits::{NETWORKS_MAX, PORTS_MAX};
 use hostweave_switch::tables::Addressing;
 use ipnet::{Ipv4Net, Ipv6Net};
+use rpds::RedBlackTreeMapSync;
 
 use super::checked::{
-    Backend, Form, HostConfig, Network, Object, Origin, Port, Spec, default_services_v4, default_services_v6,
+    Backend, EndpointSlice, Form, HostConfig, Network, Object, Origin, Port, Spec, default_services_v4,
+    default_services_v6,
 };
 use super::desired::{SOCKET_PATH_MAX, default_socket, incoming_socket};
 use super::diagnostic::{Diagnostic, Diagnostics};
@@ -36,13 +38,18 @@ const DEFAULT_V6: (Ipv6Net, Ipv6Addr) = (
 const DEFAULT_MTU: u16 = 1500;
 const DEFAULT_VNI: u32 = 4096;
 
-/// Objects that agree with each other, the built-in ones included. Cheap to clone.
+/// Objects that agree with each other, the built-in ones included. Cheap to clone, also to change a clone: what did not change is
+/// shared.
 #[derive(Clone, Debug, Default)]
 pub struct ObjectSet {
-    objects: Arc<BTreeMap<ObjectKey, Arc<Object>>>,
+    objects: RedBlackTreeMapSync<ObjectKey, Arc<Object>>,
+    slices: Slices,
     host: Arc<HostConfig>,
     ports_by_label: Arc<OnceLock<PortsByLabel>>,
 }
+
+/// EndpointSlices by the key of their Service and their own.
+type Slices = RedBlackTreeMapSync<(ObjectKey, ObjectKey), Arc<Object>>;
 
 /// Ports by namespace, label key and label value.
 type PortsByLabel = HashMap<(String, String, String), Vec<Arc<Object>>>;
@@ -120,6 +127,25 @@ impl ObjectSet {
         by_label.get(&label).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// The EndpointSlices of a Service, by name.
+    pub fn slices_of(&self, service: &ObjectKey) -> impl Iterator<Item = &EndpointSlice> + use<'_> {
+        // Nothing stands before no name.
+        let none = ObjectKey { kind: Kind::EndpointSlice, namespace: service.namespace.clone(), name: String::new() };
+        let first = (service.clone(), none);
+        let all = self.slices.range(first..);
+        let service = service.clone();
+        all.take_while(move |((of, _), _)| *of == service).filter_map(|(_, object)| match &object.spec {
+            Spec::EndpointSlice(slice) => Some(slice),
+            _ => None,
+        })
+    }
+
+    fn add_slice(&mut self, object: &Arc<Object>) {
+        if let Some(service) = service_of(object) {
+            self.slices.insert_mut((service, object.key.clone()), Arc::clone(object));
+        }
+    }
+
     /// This set with objects written or, where the flag says so, deleted on which neither ports nor their addresses depend: namespaces,
     /// policies, Services and EndpointSlices. Looks at nothing else. `None` if other objects are among them, a namespace is deleted,
     /// the labels of one choose whom a NAT pool serves, or a Service is attached to a port.
@@ -140,12 +166,15 @@ impl ObjectSet {
             return None;
         }
         let mut set = self.clone();
-        let objects = Arc::make_mut(&mut set.objects);
         for (gone, object) in changes {
+            if let Some(service) = set.get(&object.key).and_then(|old| service_of(old)) {
+                set.slices.remove_mut(&(service, object.key.clone()));
+            }
             if *gone {
-                objects.remove(&object.key);
+                set.objects.remove_mut(&object.key);
             } else {
-                objects.insert(object.key.clone(), Arc::clone(object));
+                set.objects.insert_mut(object.key.clone(), Arc::clone(object));
+                set.add_slice(object);
             }
         }
         let mut found = Vec::new();
@@ -179,6 +208,12 @@ impl ObjectSet {
     }
 }
 
+/// The Service that an EndpointSlice is of; `None` for other objects, too.
+pub(super) fn service_of(object: &Object) -> Option<ObjectKey> {
+    let Spec::EndpointSlice(slice) = &object.spec else { return None };
+    Some(ObjectKey::new(Kind::Service, object.key.namespace.as_deref(), slice.service.as_deref()?))
+}
+
 /// Checks objects together and adds the built-in ones. `runtime_dir` is where sockets go that name no path.
 ///
 /// # Errors
@@ -203,7 +238,12 @@ pub fn check_set(
     }
     let host = check_host_config(&by_key, &mut found);
     host_access::add(&mut by_key, &host, &mut found);
-    let set = ObjectSet { objects: Arc::new(by_key), host: Arc::new(host), ports_by_label: Arc::default() };
+    let objects = by_key.into_iter().collect();
+    let mut set =
+        ObjectSet { objects, host: Arc::new(host), slices: Slices::default(), ports_by_label: Arc::default() };
+    for slice in set.clone().of_kind(Kind::EndpointSlice) {
+        set.add_slice(slice);
+    }
     check_counts(&set, &mut found);
     check_vnis(&set, &mut found);
     let mut claims = Claims::default();

@@ -9,7 +9,7 @@
 //!
 //! Everything here blocks on the disk: call it off the runtime's threads.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -22,7 +22,7 @@ use tokio::sync::broadcast;
 
 use super::draft::{Draft, orphans, record};
 use super::error::{ErrorKind, RpcError};
-use super::plan::{self, Before, Identity, Objects, Plan};
+use super::plan::{self, Before, Identity, Objects, Plan, Stored};
 use super::selector::Selector;
 use crate::config::checked::{Object, Origin};
 use crate::config::desired::system_node;
@@ -46,8 +46,8 @@ pub struct Snapshot {
     pub assignments: Arc<Assignments>,
     /// Addresses of Services.
     pub services: Arc<ServiceAddresses>,
-    /// Identities of objects that were applied at run time.
-    pub identities: BTreeMap<ObjectKey, Identity>,
+    /// Objects that were applied at run time, with their identities.
+    pub stored: Stored,
     /// Grows with every change of objects.
     pub revision: u64,
     /// Ports that cannot be given what they need.
@@ -261,9 +261,10 @@ impl Controller {
         let before = self.snapshot();
         let mut wanted = self.lock().clone();
         for object in objects {
-            wanted.files.retain(|known| known.key != object.key);
-            wanted.stored.remove(&object.key);
-            wanted.files.push(Arc::new(object));
+            let files = Arc::make_mut(&mut wanted.files);
+            files.retain(|known| known.key != object.key);
+            wanted.stored.remove_mut(&object.key);
+            files.push(Arc::new(object));
         }
         let plan = plan::plan(&wanted, (&*before).into(), &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
@@ -351,7 +352,7 @@ impl Controller {
             set: before.set.clone(),
             assignments: Arc::new(assignments),
             services: Arc::clone(&before.services),
-            identities: before.identities.clone(),
+            stored: before.stored.clone(),
             revision: before.revision,
             problems: before.problems.clone(),
             warnings: before.warnings.clone(),
@@ -417,10 +418,11 @@ impl Controller {
             }
             return Err(RpcError::new(ErrorKind::Exhausted, "", format!("nothing was applied: {error:#}")));
         }
-        let identities = objects.stored.iter().map(|(key, (_, identity))| (key.clone(), *identity)).collect();
+        tracing::debug!(revision, services = plan.services_planned, "planned and in force");
+        let stored = objects.stored.clone();
         **writer = objects;
         let Plan { set, assignments, services, problems, warnings, desired, .. } = plan;
-        let snapshot = Snapshot { set, assignments, services, identities, revision, problems, warnings, desired };
+        let snapshot = Snapshot { set, assignments, services, stored, revision, problems, warnings, desired };
         self.snapshot.store(Arc::new(snapshot));
         // Those of ports and Services that are gone were let off.
         if let Err(error) = self.remember_drained(self.parts.fabric.drained().into_iter().collect()) {
@@ -474,11 +476,11 @@ impl Initial {
     /// # Errors
     /// A stored object is not valid any more, a file claims one without `adopt`, or objects contradict each other.
     pub fn new(files: Vec<Object>, contents: Contents, adopt: bool, runtime: &Path) -> Result<Self, RpcError> {
-        let mut stored = BTreeMap::new();
+        let mut stored = Stored::default();
         for (key, record) in contents.objects {
             let (object, _) = Object::from_json(&record.object, Origin::Store)?;
             let identity = Identity { uid: record.uid, revision: record.revision };
-            stored.insert(key, (Arc::new(object), identity));
+            stored.insert_mut(key, (Arc::new(object), identity));
         }
         let (objects, batch) = with_files(files.into_iter().map(Arc::new).collect(), stored, adopt)?;
         let Contents { assignments, services, drained, revision, .. } = contents;
@@ -489,11 +491,7 @@ impl Initial {
 }
 
 /// Objects of files and store together; a file claims a stored object only with `adopt`.
-fn with_files(
-    files: Vec<Arc<Object>>,
-    mut stored: BTreeMap<ObjectKey, (Arc<Object>, Identity)>,
-    adopt: bool,
-) -> Result<(Objects, Batch), RpcError> {
+fn with_files(files: Vec<Arc<Object>>, mut stored: Stored, adopt: bool) -> Result<(Objects, Batch), RpcError> {
     let claimed: Vec<&Arc<Object>> = files.iter().filter(|object| stored.contains_key(&object.key)).collect();
     if !claimed.is_empty() && !adopt {
         let claim = |object: &&Arc<Object>| {
@@ -509,14 +507,14 @@ fn with_files(
     }
     let mut objects_gone: Vec<ObjectKey> = claimed.into_iter().map(|object| object.key.clone()).collect();
     for key in &objects_gone {
-        stored.remove(key);
+        stored.remove_mut(key);
     }
     for key in orphans(&files, &stored) {
         tracing::warn!("{key} is deleted: its namespace is gone");
-        stored.remove(&key);
+        stored.remove_mut(&key);
         objects_gone.push(key);
     }
-    Ok((Objects { files, stored }, Batch { objects_gone, ..Batch::default() }))
+    Ok((Objects { files: Arc::new(files), stored }, Batch { objects_gone, ..Batch::default() }))
 }
 
 /// Objects that were read again; what means the same as before shares what was made of it.
@@ -728,7 +726,10 @@ mod tests {
         let after = host.controller.snapshot();
         assert_eq!(after.revision, before.revision);
         assert_eq!(after.assignments, before.assignments);
-        assert_eq!(after.identities, before.identities);
+        let identities = |snapshot: &Snapshot| -> Vec<(ObjectKey, Identity)> {
+            snapshot.stored.iter().map(|(key, (_, identity))| (key.clone(), *identity)).collect()
+        };
+        assert_eq!(identities(&after), identities(&before));
         assert!(after.set.get(&ObjectKey::port("default", "b")).is_none());
     }
 
@@ -927,6 +928,36 @@ mod tests {
             assert_eq!(format!("{:?}", after.warnings), format!("{:?}", scratch.warnings));
         }
         assert!(in_steps > 20, "{in_steps}");
+    }
+
+    /// Of 300 Services with EndpointSlices one is worked out when a backend of it changes: no other, and no list that says the same.
+    #[test]
+    fn a_changed_endpoint_slice_is_planned_for_its_own_service_only() {
+        let host = host(tempfile::tempdir().unwrap());
+        let own = |i: u32, address: u32| slice(&format!("s{i}"), &format!("s{i}"), address);
+        let services = (0..300).map(|i| service(&format!("s{i}"), 1) + &own(i, 1));
+        host.apply(&(namespace("shop") + &services.collect::<String>())).unwrap();
+        let planned = |edits: &[Edit]| {
+            let writer = host.controller.lock();
+            let before = host.controller.snapshot();
+            let (batch, revision) = (Batch::default(), before.revision + 1);
+            let mut draft = Draft { objects: writer.clone(), changes: Vec::new(), batch, revision };
+            edits.iter().for_each(|edit| draft.edit(edit.clone(), &before).unwrap());
+            let runtime = &host.controller.parts.runtime;
+            let plan = plan::replan(&draft.objects, &draft.changes, &before, runtime).unwrap();
+            let pairs = before.desired.services.iter().zip(plan.desired.services.iter());
+            let others = pairs.filter(|(a, b)| !Arc::ptr_eq(a, b)).count();
+            let names = |desired: &Desired| Arc::clone(&desired.dns.as_ref().unwrap().services);
+            let same_names = Arc::ptr_eq(&names(&before.desired), &names(&plan.desired));
+            (plan.services_planned, others, same_names, before.desired.ports == plan.desired.ports)
+        };
+        assert_eq!(planned(&objects(&own(7, 2))), (1, 1, true, true));
+        assert_eq!(planned(&objects(&own(7, 1))), (0, 0, true, true));
+        assert_eq!(planned(&objects(&(own(7, 2) + &own(8, 2)))), (2, 2, true, true));
+        // One that moves from a Service to another is about both.
+        assert_eq!(planned(&objects(&slice("s7", "s9", 2))), (2, 2, true, true));
+        let gone = ObjectKey::new(Kind::EndpointSlice, Some("shop"), "s7");
+        assert_eq!(planned(&[Edit::Delete { key: gone, must_exist: true }]), (1, 1, true, true));
     }
 
     #[test]

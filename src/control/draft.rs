@@ -1,13 +1,13 @@
 //! A change in the making: wishes carried out on a copy of the objects, before anything is checked or written.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::controller::{Action, Edit, Snapshot, not_found};
 use super::error::{ErrorKind, RpcError};
-use super::plan::{Identity, Objects};
+use super::plan::{Identity, Objects, Stored};
 use super::service_view::cluster_addresses;
 use crate::config::checked::{Object, Origin, Spec};
 use crate::config::host_access::NAMESPACE as HOST_NAMESPACE;
@@ -46,7 +46,7 @@ impl Draft {
 
     fn put(&mut self, mut object: Object, before: &Snapshot) -> Result<(), RpcError> {
         let key = object.key.clone();
-        self.check_origin(&key)?;
+        check_origin(&key, before)?;
         if self.changes.iter().any(|(_, other)| other.key == key) {
             return Err(conflict(&key, "duplicate", format!("{key} is written twice"), "leave one of them out"));
         }
@@ -74,15 +74,15 @@ impl Draft {
             let uid = known.map_or_else(Uuid::new_v4, |(_, identity)| identity.uid);
             let identity = Identity { uid, revision: self.revision };
             self.batch.objects.push((key.clone(), record(&object, identity)));
-            self.objects.stored.insert(key, (Arc::clone(&object), identity));
+            self.objects.stored.insert_mut(key, (Arc::clone(&object), identity));
         }
         self.changes.push((action, object));
         Ok(())
     }
 
     fn delete(&mut self, key: &ObjectKey, must_exist: bool, before: &Snapshot) -> Result<(), RpcError> {
-        self.check_origin(key)?;
-        if let Some((object, _)) = self.objects.stored.remove(key) {
+        check_origin(key, before)?;
+        if let Some(object) = self.remove(key) {
             self.batch.objects_gone.push(key.clone());
             self.changes.push((Action::Deleted, object));
             return Ok(());
@@ -121,7 +121,7 @@ impl Draft {
             let with_it: Vec<ObjectKey> =
                 stored.filter(|key| goes_with_namespace(key.kind) && !put(key)).cloned().collect();
             for key in with_it {
-                let Some((object, _)) = self.objects.stored.remove(&key) else { continue };
+                let Some(object) = self.remove(&key) else { continue };
                 self.batch.objects_gone.push(key);
                 self.changes.push((Action::Deleted, object));
             }
@@ -129,12 +129,19 @@ impl Draft {
         Ok(())
     }
 
-    /// What comes from a file is changed only there (UX §2).
-    fn check_origin(&self, key: &ObjectKey) -> Result<(), RpcError> {
-        let Some(object) = self.objects.file(key) else { return Ok(()) };
-        let message = format!("{key} comes from {} and is changed only there", object.origin);
-        Err(conflict(key, "origin", message, "edit that file, then reload the daemon (SIGHUP)"))
+    fn remove(&mut self, key: &ObjectKey) -> Option<Arc<Object>> {
+        let (object, _) = self.objects.stored.get(key).cloned()?;
+        self.objects.stored.remove_mut(key);
+        Some(object)
     }
+}
+
+/// What comes from a file is changed only there (UX §2).
+fn check_origin(key: &ObjectKey, before: &Snapshot) -> Result<(), RpcError> {
+    let from_file = |object: &&Arc<Object>| matches!(object.origin, Origin::File { .. });
+    let Some(object) = before.set.get(key).filter(from_file) else { return Ok(()) };
+    let message = format!("{key} comes from {} and is changed only there", object.origin);
+    Err(conflict(key, "origin", message, "edit that file, then reload the daemon (SIGHUP)"))
 }
 
 /// A LoadBalancer stays with whom it was given to (SEMANTICS SV23).
@@ -208,7 +215,7 @@ fn goes_with_namespace(kind: Kind) -> bool {
 }
 
 /// Stored objects whose namespace is gone, and that go with it.
-pub fn orphans(files: &[Arc<Object>], stored: &BTreeMap<ObjectKey, (Arc<Object>, Identity)>) -> Vec<ObjectKey> {
+pub fn orphans(files: &[Arc<Object>], stored: &Stored) -> Vec<ObjectKey> {
     let keys = files.iter().map(|object| &object.key).chain(stored.keys());
     let named = keys.filter(|key| key.kind == Kind::Namespace).map(|key| key.name.as_str());
     let mut objects = files.iter().chain(stored.values().map(|(object, _)| object));

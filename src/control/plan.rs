@@ -1,10 +1,11 @@
 //! From the objects that are to exist to everything that follows from them: the checked set, the addresses, what the
 //! packet path is to do. Reads the host's users and groups; changes nothing.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use rpds::RedBlackTreeMapSync;
 use uuid::Uuid;
 
 use super::controller::{Action, Snapshot};
@@ -27,21 +28,19 @@ pub struct Identity {
     pub revision: u64,
 }
 
-/// The objects that are to exist, by origin.
+/// Objects applied at run time. A clone shares with it all that does not change.
+pub type Stored = RedBlackTreeMapSync<ObjectKey, (Arc<Object>, Identity)>;
+
+/// The objects that are to exist, by origin. Cheap to clone, and to change where they are applied at run time.
 #[derive(Clone, Default)]
 pub struct Objects {
     /// From files, in the order read.
-    pub files: Vec<Arc<Object>>,
+    pub files: Arc<Vec<Arc<Object>>>,
     /// Applied at run time.
-    pub stored: BTreeMap<ObjectKey, (Arc<Object>, Identity)>,
+    pub stored: Stored,
 }
 
 impl Objects {
-    /// The object of a file with this key.
-    pub fn file(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
-        self.files.iter().find(|object| object.key == *key)
-    }
-
     /// Keys of all of them.
     pub fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
         self.files.iter().map(|object| &object.key).chain(self.stored.keys())
@@ -75,6 +74,8 @@ pub struct Plan {
     pub problems: Vec<Diagnostic>,
     /// What is dubious.
     pub warnings: Vec<Diagnostic>,
+    /// Services that were worked out; all others are as they were.
+    pub services_planned: usize,
 }
 
 impl Plan {
@@ -119,6 +120,7 @@ pub fn plan(objects: &Objects, before: Before<'_>, runtime_dir: &Path) -> Result
     let (desired, mut problems) = desired(&set, told, runtime_dir);
     problems.extend(ipam.problems.into_iter().chain(services.problems));
     Ok(Plan {
+        services_planned: set.of_kind(Kind::Service).count(),
         set,
         assignments: Arc::new(ipam.assignments),
         assigned: ipam.changed,
@@ -179,9 +181,9 @@ pub fn replan(
             plan.services = Arc::new(given.addresses);
             (plan.services_assigned, plan.services_freed, plan.problems) = (given.changed, given.freed, given.problems);
         }
-        let told = Told { changed: Some(&concerned), ..Told::of(&before.desired) };
+        plan.services_planned = concerned.len();
         let node = node_of(&plan.set, &HostFacts::system(runtime_dir));
-        services::resolve(&plan.set, &plan.services, &node, told, &mut plan.desired);
+        services::resolve_again(&plan.set, &plan.services, &node, &concerned, &mut plan.desired);
     }
     Ok(plan)
 }

@@ -287,7 +287,7 @@ fn records<'a>(snapshot: &'a Snapshot, key: &ObjectKey) -> Option<&'a ServiceRec
     let services = &snapshot.desired.dns.as_ref()?.services;
     let wanted = (key.namespace.as_deref().unwrap_or_default(), key.name.as_str());
     let found = services.binary_search_by(|of| (of.namespace.as_str(), of.name.as_str()).cmp(&wanted));
-    found.ok().and_then(|at| services.get(at))
+    found.ok().and_then(|at| services.get(at)).map(|of| &**of)
 }
 
 /// `status` of an EndpointSlice.

@@ -260,7 +260,7 @@ pub fn problem_of<'a>(snapshot: &'a Snapshot, key: &ObjectKey) -> Option<&'a Dia
 
 /// An object with where it comes from and what became of it; its YAML goes back into `apply` unchanged.
 pub fn object(controller: &Controller, snapshot: &Snapshot, object: &Object) -> Value {
-    let identity = snapshot.identities.get(&object.key);
+    let identity = snapshot.stored.get(&object.key).map(|(_, identity)| identity);
     let assigned = snapshot.assignments.get(&object.key).map(|assignment| assignment.uid);
     let given = snapshot.services.get(&object.key).map(Vec::as_slice).unwrap_or_default();
     let filled = object.with_cluster_addresses(&service_view::cluster_addresses(given));

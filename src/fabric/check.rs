@@ -36,7 +36,7 @@ pub(super) fn check(desired: &Desired) -> anyhow::Result<()> {
             }
         }
     }
-    for service in &desired.services {
+    for service in desired.services.iter() {
         if !networks.contains(service.network.as_str()) {
             bail!("Service {}: network {:?} does not exist", service.name, service.network);
         }

@@ -30,6 +30,7 @@ mod samples;
 pub mod spec;
 mod start;
 pub mod uplink;
+mod wanted;
 mod what_if;
 
 use std::collections::{HashMap, HashSet};
@@ -71,10 +72,11 @@ use ids::IdPool;
 use mailbox::Message;
 use plane::Plane;
 use port::PortRuntime;
-use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Ports, Timeouts};
+use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Timeouts};
 use start::{Seat, or_abort, start_worker};
 use uplink::owned::Outside;
 use uplink::{Attended, UplinkRuntime};
+use wanted::Wanted;
 pub use what_if::{Affected, AffectedFlow, DeniedFlow, Impact, Picture};
 
 /// The running packet path.
@@ -134,8 +136,8 @@ struct State {
     remembered: HashMap<u128, u32>,
     /// Whether connections of an earlier run were looked at.
     adopted: bool,
-    /// Networks and ports as they were asked for last.
-    wanted: Option<(Vec<Network>, Ports)>,
+    /// What was asked for last.
+    wanted: Option<Wanted>,
     /// What was asked for outside of them last.
     outside: Option<Outside>,
     uplink: Option<UplinkRuntime>,
@@ -256,7 +258,7 @@ impl Fabric {
         state.established = desired.established;
         state.local = desired.local;
         if state.asks_the_same(desired) {
-            if !state.balance.wants_the_same(&desired.networks, &desired.services) {
+            if !state.wanted.as_ref().is_some_and(|wanted| wanted.has_addresses_of(&desired.services)) {
                 check(desired)?;
             }
             inner.update_services(&mut state, desired);
@@ -267,6 +269,7 @@ impl Fabric {
             inner.dns.update_spec(desired);
             inner.metadata.update_spec(desired);
             inner.external_dns.update(desired.external_dns.as_ref());
+            state.wanted = Some(Wanted::of(desired));
             return Ok(());
         }
         check(desired)?;
@@ -306,7 +309,7 @@ impl Fabric {
         inner.external_dns.update(desired.external_dns.as_ref());
         inner.finish_attending(&mut state, Attended { changed: false, ..attended });
         retired.into_iter().for_each(|uplink| inner.close_uplink(uplink));
-        state.wanted = Some((desired.networks.clone(), desired.ports.clone()));
+        state.wanted = Some(Wanted::of(desired));
         for port in state.ports.values() {
             port.open_gate();
             // RFC 4861 §6.2.4: a router tells of changes at once.
@@ -479,8 +482,10 @@ const LET_GO_LIMIT: Duration = Duration::from_millis(200);
 impl State {
     /// Whether networks and ports are those that were asked for last: then policies are all that may have changed.
     fn asks_the_same(&self, desired: &Desired) -> bool {
-        self.wanted.as_ref().is_some_and(|(networks, ports)| *networks == desired.networks && *ports == desired.ports)
-            && self.outside.as_ref().is_some_and(|outside| outside.is_of(desired))
+        let (Some(wanted), Some(outside)) = (&self.wanted, &self.outside) else { return false };
+        wanted.is_of(desired)
+            && outside.is_of(desired)
+            && (wanted.has_addresses_of(&desired.services) || outside.has_services_of(desired))
     }
 
     /// Waits until the workers have let go of every plane but the published one, and with it of devices that are to

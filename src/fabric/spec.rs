@@ -76,7 +76,7 @@ pub struct Desired {
     /// Metadata for guests; `None` for none.
     pub metadata: Option<MetadataSpec>,
     /// Services that spread connections, by namespace and name.
-    pub services: Vec<Arc<ServiceSpec>>,
+    pub services: Arc<Vec<Arc<ServiceSpec>>>,
 }
 
 /// A list of ports. Cheap to clone, and to compare with its own clone: a change of policy costs nothing per port.

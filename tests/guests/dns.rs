@@ -96,7 +96,8 @@ fn host(upstreams: Vec<SocketAddr>) -> (Host, PortSpec, Guest) {
         ports: Vec::new(),
     };
     host.desired.networks.push(network("other", 2, 1500));
-    host.desired.dns = Some(DnsSpec { upstreams: Some(upstreams), services: vec![api].into(), ..DnsSpec::default() });
+    host.desired.dns =
+        Some(DnsSpec { upstreams: Some(upstreams), services: vec![api.into()].into(), ..DnsSpec::default() });
     host.port_in("other", "hidden", 20, 1);
     let spec = host.port("web-0", 10);
     let mut guest = host.guest(&spec).up();

@@ -77,7 +77,7 @@ fn are(host: &Host, wanted: &[&str]) {
 fn sv2_a_backend_takes_connections_while_its_guest_runs() {
     let mut host = Host::new(1);
     let (a, b) = (host.port("a", 10), host.port("b", 11));
-    host.desired.services = vec![service(&[&a, &b])];
+    host.desired.services = vec![service(&[&a, &b])].into();
     host.apply();
     assert_eq!(active(&host.fabric), [vec![], Vec::<String>::new()]);
     let mut guest = host.guest(&a).up();
@@ -107,7 +107,7 @@ fn what_was_drained_is_in_force_when_that_is_said_and_after_a_restart_of_the_por
     let mut host = Host::new(1);
     let (a, b) = (host.port("a", 10), host.port("b", 11));
     let _guests = [&a, &b].map(|port| host.guest(port).up());
-    host.desired.services = vec![service(&[&a, &b])];
+    host.desired.services = vec![service(&[&a, &b])].into();
     host.apply();
     are(&host, &["test/a", "test/b"]);
     let what = Drained { backend: "test/a".into(), service: None };
@@ -115,12 +115,12 @@ fn what_was_drained_is_in_force_when_that_is_said_and_after_a_restart_of_the_por
     let only_b = || [vec!["test/b".to_owned()], vec!["test/b".to_owned()]];
     assert_eq!(active(&host.fabric), only_b());
     // Another version of the Service does not forget it.
-    host.desired.services = vec![service(&[&a, &b])];
+    host.desired.services = vec![service(&[&a, &b])].into();
     host.apply();
     assert_eq!(active(&host.fabric), only_b());
     // A port that is gone does.
     host.desired.ports = vec![b.clone()].into();
-    host.desired.services = vec![service(&[&b])];
+    host.desired.services = vec![service(&[&b])].into();
     host.apply();
     assert!(host.fabric.drained().is_empty());
     assert!(!host.fabric.drain(what, false), "it was let off");
@@ -194,9 +194,9 @@ fn a_service_in_the_place_of_a_port_is_refused() {
     let a = host.port("a", 10);
     let mut wrong = ServiceSpec::clone(&service(&[&a]));
     wrong.cluster = a.addresses().collect();
-    host.desired.services = vec![wrong.into()];
+    host.desired.services = vec![wrong.into()].into();
     let error = host.fabric.apply(&host.desired).unwrap_err().to_string();
     assert!(error.contains("Service test/web: address") && error.contains("is a port's"), "{error}");
-    host.desired.services = Vec::new();
+    host.desired.services = Vec::new().into();
     host.apply();
 }

@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::ZONE_LABEL;
-use crate::config::checked::{
-    Endpoint, EndpointSlice, Prefer, Service, ServicePort, Spec, Target, annotations, protocol,
-};
+use crate::config::checked::{Endpoint, EndpointSlice, Prefer, Service, ServicePort, Target, annotations, protocol};
 use crate::config::kind::{DEFAULT_NAMESPACE, Kind, ObjectKey};
 use crate::config::set::ObjectSet;
 use crate::fabric::spec::{Condition, PortSpec};
@@ -15,24 +13,17 @@ use crate::fabric::spec::{Condition, PortSpec};
 /// Ports by namespace, label and value.
 type ByLabel<'a> = HashMap<(&'a str, &'a str, &'a str), Vec<usize>>;
 
-/// EndpointSlices by namespace and Service.
-type Slices<'a> = HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>;
-
 /// Who may stand behind Services: the ports of a host and its EndpointSlices, by what finds them.
 pub struct Backends<'a> {
     node: &'a str,
     zone: Option<&'a str>,
     ports: &'a [PortSpec],
     set: &'a ObjectSet,
-    /// The few Services that are asked for most likely.
-    few: Option<&'a HashSet<ObjectKey>>,
     by_label: OnceCell<ByLabel<'a>>,
     /// By network and address.
     by_address: OnceCell<HashMap<(&'a str, IpAddr), usize>>,
     /// Shares of new connections that are written, by namespace and name.
     weights: OnceCell<HashMap<(&'a str, &'a str), u16>>,
-    /// Of the few, and of all.
-    slices: [OnceCell<Slices<'a>>; 2],
 }
 
 /// Someone who stands behind a Service.
@@ -64,13 +55,12 @@ pub enum First {
 }
 
 impl<'a> Backends<'a> {
-    /// Those of this host, which is called `node`. What is sorted is sorted when it is needed; for `few` Services that are asked for
-    /// most likely, no other EndpointSlices are.
-    pub fn new(set: &'a ObjectSet, node: &'a str, ports: &'a [PortSpec], few: Option<&'a HashSet<ObjectKey>>) -> Self {
+    /// Those of this host, which is called `node`. What is sorted is sorted when it is needed.
+    pub fn new(set: &'a ObjectSet, node: &'a str, ports: &'a [PortSpec]) -> Self {
         let host = set.of_kind(Kind::HostConfig).next();
         let zone = host.and_then(|host| host.metadata.labels.get(ZONE_LABEL)).map(String::as_str);
-        let (by_label, by_address, weights, slices) = Default::default();
-        Self { node, zone, ports, set, few, by_label, by_address, weights, slices }
+        let (by_label, by_address, weights) = Default::default();
+        Self { node, zone, ports, set, by_label, by_address, weights }
     }
 
     fn ports_by_label(&self) -> ByLabel<'a> {
@@ -83,25 +73,13 @@ impl<'a> Backends<'a> {
         by_label
     }
 
-    fn slices_by_service(&self, of: Option<&'a HashSet<ObjectKey>>) -> Slices<'a> {
-        let name = |key: &'a ObjectKey| (namespace_of(key), key.name.as_str());
-        let of: Option<HashSet<_>> = of.map(|keys| keys.iter().map(name).collect());
-        let mut slices = Slices::new();
-        for object in self.set.of_kind(Kind::EndpointSlice) {
-            if let Spec::EndpointSlice(slice) = &object.spec
-                && let Some(service) = &slice.service
-            {
-                let name = (namespace_of(&object.key), service.as_str());
-                if of.as_ref().is_none_or(|of| of.contains(&name)) {
-                    slices.entry(name).or_default().push(slice);
-                }
-            }
-        }
-        slices
+    /// The objects that they are among.
+    pub fn set(&self) -> &'a ObjectSet {
+        self.set
     }
 
     /// Those of a Service of its network, by name.
-    pub fn of(&self, key: &'a ObjectKey, service: &Service) -> Vec<Backend<'a>> {
+    pub fn of(&self, key: &ObjectKey, service: &Service) -> Vec<Backend<'a>> {
         if service.selector.is_empty() {
             return self.of_slices(key, service);
         }
@@ -123,13 +101,8 @@ impl<'a> Backends<'a> {
     }
 
     /// The EndpointSlices of a Service.
-    pub fn slices<'k>(&'k self, key: &'k ObjectKey) -> &'k [&'a EndpointSlice] {
-        let [of_few, of_all] = &self.slices;
-        let slices = match self.few.filter(|few| few.contains(key)) {
-            Some(few) => of_few.get_or_init(|| self.slices_by_service(Some(few))),
-            None => of_all.get_or_init(|| self.slices_by_service(None)),
-        };
-        slices.get(&(namespace_of(key), key.name.as_str())).map(Vec::as_slice).unwrap_or_default()
+    pub fn slices(&self, key: &ObjectKey) -> impl Iterator<Item = &'a EndpointSlice> + use<'a> {
+        self.set.slices_of(key)
     }
 
     fn of_port(&self, port: &'a PortSpec, service: &Service) -> Backend<'a> {
@@ -271,19 +244,6 @@ impl Backend<'_> {
             }
         }
     }
-}
-
-/// EndpointSlices by namespace and Service.
-pub(super) fn slices_of(set: &ObjectSet) -> HashMap<(&str, &str), Vec<&EndpointSlice>> {
-    let mut slices: HashMap<_, Vec<&EndpointSlice>> = HashMap::new();
-    for object in set.of_kind(Kind::EndpointSlice) {
-        if let Spec::EndpointSlice(slice) = &object.spec
-            && let Some(service) = &slice.service
-        {
-            slices.entry((namespace_of(&object.key), service.as_str())).or_default().push(slice);
-        }
-    }
-    slices
 }
 
 /// Shares of new connections that are written: on the Port, else on its Pod.

@@ -25,7 +25,7 @@ pub fn dubious<'a>(
     if objects.is_empty() {
         return Vec::new();
     }
-    let backends = Backends::new(set, "", ports, None);
+    let backends = Backends::new(set, "", ports);
     let mut found = Vec::new();
     for object in objects {
         match &object.spec {
@@ -73,7 +73,7 @@ pub(super) fn of_service(backends: &Backends<'_>, object: &Object, service: &Ser
             "a Service belongs to one network: write the annotation hostweave.dev/network: {networks}, or another Service for them"
         )));
     }
-    if !backends.slices(&object.key).is_empty() {
+    if backends.slices(&object.key).next().is_some() {
         let message = "its EndpointSlices are ignored: a Service with a selector has the ports that it selects";
         return Some(Problem::key(&path, "ignored_field", message).warning().label("has a selector"));
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::backends::{namespace_of, slices_of};
+use super::backends::namespace_of;
 use crate::config::checked::Service;
 use crate::config::kind::{Kind, ObjectKey};
 use crate::config::outside;
@@ -27,13 +27,11 @@ pub fn concerned(
     if others.len() > PORTS_MAX {
         return None;
     }
-    let slices = slices_of(set);
     for (object, service) in outside::services(set) {
         let has = |port: &&PortSpec| match service.selector.is_empty() {
             false => selects(namespace_of(&object.key), service, port),
             true => {
-                let key = (namespace_of(&object.key), object.key.name.as_str());
-                let mut endpoints = slices.get(&key).into_iter().flatten().flat_map(|slice| &slice.endpoints);
+                let mut endpoints = set.slices_of(&object.key).flat_map(|slice| &slice.endpoints);
                 port.network == service.network
                     && endpoints.any(|endpoint| port.addresses().any(|address| address == endpoint.address))
             }

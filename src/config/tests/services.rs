@@ -298,7 +298,7 @@ fn weights_stand_on_the_port_or_its_pod() {
 }
 
 fn records(objects: &[String]) -> Vec<ServiceRecords> {
-    told(objects).dns.unwrap().services.to_vec()
+    told(objects).dns.unwrap().services.iter().map(|of| ServiceRecords::clone(of)).collect()
 }
 
 #[test]

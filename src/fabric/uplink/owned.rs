@@ -35,11 +35,15 @@ impl Outside {
         Self { uplink: uplink.clone(), nat_pools: nat_pools.clone(), attached: attached.clone(), services }
     }
 
-    /// Whether this is the part of `desired` that lies outside.
+    /// Whether this is the part of `desired` that lies outside, apart from Services.
     pub fn is_of(&self, desired: &Desired) -> bool {
         let Desired { uplink, nat_pools, attached, .. } = desired;
         (&self.uplink, &self.nat_pools, &self.attached) == (uplink, nat_pools, attached)
-            && self.services == Self::of(desired).services
+    }
+
+    /// Whether the Services of `desired` have these public addresses.
+    pub fn has_services_of(&self, desired: &Desired) -> bool {
+        self.services == Self::of(desired).services
     }
 
     /// Every address, in order.
@@ -262,10 +266,11 @@ mod tests {
                 drain: Drain::Keep,
             };
             let Outside { uplink, nat_pools, attached, .. } = outside.clone();
-            Desired { uplink, nat_pools, attached, services: vec![service.into()], ..Desired::default() }
+            Desired { uplink, nat_pools, attached, services: vec![service.into()].into(), ..Desired::default() }
         };
         refuse_shared(&desired("203.0.113.9")).unwrap();
-        assert!(outside.is_of(&desired("203.0.113.9")) && !outside.is_of(&desired("203.0.113.11")));
+        assert!(outside.is_of(&desired("203.0.113.9")) && outside.has_services_of(&desired("203.0.113.9")));
+        assert!(!outside.has_services_of(&desired("203.0.113.11")));
         for (address, owner) in
             [("203.0.113.2", "the host itself"), ("203.0.113.7", "NatPool pool"), ("203.0.113.8", "Service a/b")]
         {

@@ -22,7 +22,7 @@ pub struct DnsSpec {
     /// Who is asked for all other names; `None` for the host's own resolvers (`/etc/resolv.conf`), empty for nobody.
     pub upstreams: Option<Vec<SocketAddr>>,
     /// Services of all networks, by namespace and name. Cheap to clone, and to compare with its own clone.
-    pub services: Arc<Vec<ServiceRecords>>,
+    pub services: Arc<Vec<Arc<ServiceRecords>>>,
     /// Where cluster addresses of Services are.
     pub service_ranges: Vec<ServiceRange>,
 }
@@ -136,5 +136,5 @@ pub struct ZoneInput {
     /// Its ports.
     pub ports: Vec<PortRecords>,
     /// Its Services.
-    pub services: Vec<ServiceRecords>,
+    pub services: Vec<Arc<ServiceRecords>>,
 }

@@ -24,10 +24,10 @@ fn port(namespace: &str, name: &str, texts: &[&str]) -> PortRecords {
     PortRecords { namespace: namespace.into(), name: name.into(), addresses: addresses(texts) }
 }
 
-fn service(name: &str, target: ServiceTarget) -> ServiceRecords {
+fn service(name: &str, target: ServiceTarget) -> Arc<ServiceRecords> {
     let named = |name: &str, protocol, port| ServicePort { name: name.into(), protocol, port };
     let ports = vec![named("http", "tcp", 80), named("dns", "udp", 53), named("", "tcp", 9_000)];
-    ServiceRecords { network: "default".into(), namespace: "shop".into(), name: name.into(), target, ports }
+    Arc::new(ServiceRecords { network: "default".into(), namespace: "shop".into(), name: name.into(), target, ports })
 }
 
 fn endpoint(hostname: Option<&str>, texts: &[&str], ready: bool) -> EndpointRecords {
@@ -120,7 +120,7 @@ fn np15_an_endpoint_without_the_port_has_an_address_and_no_srv() {
     let db = input.services.iter_mut().find(|service| service.name == "db").unwrap();
     let name = "_http._tcp.db.shop.svc.cluster.local.";
     let before = ask(&server(), name, RecordType::SRV);
-    let ServiceTarget::Headless { endpoints, .. } = &mut db.target else { panic!() };
+    let ServiceTarget::Headless { endpoints, .. } = &mut Arc::make_mut(db).target else { panic!() };
     endpoints.push(without);
     let server = server();
     server.zone.store(Arc::new(Zone::new(&input, 8)));
