@@ -156,7 +156,6 @@ pub fn forward<'a, R: Recorder>(
         }
         Err(place) => {
             if let Some(place) = place
-                && !flows.cache.shows(place, ctx.stamp)
                 && let Some(way) = connect::crossed(ctx, flows, place, packet)
             {
                 record.stage("flow", Detail::Hit);

@@ -464,19 +464,16 @@ impl FlowCache {
         None
     }
 
-    /// Whether the flow at a place was looked at during this round and epoch ([`stamp`]).
-    #[inline(always)]
-    pub fn shows(&self, place: usize, stamp: u64) -> bool {
-        self.lines[place].0[6] == stamp
-    }
-
     /// As [`FlowCache::look`], of a flow that crosses, at its place; its stamp is that of all networks. With what its packets become.
     #[inline(always)]
     pub fn ready_to_cross(&self, place: usize, stamp: u64) -> Option<(u16, u8, Rewriting)> {
-        let line = &self.lines[place].0;
+        let Line(line) = self.lines.get(place)?;
         let way = line[7];
-        let ready = line[6] == stamp && way as u8 & (ASSURED | TCP | CROSSES) == ASSURED | CROSSES;
-        let rewriting = Rewriting::of_line(self.rewritings.get(place)?, line[RECORD]).filter(|_| ready)?;
+        // First of all: of a flow that stays no line of rewriting is touched.
+        if way as u8 & (ASSURED | TCP | CROSSES) != ASSURED | CROSSES || line[6] != stamp {
+            return None;
+        }
+        let rewriting = Rewriting::of_line(self.rewritings.get(place)?, line[RECORD])?;
         Some(((way >> 16) as u16, (way >> 8) as u8, rewriting))
     }
 

@@ -154,7 +154,7 @@ fn a_backend_that_refuses_clients_is_ejected_and_back_in_time() {
     });
     let mut spec = ServiceSpec::clone(&service(&[&a, &b]));
     spec.outlier = Some(OutlierSpec { consecutive_failures: 3, base_ejection_s: 2, max_ejection_percent: 50 });
-    host.desired.services = vec![spec.into()];
+    host.desired.services = vec![spec.into()].into();
     host.apply();
     are(&host, &["test/a", "test/b"]);
     let running = backends.map(|guest| guest.spawn("backend", false).unwrap());

@@ -53,8 +53,8 @@ class Crowd(Scene):
 
         until(accepted, "every backend has connections, and together they have all", 20)
 
-    def lost(self, backend=None):
-        """Ends the talk: exactly the connections of this backend have failed, or none at all."""
+    def lost(self, backend=None, how=None):
+        """Ends the talk: exactly the connections of this backend have failed (in one way, if that is named), or none at all."""
         for number, address in enumerate(CLUSTER):
             found = self.client.peer("hummed", group=address)
             ok = set(found.pop("ok", []))
@@ -63,6 +63,7 @@ class Crowd(Scene):
             assert failed == wanted, "%s: %s have failed, of which not the backend's: %s; went on all the same: %s" % (
                 address, {how: len(ports) for how, ports in found.items()}, failed - wanted, wanted & ok)
             assert len(ok) == COUNT - len(wanted)
+            assert how is None or set(found) == {how}, {how: len(ports) for how, ports in found.items()}
 
     def taken_by(self, names):
         """Who takes new connections now."""
@@ -106,7 +107,7 @@ def deleted(case):
     scene.daemon.reload()
     scene.taken_by("ac")
     process.run(["sleep", str(LONGER)])
-    scene.lost("b")
+    scene.lost("b", "ECONNRESET")
     scene.finish()
 
 
