@@ -65,6 +65,13 @@ const SOON: Duration = Duration::from_millis(10);
 
 /// How soon a device that failed is opened again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long at most until an interface is tried again that the kernel refuses.
+const AGAIN_MAX: Duration = Duration::from_secs(30);
+
+/// How long until an interface is tried again that the kernel refused so many times in a row.
+fn open_again(refused: u32) -> Duration {
+    AGAIN.saturating_mul(1 << refused.saturating_sub(1).min(5)).min(AGAIN_MAX)
+}
 
 /// A device in use.
 struct Open {
@@ -86,6 +93,8 @@ pub struct UplinkRuntime {
     open: Option<Open>,
     /// Not before then.
     open_after: Option<Instant>,
+    /// Times in a row that the kernel refused it.
+    refused: u32,
     /// Devices opened so far, so that a source's key is never used twice.
     serial: u32,
     link: bool,
@@ -130,6 +139,7 @@ impl UplinkRuntime {
             interface: None,
             open: None,
             open_after: None,
+            refused: 0,
             serial: 0,
             link: false,
             neighbors: Neighbors::default(),
@@ -178,6 +188,7 @@ impl UplinkRuntime {
         if other(spec) != other(&self.spec) {
             // Workers let go of the old device before a new one takes its name.
             self.open_after = self.open.take().map(|_| now + AGAIN);
+            self.refused = 0;
             self.link = false;
             self.interface = None;
             self.neighbors.forget(now);
@@ -303,9 +314,18 @@ impl UplinkRuntime {
             self.open_after = failed.then_some(now + AGAIN);
         }
         let mut result = found.map(|_| ()).map_err(anyhow::Error::from);
+        let usable = |interface: Option<Interface>| interface.filter(|there| there.up).map(|there| there.index);
+        if self.refused > 0 && usable(there) != usable(self.interface) {
+            // What was refused was another interface, or a state of it that is over.
+            (self.refused, self.open_after) = (0, None);
+        }
         self.interface = there;
-        if result.is_ok() && self.open.is_none() && self.open_after.is_none_or(|at| now >= at) {
-            result = self.try_open(inner);
+        if result.is_ok() && self.open.is_none() {
+            if self.open_after.is_none_or(|at| now >= at) {
+                result = self.try_open(inner, now);
+            } else if self.refused > 0 {
+                result = self.failure.clone().map_or(Ok(()), |failure| Err(anyhow::Error::msg(failure)));
+            }
         }
         if result.is_ok() && self.open.is_some() {
             result = self.hide();
@@ -318,7 +338,7 @@ impl UplinkRuntime {
     }
 
     /// Opens the device if the interface is there and up.
-    fn try_open(&mut self, inner: &Inner) -> anyhow::Result<()> {
+    fn try_open(&mut self, inner: &Inner, now: Instant) -> anyhow::Result<()> {
         let id = self.port.id;
         let (devices, index) = match self.spec.driver {
             UplinkDriver::AfPacket | UplinkDriver::AfXdp => {
@@ -330,7 +350,10 @@ impl UplinkRuntime {
                     UplinkDriver::AfXdp => PacketSocket::open_group_with_xdp,
                     _ => PacketSocket::open_group,
                 };
-                let sockets = open(name, there.index, vlan, inner.workers.len())?;
+                let opened = open(name, there.index, vlan, inner.workers.len());
+                self.refused = opened.as_ref().map_or_else(|_| self.refused.saturating_add(1), |_| 0);
+                self.open_after = opened.is_err().then(|| now + open_again(self.refused));
+                let sockets = opened?;
                 (sockets.into_iter().map(|socket| Device::packet(socket, id)).collect(), there.index)
             }
             UplinkDriver::Tap => {
@@ -518,5 +541,12 @@ mod tests {
         }
         assert_ne!(tap_mac("tap0"), tap_mac("tap1"));
         assert_eq!(beside(beside(tap_mac("a"))), tap_mac("a"));
+    }
+
+    #[test]
+    fn an_interface_that_is_refused_is_tried_again_less_and_less_often() {
+        for (refused, seconds) in [(1, 1), (2, 2), (3, 4), (5, 16), (6, 30), (7, 30), (u32::MAX, 30)] {
+            assert_eq!(open_again(refused), Duration::from_secs(seconds), "{refused}");
+        }
     }
 }

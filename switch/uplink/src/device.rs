@@ -136,19 +136,21 @@ impl Device {
         if offload.gso_type & !virtio_net::GSO_ECN == virtio_net::GSO_UDP_L4 && !self.uso {
             return Err(DropReason::GsoBad);
         }
+        if let Some(sockets) = &self.xdp {
+            if packet.len() + VLAN_TAG_LEN <= XDP_FRAME && !offload.is_gso() {
+                let fill = |buffer: &mut [u8]| write_complete(buffer, self.vlan, offload, packet, arena);
+                if let Some(result) = uring.write_xdp(sockets, fill) {
+                    return result;
+                }
+            }
+            if !uring.settle_xdp(sockets) {
+                return Err(DropReason::DeviceQueueFull);
+            }
+        }
         if packet.len() >= DIRECT_MIN
             && let Some(result) = self.transmit_large(packet, arena, uring)
         {
             return result;
-        }
-        if let Some(sockets) = &self.xdp
-            && packet.len() + VLAN_TAG_LEN <= XDP_FRAME
-            && !offload.is_gso()
-        {
-            let fill = |buffer: &mut [u8]| write_complete(buffer, self.vlan, offload, packet, arena);
-            if let Some(result) = uring.write_xdp(sockets, fill) {
-                return result;
-            }
         }
         uring.write(&self.sender, |buffer| write(buffer, self.header_len, self.vlan, offload, packet, arena))
     }

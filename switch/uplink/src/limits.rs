@@ -32,8 +32,19 @@ pub const XDP_FRAME: usize = 4_096;
 /// Frames of an AF_XDP socket that the kernel has not yet sent. A power of two.
 pub const XDP_FRAMES: usize = 256;
 
-/// How long to wait for a queue of an interface that another AF_XDP socket had.
-pub const XDP_PATIENCE: Duration = Duration::from_millis(500);
+/// Frames of an AF_XDP socket that the kernel sends with one call at least, if it can (`TX_BATCH_SIZE`, since Linux 6.17
+/// `XDP_MAX_TX_SKB_BUDGET`).
+pub const XDP_BATCH: usize = 32;
+
+/// Calls of the kernel to send all frames of an AF_XDP socket: as many as it needs, and one that finds nothing left.
+pub const XDP_KICKS_MAX: usize = XDP_FRAMES / XDP_BATCH + 1;
+
+/// How long a worker sleeps at most while the kernel has not taken all frames of its AF_XDP socket.
+pub const XDP_AGAIN: Duration = Duration::from_millis(1);
+
+/// AF_XDP sockets that were closed while the kernel had frames of theirs, whose memory is kept (a megabyte each). Beyond
+/// that, no more are opened and the packet socket sends all.
+pub const XDP_LINGERING_MAX: usize = 4;
 
 /// Frames that go to a packet socket with one system call.
 pub const SENDS_MAX: usize = 64;

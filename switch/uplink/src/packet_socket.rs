@@ -72,14 +72,19 @@ impl PacketSocket {
     /// The same, with AF_XDP sockets by which small frames leave.
     ///
     /// # Errors
-    /// As above, and when the kernel has no AF_XDP, or somebody else uses it on this interface.
+    /// As above, and when the kernel has no AF_XDP, or somebody else uses it on this interface, or did until a moment ago: try
+    /// again later.
     pub fn open_group_with_xdp(name: &str, index: u32, vlan: Option<u16>, count: usize) -> Result<Vec<Self>, Error> {
         let action = "open an AF_XDP socket (it needs CAP_NET_RAW, a kernel with CONFIG_XDP_SOCKETS and an interface \
                       that no other program uses so; driver afPacket does without)";
         let failed = |source| Error::Interface { name: name.to_owned(), action: action.to_owned(), source };
-        let xdp = Arc::new(XdpSockets::open(index, count).map_err(failed)?);
+        let xdp = match XdpSockets::open(name, index, count) {
+            // The way without always works.
+            Err(error) if error.kind() == io::ErrorKind::QuotaExceeded => None,
+            opened => Some(Arc::new(opened.map_err(failed)?)),
+        };
         let mut sockets = Self::open_group(name, index, vlan, count)?;
-        sockets.iter_mut().for_each(|socket| socket.xdp = Some(Arc::clone(&xdp)));
+        sockets.iter_mut().for_each(|socket| socket.xdp.clone_from(&xdp));
         Ok(sockets)
     }
 

@@ -1,4 +1,4 @@
-//! The only file of this crate with `unsafe`: the memory that the kernel reads and writes for us, the submission of
+//! Most of what is `unsafe` in this crate (the rest is in `direct` and `xdp_socket`): the memory that the kernel reads and writes for us, the submission of
 //! requests that name it, the `ioctl`s of TUN devices, and packet sockets. Everything it offers is safe to call.
 //!
 //! Memory of frames is taken from the system once and never given back (see [`Region`]): whatever still points there,
@@ -447,7 +447,7 @@ fn ioctl_value(fd: BorrowedFd<'_>, request: libc::c_ulong, value: libc::c_ulong)
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn interface_request(name: &str) -> libc::ifreq {
+pub(crate) fn interface_request(name: &str) -> libc::ifreq {
     // SAFETY: zero is valid for the name and for every member of the union.
     // JUSTIFICATION: the structure has no constructor.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

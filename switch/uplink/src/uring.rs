@@ -36,7 +36,7 @@ use hostweave_switch::tables::PortId;
 
 use crate::Error;
 use crate::direct::Sends;
-use crate::limits::{COMPLETIONS, FRAME_BUFFER, POLLS_ENDED_MAX, READ_BUFFERS, READS_ONE_SHOT, SUBMISSIONS};
+use crate::limits::{COMPLETIONS, FRAME_BUFFER, POLLS_ENDED_MAX, READ_BUFFERS, READS_ONE_SHOT, SUBMISSIONS, XDP_AGAIN};
 use crate::sys::{Completion, Op, ReadPool, Ring, WritePool};
 use crate::xdp_socket::XdpSockets;
 
@@ -164,9 +164,9 @@ pub struct Uring {
     starved: Vec<usize>,
     reads: Option<ReadPool>,
     writes: Option<WritePool>,
-    /// Different for each, from 0 on: which AF_XDP socket is its own.
+    /// Different for each, from 0 on: by it an AF_XDP socket knows whose it is.
     number: usize,
-    /// Where frames wait for a kick.
+    /// Where frames wait for a kick, or for room.
     kicking: Option<Arc<XdpSockets>>,
     /// Frames for a packet socket.
     sends: Sends,
@@ -311,11 +311,13 @@ impl Uring {
     pub fn wait(&mut self, timeout: Option<Duration>) {
         self.submit();
         self.reap();
-        if !self.events.is_empty() || self.kicking.is_some() || !self.waker.may_sleep() {
+        if !self.events.is_empty() || !self.waker.may_sleep() {
             return;
         }
+        // Nobody tells when there is room for frames that the kernel did not take.
+        let most = if self.kicking.is_some() { XDP_AGAIN } else { Duration::MAX };
         if let Some(ring) = self.ring.as_mut()
-            && ring.enter(Some(timeout.unwrap_or(Duration::MAX))).is_err()
+            && ring.enter(Some(timeout.map_or(most, |timeout| timeout.min(most)))).is_err()
         {
             // The kernel is out of memory; do not turn its trouble into a busy loop.
             std::thread::sleep(Duration::from_millis(1));

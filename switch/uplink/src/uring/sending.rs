@@ -11,7 +11,7 @@ use super::{Event, Kind, Stream, Uring, WRITE, user_data};
 use crate::direct;
 use crate::limits::{DEVICE_IN_FLIGHT_MAX, FRAME_BUFFER, WRITE_BUFFERS};
 use crate::sys::WritePool;
-use crate::xdp_socket::XdpSockets;
+use crate::xdp_socket::{Kicked, XdpSocket, XdpSockets};
 
 impl Uring {
     /// Queues one frame, which `fill` writes to a buffer and tells the length of.
@@ -49,7 +49,6 @@ impl Uring {
     /// Queues one frame for a packet socket.
     #[inline]
     fn send(&mut self, device: &Arc<Stream>, fill: impl FnOnce(&mut [u8]) -> Option<usize>) -> Result<(), DropReason> {
-        self.kick_sends();
         let other = self.sending.as_ref().is_none_or(|sending| !Arc::ptr_eq(sending, device));
         if other || self.sends.is_full() || self.writes.as_ref().is_none_or(WritePool::is_empty) {
             self.make_room()?;
@@ -77,7 +76,7 @@ impl Uring {
         }
     }
 
-    /// Queues one frame for an AF_XDP socket. `None` when another worker has it.
+    /// Queues one frame for an AF_XDP socket. `None` when this worker has none.
     #[inline]
     pub(crate) fn write_xdp(
         &mut self,
@@ -87,18 +86,36 @@ impl Uring {
         // Frames of one flow stay in order.
         self.flush_sends();
         let pushed = sockets.with(self.number, |socket| socket.push(fill))?;
-        if self.kicking.is_none() {
+        if !self.kicks_for(sockets) {
+            // A host has one uplink: the other one is on its way out.
+            self.kick_sends();
             self.kicking = Some(Arc::clone(sockets));
         }
         Some(pushed.ok_or(DropReason::DeviceQueueFull))
     }
 
     #[inline]
+    fn kicks_for(&self, sockets: &Arc<XdpSockets>) -> bool {
+        self.kicking.as_ref().is_some_and(|kicking| Arc::ptr_eq(kicking, sockets))
+    }
+
+    /// Has the kernel take what was queued by [`Uring::write_xdp`]. Whether a frame may leave another way now, without passing
+    /// others.
+    #[inline]
+    pub(crate) fn settle_xdp(&mut self, sockets: &Arc<XdpSockets>) -> bool {
+        if self.kicks_for(sockets) {
+            self.kick_sends();
+        }
+        !self.kicks_for(sockets)
+    }
+
+    #[inline]
     pub(super) fn kick_sends(&mut self) {
         if let Some(sockets) = self.kicking.take()
-            && sockets.with(self.number, |socket| socket.kick()).is_none()
+            && sockets.with(self.number, XdpSocket::kick) == Some(Kicked::Part)
+            // Who alone knows it does not keep it from whoever opens the interface next.
+            && Arc::strong_count(&sockets) > 1
         {
-            // Another worker has it, and may not see what was queued here.
             self.kicking = Some(sockets);
         }
     }
