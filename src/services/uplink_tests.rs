@@ -61,7 +61,7 @@ fn ask_with(known: Option<MacAddr>, unsettled: &[u128], frame: &[u8]) -> End {
         owned: owned.into_iter().collect(),
         public: Default::default(),
         routed: Vec::new(),
-        unsettled: unsettled.iter().copied().collect(),
+        unsettled: unsettled.iter().map(|address| (*address, Default::default())).collect(),
         heard: Default::default(),
     }));
     let world = World::new();
@@ -239,6 +239,10 @@ fn an_address_that_is_not_settled_is_not_answered_for_and_who_asks_for_it_withou
         assert_eq!(ask(&tracking), (NO_ANSWER, None));
         let taken = Some(LocalNote::AddressConflict(v6.into(), ROUTER_MAC));
         assert_eq!(ask(&solicit(ROUTER_V6, v6)), (NO_ANSWER, None));
+        // Whoever asks from it has it.
+        assert_eq!(ask(&solicit(v6, HOST_V6)), (NO_ANSWER, taken));
+        let asks_v4 = Some(LocalNote::AddressConflict(v4.into(), EVIL));
+        assert_eq!(ask(&request((EVIL, v4), HOST_V4)), (NO_ANSWER, asks_v4));
         assert_eq!(ask(&solicit(Ipv6Addr::UNSPECIFIED, v6)), (NO_ANSWER, taken));
         let answer = advert((ROUTER_MAC, MULTICAST_ALL_NODES), v6, ALL_NODES, v6, false);
         assert_eq!(ask(&answer), (NO_ANSWER, taken));

@@ -7,10 +7,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::MacAddr;
+use crate::claimed::Claimed;
 use crate::connection::Timeouts;
 use crate::counters::PortCounters;
 use crate::heard::Heard;
@@ -149,8 +150,8 @@ pub struct Uplink {
     pub public: HashMap<(PortId, u128), u128, RandomState>,
     /// Prefixes that are routed to the host, with the network they belong to (`egress: routed`).
     pub routed: Vec<(ipnet::IpNet, NetworkId)>,
-    /// Addresses that are not known to be the host's alone, owned or not: no neighbour is answered about them.
-    pub unsettled: HashSet<u128, RandomState>,
+    /// Addresses that are not known to be the host's alone, owned or not, and who claims them: no neighbour is answered about them.
+    pub unsettled: HashMap<u128, Arc<Claimed>, RandomState>,
     /// Which neighbours there deliver.
     pub heard: Arc<Heard>,
 }

@@ -16,6 +16,7 @@ pub mod announce;
 pub mod conflict;
 mod kernel;
 pub(super) mod lifecycle;
+mod moved;
 pub mod neighbor;
 pub mod owned;
 mod report;
@@ -43,6 +44,7 @@ use crate::services::uplink::{Frame, announcement, question};
 use announce::Announcements;
 use conflict::Conflicts;
 use kernel::Hidden;
+use moved::Moved;
 use neighbor::{Change, Neighbors, Question, Said, Traffic};
 use owned::Outside;
 pub use report::UplinkStatus;
@@ -96,8 +98,8 @@ pub struct UplinkRuntime {
     left: u64,
     announcements: Announcements,
     conflicts: Conflicts,
-    /// Addresses were lost or regained that NAT pools have.
-    pools_differ: bool,
+    /// Addresses that were lost or regained, which packets and NAT pools do not know yet.
+    moved: Moved,
     owned: HashMap<u128, Owned>,
     routed: Vec<(IpNet, NetworkId)>,
     hidden: Hidden,
@@ -137,7 +139,7 @@ impl UplinkRuntime {
             left: 0,
             announcements: Announcements::default(),
             conflicts: Conflicts::default(),
-            pools_differ: false,
+            moved: Moved::default(),
             owned: HashMap::new(),
             routed: Vec::new(),
             hidden: Hidden::new(&inner.config.runtime_dir),
@@ -196,23 +198,20 @@ impl UplinkRuntime {
         if self.link {
             let (mut questions, mut changes) = (Vec::new(), Vec::new());
             attended.frames = self.settle(inner, &mut attended.changed, now);
-            // What asks has an address of its own, that is ours.
-            if !self.conflicts.is_starting() {
-                self.tick(inner, now, &mut questions, &mut changes);
-            }
+            let moves = self.move_addresses(&mut attended, now);
+            self.tick(inner, now, &mut questions, &mut changes);
             attended.changed |= !changes.is_empty();
             changes.iter().for_each(|change| tell(inner, change));
             let mac = self.port.mac;
             attended.frames.extend(questions.iter().filter_map(|asked| {
-                let source = self.outside.source_for(asked.address, |address| !self.conflicts.is_lost(address))?;
+                let source = self.outside.source_for(asked.address, |address| self.conflicts.is_settled(address))?;
                 question(mac, source, asked.address, asked.to)
             }));
             let due = self.announcements.take(now, ANNOUNCE_MAX);
             attended.frames.extend(due.into_iter().flat_map(|address| announcement(mac, address)));
             let more = self.announcements.is_due(now).then_some(now + SOON);
-            let asked = self.neighbors.due().filter(|_| !self.conflicts.is_starting());
-            attended.again = more.into_iter().chain(asked).chain(self.conflicts.due()).min();
-            attended.pools = std::mem::take(&mut self.pools_differ);
+            let due = [more, self.neighbors.due(), self.conflicts.due(), moves];
+            attended.again = due.into_iter().flatten().min().map(|at| at.max(now + SOON));
         }
         attended
     }
@@ -227,7 +226,10 @@ impl UplinkRuntime {
             let ago = self.heard.ago(mac, ipv4, second)?;
             Some(Duration::from_secs(ago.into()))
         };
-        self.neighbors.tick(now, &Traffic { leaves, delivered: &delivered }, questions, changes);
+        // What asks has an address of its own, that is ours.
+        let settled = |address| self.conflicts.is_settled(address);
+        let asks = |router| self.outside.source_for(router, settled).is_some();
+        self.neighbors.tick(now, &Traffic { leaves, delivered: &delivered, asks: &asks }, questions, changes);
     }
 
     /// A neighbour said something. Returns whether the plane must be published anew.
@@ -238,7 +240,10 @@ impl UplinkRuntime {
                 change.iter().for_each(|change| tell(inner, change));
                 change.is_some()
             }
-            LocalNote::AddressConflict(address, mac) => self.claimed(inner, address, mac),
+            LocalNote::AddressConflict(address, mac) => {
+                self.claimed(inner, address, mac);
+                false
+            }
             _ => false,
         }
     }
@@ -259,7 +264,11 @@ impl UplinkRuntime {
             public: Uplink::one_to_one(&owned),
             owned,
             routed: self.routed.clone(),
-            unsettled: self.conflicts.unsettled().map(owned::mapped).collect(),
+            unsettled: self
+                .conflicts
+                .unsettled()
+                .map(|(address, claimed)| (owned::mapped(address), Arc::clone(claimed)))
+                .collect(),
             heard: Arc::clone(&self.heard),
         }
     }

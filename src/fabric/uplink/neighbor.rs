@@ -32,6 +32,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_DEAD: Duration = Duration::from_secs(3);
 /// Between two questions about a router that somebody says is elsewhere.
 const AGAIN_CLAIMED: Duration = Duration::from_millis(250);
+/// How soon it is tried again while no address of ours can ask.
+const NOBODY_ASKS: Duration = Duration::from_millis(100);
 /// How long an answer holds while nothing leaves (RFC 4861 §10, `REACHABLE_TIME`).
 const FRESH: Duration = Duration::from_secs(30);
 /// How long it holds while packets leave (RFC 4861 §10, `DELAY_FIRST_PROBE_TIME`). Longer than the round of seconds after which
@@ -69,12 +71,14 @@ pub enum Change {
     Unreachable(IpAddr),
 }
 
-/// What packets show of routers.
+/// What is known beside what routers say.
 pub struct Traffic<'a> {
     /// Whether packets have left since the last time.
     pub leaves: bool,
     /// How long ago a link address delivered a part of a known connection; whether of IPv4.
     pub delivered: &'a dyn Fn(MacAddr, bool) -> Option<Duration>,
+    /// Whether there is an address of ours to ask about a router from. What was not asked is not left unanswered.
+    pub asks: &'a dyn Fn(IpAddr) -> bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -184,6 +188,11 @@ impl Neighbors {
                 changes.push(Change::Unreachable(*address));
             }
             match state {
+                State::Probing { next, .. } | State::Asking { next, .. }
+                    if now >= *next && !(traffic.asks)(*address) =>
+                {
+                    *next = now + NOBODY_ASKS;
+                }
                 State::Probing { mac, sent, next, apart } if now >= *next => {
                     questions.push(Question { address: *address, to: Some(*mac) });
                     (*sent, *next) = (*sent + 1, now + *apart);
@@ -233,6 +242,8 @@ mod tests {
         changes: Vec<Change>,
         leaves: bool,
         delivered: Option<(MacAddr, Instant)>,
+        /// No address of ours can ask.
+        mute: bool,
     }
 
     impl Scene {
@@ -240,7 +251,7 @@ mod tests {
             let now = Instant::now();
             let mut neighbors = Neighbors::default();
             neighbors.set(&[ROUTER], now);
-            Self { neighbors, now, asked: Vec::new(), changes: Vec::new(), leaves: false, delivered: None }
+            Self { neighbors, now, asked: Vec::new(), changes: Vec::new(), leaves: false, delivered: None, mute: false }
         }
 
         /// Lets time pass, in steps of a tenth of a second.
@@ -250,7 +261,11 @@ mod tests {
                 let mut questions = Vec::new();
                 let now = self.now;
                 let at = |mac| self.delivered.filter(|(by, _)| *by == mac).map(|(_, at)| now - at);
-                let traffic = Traffic { leaves: self.leaves, delivered: &|mac, ipv4| at(mac).filter(|_| ipv4) };
+                let traffic = Traffic {
+                    leaves: self.leaves,
+                    delivered: &|mac, ipv4| at(mac).filter(|_| ipv4),
+                    asks: &|_| !self.mute,
+                };
                 self.neighbors.tick(now, &traffic, &mut questions, &mut self.changes);
                 self.asked.extend(questions.iter().map(|question| question.to));
             }
@@ -382,6 +397,27 @@ mod tests {
         assert_eq!(changes, [Change::Reachable(ROUTER, GOOD), Change::Unreachable(ROUTER)]);
         assert_eq!(asked.last(), Some(&None));
         assert_eq!(scene.hear(EVIL, true).mac(), Some(EVIL));
+    }
+
+    #[test]
+    fn a_router_that_was_not_asked_is_not_dead() {
+        // Neither one that is known, nor one that is looked for.
+        for known in [false, true] {
+            let mut scene = Scene::new();
+            scene.mute = true;
+            if known {
+                scene.mute = false;
+                scene.pass(1).hear(GOOD, true).mute = true;
+            }
+            let _ = scene.taken();
+            scene.leaves = true;
+            scene.pass(600);
+            assert_eq!(scene.taken(), (Vec::new(), Vec::new()));
+            assert_eq!(scene.mac(), known.then_some(GOOD));
+            // Once there is an address again it is asked at once.
+            scene.mute = false;
+            assert_eq!(scene.pass(2).taken().0, [known.then_some(GOOD)]);
+        }
     }
 
     #[test]
