@@ -60,6 +60,7 @@ fn ask_with(known: Option<MacAddr>, unsettled: &[u128], frame: &[u8]) -> End {
         v6: vec![NextHop { address: ROUTER_V6.into(), mac: known }],
         owned: owned.into_iter().collect(),
         public: Default::default(),
+        kept: Default::default(),
         routed: Vec::new(),
         unsettled: unsettled.iter().map(|address| (*address, Default::default())).collect(),
         heard: Default::default(),

@@ -56,6 +56,8 @@ struct Lost {
     again: Option<Instant>,
     /// Somebody has answered since.
     claimed: bool,
+    /// It was ours, and in use.
+    used: bool,
 }
 
 /// An address that is ours, and that somebody claims.
@@ -215,7 +217,7 @@ impl Conflicts {
                 }
                 None => {
                     if let Some(mac) = claim {
-                        self.lose(address, mac, now);
+                        self.lose(address, mac, now, false);
                         step.lost.push((address, mac));
                         continue;
                     }
@@ -254,22 +256,22 @@ impl Conflicts {
         }
         if self.batches.iter().any(|batch| batch.addresses.contains(&address)) {
             self.retain(|probed| *probed != address);
-            return self.lose(address, mac, now);
+            return self.lose(address, mac, now, false);
         }
         let before = self.contested.get(&address).map(|contested| contested.defended);
         let ago = before.map_or(DEFEND, |defended| now.saturating_duration_since(defended));
         if ago >= ONE_CLAIM && ago < DEFEND && self.mode == OnConflict::Yield {
-            return self.lose(address, mac, now);
+            return self.lose(address, mac, now, true);
         }
         let defended = before.filter(|_| ago < DEFEND).unwrap_or(now);
         self.contested.insert(address, Contested { mac, defended, claimed: now });
         if ago < DEFEND { Claim::Known } else { Claim::Defended }
     }
 
-    fn lose(&mut self, address: IpAddr, mac: MacAddr, now: Instant) -> Claim {
+    fn lose(&mut self, address: IpAddr, mac: MacAddr, now: Instant, used: bool) -> Claim {
         self.contested.remove(&address);
         self.unsettled.entry(address).or_default();
-        self.lost.insert(address, Lost { mac, tries: 0, again: Some(now + retry(self.salt, 0)), claimed: true });
+        self.lost.insert(address, Lost { mac, tries: 0, again: Some(now + retry(self.salt, 0)), claimed: true, used });
         Claim::Lost
     }
 
@@ -287,6 +289,11 @@ impl Conflicts {
     /// Whether somebody else has an address.
     pub fn is_lost(&self, address: IpAddr) -> bool {
         self.lost.contains_key(&address)
+    }
+
+    /// Whether somebody else has an address that was ours and in use: connections that began with it go on.
+    pub fn was_used(&self, address: IpAddr) -> bool {
+        self.lost.get(&address).is_some_and(|lost| lost.used)
     }
 
     /// Addresses that somebody else has, and who, in no order.

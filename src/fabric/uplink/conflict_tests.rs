@@ -129,6 +129,7 @@ fn an_address_of_ours_is_defended_once_and_given_up_when_it_is_claimed_again() {
         scene.pass(SECOND, &[]);
         assert_eq!(scene.conflicts.claimed(address, HIS, scene.now), second);
         assert_eq!(scene.conflicts.is_lost(address), second == Claim::Lost);
+        assert_eq!(scene.conflicts.was_used(address), second == Claim::Lost);
         scene.pass(4 * SECOND, &[]);
         assert!(!scene.conflicts.is_lost(address), "who claimed it does not answer");
     }
@@ -144,7 +145,7 @@ fn nothing_is_probed_where_that_is_not_wanted_and_what_leaves_is_forgotten() {
     let mut scene = Scene::new(OnConflict::Yield);
     scene.arrive(&all);
     scene.pass(Duration::from_millis(300), &all[..1]);
-    assert!(scene.conflicts.is_lost(all[0]));
+    assert!(scene.conflicts.is_lost(all[0]) && !scene.conflicts.was_used(all[0]));
     scene.conflicts.keep(|address| *address == all[1]);
     scene.pass(SECOND, &[]);
     assert_eq!((scene.settled.clone(), scene.conflicts.due()), (vec![all[1]], None));

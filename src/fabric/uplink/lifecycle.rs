@@ -188,7 +188,7 @@ pub(in crate::fabric) fn leads_otherwise(old: &Tables, new: &Tables) -> bool {
         Some((uplink.link, uplink.mac, uplink.v4.clone(), uplink.v6.clone()))
     };
     let moved = match (&old.uplink, &new.uplink) {
-        (Some(old), Some(new)) => differ(old, new, |_| true),
+        (Some(old), Some(new)) => old.kept != new.kept || differ(old, new, |_| true),
         _ => false,
     };
     moved || way(old) != way(new)
@@ -214,6 +214,7 @@ mod tests {
             v6: Vec::new(),
             owned: owned.iter().map(|(address, owner)| (mapped(*address), *owner)).collect(),
             public: Default::default(),
+            kept: Default::default(),
             routed: Vec::new(),
             unsettled: unsettled.iter().map(|address| (mapped(*address), Default::default())).collect(),
             heard: Default::default(),

@@ -252,6 +252,8 @@ impl UplinkRuntime {
     pub fn table(&self) -> Uplink {
         let owned = self.owned.iter().filter(|(address, _)| !self.conflicts.is_lost(owned::unmapped(**address)));
         let owned = owned.map(|(address, owned)| (*address, *owned)).collect();
+        let kept = self.owned.iter().filter(|(address, _)| self.conflicts.was_used(owned::unmapped(**address)));
+        let kept = kept.map(|(address, owned)| (*address, *owned)).collect();
         Uplink {
             port: self.port.id,
             network: self.network_id,
@@ -262,6 +264,7 @@ impl UplinkRuntime {
             v4: self.neighbors.hops(true),
             v6: self.neighbors.hops(false),
             public: Uplink::one_to_one(&owned),
+            kept,
             owned,
             routed: self.routed.clone(),
             unsettled: self
