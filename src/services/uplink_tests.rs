@@ -38,7 +38,7 @@ fn ask_knowing(known: Option<MacAddr>, frame: &[u8]) -> End {
     ask_with(known, &[], frame)
 }
 
-/// One some of whose addresses are not known to be its own.
+/// One some of whose addresses are not known to be its own. What is noted about a claim of these is marked where it has no budget, too.
 fn ask_with(known: Option<MacAddr>, unsettled: &[u128], frame: &[u8]) -> End {
     let mut tables = Tables::default();
     let owned = [
@@ -69,6 +69,7 @@ fn ask_with(known: Option<MacAddr>, unsettled: &[u128], frame: &[u8]) -> End {
     let port = Port { id: PortId(9), kind: PortKind::Uplink, mac: OURS, ..world.port };
     let ctx = LocalContext { tables: &tables, port: &port, network: &world.network, services: &world.services };
     let mut note = None;
+    let flags = tables.uplink.as_ref().unwrap().unsettled.clone();
     let mut burst = Burst::new();
     let answered = burst.with_frame(Meta::default(), frame, HEAD_FIRST, |packet, arena| {
         match parse::parse(packet, arena) {
@@ -84,6 +85,13 @@ fn ask_with(known: Option<MacAddr>, unsettled: &[u128], frame: &[u8]) -> End {
             ended => Err(ended),
         }
     });
+    for (address, claimed) in &flags {
+        let by = match note {
+            Some(LocalNote::AddressConflict(at, mac)) if tables::mapped(at) == *address => Some(mac),
+            _ => None,
+        };
+        assert_eq!(claimed.take(), by, "{address:x}");
+    }
     (answered, note)
 }
 

@@ -23,6 +23,7 @@ mod report;
 mod settle;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -204,13 +205,14 @@ impl UplinkRuntime {
             changes.iter().for_each(|change| tell(inner, change));
             let mac = self.port.mac;
             attended.frames.extend(questions.iter().filter_map(|asked| {
-                let source = self.outside.source_for(asked.address, |address| self.conflicts.is_settled(address))?;
+                let source = source_for(&self.outside, &self.conflicts, asked.address)?;
                 question(mac, source, asked.address, asked.to)
             }));
             let due = self.announcements.take(now, ANNOUNCE_MAX);
             attended.frames.extend(due.into_iter().flat_map(|address| announcement(mac, address)));
             let more = self.announcements.is_due(now).then_some(now + SOON);
-            let due = [more, self.neighbors.due(), self.conflicts.due(), moves];
+            let asks = |router| source_for(&self.outside, &self.conflicts, router).is_some();
+            let due = [more, self.neighbors.due(asks), self.conflicts.due(), moves];
             attended.again = due.into_iter().flatten().min().map(|at| at.max(now + SOON));
         }
         attended
@@ -227,8 +229,7 @@ impl UplinkRuntime {
             Some(Duration::from_secs(ago.into()))
         };
         // What asks has an address of its own, that is ours.
-        let settled = |address| self.conflicts.is_settled(address);
-        let asks = |router| self.outside.source_for(router, settled).is_some();
+        let asks = |router| source_for(&self.outside, &self.conflicts, router).is_some();
         self.neighbors.tick(now, &Traffic { leaves, delivered: &delivered, asks: &asks }, questions, changes);
     }
 
@@ -433,6 +434,11 @@ impl UplinkRuntime {
             Some(_) => "the interface cannot be used",
         }
     }
+}
+
+/// Where a question about a router comes from: an address of ours that is known to be nobody else's.
+fn source_for(outside: &Outside, conflicts: &Conflicts, router: IpAddr) -> Option<IpAddr> {
+    outside.source_for(router, |address| conflicts.is_settled(address))
 }
 
 fn tell(inner: &Inner, change: &Change) {

@@ -32,8 +32,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_DEAD: Duration = Duration::from_secs(3);
 /// Between two questions about a router that somebody says is elsewhere.
 const AGAIN_CLAIMED: Duration = Duration::from_millis(250);
-/// How soon it is tried again while no address of ours can ask.
-const NOBODY_ASKS: Duration = Duration::from_millis(100);
 /// How long an answer holds while nothing leaves (RFC 4861 §10, `REACHABLE_TIME`).
 const FRESH: Duration = Duration::from_secs(30);
 /// How long it holds while packets leave (RFC 4861 §10, `DELAY_FIRST_PROBE_TIME`). Longer than the round of seconds after which
@@ -188,11 +186,8 @@ impl Neighbors {
                 changes.push(Change::Unreachable(*address));
             }
             match state {
-                State::Probing { next, .. } | State::Asking { next, .. }
-                    if now >= *next && !(traffic.asks)(*address) =>
-                {
-                    *next = now + NOBODY_ASKS;
-                }
+                // It waits for an address to ask from.
+                State::Probing { .. } | State::Asking { .. } if !(traffic.asks)(*address) => {}
                 State::Probing { mac, sent, next, apart } if now >= *next => {
                     questions.push(Question { address: *address, to: Some(*mac) });
                     (*sent, *next) = (*sent + 1, now + *apart);
@@ -211,9 +206,9 @@ impl Neighbors {
         }
     }
 
-    /// When [`Neighbors::tick`] has something to ask, if that is known.
-    pub fn due(&self) -> Option<Instant> {
-        let next = self.0.iter().filter_map(|(_, state)| match state {
+    /// When [`Neighbors::tick`] has something to ask, if that is known; `asks` as in [`Traffic`].
+    pub fn due(&self, asks: impl Fn(IpAddr) -> bool) -> Option<Instant> {
+        let next = self.0.iter().filter(|(address, _)| asks(*address)).filter_map(|(_, state)| match state {
             State::Asking { next, .. } | State::Probing { next, .. } => Some(*next),
             State::Reachable { .. } => None,
         });
@@ -413,10 +408,10 @@ mod tests {
             scene.leaves = true;
             scene.pass(600);
             assert_eq!(scene.taken(), (Vec::new(), Vec::new()));
-            assert_eq!(scene.mac(), known.then_some(GOOD));
+            assert_eq!((scene.mac(), scene.neighbors.due(|_| false)), (known.then_some(GOOD), None));
             // Once there is an address again it is asked at once.
             scene.mute = false;
-            assert_eq!(scene.pass(2).taken().0, [known.then_some(GOOD)]);
+            assert_eq!(scene.pass(1).taken().0, [known.then_some(GOOD)]);
         }
     }
 
