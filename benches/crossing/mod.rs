@@ -187,6 +187,7 @@ fn add_uplink(tables: &mut Tables, case: Case, others: u16) {
         v6: vec![gateway(true)],
         owned: Default::default(),
         public: Default::default(),
+        kept: Default::default(),
         routed: Vec::new(),
         unsettled: Default::default(),
         heard: Default::default(),

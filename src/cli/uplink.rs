@@ -55,10 +55,10 @@ fn screen(uplink: &Value, wide: bool) -> String {
         let row = |gateway: &Value| ["/address", "/state", "/mac"].map(|field| cell(gateway, field)).to_vec();
         text += &format!("\n{}", output::table(&["GATEWAY", "STATE", "MAC"], gateways.iter().map(row).collect()));
     }
-    let row = |conflict: &Value| ["/type", "/address", "/mac"].map(|field| cell(conflict, field)).to_vec();
+    let row = |conflict: &Value| ["/type", "/address", "/mac", "/used"].map(|field| cell(conflict, field)).to_vec();
     let conflicts: Vec<Vec<String>> = list("conflicts").iter().map(row).collect();
     if !conflicts.is_empty() {
-        text += &format!("\n{}", output::table(&["CONDITION", "ADDRESS", "HELD BY"], conflicts));
+        text += &format!("\n{}", output::table(&["CONDITION", "ADDRESS", "CLAIMED BY", "USED"], conflicts));
     }
     let owned = list("owned");
     let shown = owned.iter().filter(|address| wide || address["owner"] != "natPool");
@@ -84,7 +84,7 @@ mod tests {
         let uplink = json!({
             "interface": "eth1", "driver": "afPacket", "link": false, "reason": "no carrier", "mac": "02:00:00:00:00:01",
             "mtu": 1500, "vlan": 7, "addresses": ["198.51.100.2/24"], "routed": [], "counters": {"dropped": {}},
-            "conflicts": [{"type": "Conflict", "address": "198.51.100.9", "mac": "02:00:00:00:00:66"}],
+            "conflicts": [{"type": "Conflict", "address": "198.51.100.9", "mac": "02:00:00:00:00:66", "used": false}],
             "gateways": [{"address": "198.51.100.1", "mac": null, "state": "unresolved"}],
             "owned": [{"address": "198.51.100.2", "owner": "host"},
                       {"address": "198.51.100.9", "owner": "natPool", "name": "ord1"},
@@ -97,7 +97,7 @@ mod tests {
             "198.51.100.1   unresolved",
             "shop/a   direct",
             "and 1 NAT",
-            "198.51.100.9   02:00:00:00:00:66",
+            "198.51.100.9   02:00:00:00:00:66   false",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }

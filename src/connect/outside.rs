@@ -238,6 +238,12 @@ fn has(tables: &Tables, port: &Port, address: u128) -> bool {
         || tables.uplink.as_ref().is_some_and(|uplink| uplink.owned.get(&address) == Some(&attached))
 }
 
+/// Whether a port had an address attached that was given up while it was in use.
+fn had(tables: &Tables, port: &Port, address: u128) -> bool {
+    let attached = Owned::Attached { port: port.id, inside: None };
+    tables.uplink.as_ref().is_some_and(|uplink| uplink.kept.get(&address) == Some(&attached))
+}
+
 /// Whether an address lies in the range of a network.
 pub(super) fn is_within(tables: &Tables, network: NetworkId, address: u128) -> bool {
     let Some(network) = tables.network(network) else { return false };
@@ -429,8 +435,16 @@ fn destination_of_remote(key: &FlowKey) -> Outside {
 pub(super) fn still_shows(tables: &Tables, from: &Port, key: &FlowKey, there: &FlowKey) -> Result<bool, DropReason> {
     let uplink = tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
     // A connection that began from a pool goes on from there when the port has got an address of its own since.
-    let pooled = uplink.owned.get(&there.src()) == Some(&Owned::Nat);
+    let pooled = uplink.known(there.src()) == Some(&Owned::Nat);
     let by_pool = pooled && egress(tables, from, key.src()) == Egress::Nat;
+    // Nor does one from an address that was given up while it was in use.
+    let kept = match uplink.kept.get(&there.src()) {
+        Some(Owned::Attached { port, inside }) => *port == from.id && inside.unwrap_or(there.src()) == key.src(),
+        _ => false,
+    };
+    if kept {
+        return Ok(true);
+    }
     Ok(match source(tables, from, key.src())? {
         _ if by_pool => true,
         Source::Own => there.src() == key.src(),
@@ -456,8 +470,8 @@ pub(super) fn still<'a>(
         return Err(DropReason::NoConnection);
     };
     let there = translation.reply.reversed();
-    let owns = |port: &Port, address| has(tables, port, address);
-    if let Some(scope) = service::scope(ctx, from, key.dst()) {
+    let owns = |port: &Port, address| has(tables, port, address) || had(tables, port, address);
+    if let Some(scope) = service::scope(ctx, from, key.dst()).or_else(|| service::scope_kept(ctx, key.dst())) {
         let ours = from.kind == PortKind::Uplink || owns(from, key.src());
         let right = ours && service::still(ctx, key, translation, scope, [from, to], answered)?;
         return if right { Ok((from, to)) } else { Err(DropReason::NoConnection) };
@@ -476,7 +490,7 @@ pub(super) fn still<'a>(
         let local = tables.owner(AddressKey { address: key.dst(), network: from.network }).is_some();
         uplink.port == to.id && !ours && !local && there.dst() == key.dst()
     } else {
-        let attached = match uplink.owned.get(&key.dst()) {
+        let attached = match uplink.known(key.dst()) {
             Some(Owned::Nat) => true,
             Some(Owned::Attached { port, inside }) => *port == to.id && inside.unwrap_or(key.dst()) == there.dst(),
             _ => false,

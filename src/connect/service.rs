@@ -60,6 +60,12 @@ pub(super) fn scope(ctx: &Context<'_>, from: &Port, address: u128) -> Option<u32
     is_public(ctx.tables, address).then_some(OUTSIDE_VNI)
 }
 
+/// The same, for a connection that began when an address was still ours.
+pub(super) fn scope_kept(ctx: &Context<'_>, address: u128) -> Option<u32> {
+    let kept = ctx.tables.uplink.as_ref().is_some_and(|uplink| uplink.kept.get(&address) == Some(&Owned::Service));
+    kept.then_some(OUTSIDE_VNI)
+}
+
 fn is_public(tables: &Tables, address: u128) -> bool {
     tables.uplink.as_ref().is_some_and(|uplink| uplink.owned.get(&address) == Some(&Owned::Service))
 }

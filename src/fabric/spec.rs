@@ -147,11 +147,12 @@ pub struct UplinkSpec {
 /// What happens to an address of ours at the uplink that somebody else there has, too.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OnConflict {
-    /// It is probed before it is announced; later it is defended once, and given up when it is claimed again (RFC 5227 §2.4 (b)).
+    /// It is probed before it is announced, and not used if somebody answers; once it is ours it is defended whatever others say
+    /// (RFC 5227 §2.4 (c)).
     #[default]
-    Yield,
-    /// It is probed; later it is defended whatever others say (RFC 5227 §2.4 (c)).
     Defend,
+    /// It is probed; later it is defended once, and given up when it is claimed again (RFC 5227 §2.4 (b)). Two forged frames do.
+    Yield,
     /// It is used without asking. A claim is an event.
     Ignore,
 }

@@ -139,6 +139,7 @@ pub fn uplink(owned: impl IntoIterator<Item = (u128, Owned)>) -> Uplink {
         v6: Vec::new(),
         owned: owned.into_iter().collect(),
         public: Default::default(),
+        kept: Default::default(),
         routed: Vec::new(),
         unsettled: Default::default(),
         heard: Default::default(),

@@ -11,7 +11,7 @@ use hostweave_switch::MacAddr;
 use hostweave_switch::packet::{L3, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{NextHop, Owned, Uplink};
+use hostweave_switch::tables::{self, NextHop, Owned, Uplink};
 use hostweave_switch::wire::arp::{self, Message, Operation};
 use hostweave_switch::wire::ndp::{NeighborAdvert, NeighborSolicit, option};
 use hostweave_switch::wire::writer::{Full, Writer};
@@ -76,16 +76,16 @@ fn arp(
         return Err(DropReason::ArpInvalid);
     }
     let owned = |address: Ipv4Addr| uplink.owned.contains_key(&mapped(address));
-    let unsettled = |address: Ipv4Addr| uplink.unsettled.contains(&mapped(address));
+    let unsettled = |address: Ipv4Addr| uplink.unsettled.contains_key(&mapped(address));
     if owned(message.sender_ip) || unsettled(message.sender_ip) {
-        *note = Some(LocalNote::AddressConflict(message.sender_ip.into(), mac));
+        claimed(uplink, message.sender_ip.into(), mac, note);
         return Err(DropReason::NeighborNoAnswer);
     }
     if unsettled(message.target_ip) {
         // RFC 5227 §2.1.1: somebody else is about to take it. What switches ask a single host in this form is no such thing.
         let everybody = message.operation == Operation::Request && *link == MacAddr::BROADCAST.0;
         if everybody && message.sender_ip.is_unspecified() {
-            *note = Some(LocalNote::AddressConflict(message.target_ip.into(), mac));
+            claimed(uplink, message.target_ip.into(), mac, note);
         }
         return Err(DropReason::NeighborNoAnswer);
     }
@@ -139,8 +139,8 @@ fn discovery(
             }
             let to_us = link[..6] == uplink.mac.0 && uplink.owned.contains_key(&u128::from(destination));
             let target = u128::from(advert.target);
-            if uplink.owned.contains_key(&target) || uplink.unsettled.contains(&target) {
-                *note = Some(LocalNote::AddressConflict(advert.target.into(), mac));
+            if uplink.owned.contains_key(&target) || uplink.unsettled.contains_key(&target) {
+                claimed(uplink, advert.target.into(), mac, note);
             } else {
                 router_heard(&uplink.v6, advert.target.into(), mac, advert.solicited && to_us, note);
             }
@@ -158,18 +158,19 @@ fn answer_solicit(
     note: &mut Option<LocalNote>,
 ) -> Result<(), DropReason> {
     let (source, target) = (message.source, message.target);
-    if uplink.owned.contains_key(&u128::from(source)) {
-        *note = Some(LocalNote::AddressConflict(source.into(), mac));
+    let (asks, asked) = (u128::from(source), u128::from(target));
+    if uplink.owned.contains_key(&asks) || uplink.unsettled.contains_key(&asks) {
+        claimed(uplink, source.into(), mac, note);
         return Err(DropReason::NeighborNoAnswer);
     }
-    if uplink.unsettled.contains(&u128::from(target)) {
+    if uplink.unsettled.contains_key(&asked) {
         // RFC 4862 §5.4.3: somebody else is about to take it.
         if source.is_unspecified() {
-            *note = Some(LocalNote::AddressConflict(target.into(), mac));
+            claimed(uplink, target.into(), mac, note);
         }
         return Err(DropReason::NeighborNoAnswer);
     }
-    if !uplink.owned.contains_key(&u128::from(target)) {
+    if !uplink.owned.contains_key(&asked) {
         return Err(DropReason::NeighborNoAnswer);
     }
     if mac.is_multicast() || mac == uplink.mac {
@@ -182,6 +183,14 @@ fn answer_solicit(
     };
     let built = frame::replace(packet, |frame| advertisement(uplink.mac, mac, target, to, flags, frame));
     built.map_err(|_| DropReason::Internal)
+}
+
+/// Somebody else says that an address of ours is his. Notes have a budget; of an address that is not settled, each claim counts.
+fn claimed(uplink: &Uplink, address: IpAddr, mac: MacAddr, note: &mut Option<LocalNote>) {
+    if let Some(claimed) = uplink.unsettled.get(&tables::mapped(address)) {
+        claimed.note(mac);
+    }
+    *note = Some(LocalNote::AddressConflict(address, mac));
 }
 
 fn is_router(hops: &[NextHop], address: IpAddr) -> bool {

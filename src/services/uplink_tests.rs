@@ -38,7 +38,7 @@ fn ask_knowing(known: Option<MacAddr>, frame: &[u8]) -> End {
     ask_with(known, &[], frame)
 }
 
-/// One some of whose addresses are not known to be its own.
+/// One some of whose addresses are not known to be its own. What is noted about a claim of these is marked where it has no budget, too.
 fn ask_with(known: Option<MacAddr>, unsettled: &[u128], frame: &[u8]) -> End {
     let mut tables = Tables::default();
     let owned = [
@@ -60,14 +60,16 @@ fn ask_with(known: Option<MacAddr>, unsettled: &[u128], frame: &[u8]) -> End {
         v6: vec![NextHop { address: ROUTER_V6.into(), mac: known }],
         owned: owned.into_iter().collect(),
         public: Default::default(),
+        kept: Default::default(),
         routed: Vec::new(),
-        unsettled: unsettled.iter().copied().collect(),
+        unsettled: unsettled.iter().map(|address| (*address, Default::default())).collect(),
         heard: Default::default(),
     }));
     let world = World::new();
     let port = Port { id: PortId(9), kind: PortKind::Uplink, mac: OURS, ..world.port };
     let ctx = LocalContext { tables: &tables, port: &port, network: &world.network, services: &world.services };
     let mut note = None;
+    let flags = tables.uplink.as_ref().unwrap().unsettled.clone();
     let mut burst = Burst::new();
     let answered = burst.with_frame(Meta::default(), frame, HEAD_FIRST, |packet, arena| {
         match parse::parse(packet, arena) {
@@ -83,6 +85,13 @@ fn ask_with(known: Option<MacAddr>, unsettled: &[u128], frame: &[u8]) -> End {
             ended => Err(ended),
         }
     });
+    for (address, claimed) in &flags {
+        let by = match note {
+            Some(LocalNote::AddressConflict(at, mac)) if tables::mapped(at) == *address => Some(mac),
+            _ => None,
+        };
+        assert_eq!(claimed.take(), by, "{address:x}");
+    }
     (answered, note)
 }
 
@@ -239,6 +248,10 @@ fn an_address_that_is_not_settled_is_not_answered_for_and_who_asks_for_it_withou
         assert_eq!(ask(&tracking), (NO_ANSWER, None));
         let taken = Some(LocalNote::AddressConflict(v6.into(), ROUTER_MAC));
         assert_eq!(ask(&solicit(ROUTER_V6, v6)), (NO_ANSWER, None));
+        // Whoever asks from it has it.
+        assert_eq!(ask(&solicit(v6, HOST_V6)), (NO_ANSWER, taken));
+        let asks_v4 = Some(LocalNote::AddressConflict(v4.into(), EVIL));
+        assert_eq!(ask(&request((EVIL, v4), HOST_V4)), (NO_ANSWER, asks_v4));
         assert_eq!(ask(&solicit(Ipv6Addr::UNSPECIFIED, v6)), (NO_ANSWER, taken));
         let answer = advert((ROUTER_MAC, MULTICAST_ALL_NODES), v6, ALL_NODES, v6, false);
         assert_eq!(ask(&answer), (NO_ANSWER, taken));

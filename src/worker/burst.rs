@@ -351,6 +351,7 @@ fn tell(shared: &Shared, pace: &mut Pace, port: PortId, note: Option<LocalNote>,
     let Some(note) = note else { return };
     let may = match note {
         LocalNote::RouterHeard { contradicts: false, .. } => pace.router(port, now),
+        LocalNote::AddressConflict(..) => pace.conflict(port, now),
         _ => pace.note(port, now),
     };
     match may {

@@ -26,6 +26,12 @@ const NOTES_PER_S: u32 = 8;
 /// Burst of notes: a guest that boots leases two addresses and forms a few.
 const NOTES_BURST: u32 = 32;
 
+/// Notes about somebody else at the uplink who claims an address of ours, per second and worker. On their own, too: whoever claims
+/// routers' addresses hides none of them.
+const CONFLICTS_PER_S: u32 = 8;
+/// Burst of notes about claims.
+const CONFLICTS_BURST: u32 = 32;
+
 /// Notes about what routers at the uplink answer, per second and worker. On their own: whoever claims their addresses, or
 /// ours, cannot keep control from hearing them.
 const ROUTERS_PER_S: u32 = 64;
@@ -79,6 +85,7 @@ struct Buckets {
     icmp_errors: Bucket,
     resets: Bucket,
     notes: Bucket,
+    conflicts: Bucket,
     routers: Bucket,
     flow_events: Bucket,
 }
@@ -116,6 +123,12 @@ impl Pace {
         self.buckets(port, now).is_some_and(|buckets| buckets.notes.take(now, NOTES_PER_S, NOTES_BURST))
     }
 
+    /// Whether control may hear now of somebody else at the uplink, behind this port, who claims an address of ours.
+    #[cold]
+    pub fn conflict(&mut self, port: PortId, now: Instant) -> bool {
+        self.buckets(port, now).is_some_and(|buckets| buckets.conflicts.take(now, CONFLICTS_PER_S, CONFLICTS_BURST))
+    }
+
     /// Whether control may hear of a router at the uplink, behind this port, now.
     #[cold]
     pub fn router(&mut self, port: PortId, now: Instant) -> bool {
@@ -137,6 +150,7 @@ impl Pace {
             icmp_errors: full(ICMP_ERRORS_BURST),
             resets: full(RESETS_BURST),
             notes: full(NOTES_BURST),
+            conflicts: full(CONFLICTS_BURST),
             routers: full(ROUTERS_BURST),
             flow_events: full(FLOW_EVENTS_BURST),
         }))
@@ -177,6 +191,8 @@ mod tests {
         assert!(pace.note(PortId(1), start));
         assert!(pace.note(PortId(0), start + Duration::from_secs(1)));
         assert!(pace.router(PortId(0), start), "routers are heard in any case");
-        assert!(told < super::super::NOTES_MAX, "one port cannot fill the queue that all share");
+        let conflicts = (0..1_000_000).filter(|_| pace.conflict(PortId(0), start)).count();
+        assert_eq!(conflicts, CONFLICTS_BURST as usize, "whoever floods claims of routers hides none of an address");
+        assert!(told + conflicts < super::super::NOTES_MAX, "one port cannot fill the queue that all share");
     }
 }

@@ -128,7 +128,7 @@ fn choose(gateways: &[NextHop], hash: u32) -> Option<MacAddr> {
 #[inline]
 fn may_leave(uplink: &Uplink, network: NetworkId, packet: &Packet) -> bool {
     let Some(src) = source(packet) else { return false };
-    match uplink.owned.get(&src) {
+    match uplink.known(src) {
         // Nobody sends as these themselves: `guard` lets no port.
         Some(Owned::Nat | Owned::Service) => true,
         Some(Owned::Attached { port, .. }) => *port == packet.meta.in_port,

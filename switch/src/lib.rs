@@ -2,6 +2,7 @@
 //! tables themselves. It knows no other crate of ours (ARCHITECTURE.md, "dependency star").
 #![deny(unsafe_code)]
 
+pub mod claimed;
 pub mod connection;
 pub mod counters;
 pub mod cross;

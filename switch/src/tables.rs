@@ -7,10 +7,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::MacAddr;
+use crate::claimed::Claimed;
 use crate::connection::Timeouts;
 use crate::counters::PortCounters;
 use crate::heard::Heard;
@@ -165,10 +166,12 @@ pub struct Uplink {
     pub owned: HashMap<u128, Owned, RandomState>,
     /// Of those that are attached by 1:1 NAT, the public one by port and inside address ([`Uplink::one_to_one`]).
     pub public: HashMap<(PortId, u128), u128, RandomState>,
+    /// Addresses that were given up while they were in use: connections that began with them go on, none begins.
+    pub kept: HashMap<u128, Owned, RandomState>,
     /// Prefixes that are routed to the host, with the network they belong to (`egress: routed`).
     pub routed: Vec<(ipnet::IpNet, NetworkId)>,
-    /// Addresses that are not known to be the host's alone, owned or not: no neighbour is answered about them.
-    pub unsettled: HashSet<u128, RandomState>,
+    /// Addresses that are not known to be the host's alone, owned or not, and who claims them: no neighbour is answered about them.
+    pub unsettled: HashMap<u128, Arc<Claimed>, RandomState>,
     /// Which neighbours there deliver.
     pub heard: Arc<Heard>,
 }
@@ -181,6 +184,11 @@ impl Uplink {
             _ => None,
         };
         owned.iter().filter_map(public).collect()
+    }
+
+    /// Whose an address is, or was when connections began that still use it.
+    pub fn known(&self, address: u128) -> Option<&Owned> {
+        self.owned.get(&address).or_else(|| self.kept.get(&address))
     }
 
     /// Whether an address lies in a range that is routed to the host.

@@ -42,8 +42,8 @@ pub(super) fn check(raw: &raw::Uplink, path: &Path, problems: &mut Vec<Problem>)
     let addresses = addresses(&raw.addresses, &path.key("addresses"), problems);
     let gateways = gateways(&raw.gateways, &addresses, &path.key("gateways"), problems);
     let on_conflict = match raw.address_conflicts {
-        None | Some(raw::AddressConflicts::Yield) => OnConflict::Yield,
-        Some(raw::AddressConflicts::Defend) => OnConflict::Defend,
+        None | Some(raw::AddressConflicts::Defend) => OnConflict::Defend,
+        Some(raw::AddressConflicts::Yield) => OnConflict::Yield,
         Some(raw::AddressConflicts::Ignore) => OnConflict::Ignore,
     };
     let (vlan, mtu) = (number(vlan), number(mtu));

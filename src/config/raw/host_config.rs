@@ -111,7 +111,7 @@ pub struct Uplink {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1280, max = 65520))]
     pub mtu: Option<u32>,
-    /// What happens to an address that somebody else there has, too: `yield` (default), `defend` or `ignore`.
+    /// What happens to an address that somebody else there has, too: `defend` (default), `yield` or `ignore`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address_conflicts: Option<AddressConflicts>,
 }
@@ -121,10 +121,11 @@ pub struct Uplink {
 #[serde(rename_all = "camelCase")]
 pub enum AddressConflicts {
     /// An address is probed before it is announced (RFC 5227, RFC 4862). One that somebody else has is not used until nobody else has
-    /// it; one that is claimed later is defended once, and given up when it is claimed again within ten seconds.
-    Yield,
-    /// The same, but an address that is ours is never given up.
+    /// it; one that is claimed later is defended, at most every ten seconds, and never given up.
     Defend,
+    /// The same, but an address that is claimed a second time within ten seconds is given up. Anybody at the uplink can take addresses
+    /// away by that.
+    Yield,
     /// Nothing is probed; claims are only reported. For segments where a router answers for every address (proxy ARP).
     Ignore,
 }

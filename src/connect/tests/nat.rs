@@ -174,6 +174,7 @@ impl Host {
             v6: vec![gateway(true)],
             owned: owned.collect(),
             public: Default::default(),
+            kept: Default::default(),
             routed: Vec::new(),
             unsettled: Default::default(),
             heard: Default::default(),

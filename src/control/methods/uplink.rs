@@ -13,6 +13,7 @@ use crate::control::error::{ErrorKind, RpcError};
 use crate::control::method::Call;
 use crate::control::view::counters;
 use crate::fabric::spec::UplinkDriver;
+use crate::fabric::uplink::UplinkStatus;
 use crate::fabric::uplink::owned::public_addresses;
 
 pub fn get(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
@@ -33,7 +34,7 @@ pub fn get(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
         "addresses": status.spec.addresses,
         "gateways": status.gateways.iter().map(gateway).collect::<Vec<_>>(),
         "owned": owned,
-        "conflicts": status.lost.iter().map(conflict).collect::<Vec<_>>(),
+        "conflicts": conflicts(&status),
         "routed": status.routed,
         "counters": counters(&status.totals),
     }))
@@ -44,9 +45,10 @@ fn gateway(hop: &NextHop) -> Value {
     json!({"address": hop.address, "mac": hop.mac.map(|mac| mac.to_string()), "state": state})
 }
 
-/// An address that is not used because somebody else has it.
-fn conflict((address, mac): &(IpAddr, MacAddr)) -> Value {
-    json!({"type": "Conflict", "address": address, "mac": mac.to_string()})
+/// Addresses that somebody else has, so that they are not used, and those that somebody else claims and that are used all the same.
+fn conflicts(status: &UplinkStatus) -> Vec<Value> {
+    let conflict = |used: bool| move |(address, mac): &(IpAddr, MacAddr)| json!({"type": "Conflict", "address": address, "mac": mac.to_string(), "used": used});
+    status.lost.iter().map(conflict(false)).chain(status.contested.iter().map(conflict(true))).collect()
 }
 
 /// Whose an address at the uplink is, by the names of objects.

@@ -9,9 +9,11 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hostweave_switch::MacAddr;
+use hostweave_switch::claimed::Claimed;
 
 use crate::fabric::spec::OnConflict;
 
@@ -19,10 +21,15 @@ use crate::fabric::spec::OnConflict;
 const PROBES: u8 = 3;
 /// Between two of them, and after the last. Less than RFC 5227's one to two seconds: an address that moves is waited for.
 const APART: Duration = Duration::from_millis(200);
-/// Two claims within this time end a defence (RFC 5227 §1.1, `DEFEND_INTERVAL`).
+/// At most once within this time an address is defended (RFC 5227 §1.1, `DEFEND_INTERVAL`); two claims within it end its use where
+/// addresses are given up.
 const DEFEND: Duration = Duration::from_secs(10);
 /// Claims that come so soon after each other are one: some hosts announce by a request and a reply.
 const ONE_CLAIM: Duration = Duration::from_millis(500);
+/// How long people see that an address of ours is claimed, after the last claim.
+const CONTESTED: Duration = Duration::from_secs(60);
+/// Between two parts of a round of probes that does not go in one.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Until a lost address is probed again: this long first, then twice as long each time.
 const RETRY: Duration = Duration::from_secs(1);
 /// At most this long (RFC 5227 §1.1, `RATE_LIMIT_INTERVAL`).
@@ -49,6 +56,18 @@ struct Lost {
     again: Option<Instant>,
     /// Somebody has answered since.
     claimed: bool,
+    /// It was ours, and in use.
+    used: bool,
+}
+
+/// An address that is ours, and that somebody claims.
+#[derive(Debug)]
+struct Contested {
+    mac: MacAddr,
+    /// When it was last defended.
+    defended: Instant,
+    /// When it was last claimed.
+    claimed: Instant,
 }
 
 /// What is to be done now.
@@ -60,6 +79,8 @@ pub struct Step {
     pub settled: Vec<IpAddr>,
     /// Those of them that were lost.
     pub regained: Vec<IpAddr>,
+    /// Addresses that somebody else has, and who.
+    pub lost: Vec<(IpAddr, MacAddr)>,
 }
 
 /// What a claim of an address means.
@@ -81,8 +102,10 @@ pub struct Conflicts {
     mode: OnConflict,
     batches: Vec<Batch>,
     lost: HashMap<IpAddr, Lost>,
-    /// When somebody last claimed an address that is ours, and that was defended.
-    claims: HashMap<IpAddr, Instant>,
+    /// Addresses that are ours and that somebody claimed of late.
+    contested: HashMap<IpAddr, Contested>,
+    /// Where workers note claims of each address that is not settled.
+    unsettled: HashMap<IpAddr, Arc<Claimed>>,
     /// Tells this host from others that probe the same address at the same time: of its link address.
     pub salt: u8,
 }
@@ -98,6 +121,7 @@ impl Conflicts {
         let mut ours: Vec<IpAddr> = probed.chain(std::mem::take(&mut self.lost).into_keys()).collect();
         ours.sort_unstable();
         ours.dedup();
+        self.watch();
         ours
     }
 
@@ -115,8 +139,11 @@ impl Conflicts {
             }
         });
         if !addresses.is_empty() {
+            // What was noted earlier is no answer.
+            addresses.iter().filter_map(|address| self.unsettled.get(address)).for_each(|claimed| _ = claimed.take());
             self.batches.push(Batch { addresses, rounds: 0, sent: 0, due: now });
         }
+        self.watch();
         Vec::new()
     }
 
@@ -124,6 +151,16 @@ impl Conflicts {
     pub fn keep(&mut self, keep: impl Fn(&IpAddr) -> bool) {
         self.retain(&keep);
         self.lost.retain(|address, _| keep(address));
+        self.watch();
+    }
+
+    /// Has claims noted of exactly the addresses that are probed or lost.
+    fn watch(&mut self) {
+        let probed = self.batches.iter().flat_map(|batch| &batch.addresses);
+        let mut known = std::mem::take(&mut self.unsettled);
+        let unsettled =
+            probed.chain(self.lost.keys()).map(|address| (*address, known.remove(address).unwrap_or_default()));
+        self.unsettled = unsettled.collect();
     }
 
     fn retain(&mut self, keep: impl Fn(&IpAddr) -> bool) {
@@ -139,12 +176,13 @@ impl Conflicts {
             batch.sent -= left;
         }
         self.batches.retain(|batch| !batch.addresses.is_empty());
-        self.claims.retain(|address, _| keep(address));
+        self.contested.retain(|address, _| keep(address));
     }
 
     /// What is to be done now, with at most `max` probes.
     pub fn step(&mut self, now: Instant, max: usize) -> Step {
         let mut step = Step::default();
+        self.contested.retain(|_, contested| now.saturating_duration_since(contested.claimed) < CONTESTED);
         self.try_again(now);
         let mut done = Vec::new();
         for batch in self.batches.iter_mut().filter(|batch| batch.due <= now) {
@@ -158,12 +196,17 @@ impl Conflicts {
             step.probes.extend(next);
             if batch.sent == batch.addresses.len() {
                 (batch.sent, batch.rounds, batch.due) = (0, batch.rounds + 1, now + APART);
+            } else {
+                batch.due = now + PAUSE;
             }
         }
         self.batches.retain(|batch| !batch.addresses.is_empty());
+        let finished = !done.is_empty();
         for address in done {
+            let claim = self.unsettled.get(&address).and_then(|claimed| claimed.take());
             match self.lost.get_mut(&address) {
-                Some(lost) if lost.claimed => {
+                Some(lost) if lost.claimed || claim.is_some() => {
+                    lost.mac = claim.unwrap_or(lost.mac);
                     lost.tries += 1;
                     lost.again = Some(now + retry(self.salt, lost.tries));
                     continue;
@@ -172,9 +215,18 @@ impl Conflicts {
                     self.lost.remove(&address);
                     step.regained.push(address);
                 }
-                None => {}
+                None => {
+                    if let Some(mac) = claim {
+                        self.lose(address, mac, now, false);
+                        step.lost.push((address, mac));
+                        continue;
+                    }
+                }
             }
             step.settled.push(address);
+        }
+        if finished {
+            self.watch();
         }
         step
     }
@@ -184,6 +236,7 @@ impl Conflicts {
         for (address, lost) in &mut self.lost {
             if lost.again.is_some_and(|at| at <= now) {
                 (lost.again, lost.claimed) = (None, false);
+                self.unsettled.get(address).and_then(|claimed| claimed.take());
                 addresses.push(*address);
             }
         }
@@ -203,23 +256,22 @@ impl Conflicts {
         }
         if self.batches.iter().any(|batch| batch.addresses.contains(&address)) {
             self.retain(|probed| *probed != address);
-            return self.lose(address, mac, now);
+            return self.lose(address, mac, now, false);
         }
-        let last = self.claims.get(&address).map(|last| now.saturating_duration_since(*last));
-        match last {
-            Some(ago) if ago < ONE_CLAIM => Claim::Known,
-            Some(ago) if ago < DEFEND && self.mode == OnConflict::Defend => Claim::Known,
-            Some(ago) if ago < DEFEND => self.lose(address, mac, now),
-            _ => {
-                self.claims.insert(address, now);
-                Claim::Defended
-            }
+        let before = self.contested.get(&address).map(|contested| contested.defended);
+        let ago = before.map_or(DEFEND, |defended| now.saturating_duration_since(defended));
+        if ago >= ONE_CLAIM && ago < DEFEND && self.mode == OnConflict::Yield {
+            return self.lose(address, mac, now, true);
         }
+        let defended = before.filter(|_| ago < DEFEND).unwrap_or(now);
+        self.contested.insert(address, Contested { mac, defended, claimed: now });
+        if ago < DEFEND { Claim::Known } else { Claim::Defended }
     }
 
-    fn lose(&mut self, address: IpAddr, mac: MacAddr, now: Instant) -> Claim {
-        self.claims.remove(&address);
-        self.lost.insert(address, Lost { mac, tries: 0, again: Some(now + retry(self.salt, 0)), claimed: true });
+    fn lose(&mut self, address: IpAddr, mac: MacAddr, now: Instant, used: bool) -> Claim {
+        self.contested.remove(&address);
+        self.unsettled.entry(address).or_default();
+        self.lost.insert(address, Lost { mac, tries: 0, again: Some(now + retry(self.salt, 0)), claimed: true, used });
         Claim::Lost
     }
 
@@ -229,9 +281,9 @@ impl Conflicts {
         self.batches.iter().map(|batch| batch.due).chain(again).min()
     }
 
-    /// Whether addresses are probed that arrived, so that there may be none yet to ask from.
-    pub fn is_starting(&self) -> bool {
-        self.batches.iter().flat_map(|batch| batch.addresses.first()).any(|address| !self.lost.contains_key(address))
+    /// Whether an address of ours is known to be ours alone.
+    pub fn is_settled(&self, address: IpAddr) -> bool {
+        !self.unsettled.contains_key(&address)
     }
 
     /// Whether somebody else has an address.
@@ -239,15 +291,24 @@ impl Conflicts {
         self.lost.contains_key(&address)
     }
 
+    /// Whether somebody else has an address that was ours and in use: connections that began with it go on.
+    pub fn was_used(&self, address: IpAddr) -> bool {
+        self.lost.get(&address).is_some_and(|lost| lost.used)
+    }
+
     /// Addresses that somebody else has, and who, in no order.
     pub fn lost(&self) -> impl Iterator<Item = (IpAddr, MacAddr)> {
         self.lost.iter().map(|(address, lost)| (*address, lost.mac))
     }
 
-    /// Addresses that are not known to be ours, lost or probed; some of them twice.
-    pub fn unsettled(&self) -> impl Iterator<Item = IpAddr> {
-        let probed = self.batches.iter().flat_map(|batch| batch.addresses.iter().copied());
-        probed.chain(self.lost.keys().copied())
+    /// Addresses that are ours and used, but that somebody else claimed within the last minute, and who, in no order.
+    pub fn contested(&self) -> impl Iterator<Item = (IpAddr, MacAddr)> {
+        self.contested.iter().map(|(address, contested)| (*address, contested.mac))
+    }
+
+    /// Addresses that are not known to be ours, lost or probed, and where workers note who claims them.
+    pub fn unsettled(&self) -> impl Iterator<Item = (IpAddr, &Arc<Claimed>)> {
+        self.unsettled.iter().map(|(address, claimed)| (*address, claimed))
     }
 }
 

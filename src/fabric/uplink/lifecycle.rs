@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use hostweave_switch::tables::{NetworkId, PortId, Tables};
+use hostweave_switch::tables::{NetworkId, PortId, Tables, Uplink};
 use hostweave_uplink::netlink::interfaces::Watch;
 
 use super::super::spec::{Desired, PortSpec};
@@ -160,17 +160,84 @@ pub(in crate::fabric) fn decides_otherwise(old: &Tables, new: &Tables) -> bool {
     match (&old.uplink, &new.uplink) {
         (None, None) => false,
         (Some(old), Some(new)) => {
-            (old.port, old.network, &old.owned, &old.routed) != (new.port, new.network, &new.owned, &new.routed)
+            (old.port, old.network, &old.routed) != (new.port, new.network, &new.routed)
+                || differ(old, new, |address| !has_moved(old, new, address))
         }
         _ => true,
     }
 }
 
-/// Whether packets that leave take another way there, or none: each flow that crosses keeps its own ([`hostweave_switch::rewriting`]).
+/// Whether what the host owns there is different, as far as `counts`.
+fn differ(old: &Uplink, new: &Uplink, counts: impl Fn(u128) -> bool) -> bool {
+    let within = |one: &Uplink, other: &Uplink| {
+        one.owned.iter().all(|(address, owner)| !counts(*address) || other.owned.get(address) == Some(owner))
+    };
+    !(within(old, new) && within(new, old))
+}
+
+/// Whether an address was lost to somebody else there, or regained. Of that only what crosses knows.
+fn has_moved(old: &Uplink, new: &Uplink, address: u128) -> bool {
+    let unsettled = old.unsettled.contains_key(&address) || new.unsettled.contains_key(&address);
+    unsettled && old.owned.contains_key(&address) != new.owned.contains_key(&address)
+}
+
+/// Whether packets that leave take another way there, or none, or as another: each flow that crosses keeps its own ([`hostweave_switch::rewriting`]).
 pub(in crate::fabric) fn leads_otherwise(old: &Tables, new: &Tables) -> bool {
     let way = |tables: &Tables| {
         let uplink = tables.uplink.as_deref()?;
         Some((uplink.link, uplink.mac, uplink.v4.clone(), uplink.v6.clone()))
     };
-    way(old) != way(new)
+    let moved = match (&old.uplink, &new.uplink) {
+        (Some(old), Some(new)) => old.kept != new.kept || differ(old, new, |_| true),
+        _ => false,
+    };
+    moved || way(old) != way(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use hostweave_switch::tables::{Owned, mapped};
+
+    use super::*;
+
+    fn tables(owned: &[(IpAddr, Owned)], unsettled: &[IpAddr]) -> Tables {
+        let uplink = Uplink {
+            port: PortId(9),
+            network: NetworkId(3),
+            mac: Default::default(),
+            vlan: None,
+            mtu: 1500,
+            link: true,
+            v4: Vec::new(),
+            v6: Vec::new(),
+            owned: owned.iter().map(|(address, owner)| (mapped(*address), *owner)).collect(),
+            public: Default::default(),
+            kept: Default::default(),
+            routed: Vec::new(),
+            unsettled: unsettled.iter().map(|address| (mapped(*address), Default::default())).collect(),
+            heard: Default::default(),
+        };
+        Tables { uplink: Some(Arc::new(uplink)), ..Tables::default() }
+    }
+
+    #[test]
+    fn an_address_that_is_lost_or_regained_concerns_only_what_crosses() {
+        for address in ["203.0.113.7", "2001:db8::7"] {
+            let address: IpAddr = address.parse().unwrap();
+            let owned = [(address, Owned::Nat)];
+            let (ours, probed) = (tables(&owned, &[]), tables(&owned, &[address]));
+            let lost = tables(&[], &[address]);
+            for (old, new) in [(&ours, &lost), (&probed, &lost), (&lost, &ours), (&lost, &probed)] {
+                assert!(!decides_otherwise(old, new) && leads_otherwise(old, new));
+            }
+            assert!(!leads_otherwise(&probed, &ours) && !decides_otherwise(&probed, &ours));
+            // What is asked for otherwise concerns all.
+            let (none, other) = (tables(&[], &[]), tables(&[(address, Owned::Service)], &[address]));
+            for (old, new) in [(&ours, &none), (&none, &ours), (&ours, &other), (&probed, &other)] {
+                assert!(decides_otherwise(old, new) && leads_otherwise(old, new));
+            }
+        }
+    }
 }

@@ -16,12 +16,14 @@ pub mod announce;
 pub mod conflict;
 mod kernel;
 pub(super) mod lifecycle;
+mod moved;
 pub mod neighbor;
 pub mod owned;
 mod report;
 mod settle;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,6 +45,7 @@ use crate::services::uplink::{Frame, announcement, question};
 use announce::Announcements;
 use conflict::Conflicts;
 use kernel::Hidden;
+use moved::Moved;
 use neighbor::{Change, Neighbors, Question, Said, Traffic};
 use owned::Outside;
 pub use report::UplinkStatus;
@@ -105,8 +108,8 @@ pub struct UplinkRuntime {
     left: u64,
     announcements: Announcements,
     conflicts: Conflicts,
-    /// Addresses were lost or regained that NAT pools have.
-    pools_differ: bool,
+    /// Addresses that were lost or regained, which packets and NAT pools do not know yet.
+    moved: Moved,
     owned: HashMap<u128, Owned>,
     routed: Vec<(IpNet, NetworkId)>,
     hidden: Hidden,
@@ -147,7 +150,7 @@ impl UplinkRuntime {
             left: 0,
             announcements: Announcements::default(),
             conflicts: Conflicts::default(),
-            pools_differ: false,
+            moved: Moved::default(),
             owned: HashMap::new(),
             routed: Vec::new(),
             hidden: Hidden::new(&inner.config.runtime_dir),
@@ -207,23 +210,21 @@ impl UplinkRuntime {
         if self.link {
             let (mut questions, mut changes) = (Vec::new(), Vec::new());
             attended.frames = self.settle(inner, &mut attended.changed, now);
-            // What asks has an address of its own, that is ours.
-            if !self.conflicts.is_starting() {
-                self.tick(inner, now, &mut questions, &mut changes);
-            }
+            let moves = self.move_addresses(&mut attended, now);
+            self.tick(inner, now, &mut questions, &mut changes);
             attended.changed |= !changes.is_empty();
             changes.iter().for_each(|change| tell(inner, change));
             let mac = self.port.mac;
             attended.frames.extend(questions.iter().filter_map(|asked| {
-                let source = self.outside.source_for(asked.address, |address| !self.conflicts.is_lost(address))?;
+                let source = source_for(&self.outside, &self.conflicts, asked.address)?;
                 question(mac, source, asked.address, asked.to)
             }));
             let due = self.announcements.take(now, ANNOUNCE_MAX);
             attended.frames.extend(due.into_iter().flat_map(|address| announcement(mac, address)));
             let more = self.announcements.is_due(now).then_some(now + SOON);
-            let asked = self.neighbors.due().filter(|_| !self.conflicts.is_starting());
-            attended.again = more.into_iter().chain(asked).chain(self.conflicts.due()).min();
-            attended.pools = std::mem::take(&mut self.pools_differ);
+            let asks = |router| source_for(&self.outside, &self.conflicts, router).is_some();
+            let due = [more, self.neighbors.due(asks), self.conflicts.due(), moves];
+            attended.again = due.into_iter().flatten().min().map(|at| at.max(now + SOON));
         }
         attended
     }
@@ -238,7 +239,9 @@ impl UplinkRuntime {
             let ago = self.heard.ago(mac, ipv4, second)?;
             Some(Duration::from_secs(ago.into()))
         };
-        self.neighbors.tick(now, &Traffic { leaves, delivered: &delivered }, questions, changes);
+        // What asks has an address of its own, that is ours.
+        let asks = |router| source_for(&self.outside, &self.conflicts, router).is_some();
+        self.neighbors.tick(now, &Traffic { leaves, delivered: &delivered, asks: &asks }, questions, changes);
     }
 
     /// A neighbour said something. Returns whether the plane must be published anew.
@@ -249,7 +252,10 @@ impl UplinkRuntime {
                 change.iter().for_each(|change| tell(inner, change));
                 change.is_some()
             }
-            LocalNote::AddressConflict(address, mac) => self.claimed(inner, address, mac),
+            LocalNote::AddressConflict(address, mac) => {
+                self.claimed(inner, address, mac);
+                false
+            }
             _ => false,
         }
     }
@@ -258,6 +264,8 @@ impl UplinkRuntime {
     pub fn table(&self) -> Uplink {
         let owned = self.owned.iter().filter(|(address, _)| !self.conflicts.is_lost(owned::unmapped(**address)));
         let owned = owned.map(|(address, owned)| (*address, *owned)).collect();
+        let kept = self.owned.iter().filter(|(address, _)| self.conflicts.was_used(owned::unmapped(**address)));
+        let kept = kept.map(|(address, owned)| (*address, *owned)).collect();
         Uplink {
             port: self.port.id,
             network: self.network_id,
@@ -268,9 +276,14 @@ impl UplinkRuntime {
             v4: self.neighbors.hops(true),
             v6: self.neighbors.hops(false),
             public: Uplink::one_to_one(&owned),
+            kept,
             owned,
             routed: self.routed.clone(),
-            unsettled: self.conflicts.unsettled().map(owned::mapped).collect(),
+            unsettled: self
+                .conflicts
+                .unsettled()
+                .map(|(address, claimed)| (owned::mapped(address), Arc::clone(claimed)))
+                .collect(),
             heard: Arc::clone(&self.heard),
         }
     }
@@ -449,6 +462,11 @@ impl UplinkRuntime {
             Some(_) => "the interface cannot be used",
         }
     }
+}
+
+/// Where a question about a router comes from: an address of ours that is known to be nobody else's.
+fn source_for(outside: &Outside, conflicts: &Conflicts, router: IpAddr) -> Option<IpAddr> {
+    outside.source_for(router, |address| conflicts.is_settled(address))
 }
 
 fn tell(inner: &Inner, change: &Change) {

@@ -69,12 +69,14 @@ pub enum Change {
     Unreachable(IpAddr),
 }
 
-/// What packets show of routers.
+/// What is known beside what routers say.
 pub struct Traffic<'a> {
     /// Whether packets have left since the last time.
     pub leaves: bool,
     /// How long ago a link address delivered a part of a known connection; whether of IPv4.
     pub delivered: &'a dyn Fn(MacAddr, bool) -> Option<Duration>,
+    /// Whether there is an address of ours to ask about a router from. What was not asked is not left unanswered.
+    pub asks: &'a dyn Fn(IpAddr) -> bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -184,6 +186,8 @@ impl Neighbors {
                 changes.push(Change::Unreachable(*address));
             }
             match state {
+                // It waits for an address to ask from.
+                State::Probing { .. } | State::Asking { .. } if !(traffic.asks)(*address) => {}
                 State::Probing { mac, sent, next, apart } if now >= *next => {
                     questions.push(Question { address: *address, to: Some(*mac) });
                     (*sent, *next) = (*sent + 1, now + *apart);
@@ -202,9 +206,9 @@ impl Neighbors {
         }
     }
 
-    /// When [`Neighbors::tick`] has something to ask, if that is known.
-    pub fn due(&self) -> Option<Instant> {
-        let next = self.0.iter().filter_map(|(_, state)| match state {
+    /// When [`Neighbors::tick`] has something to ask, if that is known; `asks` as in [`Traffic`].
+    pub fn due(&self, asks: impl Fn(IpAddr) -> bool) -> Option<Instant> {
+        let next = self.0.iter().filter(|(address, _)| asks(*address)).filter_map(|(_, state)| match state {
             State::Asking { next, .. } | State::Probing { next, .. } => Some(*next),
             State::Reachable { .. } => None,
         });
@@ -233,6 +237,8 @@ mod tests {
         changes: Vec<Change>,
         leaves: bool,
         delivered: Option<(MacAddr, Instant)>,
+        /// No address of ours can ask.
+        mute: bool,
     }
 
     impl Scene {
@@ -240,7 +246,7 @@ mod tests {
             let now = Instant::now();
             let mut neighbors = Neighbors::default();
             neighbors.set(&[ROUTER], now);
-            Self { neighbors, now, asked: Vec::new(), changes: Vec::new(), leaves: false, delivered: None }
+            Self { neighbors, now, asked: Vec::new(), changes: Vec::new(), leaves: false, delivered: None, mute: false }
         }
 
         /// Lets time pass, in steps of a tenth of a second.
@@ -250,7 +256,11 @@ mod tests {
                 let mut questions = Vec::new();
                 let now = self.now;
                 let at = |mac| self.delivered.filter(|(by, _)| *by == mac).map(|(_, at)| now - at);
-                let traffic = Traffic { leaves: self.leaves, delivered: &|mac, ipv4| at(mac).filter(|_| ipv4) };
+                let traffic = Traffic {
+                    leaves: self.leaves,
+                    delivered: &|mac, ipv4| at(mac).filter(|_| ipv4),
+                    asks: &|_| !self.mute,
+                };
                 self.neighbors.tick(now, &traffic, &mut questions, &mut self.changes);
                 self.asked.extend(questions.iter().map(|question| question.to));
             }
@@ -382,6 +392,27 @@ mod tests {
         assert_eq!(changes, [Change::Reachable(ROUTER, GOOD), Change::Unreachable(ROUTER)]);
         assert_eq!(asked.last(), Some(&None));
         assert_eq!(scene.hear(EVIL, true).mac(), Some(EVIL));
+    }
+
+    #[test]
+    fn a_router_that_was_not_asked_is_not_dead() {
+        // Neither one that is known, nor one that is looked for.
+        for known in [false, true] {
+            let mut scene = Scene::new();
+            scene.mute = true;
+            if known {
+                scene.mute = false;
+                scene.pass(1).hear(GOOD, true).mute = true;
+            }
+            let _ = scene.taken();
+            scene.leaves = true;
+            scene.pass(600);
+            assert_eq!(scene.taken(), (Vec::new(), Vec::new()));
+            assert_eq!((scene.mac(), scene.neighbors.due(|_| false)), (known.then_some(GOOD), None));
+            // Once there is an address again it is asked at once.
+            scene.mute = false;
+            assert_eq!(scene.pass(1).taken().0, [known.then_some(GOOD)]);
+        }
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct UplinkStatus {
     pub owned: Vec<(IpAddr, Owned)>,
     /// Those of them that somebody else has, so that they are not used, with that one's link address.
     pub lost: Vec<(IpAddr, MacAddr)>,
+    /// Those that are used and that somebody else claims, with that one's link address.
+    pub contested: Vec<(IpAddr, MacAddr)>,
     /// Prefixes that are routed to the host.
     pub routed: Vec<IpNet>,
     /// What its port counted.
@@ -59,6 +61,7 @@ impl UplinkRuntime {
             gateways: self.neighbors.hops(true).into_iter().chain(self.neighbors.hops(false)).collect(),
             owned,
             lost: self.lost(),
+            contested: self.contested(),
             routed: self.routed.iter().map(|(prefix, _)| *prefix).collect(),
             totals: self.totals(),
         }

@@ -106,3 +106,50 @@ fn a_trace_of_a_packet_that_would_leave_changes_nothing() {
         assert_eq!(host.entry(), before);
     });
 }
+
+#[test]
+fn connections_of_an_address_that_was_given_up_go_on_and_none_begins() {
+    both(|v6| {
+        for attached in [None, Some(Some(mapped(address(B, v6)))), Some(None)] {
+            let mut host = Host::outside();
+            let (from, at) = if attached.is_some() { (B, public(v6, PUBLIC)) } else { (A, public(v6, POOL)) };
+            let mut sent = out(from, remote(v6, 1));
+            if let Some(inside) = attached {
+                host.edit_uplink(|uplink| {
+                    uplink.owned.insert(mapped(at), Owned::Attached { port: PortId(B), inside });
+                });
+                if inside.is_none() {
+                    sent.src = at;
+                    host.plane.tables.addresses.insert(AddressKey::new(NETWORK, at), PortId(B));
+                    let mut port = (**host.plane.tables.ports[B as usize].as_ref().unwrap()).clone();
+                    match at {
+                        IpAddr::V4(at) => port.v4.push(at),
+                        IpAddr::V6(at) => port.v6.push(at),
+                    }
+                    host.plane.tables.ports[B as usize] = Some(Arc::new(port));
+                    host.publish();
+                }
+            }
+            let frame = sent.udp(4000, 53, b"data");
+            let (_, (shown, _, l4, _)) = host.through(0, from, &frame).unwrap();
+            assert_eq!(shown, at);
+            let before = host.entry();
+            host.edit_uplink(|uplink| {
+                let owner = uplink.owned.remove(&mapped(at)).unwrap();
+                uplink.kept.insert(mapped(at), owner);
+            });
+            for worker in 0..2 {
+                let answer = inward(remote(v6, 1), at).udp(53, l4, b"answer");
+                assert_eq!(host.through(worker, UPLINK, &answer).map(|(to, _)| to), Ok(from), "{attached:?}");
+                assert_eq!(host.through(worker, from, &frame), Ok((UPLINK, (at, remote(v6, 1), l4, 53))));
+            }
+            assert_eq!(host.entries().iter().map(|entry| entry.generation).collect::<Vec<_>>(), [before.generation]);
+            let stranger = inward(remote(v6, 2), at).udp(53, l4, b"?");
+            assert_eq!(host.through(0, UPLINK, &stranger), Err(DropReason::NotOurs), "none begins");
+            // Once it is nobody's of ours at all, they end.
+            host.edit_uplink(|uplink| uplink.kept.clear());
+            let answer = inward(remote(v6, 1), at).udp(53, l4, b"answer");
+            assert_eq!(host.through(0, UPLINK, &answer), Err(DropReason::NotOurs));
+        }
+    });
+}
