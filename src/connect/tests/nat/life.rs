@@ -120,13 +120,13 @@ fn connections_of_an_address_that_was_given_up_go_on_and_none_begins() {
                 });
                 if inside.is_none() {
                     sent.src = at;
-                    host.plane.tables.addresses.insert(AddressKey::new(NETWORK, at), PortId(B));
+                    host.plane.tables.set_addresses([(AddressKey::new(NETWORK, at), PortId(B))]);
                     let mut port = (**host.plane.tables.ports[B as usize].as_ref().unwrap()).clone();
                     match at {
                         IpAddr::V4(at) => port.v4.push(at),
                         IpAddr::V6(at) => port.v6.push(at),
                     }
-                    host.plane.tables.ports[B as usize] = Some(Arc::new(port));
+                    host.plane.tables.set_ports([Arc::new(port)]);
                     host.publish();
                 }
             }
