@@ -1,0 +1,143 @@
+//! Backends that are held out: ejected because clients cannot connect to them, or because they flap.
+
+use super::*;
+
+impl World {
+    /// Connections of these ports to a backend of the network with this VNI failed; then it is judged.
+    fn fail(&mut self, vni: u32, port: u8, clients: &[u32], answered: bool) -> Settled {
+        self.second += 10;
+        let now = u32::try_from(self.second).unwrap();
+        let failures = clients.iter().zip(1..).map(|(from, n)| outlier::Failure {
+            connection: (n, now),
+            from: *from,
+            client: None,
+            refused: true,
+            created: now,
+        });
+        let located = (vni, endpoint(port).address, 8080);
+        let sought = self.balance.observe(&HashMap::from([(located, failures.collect())]), now);
+        let answered = answered.then_some((located, now)).into_iter().collect();
+        self.balance.judge(&sought, &answered, (now, at(self.second)));
+        self.settle()
+    }
+
+    fn pass(&mut self, seconds: u64) -> Settled {
+        self.second += seconds;
+        self.balance.observe(&HashMap::new(), u32::try_from(self.second).unwrap());
+        self.settle()
+    }
+}
+
+fn outlier() -> ServiceSpec {
+    let outlier = OutlierSpec { consecutive_failures: 3, base_ejection_s: 30, max_ejection_percent: 50 };
+    ServiceSpec { outlier: Some(outlier), drain: Drain::Reset, ..service(vec![endpoint(1), endpoint(2)]) }
+}
+
+#[test]
+fn a_backend_that_clients_cannot_connect_to_is_out_for_a_while_and_keeps_its_connections() {
+    let mut world = World::of(outlier());
+    assert!(told(&world.fail(4097, 1, &[1, 2, 1], false)).is_empty(), "that address of another network");
+    assert!(told(&world.fail(4096, 1, &[1, 2, 1], true)).is_empty(), "another client was answered");
+    let settled = world.fail(4096, 1, &[1, 2, 1], false);
+    let reason = "3 connections of several clients in a row failed (3 refused, 0 unanswered); out for 30 s, ejection 1";
+    assert_eq!(told(&settled), [format!("shop/web-1 healthy -> ejected: {reason}")]);
+    assert!(settled.is_visible());
+    // What it has goes on, although connections of those that leave are reset.
+    assert_eq!(world.behind(VIP), "(web-1) web-2");
+    let status = world.balance.status("shop/web").unwrap();
+    assert_eq!(&*status.backends[0].ejection.as_ref().unwrap().reason, reason);
+    assert!(status.backends[1].ejection.is_none());
+    assert_eq!(world.balance.services["shop/web"].outliers.ejections, 1);
+    assert!(told(&world.fail(4096, 2, &[1, 2, 1], false)).is_empty(), "the last one stays");
+    assert!(told(&world.pass(5)).is_empty());
+    assert_eq!(told(&world.pass(30)), ["shop/web-1 ejected -> healthy: its ejection is over"]);
+    assert_eq!(world.behind(VIP), "web-1 web-2");
+    // Nothing to be done is left, a good while later.
+    world.pass(1_000);
+    assert!(world.balance.observed.is_empty());
+}
+
+#[test]
+fn an_ejected_backend_is_better_than_nobody_and_worse_than_one_that_ends() {
+    let mut world = World::of(outlier());
+    world.fail(4096, 1, &[1, 2, 1], false);
+    assert_eq!(told(&world.run(2, false)), ["shop/web-2 healthy -> stopped"], "somebody serves yet");
+    assert_eq!(world.behind(VIP), "web-1");
+    world.run(2, true);
+    assert_eq!(world.behind(VIP), "(web-1) web-2");
+    let ends = EndpointSpec { condition: Condition::Terminating, ..endpoint(2) };
+    world.apply(ServiceSpec { ports: service(vec![endpoint(1), ends]).ports, ..outlier() });
+    assert_eq!(world.behind(VIP), "(web-1) web-2");
+}
+
+#[test]
+fn another_spec_of_the_service_keeps_an_ejection_and_a_guest_that_comes_anew_ends_it() {
+    let mut world = World::of(outlier());
+    world.fail(4096, 1, &[1, 2, 1], false);
+    world.apply(ServiceSpec { ports: service(vec![endpoint(3), endpoint(1), endpoint(2)]).ports, ..outlier() });
+    assert_eq!(world.behind(VIP), "(web-1) web-2 web-3");
+    assert_eq!(told(&world.run(1, false)), ["shop/web-1 ejected -> stopped"]);
+    assert_eq!(told(&world.run(1, true)), ["shop/web-1 stopped -> healthy"]);
+    world.fail(4096, 1, &[1, 2, 1], false);
+    assert_eq!(world.behind(VIP), "(web-1) web-2 web-3");
+    let off = ServiceSpec { outlier: None, ..outlier() };
+    world.apply(off);
+    assert_eq!(world.behind(VIP), "web-1 web-2");
+}
+
+#[test]
+fn a_backend_that_flaps_as_fast_as_it_can_is_held_out_and_costs_others_nothing() {
+    let six = |n: u8| EndpointSpec { address: ip(&format!("2001:db8:64::{n}")), ..endpoint(n) };
+    let of = |name: &str, last: u8, ports: [u8; 2]| ServiceSpec {
+        name: name.into(),
+        cluster: vec![IpAddr::from([10, 96, 0, last]), ip(&format!("2001:db8:96::{last}"))],
+        health: Some(check()),
+        ..service(ports.iter().flat_map(|n| [endpoint(*n), six(*n)]).collect())
+    };
+    for by_checks in [false, true] {
+        let mut world = World::of(of("shop/web", 1, [1, 2]));
+        world.apply_all(vec![of("shop/web", 1, [1, 2]), of("shop/other", 2, [3, 4])]);
+        let start = world.now();
+        for target in world.balance.targets().map(Arc::clone).collect::<Vec<_>>() {
+            world.balance.set_verdict(&target, true, "", start);
+        }
+        world.settle();
+        let (mut publications, mut news, mut frontends) = (0, 0, 0);
+        let change = |world: &mut World, good: bool, now: Instant| {
+            if by_checks {
+                return world.verdict_at(1, good, now);
+            }
+            world.balance.set_running(Uuid::from_u128(1), good, now);
+            world.settle()
+        };
+        // For ten minutes, a hundred times a second.
+        for step in 0..60_000_u32 {
+            let now = start + Duration::from_millis(10) * step;
+            world.balance.release(now);
+            let settled = change(&mut world, step % 2 == 1, now);
+            publications += u32::from(settled.is_visible());
+            frontends += settled.frontends.iter().filter(|spec| *spec.service != *"shop/web").count();
+            news += settled.news.len();
+            assert!(!settled.gone && settled.start.is_empty() && settled.stop.is_empty());
+        }
+        // Nine holds of 1 to 256 s are ten minutes; before that, departures are free.
+        assert!((10..=2 * (damping::DEPARTURES_FREE + 10)).contains(&publications), "{publications}");
+        assert!(news <= 80, "{news}");
+        assert_eq!(frontends, 0, "nobody else is told anything");
+        assert_eq!(world.behind("10.96.0.1"), "(web-1) web-2");
+        let held = &world.balance.services["shop/web"];
+        let change_of = held.changes.iter().rev().find(|change| change.to == Some(BackendState::Flapping)).unwrap();
+        assert!(change_of.reason.as_ref().unwrap().contains("held out for"), "{change_of:?}");
+        // It is good from now on, and comes back when its time is over.
+        change(&mut world, true, start + Duration::from_secs(600));
+        assert_eq!(world.behind("10.96.0.1"), "(web-1) web-2");
+        let until = world.balance.facts().next_release().unwrap();
+        world.balance.release(until);
+        world.settle();
+        assert_eq!(
+            (world.behind("10.96.0.1").as_str(), world.behind("2001:db8:96::1").as_str()),
+            ("web-1 web-2", "web-1 web-2")
+        );
+        assert_eq!(world.balance.facts().next_release(), None);
+    }
+}
