@@ -2,7 +2,7 @@
 //!
 //! [`Services`] is what workers look an address up in: immutable, published with the plane, cheap to change one Service of.
 //! Which backend a connection gets is a [`Maglev`] table's to say, or, for clients that keep theirs, [`Affinity`]'s. Afterwards the
-//! connection is pinned: only when something has changed it is asked whether it [stands](Services::standing).
+//! connection is pinned: only when something has changed it is asked whether its backend still serves.
 
 pub mod affinity;
 pub mod hash;

@@ -446,7 +446,7 @@ SLOW = 80 * 65536
 
 def nginx(vm, name):
     """nginx in the guest, port 8080 of both families: `/` says who answers and whom it sees, `/slow` sends a file for a while."""
-    vm.sh("""mkdir -p /ngx/www /var/log/nginx /var/lib/nginx && dd if=/dev/zero of=/ngx/www/slow bs=64k count=32 2>/dev/null
+    vm.sh("""mkdir -p /ngx/www /var/log/nginx /var/lib/nginx && dd if=/dev/zero of=/ngx/www/slow bs=64k count=80 2>/dev/null
 cat > /ngx/conf <<'CONF'
 user root; worker_processes 1; pid /ngx/pid; error_log /ngx/error.log; events { worker_connections 1024; }
 http { access_log off; client_body_temp_path /ngx/b; proxy_temp_path /ngx/p; fastcgi_temp_path /ngx/f; uwsgi_temp_path /ngx/u;
