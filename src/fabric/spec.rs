@@ -235,6 +235,28 @@ pub struct ServiceSpec {
     pub drain: Drain,
 }
 
+#[cfg(test)]
+impl ServiceSpec {
+    /// One of the network `default` without addresses, ports and checks, that refuses clients by rejecting them.
+    pub fn bare(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            network: "default".to_owned(),
+            cluster: Vec::new(),
+            load_balancer: Vec::new(),
+            ports: Vec::new(),
+            affinity_s: None,
+            sources: Vec::new(),
+            refusal_internal: Refusal::Reject,
+            refusal_external: Refusal::Reject,
+            health: None,
+            outlier: None,
+            all_down: AllDown::Reject,
+            drain: Drain::Keep,
+        }
+    }
+}
+
 /// An address of a Service out of an AddressPool.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LoadBalancerAddress {

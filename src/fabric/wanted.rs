@@ -39,25 +39,11 @@ fn has_place_of(a: &ServiceSpec, b: &ServiceSpec) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fabric::spec::{AllDown, Drain, LoadBalancerAddress, Refusal};
+    use crate::fabric::spec::LoadBalancerAddress;
 
     #[test]
     fn other_backends_are_the_same_addresses_and_another_address_is_not() {
-        let spec = |name: &str| ServiceSpec {
-            outlier: None,
-            name: name.to_owned(),
-            network: "n".to_owned(),
-            cluster: Vec::new(),
-            load_balancer: Vec::new(),
-            ports: Vec::new(),
-            affinity_s: None,
-            sources: Vec::new(),
-            refusal_internal: Refusal::Reject,
-            refusal_external: Refusal::Reject,
-            health: None,
-            all_down: AllDown::Reject,
-            drain: Drain::Keep,
-        };
+        let spec = ServiceSpec::bare;
         let desired =
             Desired { services: Arc::new(vec![Arc::new(spec("a/a")), Arc::new(spec("a/b"))]), ..Desired::default() };
         let wanted = Wanted::of(&desired);

@@ -283,6 +283,11 @@ def public_address(case):
 # Backends that come and go
 
 
+def held_by(scene):
+    """How many IPv4 connections to the echo port each backend has."""
+    return {b["backend"]: b["connections"] for b in scene.backends_of() if b["portName"] == "echo" and "." in b["address"]}
+
+
 @suite.test("relabelled out of a Service, a port keeps its TCP connections and gets no new ones; UDP goes elsewhere at once")
 def relabelled(case):
     scene = Scene(case, "ab")
@@ -291,7 +296,7 @@ def relabelled(case):
     for address in CLUSTER:
         scene.client.peer("open", group=address, host=address, port=7, count=40)
         assert scene.client.peer("echo", group=address) == {"ok": 40}
-    held = {b["backend"]: b["connections"] for b in scene.backends_of() if b["portName"] == "echo" and "." in b["address"]}
+    held = held_by(scene)
     assert held["default/a"] > 0, held
     scene.spaces["a"].port.labels["app"] = "other"
     scene.daemon.reload()
@@ -311,7 +316,7 @@ def drain(case):
         scene.client.peer("open", group=address, host=address, port=7, count=40)
         assert scene.client.peer("echo", group=address) == {"ok": 40}
     scene.daemon.cli("service", "drain", "a", "--service", "web")
-    held = {b["backend"]: b["connections"] for b in scene.backends_of() if b["portName"] == "echo" and "." in b["address"]}
+    held = held_by(scene)
     assert sum(held.values()) == 40 and held["default/a"] > 0, held
     for again in (False, True):
         for address in CLUSTER:

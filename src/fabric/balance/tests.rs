@@ -58,19 +58,10 @@ fn check() -> HealthSpec {
 
 fn service(endpoints: Vec<EndpointSpec>) -> ServiceSpec {
     ServiceSpec {
-        name: "shop/web".into(),
-        network: "default".into(),
         cluster: vec![ip(VIP)],
-        load_balancer: Vec::new(),
         ports: vec![ServicePortSpec { name: "http".into(), proto: 6, l4: 80..=80, endpoints }],
-        affinity_s: None,
-        sources: Vec::new(),
-        refusal_internal: Refusal::Reject,
         refusal_external: Refusal::Drop,
-        health: None,
-        outlier: None,
-        all_down: AllDown::Reject,
-        drain: Drain::Keep,
+        ..ServiceSpec::bare("shop/web")
     }
 }
 

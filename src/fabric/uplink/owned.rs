@@ -246,24 +246,13 @@ mod tests {
 
     #[test]
     fn an_address_of_a_service_is_nobody_elses() {
-        use crate::fabric::spec::{AllDown, Drain, LoadBalancerAddress, Refusal, ServiceSpec};
+        use crate::fabric::spec::{LoadBalancerAddress, ServiceSpec};
         let outside = outside();
         let desired = |address: &str| {
             let address = LoadBalancerAddress { address: address.parse().unwrap(), public: true };
             let service = ServiceSpec {
-                name: "shop/web".to_owned(),
-                network: "default".to_owned(),
-                cluster: Vec::new(),
                 load_balancer: vec![address, LoadBalancerAddress { public: false, ..address }],
-                ports: Vec::new(),
-                affinity_s: None,
-                sources: Vec::new(),
-                refusal_internal: Refusal::Reject,
-                refusal_external: Refusal::Reject,
-                health: None,
-                outlier: None,
-                all_down: AllDown::Reject,
-                drain: Drain::Keep,
+                ..ServiceSpec::bare("shop/web")
             };
             let Outside { uplink, nat_pools, attached, .. } = outside.clone();
             Desired { uplink, nat_pools, attached, services: vec![service.into()].into(), ..Desired::default() }

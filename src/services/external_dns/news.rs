@@ -72,24 +72,8 @@ fn of(spec: &ExternalDnsSpec, change: &Change) -> (String, NameChange) {
 mod tests {
     use tokio::sync::mpsc::unbounded_channel;
 
-    use super::super::plan::{Wish, mark};
-    use super::super::spec::{Algorithm, RecordPolicy, TsigSpec};
+    use super::super::plan::{Wish, mark, tests::spec};
     use super::*;
-
-    fn spec() -> ExternalDnsSpec {
-        ExternalDnsSpec {
-            server: "192.0.2.53:53".parse().unwrap(),
-            zone: "example".to_owned(),
-            tsig: TsigSpec { name: "k".into(), algorithm: Algorithm::HmacSha256, secret_file: "/k".into() },
-            policy: RecordPolicy::Sync,
-            base_domain: "example".to_owned(),
-            ttl_s: 300,
-            owner: "host-a".to_owned(),
-            grace_s: 60,
-            interval_s: 60,
-            wanted: Vec::new(),
-        }
-    }
 
     #[test]
     fn each_refusal_is_told_once_while_it_lasts() {
@@ -97,7 +81,7 @@ mod tests {
         let mut news = News::new(sender);
         let mut told = |problems: &[(&str, &str)]| {
             let problems: Vec<_> = problems.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
-            news.refused(&spec(), &problems);
+            news.refused(&spec(&[]), &problems);
             let mut told = Vec::new();
             while let Ok(FabricEvent::ExternalNameRefused { service, reason, .. }) = receiver.try_recv() {
                 told.push(format!("{service}: {reason}"));
@@ -128,7 +112,7 @@ mod tests {
             (change(marked("a/c"), Some("a/b")), "a/b", NameChange::Updated),
             (change(marked("a/c"), None), "a/c", NameChange::Removed),
         ] {
-            assert_eq!(of(&spec(), &change), (service.to_owned(), what));
+            assert_eq!(of(&spec(&[]), &change), (service.to_owned(), what));
         }
     }
 }

@@ -161,11 +161,11 @@ fn has_mark(have: &Have) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::services::external_dns::spec::{Algorithm, TsigSpec, Wanted};
 
-    fn spec(wanted: &[(&str, &str, &str)]) -> ExternalDnsSpec {
+    pub fn spec(wanted: &[(&str, &str, &str)]) -> ExternalDnsSpec {
         let wanted = wanted.iter().map(|(service, name, addresses)| Wanted {
             service: (*service).to_owned(),
             names: vec![(*name).to_owned()],
