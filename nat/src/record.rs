@@ -6,6 +6,7 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
+use hostweave_switch::prefetch::prefetch;
 use hostweave_switch::shared::plain_struct;
 use hostweave_switch::wheel::{NONE, Timed};
 
@@ -137,6 +138,13 @@ impl Record {
     #[inline]
     pub(crate) fn is_valid(&self) -> bool {
         self.status.load(Acquire) == VALID
+    }
+
+    /// Asks for its lines.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        prefetch(&self.inside);
+        prefetch(&self.outside);
     }
 
     #[inline]

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crossbeam_utils::CachePadded;
 use hostweave_switch::flow::{FlowKey, HashKeys, Kind};
+use hostweave_switch::prefetch::prefetch;
 use hostweave_switch::shared::{Anonymous, SharedFile};
 use hostweave_switch::wheel::{NONE, Wheel};
 
@@ -57,7 +58,7 @@ pub struct Nat {
     /// Key of what is kept of remotes.
     remote_key: [u64; 2],
     /// First record of each chain by inside endpoint.
-    heads: Box<[AtomicU32]>,
+    heads: Anonymous<AtomicU32>,
     shards: Box<[CachePadded<Mutex<Shard>>]>,
     keep: usize,
     free: Mutex<Free>,
@@ -109,7 +110,7 @@ impl Nat {
         let leases = adopt::leases_of(capacity);
         let file = adopt::open_file(path, capacity, options)?;
         let count = (capacity / 64).next_power_of_two().clamp(1, SHARDS_MAX);
-        let fill = |count: usize| (0..count).map(|_| AtomicU32::new(NONE)).collect();
+        let heads = heads((capacity as usize).next_power_of_two().max(count as usize))?;
         let keep = (capacity / count / 4).clamp(1, KEEP) as usize;
         let shard = |stream: u32| Shard {
             wheel: Wheel::new(options.now),
@@ -126,11 +127,11 @@ impl Nat {
             timers: options.timers,
             remote_key: [word(), word()],
             keys: HashKeys::new([word(), word(), word(), word()]),
-            heads: fill((capacity as usize).next_power_of_two().max(count as usize)),
+            heads,
             shards: (0..count).map(|stream| CachePadded::new(Mutex::new(shard(stream)))).collect(),
             keep,
             free: Mutex::new(Free { first: NONE, fresh: 0 }),
-            address_heads: fill(ADDRESS_BUCKETS),
+            address_heads: (0..ADDRESS_BUCKETS).map(|_| AtomicU32::new(NONE)).collect(),
             outside_locks: (0..OUTSIDE_LOCKS).map(|_| CachePadded::new(Mutex::new(()))).collect(),
             remotes: Anonymous::new(capacity as usize)?,
             registry: Registry::new(leases, options.seed),
@@ -149,8 +150,8 @@ impl Nat {
     }
 
     /// The file, to have its blocks allocated.
-    pub fn file(&self) -> &std::fs::File {
-        self.file.file()
+    pub fn file(&self) -> &SharedFile {
+        &self.file
     }
 
     /// Octets of the file up to a number of mappings.
@@ -193,6 +194,23 @@ impl Nat {
         let key = FlowKey::new(inside.address, 0, inside.l4, 0, inside.proto, Kind::Ports);
         let hash = self.keys.hash(&key, inside.vni);
         (hash ^ hash >> 23) as usize & (self.heads.len() - 1)
+    }
+
+    /// Asks for the head of the chain of the inside endpoint of a connection that may leave, and says which chain that is.
+    #[inline]
+    pub fn ask(&self, inside: &Inside) -> usize {
+        let bucket = self.bucket(inside);
+        prefetch(&self.heads[bucket]);
+        bucket
+    }
+
+    /// Asks for the first mapping of a chain whose head was asked for.
+    #[inline]
+    pub fn ask_chain(&self, bucket: usize) {
+        let head = self.heads.get(bucket).map_or(NONE, |head| head.load(Relaxed));
+        if let Some(record) = self.record(head) {
+            record.prefetch();
+        }
     }
 
     /// Chain of a mapping without ports.
@@ -430,6 +448,14 @@ impl Nat {
         let found = known.iter().any(|own| (own.load(Relaxed) ^ mark) & mask == 0);
         if found || count <= REMOTES_MAX { Some(found) } else { None }
     }
+}
+
+/// So many empty chains.
+fn heads(count: usize) -> io::Result<Anonymous<AtomicU32>> {
+    let heads = Anonymous::<AtomicU32>::new(count)?;
+    heads.advise_random(count);
+    heads.iter().for_each(|head| head.store(NONE, Relaxed));
+    Ok(heads)
 }
 
 /// A panic under a lock ends the process (the fabric sees to it).

@@ -1,12 +1,15 @@
-//! Between the two halves of the pipeline: asks for what the second needs of the flow cache and of the connection table, for all
-//! packets of a burst, so that it is on its way when their turn comes.
+//! Between the two halves of the pipeline: asks for what the second needs of the flow cache, of the connection table, and of NAT, for
+//! all packets of a burst, so that it is on its way when their turn comes.
 //!
 //! Three passes, because each learns from what the one before asked for where the next line stands: the tags of a bucket, the line
 //! of a flow, the record of a connection. Of a small cache tags and records lie near enough.
 
+use hostweave_nat::{Nat, V4, V6, family};
 use hostweave_switch::connection::Connections;
 use hostweave_switch::flow::{FlowCache, NOWHERE, round};
+use hostweave_switch::limits::BURST;
 
+use super::outside;
 use crate::datapath::{Context, Lookup};
 
 /// Asks for the tags of a packet's flow: the first pass, as soon as its hash is known.
@@ -20,7 +23,14 @@ pub fn tags(cache: &FlowCache, lookup: &Lookup) {
 /// The other passes, over the packets that go on to `forward`, a bit each in `wanted`. Leaves in their lookups where their flows
 /// are expected.
 #[inline]
-pub fn expect(ctx: &Context<'_>, cache: &FlowCache, connections: &Connections, lookups: &mut [Lookup], wanted: u64) {
+pub fn expect(
+    ctx: &Context<'_>,
+    cache: &FlowCache,
+    connections: &Connections,
+    nat: &Nat,
+    lookups: &mut [Lookup],
+    wanted: u64,
+) {
     let mut unknown = 0u64;
     for (index, lookup) in lookups.iter_mut().enumerate() {
         if wanted >> index & 1 == 0 {
@@ -29,16 +39,45 @@ pub fn expect(ctx: &Context<'_>, cache: &FlowCache, connections: &Connections, l
         lookup.expected = cache.expect(lookup.hash);
         if lookup.expected == NOWHERE {
             connections.prefetch(lookup.hash);
-            cache.prefetch_room(lookup.hash, round(ctx.now));
             unknown |= 1 << index;
         }
     }
     if !cache.is_small() {
         records(ctx, cache, connections, lookups, wanted & !unknown);
     }
-    while unknown != 0 {
-        connections.prefetch_chain(lookups[unknown.trailing_zeros() as usize].hash);
-        unknown &= unknown - 1;
+    if unknown != 0 {
+        newcomers(ctx, cache, connections, nat, lookups, unknown);
+    }
+}
+
+/// Asks for the connections that packets without a flow may belong to, for the mappings that they will have if they leave, and for the
+/// places in the cache that their flows will take.
+#[inline(never)]
+fn newcomers(
+    ctx: &Context<'_>,
+    cache: &FlowCache,
+    connections: &Connections,
+    nat: &Nat,
+    lookups: &[Lookup],
+    unknown: u64,
+) {
+    let is_unknown = |index: &usize| unknown >> index & 1 != 0;
+    let has_pool = [V4, V6].map(|family| ctx.pools.serves(ctx.port.id, family));
+    let services = !ctx.services.is_empty();
+    let mut chains = [None; BURST];
+    for index in (0..lookups.len()).filter(is_unknown) {
+        let Lookup { key, hash, .. } = &lookups[index];
+        let may_leave = has_pool[family(key.src())];
+        cache.prefetch_room(*hash, round(ctx.now), may_leave || services);
+        if may_leave {
+            chains[index] = Some(nat.ask(&outside::endpoint(ctx.port, ctx.network.vni, key)));
+        }
+    }
+    for index in (0..lookups.len()).filter(is_unknown) {
+        connections.prefetch_chain(lookups[index].hash);
+        if let Some(chain) = chains[index] {
+            nat.ask_chain(chain);
+        }
     }
 }
 

@@ -119,6 +119,7 @@ fn begin<'a, R: Recorder>(
     let uplink = ctx.tables.uplink.as_deref().filter(|uplink| uplink.port == out.id);
     cross::may_cross(packet, ctx.tables, uplink, out, lookup.hash as u32)?;
     let (translation, held) = outside::snat(ctx, flows, &lookup.key, &plan, out, source, record)?;
+    flows.connections.expect_reply(&translation);
     let allowed = match asked.seen_otherwise(source, &translation).filter(|_| !R::MASKED) {
         Some(asked) => judge(ctx, &mut flows.denied, &asked, record)?,
         None => allowed,
@@ -143,6 +144,7 @@ fn is_answered_otherwise(flows: &Flows<'_>, translation: &Translation) -> bool {
 }
 
 /// Whether a packet can begin a connection at all (SEMANTICS CT1, CT3). Returns what it shows of TCP.
+#[inline(always)]
 fn begins(packet: &Packet, key: &FlowKey) -> Result<Side, DropReason> {
     if key.kind() == Kind::Answer {
         return Err(DropReason::NoConnection);

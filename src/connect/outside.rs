@@ -400,14 +400,12 @@ fn refusal(refused: Refused) -> DropReason {
 
 /// The inside endpoint that a packet comes from.
 pub(super) fn inside(flows: &Flows<'_>, port: &Port, vni: u32, key: &FlowKey) -> Inside {
-    Inside {
-        port: port.id.0,
-        uid: flows.connections.port_id(port.id.0),
-        vni,
-        address: key.src(),
-        l4: source_l4(key),
-        proto: key.proto(),
-    }
+    Inside { uid: flows.connections.port_id(port.id.0), ..endpoint(port, vni, key) }
+}
+
+/// The same of nobody known by name.
+pub(super) fn endpoint(port: &Port, vni: u32, key: &FlowKey) -> Inside {
+    Inside { port: port.id.0, uid: 0, vni, address: key.src(), l4: source_l4(key), proto: key.proto() }
 }
 
 /// L4 port or identifier of a packet's sender.

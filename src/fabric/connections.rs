@@ -43,10 +43,8 @@ pub(super) fn boot_id() -> u128 {
 }
 
 /// Has blocks allocated up to a number of records, so that touching one can never fail.
-fn allocate(connections: &Connections, records: u32) -> nix::Result<()> {
-    let end = connections.file_len(records);
-    let end = nix::libc::off_t::try_from(end).unwrap_or(nix::libc::off_t::MAX);
-    nix::fcntl::posix_fallocate(connections.file(), 0, end)?;
+fn allocate(connections: &Connections, records: u32) -> std::io::Result<()> {
+    connections.file().allocate(0..connections.file_len(records))?;
     connections.make_available(records);
     Ok(())
 }
@@ -57,9 +55,7 @@ pub(super) fn allocate_translations(connections: &Connections) {
     loop {
         let records = connections.available();
         let (offset, len) = connections.translations_at(records);
-        let [offset, len] =
-            [offset, len].map(|octets| nix::libc::off_t::try_from(octets).unwrap_or(nix::libc::off_t::MAX));
-        if let Err(error) = nix::fcntl::posix_fallocate(connections.file(), offset, len) {
+        if let Err(error) = connections.file().allocate(offset..offset + len) {
             let (room, wanted) = (connections.translatable(), records);
             tracing::warn!(%error, "the runtime directory has room for {room} connections to the outside only, not {wanted}");
             return;

@@ -40,9 +40,8 @@ pub(super) fn open(config: &FabricConfig, now: u32) -> anyhow::Result<Nat> {
 }
 
 /// Has blocks allocated up to a number of mappings, so that touching one can never fail.
-fn allocate(nat: &Nat, mappings: u32) -> nix::Result<()> {
-    let end = nix::libc::off_t::try_from(nat.file_len(mappings)).unwrap_or(nix::libc::off_t::MAX);
-    nix::fcntl::posix_fallocate(nat.file(), 0, end)?;
+fn allocate(nat: &Nat, mappings: u32) -> std::io::Result<()> {
+    nat.file().allocate(0..nat.file_len(mappings))?;
     nat.make_available(mappings);
     Ok(())
 }

@@ -225,7 +225,7 @@ impl Path {
             }
         }
         let lookups = &mut self.lookups[..self.burst.len()];
-        ahead::expect(ctx, &self.cache, &self.shared.connections, lookups, wanted);
+        ahead::expect(ctx, &self.cache, &self.shared.connections, &self.shared.nat, lookups, wanted);
     }
 
     /// The first half, for one packet. `Continue` leaves what its flow is looked up by in `lookups`.

@@ -74,7 +74,7 @@ pub fn cross(
 ///
 /// # Errors
 /// As [`cross`].
-#[inline]
+#[inline(always)]
 pub fn may_cross(
     packet: &mut Packet,
     tables: &Tables,

@@ -536,9 +536,12 @@ impl FlowCache {
 
     /// Asks for the line in which a new flow of this hash will most likely stand.
     #[inline]
-    pub fn prefetch_room(&self, hash: u64, round: u32) {
+    pub fn prefetch_room(&self, hash: u64, round: u32, may_cross: bool) {
         let (bucket, place) = self.room(hash, round);
         prefetch(&self.lines[bucket * PLACES + place]);
+        if may_cross {
+            prefetch(&self.rewritings[bucket * PLACES + place]);
+        }
     }
 
     /// Bucket and place for a new flow: in the emptier bucket, so that both stay even; where both are full, the oldest goes.

@@ -1,5 +1,9 @@
-//! Memory mappings as typed slices: anonymous ones for flow caches, and one file under the runtime directory for what
+//! Memory mappings as typed slices: anonymous ones for flow caches, and files under the runtime directory for what
 //! must survive the process (DESIGN §3).
+//!
+//! All are used at random, so that a processor finds few of their small pages in its TLB: they ask for huge ones. Of a file in
+//! memory (tmpfs) nobody gets them by being asked beforehand unless the administrator has set `shmem_enabled`; what the kernel grants
+//! everybody is to make them of pages that are there (`MADV_COLLAPSE`, Linux 6.1).
 //!
 //! What lies in a file may be written by another process at any time, so its type is made of atomics only ([`Plain`]).
 //! Pages of a mapping are zero and cost nothing until they are touched.
@@ -7,11 +11,16 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::ptr::NonNull;
 
-use memmap2::{MmapMut, MmapOptions, MmapRaw};
+use memmap2::{MmapMut, MmapOptions};
+
+/// Octets of a huge page. Where they are larger, nothing is won.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// Types of which every pattern of octets is a value.
 ///
@@ -116,9 +125,15 @@ impl<T: Plain> DerefMut for Anonymous<T> {
 
 /// A file that several runs of the daemon share, mapped whole.
 pub struct SharedFile {
-    map: MmapRaw,
+    base: NonNull<u8>,
+    len: usize,
     file: File,
 }
+
+// SAFETY: `base` is a mapping that belongs to this value alone, and what lies in it is atomics only. JUSTIFICATION: as for `map`.
+unsafe impl Send for SharedFile {}
+// SAFETY: as above.
+unsafe impl Sync for SharedFile {}
 
 impl SharedFile {
     /// Opens or makes the file, `len` octets long, readable by this user only. A file of another length is begun anew.
@@ -139,13 +154,30 @@ impl SharedFile {
             file = open()?;
             file.set_len(len as u64)?;
         }
-        let map = MmapOptions::new().len(len).map_raw(&file)?;
-        Ok((Self { map, file }, existed))
+        Ok((Self { base: map(&file, len)?, len, file }, existed))
     }
 
-    /// The file, to have its blocks allocated.
-    pub fn file(&self) -> &File {
-        &self.file
+    /// Has blocks of the file allocated, so that touching what lies in this range, in octets, can never fail; in huge pages where its
+    /// file system has them, to which it is extended then: nobody touches them before they are whole.
+    ///
+    /// # Errors
+    /// The file system is full.
+    pub fn allocate(&self, range: Range<usize>) -> io::Result<()> {
+        let end = range.end.next_multiple_of(HUGE_PAGE).min(self.len);
+        let (start, end) = (range.start.min(end), end);
+        let whole = start / HUGE_PAGE * HUGE_PAGE..end / HUGE_PAGE * HUGE_PAGE;
+        if !whole.is_empty() {
+            // SAFETY: the range lies in the mapping, and what is in it stays. Only advice: other file systems and older kernels refuse it,
+            // and then small pages serve. JUSTIFICATION: no crate that this one uses has a form for it.
+            unsafe { libc::madvise(self.base.as_ptr().add(whole.start).cast(), whole.len(), libc::MADV_COLLAPSE) };
+        }
+        let [offset, len] =
+            [start, end - start].map(|octets| libc::off_t::try_from(octets).unwrap_or(libc::off_t::MAX));
+        // SAFETY: the descriptor is open. JUSTIFICATION: as above.
+        match unsafe { libc::posix_fallocate(self.file.as_raw_fd(), offset, len) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
     }
 
     /// The values that begin `offset` octets into the file.
@@ -154,11 +186,40 @@ impl SharedFile {
     /// When they do not lie in the file, or are not aligned.
     #[inline]
     pub fn slice<T: Plain>(&self, offset: usize, len: usize) -> &[T] {
-        assert!(offset.is_multiple_of(align_of::<T>()) && offset + len * size_of::<T>() <= self.map.len());
+        assert!(offset.is_multiple_of(align_of::<T>()) && offset + len * size_of::<T>() <= self.len);
         // SAFETY: checked above; the mapping lives as long as `self`, any pattern is a `T`, and `T` is atomics only, so
         // that writes of others are no data race. JUSTIFICATION: memory that outlives the process has no safe form.
-        unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(offset).cast(), len) }
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(offset).cast(), len) }
     }
+}
+
+impl Drop for SharedFile {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's, and all slices of it have ended. JUSTIFICATION: as for `map`.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Maps a file whole, at an address to which huge pages can be mapped.
+fn map(file: &File, len: usize) -> io::Result<NonNull<u8>> {
+    // A place of that size, which is free again when the file wants it. Whatever came between takes only the alignment away.
+    let place = MmapOptions::new().len(len + HUGE_PAGE).no_reserve_swap().map_anon()?;
+    let wanted = place.as_ptr().addr().next_multiple_of(HUGE_PAGE);
+    drop(place);
+    // SAFETY: without `MAP_FIXED` the address is a wish, and the mapping lies where nothing else is. JUSTIFICATION: memmap2 takes no
+    // address.
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::without_provenance_mut(wanted),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    let base = NonNull::new(base.cast::<u8>()).filter(|_| base != libc::MAP_FAILED);
+    base.ok_or_else(io::Error::last_os_error)
 }
 
 #[cfg(test)]
@@ -179,6 +240,21 @@ mod tests {
         let (file, existed) = SharedFile::open(&path, 4096).unwrap();
         assert!(!existed, "another length is another layout");
         assert_eq!(file.slice::<AtomicU32>(0, 1024).iter().map(|word| word.load(Ordering::Relaxed)).sum::<u32>(), 0);
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn what_is_allocated_keeps_what_was_written_and_extends_to_whole_pages() {
+        let path = std::env::temp_dir().join(format!("hostweave-allocated-{}", std::process::id()));
+        let (file, _) = SharedFile::open(&path, 3 * HUGE_PAGE + 4096).unwrap();
+        let allocated = || std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&path).unwrap()) as usize * 512;
+        file.allocate(0..100).unwrap();
+        assert!((100..=HUGE_PAGE + 4096).contains(&allocated()), "{}", allocated());
+        file.slice::<AtomicU32>(96, 1)[0].store(7, Ordering::Relaxed);
+        file.allocate(0..3 * HUGE_PAGE + 4096).unwrap();
+        assert!(allocated() >= 3 * HUGE_PAGE + 4096, "{}", allocated());
+        assert_eq!(file.slice::<AtomicU32>(96, 1)[0].load(Ordering::Relaxed), 7);
+        assert!(file.base.as_ptr().addr().is_multiple_of(HUGE_PAGE));
         std::fs::remove_file(path).unwrap();
     }
 

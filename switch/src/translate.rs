@@ -128,10 +128,11 @@ fn addresses(packet: &mut [u8], l3: L3, change: &Change) -> Option<()> {
             if header[IPV4_FLAGS] & DONT_FRAGMENT == 0 {
                 identify(header, both, change.port_sum);
             }
-            header[IPV4_ADDRESSES..].copy_from_slice(&both.to_be_bytes());
+            // Before the addresses: a wider load than the two octets would wait for them, and for all that was stored before.
             let [high, low] = [header[IPV4_CHECKSUM], header[IPV4_CHECKSUM + 1]];
             let checksum = apply(u16::from_be_bytes([high, low]), change.address_sum);
             header[IPV4_CHECKSUM..IPV4_CHECKSUM + 2].copy_from_slice(&checksum.to_be_bytes());
+            header[IPV4_ADDRESSES..].copy_from_slice(&both.to_be_bytes());
         }
         L3::V6 => {
             let header: &mut [u8; ipv6::HEADER_LEN] = packet.first_chunk_mut()?;

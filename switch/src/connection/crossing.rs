@@ -31,8 +31,10 @@ pub(super) struct Crossings {
 
 impl Crossings {
     pub(super) fn new(buckets: usize) -> std::io::Result<Self> {
+        let heads = Anonymous::new(buckets)?;
+        heads.advise_random(buckets);
         Ok(Self {
-            heads: Anonymous::new(buckets)?,
+            heads,
             locks: (0..LOCKS).map(|_| CachePadded::default()).collect(),
             available: AtomicU32::new(0),
             released: OnceLock::new(),
@@ -103,6 +105,20 @@ impl Connections {
     #[inline]
     pub(super) fn prefetch_reply(&self, bucket: usize) {
         prefetch(&self.crossings.heads[bucket]);
+    }
+
+    /// Asks for the translation of a record.
+    #[inline]
+    pub(super) fn prefetch_translation(&self, index: u32) {
+        if let Some(line) = self.lines().get(index as usize) {
+            prefetch(line);
+        }
+    }
+
+    /// Asks for the chain that a translation will be put into.
+    #[inline]
+    pub fn expect_reply(&self, translation: &Translation) {
+        self.prefetch_reply(self.reply_bucket(translation));
     }
 
     /// Looks a packet's connection up by the tuple of the answers, and its reverse. Most chains are empty.

@@ -20,7 +20,7 @@ use super::translation::Translation;
 use crate::flow::{FlowKey, HashKeys, Kind, TRUST_S};
 use crate::limits::{CONNECTIONS_MAX, PORTS_MAX};
 use crate::prefetch::prefetch;
-use crate::shared::SharedFile;
+use crate::shared::{Anonymous, SharedFile};
 use crate::tcp_track::Side;
 use crate::wheel::{NONE, Wheel};
 
@@ -117,7 +117,7 @@ pub struct Connections {
     available: AtomicU32,
     keys: HashKeys,
     /// First record of each chain.
-    heads: Box<[AtomicU32]>,
+    heads: Anonymous<AtomicU32>,
     shards: Box<[CachePadded<Shard>]>,
     free: Mutex<Free>,
     quotas: Quotas,
@@ -144,13 +144,15 @@ impl Connections {
         let capacity = options.capacity.clamp(1, CONNECTIONS_MAX);
         let file = super::adopt::open_file(path, capacity, options)?;
         let buckets = (capacity as usize).next_power_of_two();
-        let fill = |count: usize| (0..count).map(|_| AtomicU32::new(NONE)).collect();
+        let heads = Anonymous::<AtomicU32>::new(buckets)?;
+        heads.advise_random(buckets);
+        heads.iter().for_each(|head| head.store(NONE, Relaxed));
         Ok(Self {
             file,
             capacity,
             available: AtomicU32::new(0),
             keys: HashKeys::random(),
-            heads: fill(buckets),
+            heads,
             shards: (0..SHARDS).map(|_| CachePadded::new(Shard::new(options.now))).collect(),
             free: Mutex::new(Free { first: NONE, fresh: 0 }),
             quotas: Quotas::new(),
@@ -213,8 +215,8 @@ impl Connections {
     }
 
     /// The file, to have its blocks allocated.
-    pub fn file(&self) -> &std::fs::File {
-        self.file.file()
+    pub fn file(&self) -> &SharedFile {
+        &self.file
     }
 
     /// Octets of the file up to a number of records.
@@ -410,6 +412,9 @@ impl Connections {
         // The next one of this worker, in all likelihood.
         if let Some(next) = free.0.last() {
             records[*next as usize].prefetch();
+            if new.translation.is_some() {
+                self.prefetch_translation(*next);
+            }
         }
         Ok(Committed { found: Found { index, generation: record.generation(), direction: 0 }, new: true })
     }
