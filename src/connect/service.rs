@@ -87,6 +87,7 @@ pub(super) fn plan<'a, R: Recorder>(
         asked: *key,
         service: None,
         held: Held::none(flows),
+        admitted: None,
     };
     let (frontend, chosen) = match choose(ctx, key, scope, attempt) {
         Ok(chosen) => chosen,
@@ -110,7 +111,8 @@ pub(super) fn plan<'a, R: Recorder>(
     let l4_of = other.then(|| other_l4(key, attempt));
     let dst = Outside { address: backend.address, l4 };
     let service = Some(Pinned { frontend, backend, unseen });
-    Plan { to, dst, source: Some(source), l4: l4_of, asked, service, held: Held::none(flows) }
+    let source = Some(source);
+    Plan { to, dst, source, l4: l4_of, asked, service, held: Held::none(flows), admitted: None }
 }
 
 /// Of a public address a network knows the L4 ports of its own Services, which may be for it as they are for nobody else (SEMANTICS SV13);
