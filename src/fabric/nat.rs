@@ -64,10 +64,14 @@ pub(super) fn allocate_all(nat: &Nat) {
 pub(super) fn give_back(nat: &Arc<Nat>, connections: &Connections, clock: Clock) {
     let nat = Arc::clone(nat);
     connections.on_release(Box::new(move |hold, entry| {
-        let now = clock.seconds(Instant::now());
-        let seen = entry.seen[0].max(entry.seen[1]);
-        nat.release(mapping_of(hold), seen, now, how(entry));
+        release(&nat, hold, entry, clock.seconds(Instant::now()));
     }));
+}
+
+/// Gives back what a connection held that has ended.
+pub(crate) fn release(nat: &Nat, hold: Hold, entry: &Entry, now: u32) {
+    let seen = entry.seen[0].max(entry.seen[1]);
+    nat.release(mapping_of(hold), seen, now, how(entry));
 }
 
 /// How a connection ended, as mappings want to know it.
