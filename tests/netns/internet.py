@@ -6,6 +6,7 @@ Every test does its work over IPv4 and over IPv6.
 
 import hashlib
 import ipaddress
+import itertools
 import json
 import os
 import shutil
@@ -173,6 +174,33 @@ def icmp(case, driver):
         out = a.sh("ping -c 1 -W 3 -t 2 %s" % server, check=False).stdout
         assert "Time to live exceeded" in out or "Hop limit" in out, out
         assert ROUTER[number] in out, out
+    host.finish()
+
+
+@suite.test("fragments in every order, in and out: each datagram arrives whole (RFC 4787 REQ-14)", cases=DRIVERS)
+def fragments(case, driver):
+    host, a = world_with(case, driver, "a")
+    host.server.peer("reflect", port=REFLECT)
+    mac = host.router.sh("cat /sys/class/net/host0/address").strip()
+    up0 = host.host.sh("cat /sys/class/net/up0/address").strip()
+    listener = host.router.capture("host0", "udp or ip6 proto 44 or ip[6:2] & 0x3fff != 0")
+    for number, server in enumerate(SERVER):
+        own = a.families[number]
+        a.peer("bind", name=server, host=own, port=6000)
+        told = a.peer("ask", name=server, to=[server, REFLECT])
+        for turn, order in enumerate(itertools.permutations(range(3))):
+            text = "%d%d" % (number, turn) + "all of it " * 300
+            cuts = [(0, 1200), (1200, 2400), (2400, 8 + len(text))]
+            frames = packets.udp_fragments(mac, up0, server, told[0], (REFLECT, told[1]), text.encode(), 100 + turn, cuts)
+            host.router.peer("frames", device="host0", frames=[frames[at].hex() for at in order])
+            assert a.peer("take", name=server) == [text, [server, REFLECT]], "in, as %s" % (order,)
+            frames = packets.udp_fragments(a.mac, ROUTER_MAC, own, server, (6000, REFLECT), text.encode(), 200 + turn, cuts)
+            a.peer("frames", device=a.device, frames=[frames[at].hex() for at in order])
+            # The server says who it was, once it has all of it.
+            answer = a.peer("take", name=server)
+            assert answer and answer[1] == [server, REFLECT] and told[0] in answer[0], "out, as %s: %s" % (order, answer)
+    sources = {seen.src for seen in listener.stop() if seen.dst in SERVER}
+    assert all(in_pool(source) for source in sources), "no fragment leaves untranslated: %s" % sources
     host.finish()
 
 
@@ -683,6 +711,64 @@ def address_claimed(case):
         assert a.peer("ask", name="second-%d" % number, to=[server, REFLECT])[0] == told[0], "and what begins goes out by it, too"
     doctor = json.dumps(host.daemon.rpc("doctor.run"))
     assert "%s at the uplink claims our address" % his in doctor, doctor
+    host.finish()
+
+
+@suite.test("addressConflicts: yield: an address in use that another host claims twice is given up to him; what began with it goes on, what begins has another")
+def address_yielded(case):
+    product_only("kernels do not look")
+    host, a = world(case, "a", start=False)
+    host.uplink(addressConflicts="yield")
+    host.start()
+    host.server.peer("reflect", port=REFLECT)
+    up0, his = host.host.sh("cat /sys/class/net/up0/address").strip(), "02:00:00:00:00:66"
+    # Somebody else on the segment, whom the router's own kernel does not hear.
+    other = internet.Node(case, "other")
+    host.router.sh("ip link add link host0 name liar address %s type macvlan mode bridge; ip link set liar netns %s" % (his, other.name))
+    other.sh("ip link set liar up")
+    draft = os.path.join(case.run, "draft.yaml")
+    with open(draft, "w") as out:
+        out.write("{apiVersion: v1, kind: Namespace, metadata: {name: drafted}}\n")
+    for number, server in enumerate(SERVER):
+        ask = lambda name: a.peer("ask", name="%s-%d" % (name, number), to=[server, REFLECT])
+        for name in ("first", "second", "third"):
+            a.peer("bind", name="%s-%d" % (name, number), host=a.families[number])
+        told = ask("first")
+        assert in_pool(told[0])
+        # Traffic to it still reaches us, as of anybody who has not heard of him.
+        host.router.sh("ip neigh replace %s lladdr %s dev host0 nud permanent" % (told[0], up0))
+        frame = claim(told[0], his).hex()
+        listener = host.router.capture("host0", "arp or icmp6")
+        other.peer("frames", device="liar", frames=[frame])
+        until(lambda: [seen for seen in listener.frames() if seen.src_mac == up0 and seen.src == told[0]], "the first is answered", 5)
+        assert contested(host) == {told[0]: his} and conflicts(host) == {}
+        listener.stop()
+        time.sleep(0.6)
+        other.sh("ip addr add %s dev liar%s" % (told[0] + ("/128" if number else "/32"), " nodad" if number else ""))
+        other.peer("frames", device="liar", frames=[frame])
+        until(lambda: conflicts(host) == {told[0]: his}, "the second takes it", 5)
+        listener = host.router.capture("host0", "arp or icmp6")
+        host.second.sh("ping -c 1 -W 1 %s" % told[0], check=False)
+        assert ask("first") == told, "what began with it goes on"
+        began = ask("second")
+        assert in_pool(began[0]) and began[0] != told[0], "what begins has another: %s" % began
+        # It is not ours in a draft either, that would change nothing here: whoever sends there leaves.
+        to = "%s:80" % ("[%s]" % told[0] if number else told[0])
+        for more in ((), ("-f", draft)):
+            said = host.daemon.cli("trace", "--from", "default/a", "--to", to, *more, check=False)
+            assert said.returncode == 0 and "uplink" in said.stdout, (more, said.stdout, said.stderr)
+        # It is probed for, less and less often, and he says every time that he has it.
+        time.sleep(2)
+        assert conflicts(host) == {told[0]: his}
+        said = [seen for seen in listener.stop() if seen.src_mac == up0]
+        assert not [seen for seen in said if seen.src == told[0]], "not announced, no neighbour answered: %s" % said
+        doctor = json.dumps(host.daemon.rpc("doctor.run"))
+        assert "%s is not used: %s" % (told[0], his) in doctor, doctor
+        # He lets go of it.
+        other.sh("ip addr flush dev liar; ip -6 addr flush dev liar scope global")
+        host.router.sh("ip neigh del %s dev host0" % told[0])
+        until(lambda: not conflicts(host), "it is ours again", 40)
+        assert ask("first") == told and ask("second") == began and in_pool(ask("third")[0])
     host.finish()
 
 
