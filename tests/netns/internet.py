@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shutil
+import struct
 import sys
 import time
 
@@ -284,6 +285,35 @@ def path_mtu(case):
         a.sh("ip -4 route flush cache; ip -6 route flush cache")
         out = a.sh("tracepath -n -m 8 %s" % server)
         assert "pmtu 1300" in out and "reached" in out, out
+    host.finish()
+
+
+@suite.test("an uplink with a smaller MTU than the networks: too big is told (RFC 4787 REQ-13); what may be fragmented leaves in fragments")
+def narrow_uplink(case):
+    product_only("the kernel's interface has one MTU")
+    host, a = world(case, "a", start=False)
+    host.uplink(mtu=1300)
+    host.start()
+    host.server.peer("reflect", port=REFLECT)
+    for number, server in enumerate(SERVER):
+        own = a.families[number]
+        a.peer("bind", name=server, host=own, port=6000)
+        told = a.peer("ask", name=server, to=[server, REFLECT])
+        assert a.peer("datagram", host=server, port=9, octets=1400) == "EMSGSIZE"
+        assert "mtu 1300" in a.sh("ip route get %s" % server), "the container's kernel has learnt it"
+        assert a.peer("datagram", host=server, port=9, octets=1400) == "ECONNREFUSED", "in fragments, by its own kernel"
+        if number:
+            # Routers of IPv6 do not fragment (RFC 8200 §5).
+            continue
+        listener = host.router.capture("host0", "udp or ip[6:2] & 0x3fff != 0")
+        text = b"all of it " * 145
+        datagram = packets.with_checksum(own, server, 17, struct.pack(">HHHH", 6000, REFLECT, 8 + len(text), 0) + text, 6)
+        a.peer("frames", device=a.device, frames=[packets.ip_frame(a.mac, ROUTER_MAC, own, server, 17, datagram, 77).hex()])
+        answer = a.peer("take", name=server)
+        assert answer and json.loads(answer[0]) == told, "without DF, fragmented by the switch: %s" % answer
+        left = [seen for seen in listener.stop() if seen.dst == server]
+        assert len(left) == 2 and left[0].protocol == 17 and left[1].protocol is None, "in order: %s" % left
+        assert {seen.src for seen in left} == {told[0]} and all(len(seen.data) <= 14 + 1300 for seen in left), left
     host.finish()
 
 

@@ -458,6 +458,9 @@ fn lost() {
     let is_lost = |event: &FabricEvent, at: usize| matches!(event, FabricEvent::UplinkAddressLost { address, .. } if *address == pool[at]);
     host.event("the router has it", |event| is_lost(event, 1));
     let (mut liar, his) = (router.liar(), MacAddr([2, 0, 0, 0, 0, 0x66]));
+    eventually("the other is ours", || {
+        !host.fabric.plane().tables.uplink.as_deref().unwrap().unsettled.contains_key(&mapped(pool[0]))
+    });
     let owns = |plane: &Plane, at: usize| {
         let uplink = plane.tables.uplink.as_deref().unwrap();
         [uplink.owned.contains_key(&mapped(pool[at])), uplink.kept.contains_key(&mapped(pool[at]))]
