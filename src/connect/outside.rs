@@ -119,7 +119,7 @@ pub(super) fn plan<'a, R: Recorder>(
     match routed {
         Ok(id) => stays(ctx.tables.port(id).ok_or(DropReason::Internal)),
         Err(DropReason::NoRoute) if route::leads_out(ctx.network, packet) => {
-            let source = source(ctx.tables, ctx.port, key.src());
+            let source = source(ctx.tables, ctx.port, key.src(), key.dst());
             let to = source.and_then(|source| leave::<R>(ctx, flows, key, source));
             crossing(ctx, flows, key, to, source.unwrap_or(Source::Own), record)
         }
@@ -277,11 +277,11 @@ pub(super) fn expect(ctx: &Context<'_>, flows: &Flows<'_>, key: &FlowKey, plan: 
     }
 }
 
-/// As whom a port's packets from `src` leave its network.
+/// As whom a port's packets from `src` leave its network for `dst`.
 ///
 /// # Errors
 /// `EgressNone`.
-pub(super) fn source(tables: &Tables, port: &Port, src: u128) -> Result<Source, DropReason> {
+pub(super) fn source(tables: &Tables, port: &Port, src: u128, dst: u128) -> Result<Source, DropReason> {
     let uplink = tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
     if let Some(Owned::Attached { port: owner, inside: None }) = uplink.owned.get(&src)
         && *owner == port.id
@@ -291,17 +291,17 @@ pub(super) fn source(tables: &Tables, port: &Port, src: u128) -> Result<Source, 
     if let Some(public) = uplink.public.get(&(port.id, src)) {
         return Ok(Source::Public(*public));
     }
-    match egress(tables, port, src) {
+    match egress(tables, port, dst) {
         Egress::None => Err(DropReason::EgressNone),
         Egress::Nat => Ok(Source::Pool),
         Egress::Routed => Ok(Source::Own),
     }
 }
 
-/// What becomes of packets of the family of `address` that leave a port's network.
-pub(super) fn egress(tables: &Tables, port: &Port, address: u128) -> Egress {
-    let Some(network) = tables.network(port.network) else { return Egress::None };
-    if Ipv6Addr::from(address).to_ipv4_mapped().is_some() { network.egress_v4 } else { network.egress_v6 }
+/// What becomes of packets that leave a port's network for an address.
+fn egress(tables: &Tables, port: &Port, dst: u128) -> Egress {
+    let dst = Ipv6Addr::from(dst).to_canonical();
+    tables.network(port.network).map_or(Egress::None, |network| network.egress_to(dst))
 }
 
 /// `snat`, the last that is done before a connection begins: as whom it leaves. How it crosses, and the mapping of its source.
@@ -445,15 +445,21 @@ fn destination_of_remote(key: &FlowKey) -> Outside {
     destination(&key.reversed())
 }
 
-/// Whether a port's packets would still be shown as they are.
+/// Whether a port's packets for `dst` would still be shown as they are.
 ///
 /// # Errors
 /// `EgressNone`.
-pub(super) fn still_shows(tables: &Tables, from: &Port, key: &FlowKey, there: &FlowKey) -> Result<bool, DropReason> {
+pub(super) fn still_shows(
+    tables: &Tables,
+    from: &Port,
+    key: &FlowKey,
+    there: &FlowKey,
+    dst: u128,
+) -> Result<bool, DropReason> {
     let uplink = tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
     // A connection that began from a pool goes on from there when the port has got an address of its own since.
     let pooled = uplink.known(there.src()) == Some(&Owned::Nat);
-    let by_pool = pooled && egress(tables, from, key.src()) == Egress::Nat;
+    let by_pool = pooled && egress(tables, from, dst) == Egress::Nat;
     // Nor does one from an address that was given up while it was in use.
     let kept = match uplink.kept.get(&there.src()) {
         Some(Owned::Attached { port, inside }) => *port == from.id && inside.unwrap_or(there.src()) == key.src(),
@@ -462,7 +468,7 @@ pub(super) fn still_shows(tables: &Tables, from: &Port, key: &FlowKey, there: &F
     if kept {
         return Ok(true);
     }
-    Ok(match source(tables, from, key.src())? {
+    Ok(match source(tables, from, key.src(), dst)? {
         _ if by_pool => true,
         Source::Own => there.src() == key.src(),
         Source::Public(public) => there.src() == public,
@@ -498,7 +504,7 @@ pub(super) fn still<'a>(
         if uplink.port != from.id || uplink.owned.contains_key(&key.src()) || uplink.is_routed(key.src()) {
             return Err(DropReason::NoConnection);
         }
-    } else if !owns(from, key.src()) || !still_shows(tables, from, key, &there)? {
+    } else if !owns(from, key.src()) || !still_shows(tables, from, key, &there, key.dst())? {
         return Err(DropReason::NoConnection);
     }
     let right = if to.kind == PortKind::Uplink {

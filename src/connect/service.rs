@@ -173,7 +173,7 @@ fn way<'a>(
         if outside || !is_beyond_host(tables, network, backend.address) {
             return Err(UNREACHABLE);
         }
-        let source = outside::source(tables, ctx.port, key.src()).map_err(|_| UNREACHABLE)?;
+        let source = outside::source(tables, ctx.port, key.src(), backend.address).map_err(|_| UNREACHABLE)?;
         let unseen = admitted(ctx, flows, frontend, key, if own { Source::Own } else { source })?;
         let uplink = tables.uplink.as_ref().and_then(|uplink| tables.port(uplink.port));
         return Ok(Way { to: uplink.ok_or(UNREACHABLE)?, source, asked, unseen });
@@ -193,7 +193,7 @@ fn way<'a>(
         }
         Source::Own
     } else {
-        outside::source(tables, ctx.port, key.src())?
+        outside::source(tables, ctx.port, key.src(), key.dst())?
     };
     let unseen = admitted(ctx, flows, frontend, key, if own { Source::Own } else { source })?;
     Ok(Way { to, source, asked: *key, unseen })
@@ -287,7 +287,9 @@ pub(super) fn still<'a>(
     } else if own && to.kind != PortKind::Uplink {
         there.src() == key.src()
     } else {
-        outside::still_shows(tables, from, key, &there)?
+        // Beyond the host the backend is where its packets go.
+        let dst = if to.kind == PortKind::Uplink { there.dst() } else { key.dst() };
+        outside::still_shows(tables, from, key, &there, dst)?
     };
     let admits = frontend.admits(if own { key.src() } else { there.src() });
     let goes_on = standing.goes_on(key.proto(), answered);

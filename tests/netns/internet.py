@@ -1188,6 +1188,37 @@ def no_way_out(case, none):
     host.finish()
 
 
+@suite.test("destinations that are exempt from NAT (RFC 6888 REQ-6): they see who it is, others the pool; nothing unasked comes in")
+def untranslated(case):
+    product_only("objects")
+    host, a = world(case, "a", start=False)
+    network = next(o for o in host.daemon.objects if o["kind"] == "Network")
+    network["spec"]["egress"] = {"untranslated": [SECOND[0] + "/32", SECOND[1] + "/128"]}
+    host.start()
+    # Who answers there needs a route.
+    host.router.sh("; ".join("ip route add %s via %s" % pair for pair in zip(INSIDE, OWN)))
+    for node in (host.server, host.second):
+        node.peer("serve", port=TELLS, mode="tells")
+        node.peer("reflect", port=REFLECT)
+    listener = host.router.capture("host0", "tcp or udp")
+    for number, server in enumerate(SERVER):
+        own, second = a.families[number], SECOND[number]
+        assert outside_of(a, host.second, second)[0] == own, "as itself"
+        assert in_pool(outside_of(a, host.server, server)[0]), "as an address of the pool"
+        a.peer("bind", name=server, host=own, port=6000)
+        assert a.peer("ask", name=server, to=[second, REFLECT]) == [own, 6000]
+        assert in_pool(a.peer("ask", name=server, to=[server, REFLECT])[0])
+        a.sh("ping -c 2 -i 0.2 -W 3 %s" % second)
+        # The host's kernel, which forwards, has nothing to do with it.
+        for node in (host.second, host.customer):
+            found = node.peer("open", group="none", host=own, port=22, timeout=1.5)
+            assert found == {"opened": 0, "failed": {"timeout": 1}}, found
+        assert a.peer("ask", name=server, to=[second, REFLECT]) == [own, 6000], "and goes on"
+    wrong = [seen for seen in listener.stop() if seen.src in a.families and seen.dst not in SECOND]
+    assert wrong == [], "to nobody else: %s" % wrong
+    host.finish()
+
+
 @suite.test("who had it: nat list, nat lookup, nat stats, whois, uplink get and trace answer for a connection that is there")
 def who_had_it(case):
     product_only("the command line")

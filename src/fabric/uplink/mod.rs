@@ -507,6 +507,7 @@ fn network_of(spec: &UplinkSpec, mtu: u16) -> Network {
         internal: PortId::NONE,
         egress_v4: Default::default(),
         egress_v6: Default::default(),
+        untranslated: Vec::new(),
     }
 }
 

@@ -354,6 +354,51 @@ fn rfc4787_req10_rfc5382_req6_addresses_in_payloads_are_not_looked_for() {
     });
 }
 
+#[test]
+fn rfc6888_req6_nothing_is_translated_towards_destinations_that_are_exempt() {
+    both(|v6| {
+        let mut host = Host::outside();
+        let exempt = |host: &mut Host, ranges: &[&str]| {
+            host.edit_network(NETWORK, |network| {
+                network.untranslated = ranges.iter().map(|range| range.parse().unwrap()).collect();
+            });
+        };
+        let (near, far, own) = (remote(v6, 1), remote(v6, 200), address(A, v6));
+        let to_near = out(A, near).udp(4000, 53, b"data");
+        let ranges = ["198.51.100.0/25", "2001:db8:e::/121"];
+        exempt(&mut host, &ranges);
+        assert_eq!(host.to(A, &to_near), Err(DropReason::SourceNotOwned), "only from a range that is routed to us");
+        let (v4, v6_range) = ("192.0.2.0/24".parse().unwrap(), "2001:db8:0:1::/64".parse().unwrap());
+        host.edit_uplink(|uplink| uplink.routed = vec![(v4, NETWORK), (v6_range, NETWORK)]);
+        assert_eq!(host.traced(A, &to_near), Ok(UPLINK));
+        for _ in 0..3 {
+            assert_eq!(host.through(0, A, &to_near), Ok((UPLINK, (own, near, 4000, 53))));
+            let answer = inward(near, own).udp(53, 4000, b"answer");
+            assert_eq!(host.through(1, UPLINK, &answer), Ok((A, (near, own, 53, 4000))));
+        }
+        assert_eq!(host.nat.stats().mappings, 0, "it takes nothing of the pool");
+        // All else is translated, of the same endpoint too; and nothing unasked comes in, from there or elsewhere.
+        let l4 = host.leaves(A, far, (4000, 53));
+        assert_eq!(host.leaves(A, remote(v6, 128), (4000, 53)), l4);
+        for from in [near, far] {
+            assert_eq!(host.to(UPLINK, &inward(from, own).udp(54, 4000, b"?")), Err(DropReason::NatNoMapping));
+        }
+        // Another network has the same range and no exemption.
+        assert_eq!(host.through(0, D, &out(D, near).udp(4000, 53, b"data")).unwrap().1.0, public(v6, POOL));
+        // What was exempt and is not any more begins anew, translated; and the other way round.
+        exempt(&mut host, &[]);
+        host.edit_uplink(|uplink| uplink.routed.clear());
+        assert_eq!(host.leaves(A, near, (4000, 53)), l4);
+        exempt(&mut host, &ranges);
+        host.edit_uplink(|uplink| uplink.routed = vec![(v4, NETWORK), (v6_range, NETWORK)]);
+        assert_eq!(host.through(0, A, &to_near), Ok((UPLINK, (own, near, 4000, 53))));
+        assert_eq!(host.leaves(A, far, (4000, 53)), l4, "and what had nothing to do with it goes on");
+        // Where a network has no way out there is none by this either.
+        host.edit_network(NETWORK, |network| (network.egress_v4, network.egress_v6) = (Egress::None, Egress::None));
+        assert_eq!(host.to(A, &to_near), Err(DropReason::EgressNone));
+    });
+}
+
 /// RFC 5508 REQ-8, RFC 6888 REQ-11: the code says whether it was refused or there was no room.
 #[test]
 fn rfc5508_req8_rfc6888_req11_a_connection_without_mapping_is_dropped_and_told_and_takes_nothing_away() {
