@@ -6,6 +6,7 @@ use hostweave_switch::limits::{MTU_MAX, MTU_MIN};
 use hostweave_switch::tables::{Addressing, Egress};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::network_policy::check_cidr;
 use super::range;
 use crate::config::names;
 use crate::config::node::Path;
@@ -185,13 +186,7 @@ impl Network {
         }
         for (index, text) in raw.untranslated.iter().enumerate() {
             let path = path.index(index);
-            match parse_cidr(text) {
-                Ok(net) => self.untranslated.push(net),
-                Err((reason, help)) => {
-                    let problem = Problem::value(&path, "invalid_cidr", format!("{path} {text:?} {reason}"));
-                    problems.push(problem.label("not usable").help(help));
-                }
-            }
+            self.untranslated.extend(check_cidr(text, &path, problems));
         }
     }
 
