@@ -414,7 +414,8 @@ def attach_moves(case):
     host.server.peer("serve", port=ECHO)
     for space in (a, b):
         space.peer("serve", port=TELLS, mode="tells")
-    assert b.peer("open", group="nat", host=SERVER[0], port=ECHO, count=20)["opened"] == 20
+    for server in SERVER:
+        assert b.peer("open", group="nat" + server, host=server, port=ECHO, count=20)["opened"] == 20
     for turn, (to, other) in enumerate(((a, b), (b, a), (a, b))):
         host.attach(to, *FIRST_PUBLIC)
         for number, public in enumerate(FIRST_PUBLIC):
@@ -431,7 +432,8 @@ def attach_moves(case):
             remotes = [r[0] for r in to.peer("remotes", port=TELLS)]
             assert CUSTOMER[number] in remotes, "it is %s that was reached" % to.short
             assert outside_of_attached(host, to, number) == public
-        assert b.peer("echo", group="nat") == {"ok": 20}, "what was there before goes on"
+        for server in SERVER:
+            assert b.peer("echo", group="nat" + server) == {"ok": 20}, "what was there before goes on"
     host.finish()
 
 
@@ -469,9 +471,11 @@ def two_claims(case):
     product_only("objects")
     host, a, b = world(case, "a", "b")
     host.attach(a, *FIRST_PUBLIC)
-    a.carry(FIRST_PUBLIC[0])
+    for public in FIRST_PUBLIC:
+        a.carry(public)
     a.peer("serve", port=TELLS, mode="tells")
-    assert outside_of(host.customer, a, FIRST_PUBLIC[0])[0] == CUSTOMER[0]
+    for number, public in enumerate(FIRST_PUBLIC):
+        assert outside_of(host.customer, a, public)[0] == CUSTOMER[number]
     host.annotate(b, "own-ip")
     try:
         host.reload()
@@ -480,7 +484,8 @@ def two_claims(case):
     except RuntimeError as error:
         refused = str(error)
         assert "default/a" in refused and "default/b" in refused, refused
-    assert outside_of(host.customer, a, FIRST_PUBLIC[0])[0] == CUSTOMER[0], "the first goes on"
+    for number, public in enumerate(FIRST_PUBLIC):
+        assert outside_of(host.customer, a, public)[0] == CUSTOMER[number], "the first goes on"
     host.finish()
 
 
@@ -531,10 +536,12 @@ def flapped(case, driver):
     b.peer("serve", port=ECHO)
     for server in SERVER:
         assert a.peer("open", group=server, host=server, port=ECHO, count=50)["opened"] == 50
-    assert a.peer("open", group="local", host=b.v4, port=ECHO, count=50)["opened"] == 50
+    for address in b.families:
+        assert a.peer("open", group=address, host=address, port=ECHO, count=50)["opened"] == 50
     for space, device in ((host.host, "up0"), (host.router, "host0")) * 2:
         space.sh("ip link set %s down" % device)
-        assert a.peer("echo", group="local", timeout=5) == {"ok": 50}, "others do not notice"
+        for address in b.families:
+            assert a.peer("echo", group=address, timeout=5) == {"ok": 50}, "others do not notice"
         time.sleep(0.5)
         space.sh("ip link set %s up" % device)
         # The kernel's IPv6 addresses went with the link.
