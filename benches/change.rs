@@ -121,6 +121,7 @@ fn network() -> Result<Network, Failure> {
         internal: PortId::NONE,
         egress_v4: Default::default(),
         egress_v6: Default::default(),
+        untranslated: Vec::new(),
     })
 }
 

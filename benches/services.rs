@@ -133,6 +133,7 @@ fn main() -> Result<(), Failure> {
         internal: PortId::NONE,
         egress_v4: Default::default(),
         egress_v6: Default::default(),
+        untranslated: Vec::new(),
     };
     let mut desired = Desired {
         networks: vec![network],

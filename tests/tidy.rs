@@ -398,20 +398,76 @@ fn the_table_of_service_behaviours_names_tests_that_exist_and_all_of_its_suite()
     let quoted = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
     let named: BTreeSet<(&str, &str)> = quoted.filter_map(|text| text.split_once("::")).collect();
     assert!(named.len() > 20, "the table names its tests");
-    let tests = |suite: &str| -> BTreeSet<String> {
-        let text = read(format!("tests/netns/{suite}.py"));
-        // The function that a decorator of one or two lines stands before.
-        let decorated = text.split("\n@suite.test(").skip(1);
-        let names = decorated.filter_map(|part| part.split("\ndef ").nth(1)?.split('(').next());
-        names.map(str::to_owned).collect()
-    };
-    let absent = named.iter().filter(|(suite, name)| !tests(suite).contains(*name));
-    let unnamed = tests("kubernetes").into_iter().filter(|name| !named.contains(&("kubernetes", name.as_str())));
+    let absent = named.iter().filter(|(suite, name)| !tests_of_suite(suite).contains(*name));
+    let unnamed =
+        tests_of_suite("kubernetes").into_iter().filter(|name| !named.contains(&("kubernetes", name.as_str())));
     let problems: Vec<String> = absent
         .map(|(suite, name)| format!("tests/netns/README.md names {suite}::{name}, which does not exist"))
         .chain(unnamed.map(|name| format!("tests/netns/README.md does not name kubernetes::{name}")))
         .collect();
     fail_with("the table of Service behaviours", &problems);
+}
+
+/// The tests of a suite with real kernels.
+fn tests_of_suite(suite: &str) -> BTreeSet<String> {
+    let text = read(format!("tests/netns/{suite}.py"));
+    // The function that a decorator of one or two lines stands before.
+    let decorated = text.split("\n@suite.test(").skip(1);
+    let names = decorated.filter_map(|part| part.split("\ndef ").nth(1)?.split('(').next());
+    names.map(str::to_owned).collect()
+}
+
+/// The tests that `cargo test` runs, by the names of their functions.
+fn tests_of_cargo() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for path in rust_files() {
+        let text = read(path);
+        // Other attributes may stand between, on lines of their own.
+        let functions = text.split("#[test]\n").skip(1).filter_map(|part| part.split("fn ").nth(1)?.split('(').next());
+        found.extend(functions.map(str::to_owned));
+    }
+    found
+}
+
+/// Requirements of each RFC about NAT, numbered from one.
+const REQUIREMENTS: &[(&str, u32)] = &[("4787", 14), ("5382", 10), ("5508", 11), ("6888", 15)];
+
+#[test]
+fn the_table_of_what_rfcs_require_of_a_nat_is_complete_and_names_tests_that_exist() {
+    let table = read("nat/RFC.md");
+    let known = tests_of_cargo();
+    let (mut named, mut problems) = (BTreeSet::new(), Vec::new());
+    for row in table.lines().filter(|line| line.starts_with("| ")).filter(|line| !line.starts_with("| Clause")) {
+        let last = row.trim_end_matches('|').rsplit('|').next().unwrap_or_default();
+        if last.trim().is_empty() {
+            problems.push(format!("neither a test nor a reason: {row}"));
+        }
+        for test in last.split('`').skip(1).step_by(2) {
+            let exists = match test.split_once("::") {
+                Some((suite, name)) => tests_of_suite(suite).contains(name),
+                None => known.contains(test),
+            };
+            if !exists {
+                problems.push(format!("{test} does not exist"));
+            }
+            named.insert(test.to_owned());
+        }
+    }
+    for (rfc, count) in REQUIREMENTS {
+        let part = table.split(&format!("\n## RFC {rfc}")).nth(1).and_then(|part| part.split("\n## ").next());
+        let part = part.unwrap_or_default();
+        let has = |number: u32| {
+            let row = format!("| REQ-{number}");
+            part.lines()
+                .any(|line| line.strip_prefix(&row).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit())))
+        };
+        problems.extend(
+            (1..=*count).filter(|number| !has(*number)).map(|number| format!("no row of RFC {rfc} REQ-{number}")),
+        );
+        let of_it = known.iter().filter(|test| test.starts_with(&format!("rfc{rfc}_")) && !named.contains(*test));
+        problems.extend(of_it.map(|test| format!("{test} is not named")));
+    }
+    fail_with("nat/RFC.md", &problems);
 }
 
 fn hostweave(arguments: &[&str]) -> std::process::Output {

@@ -107,7 +107,9 @@ impl Nat {
             return Err(Unmapped::NoMapping);
         }
         let port = self.port_of(record).ok_or(Unmapped::NoMapping)?;
-        let expected = hairpin && self.has_remote(index, self.remote_mark(from), u64::MAX) == Some(true);
+        // The L4 port of a sender without a mapping is not known yet, and zero.
+        let expected =
+            hairpin && from.l4 != 0 && self.has_remote(index, self.remote_mark(from), u64::MAX) == Some(true);
         if !expected {
             self.filter(pools, index, record, used, from)?;
         }

@@ -147,6 +147,7 @@ fn network_of(name: &str, network: &checked::Network, host: &checked::HostConfig
         // What reaches beyond the network comes last.
         egress_v4: Default::default(),
         egress_v6: Default::default(),
+        untranslated: Vec::new(),
     }
 }
 

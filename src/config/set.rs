@@ -321,6 +321,7 @@ fn built_in() -> [Object; 2] {
         resolvers: Vec::new(),
         egress_v4: None,
         egress_v6: None,
+        untranslated: Vec::new(),
     };
     let namespace_key = ObjectKey::new(Kind::Namespace, None, DEFAULT_NAMESPACE);
     let network_key = ObjectKey::new(Kind::Network, None, DEFAULT_NETWORK);

@@ -15,7 +15,7 @@ use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{AddressKey, Egress, NetworkId, Owned, Port, PortId, PortKind, Tables, Uplink};
 
 use super::Flows;
-use super::seen::{NOBODY, shown};
+use super::seen::{NOBODY, sender, shown};
 use super::service::{self, Pinned};
 use crate::datapath::Context;
 use crate::observe::recorder::{Detail, Recorder};
@@ -36,6 +36,8 @@ pub(super) struct Plan<'a> {
     pub service: Option<Pinned<'a>>,
     /// The mapping of the destination.
     pub held: Held<'a>,
+    /// The address that its filter knew the sender by; `None` where none was asked.
+    pub admitted: Option<u128>,
 }
 
 /// As whom a packet leaves its network.
@@ -99,7 +101,7 @@ pub(super) fn plan<'a, R: Recorder>(
     let of_service = || service::scope(ctx, ctx.port, key.dst());
     let dst = destination(key);
     let held = Held::none(flows);
-    let stays = |to| Plan { to, dst, source: None, l4: None, asked: *key, service: None, held };
+    let stays = |to| Plan { to, dst, source: None, l4: None, asked: *key, service: None, held, admitted: None };
     if ctx.port.kind == PortKind::Uplink {
         if let Some(scope) = of_service() {
             return service::plan(ctx, flows, key, scope, attempt, record);
@@ -117,7 +119,7 @@ pub(super) fn plan<'a, R: Recorder>(
     match routed {
         Ok(id) => stays(ctx.tables.port(id).ok_or(DropReason::Internal)),
         Err(DropReason::NoRoute) if route::leads_out(ctx.network, packet) => {
-            let source = source(ctx.tables, ctx.port, key.src());
+            let source = source(ctx.tables, ctx.port, key.src(), key.dst());
             let to = source.and_then(|source| leave::<R>(ctx, flows, key, source));
             crossing(ctx, flows, key, to, source.unwrap_or(Source::Own), record)
         }
@@ -125,8 +127,16 @@ pub(super) fn plan<'a, R: Recorder>(
     }
 }
 
-/// Who gets a packet from outside its network, as what, and by which mapping.
-type Receiver<'a> = (&'a Port, Outside, Option<MappingRef>);
+/// Who gets a packet from outside its network.
+struct Receiver<'a> {
+    port: &'a Port,
+    /// The destination as it has it.
+    inside: Outside,
+    /// The mapping of that.
+    mapping: Option<MappingRef>,
+    /// See [`Plan::admitted`].
+    admitted: Option<u128>,
+}
 
 fn crossing<'a, R: Recorder>(
     ctx: &Context<'a>,
@@ -137,20 +147,23 @@ fn crossing<'a, R: Recorder>(
     record: &mut R,
 ) -> Plan<'a> {
     let dst = destination(key);
-    let plan = |to, dst, held| Plan { to, dst, source: Some(source), l4: None, asked: *key, service: None, held };
+    let plan = |to, dst, held, admitted| {
+        let source = Some(source);
+        Plan { to, dst, source, l4: None, asked: *key, service: None, held, admitted }
+    };
     match to {
-        Ok((to, inside, mapping)) => {
+        Ok(Receiver { port, inside, mapping, admitted }) => {
             if inside != dst {
                 record.stage("dnat", Detail::Destination(inside.address, inside.l4));
             }
             let held = mapping.map_or(Held::none(flows), |mapping| Held::one(flows, mapping, ctx.now));
-            plan(Ok(to), inside, held)
+            plan(Ok(port), inside, held, admitted)
         }
         Err(reason) => {
             if ctx.port.kind == PortKind::Uplink {
                 record.stage("dnat", Detail::Verdict(Verdict::Drop(reason)));
             }
-            plan(Err(reason), dst, Held::none(flows))
+            plan(Err(reason), dst, Held::none(flows), None)
         }
     }
 }
@@ -166,11 +179,11 @@ fn leave<'a, R: Recorder>(
     let uplink = ctx.tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
     if uplink.owned.contains_key(&key.dst()) || uplink.is_routed(key.dst()) {
         // Filters know senders by what they look like from outside.
-        let from = shown(ctx.tables, flows, ctx.port, key, source);
-        return receiver::<R>(ctx, flows, key, from.unwrap_or(NOBODY));
+        let from = sender(ctx, flows, key, source, destination(key));
+        return receiver::<R>(ctx, flows, key, from);
     }
-    let to = ctx.tables.port(uplink.port).ok_or(DropReason::UplinkDown)?;
-    Ok((to, destination(key), None))
+    let port = ctx.tables.port(uplink.port).ok_or(DropReason::UplinkDown)?;
+    Ok(Receiver { port, inside: destination(key), mapping: None, admitted: None })
 }
 
 /// Who gets a packet to an address of the host at the uplink (SEMANTICS NA36, DA1).
@@ -211,7 +224,7 @@ fn receiver<'a, R: Recorder>(
     if let Some(held) = held {
         held.keep();
     }
-    Ok((to, inside, mapping))
+    Ok(Receiver { port: to, inside, mapping, admitted: mapping.map(|_| from.address) })
 }
 
 /// Who is behind an outside endpoint, and by which mapping, which is held then. A trace holds none.
@@ -264,11 +277,11 @@ pub(super) fn expect(ctx: &Context<'_>, flows: &Flows<'_>, key: &FlowKey, plan: 
     }
 }
 
-/// As whom a port's packets from `src` leave its network.
+/// As whom a port's packets from `src` leave its network for `dst`.
 ///
 /// # Errors
 /// `EgressNone`.
-pub(super) fn source(tables: &Tables, port: &Port, src: u128) -> Result<Source, DropReason> {
+pub(super) fn source(tables: &Tables, port: &Port, src: u128, dst: u128) -> Result<Source, DropReason> {
     let uplink = tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
     if let Some(Owned::Attached { port: owner, inside: None }) = uplink.owned.get(&src)
         && *owner == port.id
@@ -278,17 +291,17 @@ pub(super) fn source(tables: &Tables, port: &Port, src: u128) -> Result<Source, 
     if let Some(public) = uplink.public.get(&(port.id, src)) {
         return Ok(Source::Public(*public));
     }
-    match egress(tables, port, src) {
+    match egress(tables, port, dst) {
         Egress::None => Err(DropReason::EgressNone),
         Egress::Nat => Ok(Source::Pool),
         Egress::Routed => Ok(Source::Own),
     }
 }
 
-/// What becomes of packets of the family of `address` that leave a port's network.
-pub(super) fn egress(tables: &Tables, port: &Port, address: u128) -> Egress {
-    let Some(network) = tables.network(port.network) else { return Egress::None };
-    if Ipv6Addr::from(address).to_ipv4_mapped().is_some() { network.egress_v4 } else { network.egress_v6 }
+/// What becomes of packets that leave a port's network for an address.
+fn egress(tables: &Tables, port: &Port, dst: u128) -> Egress {
+    let dst = Ipv6Addr::from(dst).to_canonical();
+    tables.network(port.network).map_or(Egress::None, |network| network.egress_to(dst))
 }
 
 /// `snat`, the last that is done before a connection begins: as whom it leaves. How it crosses, and the mapping of its source.
@@ -324,6 +337,10 @@ pub(super) fn snat<'a, R: Recorder>(
             let mapped = flows.nat.outbound(ctx.pools, &inside, remote, ctx.now).map_err(refusal);
             let mapped = mapped.inspect_err(|reason| record.stage("snat", Detail::Verdict(Verdict::Drop(*reason))))?;
             held = Held::one(flows, mapped.mapping, ctx.now);
+            // Another worker took the place that was foreseen: whom the filter let in is not who comes.
+            if plan.admitted.is_some_and(|address| address != mapped.outside.address) {
+                return Err(DropReason::NatNoMapping);
+            }
             mapped.outside
         }
     };
@@ -426,15 +443,21 @@ fn destination_of_remote(key: &FlowKey) -> Outside {
     destination(&key.reversed())
 }
 
-/// Whether a port's packets would still be shown as they are.
+/// Whether a port's packets for `dst` would still be shown as they are.
 ///
 /// # Errors
 /// `EgressNone`.
-pub(super) fn still_shows(tables: &Tables, from: &Port, key: &FlowKey, there: &FlowKey) -> Result<bool, DropReason> {
+pub(super) fn still_shows(
+    tables: &Tables,
+    from: &Port,
+    key: &FlowKey,
+    there: &FlowKey,
+    dst: u128,
+) -> Result<bool, DropReason> {
     let uplink = tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
     // A connection that began from a pool goes on from there when the port has got an address of its own since.
     let pooled = uplink.known(there.src()) == Some(&Owned::Nat);
-    let by_pool = pooled && egress(tables, from, key.src()) == Egress::Nat;
+    let by_pool = pooled && egress(tables, from, dst) == Egress::Nat;
     // Nor does one from an address that was given up while it was in use.
     let kept = match uplink.kept.get(&there.src()) {
         Some(Owned::Attached { port, inside }) => *port == from.id && inside.unwrap_or(there.src()) == key.src(),
@@ -443,7 +466,7 @@ pub(super) fn still_shows(tables: &Tables, from: &Port, key: &FlowKey, there: &F
     if kept {
         return Ok(true);
     }
-    Ok(match source(tables, from, key.src())? {
+    Ok(match source(tables, from, key.src(), dst)? {
         _ if by_pool => true,
         Source::Own => there.src() == key.src(),
         Source::Public(public) => there.src() == public,
@@ -479,7 +502,7 @@ pub(super) fn still<'a>(
         if uplink.port != from.id || uplink.owned.contains_key(&key.src()) || uplink.is_routed(key.src()) {
             return Err(DropReason::NoConnection);
         }
-    } else if !owns(from, key.src()) || !still_shows(tables, from, key, &there)? {
+    } else if !owns(from, key.src()) || !still_shows(tables, from, key, &there, key.dst())? {
         return Err(DropReason::NoConnection);
     }
     let right = if to.kind == PortKind::Uplink {

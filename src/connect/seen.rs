@@ -21,6 +21,14 @@ pub(super) fn shown(tables: &Tables, flows: &Flows<'_>, port: &Port, key: &FlowK
     }
 }
 
+/// As whom the outside will see the sender of a packet for one of its addresses: what a filter there knows it by (RFC 4787 REQ-9). Of one that
+/// has no mapping yet the address is foreseen and the L4 port is not: it is zero, which no mapping has.
+pub(super) fn sender(ctx: &Context<'_>, flows: &Flows<'_>, key: &FlowKey, source: Source, remote: Outside) -> Outside {
+    let Some(address) = address(ctx, flows, key, source, remote) else { return NOBODY };
+    let known = shown(ctx.tables, flows, ctx.port, key, source);
+    known.filter(|shown| shown.address == address).unwrap_or(Outside { address, l4: 0 })
+}
+
 /// What an endpoint is called that nobody has.
 pub(super) const NOBODY: Outside = Outside { address: 0xffff_0000_0000, l4: 0 };
 

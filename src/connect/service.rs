@@ -87,6 +87,7 @@ pub(super) fn plan<'a, R: Recorder>(
         asked: *key,
         service: None,
         held: Held::none(flows),
+        admitted: None,
     };
     let (frontend, chosen) = match choose(ctx, key, scope, attempt) {
         Ok(chosen) => chosen,
@@ -110,7 +111,8 @@ pub(super) fn plan<'a, R: Recorder>(
     let l4_of = other.then(|| other_l4(key, attempt));
     let dst = Outside { address: backend.address, l4 };
     let service = Some(Pinned { frontend, backend, unseen });
-    Plan { to, dst, source: Some(source), l4: l4_of, asked, service, held: Held::none(flows) }
+    let source = Some(source);
+    Plan { to, dst, source, l4: l4_of, asked, service, held: Held::none(flows), admitted: None }
 }
 
 /// Of a public address a network knows the L4 ports of its own Services, which may be for it as they are for nobody else (SEMANTICS SV13);
@@ -171,7 +173,7 @@ fn way<'a>(
         if outside || !is_beyond_host(tables, network, backend.address) {
             return Err(UNREACHABLE);
         }
-        let source = outside::source(tables, ctx.port, key.src()).map_err(|_| UNREACHABLE)?;
+        let source = outside::source(tables, ctx.port, key.src(), backend.address).map_err(|_| UNREACHABLE)?;
         let unseen = admitted(ctx, flows, frontend, key, if own { Source::Own } else { source })?;
         let uplink = tables.uplink.as_ref().and_then(|uplink| tables.port(uplink.port));
         return Ok(Way { to: uplink.ok_or(UNREACHABLE)?, source, asked, unseen });
@@ -191,7 +193,7 @@ fn way<'a>(
         }
         Source::Own
     } else {
-        outside::source(tables, ctx.port, key.src())?
+        outside::source(tables, ctx.port, key.src(), key.dst())?
     };
     let unseen = admitted(ctx, flows, frontend, key, if own { Source::Own } else { source })?;
     Ok(Way { to, source, asked: *key, unseen })
@@ -285,7 +287,9 @@ pub(super) fn still<'a>(
     } else if own && to.kind != PortKind::Uplink {
         there.src() == key.src()
     } else {
-        outside::still_shows(tables, from, key, &there)?
+        // Beyond the host the backend is where its packets go.
+        let dst = if to.kind == PortKind::Uplink { there.dst() } else { key.dst() };
+        outside::still_shows(tables, from, key, &there, dst)?
     };
     let admits = frontend.admits(if own { key.src() } else { there.src() });
     let goes_on = standing.goes_on(key.proto(), answered);

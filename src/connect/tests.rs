@@ -128,6 +128,7 @@ fn tables() -> Tables {
         internal: PortId(0),
         egress_v4: Default::default(),
         egress_v6: Default::default(),
+        untranslated: Vec::new(),
     };
     let ports = [(0, PortKind::Internal), (A, PortKind::VhostUser), (B, PortKind::VhostUser), (C, PortKind::Tap)];
     let mut tables = Tables { epochs: vec![1], networks: vec![Some(Arc::new(network))], ..Tables::default() };

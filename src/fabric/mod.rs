@@ -18,7 +18,7 @@ mod host_access;
 mod ids;
 pub mod mailbox;
 mod maintenance;
-mod nat;
+pub(crate) mod nat;
 pub mod nat_report;
 mod observer;
 pub mod plane;

@@ -18,6 +18,7 @@ use super::connections::boot_id;
 use super::port::PortRuntime;
 use super::spec::{self, FabricConfig, FabricEvent, NatPoolSpec};
 use super::uplink::owned::unmapped;
+use super::uplink::settle::Lost;
 use super::{Inner, State};
 use crate::connect;
 use crate::worker::clock::Clock;
@@ -62,10 +63,14 @@ pub(super) fn allocate_all(nat: &Nat) {
 pub(super) fn give_back(nat: &Arc<Nat>, connections: &Connections, clock: Clock) {
     let nat = Arc::clone(nat);
     connections.on_release(Box::new(move |hold, entry| {
-        let now = clock.seconds(Instant::now());
-        let seen = entry.seen[0].max(entry.seen[1]);
-        nat.release(mapping_of(hold), seen, now, how(entry));
+        release(&nat, hold, entry, clock.seconds(Instant::now()));
     }));
+}
+
+/// Gives back what a connection held that has ended.
+pub(crate) fn release(nat: &Nat, hold: Hold, entry: &Entry, now: u32) {
+    let seen = entry.seen[0].max(entry.seen[1]);
+    nat.release(mapping_of(hold), seen, now, how(entry));
 }
 
 /// How a connection ended, as mappings want to know it.
@@ -87,13 +92,9 @@ impl Inner {
         let ports = state.ports.values().filter_map(|port| Some((port.uid()?, port.id().0)));
         let slots: HashMap<Uuid, u32> = ports.collect();
         // What somebody else at the uplink has takes no new connections.
-        let lost: Vec<_> = state.uplink.iter().flat_map(|uplink| uplink.lost()).map(|(address, _)| address).collect();
-        let spec = |pool| {
-            let mut spec = pool_spec(pool, |uid| slots.get(&uid).copied());
-            spec.draining.extend(lost.iter().filter(|address| spec.addresses.contains(address)));
-            spec
-        };
-        let specs: Vec<PoolSpec> = pools.iter().map(spec).collect();
+        let lost = state.uplink.as_ref().map(|uplink| uplink.lost_addresses()).unwrap_or_default();
+        let specs: Vec<PoolSpec> =
+            pools.iter().map(|pool| pool_spec(pool, &lost, |uid| slots.get(&uid).copied())).collect();
         let now = self.clock.seconds(Instant::now());
         Ok(Arc::new(Pools::compile(&self.nat, &specs, now).context("setting up the NAT pools")?))
     }
@@ -179,10 +180,10 @@ impl Inner {
     }
 }
 
-/// A pool as the NAT knows it, with the ports that `slot` knows.
-pub(super) fn pool_spec(pool: &NatPoolSpec, slot: impl Fn(Uuid) -> Option<u32>) -> PoolSpec {
+/// A pool as the NAT knows it, with the ports that `slot` knows, and without new connections from addresses that are `lost`.
+pub(super) fn pool_spec(pool: &NatPoolSpec, lost: &Lost, slot: impl Fn(Uuid) -> Option<u32>) -> PoolSpec {
     let workload = |uid: &Uuid| Some(Workload { port: slot(*uid)?, uid: uid.as_u128() });
-    PoolSpec {
+    let mut spec = PoolSpec {
         name: pool.name.clone(),
         addresses: pool.addresses.clone(),
         draining: pool.draining.clone(),
@@ -196,5 +197,7 @@ pub(super) fn pool_spec(pool: &NatPoolSpec, slot: impl Fn(Uuid) -> Option<u32>) 
         },
         overload: pool.overload,
         limits: Limits::default(),
-    }
+    };
+    lost.drain(&mut spec);
+    spec
 }

@@ -25,6 +25,7 @@ use super::port::{internal_port, port_of};
 use super::publish::addresses_of;
 use super::spec::{Desired, Established};
 use super::uplink::owned::{Outside, routed};
+use super::uplink::settle::Lost;
 use super::{Fabric, State, balance, check, connections};
 use crate::connect::{self, Denied};
 use crate::datapath::Context;
@@ -290,6 +291,8 @@ struct Known {
     crossings: u32,
     /// The uplink as it is, with its network and port.
     uplink: Option<(Uplink, Arc<Network>, Arc<Port>)>,
+    /// Addresses that somebody else there has: a draft does not get them back.
+    lost: Lost,
     /// NAT pools as they are.
     pools: Arc<Pools>,
     /// What is known of Services' backends.
@@ -315,10 +318,11 @@ impl Known {
             let (_, network) = uplink.network();
             (uplink.table(), Arc::clone(network), Arc::clone(uplink.port()))
         });
+        let lost = state.uplink.as_ref().map(|uplink| uplink.lost_addresses()).unwrap_or_default();
         let (pools, facts) = (Arc::clone(&state.pools), state.balance.facts().clone());
         let known = state.balance.services();
         let services = Arc::clone(&state.services);
-        Self { networks, ports, epoch, crossings, specs, uplink, pools, facts, known, services }
+        Self { networks, ports, epoch, crossings, specs, uplink, lost, pools, facts, known, services }
     }
 
     fn draft(&self, desired: &Desired, nat: Option<&Nat>) -> Picture {
@@ -363,9 +367,6 @@ impl Known {
         }
         tables.set_addresses(ports.iter().flat_map(|port| addresses_of(port)));
         tables.set_ports(ports);
-        self.add_uplink(&mut tables, desired);
-        tables.epochs = vec![self.epoch; tables.networks.len()];
-        tables.crossings = self.crossings;
         let policy = &desired.policy;
         let world = World {
             default: policy.default,
@@ -377,18 +378,22 @@ impl Known {
         };
         let policy = Compiler::new().update(&world).table;
         let slots: HashMap<uuid::Uuid, u32> = slots.into_iter().collect();
-        let specs: Vec<_> =
-            desired.nat_pools.iter().map(|pool| pool_spec(pool, |uid| slots.get(&uid).copied())).collect();
+        let lost = desired.uplink.as_ref().map(|spec| self.lost.clone().under(spec)).unwrap_or_default();
+        self.add_uplink(&mut tables, desired, &lost);
+        let pool = |pool| pool_spec(pool, &lost, |uid| slots.get(&uid).copied());
+        let specs: Vec<_> = desired.nat_pools.iter().map(pool).collect();
         // Pools that cannot be are said where the draft is checked.
         let pools = Pools::draft(nat, &specs).map_or_else(|_| Arc::clone(&self.pools), Arc::new);
         let frontends = balance::draft(&self.facts, &self.known, &desired.networks, &desired.services);
         let services = Arc::new(Services::compile(&frontends, Some(&self.services)));
+        tables.epochs = vec![self.epoch; tables.networks.len()];
+        tables.crossings = self.crossings;
         let plane = Plane { tables, policy, pools, services, ..Plane::default() };
         Picture { plane: Arc::new(plane), world: Arc::new(world) }
     }
 
     /// The uplink as it is, with what the host would own there. One that is not there yet leads nowhere.
-    fn add_uplink(&self, tables: &mut Tables, desired: &Desired) {
+    fn add_uplink(&self, tables: &mut Tables, desired: &Desired, lost: &Lost) {
         let (Some((uplink, network, port)), Some(_)) = (&self.uplink, &desired.uplink) else { return };
         let slots: HashMap<uuid::Uuid, (PortId, &super::PortSpec)> = desired
             .ports
@@ -399,11 +404,11 @@ impl Known {
                 Some((spec.uid, (port.id, spec)))
             })
             .collect();
-        let owned = Outside::of(desired).owners(|uid| slots.get(uid).copied()).into_iter().collect();
+        let [owned, kept] = lost.split(&Outside::of(desired).owners(|uid| slots.get(uid).copied()));
         let networks = (0..).map(NetworkId).zip(&tables.networks);
         let routed = routed(networks.filter_map(|(id, network)| Some((id, &**network.as_ref()?))));
         let public = Uplink::one_to_one(&owned);
-        let new = Uplink { owned, public, routed, ..uplink.clone() };
+        let new = Uplink { owned, kept, public, routed, ..uplink.clone() };
         let index = usize::from(uplink.network.0);
         tables.networks.resize(tables.networks.len().max(index + 1), None);
         tables.networks[index] = Some(Arc::clone(network));

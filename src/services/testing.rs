@@ -66,6 +66,7 @@ impl World {
             internal: PortId(0),
             egress_v4: Default::default(),
             egress_v6: Default::default(),
+            untranslated: Vec::new(),
         };
         let port = Port {
             id: PortId(1),

@@ -437,7 +437,7 @@ fn narrow(ctx: &Context<'_>, packet: &Packet) -> u16 {
 /// Which ICMP error a drop is answered with, if any.
 ///
 /// Nobody outside hears why something did not reach an inside that they cannot see (SEMANTICS NA13, NA36): only what a router
-/// on the way must say (RFC 1812 §4.3, RFC 5508 REQ-11). A Service is there for everybody who may use it (SEMANTICS SV16, SV17).
+/// on the way must say (RFC 1812 §4.3, RFC 5508 REQ-10). A Service is there for everybody who may use it (SEMANTICS SV16, SV17).
 fn icmp_error_for(ctx: &Context<'_>, packet: &Packet, reason: DropReason) -> Option<ErrorKind> {
     let kind = match reason {
         DropReason::TtlExceeded => return Some(ErrorKind::TimeExceeded),

@@ -8,9 +8,9 @@ use crate::MacAddr;
 use crate::connection::Change;
 use crate::packet::{L3, Packet};
 use crate::rewriting::Rewriting;
-use crate::route::{self, source};
+use crate::route::{self, destination, source};
 use crate::stage::DropReason;
-use crate::tables::{NetworkId, NextHop, Owned, Port, PortKind, Tables, Uplink};
+use crate::tables::{Egress, NetworkId, NextHop, Owned, Port, PortKind, Tables, Uplink};
 use crate::translate::translate;
 use crate::wire::{ethernet, ipv4, proto, tcp};
 
@@ -62,7 +62,7 @@ pub fn cross(
             L3::Arp | L3::None => return Err(DropReason::Internal),
         }
     }
-    if uplink.is_some_and(|uplink| !may_leave(uplink, network, packet)) {
+    if uplink.is_some_and(|uplink| !may_leave(tables, uplink, network, packet)) {
         return Err(DropReason::SourceNotOwned);
     }
     // What arrives at the host keeps its TTL.
@@ -126,15 +126,22 @@ fn choose(gateways: &[NextHop], hash: u32) -> Option<MacAddr> {
 /// Whether the source of a packet is one that its sender may use out there: an address of a NAT pool or Service, its own attached
 /// address, or one of a range that is routed to its network.
 #[inline]
-fn may_leave(uplink: &Uplink, network: NetworkId, packet: &Packet) -> bool {
+fn may_leave(tables: &Tables, uplink: &Uplink, network: NetworkId, packet: &Packet) -> bool {
     let Some(src) = source(packet) else { return false };
     match uplink.known(src) {
         // Nobody sends as these themselves: `guard` lets no port.
         Some(Owned::Nat | Owned::Service) => true,
         Some(Owned::Attached { port, .. }) => *port == packet.meta.in_port,
         Some(Owned::Host) => false,
-        None => uplink.is_routed_to(src, network),
+        None => uplink.is_routed_to(src, network) && leaves_as_it_is(tables, network, packet),
     }
+}
+
+/// Whether a packet goes where its network sends packets untranslated.
+#[cold]
+fn leaves_as_it_is(tables: &Tables, network: NetworkId, packet: &Packet) -> bool {
+    let egress = || Some(tables.network(network)?.egress_to(destination(packet)?));
+    egress() == Some(Egress::Routed)
 }
 
 /// The MSS of a SYN that leaves for a network of a smaller MTU than the sender knows of (RFC 9293 §3.7.1; RFC 8200 §8.3). Where

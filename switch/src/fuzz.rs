@@ -75,6 +75,7 @@ pub fn tables() -> Tables {
             internal: if id == 0 { INTERNAL } else { PortId::NONE },
             egress_v4: Default::default(),
             egress_v6: Default::default(),
+            untranslated: Vec::new(),
         })));
     }
     for id in [INTERNAL, GUEST_A, GUEST_B, GUEST_C] {

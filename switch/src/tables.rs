@@ -68,6 +68,18 @@ pub struct Network {
     pub egress_v4: Egress,
     /// What becomes of IPv6 packets that leave it.
     pub egress_v6: Egress,
+    /// Destinations beyond it to which nothing is translated that is elsewhere (RFC 6888 REQ-6).
+    pub untranslated: Vec<ipnet::IpNet>,
+}
+
+impl Network {
+    /// What becomes of packets that leave it for an address.
+    pub fn egress_to(&self, dst: IpAddr) -> Egress {
+        match if dst.is_ipv4() { self.egress_v4 } else { self.egress_v6 } {
+            Egress::Nat if self.untranslated.iter().any(|range| range.contains(&dst)) => Egress::Routed,
+            egress => egress,
+        }
+    }
 }
 
 /// Where the guests of a network look for short names.

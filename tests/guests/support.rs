@@ -255,6 +255,7 @@ pub fn network(name: &str, vni: u16, mtu: u16) -> Network {
         internal: PortId::NONE,
         egress_v4: Default::default(),
         egress_v6: Default::default(),
+        untranslated: Vec::new(),
     }
 }
 

@@ -6,9 +6,11 @@ Every test does its work over IPv4 and over IPv6.
 
 import hashlib
 import ipaddress
+import itertools
 import json
 import os
 import shutil
+import struct
 import sys
 import time
 
@@ -176,6 +178,33 @@ def icmp(case, driver):
     host.finish()
 
 
+@suite.test("fragments in every order, in and out: each datagram arrives whole (RFC 4787 REQ-14)", cases=DRIVERS)
+def fragments(case, driver):
+    host, a = world_with(case, driver, "a")
+    host.server.peer("reflect", port=REFLECT)
+    mac = host.router.sh("cat /sys/class/net/host0/address").strip()
+    up0 = host.host.sh("cat /sys/class/net/up0/address").strip()
+    listener = host.router.capture("host0", "udp or ip6 proto 44 or ip[6:2] & 0x3fff != 0")
+    for number, server in enumerate(SERVER):
+        own = a.families[number]
+        a.peer("bind", name=server, host=own, port=6000)
+        told = a.peer("ask", name=server, to=[server, REFLECT])
+        for turn, order in enumerate(itertools.permutations(range(3))):
+            text = "%d%d" % (number, turn) + "all of it " * 300
+            cuts = [(0, 1200), (1200, 2400), (2400, 8 + len(text))]
+            frames = packets.udp_fragments(mac, up0, server, told[0], (REFLECT, told[1]), text.encode(), 100 + turn, cuts)
+            host.router.peer("frames", device="host0", frames=[frames[at].hex() for at in order])
+            assert a.peer("take", name=server) == [text, [server, REFLECT]], "in, as %s" % (order,)
+            frames = packets.udp_fragments(a.mac, ROUTER_MAC, own, server, (6000, REFLECT), text.encode(), 200 + turn, cuts)
+            a.peer("frames", device=a.device, frames=[frames[at].hex() for at in order])
+            # The server says who it was, once it has all of it.
+            answer = a.peer("take", name=server)
+            assert answer and answer[1] == [server, REFLECT] and told[0] in answer[0], "out, as %s: %s" % (order, answer)
+    sources = {seen.src for seen in listener.stop() if seen.dst in SERVER}
+    assert all(in_pool(source) for source in sources), "no fragment leaves untranslated: %s" % sources
+    host.finish()
+
+
 @suite.test("traceroute by UDP, TCP and ICMP, and tracepath: the gateway, the router, the server, in this order")
 def routes(case):
     host, a = world(case, "a")
@@ -256,6 +285,35 @@ def path_mtu(case):
         a.sh("ip -4 route flush cache; ip -6 route flush cache")
         out = a.sh("tracepath -n -m 8 %s" % server)
         assert "pmtu 1300" in out and "reached" in out, out
+    host.finish()
+
+
+@suite.test("an uplink with a smaller MTU than the networks: too big is told (RFC 4787 REQ-13); what may be fragmented leaves in fragments")
+def narrow_uplink(case):
+    product_only("the kernel's interface has one MTU")
+    host, a = world(case, "a", start=False)
+    host.uplink(mtu=1300)
+    host.start()
+    host.server.peer("reflect", port=REFLECT)
+    for number, server in enumerate(SERVER):
+        own = a.families[number]
+        a.peer("bind", name=server, host=own, port=6000)
+        told = a.peer("ask", name=server, to=[server, REFLECT])
+        assert a.peer("datagram", host=server, port=9, octets=1400) == "EMSGSIZE"
+        assert "mtu 1300" in a.sh("ip route get %s" % server), "the container's kernel has learnt it"
+        assert a.peer("datagram", host=server, port=9, octets=1400) == "ECONNREFUSED", "in fragments, by its own kernel"
+        if number:
+            # Routers of IPv6 do not fragment (RFC 8200 §5).
+            continue
+        listener = host.router.capture("host0", "udp or ip[6:2] & 0x3fff != 0")
+        text = b"all of it " * 145
+        datagram = packets.with_checksum(own, server, 17, struct.pack(">HHHH", 6000, REFLECT, 8 + len(text), 0) + text, 6)
+        a.peer("frames", device=a.device, frames=[packets.ip_frame(a.mac, ROUTER_MAC, own, server, 17, datagram, 77).hex()])
+        answer = a.peer("take", name=server)
+        assert answer and json.loads(answer[0]) == told, "without DF, fragmented by the switch: %s" % answer
+        left = [seen for seen in listener.stop() if seen.dst == server]
+        assert len(left) == 2 and left[0].protocol == 17 and left[1].protocol is None, "in order: %s" % left
+        assert {seen.src for seen in left} == {told[0]} and all(len(seen.data) <= 14 + 1300 for seen in left), left
     host.finish()
 
 
@@ -356,7 +414,8 @@ def attach_moves(case):
     host.server.peer("serve", port=ECHO)
     for space in (a, b):
         space.peer("serve", port=TELLS, mode="tells")
-    assert b.peer("open", group="nat", host=SERVER[0], port=ECHO, count=20)["opened"] == 20
+    for server in SERVER:
+        assert b.peer("open", group="nat" + server, host=server, port=ECHO, count=20)["opened"] == 20
     for turn, (to, other) in enumerate(((a, b), (b, a), (a, b))):
         host.attach(to, *FIRST_PUBLIC)
         for number, public in enumerate(FIRST_PUBLIC):
@@ -373,7 +432,8 @@ def attach_moves(case):
             remotes = [r[0] for r in to.peer("remotes", port=TELLS)]
             assert CUSTOMER[number] in remotes, "it is %s that was reached" % to.short
             assert outside_of_attached(host, to, number) == public
-        assert b.peer("echo", group="nat") == {"ok": 20}, "what was there before goes on"
+        for server in SERVER:
+            assert b.peer("echo", group="nat" + server) == {"ok": 20}, "what was there before goes on"
     host.finish()
 
 
@@ -411,9 +471,11 @@ def two_claims(case):
     product_only("objects")
     host, a, b = world(case, "a", "b")
     host.attach(a, *FIRST_PUBLIC)
-    a.carry(FIRST_PUBLIC[0])
+    for public in FIRST_PUBLIC:
+        a.carry(public)
     a.peer("serve", port=TELLS, mode="tells")
-    assert outside_of(host.customer, a, FIRST_PUBLIC[0])[0] == CUSTOMER[0]
+    for number, public in enumerate(FIRST_PUBLIC):
+        assert outside_of(host.customer, a, public)[0] == CUSTOMER[number]
     host.annotate(b, "own-ip")
     try:
         host.reload()
@@ -422,7 +484,8 @@ def two_claims(case):
     except RuntimeError as error:
         refused = str(error)
         assert "default/a" in refused and "default/b" in refused, refused
-    assert outside_of(host.customer, a, FIRST_PUBLIC[0])[0] == CUSTOMER[0], "the first goes on"
+    for number, public in enumerate(FIRST_PUBLIC):
+        assert outside_of(host.customer, a, public)[0] == CUSTOMER[number], "the first goes on"
     host.finish()
 
 
@@ -473,10 +536,12 @@ def flapped(case, driver):
     b.peer("serve", port=ECHO)
     for server in SERVER:
         assert a.peer("open", group=server, host=server, port=ECHO, count=50)["opened"] == 50
-    assert a.peer("open", group="local", host=b.v4, port=ECHO, count=50)["opened"] == 50
+    for address in b.families:
+        assert a.peer("open", group=address, host=address, port=ECHO, count=50)["opened"] == 50
     for space, device in ((host.host, "up0"), (host.router, "host0")) * 2:
         space.sh("ip link set %s down" % device)
-        assert a.peer("echo", group="local", timeout=5) == {"ok": 50}, "others do not notice"
+        for address in b.families:
+            assert a.peer("echo", group=address, timeout=5) == {"ok": 50}, "others do not notice"
         time.sleep(0.5)
         space.sh("ip link set %s up" % device)
         # The kernel's IPv6 addresses went with the link.
@@ -683,6 +748,64 @@ def address_claimed(case):
         assert a.peer("ask", name="second-%d" % number, to=[server, REFLECT])[0] == told[0], "and what begins goes out by it, too"
     doctor = json.dumps(host.daemon.rpc("doctor.run"))
     assert "%s at the uplink claims our address" % his in doctor, doctor
+    host.finish()
+
+
+@suite.test("addressConflicts: yield: an address in use that another host claims twice is given up to him; what began with it goes on, what begins has another")
+def address_yielded(case):
+    product_only("kernels do not look")
+    host, a = world(case, "a", start=False)
+    host.uplink(addressConflicts="yield")
+    host.start()
+    host.server.peer("reflect", port=REFLECT)
+    up0, his = host.host.sh("cat /sys/class/net/up0/address").strip(), "02:00:00:00:00:66"
+    # Somebody else on the segment, whom the router's own kernel does not hear.
+    other = internet.Node(case, "other")
+    host.router.sh("ip link add link host0 name liar address %s type macvlan mode bridge; ip link set liar netns %s" % (his, other.name))
+    other.sh("ip link set liar up")
+    draft = os.path.join(case.run, "draft.yaml")
+    with open(draft, "w") as out:
+        out.write("{apiVersion: v1, kind: Namespace, metadata: {name: drafted}}\n")
+    for number, server in enumerate(SERVER):
+        ask = lambda name: a.peer("ask", name="%s-%d" % (name, number), to=[server, REFLECT])
+        for name in ("first", "second", "third"):
+            a.peer("bind", name="%s-%d" % (name, number), host=a.families[number])
+        told = ask("first")
+        assert in_pool(told[0])
+        # Traffic to it still reaches us, as of anybody who has not heard of him.
+        host.router.sh("ip neigh replace %s lladdr %s dev host0 nud permanent" % (told[0], up0))
+        frame = claim(told[0], his).hex()
+        listener = host.router.capture("host0", "arp or icmp6")
+        other.peer("frames", device="liar", frames=[frame])
+        until(lambda: [seen for seen in listener.frames() if seen.src_mac == up0 and seen.src == told[0]], "the first is answered", 5)
+        assert contested(host) == {told[0]: his} and conflicts(host) == {}
+        listener.stop()
+        time.sleep(0.6)
+        other.sh("ip addr add %s dev liar%s" % (told[0] + ("/128" if number else "/32"), " nodad" if number else ""))
+        other.peer("frames", device="liar", frames=[frame])
+        until(lambda: conflicts(host) == {told[0]: his}, "the second takes it", 5)
+        listener = host.router.capture("host0", "arp or icmp6")
+        host.second.sh("ping -c 1 -W 1 %s" % told[0], check=False)
+        assert ask("first") == told, "what began with it goes on"
+        began = ask("second")
+        assert in_pool(began[0]) and began[0] != told[0], "what begins has another: %s" % began
+        # It is not ours in a draft either, that would change nothing here: whoever sends there leaves.
+        to = "%s:80" % ("[%s]" % told[0] if number else told[0])
+        for more in ((), ("-f", draft)):
+            said = host.daemon.cli("trace", "--from", "default/a", "--to", to, *more, check=False)
+            assert said.returncode == 0 and "uplink" in said.stdout, (more, said.stdout, said.stderr)
+        # It is probed for, less and less often, and he says every time that he has it.
+        time.sleep(2)
+        assert conflicts(host) == {told[0]: his}
+        said = [seen for seen in listener.stop() if seen.src_mac == up0]
+        assert not [seen for seen in said if seen.src == told[0]], "not announced, no neighbour answered: %s" % said
+        doctor = json.dumps(host.daemon.rpc("doctor.run"))
+        assert "%s is not used: %s" % (told[0], his) in doctor, doctor
+        # He lets go of it.
+        other.sh("ip addr flush dev liar; ip -6 addr flush dev liar scope global")
+        host.router.sh("ip neigh del %s dev host0" % told[0])
+        until(lambda: not conflicts(host), "it is ours again", 40)
+        assert ask("first") == told and ask("second") == began and in_pool(ask("third")[0])
     host.finish()
 
 
@@ -1069,6 +1192,37 @@ def no_way_out(case, none):
     assert [s for s in listener.stop() if s.src in a.families] == []
     after = host.daemon.stats()["a"]["dropped"]
     assert sum(after.values()) >= before + 4, after
+    host.finish()
+
+
+@suite.test("destinations that are exempt from NAT (RFC 6888 REQ-6): they see who it is, others the pool; nothing unasked comes in")
+def untranslated(case):
+    product_only("objects")
+    host, a = world(case, "a", start=False)
+    network = next(o for o in host.daemon.objects if o["kind"] == "Network")
+    network["spec"]["egress"] = {"untranslated": [SECOND[0] + "/32", SECOND[1] + "/128"]}
+    host.start()
+    # Who answers there needs a route.
+    host.router.sh("; ".join("ip route add %s via %s" % pair for pair in zip(INSIDE, OWN)))
+    for node in (host.server, host.second):
+        node.peer("serve", port=TELLS, mode="tells")
+        node.peer("reflect", port=REFLECT)
+    listener = host.router.capture("host0", "tcp or udp")
+    for number, server in enumerate(SERVER):
+        own, second = a.families[number], SECOND[number]
+        assert outside_of(a, host.second, second)[0] == own, "as itself"
+        assert in_pool(outside_of(a, host.server, server)[0]), "as an address of the pool"
+        a.peer("bind", name=server, host=own, port=6000)
+        assert a.peer("ask", name=server, to=[second, REFLECT]) == [own, 6000]
+        assert in_pool(a.peer("ask", name=server, to=[server, REFLECT])[0])
+        a.sh("ping -c 2 -i 0.2 -W 3 %s" % second)
+        # The host's kernel, which forwards, has nothing to do with it.
+        for node in (host.second, host.customer):
+            found = node.peer("open", group="none", host=own, port=22, timeout=1.5)
+            assert found == {"opened": 0, "failed": {"timeout": 1}}, found
+        assert a.peer("ask", name=server, to=[second, REFLECT]) == [own, 6000], "and goes on"
+    wrong = [seen for seen in listener.stop() if seen.src in a.families and seen.dst not in SECOND]
+    assert wrong == [], "to nobody else: %s" % wrong
     host.finish()
 
 

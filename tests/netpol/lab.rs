@@ -356,6 +356,7 @@ fn network(pods: &[IpAddr]) -> Network {
         internal: PortId::NONE,
         egress_v4: Default::default(),
         egress_v6: Default::default(),
+        untranslated: Vec::new(),
     }
 }
 

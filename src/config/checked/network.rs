@@ -6,6 +6,7 @@ use hostweave_switch::limits::{MTU_MAX, MTU_MIN};
 use hostweave_switch::tables::{Addressing, Egress};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::network_policy::check_cidr;
 use super::range;
 use crate::config::names;
 use crate::config::node::Path;
@@ -25,6 +26,8 @@ const V6_PREFIX_MAX: u8 = 126;
 
 /// Resolvers that DHCP and RA hand out.
 const RESOLVERS_MAX: usize = 8;
+/// Ranges that a network may reach untranslated.
+const UNTRANSLATED_MAX: usize = 64;
 
 /// An isolated L3 network, every default filled in. At least one of `v4` and `v6` is there.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,6 +56,8 @@ pub struct Network {
     pub egress_v4: Option<Egress>,
     /// Likewise.
     pub egress_v6: Option<Egress>,
+    /// Destinations to which nothing is translated.
+    pub untranslated: Vec<IpNet>,
 }
 
 impl Network {
@@ -77,8 +82,9 @@ impl Network {
             resolvers: Vec::new(),
             egress_v4: None,
             egress_v6: None,
+            untranslated: Vec::new(),
         };
-        network.set_egress(raw.egress.as_ref());
+        network.set_egress(raw.egress.as_ref(), &spec.key("egress"), problems);
         network.check_cidrs(&raw.cidrs, &spec.key("cidrs"), problems);
         network.check_gateways(&raw.gateways, &spec.key("gateways"), problems);
         network.check_service_cidrs(&raw.service_cidrs, &spec.key("serviceCIDRs"), problems);
@@ -161,7 +167,7 @@ impl Network {
         Ok(())
     }
 
-    fn set_egress(&mut self, raw: Option<&raw::network::NetworkEgress>) {
+    fn set_egress(&mut self, raw: Option<&raw::network::NetworkEgress>, path: &Path, problems: &mut Vec<Problem>) {
         let Some(raw) = raw else { return };
         self.egress_v4 = raw.ipv4.map(|egress| match egress {
             raw::network::EgressV4::Nat => Egress::Nat,
@@ -172,6 +178,16 @@ impl Network {
             raw::network::EgressV6::Routed => Egress::Routed,
             raw::network::EgressV6::None => Egress::None,
         });
+        let path = path.key("untranslated");
+        if raw.untranslated.len() > UNTRANSLATED_MAX {
+            let message =
+                format!("{path} has {} ranges; at most {UNTRANSLATED_MAX} are allowed", raw.untranslated.len());
+            problems.push(Problem::value(&path, "out_of_range", message).label("too many"));
+        }
+        for (index, text) in raw.untranslated.iter().enumerate() {
+            let path = path.index(index);
+            self.untranslated.extend(check_cidr(text, &path, problems));
+        }
     }
 
     fn check_cidrs(&mut self, cidrs: &[String], path: &Path, problems: &mut Vec<Problem>) {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use hostweave_switch::tables::Egress;
 use ipnet::IpNet;
 
-use super::{address_pools, attach_path, attachments, nat_pools, service, services};
+use super::{address_pools, attach_path, attachments, egress_of, nat_pools, service, services};
 use crate::config::checked::{Form, Object, PoolChoice, PoolType, Service, Spec, annotations};
 use crate::config::diagnostic::Diagnostic;
 use crate::config::kind::{Kind, ObjectKey};
@@ -226,6 +226,17 @@ fn check_egress(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
                 }
                 Some(_) => continue,
             };
+            found.push(object.diagnose(Problem::value(&path, "no_effect", warning).label("no effect").warning()));
+        }
+        for (index, range) in network.untranslated.iter().enumerate() {
+            let ipv4 = range.addr().is_ipv4();
+            if egress_of(set, &object.key.name, network, ipv4) == Egress::Nat {
+                continue;
+            }
+            let path = Path::of("spec.egress.untranslated").index(index);
+            let family = if ipv4 { "IPv4" } else { "IPv6" };
+            let warning =
+                format!("{path} {range} has no effect: no {family} packet that leaves the network is translated");
             found.push(object.diagnose(Problem::value(&path, "no_effect", warning).label("no effect").warning()));
         }
     }

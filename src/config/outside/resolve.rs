@@ -35,6 +35,7 @@ pub fn resolve(set: &ObjectSet, given: &ServiceAddresses, desired: &mut Desired)
         let Some(checked) = set.network(&network.name) else { continue };
         network.egress_v4 = egress_of(set, &network.name, checked, true);
         network.egress_v6 = egress_of(set, &network.name, checked, false);
+        network.untranslated.clone_from(&checked.untranslated);
     }
     let namespaces: HashMap<&str, Labels> =
         set.of_kind(Kind::Namespace).map(|object| (object.key.name.as_str(), namespace_labels(object))).collect();

@@ -76,6 +76,11 @@ pub struct NetworkEgress {
     /// `nat`, `routed` or `none`; `nat` if left out and a NatPool with an IPv6 address serves the network, else `none`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<EgressV6>,
+    /// CIDRs to which nothing is translated where the family is `nat`, at most 64: ports reach them with their own addresses, as with `routed`, and who
+    /// answers there needs a route for the network's range to this host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub untranslated: Vec<String>,
 }
 
 /// What becomes of IPv4 packets that leave.

@@ -447,6 +447,21 @@ fn egress_is_nat_where_a_pool_serves_and_else_nothing() {
         (all(&[host(UPLINK), network("{cidrs: ['2001:db8:1::/64'], egress: {ipv4: nat}}")]), &["no_effect 9 nat"]),
         (network("{cidrs: [10.1.0.0/24], egress: {ipv4: routed}}"), &["unknown_value 4 routed"]),
     ]);
+    // Destinations that are exempt (RFC 6888 REQ-6).
+    let exempt = |ranges: &str| {
+        network(&format!("{{cidrs: [10.1.0.0/24, '2001:db8:1::/64'], egress: {{untranslated: [{ranges}]}}}}"))
+    };
+    let pools = nat_pool("a", "{addresses: [203.0.113.1]}");
+    let (told, ..) = desired(&all(&[host(UPLINK), exempt("172.16.0.0/12"), pools.clone()]), &ServiceAddresses::new());
+    let network = told.networks.iter().find(|network| network.name == "n").unwrap();
+    assert_eq!(network.untranslated, ["172.16.0.0/12".parse().unwrap()]);
+    let many = (0..65).map(|number| format!("172.16.{number}.0/24")).collect::<Vec<_>>().join(", ");
+    check(&[
+        (all(&[host(UPLINK), exempt("172.16.0.0/12, 'fd00::/8'"), pools.clone()]), &["no_effect 9 'fd00::/8'"]),
+        (exempt("172.16.0.0/12"), &["no_effect 4 172.16.0.0/12"]),
+        (all(&[host(UPLINK), exempt("172.16.0.0/33"), pools.clone()]), &["invalid_cidr 9 172.16.0.0/33"]),
+        (all(&[host(UPLINK), exempt(&many), pools]), &["out_of_range 9 untranslated"]),
+    ]);
     let told = desired(&host(UPLINK), &ServiceAddresses::new()).0.uplink.unwrap();
     assert_eq!(
         (told.interface.as_str(), told.driver, told.vlan, told.mtu),

@@ -16,6 +16,7 @@ mod errors;
 mod hairpin;
 mod kept;
 mod life;
+mod required;
 mod seen;
 mod services;
 mod shape;

@@ -239,6 +239,7 @@ mod tests {
             internal: PortId(0),
             egress_v4: Default::default(),
             egress_v6: Default::default(),
+            untranslated: Vec::new(),
         };
         let gateway = internal_port(PortId(0), NetworkId(0), &Arc::new(network), Arc::default());
         let tables = Tables { ports: vec![Some(Arc::new(gateway))].into(), ..Tables::default() };

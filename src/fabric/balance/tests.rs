@@ -36,6 +36,7 @@ fn network(name: &str, vni: u32) -> Network {
         internal: PortId::NONE,
         egress_v4: Default::default(),
         egress_v6: Default::default(),
+        untranslated: Vec::new(),
     }
 }
 

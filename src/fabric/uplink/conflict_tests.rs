@@ -89,77 +89,83 @@ fn an_address_that_somebody_answers_for_is_lost_until_nobody_does() {
 
 #[test]
 fn two_hosts_that_probe_one_address_at_once_agree_in_the_end() {
-    let (mut one, mut two) = (Scene::new(OnConflict::Yield), Scene::new(OnConflict::Yield));
-    (one.conflicts.salt, two.conflicts.salt) = (1, 200);
-    let address = address(1, false);
-    one.arrive(&[address]);
-    two.arrive(&[address]);
-    let ten = Duration::from_millis(10);
-    for _ in 0..6000 {
-        for at in [false, true] {
-            let (asks, hears) = if at { (&mut one, &mut two) } else { (&mut two, &mut one) };
-            let before = asks.probed.len();
-            asks.pass(ten, &[]);
-            for _ in before..asks.probed.len() {
-                if hears.conflicts.unsettled().any(|(unsettled, _)| unsettled == address) {
-                    hears.conflicts.claimed(address, HIS, hears.now);
-                } else {
-                    asks.conflicts.claimed(address, HIS, asks.now);
+    for v6 in [false, true] {
+        let (mut one, mut two) = (Scene::new(OnConflict::Yield), Scene::new(OnConflict::Yield));
+        (one.conflicts.salt, two.conflicts.salt) = (1, 200);
+        let address = address(1, v6);
+        one.arrive(&[address]);
+        two.arrive(&[address]);
+        let ten = Duration::from_millis(10);
+        for _ in 0..6000 {
+            for at in [false, true] {
+                let (asks, hears) = if at { (&mut one, &mut two) } else { (&mut two, &mut one) };
+                let before = asks.probed.len();
+                asks.pass(ten, &[]);
+                for _ in before..asks.probed.len() {
+                    if hears.conflicts.unsettled().any(|(unsettled, _)| unsettled == address) {
+                        hears.conflicts.claimed(address, HIS, hears.now);
+                    } else {
+                        asks.conflicts.claimed(address, HIS, asks.now);
+                    }
                 }
             }
         }
+        assert_eq!([&one, &two].map(|host| host.settled.len()).iter().sum::<usize>(), 1, "one of them has it");
     }
-    assert_eq!([&one, &two].map(|host| host.settled.len()).iter().sum::<usize>(), 1, "one of them has it");
 }
 
 #[test]
 fn an_address_of_ours_is_defended_once_and_given_up_when_it_is_claimed_again() {
-    let address = address(1, false);
-    for (mode, second) in [(OnConflict::Yield, Claim::Lost), (OnConflict::Defend, Claim::Known)] {
-        let mut scene = Scene::new(mode);
-        scene.arrive(&[address]);
-        scene.pass(SECOND, &[]);
-        for _ in 0..3 {
+    for v6 in [false, true] {
+        let address = address(1, v6);
+        for (mode, second) in [(OnConflict::Yield, Claim::Lost), (OnConflict::Defend, Claim::Known)] {
+            let mut scene = Scene::new(mode);
+            scene.arrive(&[address]);
+            scene.pass(SECOND, &[]);
+            for _ in 0..3 {
+                assert_eq!(scene.conflicts.claimed(address, HIS, scene.now), Claim::Defended);
+                let again = scene.now + Duration::from_millis(10);
+                assert_eq!(scene.conflicts.claimed(address, HIS, again), Claim::Known, "said in two ways");
+                scene.pass(11 * SECOND, &[]);
+            }
             assert_eq!(scene.conflicts.claimed(address, HIS, scene.now), Claim::Defended);
-            let again = scene.now + Duration::from_millis(10);
-            assert_eq!(scene.conflicts.claimed(address, HIS, again), Claim::Known, "said in two ways");
-            scene.pass(11 * SECOND, &[]);
+            scene.pass(SECOND, &[]);
+            assert_eq!(scene.conflicts.claimed(address, HIS, scene.now), second);
+            assert_eq!(scene.conflicts.is_lost(address), second == Claim::Lost);
+            assert_eq!(scene.conflicts.was_used(address), second == Claim::Lost);
+            scene.pass(4 * SECOND, &[]);
+            assert!(!scene.conflicts.is_lost(address), "who claimed it does not answer");
         }
-        assert_eq!(scene.conflicts.claimed(address, HIS, scene.now), Claim::Defended);
-        scene.pass(SECOND, &[]);
-        assert_eq!(scene.conflicts.claimed(address, HIS, scene.now), second);
-        assert_eq!(scene.conflicts.is_lost(address), second == Claim::Lost);
-        assert_eq!(scene.conflicts.was_used(address), second == Claim::Lost);
-        scene.pass(4 * SECOND, &[]);
-        assert!(!scene.conflicts.is_lost(address), "who claimed it does not answer");
     }
 }
 
 #[test]
 fn nothing_is_probed_where_that_is_not_wanted_and_what_leaves_is_forgotten() {
-    let all = [address(1, false), address(1, true)];
-    let mut scene = Scene::new(OnConflict::Ignore);
-    assert_eq!(scene.arrive(&all), all);
-    assert_eq!(scene.conflicts.claimed(all[0], HIS, scene.now), Claim::Told);
-    assert_eq!((scene.conflicts.due(), scene.conflicts.is_lost(all[0])), (None, false));
-    let mut scene = Scene::new(OnConflict::Yield);
-    scene.arrive(&all);
-    scene.pass(Duration::from_millis(300), &all[..1]);
-    assert!(scene.conflicts.is_lost(all[0]) && !scene.conflicts.was_used(all[0]));
-    scene.conflicts.keep(|address| *address == all[1]);
-    scene.pass(SECOND, &[]);
-    assert_eq!((scene.settled.clone(), scene.conflicts.due()), (vec![all[1]], None));
-    scene.arrive(&all);
-    let mut ours = scene.conflicts.set_mode(OnConflict::Ignore);
-    ours.sort_unstable();
-    assert_eq!((ours, scene.conflicts.due()), (all.to_vec(), None), "from now on they are ours");
-    // The cable came anew: what somebody else had is asked about at once.
-    let mut scene = Scene::new(OnConflict::Yield);
-    scene.arrive(&all);
-    scene.pass(Duration::from_millis(300), &all[..1]);
-    scene.arrive(&all);
-    scene.pass(SECOND, &[]);
-    assert_eq!(scene.settled.len(), 2);
+    for v6 in [false, true] {
+        let all = [address(1, v6), address(2, v6)];
+        let mut scene = Scene::new(OnConflict::Ignore);
+        assert_eq!(scene.arrive(&all), all);
+        assert_eq!(scene.conflicts.claimed(all[0], HIS, scene.now), Claim::Told);
+        assert_eq!((scene.conflicts.due(), scene.conflicts.is_lost(all[0])), (None, false));
+        let mut scene = Scene::new(OnConflict::Yield);
+        scene.arrive(&all);
+        scene.pass(Duration::from_millis(300), &all[..1]);
+        assert!(scene.conflicts.is_lost(all[0]) && !scene.conflicts.was_used(all[0]));
+        scene.conflicts.keep(|address| *address == all[1]);
+        scene.pass(SECOND, &[]);
+        assert_eq!((scene.settled.clone(), scene.conflicts.due()), (vec![all[1]], None));
+        scene.arrive(&all);
+        let mut ours = scene.conflicts.set_mode(OnConflict::Ignore);
+        ours.sort_unstable();
+        assert_eq!((ours, scene.conflicts.due()), (all.to_vec(), None), "from now on they are ours");
+        // The cable came anew: what somebody else had is asked about at once.
+        let mut scene = Scene::new(OnConflict::Yield);
+        scene.arrive(&all);
+        scene.pass(Duration::from_millis(300), &all[..1]);
+        scene.arrive(&all);
+        scene.pass(SECOND, &[]);
+        assert_eq!(scene.settled.len(), 2);
+    }
 }
 
 #[test]

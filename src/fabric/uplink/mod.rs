@@ -20,7 +20,7 @@ mod moved;
 pub mod neighbor;
 pub mod owned;
 mod report;
-mod settle;
+pub(super) mod settle;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -262,10 +262,7 @@ impl UplinkRuntime {
 
     /// As packets see it.
     pub fn table(&self) -> Uplink {
-        let owned = self.owned.iter().filter(|(address, _)| !self.conflicts.is_lost(owned::unmapped(**address)));
-        let owned = owned.map(|(address, owned)| (*address, *owned)).collect();
-        let kept = self.owned.iter().filter(|(address, _)| self.conflicts.was_used(owned::unmapped(**address)));
-        let kept = kept.map(|(address, owned)| (*address, *owned)).collect();
+        let [owned, kept] = self.lost_addresses().split(&self.owned);
         Uplink {
             port: self.port.id,
             network: self.network_id,
@@ -510,6 +507,7 @@ fn network_of(spec: &UplinkSpec, mtu: u16) -> Network {
         internal: PortId::NONE,
         egress_v4: Default::default(),
         egress_v6: Default::default(),
+        untranslated: Vec::new(),
     }
 }
 

@@ -125,14 +125,16 @@ pub fn refuse_shared(desired: &Desired) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The ranges that are routed to the host, with their networks.
+/// The ranges that are routed to the host, with their networks: of which packets leave as they are, wherever they go or for some destinations.
 pub fn routed<'a>(networks: impl Iterator<Item = (NetworkId, &'a Network)>) -> Vec<(IpNet, NetworkId)> {
     let mut routed = Vec::new();
     for (id, network) in networks {
-        if let (Egress::Routed, Some((range, _))) = (network.egress_v4, network.v4) {
+        let untranslated = |v4: bool| network.untranslated.iter().any(|range| range.addr().is_ipv4() == v4);
+        let is_routed = |egress, v4| egress == Egress::Routed || egress == Egress::Nat && untranslated(v4);
+        if let Some((range, _)) = network.v4.filter(|_| is_routed(network.egress_v4, true)) {
             routed.push((IpNet::V4(range), id));
         }
-        if let (Egress::Routed, Some((range, _))) = (network.egress_v6, network.v6) {
+        if let Some((range, _)) = network.v6.filter(|_| is_routed(network.egress_v6, false)) {
             routed.push((IpNet::V6(range), id));
         }
     }

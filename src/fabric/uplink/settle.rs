@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
+use hostweave_nat::PoolSpec;
 use hostweave_switch::MacAddr;
 use hostweave_switch::tables::Owned;
 
@@ -16,12 +17,45 @@ use crate::services::uplink::{Frame, probe};
 /// Probes that are sent in one go.
 const PROBE_MAX: usize = 32;
 
+/// Addresses that somebody else at the uplink has.
+#[derive(Clone, Default, Debug)]
+pub struct Lost {
+    /// Each with whether it was ours and in use, so that connections that began with it go on.
+    used: HashMap<IpAddr, bool>,
+}
+
+impl Lost {
+    /// What is left of them where `spec` is wanted.
+    pub fn under(self, spec: &UplinkSpec) -> Self {
+        if mode(spec) == OnConflict::Ignore { Self::default() } else { self }
+    }
+
+    /// Of what the host is to own, what it does own, and what it has given up while it was in use.
+    pub fn split<M: FromIterator<(u128, Owned)>>(&self, wanted: &HashMap<u128, Owned>) -> [M; 2] {
+        let used = |address: &u128| self.used.get(&owned::unmapped(*address));
+        let of = |wants: &dyn Fn(Option<&bool>) -> bool| {
+            let found = wanted.iter().filter(|(address, _)| wants(used(address)));
+            found.map(|(address, owner)| (*address, *owner)).collect()
+        };
+        [of(&|used| used.is_none()), of(&|used| used == Some(&true))]
+    }
+
+    /// Has a pool begin nothing with them.
+    pub fn drain(&self, spec: &mut PoolSpec) {
+        let lost = spec.addresses.iter().filter(|address| self.used.contains_key(address));
+        spec.draining.extend(lost);
+    }
+}
+
+/// Behind a TAP device there is nobody but the kernel, whose addresses are known.
+fn mode(spec: &UplinkSpec) -> OnConflict {
+    if spec.driver == UplinkDriver::Tap { OnConflict::Ignore } else { spec.on_conflict }
+}
+
 impl UplinkRuntime {
     /// Takes over which addresses there are to be: what is new is probed, what has another owner on this host only announced.
     pub(super) fn set_addresses(&mut self, spec: &UplinkSpec, wanted: &HashMap<u128, Owned>, now: Instant) {
-        // Behind a TAP device there is nobody but the kernel, whose addresses are known.
-        let mode = if spec.driver == UplinkDriver::Tap { OnConflict::Ignore } else { spec.on_conflict };
-        let mut ours = self.conflicts.set_mode(mode);
+        let mut ours = self.conflicts.set_mode(mode(spec));
         if !ours.is_empty() {
             self.moved.note([]);
         }
@@ -102,6 +136,12 @@ impl UplinkRuntime {
         }
     }
 
+    /// What packets and pools may not count on.
+    pub fn lost_addresses(&self) -> Lost {
+        let lost = self.conflicts.lost().map(|(address, _)| (address, self.conflicts.was_used(address)));
+        Lost { used: lost.collect() }
+    }
+
     /// Addresses that somebody else has, in order, with the link address.
     pub fn lost(&self) -> Vec<(IpAddr, MacAddr)> {
         let mut lost: Vec<_> = self.conflicts.lost().collect();
@@ -114,5 +154,42 @@ impl UplinkRuntime {
         let mut contested: Vec<_> = self.conflicts.contested().collect();
         contested.sort_unstable();
         contested
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hostweave_switch::tables::PortId;
+
+    use super::*;
+
+    #[test]
+    fn what_somebody_else_has_is_not_owned_and_pools_begin_nothing_with_it() {
+        let [ours, taken, given_up]: [[IpAddr; 2]; 3] = [7, 8, 9].map(|last: u16| {
+            let v6 = std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last);
+            [[192, 0, 2, last as u8].into(), v6.into()]
+        });
+        for v6 in [0, 1] {
+            let lost = Lost { used: [(taken[v6], false), (given_up[v6], true)].into() };
+            let all = [ours, taken, given_up].map(|address| address[v6]);
+            let attached = Owned::Attached { port: PortId(3), inside: None };
+            let wanted = all.map(|address| (owned::mapped(address), attached)).into();
+            let [owned, kept]: [HashMap<u128, Owned>; 2] = lost.split(&wanted);
+            assert_eq!(owned, HashMap::from([(owned::mapped(ours[v6]), attached)]));
+            assert_eq!(kept, HashMap::from([(owned::mapped(given_up[v6]), attached)]));
+            let mut spec = PoolSpec {
+                name: "pool".to_owned(),
+                addresses: vec![ours[v6], given_up[v6]],
+                draining: Vec::new(),
+                workloads: Vec::new(),
+                block_size: 64,
+                blocks: 1..=1,
+                filtering: Default::default(),
+                overload: false,
+                limits: Default::default(),
+            };
+            lost.drain(&mut spec);
+            assert_eq!(spec.draining, [given_up[v6]], "of its own addresses only");
+        }
     }
 }

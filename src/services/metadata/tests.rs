@@ -35,6 +35,7 @@ fn network(name: &str) -> Network {
         internal: PortId(0),
         egress_v4: Default::default(),
         egress_v6: Default::default(),
+        untranslated: Vec::new(),
     }
 }
 

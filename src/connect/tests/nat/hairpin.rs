@@ -73,6 +73,39 @@ fn rfc5382_req8_tcp_opened_from_both_sides_at_once() {
 }
 
 #[test]
+fn rfc4787_req9_a_filter_by_address_knows_a_sender_without_mapping_by_the_address_it_gets() {
+    both(|v6| {
+        for from in [A, D] {
+            let mut host = Host::with_pool(|pool| pool.filtering = Filtering::AddressDependent);
+            let pool = public(v6, POOL);
+            let at_b = host.leaves(B, remote(v6, 1), (5000, 3478));
+            let there = datagram(v6, from, at_b);
+            assert_eq!(host.traced(from, &there), Err(DropReason::NatNoMapping), "B has not sent to that address");
+            // To whom does not matter, as long as it is there.
+            assert_eq!(host.through(1, B, &datagram(v6, B, 9)), Err(DropReason::NatNoMapping));
+            let before = host.nat.stats().mappings;
+            assert_eq!(host.traced(from, &there), Ok(B));
+            assert_eq!(host.nat.stats().mappings, before, "a trace makes none");
+            let (to, seen) = host.through(0, from, &there).unwrap();
+            assert_eq!((to, seen.0, seen.1, seen.3), (B, pool, address(B, v6), 5000), "its very first packet");
+            let answer = host.through(1, B, &datagram(v6, B, seen.2)).unwrap();
+            assert_eq!(answer, (from, (pool, if from == D { address(A, v6) } else { address(from, v6) }, at_b, 4000)));
+        }
+    });
+}
+
+/// An L4 port is not foreseen: who filters by it does not take one that is unknown for one that is zero.
+#[test]
+fn a_sender_without_mapping_is_not_port_zero() {
+    both(|v6| {
+        let mut host = Host::outside();
+        let at_b = host.leaves(B, remote(v6, 1), (5000, 3478));
+        let _ = host.through(0, B, &datagram(v6, B, 0));
+        assert_eq!(host.through(0, A, &datagram(v6, A, at_b)), Err(DropReason::NatNoMapping));
+    });
+}
+
+#[test]
 fn a_denied_first_packet_opens_nothing() {
     both(|v6| {
         let mut host = Host::outside();

@@ -39,6 +39,12 @@ impl Host {
         self.publish();
     }
 
+    /// As [`Host::leaves`], of whichever address of the pool: that and the L4 port.
+    fn leaves_from(&mut self, from: u32, to: IpAddr, ports: (u16, u16)) -> (IpAddr, u16) {
+        let (_, seen) = self.through(0, from, &out(from, to).udp(ports.0, ports.1, b"data")).unwrap();
+        (seen.0, seen.2)
+    }
+
     fn admit_address(&mut self, address: IpAddr) {
         self.admit(&ipnet::IpNet::from(address).to_string());
     }
@@ -157,6 +163,35 @@ impl Recorder for Other {
         let remote = hostweave_nat::Outside { address: mapped(remote(self.v6, 1)), l4: 9 };
         self.nat.outbound(&self.pools, &inside, remote, 100).unwrap();
     }
+}
+
+/// The same about the filter of a pool.
+#[test]
+fn who_was_let_in_by_an_address_that_it_does_not_get_is_not_let_in() {
+    both(|v6| {
+        let filtered = |spec: &mut PoolSpec| {
+            two(spec);
+            spec.filtering = Filtering::AddressDependent;
+        };
+        // Which of the two addresses the sender would get.
+        let mut host = host(false, filtered);
+        host.leaves_from(B, remote(v6, 1), (5000, 53));
+        let foreseen = host.leaves_from(D, remote(v6, 1), (4000, 53)).0;
+        let mut host = self::host(false, filtered);
+        let (at, l4) = host.leaves_from(B, remote(v6, 1), (5000, 53));
+        assert_eq!(host.through(0, B, &out(B, foreseen).udp(5000, 9, b"?")), Err(DropReason::NatNoMapping));
+        let frame = out(D, at).udp(4000, l4, b"?");
+        assert_eq!(host.traced(D, &frame), Ok(B));
+        let mut spec = PoolSpec { draining: vec![foreseen], ..pool() };
+        filtered(&mut spec);
+        let pools = Pools::compile(&host.nat, &[spec], host.now).unwrap();
+        let mut other = Other { nat: Arc::clone(&host.nat), pools, v6, asked: 0 };
+        let before = host.entries().len();
+        let ended = host.pass(0, D, &frame, Offload::default(), &mut other).err().unwrap();
+        assert_eq!((ended.0, other.asked), (DropReason::NatNoMapping, 1));
+        assert_eq!(host.entries().len(), before);
+        assert_eq!(host.to(D, &frame), Err(DropReason::NatNoMapping), "B has not sent to where it is now");
+    });
 }
 
 #[test]

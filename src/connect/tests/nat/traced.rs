@@ -16,6 +16,14 @@ pub(super) struct State {
     failures: usize,
 }
 
+impl State {
+    /// Whether all mappings and connections of another state are there.
+    pub(super) fn has_all_of(&self, other: &Self) -> bool {
+        other.mappings.iter().all(|mapping| self.mappings.contains(mapping))
+            && other.connections.iter().all(|connection| self.connections.contains(connection))
+    }
+}
+
 impl Host {
     pub(super) fn state(&self) -> State {
         State {
