@@ -75,6 +75,7 @@ pub fn validate(session: &Session, args: &ValidateArgs) -> Result<(), Failure> {
     let (desired, _) = to_desired(&set, &plan.assignments, &services.addresses, Default::default(), &facts);
     let mut dubious = policies::dubious(&set, keys());
     dubious.extend(crate::config::services::dubious(&set, &desired.ports, keys()));
+    dubious.extend(crate::config::outside::dubious(&set, &services.addresses, keys()));
     let color = session.global.color.on_stderr();
     loaded
         .warnings

@@ -20,13 +20,25 @@ fn mode(one_to_one: bool) -> &'static str {
     if one_to_one { "nat" } else { "direct" }
 }
 
-/// The Service whose address a port has: its name, addresses, and whether the guest sees them.
+/// The Service whose address a port has: its name, addresses, and whether the guest sees them; and which of them are of no use because
+/// the port's network has no range of their family.
 pub fn attached(snapshot: &Snapshot, port: &ObjectKey) -> Option<Value> {
     let attachment = attachment(&snapshot.set, port)?;
-    let service = attachment.service_key();
-    let addresses: Vec<IpAddr> = addresses_of(snapshot, &service).map(|given| given.address).collect();
+    let (used, unused) = split(snapshot, &attachment);
     let mode = mode(attachment.one_to_one(&snapshot.set));
-    Some(json!({"service": service.path(), "addresses": addresses, "mode": mode}))
+    let mut attached = json!({"service": attachment.service_key().path(), "addresses": used, "mode": mode});
+    if !unused.is_empty() {
+        attached["unused"] = json!(unused);
+    }
+    Some(attached)
+}
+
+/// The addresses of an attachment that its port has, and those that nobody has.
+pub fn split(snapshot: &Snapshot, attachment: &Attachment<'_>) -> (Vec<IpAddr>, Vec<IpAddr>) {
+    let given = snapshot.services.get(&attachment.service_key()).map(Vec::as_slice).unwrap_or_default();
+    let (used, unused) = attachment.split(&snapshot.set, given);
+    let addresses = |given: Vec<&Given>| given.iter().map(|given| given.address).collect();
+    (addresses(used), addresses(unused))
 }
 
 /// The addresses that a guest has on its own NIC because they are attached.
@@ -35,11 +47,7 @@ pub fn direct_addresses(snapshot: &Snapshot, port: &ObjectKey) -> Vec<IpAddr> {
     else {
         return Vec::new();
     };
-    addresses_of(snapshot, &attachment.service_key()).map(|given| given.address).collect()
-}
-
-fn addresses_of<'a>(snapshot: &'a Snapshot, service: &ObjectKey) -> impl Iterator<Item = &'a Given> + use<'a> {
-    snapshot.services.get(service).into_iter().flatten()
+    split(snapshot, &attachment).0
 }
 
 /// `status` of an AddressPool.

@@ -12,7 +12,7 @@ use super::controller::{Action, Snapshot};
 use super::error::{ErrorKind, RpcError};
 use crate::config::checked::Object;
 use crate::config::desired::{HostFacts, node_of, to_desired};
-use crate::config::outside::{ServiceAddresses, addresses};
+use crate::config::outside::{self, ServiceAddresses, addresses};
 use crate::config::services::Told;
 use crate::config::{
     Assignments, Diagnostic, Diagnostics, Kind, ObjectKey, ObjectSet, check_set, external_dns, ipam, policies, services,
@@ -79,11 +79,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What is dubious about those of `keys` that are policies, Services or EndpointSlices.
+    /// What is dubious about those of `keys` that are policies, Services or EndpointSlices, or take part in an attachment.
     pub fn dubious<'a>(&'a self, keys: impl Iterator<Item = &'a ObjectKey>) -> Vec<Diagnostic> {
         let keys: Vec<&ObjectKey> = keys.collect();
         let mut dubious = policies::dubious(&self.set, keys.iter().copied());
-        dubious.extend(services::dubious(&self.set, &self.desired.ports, keys));
+        dubious.extend(services::dubious(&self.set, &self.desired.ports, keys.iter().copied()));
+        dubious.extend(outside::dubious(&self.set, &self.services, keys));
         dubious
     }
 }

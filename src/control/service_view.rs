@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::controller::Snapshot;
-use super::outside_view::attachment_mode;
+use super::outside_view::{attachment_mode, split};
 use super::view::problem_of;
 use crate::config::ObjectKey;
 use crate::config::checked::{EndpointSlice, Form, Object, Service, annotations};
@@ -161,6 +161,13 @@ impl<'a> ServiceView<'a> {
         view
     }
 
+    /// The port that has its addresses, the network of that, and which of them nobody has.
+    fn attached(&self) -> Option<(String, &'a str, Vec<IpAddr>)> {
+        let mut all = attachments(&self.snapshot.set);
+        let attachment = all.find(|attachment| attachment.service_key() == self.object.key)?;
+        Some((attachment.port.key.path(), attachment.network(), split(self.snapshot, &attachment).1))
+    }
+
     /// Its whole name.
     fn dns_name(&self) -> Option<String> {
         let domain = &self.snapshot.desired.dns.as_ref()?.domain;
@@ -228,6 +235,16 @@ impl<'a> ServiceView<'a> {
                 Some(problem) => condition("AddressesAssigned", false, "Refused", problem.message.clone()),
                 None => condition("AddressesAssigned", true, "Assigned", String::new()),
             });
+        }
+        if self.service.form == Form::Attach {
+            conditions.extend(self.attached().map(|(port, network, unused)| match unused.as_slice() {
+                [] => condition("Attached", true, "Attached", String::new()),
+                [first, ..] => {
+                    let message =
+                        format!("{first} is of no use: network {network} of port {port} has no range of its family");
+                    condition("Attached", false, "NoSuchFamily", message)
+                }
+            }));
         }
         if matches!(self.service.form, Form::ClusterIp | Form::LoadBalancer | Form::Headless) {
             let (ready, all) = self.backends();

@@ -52,7 +52,7 @@ impl PortRuntime {
     pub fn new(inner: &Inner, id: PortId, network: NetworkId, mtu: u16, spec: &PortSpec) -> Self {
         let counters = (0..inner.workers.len()).map(|_| PortCounters::default()).collect();
         Self {
-            port: Arc::new(port_of(id, network, spec, counters)),
+            port: Arc::new(port_of(id, network, spec, RateLimits::new(&spec.rates), counters)),
             spec: Some(spec.clone()),
             mtu,
             output: None,
@@ -131,10 +131,13 @@ impl PortRuntime {
         })
     }
 
-    /// Takes over addresses, labels' consequences and state.
+    /// Takes over addresses, labels' consequences and state. Limits that stay the same go on as they are: a new label is no new burst.
     pub fn set_spec(&mut self, spec: &PortSpec) {
         if self.spec.as_ref() != Some(spec) {
-            self.port = Arc::new(port_of(self.port.id, self.port.network, spec, Arc::clone(&self.port.counters)));
+            let same = self.spec.as_ref().is_some_and(|before| before.rates == spec.rates);
+            let limits = if same { self.port.limits.clone() } else { RateLimits::new(&spec.rates) };
+            let counters = Arc::clone(&self.port.counters);
+            self.port = Arc::new(port_of(self.port.id, self.port.network, spec, limits, counters));
             self.spec = Some(spec.clone());
             self.endpoint = None;
         }
@@ -393,7 +396,13 @@ pub fn internal_port(id: PortId, network_id: NetworkId, network: &Network, count
 }
 
 /// A port as the tables have it.
-pub fn port_of(id: PortId, network: NetworkId, spec: &PortSpec, counters: Arc<[PortCounters]>) -> Port {
+pub fn port_of(
+    id: PortId,
+    network: NetworkId,
+    spec: &PortSpec,
+    limits: Option<Arc<RateLimits>>,
+    counters: Arc<[PortCounters]>,
+) -> Port {
     Port {
         id,
         name: spec.full_name(),
@@ -408,7 +417,7 @@ pub fn port_of(id: PortId, network: NetworkId, spec: &PortSpec, counters: Arc<[P
         hostname: spec.hostname.clone(),
         up: spec.up,
         lease_s: LEASE_S,
-        limits: RateLimits::new(&spec.rates),
+        limits,
         counters,
     }
 }

@@ -360,7 +360,7 @@ impl Known {
                 |(_, port): &&(PortId, Arc<Port>)| port.network == network && self.specs.get(&name) == Some(&spec.uid);
             let known = self.ports.get(&name).filter(stays).map(|(id, _)| *id);
             let Some(id) = known.or_else(|| free_ports.next()) else { continue };
-            let port = Arc::new(port_of(id, network, spec, Arc::default()));
+            let port = Arc::new(port_of(id, network, spec, None, Arc::default()));
             endpoints.push(Arc::new(connections::endpoint(&port, spec)));
             slots.push((spec.uid, id.0));
             ports.push(port);

@@ -74,6 +74,49 @@ fn a_service_keeps_its_address_over_a_restart_and_says_who_has_it() {
 }
 
 #[test]
+fn an_attached_address_that_the_network_cannot_have_is_warned_of_and_shown_as_nobodys() {
+    let daemon = Daemon::started();
+    let applied = daemon.cli_with(&["apply", "-f", "-"], POOLS);
+    assert_eq!(applied.code, 0, "{}", applied.stderr);
+    for (name, cidr, family, ipv4) in
+        [("four", "10.9.0.0/24", "IPv6", true), ("six", "2001:db8:66::/64", "IPv4", false)]
+    {
+        let text = attached(name, &format!("{name}-ip")).replace("PreferDualStack", "RequireDualStack").replacen(
+            "---",
+            &format!(
+                "spec: {{network: {name}}}\n---\napiVersion: hostweave.dev/v1alpha1\nkind: Network\nmetadata: {{name: {name}}}\n\
+                 spec: {{cidrs: [\"{cidr}\"]}}\n---"
+            ),
+            1,
+        );
+        let done = daemon.cli_with(&["apply", "-f", "-"], &text);
+        assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
+        let doubt = format!("is of no use: Network {name} has no {family} range");
+        assert!(done.stderr.contains(&doubt), "{}", done.stderr);
+        let service = daemon.json(&["get", "svc", &format!("{name}-ip"), "-n", "shop"]);
+        let given: Vec<&str> = service["status"]["loadBalancer"]["ingress"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|address| address["ip"].as_str().unwrap())
+            .collect();
+        let (used, unused) = if ipv4 { (given[0], given[1]) } else { (given[1], given[0]) };
+        let status = daemon.json(&["get", "port", &format!("shop/{name}")])["status"].clone();
+        assert_eq!(status["attached"]["addresses"], serde_json::json!([used]));
+        assert_eq!(status["attached"]["unused"], serde_json::json!([unused]));
+        let own: Vec<&str> = status["addresses"].as_array().unwrap().iter().filter_map(|one| one.as_str()).collect();
+        assert!(own.contains(&used) && !own.contains(&unused), "{own:?}");
+        let conditions = service["status"]["conditions"].as_array().unwrap();
+        let attached = conditions.iter().find(|condition| condition["type"] == "Attached").unwrap();
+        assert_eq!((attached["status"].as_str(), attached["reason"].as_str()), (Some("False"), Some("NoSuchFamily")));
+        let described = daemon.ok(&["describe", "svc", &format!("shop/{name}-ip")]);
+        assert!(described.contains("is of no use"), "{described}");
+        assert!(daemon.ok(&["whois", unused]).contains("nobody has it"), "{}", daemon.ok(&["whois", unused]));
+        assert!(daemon.ok(&["whois", used]).contains(&format!("attached to port shop/{name}")));
+    }
+}
+
+#[test]
 fn what_contradicts_itself_is_refused_and_names_both() {
     let daemon = Daemon::started();
     let apply = |text: &str| daemon.cli_with(&["apply", "-f", "-"], text);

@@ -685,6 +685,56 @@ def guest_and_the_outside(case):
     host.finish()
 
 
+@suite.test("the tools of people in a guest, IPv4 and IPv6, by NAT and from an attached address that its own DHCP client was given: iperf3, dig, "
+            "traceroute by UDP, TCP and ICMP, tracepath over a path that gets narrow", timeout=600)
+def guest_with_tools(case):
+    requirements.root()
+    requirements.tun()
+    requirements.programs("nginx", "named", "iperf3", "ip")
+    host = internet.Product(case, (), start=False)
+    port = host.daemon.port("vm", labels={"name": "vm"})
+    host.nginx()
+    host.iperf()
+    host.named()
+    host.start()
+    vm = boot(case, "vm")
+    vm.plug(0, port.socket, port.mac)
+    addresses(vm, port)
+
+    def tools(mtu):
+        for number, server in enumerate(internet.SERVER):
+            # That everything arrives is what counts: how fast is the emulator's.
+            for options in ("", "-R", "-u -b 2M -l 1000", "-u -b 2M -l 1000 -R"):
+                assert iperf(vm, server, options, 1) > 0, (server, options)
+            for how in ("+notcp", "+tcp"):
+                said = vm.sh("dig +time=10 +tries=2 +short @%s %s www.example.org; dig +time=10 +tries=2 +short @%s %s www.example.org AAAA" % (
+                    server, how, server, how), 60)
+                assert said.split() == ["203.0.113.80", "2001:db8:201::80"], (server, how, said)
+            for how in ("", "-T -p 80", "-I"):
+                said = vm.sh("traceroute -n -q 1 -w 10 -m 6 %s %s" % (how, server), 90)
+                hops = [line.split()[1] for line in said.splitlines()[1:]]
+                assert hops[0] in (internet.GATEWAY[number], "fe80::1") and hops[1:] == [internet.ROUTER[number], server], (how, said)
+            said = vm.sh("tracepath -n -m 6 %s" % server, 90)
+            assert "reached" in said and "pmtu %d" % mtu in said and internet.ROUTER[number] in said, said
+
+    tools(1500)
+    host.narrow(1300)
+    public = tuple(internet.addresses(cidr)[2] for cidr in internet.PUBLIC)
+    host.public()
+    host.stub("own-ip", *public)
+    port.annotations["net.coreweave.cloud/attachLoadbalancerIP"] = "own-ip"
+    host.reload()
+    # Its own DHCP client; this busybox has none for DHCPv6.
+    vm.sh("udhcpc -i eth0 -n -q -f -t 20 -T 1 -s /usr/share/udhcpc/default.script", 90)
+    assert public[0] + "/32" in vm.sh("ip -4 -o addr show dev eth0")
+    carry(vm, public[1])
+    listener = host.router.capture("host0", "tcp[tcpflags] & tcp-syn != 0 or (ip6 and tcp)", octets=128)
+    tools(1300)
+    begun = {seen.src for seen in listener.stop() if seen.ports and seen.ports[1] in (53, 5201)}
+    assert begun == set(public), "what it begins comes from there: %s" % begun
+    host.finish()
+
+
 @suite.test("`connectivity test --guests qemu`: the running host is tried with Linux guests, and nothing stays behind")
 def connectivity_with_linux(case):
     daemon = Daemon(case)

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod guests;
+
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -42,6 +44,10 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("addresses_of_the_kernel_are_refused", held),
     ("a_tap_device_leads_through_the_kernel", tap),
     ("a_flood_of_neighbours_costs_nothing_else", flood),
+    ("one_socket_on_four_queues_and_two_workers_has_one_outside_port", guests::queues),
+    ("spoofed_frames_reach_neither_the_uplink_nor_another_port", guests::spoofed),
+    ("limits_of_the_uplink_concern_the_uplink_only", guests::rates),
+    ("limits_of_the_uplink_count_each_segment_of_a_large_frame", guests::rates_of_large_frames),
 ];
 
 const PATIENCE: Duration = Duration::from_secs(20);

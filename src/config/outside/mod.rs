@@ -6,8 +6,11 @@
 pub mod addresses;
 mod check;
 mod cluster;
+mod dubious;
 mod pools;
 mod resolve;
+
+use std::net::IpAddr;
 
 use super::checked::{AddressPool, NatPool, Object, Port, Service, Spec, annotations};
 use super::kind::{Kind, ObjectKey};
@@ -16,6 +19,7 @@ use super::set::ObjectSet;
 
 pub use addresses::{Given, GivenOf, ServiceAddresses, ServicePlan};
 pub(super) use check::{check, check_service};
+pub use dubious::dubious;
 pub use resolve::egress_of;
 pub(super) use resolve::{pool_type, resolve};
 
@@ -41,6 +45,28 @@ impl Attachment<'_> {
         let on_port = annotation(set, self.port, annotations::ATTACH_MODE).map(|(_, mode)| mode == "nat");
         let on_service = service(set, &self.service_key()).and_then(|(_, service)| service.one_to_one);
         on_port.or(on_service).unwrap_or(false)
+    }
+}
+
+impl<'a> Attachment<'a> {
+    /// Name of the network that the port is in.
+    pub fn network(&self) -> &'a str {
+        match &self.port.spec {
+            Spec::Port(port) => &port.network,
+            _ => "",
+        }
+    }
+
+    /// Splits what the Service was given into addresses that the port has, and those that are of no use: its network has no range of
+    /// their family.
+    pub fn split(&self, set: &ObjectSet, given: &'a [Given]) -> (Vec<&'a Given>, Vec<&'a Given>) {
+        let network = set.network(self.network());
+        given.iter().partition(|given| {
+            network.is_some_and(|network| match given.address {
+                IpAddr::V4(_) => network.v4.is_some(),
+                IpAddr::V6(_) => network.v6.is_some(),
+            })
+        })
     }
 }
 

@@ -88,12 +88,17 @@ fn attach(set: &ObjectSet, given: &ServiceAddresses, desired: &mut Desired) -> V
             let problem = Problem::value(&attach_path(), code, message).label(label).help(help);
             problems.push(attachment.written.diagnose(problem));
         };
-        let mut used = 0;
-        for given in addresses {
-            if !has_family(set, port, given.address) {
-                continue;
-            }
-            used += 1;
+        let (used, _) = attachment.split(set, addresses);
+        if used.is_empty() {
+            let message = format!("Network {} has no range of the family that {service} has", port.network);
+            refuse(
+                "conflict",
+                message,
+                "no such family",
+                "write spec.ipFamilies in the Service, or give the Network a range",
+            );
+        }
+        for given in used {
             let Some(pool_type) = pool_type(set, given) else { continue };
             if let Some(owner) = owners.get(&given.address) {
                 let message = format!("address {} of {service} is attached to {} already", given.address, owner.key);
@@ -121,15 +126,6 @@ fn attach(set: &ObjectSet, given: &ServiceAddresses, desired: &mut Desired) -> V
                 }
             }
         }
-        if used == 0 {
-            let message = format!("Network {} has no range of the family that {service} has", port.network);
-            refuse(
-                "conflict",
-                message,
-                "no such family",
-                "write spec.ipFamilies in the Service, or give the Network a range",
-            );
-        }
     }
     problems
 }
@@ -141,12 +137,4 @@ pub fn pool_type(set: &ObjectSet, given: &Given) -> Option<PoolType> {
         Spec::AddressPool(pool) if pool.contains(given.address) => Some(pool.pool_type),
         _ => None,
     }
-}
-
-/// Whether a port's network has the family of an address.
-fn has_family(set: &ObjectSet, port: &PortSpec, address: IpAddr) -> bool {
-    set.network(&port.network).is_some_and(|network| match address {
-        IpAddr::V4(_) => network.v4.is_some(),
-        IpAddr::V6(_) => network.v6.is_some(),
-    })
 }

@@ -89,9 +89,9 @@ pub struct HostAccess {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Uplink {
-    /// Interface, at most 15 octets: an existing one for `afPacket`, the TAP device to make for `tap`.
+    /// Interface, at most 15 octets: an existing one for `afPacket` and `afXdp`, the TAP device to make for `tap`.
     pub interface: String,
-    /// How frames get there: `afPacket` (default) or `tap`.
+    /// How frames get there: `afPacket` (default), `afXdp` (small frames leave faster) or `tap` (the kernel routes).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver: Option<UplinkDriver>,
     /// hostweave's own addresses there, each with the length of its subnet, such as `[198.51.100.2/24, 2001:db8:9::2/64]`.

@@ -388,6 +388,44 @@ fn a_pods_annotation_attaches_too_and_a_shared_address_has_one_port() {
 }
 
 #[test]
+fn an_attached_address_of_a_family_that_the_network_lacks_is_nobodys_and_is_named() {
+    let both = service("s", PUBLIC).replace("spec:\n", "spec:\n  ipFamilyPolicy: RequireDualStack\n");
+    let said = |text: &str, services: &ServicePlan, kind, namespace: Option<&str>, name| -> Vec<String> {
+        let set = validate(text).unwrap().0;
+        let key = ObjectKey::new(kind, namespace, name);
+        let found = crate::config::outside::dubious(&set, &services.addresses, [&key]);
+        found.into_iter().map(|doubt| doubt.message).collect()
+    };
+    for (cidr, used, unused, family) in [
+        ("10.1.0.0/24", "203.0.113.0", "2001:db8:aa::1", "IPv6"),
+        ("'2001:db8:1::/64'", "2001:db8:aa::1", "203.0.113.0", "IPv4"),
+    ] {
+        let one = network(&format!("{{cidrs: [{cidr}]}}")).replace("name: n", "name: default");
+        for mode in ["", ", hostweave.dev/attach-mode: nat"] {
+            let text = all(&[host(UPLINK), pools(), one.clone(), attached("p", "s", mode), both.clone()]);
+            let (told, services, problems) = desired(&text, &ServiceAddresses::new());
+            assert_eq!(problems, Vec::<String>::new());
+            assert_eq!(told.attached.iter().map(|attach| attach.address).collect::<Vec<_>>(), ips(&[used]));
+            let doubt =
+                format!("address {unused} of Service default/s is of no use: Network default has no {family} range");
+            for (kind, namespace, name) in [
+                (Kind::Port, Some("default"), "p"),
+                (Kind::Pod, Some("default"), "p"),
+                (Kind::Service, Some("default"), "s"),
+                (Kind::Network, None, "default"),
+            ] {
+                assert_eq!(said(&text, &services, kind, namespace, name), [doubt.clone()], "{kind:?}{mode}");
+            }
+            assert!(said(&text, &services, Kind::Port, Some("default"), "q").is_empty());
+        }
+    }
+    // With both there is no doubt.
+    let text = all(&[host(UPLINK), pools(), attached("p", "s", ""), both]);
+    let (_, services, _) = desired(&text, &ServiceAddresses::new());
+    assert!(said(&text, &services, Kind::Port, Some("default"), "p").is_empty());
+}
+
+#[test]
 fn pools_serve_the_ports_that_they_name() {
     let labelled = |name: &str, label: &str| {
         port("{}").replace("{name: p}", &format!("{{name: {name}, namespace: shop, labels: {{app: {label}}}}}"))

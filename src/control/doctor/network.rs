@@ -1,7 +1,6 @@
 //! Whether what objects ask for works: the uplink and its routers, pools, MTUs, what guests negotiated.
 
 use std::net::IpAddr;
-use std::path::Path;
 
 use hostweave_nat::unmapped;
 use hostweave_switch::tables::Egress;
@@ -37,7 +36,7 @@ pub fn examine(controller: &Controller, snapshot: &Snapshot) -> Vec<Finding> {
         findings.extend(mtu(snapshot, status));
         findings.extend(conflicts(controller, status));
         if status.spec.driver == UplinkDriver::Tap {
-            findings.extend(kernel_routes(snapshot, status));
+            findings.push(tap::examine(&snapshot.set, status));
         }
     }
     findings.extend(pools(snapshot, &fabric.nat_report()));
@@ -164,30 +163,6 @@ fn conflicts(controller: &Controller, status: &UplinkStatus) -> Vec<Finding> {
         findings.push(Finding::ok("address", format!("nobody else claims one of {} addresses", status.owned.len())));
     }
     findings
-}
-
-/// What the kernel has to do for a TAP uplink, and whether it does.
-fn kernel_routes(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
-    let commands = tap::commands(&snapshot.set, &status.spec).join("\n");
-    let mut missing = Vec::new();
-    for (ipv4, setting) in [(true, "net/ipv4/ip_forward"), (false, "net/ipv6/conf/all/forwarding")] {
-        let wanted = status.spec.addresses.iter().any(|net| net.addr().is_ipv4() == ipv4);
-        let value = std::fs::read_to_string(Path::new("/proc/sys").join(setting)).unwrap_or_default();
-        if wanted && value.trim() == "0" {
-            missing.push(format!("{}=0: it forwards nothing", setting.replace('/', ".")));
-        }
-    }
-    let held = hostweave_uplink::netlink::interfaces::addresses().unwrap_or_default();
-    for gateway in &status.spec.gateways {
-        let there = held.iter().any(|held| held.address == *gateway && held.interface == status.spec.interface);
-        if !there && !matches!(gateway, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
-            missing.push(format!("it does not have the gateway's address {gateway} on {}", status.spec.interface));
-        }
-    }
-    if missing.is_empty() {
-        return vec![Finding::note("tap", "the kernel routes to and from the TAP device", commands)];
-    }
-    vec![Finding::error("tap", format!("the kernel is not set up to route: {}", missing.join("; ")), commands)]
 }
 
 /// Addresses without room for more.

@@ -57,7 +57,8 @@ pub fn get(call: &Call<'_>, params: Get) -> Result<Value, RpcError> {
     let snapshot = call.controller.snapshot();
     let (object, service) = service(&snapshot.set, &key).ok_or_else(|| not_found(&key, &snapshot))?;
     let events = call.controller.parts.events.list(&Filter::of_object(&key), EVENTS);
-    let warnings = crate::config::services::dubious(&snapshot.set, &snapshot.desired.ports, [&key]);
+    let mut warnings = crate::config::services::dubious(&snapshot.set, &snapshot.desired.ports, [&key]);
+    warnings.extend(crate::config::outside::dubious(&snapshot.set, &snapshot.services, [&key]));
     Ok(json!({
         "service": ServiceView::new(&snapshot, object, service).describe(),
         "warnings": warnings,

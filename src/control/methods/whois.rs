@@ -15,6 +15,7 @@ use crate::config::{Kind, ObjectKey};
 use crate::control::controller::Snapshot;
 use crate::control::error::{ErrorKind, RpcError};
 use crate::control::method::Call;
+use crate::control::outside_view::split;
 use crate::fabric::spec::ServiceSpec;
 use crate::observe::synthetic::protocol_name;
 use crate::observe::time::rfc3339;
@@ -111,10 +112,16 @@ fn service(call: &Call<'_>, snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
     services
         .map(|(key, given)| {
             let attached = attachments(&snapshot.set).find(|attachment| attachment.service_key() == *key);
-            let port = attached.map(|attachment| attachment.port.key.path());
+            let port = attached.as_ref().map(|attachment| attachment.port.key.path());
+            let unused = attached.filter(|attachment| split(snapshot, attachment).1.contains(&asked));
             let what = match (&given.of, &port) {
                 (GivenOf::Network(network), _) => format!("cluster address in network {network}"),
-                (GivenOf::Pool(pool), Some(port)) => format!("attached to port {port}, of AddressPool {pool}"),
+                (GivenOf::Pool(pool), Some(port)) => match unused.map(|attachment| attachment.network()) {
+                    Some(network) => {
+                        format!("of AddressPool {pool}; nobody has it: network {network} of port {port} has no range of its family")
+                    }
+                    None => format!("attached to port {port}, of AddressPool {pool}"),
+                },
                 (GivenOf::Pool(pool), None) => format!("of AddressPool {pool}"),
             };
             let spec = snapshot.desired.services.iter().find(|spec| spec.name == key.path());

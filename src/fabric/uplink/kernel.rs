@@ -13,8 +13,8 @@ const FILE: &str = "uplink-hidden";
 /// What is hidden.
 pub struct Hidden {
     file: PathBuf,
-    /// Interface and prefixes, as last installed.
-    installed: Option<(String, Vec<IpNet>)>,
+    /// Interface, VLAN and prefixes, as last installed.
+    installed: Option<(String, Option<u16>, Vec<IpNet>)>,
 }
 
 impl Hidden {
@@ -23,13 +23,14 @@ impl Hidden {
         Self { file: runtime_dir.join(FILE), installed: None }
     }
 
-    /// Hides these prefixes at this interface, and nothing else anywhere.
+    /// Hides these prefixes at this interface in this VLAN, or without a tag, and nothing else anywhere.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn install(&mut self, interface: &str, mut prefixes: Vec<IpNet>) -> Result<(), Error> {
+    pub fn install(&mut self, interface: &str, vlan: Option<u16>, mut prefixes: Vec<IpNet>) -> Result<(), Error> {
         prefixes.sort_unstable();
-        if self.installed.as_ref().is_some_and(|(at, hidden)| at == interface && *hidden == prefixes) {
+        let wanted = (interface.to_owned(), vlan, prefixes);
+        if self.installed.as_ref() == Some(&wanted) {
             return Ok(());
         }
         if self.remembered().is_some_and(|before| before != interface) {
@@ -39,8 +40,8 @@ impl Hidden {
         if let Err(error) = std::fs::write(&self.file, interface) {
             tracing::warn!(%error, path = %self.file.display(), "what is hidden from the kernel cannot be remembered");
         }
-        hide::install(interface, &prefixes)?;
-        self.installed = Some((interface.to_owned(), prefixes));
+        hide::install(interface, vlan, &wanted.2)?;
+        self.installed = Some(wanted);
         Ok(())
     }
 

@@ -398,7 +398,7 @@ impl UplinkRuntime {
         }
         let addresses = self.owned.keys().map(|address| IpNet::from(owned::unmapped(*address)));
         let prefixes = addresses.chain(self.routed.iter().map(|(prefix, _)| *prefix)).collect();
-        Ok(self.hidden.install(&self.spec.interface, prefixes)?)
+        Ok(self.hidden.install(&self.spec.interface, self.spec.vlan, prefixes)?)
     }
 
     fn note_failure(&mut self, inner: &Inner, error: Option<anyhow::Error>) {

@@ -6,7 +6,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 kernel=$1 busybox=$2 out=$3
-programs="dash ip ethtool iperf3 tcpdump curl nginx"
+programs="dash ip ethtool iperf3 tcpdump curl nginx dig traceroute tracepath"
 modules="virtio_pci virtio_console virtio_net"
 
 root=$(mktemp -d)
@@ -30,6 +30,12 @@ for name in $programs; do
     for library in $(ldd "$path" | grep -o '/[^ )]*'); do
         cp -Ln "$library" "$libs/"
     done
+done
+# 30 MB of Unicode tables that dig's libraries want to be there, and never look at: an empty one of the same name.
+for data in "$libs"/libicudata.so.*; do
+    [ -e "$data" ] || continue
+    rm "$data"
+    echo "const char icudt${data##*.}_dat[64] = {0};" | gcc -x c -shared -fPIC -Wl,-soname,"${data##*/}" -o "$data" -
 done
 cp -L /lib64/ld-linux-x86-64.so.2 "$root/lib64/"
 rm -f "$libs"/ld-linux*

@@ -1,6 +1,7 @@
 //! Hides frames from the host's own kernel: those for addresses of ours end at the interface before the kernel's IP
 //! stack sees them, so that it neither answers nor forwards nor redirects them. Packet sockets see them all the same,
-//! because they come first.
+//! because they come first. Only frames of our VLAN are hidden, as only those are ours: elsewhere the same address may be
+//! anybody's, the kernel's too.
 //!
 //! It is one table of nf_tables for each interface, `netdev hostweave-NAME`, with two sets of addresses; `nft list
 //! ruleset` shows it. It is replaced as a whole, in one transaction. It stays when the daemon is killed, so that the
@@ -18,13 +19,14 @@ use crate::Error;
 /// Elements of a set in one message: an attribute has less than 64 KiB.
 const ELEMENTS_MAX: usize = 500;
 
-/// Hides frames that come in at `interface` for addresses in `prefixes`, and for no others any more.
+/// Hides frames that come in at `interface` for addresses in `prefixes`, and for no others any more: those with this VLAN tag
+/// (1 to 4094), or without one.
 ///
 /// # Errors
 /// When the interface is missing, or the kernel has no nf_tables or forbids it.
-pub fn install(interface: &str, prefixes: &[IpNet]) -> Result<(), Error> {
+pub fn install(interface: &str, vlan: Option<u16>, prefixes: &[IpNet]) -> Result<(), Error> {
     let failed = |source| Error::Hide { name: interface.to_owned(), source };
-    transact(messages(interface, prefixes)).map_err(failed)
+    transact(messages(interface, vlan, prefixes)).map_err(failed)
 }
 
 /// Hides nothing any more. Nothing happens when nothing was hidden.
@@ -46,7 +48,7 @@ fn table_of(interface: &str) -> String {
 }
 
 /// The whole table, after whatever was there.
-fn messages(interface: &str, prefixes: &[IpNet]) -> Vec<Message> {
+fn messages(interface: &str, vlan: Option<u16>, prefixes: &[IpNet]) -> Vec<Message> {
     let table = table_of(interface);
     let mut messages = vec![
         // So that there is one to delete.
@@ -75,30 +77,11 @@ fn messages(interface: &str, prefixes: &[IpNet]) -> Vec<Message> {
     let v6 = v6.iter().map(|net| (net.network().octets().to_vec(), after_v6(*net).map(|end| end.to_vec())));
     set(&mut messages, &table, "v6", 2, (8, 16), v6.collect());
     for rule in RULES {
-        let mut message = request(NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, &table);
-        message.text(2, CHAIN).nest(4 | NESTED, |expressions| {
-            for (kind, value) in rule.wants {
-                kind.load(expressions);
-                expression(expressions, "cmp", |data| {
-                    data.number(1, REGISTER).number(2, 0).nest(3 | NESTED, |inner| {
-                        inner.put(1, value);
-                    });
-                });
-            }
-            load(expressions, rule.address);
-            expression(expressions, "lookup", |data| {
-                data.text(1, rule.set).number(2, REGISTER).number(4, if rule.set == "v4" { 1 } else { 2 });
-            });
-            expression(expressions, "immediate", |data| {
-                // The verdict register, NF_DROP.
-                data.number(1, 0).nest(2 | NESTED, |data| {
-                    data.nest(2 | NESTED, |verdict| {
-                        verdict.number(1, 0);
-                    });
-                });
-            });
-        });
-        messages.push(message);
+        match vlan {
+            Some(id) => messages.push(rule.hides(&table, Tag::Vlan(id))),
+            // A tag of VLAN 0 is none: it only says the priority (IEEE 802.1Q §6.9.1).
+            None => messages.extend([Tag::None, Tag::Vlan(0)].map(|tag| rule.hides(&table, tag))),
+        }
     }
     messages
 }
@@ -159,6 +142,69 @@ struct Rule {
     set: &'static str,
 }
 
+/// Which frames of an interface a rule is about.
+#[derive(Clone, Copy)]
+enum Tag {
+    None,
+    Vlan(u16),
+}
+
+impl Rule {
+    /// The rule as a message. What is compared stands in one register after the other, until something is different.
+    fn hides(&self, table: &str, tag: Tag) -> Message {
+        let mut message = request(NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, table);
+        message.text(2, CHAIN).nest(4 | NESTED, |expressions| {
+            tag.wants(self.ether_type(), expressions);
+            for (kind, value) in self.wants {
+                kind.load(expressions);
+                equals(expressions, value);
+            }
+            load(expressions, self.address);
+            expression(expressions, "lookup", |data| {
+                data.text(1, self.set).number(2, REGISTER).number(4, if self.set == "v4" { 1 } else { 2 });
+            });
+            expression(expressions, "immediate", |data| {
+                // The verdict register, NF_DROP.
+                data.number(1, 0).nest(2 | NESTED, |data| {
+                    data.nest(2 | NESTED, |verdict| {
+                        verdict.number(1, 0);
+                    });
+                });
+            });
+        });
+        message
+    }
+
+    fn ether_type(&self) -> &'static [u8] {
+        self.wants.iter().find(|(field, _)| matches!(field, Field::EtherType)).map_or(&[], |(_, value)| *value)
+    }
+}
+
+impl Tag {
+    /// The kernel has taken the tag out of the frame, and puts it back where a rule looks at the link header (nft's `vlan id`).
+    fn wants(self, ether_type: &[u8], expressions: &mut Message) {
+        load(expressions, (LINK, 12, 2));
+        match self {
+            Tag::None => equals(expressions, ether_type),
+            Tag::Vlan(id) => {
+                equals(expressions, &ETHER_VLAN);
+                load(expressions, (LINK, 14, 2));
+                let value = |data: &mut Message, kind: u16, octets: [u8; 2]| {
+                    data.nest(kind | NESTED, |inner| {
+                        inner.put(1, &octets);
+                    });
+                };
+                expression(expressions, "bitwise", |data| {
+                    data.number(1, REGISTER).number(2, REGISTER).number(3, 2);
+                    value(data, 4, [0x0f, 0xff]);
+                    value(data, 5, [0, 0]);
+                });
+                equals(expressions, &id.to_be_bytes());
+            }
+        }
+    }
+}
+
 /// Something of a frame.
 #[derive(Clone, Copy)]
 enum Field {
@@ -167,7 +213,7 @@ enum Field {
     IcmpType,
 }
 
-/// Offsets count from the network header (1) or the transport header (2).
+/// Offsets count from the network header (1) or the transport header (2); below also from the link header.
 const RULES: [Rule; 4] = [
     Rule { wants: &[(Field::EtherType, &[0x08, 0x00])], address: (1, 16, 4), set: "v4" },
     // ARP, whoever asks for one of ours.
@@ -200,6 +246,14 @@ fn meta(expressions: &mut Message, key: u32) {
 fn load(expressions: &mut Message, (base, offset, len): (u32, u32, u32)) {
     expression(expressions, "payload", |data| {
         data.number(1, REGISTER).number(2, base).number(3, offset).number(4, len);
+    });
+}
+
+fn equals(expressions: &mut Message, value: &[u8]) {
+    expression(expressions, "cmp", |data| {
+        data.number(1, REGISTER).number(2, 0).nest(3 | NESTED, |inner| {
+            inner.put(1, value);
+        });
     });
 }
 
@@ -239,6 +293,8 @@ const NEWSETELEM: u16 = 12;
 const SET_INTERVAL: u32 = 4;
 const ELEMENT_END: u32 = 1;
 const REGISTER: u32 = 1;
+const LINK: u32 = 0;
+const ETHER_VLAN: [u8; 2] = [0x81, 0x00];
 const NESTED: u16 = 0x8000;
 const CHAIN: &str = "ingress";
 const PRIORITY: i32 = -500;

@@ -1,6 +1,6 @@
 //! What is hidden from the kernel, and what is not.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Stdio};
 
 use hostweave_uplink::device::Device;
@@ -63,7 +63,7 @@ pub fn hidden() {
     };
     assert!(forwarded(&mut uring, &mut behind), "the kernel would forward");
     let prefixes = move || [ours.into(), ours6.into()];
-    scene.host.inside(move || hide::install("left", &prefixes()).unwrap()).join().unwrap();
+    scene.host.inside(move || hide::install("left", None, &prefixes()).unwrap()).join().unwrap();
     assert!(!answered(&mut uring), "no answer");
     assert!(!forwarded(&mut uring, &mut behind), "not forwarded");
     let after = answers(&peer, &mut uring, &segment);
@@ -72,7 +72,7 @@ pub fn hidden() {
     assert!(scene.a.ping("192.0.2.254") && scene.a.ping("2001:db8:1::254"));
     // An address of the kernel's own, were it ours: the whole family is looked at.
     let own: IpAddr = "2001:db8:1::254".parse().unwrap();
-    scene.host.inside(move || hide::install("left", &[own.into()]).unwrap()).join().unwrap();
+    scene.host.inside(move || hide::install("left", None, &[own.into()]).unwrap()).join().unwrap();
     assert!(!scene.a.ping("2001:db8:1::254") && scene.a.ping("192.0.2.254"));
     assert!(answered(&mut uring), "replaced as a whole");
     // A packet socket sees it all the same.
@@ -80,7 +80,7 @@ pub fn hidden() {
     let mut inside = Uring::new().unwrap();
     left.start(&mut inside, 0);
     inside.submit();
-    scene.host.inside(move || hide::install("left", &prefixes()).unwrap()).join().unwrap();
+    scene.host.inside(move || hide::install("left", None, &prefixes()).unwrap()).join().unwrap();
     send(&peer, &mut uring, &segment);
     assert!(arrives(&mut inside, &left, |frame| frame == segment));
     scene.host.inside(|| hide::remove("left").unwrap()).join().unwrap();
@@ -113,7 +113,7 @@ pub fn hidden_ranges() {
     scene.a.ip("addr add 192.0.2.200/24 dev eth0");
     let hide = |prefixes: &[&str]| {
         let prefixes: Vec<ipnet::IpNet> = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
-        scene.host.inside(move || hide::install("left", &prefixes).unwrap()).join().unwrap();
+        scene.host.inside(move || hide::install("left", None, &prefixes).unwrap()).join().unwrap();
     };
     let visible = || -> Vec<u32> {
         let pings: Vec<_> = (2..32)
@@ -142,4 +142,87 @@ pub fn hidden_ranges() {
         many.into_iter().map(|one| if one.contains('/') { one.to_owned() } else { format!("{one}/32") }).collect();
     hide(&many.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(!visible().contains(&6) && visible().len() == 14);
+}
+
+/// A frame to hidden addresses of every kind that is hidden, without a link header.
+fn to_hidden() -> [(u16, Vec<u8>); 4] {
+    let (v4, v6) = (Ipv4Addr::new(203, 0, 113, 7), Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 7));
+    let mut datagram = vec![0x45, 0, 0, 28, 0, 1, 0x40, 0, 64, 17, 0, 0, 192, 0, 2, 1];
+    datagram.extend(v4.octets());
+    datagram.extend([0; 8]);
+    let mut request = vec![0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1, 192, 0, 2, 1, 0, 0, 0, 0, 0, 0];
+    request.extend(v4.octets());
+    let v6_header = |len: u8, protocol: u8, to: [u8; 16]| {
+        let mut header = vec![0x60, 0, 0, 0, 0, len, protocol, 255];
+        header.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        header.extend(to);
+        header
+    };
+    let mut datagram6 = v6_header(8, 17, v6.octets());
+    datagram6.extend([0; 8]);
+    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 7);
+    let mut solicitation = v6_header(24, 58, group.octets());
+    solicitation.extend([135, 0, 0, 0, 0, 0, 0, 0]);
+    solicitation.extend(v6.octets());
+    [(0x0800, datagram), (0x0806, request), (0x86dd, datagram6), (0x86dd, solicitation)]
+}
+
+/// What comes behind the rules is counted there by rules of another's, as they would reach the kernel's stack: who sent hidden ones, and
+/// who sent the last one, to an address of nobody's.
+fn counted(netns: &str) -> [u64; 2] {
+    let output = Command::new("ip")
+        .args(["netns", "exec", netns, "nft", "list", "table", "netdev", "witness"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let counts: Vec<u64> =
+        text.split("packets ").skip(1).filter_map(|rest| rest.split(' ').next()?.parse().ok()).collect();
+    counts.try_into().unwrap_or_else(|_| panic!("{text}"))
+}
+
+pub fn hidden_in_one_vlan() {
+    if Command::new("nft").arg("--version").stdout(Stdio::null()).status().is_err() {
+        return println!("skipped: packet::hidden_in_one_vlan needs nft");
+    }
+    let scene = Scene::new("vlan");
+    let host = scene.host.name();
+    let rules = "table netdev witness { chain seen { type filter hook ingress device \"left\" priority 0; \
+                 ether saddr 02:00:00:00:00:01 counter; ether saddr 02:00:00:00:00:02 counter; }; }";
+    let done = Command::new("ip").args(["netns", "exec", host, "nft", rules]).status().unwrap();
+    assert!(done.success());
+    let peer = scene.a.open("eth0", None);
+    let mut uring = Uring::new().unwrap();
+    let frame = |from: u8, tag: Option<u16>, ether_type: u16, body: &[u8]| {
+        let mut frame = vec![0xff; 6];
+        frame.extend([2, 0, 0, 0, 0, from]);
+        // With a priority, which is not part of the number.
+        frame.extend(
+            tag.into_iter().flat_map(|id| [0x8100_u16, 0xa000 | id]).chain([ether_type]).flat_map(u16::to_be_bytes),
+        );
+        frame.extend(body);
+        frame
+    };
+    let prefixes = ["203.0.113.0/24", "2001:db8:1::/64"].map(|prefix| prefix.parse().unwrap());
+    let tags = [None, Some(0), Some(7), Some(8), Some(0x107)];
+    for (vlan, hidden) in [
+        (None, [true, true, false, false, false]),
+        (Some(7), [false, false, true, false, false]),
+        (Some(8), [false, false, false, true, false]),
+    ] {
+        scene.host.inside(move || hide::install("left", vlan, &prefixes).unwrap()).join().unwrap();
+        for (tag, hidden) in tags.into_iter().zip(hidden) {
+            for (ether_type, body) in to_hidden() {
+                let before = counted(host);
+                send(&peer, &mut uring, &frame(1, tag, ether_type, &body));
+                // The last one comes behind it.
+                send(&peer, &mut uring, &frame(2, tag, 0x88b5, &[0; 46]));
+                let start = std::time::Instant::now();
+                while counted(host)[1] == before[1] {
+                    assert!(start.elapsed() < super::PATIENCE, "the last frame never came");
+                }
+                let came = counted(host)[0] - before[0];
+                assert_eq!(came, u64::from(!hidden), "{vlan:?}, a frame with {tag:?}, {ether_type:#x}");
+            }
+        }
+    }
 }

@@ -38,6 +38,7 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("interfaces_and_addresses_as_the_kernel_has_them", interfaces),
     ("what_is_hidden_the_kernel_neither_answers_nor_forwards", hiding::hidden),
     ("ranges_of_any_kind_are_hidden_and_nothing_beside_them", hiding::hidden_ranges),
+    ("what_is_hidden_is_hidden_in_our_vlan_only", hiding::hidden_in_one_vlan),
     ("what_is_for_one_block_of_ports_comes_to_one_socket_of_a_group", steering::by_destination),
     ("small_frames_leave_by_af_xdp_and_all_stay_in_order", xdp::order),
     ("what_leaves_by_af_xdp_has_a_complete_checksum", xdp::checksums),
