@@ -1015,7 +1015,7 @@ def spoofed_from_outside(case):
 # 14
 
 
-@suite.test("driver: tap: the kernel routes the pool to the daemon, for hosts with a single address")
+@suite.test("driver: tap: the kernel routes the pool to the daemon, for hosts with a single address; both workers receive, and connections survive kill -9")
 def tap_driver(case):
     product_only("drivers")
     host, a = world(case, "a", driver="tap", start=False)
@@ -1042,7 +1042,34 @@ def tap_driver(case):
         a.sh("curl -sS -f -m 60 -T %s %s" % (path, url(server, "up-%d" % family(server))))
         assert digest(path) == digest(os.path.join(host.www, "up-%d" % family(server)))
     assert all(in_pool(address) for address in host.clients()), set(host.clients())
+    # What nobody asked for comes by the uplink alone: both workers receive it, each what its queue got.
+    for pool in POOL:
+        # Routers queue only a few while they ask who has it.
+        host.server.sh("ping -c 2 -i 0.5 -W 1 %s" % addresses(pool)[0], check=False)
+    before = taken(host)
+    for pool in POOL:
+        host.server.sh("python3 -c 'import socket as s; u = s.socket(s.AF_INET%s, s.SOCK_DGRAM); "
+                       "[u.sendto(b\"?\", (\"%s\", 20480 + 64 * block)) for block in range(64) for _ in range(8)]'"
+                       % ("6" if family(addresses(pool)[0]) else "", addresses(pool)[0]))
+    until(lambda: sum(taken(host).values()) >= sum(before.values()) + 1000, "what was sent", 20)
+    after = taken(host)
+    assert len(after) == 2 and all(after[worker] >= before[worker] + 400 for worker in after), (before, after)
+    host.server.peer("serve", port=ECHO)
+    for server in SERVER:
+        assert a.peer("open", group=server, host=server, port=ECHO, count=200)["opened"] == 200
+        assert a.peer("echo", group=server) == {"ok": 200}
+    for _ in range(2):
+        host.restart("kill")
+        for server in SERVER:
+            assert a.peer("echo", group=server, timeout=30) == {"ok": 200}
     host.finish()
+
+
+def taken(host):
+    """Frames that each worker took, of whatever source."""
+    _, metrics = host.daemon.http("/metrics")
+    lines = (line.split() for line in metrics.splitlines() if line.startswith("hostweave_worker_packets_total{"))
+    return {name: float(value) for name, value in lines}
 
 
 # 15

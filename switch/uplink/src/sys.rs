@@ -457,11 +457,27 @@ pub(crate) fn interface_request(name: &str) -> libc::ifreq {
     request
 }
 
+/// What kind of TAP device is made or taken over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Queues {
+    /// It has one queue.
+    One,
+    /// Each who takes it over adds one.
+    Several,
+}
+
 /// Makes or takes over the TAP device `name` (`TUNSETIFF`), with virtio-net headers and without `tun_pi`.
-pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &str, queues: Queues) -> io::Result<()> {
     let mut request = interface_request(name);
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    let several = if queues == Queues::Several { libc::IFF_MULTI_QUEUE } else { 0 };
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several) as libc::c_short;
     ioctl(tun, libc::TUNSETIFF as _, &mut request)
+}
+
+/// Has a program choose the queue of each frame that the kernel sends (`TUNSETSTEERINGEBPF`), or none.
+pub(crate) fn tun_steer(tun: BorrowedFd<'_>, program: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let mut program: libc::c_int = program.map_or(-1, |program| program.as_raw_fd());
+    ioctl(tun, libc::TUNSETSTEERINGEBPF as _, &mut program)
 }
 
 /// Whether the device outlives its owner (`TUNSETPERSIST`).
