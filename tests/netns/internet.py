@@ -285,6 +285,29 @@ def narrow_network(case):
         assert host.server.peer("datagram", host=public, port=9, octets=1400) == "EMSGSIZE"
         assert "mtu 1300" in host.server.sh("ip route get %s" % public), "the server has learnt it"
         assert host.server.peer("datagram", host=public, port=9, octets=1400) == "ECONNREFUSED", "in fragments"
+    # Datagrams that leave their sender as one frame, and that a router may cut.
+    got = os.path.join(case.run, "datagrams")
+    a.spawn(["python3", "-c", """
+import socket as s
+u = s.socket(s.AF_INET, s.SOCK_DGRAM)
+u.bind(("", 7003))
+print("ready", flush=True)
+while True:
+    data = u.recv(65535)
+    with open("%s", "a") as out:
+        out.write("%%d %%d\\n" %% (len(data), data[0]) if len(set(data)) == 1 else "mixed\\n")
+""" % got], "datagrams.log")
+    until(lambda: ":7003 " in a.sh("ss -uln"), "it listens", 20)
+    listener = a.capture(a.device, "udp port 7003 or ip[6:2] & 0x1fff != 0", octets=128)
+    host.server.sh("""python3 -c '
+import socket as s
+u = s.socket(s.AF_INET, s.SOCK_DGRAM)
+u.setsockopt(s.IPPROTO_IP, 10, 4)       # IP_MTU_DISCOVER: IP_PMTUDISC_INTERFACE, whatever it has learnt
+u.setsockopt(17, 103, 1400)             # SOL_UDP, UDP_SEGMENT
+u.sendto(b"".join(bytes([n]) * 1400 for n in range(20)) + b"z" * 100, ("%s", 7003))'""" % FIRST_PUBLIC[0])
+    until(lambda: os.path.exists(got) and len(open(got).readlines()) == 21, "each of them whole", 20)
+    assert open(got).read() == "".join("1400 %d\n" % n for n in range(20)) + "100 122\n", open(got).read()
+    assert len(listener.stop()) == 41, "two fragments each, and a short one"
     host.finish()
 
 
