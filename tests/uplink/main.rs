@@ -319,7 +319,7 @@ fn neighbour() {
     host.up();
     eventually("both gateways answer", || host.both_gateways() == [Some(router.mac()); 2]);
     for address in OWN {
-        assert!(router.ping(address), "{address}");
+        eventually(address, || router.ping(address));
         assert_eq!(router.knows(address), Some(ours()));
     }
     for address in POOL {
@@ -472,7 +472,7 @@ fn kernel() {
     assert!(!router.ping(POOL[0]));
     let (next, _events) = start(&host.runtime, other.path());
     next.apply(&Desired::default()).unwrap();
-    assert!(router.ping(POOL[0]));
+    eventually("the kernel answers again", || router.ping(POOL[0]));
     next.shutdown();
 }
 
@@ -516,7 +516,7 @@ fn tap() {
         command.args(["-n", "-c", "1", "-W", "1", target]).stdout(Stdio::null()).stderr(Stdio::null());
         command.status().unwrap().success()
     };
-    assert!(ping(OWN[0]) && ping(OWN[1]));
+    eventually("the host answers", || ping(OWN[0]) && ping(OWN[1]));
     assert!(!ping(POOL[0]));
     let output = Command::new("ip").args(["neigh", "show", "to", POOL[0]]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).contains(&ours.to_string()));

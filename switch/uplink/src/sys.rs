@@ -16,6 +16,8 @@ use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
+use crate::limits::{LARGE_READ_BUFFERS, LARGE_READ_MIN};
+
 /// What an eventfd is written with.
 static ONE: [u8; 8] = 1u64.to_ne_bytes();
 
@@ -89,6 +91,8 @@ pub(crate) struct ReadPool {
     tail: u16,
     /// Buffers that the kernel may fill now.
     provided: u16,
+    /// Buffers that it does not get while large frames come.
+    spare: Vec<u16>,
 }
 
 impl ReadPool {
@@ -105,6 +109,24 @@ impl ReadPool {
     /// Notes that the kernel filled one.
     pub(crate) fn filled(&mut self) {
         self.provided = self.provided.saturating_sub(1);
+    }
+
+    /// Takes a buffer back that a frame of `len` octets was in, for the next. The kernel fills buffers in the order in which it
+    /// got them: while large frames come it has only a few, so that these are used again and again, and all of them again with small ones.
+    ///
+    /// # Panics
+    /// When `index` is not one of this pool.
+    pub(crate) fn release(&mut self, index: u16, len: usize) {
+        if len >= LARGE_READ_MIN && self.provided >= LARGE_READ_BUFFERS {
+            self.spare.push(index);
+            return;
+        }
+        self.provide(index);
+        if len < LARGE_READ_MIN
+            && let Some(index) = self.spare.pop()
+        {
+            self.provide(index);
+        }
     }
 
     /// Gives a buffer to the kernel.
@@ -304,7 +326,8 @@ impl Ring {
         unsafe {
             self.io.submitter().register_buf_ring_with_flags(entries.base.as_ptr() as u64, count, BUFFER_GROUP, 0)?
         };
-        let mut pool = ReadPool { entries, buffers, stride, count, tail: 0, provided: 0 };
+        let spare = Vec::with_capacity(usize::from(count));
+        let mut pool = ReadPool { entries, buffers, stride, count, tail: 0, provided: 0, spare };
         (0..count).for_each(|index| pool.provide(index));
         Ok(pool)
     }
