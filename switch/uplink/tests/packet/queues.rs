@@ -6,17 +6,25 @@ use hostweave_switch::MacAddr;
 use hostweave_switch::tables::PortId;
 use hostweave_uplink::Error;
 use hostweave_uplink::device::Device;
+use hostweave_uplink::netlink::interfaces::interface;
 use hostweave_uplink::netns::{TapRequest, open_tap};
 use hostweave_uplink::tap_queues::{TapQueues, open_tap_queues};
 
-use super::{Netns, steering};
+use super::{Netns, PATIENCE, steering};
 
 fn request() -> TapRequest {
     TapRequest { name: "eth0".to_owned(), netns: None, mac: MacAddr([2, 0, 0, 0, 0, 9]), mtu: 1_500 }
 }
 
+/// Opens the device, and waits until the kernel sends by it: where nobody had it, it had no carrier.
 fn open(netns: &Netns, count: usize) -> Result<TapQueues, Error> {
-    netns.inside(move || open_tap_queues(&request(), count)).join().unwrap()
+    let opened = netns.inside(move || open_tap_queues(&request(), count)).join().unwrap()?;
+    let end = Instant::now() + PATIENCE;
+    while !netns.inside(|| interface("eth0").unwrap().unwrap().carrier).join().unwrap() {
+        assert!(Instant::now() < end, "no carrier");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(opened)
 }
 
 fn devices(opened: TapQueues) -> Vec<Device> {

@@ -9,7 +9,7 @@ use hostweave_switch::tables::PortId;
 use hostweave_uplink::device::Device;
 use hostweave_uplink::uring::{Event, Uring};
 
-use super::{Netns, cable};
+use super::{Netns, PATIENCE, cable};
 
 const SOCKETS: usize = 4;
 /// L4 ports of a block.
@@ -20,7 +20,7 @@ const FIRST: u16 = 20_480;
 /// What each socket received until there are `wanted` frames: by socket, the octets from the IP header on.
 fn received(devices: &[Device], uring: &mut Uring, wanted: usize) -> Vec<(usize, Vec<u8>)> {
     let (mut frames, mut events, mut burst) = (Vec::new(), Vec::new(), Burst::new());
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + PATIENCE;
     // A while longer: none may come twice.
     let mut quiet = 0;
     while Instant::now() < end && quiet < 3 {
