@@ -52,6 +52,7 @@ const UNSAFE_PLACES: &[(&str, &str)] = &[
     ("vhost/src/sys.rs", "system calls without a safe wrapper"),
     ("vhost/guest/src/memory.rs", "the guest's own memory, shared with the backend"),
     ("tests/bench/src/uplink/bare.rs", "bare loops: system calls for many frames, and what TAP devices want"),
+    ("switch/uplink/src/bpf.rs", "a system call that reads a program"),
     ("switch/uplink/src/xdp_socket.rs", "AF_XDP: rings and frames shared with the kernel"),
     ("switch/uplink/src/direct.rs", "system calls that read frames where they lie"),
     ("switch/uplink/src/sys.rs", "io_uring and TAP system calls"),

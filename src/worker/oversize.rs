@@ -8,7 +8,7 @@ use hostweave_switch::parse::parse;
 use hostweave_switch::payload::Segment;
 use hostweave_switch::split;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_vhost::complete_checksum;
+use hostweave_vhost::{complete_checksum, segment};
 
 /// A frame that is sent when the burst is over.
 pub(super) struct Released {
@@ -49,7 +49,8 @@ impl From<QueuedFrame> for Released {
     }
 }
 
-/// Cuts a packet to what fits `mtu`; `None` when it must not or cannot be cut.
+/// Cuts a packet to what fits `mtu`; `None` when it must not or cannot be cut. A GSO frame becomes its segments first, of which
+/// each is a packet of its own: as a router would see them, had its sender not left that to others.
 pub(super) fn cut(packet: &Packet, arena: &[Segment], mtu: u16) -> Option<Vec<Released>> {
     if !split::may_split(packet) {
         return None;
@@ -57,8 +58,19 @@ pub(super) fn cut(packet: &Packet, arena: &[Segment], mtu: u16) -> Option<Vec<Re
     let mut frame = vec![0; packet.len()];
     packet.copy_frame(arena, &mut frame)?;
     let meta = packet.meta;
-    if meta.offload.needs_csum() {
-        complete_checksum(&mut frame, &meta.offload).ok()?;
+    let mut pieces = Vec::new();
+    if meta.offload.is_gso() {
+        let mut buffer = vec![0; frame.len()];
+        let cut = |segment: &[u8]| {
+            pieces.extend(split::split(segment, mtu).ok_or(DropReason::GsoBad)?);
+            Ok::<(), DropReason>(())
+        };
+        segment(&frame, &meta.offload, &mut buffer, cut).ok()?;
+    } else {
+        if meta.offload.needs_csum() {
+            complete_checksum(&mut frame, &meta.offload).ok()?;
+        }
+        pieces = split::split(&frame, mtu)?;
     }
     let (in_port, queue) = (meta.in_port, meta.queue);
     let released = |(index, frame)| {
@@ -66,5 +78,5 @@ pub(super) fn cut(packet: &Packet, arena: &[Segment], mtu: u16) -> Option<Vec<Re
         let piece = Piece { first: index == 0, ports: Ports::of(&packet.meta) };
         Released { queued: QueuedFrame { meta, head_len: HEAD_FIRST, frame }, piece: Some(piece) }
     };
-    Some(split::split(&frame, mtu)?.into_iter().enumerate().map(released).collect())
+    Some(pieces.into_iter().enumerate().map(released).collect())
 }

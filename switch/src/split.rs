@@ -12,10 +12,10 @@ const MORE_FRAGMENTS: u16 = 0x2000;
 /// Fragments begin at multiples of it.
 const UNIT: usize = 8;
 
-/// Whether a parsed packet may be cut: IPv4 without "don't fragment", and no GSO frame, whose segments a sender chooses for the path.
+/// Whether a parsed packet may be cut: IPv4 without "don't fragment". Of a GSO frame that goes for each of its segments.
 pub fn may_split(packet: &Packet) -> bool {
     let flags = packet.head().get(ethernet::HEADER_LEN + FLAGS);
-    packet.meta.l3 == L3::V4 && !packet.meta.offload.is_gso() && flags.is_some_and(|flags| flags & 0x40 == 0)
+    packet.meta.l3 == L3::V4 && flags.is_some_and(|flags| flags & 0x40 == 0)
 }
 
 /// Cuts a whole frame, whose checksums are complete, into frames of which none is longer than `mtu` behind its Ethernet header. What is a

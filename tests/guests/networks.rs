@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use hostweave::fabric::spec::FabricEvent;
-use hostweave_guest::frames::{self, BROADCAST, Body, Frame, L4, Path};
-use hostweave_guest::{Guest, VnetHeader};
+use hostweave_guest::frames::{self, BROADCAST, Body, Frame, L4, Path, Segment};
+use hostweave_guest::{Guest, VnetHeader, features};
 use hostweave_switch::MacAddr;
 use hostweave_switch::stage::DropReason;
 
@@ -169,6 +169,90 @@ fn na10_what_is_too_long_and_may_be_cut_arrives_in_fragments() {
     // One datagram is one packet, however many frames it becomes.
     assert_eq!(host.status("a").totals.forwarded, 2);
     assert_eq!(host.dropped("a", DropReason::MtuExceeded), 2);
+    host.assert_ledger();
+}
+
+/// Puts the fragments that a guest receives together until they are `count` packets, in order.
+fn reassembled(guest: &mut Guest, count: usize) -> Vec<Vec<u8>> {
+    let mut packets: Vec<Vec<u8>> = Vec::new();
+    let mut open = false;
+    while packets.len() < count || open {
+        let (header, frame) = guest.recv_frame(PATIENCE).unwrap();
+        assert_eq!(header, VnetHeader { num_buffers: header.num_buffers, ..Default::default() });
+        assert!(frame.len() <= 14 + 1_500 && frame[22] == 63);
+        assert_eq!(hostweave_switch::wire::checksum::sum(&frame[14..34]), 0xffff);
+        let flags = u16::from_be_bytes([frame[20], frame[21]]);
+        if !open {
+            packets.push(frame[14..34].to_vec());
+        }
+        let packet = packets.last_mut().unwrap();
+        assert_eq!(packet[4..6], frame[18..20], "one identification");
+        assert_eq!(usize::from(flags & 0x1fff) * 8, packet.len() - 20);
+        packet.extend(&frame[34..]);
+        open = flags & 0x2000 != 0;
+    }
+    packets
+}
+
+/// Each segment is a packet of its own: cut where it is too long, and the connection goes on.
+#[test]
+fn na10_segments_that_are_too_long_and_may_be_cut_arrive_in_fragments() {
+    let mut host = Host::new(1);
+    let (a, b) = (host.port("a", 10), host.port("b", 11));
+    let mut guest_a = host.guest(&a).with(features::HOST_USO).mtu(9_000).up();
+    // It takes segments whole, and none of these.
+    let mut guest_b = host.guest(&b).up();
+    for path in paths(&a, &b) {
+        let data: Vec<u8> = (0..20_001_u32).map(|at| (at * 7 >> 3) as u8).collect();
+        let tcp = handshake(&mut guest_a, &mut guest_b, &path, 1, 2);
+        let mut datagrams = path.udp(1, 2, &data);
+        let udp = frames::partial_checksum(&mut datagrams).unwrap();
+        let udp = VnetHeader { gso_type: VnetHeader::GSO_UDP_L4, gso_size: 2_000, ..udp };
+        for (l4, (header, mut frame)) in [(20, path.tcp_gso(&tcp, &data, 2_000)), (8, (udp, datagrams))] {
+            let v4 = path.src.is_ipv4();
+            if v4 {
+                frame[18..22].copy_from_slice(&[0xff, 0xfe, 0, 0]);
+                hostweave_switch::wire::ipv4::fill_checksum(frame[14..].first_chunk_mut().unwrap());
+            }
+            guest_a.send_frame(&frame, &header).unwrap();
+            if !v4 {
+                assert_eq!(icmp_error(&mut guest_a, gateway(&path)).0, 2);
+                continue;
+            }
+            let packets = reassembled(&mut guest_b, 11);
+            let mut received: Vec<u8> = Vec::new();
+            for (index, packet) in packets.iter().enumerate() {
+                // RFC 6864: each has an identification of its own.
+                assert_eq!(packet[4..6], 0xfffe_u16.wrapping_add(index as u16).to_be_bytes());
+                let l4_len = (packet.len() - 20) as u16;
+                let pseudo = [&packet[12..20], &[0, packet[9]], &l4_len.to_be_bytes()].concat();
+                let sum = hostweave_switch::wire::checksum::sum(&[&pseudo, &packet[20..]].concat());
+                assert_eq!(sum, 0xffff, "the checksum of segment {index}");
+                if l4 == 20 {
+                    let seq = u32::from_be_bytes(packet[24..28].try_into().unwrap());
+                    assert_eq!(seq, tcp.seq.wrapping_add(received.len() as u32));
+                    // PSH is said once, by the last.
+                    assert_eq!(packet[33] & 8 != 0, tcp.flags & 8 != 0 && index == 10);
+                }
+                received.extend(&packet[20 + l4..]);
+            }
+            assert!(received == data);
+            if l4 == 20 {
+                // What was received is acknowledged: the switch knows that all of it was sent.
+                let end = tcp.seq.wrapping_add(data.len() as u32);
+                let answer = Segment { src_port: 2, dst_port: 1, seq: tcp.ack, ack: end, ..tcp };
+                let back = Path::new(guest_b.mac(), MacAddr::ROUTER.0, path.dst, path.src);
+                guest_b.send_frame(&back.tcp(&answer, b"thanks"), &VnetHeader::default()).unwrap();
+                let (header, frame) = guest_a.recv_frame(PATIENCE).unwrap();
+                assert_eq!(Frame::parse(&header, &frame).unwrap().tcp().map(|(_, data)| data), Some(&b"thanks"[..]));
+            }
+        }
+    }
+    let totals = host.status("a").totals;
+    assert_eq!(host.dropped("a", DropReason::MtuExceeded), 2, "IPv6 leaves it to the sender");
+    assert_eq!(host.dropped("a", DropReason::TcpOutOfWindow), 0);
+    // Ten segments in two fragments each and one that fits, of each frame: one packet and twenty more frames.
+    assert_eq!(totals.extra_segments, 2 * 20, "{totals:?}");
     host.assert_ledger();
 }
 

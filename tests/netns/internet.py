@@ -343,6 +343,29 @@ def narrow_network(case):
         assert host.server.peer("datagram", host=public, port=9, octets=1400) == "EMSGSIZE"
         assert "mtu 1300" in host.server.sh("ip route get %s" % public), "the server has learnt it"
         assert host.server.peer("datagram", host=public, port=9, octets=1400) == "ECONNREFUSED", "in fragments"
+    # Datagrams that leave their sender as one frame, and that a router may cut.
+    got = os.path.join(case.run, "datagrams")
+    a.spawn(["python3", "-c", """
+import socket as s
+u = s.socket(s.AF_INET, s.SOCK_DGRAM)
+u.bind(("", 7003))
+print("ready", flush=True)
+while True:
+    data = u.recv(65535)
+    with open("%s", "a") as out:
+        out.write("%%d %%d\\n" %% (len(data), data[0]) if len(set(data)) == 1 else "mixed\\n")
+""" % got], "datagrams.log")
+    until(lambda: ":7003 " in a.sh("ss -uln"), "it listens", 20)
+    listener = a.capture(a.device, "udp port 7003 or ip[6:2] & 0x1fff != 0", octets=128)
+    host.server.sh("""python3 -c '
+import socket as s
+u = s.socket(s.AF_INET, s.SOCK_DGRAM)
+u.setsockopt(s.IPPROTO_IP, 10, 4)       # IP_MTU_DISCOVER: IP_PMTUDISC_INTERFACE, whatever it has learnt
+u.setsockopt(17, 103, 1400)             # SOL_UDP, UDP_SEGMENT
+u.sendto(b"".join(bytes([n]) * 1400 for n in range(20)) + b"z" * 100, ("%s", 7003))'""" % FIRST_PUBLIC[0])
+    until(lambda: os.path.exists(got) and len(open(got).readlines()) == 21, "each of them whole", 20)
+    assert open(got).read() == "".join("1400 %d\n" % n for n in range(20)) + "100 122\n", open(got).read()
+    assert len(listener.stop()) == 41, "two fragments each, and a short one"
     host.finish()
 
 
@@ -1128,6 +1151,30 @@ def tap_finding(host):
     return found["severity"], found["message"], found["help"]
 
 
+def both_workers_receive(host, a):
+    """By a TAP device as their uplink, and connections survive kill -9."""
+    # What nobody asked for comes by the uplink alone: both workers receive it, each what its queue got.
+    for pool in POOL:
+        # Routers queue only a few while they ask who has it.
+        host.server.sh("ping -c 2 -i 0.5 -W 1 %s" % addresses(pool)[0], check=False)
+    before = taken(host)
+    for pool in POOL:
+        host.server.sh("python3 -c 'import socket as s; u = s.socket(s.AF_INET%s, s.SOCK_DGRAM); "
+                       "[u.sendto(b\"?\", (\"%s\", 20480 + 64 * block)) for block in range(64) for _ in range(8)]'"
+                       % ("6" if family(addresses(pool)[0]) else "", addresses(pool)[0]))
+    until(lambda: sum(taken(host).values()) >= sum(before.values()) + 1000, "what was sent", 20)
+    after = taken(host)
+    assert len(after) == 2 and all(after[worker] >= before[worker] + 400 for worker in after), (before, after)
+    host.server.peer("serve", port=ECHO)
+    for server in SERVER:
+        assert a.peer("open", group=server, host=server, port=ECHO, count=200)["opened"] == 200
+        assert a.peer("echo", group=server) == {"ok": 200}
+    for _ in range(2):
+        host.restart("kill")
+        for server in SERVER:
+            assert a.peer("echo", group=server, timeout=30) == {"ok": 200}
+
+
 @suite.test("driver: tap: doctor's own commands, given twice, make the kernel route a pool in its subnet, and translate a private one", cases=TAP_POOLS)
 def tap_driver(case, pool):
     product_only("drivers")
@@ -1168,19 +1215,28 @@ def tap_driver(case, pool):
     seen = set(host.clients())
     assert all(in_pool(address) if pool == POOL else address in KERNEL for address in seen) and len(seen) == 2, seen
     # Each of them is missed when it goes.
-    taken = [("ip route del %s" % pool[0], "no route to %s" % pool[0]), ("ip -6 route del %s" % pool[1], "no route to %s" % pool[1])]
+    gone = [("ip route del %s" % pool[0], "no route to %s" % pool[0]), ("ip -6 route del %s" % pool[1], "no route to %s" % pool[1])]
     if pool == POOL:
-        taken += [("ip neigh del proxy %s dev up0" % addresses(pool[0])[1], "answer for %s on up0" % addresses(pool[0])[1]),
+        gone += [("ip neigh del proxy %s dev up0" % addresses(pool[0])[1], "answer for %s on up0" % addresses(pool[0])[1]),
                   ("ip -6 neigh del proxy %s dev up0" % addresses(pool[1])[1], "answer for %s on up0" % addresses(pool[1])[1])]
     else:
-        taken += [("nft delete table inet hostweave", "no table inet hostweave")]
-    for command, words in taken:
+        gone += [("nft delete table inet hostweave", "no table inet hostweave")]
+    for command, words in gone:
         host.host.sh(command)
         severity, message, _ = tap_finding(host)
         assert severity in ("error", "warning") and words in message, (command, severity, message)
         host.host.sh(commands)
         assert tap_finding(host)[0] == "note"
+    if pool == POOL:
+        both_workers_receive(host, a)
     host.finish()
+
+
+def taken(host):
+    """Frames that each worker took, of whatever source."""
+    _, metrics = host.daemon.http("/metrics")
+    lines = (line.split() for line in metrics.splitlines() if line.startswith("hostweave_worker_packets_total{"))
+    return {name: float(value) for name, value in lines}
 
 
 # 15

@@ -329,7 +329,7 @@ fn neighbour() {
     host.up();
     eventually("both gateways answer", || host.both_gateways() == [Some(router.mac()); 2]);
     for address in OWN {
-        assert!(router.ping(address), "{address}");
+        eventually(address, || router.ping(address));
         assert_eq!(router.knows(address), Some(ours()));
     }
     for address in POOL {
@@ -515,7 +515,7 @@ fn kernel() {
     assert!(!router.ping(POOL[0]));
     let (next, _events) = start(&host.runtime, other.path());
     next.apply(&Desired::default()).unwrap();
-    assert!(router.ping(POOL[0]));
+    eventually("the kernel answers again", || router.ping(POOL[0]));
     next.shutdown();
 }
 
@@ -559,7 +559,7 @@ fn tap() {
         command.args(["-n", "-c", "1", "-W", "1", target]).stdout(Stdio::null()).stderr(Stdio::null());
         command.status().unwrap().success()
     };
-    assert!(ping(OWN[0]) && ping(OWN[1]));
+    eventually("the host answers", || ping(OWN[0]) && ping(OWN[1]));
     assert!(!ping(POOL[0]));
     let output = Command::new("ip").args(["neigh", "show", "to", POOL[0]]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).contains(&ours.to_string()));
@@ -578,14 +578,22 @@ fn flood() {
     let before = host.fabric.totals().iter().map(|totals| totals.originated).sum::<u64>();
     let mut liar = router.liar();
     let nobody = MacAddr::default();
+    let started = Instant::now();
     for round in 0..20_000u32 {
         let evil = MacAddr([2, 1, (round >> 16) as u8, (round >> 8) as u8, round as u8, 1]);
         let (from, target) =
             [("203.0.113.50", "203.0.113.60"), (POOL[0], POOL[0]), (ROUTER[0], POOL[0])][round as usize % 3];
         liar.arp(1, MacAddr::BROADCAST, (evil, from), (nobody, target));
     }
-    assert!(router.ping(OWN[0]) && router.ping(OWN[1]), "still there");
-    assert_eq!(host.gateway(ROUTER[0]), Some(router.mac()));
+    // On a machine that has no time for the workers, what came before is still in the way, and a full socket loses what comes then.
+    eventually("still there", || router.ping(OWN[0]) && router.ping(OWN[1]));
+    eventually("the router is known", || host.both_gateways() == [Some(router.mac()); 2]);
+    while let Ok(event) = host.events.try_recv() {
+        let believed = matches!(event, FabricEvent::GatewayReachable { mac, .. } if mac != router.mac());
+        assert!(!believed, "{event:?}");
+    }
+    // Four questions a second at most about each router that is claimed, and as many about addresses of ours.
+    let most = 100 + 16 * started.elapsed().as_secs();
     let after = host.fabric.totals().iter().map(|totals| totals.originated).sum::<u64>();
-    assert!(after - before < 100, "{}", after - before);
+    assert!(after - before < most, "{} of {most}", after - before);
 }

@@ -34,7 +34,7 @@ mod testing;
 
 pub use attachment::{Attachment, AttachmentConfig, Error, Mode, Observer, QUEUE_PAIRS_MAX, State, Status};
 pub use fault::Fault;
-pub use offload::{check_offload, complete_checksum};
+pub use offload::{check_offload, complete_checksum, segment};
 pub use queue::{CallFd, FromGuest, FromGuestQueue, QueuePair, ToGuest, ToGuestQueue};
 pub use ring::RING_SIZE_MAX;
 pub use socket::SocketError;

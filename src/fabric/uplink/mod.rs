@@ -33,8 +33,9 @@ use hostweave_switch::heard::Heard;
 use hostweave_switch::tables::{Network, NetworkId, OUTSIDE_VNI, Owned, Port, PortId, PortKind, Tables, Uplink};
 use hostweave_uplink::device::Device;
 use hostweave_uplink::netlink::interfaces::{Interface, interface};
-use hostweave_uplink::netns::{TapRequest, open_tap};
+use hostweave_uplink::netns::TapRequest;
 use hostweave_uplink::packet_socket::PacketSocket;
+use hostweave_uplink::tap_queues::open_tap_queues;
 use ipnet::IpNet;
 
 use super::plane::{Output, Source, SourceKey, owner};
@@ -350,7 +351,7 @@ impl UplinkRuntime {
     /// Opens the device if the interface is there and up.
     fn try_open(&mut self, inner: &Inner, now: Instant) -> anyhow::Result<()> {
         let id = self.port.id;
-        let (devices, index) = match self.spec.driver {
+        let (devices, index): (Vec<Device>, u32) = match self.spec.driver {
             UplinkDriver::AfPacket | UplinkDriver::AfXdp => {
                 let Some(there) = self.interface.filter(|there| there.up) else { return Ok(()) };
                 owned::refuse_addresses_of_the_kernel(&self.outside)?;
@@ -374,10 +375,15 @@ impl UplinkRuntime {
                 let mtu = self.spec.mtu.or(self.interface.map(|there| octets(there.mtu))).unwrap_or(MTU_UNKNOWN);
                 let mac = self.interface.map_or_else(|| tap_mac(&self.spec.interface), |there| there.mac);
                 let request = TapRequest { name: self.spec.interface.clone(), netns: None, mac, mtu };
-                let device = Device::tap(open_tap(&inner.config.helper, &request)?, id)?;
+                let opened = open_tap_queues(&request, inner.workers.len())?;
+                if let Some(reason) = opened.fewer {
+                    tracing::warn!(reason = display(&reason), "one worker receives all that comes in by the uplink");
+                }
+                let devices =
+                    opened.queues.into_iter().map(|queue| Device::tap(queue, id)).collect::<Result<_, _>>()?;
                 self.interface = interface(&self.spec.interface)?;
                 let Some(there) = self.interface else { return Ok(()) };
-                (vec![device], there.index)
+                (devices, there.index)
             }
         };
         let devices: Vec<Arc<Device>> = devices.into_iter().map(Arc::new).collect();

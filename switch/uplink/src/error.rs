@@ -38,6 +38,12 @@ pub enum Error {
     /// Another interface, not a TAP device with our header, has that name.
     #[error("device {0} exists and is no TAP device that hostweave can use")]
     NotTap(String),
+    /// The device cannot have more queues than one.
+    #[error(
+        "TAP device {0} was made with a single queue, so that one worker receives all (stop the daemon and \
+         `ip link delete {0}`, and it is made anew; its addresses and routes go with it)"
+    )]
+    SingleQueue(String),
     /// Another call failed.
     #[error("TAP device {name}: cannot {action}")]
     Device {

@@ -58,6 +58,13 @@ pub const DIRECT_SEGMENTS_MAX: usize = 64;
 /// Frames of all devices that a worker has read and not yet handled. A power of two.
 pub const READ_BUFFERS: u16 = 64;
 
+/// Buffers that the kernel has while large frames come: few enough that they are still in the CPU's cache when they are copied
+/// on, and filled again.
+pub const LARGE_READ_BUFFERS: u16 = 8;
+
+/// Octets from which on a frame is a large one then.
+pub const LARGE_READ_MIN: usize = 16_384;
+
 /// Frames of all devices that a worker has written and the kernel not yet taken.
 pub const WRITE_BUFFERS: u16 = 128;
 
@@ -74,6 +81,7 @@ pub const POLLS_ENDED_MAX: u32 = 64;
 pub const DEVICE_NAME_MAX: usize = 15;
 
 const _: () = assert!(READ_BUFFERS.is_power_of_two() && READ_BUFFERS as usize >= BURST);
+const _: () = assert!(LARGE_READ_BUFFERS > 0 && LARGE_READ_BUFFERS <= READ_BUFFERS);
 const _: () = assert!(XDP_FRAMES.is_power_of_two());
 const _: () = assert!(WRITE_BUFFERS as usize >= BURST);
 const _: () = assert!(FRAME_BUFFER >= HEADER_LEN + VLAN_TAG_LEN + FRAME_MAX && PACKET_HEADER_LEN < HEADER_LEN);

@@ -33,7 +33,7 @@ use crate::sys;
 const HELPER_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a device may be busy: after a daemon was killed the kernel takes a moment to close its `io_uring`.
-const BUSY_LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const BUSY_LIMIT: Duration = Duration::from_secs(2);
 
 /// Interruptions of one call that are put up with.
 const INTERRUPTIONS_MAX: usize = 1_000;
@@ -243,8 +243,14 @@ fn reap(child: &mut Child) {
 }
 
 /// Makes or takes over the device, in the namespace of the calling thread.
-fn attach(request: &TapRequest) -> Result<OwnedFd, Error> {
+pub(crate) fn attach(request: &TapRequest) -> Result<OwnedFd, Error> {
     let device = own(&request.name)?;
+    set_up(device.as_fd(), request)?;
+    Ok(device)
+}
+
+/// Sets a device that was made or taken over up as it is wanted, and has it stay.
+pub(crate) fn set_up(device: BorrowedFd<'_>, request: &TapRequest) -> Result<(), Error> {
     let name = request.name.as_str();
     let failed = |action: &'static str| move |error| device_error(name, action, error);
     // Interface requests work on any socket; this family exists everywhere.
@@ -259,8 +265,7 @@ fn attach(request: &TapRequest) -> Result<OwnedFd, Error> {
     }
     sys::set_interface_up(socket, name).map_err(failed("set it up"))?;
     // Last: a device that could not be set up does not stay.
-    sys::tun_set_persistent(device.as_fd(), true).map_err(failed("make it persistent"))?;
-    Ok(device)
+    sys::tun_set_persistent(device, true).map_err(failed("make it persistent"))
 }
 
 /// Removes the device from the namespace of the calling thread.
@@ -272,16 +277,11 @@ fn delete(request: &TapRequest) -> Result<(), Error> {
 
 /// Becomes the owner of the device, which is made if it does not exist.
 fn own(name: &str) -> Result<OwnedFd, Error> {
-    // Opened here, in the namespace: a TAP file descriptor belongs to the one it was opened in.
-    let tun = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")
-        .map_err(|error| device_error(name, "open /dev/net/tun", error))?;
+    let tun = open_tun(name)?;
     let started = Instant::now();
     loop {
-        match sys::tun_attach(tun.as_fd(), name) {
-            Ok(()) => return Ok(tun.into()),
+        match sys::tun_attach(tun.as_fd(), name, sys::Queues::One) {
+            Ok(()) => return Ok(tun),
             Err(error) => match error.raw_os_error() {
                 Some(libc::EBUSY) if started.elapsed() < BUSY_LIMIT => std::thread::sleep(Duration::from_millis(10)),
                 Some(libc::EBUSY) => return Err(Error::Busy(name.to_owned())),
@@ -292,8 +292,14 @@ fn own(name: &str) -> Result<OwnedFd, Error> {
     }
 }
 
+/// A file descriptor that a device can be made or taken over with. It belongs to the namespace of the calling thread.
+pub(crate) fn open_tun(name: &str) -> Result<OwnedFd, Error> {
+    let opened = File::options().read(true).write(true).open("/dev/net/tun");
+    opened.map(OwnedFd::from).map_err(|error| device_error(name, "open /dev/net/tun", error))
+}
+
 /// Names that the kernel takes, without the patterns (`tap%d`) that it would replace.
-fn check_name(name: &str) -> Result<(), Error> {
+pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     let legal = |octet: u8| octet.is_ascii_graphic() && !matches!(octet, b'/' | b':' | b'%');
     let bad = name.is_empty() || name.len() > DEVICE_NAME_MAX || matches!(name, "." | "..");
     if bad || !name.bytes().all(legal) {
@@ -315,7 +321,7 @@ fn namespace_error(path: &Path, error: &io::Error) -> Error {
     Error::Namespace { path: path.to_owned(), reason }
 }
 
-fn device_error(name: &str, action: &str, source: io::Error) -> Error {
+pub(crate) fn device_error(name: &str, action: &str, source: io::Error) -> Error {
     let (name, action) = (name.to_owned(), action.to_owned());
     match source.kind() {
         io::ErrorKind::PermissionDenied => Error::Permission { name, action },

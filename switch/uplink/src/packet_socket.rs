@@ -5,8 +5,7 @@
 //! out of the frame before we see it, so nobody could tell afterwards.
 //!
 //! Several of them make a *group* (`PACKET_FANOUT`): each frame is received by one, chosen by a program in the kernel from where it is
-//! going, not from where it comes from. An L4 port of a NAT address belongs to one mapping whoever sends there, so what is for one
-//! mapping, and for the whole block of L4 ports that it is of, reaches one worker.
+//! going, not from where it comes from ([`crate::steering`]).
 //!
 //! Frames that leave go through the interface's queueing discipline. To go past it (`PACKET_QDISC_BYPASS`) would be
 //! cheaper, but there the kernel drops each GSO frame that the interface cannot segment itself, and whatever does not
@@ -20,8 +19,8 @@ use libc::sock_filter;
 
 use crate::Error;
 use crate::limits::SOCKET_BUFFER;
-use crate::sys;
 use crate::xdp_socket::XdpSockets;
+use crate::{steering, sys};
 
 #[cfg(target_endian = "big")]
 compile_error!(
@@ -59,7 +58,7 @@ impl PacketSocket {
         sys::set_number(first, libc::SOL_PACKET, libc::PACKET_FANOUT, fanout(0, PACKET_FANOUT_FLAG_UNIQUEID))
             .map_err(failed("begin a group of packet sockets"))?;
         let group = sys::number(first, libc::SOL_PACKET, libc::PACKET_FANOUT).map_err(failed("ask for its group"))?;
-        sys::steer(first, &mut steering()).map_err(failed("steer frames to workers"))?;
+        sys::steer(first, &mut steering::of_sockets()).map_err(failed("steer frames to workers"))?;
         for _ in 1..count {
             let socket = Self::open(name, index, vlan)?;
             sys::set_number(socket.fd.as_fd(), libc::SOL_PACKET, libc::PACKET_FANOUT, fanout(group, 0))
@@ -132,62 +131,6 @@ fn fanout(group: i32, flags: i32) -> i32 {
 /// `linux/if_packet.h`.
 const PACKET_FANOUT_CBPF: i32 = 6;
 const PACKET_FANOUT_FLAG_UNIQUEID: i32 = 0x2000;
-
-/// L4 ports that stay together, as a power of two: the smallest block of a NAT pool.
-const TOGETHER: u32 = 6;
-
-/// A classic BPF program that makes a number of a frame's destination: its address, and its L4 port without the lower bits. Of fragments, of
-/// other protocols, and behind IPv6 extension headers it is the address alone. What is not IP is for the first socket. The kernel takes
-/// the remainder.
-fn steering() -> Vec<sock_filter> {
-    const V4_FRAGMENT: u32 = 0x3fff;
-    let step = |code: u32, jt: u8, jf: u8, k: u32| sock_filter { code: code as u16, jt, jf, k };
-    let at = |offset: u32| (libc::SKF_NET_OFF as u32).wrapping_add(offset);
-    let (byte, half, word) = (libc::BPF_LD | libc::BPF_B, libc::BPF_LD | libc::BPF_H, libc::BPF_LD | libc::BPF_W);
-    let equals = |value: u32, jt: u8, jf: u8| step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, jt, jf, value);
-    let keep = step(libc::BPF_MISC | libc::BPF_TAX, 0, 0, 0);
-    let whole = step(libc::BPF_ALU | libc::BPF_RSH | libc::BPF_K, 0, 0, TOGETHER);
-    let add = step(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_X, 0, 0, 0);
-    let answer = step(libc::BPF_RET | BPF_A, 0, 0, 0);
-    vec![
-        step(word | libc::BPF_ABS, 0, 0, (libc::SKF_AD_OFF + libc::SKF_AD_PROTOCOL) as u32),
-        equals(0x0800, 2, 0),
-        equals(0x86dd, 15, 0),
-        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
-        // IPv4: is there a whole TCP or UDP header?
-        step(half | libc::BPF_ABS, 0, 0, at(6)),
-        step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 7, 0, V4_FRAGMENT),
-        step(byte | libc::BPF_ABS, 0, 0, at(9)),
-        equals(TCP, 1, 0),
-        equals(UDP, 0, 4),
-        step(libc::BPF_LDX | libc::BPF_MSH | libc::BPF_B, 0, 0, at(0)),
-        step(half | libc::BPF_IND, 0, 0, at(2)),
-        whole,
-        step(libc::BPF_JMP | libc::BPF_JA, 0, 0, 1),
-        step(libc::BPF_LD | libc::BPF_IMM, 0, 0, 0),
-        keep,
-        step(word | libc::BPF_ABS, 0, 0, at(16)),
-        add,
-        answer,
-        // IPv6.
-        step(byte | libc::BPF_ABS, 0, 0, at(6)),
-        equals(TCP, 1, 0),
-        equals(UDP, 0, 3),
-        step(half | libc::BPF_ABS, 0, 0, at(42)),
-        whole,
-        step(libc::BPF_JMP | libc::BPF_JA, 0, 0, 1),
-        step(libc::BPF_LD | libc::BPF_IMM, 0, 0, 0),
-        keep,
-        step(word | libc::BPF_ABS, 0, 0, at(36)),
-        add,
-        answer,
-    ]
-}
-
-const TCP: u32 = 6;
-const UDP: u32 = 17;
-/// `linux/filter.h`: what is returned is the accumulator.
-const BPF_A: u32 = 0x10;
 
 /// Whether the kernel knows UDP segments in virtio-net headers (Linux 6.2).
 fn kernel_takes_uso() -> bool {

@@ -16,6 +16,8 @@ use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
+use crate::limits::{LARGE_READ_BUFFERS, LARGE_READ_MIN};
+
 /// What an eventfd is written with.
 static ONE: [u8; 8] = 1u64.to_ne_bytes();
 
@@ -89,6 +91,8 @@ pub(crate) struct ReadPool {
     tail: u16,
     /// Buffers that the kernel may fill now.
     provided: u16,
+    /// Buffers that it does not get while large frames come.
+    spare: Vec<u16>,
 }
 
 impl ReadPool {
@@ -105,6 +109,24 @@ impl ReadPool {
     /// Notes that the kernel filled one.
     pub(crate) fn filled(&mut self) {
         self.provided = self.provided.saturating_sub(1);
+    }
+
+    /// Takes a buffer back that a frame of `len` octets was in, for the next. The kernel fills buffers in the order in which it
+    /// got them: while large frames come it has only a few, so that these are used again and again, and all of them again with small ones.
+    ///
+    /// # Panics
+    /// When `index` is not one of this pool.
+    pub(crate) fn release(&mut self, index: u16, len: usize) {
+        if len >= LARGE_READ_MIN && self.provided >= LARGE_READ_BUFFERS {
+            self.spare.push(index);
+            return;
+        }
+        self.provide(index);
+        if len < LARGE_READ_MIN
+            && let Some(index) = self.spare.pop()
+        {
+            self.provide(index);
+        }
     }
 
     /// Gives a buffer to the kernel.
@@ -304,7 +326,8 @@ impl Ring {
         unsafe {
             self.io.submitter().register_buf_ring_with_flags(entries.base.as_ptr() as u64, count, BUFFER_GROUP, 0)?
         };
-        let mut pool = ReadPool { entries, buffers, stride, count, tail: 0, provided: 0 };
+        let spare = Vec::with_capacity(usize::from(count));
+        let mut pool = ReadPool { entries, buffers, stride, count, tail: 0, provided: 0, spare };
         (0..count).for_each(|index| pool.provide(index));
         Ok(pool)
     }
@@ -457,11 +480,27 @@ pub(crate) fn interface_request(name: &str) -> libc::ifreq {
     request
 }
 
+/// What kind of TAP device is made or taken over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Queues {
+    /// It has one queue.
+    One,
+    /// Each who takes it over adds one.
+    Several,
+}
+
 /// Makes or takes over the TAP device `name` (`TUNSETIFF`), with virtio-net headers and without `tun_pi`.
-pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &str, queues: Queues) -> io::Result<()> {
     let mut request = interface_request(name);
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    let several = if queues == Queues::Several { libc::IFF_MULTI_QUEUE } else { 0 };
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several) as libc::c_short;
     ioctl(tun, libc::TUNSETIFF as _, &mut request)
+}
+
+/// Has a program choose the queue of each frame that the kernel sends (`TUNSETSTEERINGEBPF`), or none.
+pub(crate) fn tun_steer(tun: BorrowedFd<'_>, program: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let mut program: libc::c_int = program.map_or(-1, |program| program.as_raw_fd());
+    ioctl(tun, libc::TUNSETSTEERINGEBPF as _, &mut program)
 }
 
 /// Whether the device outlives its owner (`TUNSETPERSIST`).

@@ -329,7 +329,7 @@ impl Uring {
     #[inline]
     pub fn release(&mut self, frame: Frame) {
         if let Some(reads) = self.reads.as_mut() {
-            reads.provide(frame.buffer);
+            reads.release(frame.buffer, frame.len());
         }
     }
 

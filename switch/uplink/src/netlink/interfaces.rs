@@ -11,7 +11,7 @@ use std::time::Duration;
 use hostweave_switch::MacAddr;
 use nix::sys::socket::SockProtocol;
 
-use super::{Attributes, Message, Netlink, questions};
+use super::{Answer, Attributes, Message, Netlink, questions};
 use crate::Error;
 
 /// An Ethernet interface, as it is now.
@@ -34,17 +34,36 @@ pub struct Interface {
 /// # Errors
 /// When the kernel refuses the question, or the interface is no Ethernet.
 pub fn interface(name: &str) -> Result<Option<Interface>, Error> {
-    let failed = |source| Error::Interface { name: name.to_owned(), action: "ask the kernel about it".into(), source };
-    let mut message = Message::new(libc::RTM_GETLINK, libc::NLM_F_ACK, &[0; LINK_HEADER]);
-    message.text(libc::IFLA_IFNAME, name);
-    let asked = questions(SockProtocol::NetlinkRoute).and_then(|mut socket| socket.ask(message));
-    let answers = match asked {
+    let failed = |source| about(name, source);
+    let answers = match ask(name) {
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
         asked => asked.map_err(failed)?,
     };
-    let link = answers.iter().find(|answer| answer.kind == libc::RTM_NEWLINK);
-    let found = link.and_then(|answer| read_link(&answer.body));
+    let found = answers.iter().find_map(|answer| read_link(&answer.body));
     found.map(Some).ok_or_else(|| failed(io::Error::other("it is no Ethernet interface")))
+}
+
+/// How many queues of the TAP device with this name somebody has, in the calling thread's namespace.
+///
+/// # Errors
+/// When the kernel refuses the question, or the interface is no TAP device that can have several.
+pub(crate) fn tap_queues(name: &str) -> Result<u32, Error> {
+    let answers = ask(name).map_err(|source| about(name, source))?;
+    let found = answers.iter().find_map(|answer| read_queues(&answer.body));
+    found.ok_or_else(|| about(name, io::Error::other("it is no TAP device with several queues")))
+}
+
+fn about(name: &str, source: io::Error) -> Error {
+    Error::Interface { name: name.to_owned(), action: "ask the kernel about it".into(), source }
+}
+
+/// What the kernel knows of the interface with this name.
+fn ask(name: &str) -> io::Result<Vec<Answer>> {
+    let mut message = Message::new(libc::RTM_GETLINK, libc::NLM_F_ACK, &[0; LINK_HEADER]);
+    message.text(libc::IFLA_IFNAME, name);
+    let mut answers = questions(SockProtocol::NetlinkRoute)?.ask(message)?;
+    answers.retain(|answer| answer.kind == libc::RTM_NEWLINK);
+    Ok(answers)
 }
 
 /// An address that the kernel holds.
@@ -126,6 +145,19 @@ fn read_link(body: &[u8]) -> Option<Interface> {
     Some(Interface { index, mac: mac?, mtu: mtu?, up, carrier })
 }
 
+/// Queues of a TAP device, those that are switched off included.
+fn read_queues(body: &[u8]) -> Option<u32> {
+    let find =
+        |octets, wanted| Attributes(octets).find(|(kind, _)| *kind == wanted).map(|(_, value): (u16, &[u8])| value);
+    let details = find(find(body.get(LINK_HEADER..)?, libc::IFLA_LINKINFO)?, libc::IFLA_INFO_DATA)?;
+    let number = |kind| find(details, kind)?.try_into().ok().map(u32::from_ne_bytes);
+    Some(number(IFLA_TUN_NUM_QUEUES)?.saturating_add(number(IFLA_TUN_NUM_DISABLED_QUEUES).unwrap_or(0)))
+}
+
+/// `linux/if_link.h`.
+const IFLA_TUN_NUM_QUEUES: u16 = 8;
+const IFLA_TUN_NUM_DISABLED_QUEUES: u16 = 9;
+
 /// Index and name of an interface of any kind.
 fn read_name(body: &[u8]) -> Option<(u32, String)> {
     let (header, attributes) = body.split_first_chunk::<LINK_HEADER>()?;
@@ -173,6 +205,7 @@ mod tests {
         assert_eq!(read_link(&link), Some(wanted));
         for len in 0..link.len() {
             assert_eq!(read_link(&link[..len]), None, "{len}");
+            assert_eq!(read_queues(&link[..len]), None, "{len}");
             assert_eq!(read_address(&link[..len.min(ADDRESS_HEADER)], &HashMap::new()), None);
         }
     }

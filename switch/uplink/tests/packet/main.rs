@@ -1,4 +1,4 @@
-//! Packet sockets, interfaces and hiding on veth pairs, with the kernel's own TCP/IP at the other end.
+//! Packet sockets, interfaces and hiding on veth pairs, TAP devices with several queues, with the kernel's own TCP/IP at the other end.
 //!
 //! Needs root and `ip`; says so and does nothing where they are missing. Each scenario makes namespaces of its own and
 //! removes them.
@@ -26,6 +26,7 @@ use hostweave_uplink::uring::{Event, Uring, Waker};
 use nix::sched::{CloneFlags, setns};
 
 mod hiding;
+mod queues;
 mod steering;
 mod xdp;
 
@@ -40,6 +41,9 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("ranges_of_any_kind_are_hidden_and_nothing_beside_them", hiding::hidden_ranges),
     ("what_is_hidden_is_hidden_in_our_vlan_only", hiding::hidden_in_one_vlan),
     ("what_is_for_one_block_of_ports_comes_to_one_socket_of_a_group", steering::by_destination),
+    ("what_is_for_one_block_of_ports_comes_to_one_queue_of_a_tap_device", queues::by_destination),
+    ("a_tap_device_with_several_queues_has_one_owner", queues::one_owner),
+    ("a_tap_device_with_one_queue_is_used_as_it_is", queues::single_queue),
     ("small_frames_leave_by_af_xdp_and_all_stay_in_order", xdp::order),
     ("what_leaves_by_af_xdp_has_a_complete_checksum", xdp::checksums),
     ("one_submit_sends_all_frames_by_af_xdp", xdp::one_submit),
