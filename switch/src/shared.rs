@@ -132,7 +132,7 @@ pub struct SharedFile {
 
 // SAFETY: `base` is a mapping that belongs to this value alone, and what lies in it is atomics only. JUSTIFICATION: as for `map`.
 unsafe impl Send for SharedFile {}
-// SAFETY: as above.
+// SAFETY: as above. JUSTIFICATION: as above.
 unsafe impl Sync for SharedFile {}
 
 impl SharedFile {

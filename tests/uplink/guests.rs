@@ -90,6 +90,7 @@ fn network() -> Network {
         internal: PortId::NONE,
         egress_v4: Egress::Nat,
         egress_v6: Egress::Nat,
+        untranslated: Vec::new(),
     }
 }
 

@@ -6,13 +6,12 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod guests;
+mod router;
 
-use std::fs::File;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hostweave::fabric::Fabric;
@@ -23,16 +22,13 @@ use hostweave::fabric::spec::{
 use hostweave::fabric::uplink::UplinkStatus;
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::output_closes;
-use hostweave_switch::limits::HEAD_FIRST;
-use hostweave_switch::packet::{Burst, Meta};
-use hostweave_switch::tables::{PortId, mapped};
-use hostweave_uplink::device::Device;
+use hostweave_switch::tables::mapped;
 use hostweave_uplink::netlink::interfaces::interface;
-use hostweave_uplink::packet_socket::PacketSocket;
-use hostweave_uplink::uring::Uring;
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, unshare};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::UnboundedReceiver;
+
+use router::{Liar, Router, ip};
 
 const SCENARIOS: &[(&str, fn())] = &[
     ("the_host_is_a_neighbour_for_exactly_what_it_owns", neighbour),
@@ -88,114 +84,6 @@ fn missing() -> Option<&'static str> {
     }
     let _ = Command::new("ip").args(["netns", "del", &name]).status();
     None
-}
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split_whitespace()).status().unwrap();
-    assert!(status.success(), "ip {arguments}");
-}
-
-/// The router at the other end of the cable: a kernel in a namespace of its own.
-struct Router(String);
-
-impl Router {
-    /// A router with its addresses, and a cable to `up0` here.
-    fn new(scenario: &str) -> Self {
-        let router = Self(format!("hw-ul-{}-{scenario}", std::process::id()));
-        ip(&format!("netns add {}", router.0));
-        router.cable();
-        router
-    }
-
-    fn cable(&self) {
-        ip(&format!("link add up0 type veth peer name eth0 netns {}", self.0));
-        self.sysctl("ipv6/conf/eth0/accept_dad", "0");
-        self.ip("link set eth0 up");
-        self.ip(&format!("addr add {}/24 dev eth0", ROUTER[0]));
-        self.ip(&format!("addr add {}/64 dev eth0 nodad", ROUTER[1]));
-        ip("link set up0 up");
-    }
-
-    fn ip(&self, arguments: &str) {
-        ip(&format!("-n {} {arguments}", self.0));
-    }
-
-    /// Whether a host answers an echo.
-    fn ping(&self, target: &str) -> bool {
-        let arguments = ["netns", "exec", &self.0, "ping", "-n", "-c", "1", "-W", "1", target];
-        Command::new("ip").args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
-    }
-
-    /// The link address that its kernel knows of a neighbour.
-    fn knows(&self, target: &str) -> Option<MacAddr> {
-        let arguments = ["-n", &self.0, "neigh", "show", "to", target, "dev", "eth0"];
-        let output = Command::new("ip").args(arguments).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        text.split("lladdr ").nth(1)?.split_whitespace().next()?.parse().ok()
-    }
-
-    fn mac(&self) -> MacAddr {
-        self.inside(|| interface("eth0").unwrap().unwrap().mac).join().unwrap()
-    }
-
-    fn sysctl(&self, name: &str, value: &str) {
-        let (path, value) = (format!("/proc/sys/net/{name}"), value.to_owned());
-        self.inside(move || std::fs::write(path, value).unwrap()).join().unwrap();
-    }
-
-    /// Runs `body` on a thread of its own inside the namespace.
-    fn inside<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        let file = File::open(Path::new("/run/netns").join(&self.0)).unwrap();
-        std::thread::spawn(move || {
-            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
-            body()
-        })
-    }
-
-    /// Somebody else on the same cable.
-    fn liar(&self) -> Liar {
-        let opened = self.inside(|| {
-            PacketSocket::open_group("eth0", interface("eth0").unwrap().unwrap().index, None, 1).unwrap().remove(0)
-        });
-        Liar { device: Device::packet(opened.join().unwrap(), PortId(1)), uring: Uring::new().unwrap() }
-    }
-}
-
-impl Drop for Router {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).stderr(Stdio::null()).status();
-    }
-}
-
-/// Sends whatever frames it likes.
-struct Liar {
-    device: Device,
-    uring: Uring,
-}
-
-impl Liar {
-    fn send(&mut self, frame: &[u8]) {
-        let (device, uring) = (&self.device, &mut self.uring);
-        Burst::new().with_frame(Meta::default(), frame, HEAD_FIRST, |packet, arena| {
-            let _ = device.transmit(packet, arena, uring);
-        });
-        self.uring.submit();
-        self.uring.poll_completions(&mut drop);
-    }
-
-    /// An ARP message.
-    fn arp(&mut self, operation: u8, link: MacAddr, from: (MacAddr, &str), to: (MacAddr, &str)) {
-        let octets = |address: &str| address.parse::<std::net::Ipv4Addr>().unwrap().octets();
-        let mut frame = Vec::new();
-        frame.extend(link.0);
-        frame.extend(from.0.0);
-        frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, operation]);
-        frame.extend(from.0.0);
-        frame.extend(octets(from.1));
-        frame.extend(to.0.0);
-        frame.extend(octets(to.1));
-        self.send(&frame);
-    }
 }
 
 /// A running fabric with an uplink.
