@@ -96,8 +96,8 @@ impl Drop for Router {
 
 /// Sends whatever frames it likes.
 pub(super) struct Liar {
-    device: Device,
-    uring: Uring,
+    pub(super) device: Device,
+    pub(super) uring: Uring,
 }
 
 impl Liar {
