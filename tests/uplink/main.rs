@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod drafts;
 mod guests;
 mod router;
 
@@ -15,14 +16,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hostweave::fabric::Fabric;
-use hostweave::fabric::plane::Plane;
-use hostweave::fabric::spec::{
-    Desired, FabricConfig, FabricEvent, Filtering, NatPoolSpec, OnConflict, UplinkDriver, UplinkSpec,
-};
+use hostweave::fabric::spec::{Desired, FabricConfig, FabricEvent, Filtering, NatPoolSpec, UplinkDriver, UplinkSpec};
 use hostweave::fabric::uplink::UplinkStatus;
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::output_closes;
-use hostweave_switch::tables::mapped;
 use hostweave_uplink::netlink::interfaces::interface;
 use nix::sched::{CloneFlags, unshare};
 use tokio::runtime::Runtime;
@@ -35,7 +32,7 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("addresses_are_announced_when_they_arrive_and_when_the_cable_does", announced),
     ("the_interface_goes_down_away_and_comes_back", comes_and_goes),
     ("a_gateway_that_is_replaced_is_found_and_a_liar_is_not", gateways),
-    ("a_draft_does_not_own_what_was_lost_to_somebody_else", lost),
+    ("a_draft_does_not_own_what_was_lost_to_somebody_else", drafts::lost),
     ("the_kernel_stays_out_and_gets_its_addresses_back", kernel),
     ("addresses_of_the_kernel_are_refused", held),
     ("a_tap_device_leads_through_the_kernel", tap),
@@ -340,39 +337,6 @@ fn gateways() {
     host.event("death", |event| *event == FabricEvent::GatewayUnreachable { address: dead });
     router.sysctl("ipv4/conf/eth0/arp_ignore", "0");
     eventually("it is back", || host.gateway(ROUTER[0]) == Some(new));
-}
-
-fn lost() {
-    let router = Router::new("drafts");
-    // One address is the router's from the start, the other is given up at the second claim.
-    router.ip(&format!("addr add {}/128 dev eth0 nodad", POOL[1]));
-    let mut host = Host::with(UplinkSpec { on_conflict: OnConflict::Yield, ..spec() });
-    host.up();
-    let pool = POOL.map(|address| address.parse::<IpAddr>().unwrap());
-    let is_lost = |event: &FabricEvent, at: usize| matches!(event, FabricEvent::UplinkAddressLost { address, .. } if *address == pool[at]);
-    host.event("the router has it", |event| is_lost(event, 1));
-    let (mut liar, his) = (router.liar(), MacAddr([2, 0, 0, 0, 0, 0x66]));
-    eventually("the other is ours", || {
-        !host.fabric.plane().tables.uplink.as_deref().unwrap().unsettled.contains_key(&mapped(pool[0]))
-    });
-    let owns = |plane: &Plane, at: usize| {
-        let uplink = plane.tables.uplink.as_deref().unwrap();
-        [uplink.owned.contains_key(&mapped(pool[at])), uplink.kept.contains_key(&mapped(pool[at]))]
-    };
-    let end = Instant::now() + PATIENCE;
-    while owns(&host.fabric.plane(), 0)[0] {
-        assert!(Instant::now() < end, "it is given up");
-        liar.arp(1, MacAddr::BROADCAST, (his, POOL[0]), (MacAddr::default(), POOL[0]));
-        std::thread::sleep(Duration::from_millis(600));
-    }
-    let draft = |desired: &Desired| host.fabric.draft(desired).unwrap().plane;
-    for plane in [&*host.fabric.plane(), &draft(&host.desired)] {
-        assert_eq!([owns(plane, 0), owns(plane, 1)], [[false, true], [false, false]], "nor does a draft");
-    }
-    // One that would not look has them.
-    let ignores = UplinkSpec { on_conflict: OnConflict::Ignore, ..spec() };
-    let plane = draft(&Desired { uplink: Some(ignores), ..host.desired.clone() });
-    assert_eq!([owns(&plane, 0), owns(&plane, 1)], [[true, false]; 2]);
 }
 
 fn kernel() {

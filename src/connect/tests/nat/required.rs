@@ -113,8 +113,8 @@ fn rfc4787_req5_a_mapping_outlives_each_of_its_connections() {
 #[test]
 fn rfc5382_req5_a_connection_behind_nat_lives_as_long_as_its_mapping_must() {
     both(|v6| {
-        let syn_sent: fn(&mut Host, bool) = |host, v6| drop(Tcp::begin(host, v6));
-        let established: fn(&mut Host, bool) = |host, v6| drop(Tcp::establish(host, v6));
+        let syn_sent: fn(&mut Host, bool) = |host, v6| _ = Tcp::begin(host, v6);
+        let established: fn(&mut Host, bool) = |host, v6| _ = Tcp::establish(host, v6);
         let closing: fn(&mut Host, bool) = |host, v6| {
             let tcp = Tcp::establish(host, v6);
             host.through(0, A, &tcp.out(FIN | ACK, 101, 501)).unwrap();
