@@ -9,8 +9,8 @@ use ipnet::IpNet;
 
 use crate::identity::NAME_LABEL;
 use crate::model::{
-    Action, Direction, Endpoint, Labels, NetworkPolicy, Operator, Peer, PolicyName, PortMatch, Protocol, Requirement,
-    Rule, Selector, World,
+    Action, ClusterPeer, ClusterRule, Direction, Endpoint, Labels, Operator, Peer, PolicyName, PortMatch, Protocol,
+    Requirement, Rule, Selector, World,
 };
 use crate::table::{Basis, Decision, Flow, PolicyInfo, RuleInfo, Table};
 
@@ -23,7 +23,7 @@ pub struct Explanation {
     pub selecting: Vec<Arc<PolicyInfo>>,
     /// The rule that decided, if one did.
     pub rule: Option<RuleInfo>,
-    /// Of a connection that no rule allows: the rule that nearly did, if there is any.
+    /// Of a connection that is denied: the rule that nearly allowed it, if there is any. Where a rule denies it, one that is asked before.
     pub miss: Option<Miss>,
     /// What a policy in audit mode would have denied it with.
     pub audit: Option<RuleInfo>,
@@ -61,8 +61,15 @@ pub fn explain(world: &World, table: &Table, flow: &Flow) -> Explanation {
         _ => None,
     };
     let isolating: Vec<&PolicyInfo> =
-        selecting.iter().filter(|policy| policy.tier.is_none()).map(|policy| &**policy).collect();
-    let miss = if decision.basis == Basis::NoRule { asked.nearest(&isolating) } else { None };
+        selecting.iter().filter(|policy| policy.isolates()).map(|policy| &**policy).collect();
+    let miss = match decision.basis {
+        Basis::NoRule => asked.nearest(&isolating),
+        Basis::HostDefault => asked.nearest_cluster(&selecting, None),
+        Basis::Rule(_) if !decision.allowed => {
+            rule.as_ref().and_then(|rule| asked.nearest_cluster(&selecting, Some(rule)))
+        }
+        _ => None,
+    };
     let audit = decision.audit.and_then(|id| table.rule(id)).cloned();
     let sentence = match (decision.basis, &rule, &miss) {
         (Basis::Rule(_), Some(rule), _) => decided_by(rule),
@@ -107,12 +114,33 @@ impl Asked<'_> {
                 Direction::Ingress => &policy.ingress,
                 Direction::Egress => &policy.egress,
             };
-            rules.iter().flatten().enumerate().map(|(index, rule)| self.miss(policy, index, rule))
+            rules.iter().flatten().enumerate().map(|(index, rule)| self.miss(&policy.name, index, rule))
         });
         misses.min_by_key(|miss| miss.distance)
     }
 
-    fn miss(&self, policy: &NetworkPolicy, index: usize, rule: &Rule) -> Miss {
+    /// The same of ClusterNetworkPolicies that accept, up to the rule that denied.
+    fn nearest_cluster(&self, selecting: &[Arc<PolicyInfo>], denied: Option<&RuleInfo>) -> Option<Miss> {
+        let mut misses: Vec<Miss> = Vec::new();
+        for info in selecting.iter().filter(|info| info.tier.is_some() && !info.audit) {
+            let policy = self.world.cluster_policies.iter().find(|policy| policy.name == *info.name)?;
+            let rules = match self.flow.direction {
+                Direction::Ingress => &policy.ingress,
+                Direction::Egress => &policy.egress,
+            };
+            let last = denied.filter(|rule| *rule.policy == policy.name).map(|rule| rule.index.unwrap_or(0));
+            let asked = rules.iter().enumerate().take(last.unwrap_or(rules.len()));
+            let accepting = asked.filter(|(_, rule)| rule.action == Action::Accept);
+            let allowing = accepting.filter_map(|(index, rule)| Some((index, as_allowing(rule)?)));
+            misses.extend(allowing.map(|(index, rule)| self.miss(&policy.name, index, &rule)));
+            if last.is_some() {
+                break;
+            }
+        }
+        misses.into_iter().min_by_key(|miss| miss.distance)
+    }
+
+    fn miss(&self, policy: &PolicyName, index: usize, rule: &Rule) -> Miss {
         let number = index + 1;
         let peer = self.peer_lacks(policy, rule, number);
         let ports = self.ports_lack(&rule.ports);
@@ -125,11 +153,11 @@ impl Asked<'_> {
                 (distance + FAR, format!("{sentence}, and {lack} does not match"))
             }
         };
-        Miss { policy: policy.name.clone(), index, origin: rule.origin.clone(), sentence, distance }
+        Miss { policy: policy.clone(), index, origin: rule.origin.clone(), sentence, distance }
     }
 
     /// What the peer lacks for the element of the rule that is nearest to it.
-    fn peer_lacks(&self, policy: &NetworkPolicy, rule: &Rule, number: usize) -> Option<(usize, String)> {
+    fn peer_lacks(&self, policy: &PolicyName, rule: &Rule, number: usize) -> Option<(usize, String)> {
         let mut nearest: Option<(usize, String)> = None;
         for peer in &rule.peers {
             let (distance, sentence) = match peer {
@@ -157,7 +185,7 @@ impl Asked<'_> {
 
     fn selector_lacks(
         &self,
-        policy: &NetworkPolicy,
+        policy: &PolicyName,
         namespaces: Option<&Selector>,
         ports: &Selector,
         number: usize,
@@ -173,8 +201,8 @@ impl Asked<'_> {
         };
         let mut lacks: Vec<(String, String)> = Vec::new();
         match namespaces {
-            None if policy.name.namespace.as_ref() != Some(&peer.namespace) => {
-                let own = policy.name.namespace.clone().unwrap_or_default();
+            None if policy.namespace.as_ref() != Some(&peer.namespace) => {
+                let own = policy.namespace.clone().unwrap_or_default();
                 lacks.push((format!("{} is in namespace {}", peer.name, peer.namespace), format!("namespace {own}")));
             }
             None => {}
@@ -256,6 +284,23 @@ impl Asked<'_> {
         let all: Vec<&PolicyInfo> = selecting.iter().map(|policy| &**policy).collect();
         format!("no rule in force matches of those that select {name}: {}", names(&all))
     }
+}
+
+/// A rule that accepts, as a NetworkPolicy would have it. A peer that nothing is known of matches nobody (SEMANTICS CN9); `None` where all
+/// are such.
+fn as_allowing(rule: &ClusterRule) -> Option<Rule> {
+    let peer = |peer: &ClusterPeer| match peer {
+        ClusterPeer::Ports { namespaces, ports } => {
+            vec![Peer::Ports { namespaces: Some(namespaces.clone()), ports: ports.clone() }]
+        }
+        ClusterPeer::Networks(networks) => {
+            networks.iter().map(|cidr| Peer::IpBlock { cidr: *cidr, except: Vec::new() }).collect()
+        }
+        ClusterPeer::Unknown => Vec::new(),
+    };
+    let peers: Vec<Peer> = rule.peers.iter().flat_map(peer).collect();
+    // None at all would mean anybody.
+    (!peers.is_empty()).then(|| Rule { origin: rule.origin.clone(), peers, ports: rule.ports.clone() })
 }
 
 /// Distance of a rule that lacks both the peer and the port, beyond every rule that lacks one.

@@ -286,9 +286,9 @@ impl Table {
             .flat_map(|tier| tier.policies.iter())
     }
 
-    /// Those of them that isolate it: NetworkPolicies v1, of which one in audit mode only would (SEMANTICS NP2).
+    /// Those of them that isolate it (SEMANTICS NP2).
     pub fn isolating(&self, subject: PortId, direction: Direction) -> impl Iterator<Item = &Arc<PolicyInfo>> {
-        self.selecting(subject, direction).filter(|policy| policy.tier.is_none())
+        self.selecting(subject, direction).filter(|policy| policy.isolates())
     }
 
     /// Sizes.
@@ -368,6 +368,11 @@ impl Basis {
 }
 
 impl PolicyInfo {
+    /// Whether it denies what none of its rules allows: a NetworkPolicy v1, unless it is in audit mode, when it only would.
+    pub fn isolates(&self) -> bool {
+        self.tier.is_none() && !self.audit
+    }
+
     /// Its rules, for a NetworkPolicy after its isolation in each direction.
     pub fn rules(&self) -> &[RuleInfo] {
         &self.rules

@@ -35,15 +35,24 @@ pub struct Args {
     /// A pcapng file to write, or - for a pipe, as in: -w - | wireshark -k -i -
     #[arg(short, long, value_name = "FILE.pcapng|-")]
     write: Option<PathBuf>,
-    /// Also packets that are dropped
-    #[arg(long)]
-    drops: bool,
+    /// Also packets that are dropped, or with =only nothing else
+    #[arg(long, value_enum, value_name = "WHICH", num_args = 0..=1, require_equals = true, default_missing_value = "also")]
+    drops: Option<Drops>,
     /// End after so many packets
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Octets of each packet
     #[arg(short, long, value_name = "OCTETS", value_parser = clap::value_parser!(u32).range(1..=262_144))]
     snaplen: Option<u32>,
+}
+
+/// Which dropped packets.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Drops {
+    /// With the others.
+    Also,
+    /// Alone.
+    Only,
 }
 
 /// Captures until it is interrupted, or has what it was to get.
@@ -53,7 +62,7 @@ pub struct Args {
 pub fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let mut client = session.connect()?;
     let params = json!({
-        "ports": args.ports, "namespace": session.global.namespace, "drops": args.drops, "snaplen": args.snaplen,
+        "ports": args.ports, "namespace": session.global.namespace, "drops": args.drops.is_some(), "dropsOnly": args.drops == Some(Drops::Only), "snaplen": args.snaplen,
     });
     client.call("capture.start", params)?;
     let interrupted = on_interrupt(client.stream()?)?;

@@ -34,6 +34,12 @@ pub struct Args {
     /// How many past flows [default: 20; 0 with --follow; all with --since, --until or --input-file]
     #[arg(long, value_name = "N")]
     last: Option<usize>,
+    /// How many of the oldest flows instead
+    #[arg(long, value_name = "N", conflicts_with_all = ["last", "follow", "all"])]
+    first: Option<usize>,
+    /// All flows that are kept
+    #[arg(long, conflicts_with = "last")]
+    all: bool,
     /// Not before this time: 2026-11-23T15:30:01Z, or how long ago, such as 5m
     #[arg(long, value_name = "TIME", value_parser = moment)]
     since: Option<SystemTime>,
@@ -75,18 +81,18 @@ pub fn observe(session: &Session, args: &Args) -> Result<(), Failure> {
         return Err(Failure::usage("--warnings is about events of ports").help("add --type port"));
     }
     let lists = args.filters.lists(session.global.namespace.as_deref())?;
-    let limited = args.since.is_some() || args.until.is_some() || args.input_file.is_some();
+    let limited = args.all || args.since.is_some() || args.until.is_some() || args.input_file.is_some();
     let last = args.last.unwrap_or(match (args.follow, limited) {
         (_, true) => FLOWS_KEPT,
         (true, false) => 0,
         (false, false) => LAST_DEFAULT,
     });
     if let Some(file) = &args.input_file {
-        return from_file(session, args, lists, file, args.last);
+        return from_file(session, args, lists, file);
     }
     let time = |time: Option<SystemTime>| time.map(rfc3339_nanos);
     let params = json!({
-        "last": last, "since": time(args.since), "until": time(args.until),
+        "last": args.first.is_none().then_some(last), "first": args.first, "since": time(args.since), "until": time(args.until),
         "whitelist": lists.whitelist, "blacklist": lists.blacklist,
     });
     let mut client = session.connect()?;
@@ -133,7 +139,7 @@ fn events_wanted(args: &Args) -> Result<Option<Wanted>, Failure> {
 }
 
 /// Shows what a file has, with the same filters.
-fn from_file(session: &Session, args: &Args, lists: Lists, file: &Path, last: Option<usize>) -> Result<(), Failure> {
+fn from_file(session: &Session, args: &Args, lists: Lists, file: &Path) -> Result<(), Failure> {
     let failed = |error: std::io::Error| {
         let name = file.display();
         let code = if error.kind() == std::io::ErrorKind::NotFound { code::NOT_FOUND } else { code::NEGATIVE };
@@ -153,6 +159,7 @@ fn from_file(session: &Session, args: &Args, lists: Lists, file: &Path, last: Op
         _ => Box::new(BufReader::new(std::fs::File::open(file).map_err(failed)?)),
     };
     let mut kept = VecDeque::new();
+    let mut left = args.first.unwrap_or(usize::MAX);
     for (number, line) in reader.lines().enumerate() {
         let line = line.map_err(failed)?;
         if line.trim().is_empty() {
@@ -165,7 +172,11 @@ fn from_file(session: &Session, args: &Args, lists: Lists, file: &Path, last: Op
         if !wants(&selection, &event) {
             continue;
         }
-        match last {
+        if event.flow.is_some() {
+            let Some(after) = left.checked_sub(1) else { break };
+            left = after;
+        }
+        match args.last {
             None => show(session, &[json!(event)])?,
             Some(last) => {
                 kept.push_back(json!(event));

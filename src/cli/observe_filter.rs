@@ -44,8 +44,14 @@ const FLAGS: &[(&str, &str, &str)] = &[
     ("label", "SELECTOR", "From or to ports with these labels, such as app=web"),
     ("from-label", "SELECTOR", "From ports with these labels"),
     ("to-label", "SELECTOR", "To ports with these labels"),
+    ("service", "SERVICE", "From or to a Service, [NAMESPACE/]NAME; the beginning of the name suffices"),
+    ("from-service", "SERVICE", "From a Service's address, in files of Hubble"),
+    ("to-service", "SERVICE", "To a Service"),
+    ("interface", "PORT", "Sent by this port, NAMESPACE/NAME"),
+    ("node-name", "NAME", "Seen by this host, such as host-*"),
     ("from-namespace", "NS", "From a namespace (either end: --namespace)"),
     ("to-namespace", "NS", "To a namespace"),
+    ("identity", "ID", "From or to an identity: a number, host or world"),
     ("from-identity", "ID", "From an identity"),
     ("to-identity", "ID", "To an identity"),
     ("protocol", "PROTOCOL", "tcp, udp, sctp, icmp, icmpv4 or icmpv6"),
@@ -59,16 +65,24 @@ const FLAGS: &[(&str, &str, &str)] = &[
         "Why it was dropped: Hubble's name such as POLICY_DENIED, or ours such as spoofed_mac",
     ),
     ("traffic-direction", "DIRECTION", "ingress or egress, seen from the port whose policy is meant"),
-    ("ip-version", "VERSION", "4 or 6"),
+    ("ip-version", "VERSION", "4, 6, or none for what is no IP packet"),
+    ("ipv4", "", "Only IPv4"),
+    ("ipv6", "", "Only IPv6"),
     ("tcp-flags", "FLAGS", "With these TCP flags, such as SYN,ACK"),
     ("uuid", "UUID", "The event with this name"),
     (
         "type",
         "TYPE",
-        "new, closed, dropped, policy-verdict, trace or drop; port shows what happened to ports and objects instead, a name \
+        "new, closed, dropped, policy-verdict, trace[:to-endpoint] or drop[:REASON]; port shows what happened to ports and objects instead, a name \
          such as PortFaulted only that",
     ),
 ];
+
+/// Flags that have a short form, as Hubble's.
+const SHORT: &[(&str, char)] = &[("label", 'l'), ("type", 't'), ("ipv4", '4'), ("ipv6", '6')];
+
+/// Flags without a value, and what they stand for.
+const BARE: &[(&str, &str)] = &[("ipv4", "4"), ("ipv6", "6")];
 
 /// The flag that negates.
 const NOT: &str = "not";
@@ -76,7 +90,15 @@ const NOT: &str = "not";
 impl clap::Args for Flags {
     fn augment_args(command: Command) -> Command {
         let flag = |(name, value, help): &(&'static str, &'static str, &'static str)| {
-            Arg::new(*name).long(*name).value_name(*value).help(*help).action(ArgAction::Append).help_heading("Filters")
+            let arg = Arg::new(*name).long(*name).help(*help).action(ArgAction::Append).help_heading("Filters");
+            let arg = match SHORT.iter().find(|(long, _)| long == name) {
+                Some((_, short)) => arg.short(*short),
+                None => arg,
+            };
+            match BARE.iter().find(|(long, _)| long == name) {
+                Some((_, stands_for)) => arg.num_args(0).default_missing_value(*stands_for),
+                None => arg.value_name(*value),
+            }
         };
         let not = Arg::new(NOT).long(NOT).help("Negates the filter after it").help_heading("Filters");
         let not = not.action(ArgAction::Append).num_args(0).default_missing_value("true");
@@ -183,18 +205,25 @@ fn flag_of(field: &str) -> &str {
 
 type Texts = fn(&mut FlowFilter) -> &mut Vec<String>;
 type Ports = fn(&mut FlowFilter) -> &mut Vec<u16>;
+type Numbers = fn(&mut FlowFilter) -> &mut Vec<u32>;
 
 const PODS: [Texts; 2] = [|filter| &mut filter.source_pod, |filter| &mut filter.destination_pod];
 const IPS: [Texts; 2] = [|filter| &mut filter.source_ip, |filter| &mut filter.destination_ip];
 const LABELS: [Texts; 2] = [|filter| &mut filter.source_label, |filter| &mut filter.destination_label];
+const SERVICES: [Texts; 2] = [|filter| &mut filter.source_service, |filter| &mut filter.destination_service];
+const IDENTITIES: [Numbers; 2] = [|filter| &mut filter.source_identity, |filter| &mut filter.destination_identity];
 const PORTS: [Ports; 2] = [|filter| &mut filter.source_port, |filter| &mut filter.destination_port];
 
 impl Tracker {
     fn add(&mut self, flag: &str, value: &str, namespace: Option<&str>) -> Result<(), Failure> {
         self.used = true;
         let number = || value.parse::<u16>().map_err(|_| Failure::usage(format!("--{flag} {value:?} is no L4 port")));
-        let identity =
-            || value.parse::<u32>().map_err(|_| Failure::usage(format!("--{flag} {value:?} is no identity")));
+        // Those that Cilium reserves have names.
+        let identity = || match value {
+            "host" | "reserved:host" => Ok(1),
+            "world" | "reserved:world" => Ok(2),
+            number => number.parse::<u32>().map_err(|_| Failure::usage(format!("--{flag} {value:?} is no identity"))),
+        };
         let pod = || match namespace {
             Some(namespace) if !value.contains('/') => format!("{namespace}/{value}"),
             _ => value.to_owned(),
@@ -212,16 +241,22 @@ impl Tracker {
             "to-label" => self.both(LABELS[1], value.to_owned()),
             "from-namespace" => self.namespaces[0].push(value.to_owned()),
             "to-namespace" => self.namespaces[1].push(value.to_owned()),
+            "service" => self.either(SERVICES, pod()),
+            "from-service" => self.both(SERVICES[0], pod()),
+            "to-service" => self.both(SERVICES[1], pod()),
+            "interface" => self.both(|filter| &mut filter.interface, pod()),
+            "node-name" => self.both(|filter| &mut filter.node_name, value.to_owned()),
             "port" => self.either(PORTS, number()?),
             "from-port" => self.both(PORTS[0], number()?),
             "to-port" => self.both(PORTS[1], number()?),
-            "from-identity" => self.both(|filter| &mut filter.source_identity, identity()?),
-            "to-identity" => self.both(|filter| &mut filter.destination_identity, identity()?),
+            "identity" => self.either(IDENTITIES, identity()?),
+            "from-identity" => self.both(IDENTITIES[0], identity()?),
+            "to-identity" => self.both(IDENTITIES[1], identity()?),
             "protocol" => self.both(|filter| &mut filter.protocol, value.to_ascii_lowercase()),
             "verdict" => self.both(|filter| &mut filter.verdict, value.to_ascii_uppercase()),
             "drop-reason-desc" => self.both(|filter| &mut filter.drop_reason_desc, value.to_owned()),
             "traffic-direction" => self.both(|filter| &mut filter.traffic_direction, value.to_owned()),
-            "ip-version" => self.both(|filter| &mut filter.ip_version, value.to_owned()),
+            "ip-version" | "ipv4" | "ipv6" => self.both(|filter| &mut filter.ip_version, value.to_owned()),
             "tcp-flags" => self.both(|filter| &mut filter.tcp_flags, value.to_owned()),
             "uuid" => self.both(|filter| &mut filter.uuid, value.to_owned()),
             "type" => self.both(|filter| &mut filter.event_type, value.to_ascii_lowercase()),
@@ -313,6 +348,28 @@ mod tests {
             serde_json::json!([{"sourcePod": ["shop/"]}, {"destinationPod": ["shop/"]}])
         );
         assert_eq!(lists(&[], None), Lists::default());
+    }
+
+    #[test]
+    fn short_flags_and_those_without_a_value() {
+        let short = lists(&["-4", "-t", "drop:POLICY_DENIED", "-l", "app=web", "--not", "-6"], None);
+        let filter =
+            |end: &str| serde_json::json!({"ipVersion": ["4"], "eventType": ["drop:policy_denied"], end: ["app=web"]});
+        assert_eq!(json(&short.whitelist), serde_json::json!([filter("sourceLabel"), filter("destinationLabel")]));
+        assert_eq!(json(&short.blacklist), serde_json::json!([{"ipVersion": ["6"]}]));
+        let either = lists(&["--service", "db", "--identity", "world"], None);
+        assert_eq!(
+            json(&either.whitelist),
+            serde_json::json!([
+                {"sourceService": ["db"], "sourceIdentity": [2]},
+                {"destinationService": ["db"], "destinationIdentity": [2]},
+            ])
+        );
+        let one = lists(&["--to-service", "shop/db", "--interface", "shop/web-0", "--node-name", "host-*"], None);
+        let expected = serde_json::json!([
+            {"destinationService": ["shop/db"], "interface": ["shop/web-0"], "nodeName": ["host-*"]},
+        ]);
+        assert_eq!(json(&one.whitelist), expected);
     }
 
     #[test]

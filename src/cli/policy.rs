@@ -58,7 +58,7 @@ enum Mode {
 /// Arguments of `policy recommend`.
 #[derive(clap::Args, Debug)]
 pub struct RecommendArgs {
-    /// Only from flows not before this time: 2026-11-23T15:30:01Z, or how long ago, such as 5m
+    /// Only from the flow log not before this time: 2026-11-23T15:30:01Z, or how long ago, such as 5m; connections that there are count always
     #[arg(long, value_name = "TIME", value_parser = super::observe::moment)]
     since: Option<SystemTime>,
 }
@@ -207,7 +207,7 @@ fn recommend(session: &Session, args: &RecommendArgs) -> Result<(), Failure> {
     }
     let flows = cell(&result, "/flows");
     match policies.len() {
-        0 => output::hint(&format!("nothing to recommend: the flow log has {flows} new connections of these ports")),
+        0 => output::hint(&format!("nothing to recommend: {flows} connections of these ports were seen")),
         _ => output::hint(&format!("from {flows} connections; try it with audit on: hostweave policy audit NAME on")),
     }
     Ok(())

@@ -13,11 +13,11 @@ use crate::observe::trace::Trace;
 /// Arguments of `trace`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Who sends: NAMESPACE/PORT, an address, or gateway
+    /// Who sends: NAMESPACE/PORT, an address, gateway, or uplink; an address that no network of this host has sends from outside
     #[arg(long, value_name = "END")]
     from: String,
-    /// Where to, such as shop/db-0:5432, 10.64.0.31:53/udp, gateway/icmp
-    #[arg(long, value_name = "END[:L4PORT][/tcp|udp|icmp|sctp|arp|nd]")]
+    /// Where to, such as shop/db-0:5432, 10.64.0.31:53/udp, gateway/icmp; a DHCP request is gateway:67/udp, GRE shop/db-0/47
+    #[arg(long, value_name = "END[:L4PORT][/tcp|udp|icmp|sctp|arp|nd|rs|NUMBER]")]
     to: String,
     /// Network, where the ends do not say it
     #[arg(long, value_name = "NETWORK")]

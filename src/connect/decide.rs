@@ -19,7 +19,7 @@ use hostweave_switch::wire::proto;
 use super::outside::{self, Plan, Source};
 use super::seen;
 use super::service;
-use super::{Flows, Missed, Opened, Part, Step, Way, step};
+use super::{Again, Flows, Missed, Opened, Part, Step, Way, step};
 use crate::datapath::{Context, Lookup};
 use crate::observe::recorder::{Detail, Recorder, Unwatched};
 
@@ -323,7 +323,7 @@ fn commit<R: Recorder>(
     let found = committed.found;
     if committed.new {
         let there = translation.map(|translation| translation.reply.reversed());
-        flows.opened = Some(Opened { out_port: out.id, allowed, there });
+        flows.opened = Some(Opened { out_port: out.id, allowed, there, again: None });
     }
     let crosses = if translation.is_some() { CROSSES } else { 0 };
     let flow = Flow {
@@ -349,7 +349,7 @@ fn commit<R: Recorder>(
 /// ports, whatever the setting.
 pub(super) fn again<R: Recorder>(
     ctx: &Context<'_>,
-    denied: &mut Option<Denied>,
+    flows: &mut Flows<'_>,
     connection: &Record,
     translation: Option<Translation>,
     record: &mut R,
@@ -365,9 +365,15 @@ pub(super) fn again<R: Recorder>(
         }
         return Ok(());
     }
-    let allowed = judge(ctx, denied, &asked, record)?;
+    let allowed = judge(ctx, &mut flows.denied, &asked, record)?;
     if !R::MASKED {
         connection.set_epoch(epoch, [allowed.egress.basis.to_u32(), allowed.ingress.basis.to_u32()]);
+        // Told once of a connection and change: the other direction finds the epoch as it is to be.
+        if allowed.egress.audit.is_some() || allowed.ingress.audit.is_some() {
+            let there = translation.map(|translation| translation.reply.reversed());
+            let again = Again { key, vni: connection.vni(), from: PortId(ports[0]) };
+            flows.opened = Some(Opened { out_port: PortId(ports[1]), allowed, there, again: Some(again) });
+        }
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! a new one may begin.
 //!
 //! Theory of operation: nearly every packet finds its flow in this worker's cache, and if that was checked against its
-//! connection during the current second and the current epoch, nothing else is looked at ([`ready`], [`crossed`]). Otherwise the
+//! connection in the current round (four seconds) and the current epoch, nothing else is looked at ([`ready`], [`crossed`]). Otherwise the
 //! connection is asked (`refresh`): is it still there, is it still allowed? Without a flow the shared table is asked
 //! (`connection`), and without a connection policy is (`decide`). Only `commit` adds connections.
 //!
@@ -56,11 +56,11 @@ pub struct Flows<'a> {
     pub free: &'a mut FreeRecords,
     /// What policy said against the packet, when it was dropped for `PolicyDenied`.
     pub denied: Option<Denied>,
-    /// The connection that the packet began.
+    /// The connection that the packet began, or that a policy in audit mode has something to say about now.
     pub opened: Option<Opened>,
 }
 
-/// A connection that has just begun.
+/// A connection that has just begun, or see [`Opened::again`].
 #[derive(Clone, Copy, Debug)]
 pub struct Opened {
     /// Where it goes.
@@ -69,6 +69,19 @@ pub struct Opened {
     pub allowed: Allowed,
     /// Its tuple as the other side sees it, if it crosses into another network.
     pub there: Option<FlowKey>,
+    /// It did not begin just now: policy was asked about it again, and one in audit mode would deny it.
+    pub again: Option<Again>,
+}
+
+/// A connection that there was.
+#[derive(Clone, Copy, Debug)]
+pub struct Again {
+    /// Tuple of the packet that began it.
+    pub key: FlowKey,
+    /// Its network.
+    pub vni: u32,
+    /// The port that began it.
+    pub from: PortId,
 }
 
 /// Where a packet's flow and connection were looked for and are not, so that nobody looks twice.
@@ -236,7 +249,7 @@ fn refresh<R: Recorder>(
         _ => (Some(flows.connections.translation(flow.connection)?), ctx.crossing_epoch),
     };
     if connection.epoch() != epoch
-        && let Err(reason) = decide::again(ctx, &mut flows.denied, connection, translation, record)
+        && let Err(reason) = decide::again(ctx, flows, connection, translation, record)
     {
         // An address that moved: what its new owner sends, or is sent, is a connection of its own.
         let moved = matches!(reason, DropReason::NoConnection | DropReason::NoRoute);

@@ -63,7 +63,7 @@ pub(super) fn related<R: Recorder>(
     let translation = flows.connections.translation(found.index);
     let epoch = if translation.is_some() { ctx.crossing_epoch } else { ctx.epoch };
     if connection.epoch() != epoch {
-        super::decide::again(ctx, &mut flows.denied, connection, translation, record)?;
+        super::decide::again(ctx, flows, connection, translation, record)?;
     }
     record.stage("conn", Detail::Related(found));
     let queue = if found.direction == 0 { connection.queue(0) } else { connection.queue(1) };

@@ -21,7 +21,7 @@ use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{AddressKey, Addressing, Network, NetworkId, Port, PortId, PortKind, Tables};
 use hostweave_switch::wire::tcp::flags::{ACK, FIN, RST, SYN};
 
-use super::Flows;
+use super::{Flows, Opened};
 use crate::datapath::{self, Context, Lookup};
 use crate::fabric::plane::Plane;
 use crate::observe::recorder::{Detail, Recorder, Unwatched};
@@ -51,6 +51,8 @@ struct Host {
     now: u32,
     queue: u8,
     dir: tempfile::TempDir,
+    /// What the last packet told of a connection.
+    opened: Option<Opened>,
 }
 
 /// Where a packet went, and into which receive queue.
@@ -162,7 +164,19 @@ impl Host {
         let policy = compiler.update(&world).table;
         let plane = Plane { tables: tables(), policy, ..Plane::default() };
         let workers = [(); 2].map(|()| (FlowCache::new(4096).unwrap(), FreeRecords::new()));
-        Self { plane, compiler, world, connections, nat, fragments: Fragments::new(), workers, now: 100, queue: 0, dir }
+        Self {
+            plane,
+            compiler,
+            world,
+            connections,
+            nat,
+            fragments: Fragments::new(),
+            workers,
+            now: 100,
+            queue: 0,
+            opened: None,
+            dir,
+        }
     }
 
     /// A world in which a policy isolates every port; in come TCP and UDP to these ports alone.
@@ -206,7 +220,7 @@ impl Host {
         offload: Offload,
         record: &mut R,
     ) -> Result<Passed, Ended> {
-        let Self { plane, connections, nat, fragments, workers, now, queue, .. } = self;
+        let Self { plane, connections, nat, fragments, workers, now, queue, opened, .. } = self;
         let (cache, free) = &mut workers[worker];
         let port = plane.tables.port(PortId(from)).unwrap();
         let network = plane.tables.network(port.network).unwrap();
@@ -233,6 +247,7 @@ impl Host {
             let lookup = Lookup::new(connections.keys(), key, network.vni);
             let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
             let verdict = datapath::forward(&ctx, &mut flows, &lookup, packet, arena, record);
+            *opened = flows.opened;
             let denied = flows.denied.is_some();
             assert_eq!(denied, verdict == Verdict::Drop(DropReason::PolicyDenied), "who denied it is told");
             match verdict {

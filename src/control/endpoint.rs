@@ -1,10 +1,12 @@
 //! Ends of a packet as people write them: `shop/web-0`, `10.64.0.31:5432/tcp`, `[2001:db8::1]:53/udp`, `gateway:53`,
-//! `shop/db-0:postgres`. For `trace` and `ping`.
+//! `shop/db-0:postgres`, `uplink` for whoever is out there. For `trace` and `ping`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hostweave_policy::model::Protocol as PolicyProtocol;
-use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, PortKind, ROUTER_LINK_LOCAL, Tables};
+use hostweave_switch::tables::{
+    AddressKey, Network, NetworkId, Owned, Port, PortId, PortKind, ROUTER_LINK_LOCAL, Tables, Uplink, mapped,
+};
 
 use super::error::{ErrorKind, RpcError};
 use crate::config::kind::DEFAULT_NAMESPACE;
@@ -14,6 +16,10 @@ use crate::observe::trace::{Request, Scene, free_source_port};
 
 /// Name of the network where none is written.
 const DEFAULT_NETWORK: &str = "default";
+
+/// Somebody out there, where nobody is known (RFC 5737, RFC 3849).
+const SOMEBODY_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const SOMEBODY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
 /// One end.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,6 +37,8 @@ enum Who {
     Port(String),
     Address(IpAddr),
     Gateway,
+    /// Whoever is out there.
+    Uplink,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,7 +54,7 @@ impl Endpoint {
     /// It makes no sense; the error names `field`.
     pub fn parse(field: &'static str, text: &str, namespace: Option<&str>) -> Result<Self, RpcError> {
         let (rest, protocol) = match text.rsplit_once('/') {
-            Some((rest, word)) if !rest.is_empty() => match Protocol::from_name(&word.to_ascii_lowercase()) {
+            Some((rest, word)) if !rest.is_empty() => match protocol(rest, &word.to_ascii_lowercase()) {
                 Some(protocol) => (rest, Some(protocol)),
                 None => (text, None),
             },
@@ -54,7 +62,7 @@ impl Endpoint {
         };
         let bad = |what: &str| {
             RpcError::new(ErrorKind::InvalidParams, field, format!("{text:?}: {what}")).help(
-                "write NAMESPACE/PORT or an address, then :L4PORT and /tcp, /udp, /sctp or /icmp, such as shop/db-0:5432/tcp",
+                "write NAMESPACE/PORT or an address, then :L4PORT and /tcp, /udp, /sctp, /icmp or the number of another protocol, such as shop/db-0:5432/tcp",
             )
         };
         let (name, l4) = split(rest).ok_or_else(|| bad("a [ without ]"))?;
@@ -70,6 +78,7 @@ impl Endpoint {
             (Ok(address), _) => Who::Address(address),
             (Err(_), "") => return Err(bad("the port or address is missing")),
             (Err(_), "gateway") => Who::Gateway,
+            (Err(_), "uplink") => Who::Uplink,
             (Err(_), name) if name.contains('/') => Who::Port(name.to_owned()),
             (Err(_), name) => Who::Port(format!("{}/{name}", namespace.unwrap_or(DEFAULT_NAMESPACE))),
         };
@@ -79,6 +88,13 @@ impl Endpoint {
     fn error(&self, kind: ErrorKind, message: impl Into<String>) -> RpcError {
         RpcError::new(kind, self.field, message)
     }
+}
+
+/// What stands behind the last slash, if it is a protocol. A number is one behind an address or a whole name: `lab/47` is a port.
+fn protocol(end: &str, word: &str) -> Option<Protocol> {
+    let whole = || end.contains(['/', ':']) || end.parse::<IpAddr>().is_ok() || matches!(end, "gateway" | "uplink");
+    let number = || word.bytes().all(|octet| octet.is_ascii_digit()).then(|| word.parse().ok()).flatten();
+    Protocol::from_name(word).or_else(|| number().filter(|_| whole()).map(Protocol::from_number))
 }
 
 /// The name and what stands behind its colon.
@@ -112,15 +128,83 @@ impl Ends<'_> {
     /// There is no such port, network or address, or no packet between the two.
     pub fn resolve(&self, picture: &Picture, scene: &Scene<'_>) -> Result<Request, RpcError> {
         let tables = &picture.plane.tables;
+        if let Some(uplink) = self.uplink(tables)? {
+            return self.from_outside(picture, scene, uplink);
+        }
         let (id, network) = self.network(tables)?;
         let sender = self.sender(tables, id, network)?;
         let receiver = match &self.to.who {
             Who::Port(name) => Some(by_name(tables, name).ok_or_else(|| no_port(self.to, name, tables))?),
             Who::Gateway => tables.port(network.internal),
             Who::Address(address) => tables.owner(AddressKey::new(id, *address)).and_then(|port| tables.port(port)),
+            Who::Uplink => {
+                return Err(self.to.error(ErrorKind::InvalidParams, "write the address of somebody out there"));
+            }
         };
+        let ends = [candidates(&self.from.who, Some(sender)), candidates(&self.to.who, receiver)];
+        self.request(picture, scene, sender, receiver, ends)
+    }
+
+    /// The uplink, if the packet comes from there: nobody of this host has the source address.
+    fn uplink<'t>(&self, tables: &'t Tables) -> Result<Option<&'t Uplink>, RpcError> {
+        let uplink = tables.uplink.as_deref();
+        match &self.from.who {
+            Who::Uplink if uplink.is_none() => Err(self.from.error(ErrorKind::NotFound, "this host has no uplink")),
+            Who::Uplink => Ok(uplink),
+            Who::Address(address) if self.network.is_none() => {
+                Ok(uplink.filter(|uplink| is_foreign(tables, uplink, *address)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// A packet that comes in at the uplink.
+    fn from_outside(&self, picture: &Picture, scene: &Scene<'_>, uplink: &Uplink) -> Result<Request, RpcError> {
+        let tables = &picture.plane.tables;
+        let sender = tables
+            .port(uplink.port)
+            .ok_or_else(|| self.from.error(ErrorKind::Unavailable, "the uplink is not there yet"))?;
+        let sources = match &self.from.who {
+            Who::Address(address) => vec![*address],
+            // Whoever it is, the router sends it; where none is known, somebody of the documentation does.
+            _ => [(&uplink.v4, IpAddr::V4(SOMEBODY_V4)), (&uplink.v6, IpAddr::V6(SOMEBODY_V6))]
+                .map(|(gateways, other)| gateways.first().map_or(other, |gateway| gateway.address))
+                .to_vec(),
+        };
+        let attached = |address: IpAddr| match uplink.owned.get(&mapped(address)) {
+            Some(Owned::Attached { port, .. }) => tables.port(*port),
+            _ => None,
+        };
+        let (receiver, destinations) = match &self.to.who {
+            Who::Port(name) => {
+                let port = by_name(tables, name).ok_or_else(|| no_port(self.to, name, tables))?;
+                (Some(port), outside_addresses(uplink, port))
+            }
+            Who::Address(address) => (attached(*address), vec![*address]),
+            Who::Gateway | Who::Uplink => {
+                let message = "from outside, write an address or a port";
+                return Err(self.to.error(ErrorKind::InvalidParams, message));
+            }
+        };
+        self.request(picture, scene, sender, receiver, [sources, destinations])
+    }
+
+    /// A packet from one of some addresses to one of others.
+    fn request(
+        &self,
+        picture: &Picture,
+        scene: &Scene<'_>,
+        sender: &Port,
+        receiver: Option<&Port>,
+        ends: [Vec<IpAddr>; 2],
+    ) -> Result<Request, RpcError> {
         let (protocol, dst_port) = self.l4(picture, receiver)?;
-        let (src, dst) = self.addresses(sender, receiver, protocol)?;
+        let (src, dst) = self.addresses(ends, protocol)?;
+        let network = picture
+            .plane
+            .tables
+            .network(sender.network)
+            .ok_or_else(|| self.from.error(ErrorKind::Unavailable, "its network is not there yet"))?;
         let src_port = match &self.from.l4 {
             Some(L4::Number(number)) => *number,
             Some(L4::Name(_)) => {
@@ -167,14 +251,17 @@ impl Ends<'_> {
             Who::Port(name) => by_name(tables, name),
             Who::Gateway => tables.port(network.internal),
             Who::Address(address) => tables.owner(AddressKey::new(id, *address)).and_then(|port| tables.port(port)),
+            Who::Uplink => None,
         };
         found.ok_or_else(|| match &self.from.who {
             Who::Port(name) => no_port(self.from, name, tables),
             Who::Address(address) => self
                 .from
                 .error(ErrorKind::NotFound, format!("no port of network {} has {address}", network.name))
-                .help("a packet begins at a port: see hostweave port list -A"),
-            Who::Gateway => self.from.error(ErrorKind::NotFound, format!("network {} has no gateway", network.name)),
+                .help("a packet begins at a port (hostweave port list -A), or at the uplink with an address that no network has"),
+            Who::Gateway | Who::Uplink => {
+                self.from.error(ErrorKind::NotFound, format!("network {} has no gateway", network.name))
+            }
         })
     }
 
@@ -202,6 +289,7 @@ impl Ends<'_> {
                 })
             }
             (None, None) => Ok((Protocol::Icmp, 1)),
+            (None, Some(Protocol::Other(number))) => Ok((Protocol::Other(number), 0)),
             (None, Some(protocol)) if !protocol.has_ports() => Ok((protocol, 1)),
             (None, Some(protocol)) => {
                 let help = format!("write the port before it, such as :5432/{protocol}");
@@ -213,15 +301,12 @@ impl Ends<'_> {
     /// Addresses of one family, IPv4 where both have both.
     fn addresses(
         &self,
-        sender: &Port,
-        receiver: Option<&Port>,
+        [sources, destinations]: [Vec<IpAddr>; 2],
         protocol: Protocol,
     ) -> Result<(IpAddr, IpAddr), RpcError> {
-        let sources = candidates(&self.from.who, Some(sender));
-        let destinations = candidates(&self.to.who, receiver);
         let fits = |address: &IpAddr| match protocol {
             Protocol::Arp => address.is_ipv4(),
-            Protocol::Nd => address.is_ipv6(),
+            Protocol::Nd | Protocol::Rs => address.is_ipv6(),
             _ => true,
         };
         let pairs = destinations.iter().filter(|address| fits(address)).flat_map(|dst| {
@@ -247,8 +332,40 @@ fn candidates(who: &Who, port: Option<&Port>) -> Vec<IpAddr> {
     port.v4.iter().map(|address| IpAddr::V4(*address)).chain(v6).collect()
 }
 
+/// Whether an address is nobody's on this host: of no network, and none of those at the uplink.
+fn is_foreign(tables: &Tables, uplink: &Uplink, address: IpAddr) -> bool {
+    let within = |network: &Network| match address {
+        IpAddr::V4(v4) => network.v4.is_some_and(|(range, _)| range.contains(&v4)),
+        IpAddr::V6(v6) => network.v6.is_some_and(|(range, _)| range.contains(&v6)),
+    };
+    let known = (0..).map(NetworkId).zip(&tables.networks).filter(|(id, _)| *id != uplink.network);
+    let mut known = known.filter_map(|(id, network)| Some((id, network.as_deref()?)));
+    let bits = mapped(address);
+    !known.any(|(id, network)| within(network) || tables.owner(AddressKey::new(id, address)).is_some())
+        && !uplink.owned.contains_key(&bits)
+        && !uplink.is_routed(bits)
+}
+
+/// Addresses by which the outside knows a port: those that are attached to it, or else its own.
+fn outside_addresses(uplink: &Uplink, port: &Port) -> Vec<IpAddr> {
+    let ours = |owned: &Owned| matches!(owned, Owned::Attached { port: owner, .. } if *owner == port.id);
+    let attached = uplink.owned.iter().filter(|(_, owned)| ours(owned));
+    let mut public: Vec<IpAddr> = attached.map(|(bits, _)| Ipv6Addr::from(*bits).to_canonical()).collect();
+    // The table has no order of its own.
+    public.sort_unstable();
+    let own = candidates(&Who::Gateway, Some(port));
+    let rest = own.into_iter().filter(|own| public.iter().all(|known| known.is_ipv4() != own.is_ipv4()));
+    let rest: Vec<IpAddr> = rest.collect();
+    public.into_iter().chain(rest).collect()
+}
+
 fn by_name<'t>(tables: &'t Tables, name: &str) -> Option<&'t Port> {
-    tables.ports.iter().flatten().map(|port| &**port).find(|port| port.name == name && port.kind != PortKind::Internal)
+    tables
+        .ports
+        .iter()
+        .flatten()
+        .map(|port| &**port)
+        .find(|port| port.name == name && matches!(port.kind, PortKind::VhostUser | PortKind::Tap))
 }
 
 fn network_id(tables: &Tables, name: &str) -> Option<NetworkId> {
@@ -309,6 +426,11 @@ mod tests {
             ("[2001:db8::1]:53/udp", (address("2001:db8::1"), number(53), Some(Protocol::Udp))),
             ("gateway:53/udp", (Who::Gateway, number(53), Some(Protocol::Udp))),
             ("gateway", (Who::Gateway, None, None)),
+            ("uplink", (Who::Uplink, None, None)),
+            ("lab/47", (port("lab/47"), None, None)),
+            ("lab/web-0/47", (port("lab/web-0"), None, Some(Protocol::Other(47)))),
+            ("2001:db8::1/58", (address("2001:db8::1"), None, Some(Protocol::Icmp))),
+            ("gateway/rs", (Who::Gateway, None, Some(Protocol::Rs))),
         ] {
             assert_eq!(parsed(text), expected, "{text}");
         }

@@ -2,14 +2,15 @@
 //!
 //! Ports that policy cannot tell apart are one group: same namespace, labels, named ports and network, and addresses in the
 //! same ranges of every `ipBlock`. What may pass between two groups is constant between the L4 ports that some policy
-//! names, so that one question for each such interval finds all of it.
+//! names, so that one question for each such interval finds all of it. Of a port with several addresses those that policies tell
+//! apart are asked about one by one. With an uplink the world is a group, too: addresses that no policy means in particular.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hostweave_policy::model::{ClusterPeer, Direction, NamedPort, Peer, PortMatch, Protocol, World};
 use hostweave_policy::table::{Basis, Decision, Flow};
-use hostweave_switch::tables::{NetworkId, PortId};
+use hostweave_switch::tables::{NetworkId, PortId, mapped};
 use hostweave_switch::wire::proto;
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -22,6 +23,9 @@ use crate::observe::flow_text;
 
 /// Ports that are shown one by one; more are shown in groups.
 const SINGLE_MAX: usize = 16;
+
+/// What everybody behind the uplink is called.
+const WORLD: &str = "world";
 
 /// Questions of one matrix: a second of work or so.
 const QUESTIONS_MAX: usize = 20_000_000;
@@ -50,9 +54,20 @@ struct Group {
     labels: BTreeMap<String, String>,
     network: NetworkId,
     ports: Vec<String>,
-    id: PortId,
-    /// IPv4 and IPv6.
-    addresses: [Option<u128>; 2],
+    /// One of them; `None` for the world.
+    id: Option<PortId>,
+    /// IPv4 and IPv6: one for each set of ranges that addresses of theirs are in.
+    addresses: [Vec<u128>; 2],
+}
+
+/// What may pass between two addresses.
+struct Answer {
+    family: &'static str,
+    ends: [u128; 2],
+    /// By interval.
+    passes: Vec<bool>,
+    /// What both sides say about the first interval.
+    first: Option<[Option<Decision>; 2]>,
 }
 
 /// An interval of L4 ports of one protocol; `None` for whatever has no L4 ports.
@@ -70,7 +85,8 @@ struct Interval {
 pub fn matrix(plane: &Plane, question: &Question) -> Result<Value, RpcError> {
     let intervals = intervals(&plane.world, question)?;
     let groups = groups(plane, question);
-    let questions = groups.len() * groups.len() * intervals.len() * 4;
+    let addresses: usize = groups.iter().flat_map(|group| &group.addresses).map(Vec::len).sum();
+    let questions = addresses.saturating_mul(addresses).saturating_mul(intervals.len() * 2);
     if questions > QUESTIONS_MAX {
         let message =
             format!("{} groups of ports and {} intervals of L4 ports are too many", groups.len(), intervals.len());
@@ -86,7 +102,8 @@ pub fn matrix(plane: &Plane, question: &Question) -> Result<Value, RpcError> {
     let groups: Vec<Value> = groups
         .iter()
         .map(|group| {
-            let network = plane.tables.network(group.network).map(|network| network.name.as_str());
+            let network = group.id.and_then(|_| plane.tables.network(group.network));
+            let network = network.map(|network| network.name.as_str());
             json!({
                 "name": group.name, "namespace": group.namespace, "labels": group.labels, "network": network,
                 "ports": group.ports,
@@ -98,33 +115,30 @@ pub fn matrix(plane: &Plane, question: &Question) -> Result<Value, RpcError> {
 
 fn pair(plane: &Plane, from: &Group, to: &Group, intervals: &[Interval]) -> Value {
     let mut pair = json!({"from": from.name, "to": to.name});
-    if from.network != to.network {
-        (pair["allowed"], pair["allows"], pair["reason"]) = (json!(false), json!([]), json!("another network"));
+    let reason = match (from.id, to.id) {
+        (Some(_), Some(_)) if from.network != to.network => Some("another network"),
+        (None, None) => Some("not by this host"),
+        _ => None,
+    };
+    if let Some(reason) = reason {
+        (pair["allowed"], pair["allows"], pair["reason"]) = (json!(false), json!([]), json!(reason));
         return pair;
     }
-    let families: Vec<(&str, u128, u128)> = ["ipv4", "ipv6"]
-        .into_iter()
-        .zip(from.addresses.iter().zip(to.addresses))
-        .filter_map(|(name, (from, to))| Some((name, (*from)?, to?)))
-        .collect();
     let mut found = Vec::new();
-    for (_, source, destination) in &families {
-        let ask = |interval: &Interval| decide(plane, (from, *source), (to, *destination), interval);
-        let answers: Vec<[Option<Decision>; 2]> = intervals.iter().map(ask).collect();
-        let passes = answers.iter().map(|answer| answer.iter().all(|side| side.is_some_and(|side| side.allowed)));
-        found.push((passes.collect::<Vec<bool>>(), answers.first().copied()));
+    for (family, (sources, destinations)) in ["ipv4", "ipv6"].into_iter().zip(from.addresses.iter().zip(&to.addresses))
+    {
+        for ends in sources.iter().flat_map(|source| destinations.iter().map(|destination| [*source, *destination])) {
+            let ask = |interval: &Interval| decide(plane, (from, ends[0]), (to, ends[1]), interval);
+            let answers: Vec<[Option<Decision>; 2]> = intervals.iter().map(ask).collect();
+            let passes = answers.iter().map(|answer| answer.iter().all(|side| side.is_some_and(|side| side.allowed)));
+            found.push(Answer { family, ends, passes: passes.collect(), first: answers.first().copied() });
+        }
     }
-    let same = found.windows(2).all(|two| two[0].0 == two[1].0);
-    let mut allows = Vec::new();
-    for ((name, ..), (passes, _)) in families.iter().zip(&found).take(if same { 1 } else { 2 }) {
-        let words = words(intervals, passes);
-        allows.extend(words.into_iter().map(|word| if same { word } else { format!("{name}:{word}") }));
-    }
-    pair["allowed"] = json!(found.iter().any(|(passes, _)| passes.contains(&true)));
-    pair["allows"] = json!(allows);
-    if let ([_], Some((_, Some([egress, ingress])))) = (intervals, found.first()) {
+    pair["allowed"] = json!(found.iter().any(|answer| answer.passes.contains(&true)));
+    pair["allows"] = json!(allows(intervals, &found));
+    if let ([_], Some(Answer { first: Some([egress, ingress]), .. })) = (intervals, found.first()) {
         let because = |group: &Group, decision: &Option<Decision>, direction| {
-            decision.map(|decision| because(plane, group.id, decision, direction))
+            Some(because(plane, group.id?, (*decision)?, direction))
         };
         pair["egress"] = json!(because(from, egress, Direction::Egress));
         pair["ingress"] = json!(because(to, ingress, Direction::Ingress));
@@ -132,27 +146,58 @@ fn pair(plane: &Plane, from: &Group, to: &Group, intervals: &[Interval]) -> Valu
     pair
 }
 
-/// What both sides say; the receiver is not asked where the sender may not.
+/// What may pass, in words: with the family, or both addresses, only where that makes a difference.
+fn allows(intervals: &[Interval], found: &[Answer]) -> Vec<String> {
+    let same = |answers: &[&Answer]| answers.windows(2).all(|two| two[0].passes == two[1].passes);
+    let with = |label: &str, answer: &Answer| {
+        let label = label.to_owned();
+        words(intervals, &answer.passes).into_iter().map(move |word| format!("{label}{word}"))
+    };
+    let all: Vec<&Answer> = found.iter().collect();
+    let Some(first) = all.first() else { return Vec::new() };
+    if same(&all) {
+        return with("", first).collect();
+    }
+    let mut allows = Vec::new();
+    for family in ["ipv4", "ipv6"] {
+        let of: Vec<&Answer> = found.iter().filter(|answer| answer.family == family).collect();
+        match of.first() {
+            Some(first) if same(&of) => allows.extend(with(&format!("{family}:"), first)),
+            _ => allows.extend(of.iter().flat_map(|answer| {
+                let [from, to] = answer.ends.map(|bits| std::net::Ipv6Addr::from(bits).to_canonical());
+                with(&format!("{from}>{to}:"), answer).collect::<Vec<_>>()
+            })),
+        }
+    }
+    allows
+}
+
+/// What both sides say; the receiver is not asked where the sender may not. The world says nothing.
 fn decide(plane: &Plane, from: (&Group, u128), to: (&Group, u128), interval: &Interval) -> [Option<Decision>; 2] {
     let is_v4 = IpAddr::from(std::net::Ipv6Addr::from(to.1)).to_canonical().is_ipv4();
-    let question = |direction, subject: PortId, peer: PortId, peer_address| Flow {
+    let question = |direction, subject: PortId, peer: Option<PortId>, peer_address| Flow {
         direction,
         subject,
-        peer: Some(peer),
+        peer,
         peer_address,
         proto: if interval.ports.is_none() && !is_v4 { proto::ICMPV6 } else { interval.proto },
         dst_port: interval.ports.map(|(first, _)| first),
     };
     // A port cannot be blocked from itself, but another one of its group can.
     let peer = if from.0.id == to.0.id && from.0.ports.len() > 1 { other_of(plane, from.0) } else { to.0.id };
-    let egress = plane.policy.decide(&question(Direction::Egress, from.0.id, peer, to.1));
-    let ingress = || plane.policy.decide(&question(Direction::Ingress, peer, from.0.id, from.1));
+    let free = Decision { allowed: true, basis: Basis::Host, audit: None };
+    let egress = from.0.id.map(|subject| plane.policy.decide(&question(Direction::Egress, subject, peer, to.1)));
+    let ingress = || {
+        let decide = |subject| plane.policy.decide(&question(Direction::Ingress, subject, from.0.id, from.1));
+        peer.map_or(free, decide)
+    };
+    let egress = egress.unwrap_or(free);
     [Some(egress), egress.allowed.then(ingress)]
 }
 
-fn other_of(plane: &Plane, group: &Group) -> PortId {
+fn other_of(plane: &Plane, group: &Group) -> Option<PortId> {
     let named = |name: &String| plane.tables.ports.iter().flatten().find(|port| port.name == *name).map(|port| port.id);
-    group.ports.get(1).and_then(named).unwrap_or(group.id)
+    group.ports.get(1).and_then(named).or(group.id)
 }
 
 /// Why, in words.
@@ -162,7 +207,7 @@ fn because(plane: &Plane, subject: PortId, decision: Decision, direction: Direct
         None => "a rule that is gone".to_owned(),
     };
     let isolating = || {
-        let names = plane.policy.isolating(subject, direction).filter(|policy| !policy.audit);
+        let names = plane.policy.isolating(subject, direction);
         let names: Vec<String> = names.map(|policy| format!("{} {}", path(&policy.name), policy.origin)).collect();
         names.join(", ")
     };
@@ -278,7 +323,8 @@ fn ranges(world: &World) -> Vec<IpNet> {
 
 /// Groups of the ports that are asked about, by name.
 fn groups(plane: &Plane, question: &Question) -> Vec<Group> {
-    type Key<'a> = (&'a str, &'a BTreeMap<String, String>, u16, Vec<&'a NamedPort>, Vec<bool>, Option<&'a str>);
+    type Key<'a> =
+        (&'a str, &'a BTreeMap<String, String>, u16, Vec<&'a NamedPort>, [Vec<Vec<bool>>; 2], Option<&'a str>);
     let ranges = ranges(&plane.world);
     let wanted = |endpoint: &&std::sync::Arc<hostweave_policy::model::Endpoint>| {
         question.namespace.as_ref().is_none_or(|namespace| endpoint.namespace == *namespace)
@@ -290,19 +336,22 @@ fn groups(plane: &Plane, question: &Question) -> Vec<Group> {
     let mut groups: BTreeMap<Key<'_>, Group> = BTreeMap::new();
     for endpoint in endpoints {
         let Some(port) = plane.tables.port(endpoint.id) else { continue };
-        let v4 = port.v4.first().map(|address| u128::from(address.to_ipv6_mapped()));
-        let v6 = port.v6.first().map(|address| u128::from(*address));
-        let addresses: [Option<IpAddr>; 2] =
-            [port.v4.first().map(|address| (*address).into()), port.v6.first().map(|address| (*address).into())];
-        let inside = addresses.iter().flat_map(|address| {
-            ranges.iter().map(move |range| address.is_some_and(|address| range.contains(&address)))
-        });
+        let v4 = port.v4.iter().map(|address| IpAddr::from(*address));
+        let v6 = port.v6.iter().filter(|address| !is_link_local(**address)).map(|address| IpAddr::from(*address));
+        // Of addresses that policies cannot tell apart, one.
+        let mut inside: [BTreeMap<Vec<bool>, u128>; 2] = Default::default();
+        for address in v4.chain(v6) {
+            let within = ranges.iter().map(|range| range.contains(&address)).collect();
+            inside[usize::from(address.is_ipv6())].entry(within).or_insert(mapped(address));
+        }
+        let addresses = inside.each_ref().map(|of| of.values().copied().collect());
+        let inside: [Vec<Vec<bool>>; 2] = inside.map(|of| of.into_keys().collect());
         let key = (
             endpoint.namespace.as_str(),
             &endpoint.labels,
             endpoint.network.0,
             endpoint.named_ports.iter().collect(),
-            inside.collect(),
+            inside,
             single.then_some(endpoint.name.as_str()),
         );
         let group = groups.entry(key).or_insert_with(|| Group {
@@ -311,8 +360,8 @@ fn groups(plane: &Plane, question: &Question) -> Vec<Group> {
             labels: endpoint.labels.clone(),
             network: endpoint.network,
             ports: Vec::new(),
-            id: endpoint.id,
-            addresses: [v4, v6],
+            id: Some(endpoint.id),
+            addresses,
         });
         group.ports.push(port.name.clone());
     }
@@ -330,7 +379,31 @@ fn groups(plane: &Plane, question: &Question) -> Vec<Group> {
             group.name += &format!("#{count}");
         }
     }
+    if plane.tables.uplink.is_some() {
+        groups.push(world(&ranges));
+    }
     groups
+}
+
+/// Whoever is behind the uplink: addresses that lie in as few ranges of the policies as any.
+fn world(ranges: &[IpNet]) -> Group {
+    let documentation: [IpAddr; 2] = [[203, 0, 113, 1].into(), [0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into()];
+    let behind = ranges.iter().filter_map(|range| match range.broadcast() {
+        IpAddr::V4(last) => u32::from(last).checked_add(1).map(|next| IpAddr::V4(next.into())),
+        IpAddr::V6(last) => u128::from(last).checked_add(1).map(|next| IpAddr::V6(next.into())),
+    });
+    let all: Vec<IpAddr> = documentation.into_iter().chain(behind).collect();
+    let inside = |address: &IpAddr| ranges.iter().filter(|range| range.contains(address)).count();
+    let addresses = [false, true].map(|v6| {
+        let least = all.iter().filter(|address| address.is_ipv6() == v6).min_by_key(|address| inside(address));
+        least.map(|address| mapped(*address)).into_iter().collect()
+    });
+    let (name, namespace, labels, ports) = (WORLD.to_owned(), String::new(), BTreeMap::new(), Vec::new());
+    Group { name, namespace, labels, network: NetworkId(u16::MAX), ports, id: None, addresses }
+}
+
+fn is_link_local(address: std::net::Ipv6Addr) -> bool {
+    address.segments()[0] & 0xffc0 == 0xfe80
 }
 
 #[cfg(test)]

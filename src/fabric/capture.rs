@@ -11,7 +11,7 @@ use hostweave_switch::tables::PortId;
 
 use super::{Fabric, Inner};
 use crate::observe::trace::{basis_text, default_deny_text};
-use crate::worker::capture::{Capture, Record};
+use crate::worker::capture::{Capture, Drops, Record};
 use crate::worker::watch::CAPTURES_MAX;
 
 /// A capture that runs until this is dropped, or [`Fabric::stop_capture`] names it.
@@ -42,7 +42,7 @@ pub struct Captured {
 
 impl Fabric {
     /// Starts a capture of `ports`, of `snaplen` octets of each frame. `None` when too many run already.
-    pub fn capture(&self, ports: Vec<PortId>, snaplen: usize, drops: bool) -> Option<CaptureHandle> {
+    pub fn capture(&self, ports: Vec<PortId>, snaplen: usize, drops: Drops) -> Option<CaptureHandle> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let capture = Arc::new(Capture::new(ports, snaplen, drops, self.inner.workers.len()));
         let id = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -190,6 +190,11 @@ impl Fabric {
         (views, count)
     }
 
+    /// Every connection.
+    pub fn live_connections(&self) -> Vec<Entry> {
+        self.inner.connections.entries().collect()
+    }
+
     /// Forgets the connections that a filter wants; what workers know of their networks is asked again. Returns how many.
     pub fn flush_connections(&self, filter: &ConnectionFilter) -> usize {
         let inner = &self.inner;

@@ -130,7 +130,7 @@ impl Names {
         gone.retain(|id, _| plane.tables.port(*id).is_none());
         for (id, endpoint) in self.endpoints.drain().filter(|(id, _)| plane.tables.port(*id).is_none()) {
             let (mac, identity) = self.known.get(&id).copied().unzip();
-            gone.insert(id, Arc::new(workload(&endpoint, identity.unwrap_or(0), mac)));
+            gone.insert(id, Arc::new(Party::workload(&endpoint, identity.unwrap_or(0), mac)));
         }
         let ports = plane.tables.ports.iter().flatten();
         let known = ports.map(|port| (port.id, (port.mac, identity(plane, port.id)))).collect();
@@ -163,7 +163,11 @@ impl Names {
         let endpoint = self.endpoints.get(&port.id);
         let party = Arc::new(match endpoint {
             Some(endpoint) if port.kind != PortKind::Internal => {
-                workload(endpoint, identity(plane, port.id), Some(port.mac))
+                Party::workload(endpoint, identity(plane, port.id), Some(port.mac))
+            }
+            // Who is behind the uplink is not of this host.
+            _ if port.kind == PortKind::Uplink => {
+                Party { port: Some(port.name.clone()), ..reserved(WORLD, "reserved:world") }
             }
             _ => Party { mac: Some(port.mac), port: Some(port.name.clone()), ..reserved(HOST, "reserved:host") },
         });
@@ -174,10 +178,10 @@ impl Names {
     fn reasons(&mut self, plane: &Plane, event: &FlowEvent, to: Option<PortId>) -> Reasons {
         let mut reasons = Reasons::default();
         match event.kind {
-            FlowEventKind::Opened { egress, ingress, audit } => {
+            FlowEventKind::Opened { egress, ingress, audit } | FlowEventKind::Audited { egress, ingress, audit } => {
                 reasons.allowed = [egress, ingress].map(|basis| self.allowing(plane, basis));
-                if let Some((direction, rule)) = audit {
-                    reasons.denied[index(direction)].extend(self.rule(plane, rule));
+                for (denied, rule) in reasons.denied.iter_mut().zip(audit) {
+                    denied.extend(rule.and_then(|rule| self.rule(plane, rule)));
                 }
             }
             FlowEventKind::Dropped { denied: Some((direction, basis)), .. } => {
@@ -208,7 +212,7 @@ impl Names {
             (Basis::Rule(id), _) => self.rule(plane, id).into_iter().collect(),
             (Basis::HostDefault, _) => vec![Arc::new(of_host(plane, "default-deny"))],
             (Basis::NoRule, Some(subject)) => {
-                let isolating = plane.policy.isolating(subject, direction).filter(|policy| !policy.audit);
+                let isolating = plane.policy.isolating(subject, direction);
                 let one = |policy: &Arc<hostweave_policy::table::PolicyInfo>| {
                     let labels = vec![format!("{LABEL_ORIGIN}{}", policy.origin)];
                     let namespace = policy.name.namespace.clone().unwrap_or_default();
@@ -235,22 +239,6 @@ impl Names {
 /// Hubble's number of a port's identity.
 fn identity(plane: &Plane, port: PortId) -> u32 {
     plane.policy.identity(port).map_or(0, |identity| identity.saturating_add(RESERVED))
-}
-
-/// A port that is not the host's own.
-fn workload(endpoint: &PolicyEndpoint, identity: u32, mac: Option<MacAddr>) -> Party {
-    Party {
-        endpoint: Endpoint {
-            id: endpoint.id.0,
-            identity,
-            namespace: endpoint.namespace.clone(),
-            labels: endpoint.labels.iter().map(|(key, value)| format!("k8s:{key}={value}")).collect(),
-            pod_name: endpoint.name.clone(),
-        },
-        mac,
-        port: Some(format!("{}/{}", endpoint.namespace, endpoint.name)),
-        workload: true,
-    }
 }
 
 /// The Service that a packet was sent to.

@@ -77,7 +77,7 @@ use start::{Seat, or_abort, start_worker};
 use uplink::owned::Outside;
 use uplink::{Attended, UplinkRuntime};
 use wanted::Wanted;
-pub use what_if::{Affected, AffectedFlow, DeniedFlow, Impact, Picture};
+pub use what_if::{Affected, AffectedFlow, DeniedFlow, Impact, Picture, newly_admitted};
 
 /// The running packet path.
 pub struct Fabric {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
+use hostweave_switch::MacAddr;
 use hostweave_switch::connection::Ending;
 use hostweave_switch::flow::FlowKey;
 use hostweave_switch::stage::{DropReason, Verdict};
@@ -92,7 +93,7 @@ impl Fabric {
         let port = tables.port(request.from).ok_or_else(gone)?;
         let network = tables.network(port.network).ok_or_else(gone)?;
         let tuple = self.unused(&picture, network, &request.tuple);
-        let octets = frame(port.mac, &tuple).ok_or(TraceError::NoPacket(tuple))?;
+        let octets = frame(port.mac, MacAddr::ROUTER, &tuple).ok_or(TraceError::NoPacket(tuple))?;
         let key: FlowKey = key(&tuple).ok_or(TraceError::NoPacket(tuple))?;
         let (events, receiver) = sync_channel(EVENTS_MAX);
         let probe = Arc::new(Probe { port: port.id, key, vni: network.vni, events });

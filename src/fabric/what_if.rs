@@ -5,16 +5,18 @@
 //! live connections can be judged by the draft's tables; new ones get numbers that nobody has.
 
 use std::collections::{HashMap, HashSet};
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use hostweave_nat::service::Services;
 use hostweave_nat::{Nat, Pools};
 use hostweave_policy::compile::Compiler;
-use hostweave_policy::model::World;
+use hostweave_policy::model::{Direction, World};
+use hostweave_policy::table::Basis;
 use hostweave_switch::connection::{Entry as Connection, Translation};
 use hostweave_switch::flow::{FlowKey, NO_QUEUE};
-use hostweave_switch::stage::DropReason;
+use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{Network, NetworkId, Port, PortId, Tables, Uplink};
 
 use super::balance::known::Facts;
@@ -31,7 +33,9 @@ use crate::connect::{self, Denied};
 use crate::datapath::Context;
 use crate::observe::flow_event::FlowEventKind;
 use crate::observe::flow_log::Entry;
-use crate::observe::trace::{Scene, denied_text, port_name};
+use crate::observe::recorder::{Detail, Recorder};
+use crate::observe::synthetic::Tuple;
+use crate::observe::trace::{Request, Scene, basis_text, denied_text, port_name, walk};
 
 /// Broken connections that are named; more are only counted.
 const NAMED_MAX: usize = 20;
@@ -96,7 +100,7 @@ pub struct DeniedFlow {
     pub vni: u32,
     /// Who sent it.
     pub from: PortId,
-    /// Who would have received it.
+    /// Who would have received it; [`PortId::NONE`] if that is not known.
     pub to: PortId,
 }
 
@@ -147,7 +151,7 @@ impl Fabric {
             let Entry::Flow(record) = &*entry else { continue };
             let event = &record.event;
             let by_policy = matches!(event.kind, FlowEventKind::Dropped { reason: DropReason::PolicyDenied, .. });
-            if !by_policy || event.to == PortId::NONE {
+            if !by_policy {
                 continue;
             }
             let key = event.key;
@@ -166,7 +170,7 @@ impl Fabric {
         for entry in self.inner.connections.entries() {
             impact.connections += 1;
             let ports = [entry.in_port, entry.out_port];
-            let judge = |judge: &Judge<'_>| judge.judge(&entry.key, entry.vni, ports, true, entry.translation.as_ref());
+            let judge = |judge: &Judge<'_>| judge.judge(&entry.key, entry.vni, ports, entry.translation.as_ref());
             let Err(why) = judge(&after) else { continue };
             // What ends anyway is not this draft's doing.
             if judge(&before).is_err() {
@@ -176,17 +180,56 @@ impl Fabric {
         }
         // The table has no order of its own.
         impact.broken.named.sort_by_key(|flow| (flow.from.clone(), flow.to.clone(), flow.key.src(), flow.key.dst()));
-        for flow in denied {
-            let ports = [flow.from.0, flow.to.0];
-            let judge = |judge: &Judge<'_>| judge.judge(&flow.key, flow.vni, ports, false, None);
-            if judge(&before).is_ok() || judge(&after).is_err() {
-                continue;
-            }
-            let names = ports.map(|port| port_name(&live.plane.tables, PortId(port)));
-            let [from, to] = names;
-            impact.admitted.add(|| AffectedFlow { key: flow.key, from, to, why: after.allowing(flow) });
-        }
+        impact.admitted = newly_admitted(&self.scene(&live), &self.scene(draft), denied);
         impact
+    }
+}
+
+/// Which denied flows a draft would let pass, as `trace` finds out: where they go is decided anew, by either's tables.
+pub fn newly_admitted(live: &Scene<'_>, draft: &Scene<'_>, denied: &[DeniedFlow]) -> Affected {
+    let mut admitted = Affected::default();
+    for flow in denied {
+        let passes = |scene: &Scene<'_>| {
+            let network = scene.plane.tables.network(scene.plane.tables.port(flow.from)?.network)?;
+            let request = Request { from: flow.from, tuple: Tuple::of(&flow.key)? };
+            let mut allowed = Allowed::default();
+            let verdict = walk(scene, &request, &mut allowed).ok()?;
+            (network.vni == flow.vni && verdict == Verdict::Forward).then_some(allowed)
+        };
+        let Some(allowed) = passes(draft).filter(|_| passes(live).is_none()) else { continue };
+        let to = match flow.to {
+            PortId::NONE => Ipv6Addr::from(flow.key.dst()).to_canonical().to_string(),
+            to => port_name(&live.plane.tables, to),
+        };
+        let from = port_name(&live.plane.tables, flow.from);
+        let [egress, ingress] = allowed.0.map(|basis| basis_text(&draft.plane.policy, basis.to_u32()));
+        let why = format!("egress: {egress}; ingress: {ingress}");
+        admitted.add(|| AffectedFlow { key: flow.key, from, to, why });
+    }
+    admitted
+}
+
+/// What let a packet pass: the sender's policy, and the receiver's.
+struct Allowed([Basis; 2]);
+
+impl Default for Allowed {
+    fn default() -> Self {
+        // Sides that are the host's own are not asked.
+        Self([Basis::Host; 2])
+    }
+}
+
+impl Recorder for Allowed {
+    const MASKED: bool = true;
+
+    fn stage(&mut self, _name: &'static str, detail: Detail) {
+        match detail {
+            Detail::BuiltIn(rule) => self.0 = [Basis::BuiltIn(rule); 2],
+            Detail::Policy(flow, decision) => {
+                self.0[usize::from(flow.direction == Direction::Ingress)] = decision.basis
+            }
+            _ => {}
+        }
     }
 }
 
@@ -221,16 +264,14 @@ impl<'a> Judge<'a> {
         (port.network == id).then(|| Some(Context::new(self.plane, port, tables.network(id)?, NO_QUEUE, 0)))?
     }
 
-    /// `established`: whether it is a connection, which the setting `established: keep` protects from policy; then there is
-    /// nothing that allows it.
+    /// Of a connection, which the setting `established: keep` protects from policy.
     fn judge(
         &self,
         key: &FlowKey,
         vni: u32,
         ports: [u32; 2],
-        established: bool,
         translation: Option<&Translation>,
-    ) -> Result<Option<connect::Allowed>, Refused> {
+    ) -> Result<(), Refused> {
         let mut denied = None;
         let refused = |reason, denied| Refused { reason, denied, ports };
         let ctx = self.context(vni, ports[0]).ok_or_else(|| refused(DropReason::NoRoute, None))?;
@@ -239,8 +280,8 @@ impl<'a> Judge<'a> {
             return Err(refused(DropReason::PortDown, None));
         }
         match connect::anew(&ctx, key, ports, translation, &mut denied) {
-            Ok(allowed) => Ok(Some(allowed)),
-            Err(reason) if established && self.plane.tables.keep_established && by_policy(reason) => Ok(None),
+            Ok(_) => Ok(()),
+            Err(reason) if self.plane.tables.keep_established && by_policy(reason) => Ok(()),
             Err(reason) => Err(refused(reason, denied)),
         }
     }
@@ -253,26 +294,11 @@ impl<'a> Judge<'a> {
                 reason => reason.name().to_owned(),
             };
         };
-        use hostweave_policy::model::Direction;
         let (word, subject) = match denied.direction {
             Direction::Egress => ("egress", refused.ports[0]),
             Direction::Ingress => ("ingress", refused.ports[1]),
         };
         format!("{word}: {}", denied_text(&self.plane.policy, PortId(subject), denied.direction, denied.decision))
-    }
-
-    /// What allows a flow.
-    fn allowing(&self, flow: &DeniedFlow) -> String {
-        match self.judge(&flow.key, flow.vni, [flow.from.0, flow.to.0], false, None) {
-            Ok(None) => String::new(),
-            Ok(Some(allowed)) => {
-                let text = |decision: hostweave_policy::table::Decision| {
-                    crate::observe::trace::basis_text(&self.plane.policy, decision.basis.to_u32())
-                };
-                format!("egress: {}; ingress: {}", text(allowed.egress), text(allowed.ingress))
-            }
-            Err(refused) => self.text(&refused),
-        }
     }
 }
 

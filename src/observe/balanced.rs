@@ -1,7 +1,7 @@
 //! `trace` of a packet to a Service: which backend it gets, and why.
 
 use hostweave_nat::service::{Lookup, Services, Why};
-use hostweave_switch::tables::{Network, OUTSIDE_VNI};
+use hostweave_switch::tables::OUTSIDE_VNI;
 
 use super::recorder::Balanced;
 use super::synthetic::Tuple;
@@ -36,10 +36,10 @@ pub(super) fn stage(scene: &Scene<'_>, tuple: &Tuple, given: &Balanced) -> Stage
 }
 
 /// Who answers an echo request.
-pub(super) fn echo(services: &Services, network: &Network, tuple: &Tuple) -> String {
+pub(super) fn echo(services: &Services, gateway: &str, vni: u32, tuple: &Tuple) -> String {
     let is_service = |scope| services.has_address(scope, mapped(tuple.dst));
-    match is_service(network.vni) || is_service(OUTSIDE_VNI) {
+    match is_service(vni) || is_service(OUTSIDE_VNI) {
         true => format!("echo: the Service at {} answers", tuple.dst),
-        false => format!("echo: the gateway of network {} answers", network.name),
+        false => format!("echo: {gateway} answers"),
     }
 }

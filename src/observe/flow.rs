@@ -11,6 +11,9 @@ pub const TYPE_TRACE: i32 = 4;
 /// Of a decision of policy.
 pub const TYPE_POLICY_VERDICT: i32 = 5;
 
+/// Trace reason of a connection that goes on.
+pub const ESTABLISHED: &str = "ESTABLISHED";
+
 /// Begins the summary of a connection that ended.
 pub const CLOSED: &str = "closed";
 
@@ -91,6 +94,9 @@ pub struct Flow {
     /// Kind of event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_type: Option<EventType>,
+    /// The Service whose address it was sent from; only Hubble says that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_service: Option<Service>,
     /// The Service whose address it was sent to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination_service: Option<Service>,
@@ -380,7 +386,7 @@ impl Flow {
 
     /// Whether it is a connection that began.
     pub fn is_new(&self) -> bool {
-        self.kind() == TYPE_POLICY_VERDICT && self.verdict != "DROPPED"
+        self.kind() == TYPE_POLICY_VERDICT && self.verdict != "DROPPED" && self.trace_reason != ESTABLISHED
     }
 
     /// Whether it is a connection that ended.

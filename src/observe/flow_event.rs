@@ -8,7 +8,7 @@ use hostweave_switch::packet::Packet;
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
 
-use crate::connect::{Denied, Opened};
+use crate::connect::{Again, Denied, Opened};
 use crate::datapath::{Context, Lookup};
 
 /// Something that happened to a connection, or to a packet that belongs to none.
@@ -37,14 +37,23 @@ pub struct FlowEvent {
 /// See [`FlowEvent`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FlowEventKind {
-    /// A connection began; what allowed it at the sender and at the receiver, and what a policy in audit mode says against it.
+    /// A connection began; what allowed it at the sender and at the receiver, and what policies in audit mode say against it.
     Opened {
         /// Of the sender.
         egress: Basis,
         /// Of the receiver.
         ingress: Basis,
-        /// Would have been denied by, and whose policy that is.
-        audit: Option<(Direction, RuleId)>,
+        /// Would have been denied by, at the sender and at the receiver.
+        audit: [Option<RuleId>; 2],
+    },
+    /// Policies have changed, and one in audit mode says something against a connection that there was.
+    Audited {
+        /// Of the sender.
+        egress: Basis,
+        /// Of the receiver.
+        ingress: Basis,
+        /// Would be denied by, at the sender and at the receiver.
+        audit: [Option<RuleId>; 2],
     },
     /// It ended.
     Closed(Ending),
@@ -60,16 +69,22 @@ pub enum FlowEventKind {
 }
 
 impl FlowEvent {
-    /// A connection began with a packet.
+    /// A connection began with a packet, or was judged again by it.
     pub fn opened(ctx: &Context<'_>, lookup: &Lookup, packet: &Packet, opened: &Opened) -> Self {
         let allowed = &opened.allowed;
-        let audit = allowed.egress.audit.map(|rule| (Direction::Egress, rule));
-        let kind = FlowEventKind::Opened {
-            egress: allowed.egress.basis,
-            ingress: allowed.ingress.basis,
-            audit: audit.or_else(|| allowed.ingress.audit.map(|rule| (Direction::Ingress, rule))),
+        let (egress, ingress) = (allowed.egress.basis, allowed.ingress.basis);
+        let audit = [allowed.egress.audit, allowed.ingress.audit];
+        let event = match opened.again {
+            None => {
+                Self::new(ctx, &lookup.key, packet, opened.out_port, FlowEventKind::Opened { egress, ingress, audit })
+            }
+            // Whichever side the packet is from.
+            Some(Again { key, vni, from }) => {
+                let kind = FlowEventKind::Audited { egress, ingress, audit };
+                let event = Self::new(ctx, &key, packet, opened.out_port, kind);
+                Self { vni, from, tcp_flags: 0, icmp: 0, ..event }
+            }
         };
-        let event = Self::new(ctx, &lookup.key, packet, opened.out_port, kind);
         Self { there: opened.there.filter(|there| *there != event.key), ..event }
     }
 
@@ -84,6 +99,12 @@ impl FlowEvent {
         let to = denied.map_or(PortId::NONE, |denied| denied.out_port);
         let denied = denied.map(|denied| (denied.direction, denied.decision.basis));
         Self::new(ctx, key, packet, to, FlowEventKind::Dropped { reason, denied })
+    }
+
+    /// A packet ended behind the stages, or before there was one: nobody looks at it any more.
+    pub fn ended(key: FlowKey, vni: u32, [from, to]: [PortId; 2], reason: DropReason, now: u32) -> Self {
+        let kind = FlowEventKind::Dropped { reason, denied: None };
+        Self { kind, key: key.unscoped(), there: None, vni, from, to, tcp_flags: 0, icmp: 0, at: now }
     }
 
     /// The key of a frame that has no IP header.

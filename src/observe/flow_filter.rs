@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::flow::{Endpoint, ExportEvent, Flow, TYPE_DROP, TYPE_POLICY_VERDICT, TYPE_TRACE, TcpFlags};
+use super::flow::{Endpoint, ExportEvent, Flow, Service, TYPE_DROP, TYPE_POLICY_VERDICT, TYPE_TRACE, TcpFlags};
 use super::flow_log::Entry;
 use crate::control::selector::Selector;
 
@@ -61,6 +61,19 @@ pub struct FlowFilter {
     /// The receiver's identity.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub destination_identity: Vec<u32>,
+    /// It was sent from the address of a Service whose name begins so; `NAMESPACE/NAME` as in `sourcePod`. Only Hubble's files
+    /// say that.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub source_service: Vec<String>,
+    /// As `sourceService`, of the receiver.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub destination_service: Vec<String>,
+    /// Name of the port that sent it, `NAMESPACE/NAME`, or of Hubble's interface.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub interface: Vec<String>,
+    /// Name of the host; `*` stands for any octets.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub node_name: Vec<String>,
     /// `tcp`, `udp`, `sctp`, `icmp` (both), `icmpv4`, `icmpv6`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub protocol: Vec<String>,
@@ -70,13 +83,13 @@ pub struct FlowFilter {
     /// Hubble's name of the reason, such as `POLICY_DENIED`, or our own, such as `spoofed_mac`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub drop_reason_desc: Vec<String>,
-    /// `new`, `closed`, `dropped`; Hubble's `policy-verdict`, `trace`, `drop`.
+    /// `new`, `closed`, `dropped`; Hubble's `policy-verdict`, `trace`, `drop`; `trace:to-endpoint` and the like, `drop:REASON`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub event_type: Vec<String>,
     /// `ingress` or `egress`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub traffic_direction: Vec<String>,
-    /// `4` or `6`.
+    /// `4`, `6`, or `none` for what is no IP packet.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ip_version: Vec<String>,
     /// All of these flags are set, such as `SYN,ACK`.
@@ -152,19 +165,11 @@ impl FlowFilter {
             None => Ok(()),
         };
         word("verdict", &self.verdict, VERDICTS)?;
-        word("eventType", &self.event_type, EVENT_TYPES)?;
+        self.event_type.iter().try_for_each(|word| check_type(word))?;
         word("protocol", &self.protocol, PROTOCOLS)?;
         word("trafficDirection", &self.traffic_direction, &["ingress", "egress"])?;
-        word("ipVersion", &self.ip_version, &["4", "6", "v4", "v6", "ipv4", "ipv6"])?;
-        let known = |reason: &DropReason, word: &str| {
-            reason.name() == word || super::drop_reason::hubble(*reason).1.eq_ignore_ascii_case(word)
-        };
-        let unknown = |word: &&String| !DropReason::ALL.iter().any(|reason| known(reason, word));
-        if let Some(word) = self.drop_reason_desc.iter().find(unknown) {
-            let similar = crate::config::names::closest(word, DropReason::ALL.iter().map(|reason| reason.name()));
-            let hint = similar.map(|similar| format!("; did you mean {similar}?")).unwrap_or_default();
-            return Err(BadFilter { field: "dropReasonDesc", message: format!("{word:?} is no drop reason{hint}") });
-        }
+        word("ipVersion", &self.ip_version, &["4", "6", "v4", "v6", "ipv4", "ipv6", "none"])?;
+        self.drop_reason_desc.iter().try_for_each(|word| check_reason("dropReasonDesc", word))?;
         let flags: Result<Vec<u8>, BadFilter> = self.tcp_flags.iter().map(|flags| tcp_flags(flags)).collect();
         Ok(Compiled {
             nets: [
@@ -180,6 +185,50 @@ impl FlowFilter {
             filter: self,
         })
     }
+}
+
+/// Hubble's names of where a packet may be seen.
+const TRACE_POINTS: &[&str] = &[
+    "from-endpoint",
+    "from-host",
+    "from-network",
+    "from-overlay",
+    "from-proxy",
+    "from-stack",
+    "to-endpoint",
+    "to-host",
+    "to-network",
+    "to-overlay",
+    "to-proxy",
+    "to-stack",
+];
+
+/// `TYPE`, `trace:POINT` or `drop:REASON`.
+fn check_type(word: &str) -> Result<(), BadFilter> {
+    let bad = |message| Err(BadFilter { field: "eventType", message });
+    match word.split_once(':') {
+        None if is_in(word, EVENT_TYPES) => Ok(()),
+        None => bad(format!("{word:?} is not one of {}", EVENT_TYPES.join(", "))),
+        Some((kind, point)) if kind.eq_ignore_ascii_case("trace") => match is_in(point, TRACE_POINTS) {
+            true => Ok(()),
+            false => bad(format!("{point:?} is not one of {}", TRACE_POINTS.join(", "))),
+        },
+        Some((kind, reason)) if is_in(kind, &["drop", "dropped"]) => check_reason("eventType", reason),
+        Some((kind, _)) => bad(format!("{kind:?} has no subtypes: trace and drop have")),
+    }
+}
+
+/// Hubble's name of a reason, or ours.
+fn check_reason(field: &'static str, word: &str) -> Result<(), BadFilter> {
+    let known = |reason: &DropReason| {
+        reason.name().eq_ignore_ascii_case(word) || super::drop_reason::hubble(*reason).1.eq_ignore_ascii_case(word)
+    };
+    if DropReason::ALL.iter().any(known) {
+        return Ok(());
+    }
+    let similar = crate::config::names::closest(word, DropReason::ALL.iter().map(|reason| reason.name()));
+    let hint = similar.map(|similar| format!("; did you mean {similar}?")).unwrap_or_default();
+    Err(BadFilter { field, message: format!("{word:?} is no drop reason{hint}") })
 }
 
 fn is_in(value: &str, known: &[&str]) -> bool {
@@ -251,8 +300,14 @@ impl Compiled {
             && any(&filter.drop_reason_desc, |word| is_reason(flow, word))
             && any(&filter.protocol, |word| is_protocol(flow, word))
             && any(&filter.traffic_direction, |word| word.eq_ignore_ascii_case(&flow.traffic_direction))
-            && any(&filter.ip_version, |word| flow.ip.as_ref().is_some_and(|ip| word.ends_with(&ip.ip_version[3..])))
+            && any(&filter.ip_version, |word| is_version(flow, word))
             && any(&filter.uuid, |uuid| *uuid == flow.uuid)
+            && any(&filter.source_service, |name| flow.source_service.as_ref().is_some_and(|of| is_service(of, name)))
+            && any(&filter.destination_service, |name| {
+                flow.destination_service.as_ref().is_some_and(|of| is_service(of, name))
+            })
+            && any(&filter.interface, |name| flow.interface.as_ref().is_some_and(|of| of.name == *name))
+            && any(&filter.node_name, |pattern| is_like(&flow.node_name, pattern))
             && any(&self.flags, |wanted| has_flags(flow, *wanted))
             && port(&filter.source_port, ports.map(|ports| ports.0))
             && port(&filter.destination_port, ports.map(|ports| ports.1))
@@ -275,14 +330,45 @@ impl Compiled {
 
 /// See [`FlowFilter::source_pod`].
 fn is_pod(end: &Endpoint, pod: &str) -> bool {
-    match pod.split_once('/') {
-        Some(("", name)) => !end.pod_name.is_empty() && end.pod_name.starts_with(name),
-        Some((namespace, name)) => end.namespace == namespace && end.pod_name.starts_with(name),
-        None => end.namespace == "default" && end.pod_name.starts_with(pod),
+    is_named(&end.namespace, &end.pod_name, pod)
+}
+
+fn is_service(service: &Service, name: &str) -> bool {
+    is_named(&service.namespace, &service.name, name)
+}
+
+fn is_named(namespace: &str, name: &str, wanted: &str) -> bool {
+    match wanted.split_once('/') {
+        Some(("", begin)) => !name.is_empty() && name.starts_with(begin),
+        Some((within, begin)) => namespace == within && name.starts_with(begin),
+        None => namespace == "default" && name.starts_with(wanted),
     }
 }
 
+/// Whether a text is one of a pattern, in which `*` stands for anything.
+fn is_like(text: &str, pattern: &str) -> bool {
+    let Some((begin, rest)) = pattern.split_once('*') else { return text == pattern };
+    let Some(mut text) = text.strip_prefix(begin) else { return false };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let end = parts.pop().unwrap_or_default();
+    // The first place of each part leaves most for the others.
+    for part in parts {
+        let Some((_, behind)) = text.split_once(part) else { return false };
+        text = behind;
+    }
+    text.ends_with(end)
+}
+
 fn is_type(flow: &Flow, word: &str) -> bool {
+    if let Some((kind, sub)) = word.split_once(':') {
+        let point = sub.to_ascii_uppercase().replace('-', "_");
+        let right = if kind.eq_ignore_ascii_case("trace") {
+            flow.trace_observation_point == point
+        } else {
+            is_reason(flow, sub)
+        };
+        return is_type(flow, kind) && right;
+    }
     match word.to_ascii_lowercase().as_str() {
         "new" => flow.is_new(),
         "closed" => flow.is_closed(),
@@ -297,7 +383,7 @@ fn is_type(flow: &Flow, word: &str) -> bool {
 
 fn is_reason(flow: &Flow, word: &str) -> bool {
     let own = flow.summary.split(';').next().unwrap_or_default();
-    flow.verdict == "DROPPED" && (word.eq_ignore_ascii_case(&flow.drop_reason_desc) || word == own)
+    flow.verdict == "DROPPED" && (word.eq_ignore_ascii_case(&flow.drop_reason_desc) || word.eq_ignore_ascii_case(own))
 }
 
 fn is_protocol(flow: &Flow, word: &str) -> bool {
@@ -305,6 +391,15 @@ fn is_protocol(flow: &Flow, word: &str) -> bool {
     protocol.is_some_and(|protocol| {
         word.eq_ignore_ascii_case(protocol) || word.eq_ignore_ascii_case("icmp") && protocol.starts_with("ICMP")
     })
+}
+
+/// `4`, `v4` and `ipv4` are IPv4. A line of a file need not name a version.
+fn is_version(flow: &Flow, word: &str) -> bool {
+    if word.eq_ignore_ascii_case("none") {
+        return flow.ip.is_none();
+    }
+    let version = flow.ip.as_ref().and_then(|ip| ip.ip_version.chars().last());
+    version.is_some_and(|version| word.ends_with(version))
 }
 
 fn has_flags(flow: &Flow, wanted: u8) -> bool {
@@ -326,6 +421,39 @@ mod tests {
     }
 
     #[test]
+    fn services_and_where_a_packet_was_seen() {
+        let line = r#"{"flow":{"verdict":"FORWARDED","event_type":{"type":4},"trace_observation_point":"TO_ENDPOINT",
+            "source_service":{"name":"web","namespace":"default"},"destination_service":{"name":"db-sql","namespace":"shop"}}}"#;
+        let flow = serde_json::from_str::<ExportEvent>(line).unwrap().flow.unwrap();
+        for (field, yes, no) in [
+            ("destinationService", "shop/db", "shop/sql"),
+            ("destinationService", "/db-sql", "db"),
+            ("sourceService", "web", "shop/web"),
+            ("eventType", "trace:to-endpoint", "trace:from-endpoint"),
+            ("eventType", "trace:TO-ENDPOINT", "drop:policy_denied"),
+            ("ipVersion", "none", "4"),
+        ] {
+            assert!(compiled(json!({field: [yes]})).matches(&flow), "{field} {yes}");
+            assert!(!compiled(json!({field: [no]})).matches(&flow), "{field} {no}");
+        }
+        for bad in ["trace:there", "policy-verdict:x", "drop:nothing", "l7"] {
+            let error = FlowFilter { event_type: vec![bad.into()], ..FlowFilter::default() }.compile().unwrap_err();
+            assert_eq!(error.field, "eventType", "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_line_without_a_version_is_of_none() {
+        for line in
+            [r#"{"flow":{"IP":{}}}"#, r#"{"flow":{"IP":{"ipVersion":"4"}}}"#, r#"{"flow":{"IP":{"ipVersion":"Ipé"}}}"#]
+        {
+            let flow = serde_json::from_str::<ExportEvent>(line).unwrap().flow.unwrap();
+            assert_eq!(compiled(json!({"ipVersion": ["4"]})).matches(&flow), line.contains('4'), "{line}");
+            assert!(!compiled(json!({"ipVersion": ["v6"]})).matches(&flow), "{line}");
+        }
+    }
+
+    #[test]
     fn each_condition_matches_and_does_not() {
         let flow = denied().to_flow("host-a");
         for (field, yes, no) in [
@@ -341,6 +469,12 @@ mod tests {
             ("destinationPort", json!(5432), json!(49152)),
             ("sourceIdentity", json!(1012), json!(1031)),
             ("destinationIdentity", json!(1031), json!(1012)),
+            ("interface", json!("shop/cache-0"), json!("shop/db-0")),
+            ("nodeName", json!("host-*"), json!("host-b")),
+            ("nodeName", json!("*st*a"), json!("h*b*a")),
+            ("eventType", json!("drop:policy_denied"), json!("drop:spoofed_mac")),
+            ("eventType", json!("dropped:POLICY_DENIED"), json!("trace:to-endpoint")),
+            ("ipVersion", json!("v4"), json!("none")),
             ("protocol", json!("tcp"), json!("udp")),
             ("verdict", json!("DROPPED"), json!("FORWARDED")),
             ("dropReasonDesc", json!("POLICY_DENIED"), json!("INVALID_SOURCE_MAC")),

@@ -109,6 +109,18 @@ impl FlowLog {
         newest(&self.entries(), selection, last, node)
     }
 
+    /// The first `first` flows of those that are kept and wanted, oldest first, and what was lost among them.
+    pub fn oldest(&self, selection: &Selection, first: usize, node: &str) -> Vec<ExportEvent> {
+        let (entries, mut flows) = (self.entries(), 0);
+        let wanted = entries.iter().filter_map(|entry| selection.pick(entry, node));
+        wanted
+            .take_while(|event| {
+                flows += usize::from(event.flow.is_some());
+                flows <= first
+            })
+            .collect()
+    }
+
     /// As [`Self::list`], and a feed that continues exactly there.
     pub fn subscribe(
         &self,
@@ -128,6 +140,13 @@ impl FlowLog {
     /// Every record that is kept, oldest first.
     pub fn entries(&self) -> Vec<Arc<Entry>> {
         self.lock().iter().map(|(_, entry)| Arc::clone(entry)).collect()
+    }
+
+    /// How far it reaches back, if there was more before that.
+    pub fn reach(&self) -> Option<SystemTime> {
+        let kept = self.lock();
+        let (number, first) = kept.front()?;
+        (*number > 1).then(|| first.time())
     }
 
     /// Records so far.
@@ -215,7 +234,15 @@ mod tests {
         log.add(udp(more));
         let all = log.list(&Selection::default(), usize::MAX, "host-a");
         assert_eq!((all.len(), log.count()), (FLOWS_KEPT, u64::from(more)));
+        assert_eq!(log.reach(), Some(log.entries()[0].time()));
+        let other = FlowLog::default();
+        assert_eq!(other.reach(), None);
+        other.add(udp(1));
+        assert_eq!(other.reach(), None, "nothing was before that");
         assert_eq!(all[0].flow.as_ref().unwrap().ports(), Some((1, 10)));
+        let first = log.oldest(&Selection::default(), 2, "host-a");
+        let ports: Vec<_> = first.iter().map(|event| event.flow.as_ref().unwrap().ports().unwrap().1).collect();
+        assert_eq!(ports, [10, 11]);
         let last = log.list(&Selection::default(), 2, "host-a");
         let ports: Vec<_> = last.iter().map(|event| event.flow.as_ref().unwrap().ports().unwrap().1).collect();
         assert_eq!(ports, [more - 2, more - 1]);

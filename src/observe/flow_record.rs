@@ -5,18 +5,20 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use hostweave_policy::model::Direction;
+use hostweave_policy::model::{Direction, Endpoint as PolicyEndpoint};
+use hostweave_policy::table::RuleId;
 use hostweave_switch::MacAddr;
 use hostweave_switch::connection::Ending;
 use hostweave_switch::flow::{FlowKey, Kind};
 use hostweave_switch::stage::DropReason;
+use hostweave_switch::tables::{NetworkId, PortId};
 use hostweave_switch::wire::proto;
 use uuid::Uuid;
 
 use super::drop_reason::hubble;
 use super::flow::{
-    Addresses, CLOSED, Endpoint, EventType, Flow, Icmp, Interface, Ip, Layer4, Policy, Ports, Service, TYPE_DROP,
-    TYPE_POLICY_VERDICT, TYPE_TRACE, Tcp, TcpFlags,
+    Addresses, CLOSED, ESTABLISHED, Endpoint, EventType, Flow, Icmp, Interface, Ip, Layer4, Policy, Ports, Service,
+    TYPE_DROP, TYPE_POLICY_VERDICT, TYPE_TRACE, Tcp, TcpFlags,
 };
 use super::flow_event::{FlowEvent, FlowEventKind};
 use super::time::rfc3339_nanos;
@@ -32,6 +34,27 @@ pub struct Party {
     pub port: Option<String>,
     /// Whether policies select it: a port that is not the host's own.
     pub workload: bool,
+    /// Its network, of a port that policies select.
+    pub network: Option<NetworkId>,
+}
+
+impl Party {
+    /// A port that is not the host's own.
+    pub fn workload(endpoint: &PolicyEndpoint, identity: u32, mac: Option<MacAddr>) -> Self {
+        Self {
+            endpoint: Endpoint {
+                id: endpoint.id.0,
+                identity,
+                namespace: endpoint.namespace.clone(),
+                labels: endpoint.labels.iter().map(|(key, value)| format!("k8s:{key}={value}")).collect(),
+                pod_name: endpoint.name.clone(),
+            },
+            mac,
+            port: Some(format!("{}/{}", endpoint.namespace, endpoint.name)),
+            workload: true,
+            network: Some(endpoint.network),
+        }
+    }
 }
 
 /// What policies said, by direction: egress of the sender, ingress of the receiver.
@@ -105,14 +128,22 @@ impl FlowRecord {
         let mut words = Vec::new();
         let direction = match self.event.kind {
             FlowEventKind::Opened { audit, .. } => {
-                flow.verdict = match audit {
+                let audited = audited_at(audit);
+                flow.verdict = match audited {
                     Some(_) => "AUDIT",
                     None if self.event.there.is_some() => "TRANSLATED",
                     None => "FORWARDED",
                 }
                 .into();
                 flow.event_type = Some(EventType { kind: TYPE_POLICY_VERDICT, sub_type: 0 });
-                audit.map(|(direction, _)| direction)
+                audited
+            }
+            FlowEventKind::Audited { audit, .. } => {
+                flow.verdict = "AUDIT".into();
+                flow.event_type = Some(EventType { kind: TYPE_POLICY_VERDICT, sub_type: 0 });
+                flow.trace_reason = ESTABLISHED.into();
+                words.push("goes on".to_owned());
+                audited_at(audit)
             }
             FlowEventKind::Closed(why) => {
                 passing(flow);
@@ -121,7 +152,7 @@ impl FlowRecord {
             }
             FlowEventKind::Sample => {
                 passing(flow);
-                flow.trace_reason = "ESTABLISHED".into();
+                flow.trace_reason = ESTABLISHED.into();
                 words.push("goes on".to_owned());
                 None
             }
@@ -136,7 +167,9 @@ impl FlowRecord {
                 };
                 flow.event_type = Some(EventType { kind, sub_type });
                 words.push(reason.name().to_owned());
-                Some(denied.map_or(Direction::Egress, |(direction, _)| direction))
+                // What its destination did not take ended there.
+                let taken = if self.event.to == PortId::NONE { Direction::Egress } else { Direction::Ingress };
+                Some(denied.map_or(taken, |(direction, _)| direction))
             }
         };
         let usual = if self.destination.workload { Direction::Ingress } else { Direction::Egress };
@@ -226,12 +259,18 @@ impl FlowRecord {
 
     fn is_reply(&self) -> Option<bool> {
         match self.event.kind {
-            FlowEventKind::Opened { .. } | FlowEventKind::Closed(_) | FlowEventKind::Sample => Some(false),
+            FlowEventKind::Opened { .. } | FlowEventKind::Audited { .. } => Some(false),
+            FlowEventKind::Closed(_) | FlowEventKind::Sample => Some(false),
             FlowEventKind::Dropped { reason: DropReason::PolicyDenied, .. } => Some(false),
             FlowEventKind::Dropped { .. } if self.event.key.kind() == Kind::Answer => Some(true),
             FlowEventKind::Dropped { .. } => None,
         }
     }
+}
+
+/// Whose policy in audit mode says something; of both, the sender's, as it is asked first.
+fn audited_at([egress, ingress]: [Option<RuleId>; 2]) -> Option<Direction> {
+    egress.map(|_| Direction::Egress).or(ingress.map(|_| Direction::Ingress))
 }
 
 /// What is seen of a connection on its way.
@@ -263,7 +302,6 @@ fn ip(source: IpAddr, destination: IpAddr) -> Ip {
 pub(crate) mod tests {
     use hostweave_policy::table::Basis;
     use hostweave_switch::flow::FlowKey;
-    use hostweave_switch::tables::PortId;
 
     use super::*;
 
@@ -279,6 +317,7 @@ pub(crate) mod tests {
             mac: Some(MacAddr([2, 0, 10, 64, 0, id as u8])),
             port: Some(format!("shop/{name}")),
             workload: true,
+            network: Some(NetworkId(0)),
         })
     }
 
@@ -327,7 +366,8 @@ pub(crate) mod tests {
     }
 
     pub fn opened(proto: u8, src_port: u16, dst_port: u16, kind: Kind) -> FlowRecord {
-        let opened = FlowEventKind::Opened { egress: Basis::NotSelected, ingress: Basis::NotSelected, audit: None };
+        let opened =
+            FlowEventKind::Opened { egress: Basis::NotSelected, ingress: Basis::NotSelected, audit: [None; 2] };
         record(opened, key(proto, src_port, dst_port, kind))
     }
 
@@ -411,13 +451,24 @@ pub(crate) mod tests {
         assert!(!flow.is_closed() && !flow.is_new() && flow.trace_reason == "ESTABLISHED", "{flow:?}");
         let reason = DropReason::SpoofedMac;
         let dropped = FlowEventKind::Dropped { reason, denied: None };
-        let flow = record(dropped, key(proto::UDP, 7, 8, Kind::Ports)).to_flow("");
+        let mut sent = record(dropped, key(proto::UDP, 7, 8, Kind::Ports));
+        sent.event.to = PortId::NONE;
+        let flow = sent.to_flow("");
         assert_eq!(flow.event_type, Some(EventType { kind: TYPE_DROP, sub_type: 130 }));
         assert_eq!((flow.is_reply, flow.ethernet, flow.traffic_direction.as_str()), (None, None, "EGRESS"));
         assert_eq!(flow.summary, "spoofed_mac; UDP");
-        let audit = Some((Direction::Egress, hostweave_policy::table::RuleId(3)));
+        let full = FlowEventKind::Dropped { reason: DropReason::GuestRingFull, denied: None };
+        let flow = record(full, key(proto::UDP, 7, 8, Kind::Ports)).to_flow("");
+        assert_eq!(flow.traffic_direction, "INGRESS", "its receiver did not take it");
+        let audit = [Some(RuleId(3)), Some(RuleId(4))];
         let audited = FlowEventKind::Opened { egress: Basis::NotSelected, ingress: Basis::NotSelected, audit };
         let flow = record(audited, key(proto::UDP, 7, 8, Kind::Ports)).to_flow("");
         assert_eq!((flow.verdict.as_str(), flow.traffic_direction.as_str()), ("AUDIT", "EGRESS"));
+        // The same of one that there was is nothing new.
+        let again =
+            FlowEventKind::Audited { egress: Basis::NotSelected, ingress: Basis::NotSelected, audit: [None, audit[1]] };
+        let flow = record(again, key(proto::UDP, 7, 8, Kind::Ports)).to_flow("");
+        assert_eq!((flow.verdict.as_str(), flow.traffic_direction.as_str()), ("AUDIT", "INGRESS"));
+        assert!(!flow.is_new() && flow.summary.starts_with("goes on"), "{}", flow.summary);
     }
 }

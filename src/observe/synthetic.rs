@@ -5,14 +5,14 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hostweave_switch::MacAddr;
+use hostweave_switch::flow::{FlowKey, Kind};
 use hostweave_switch::wire::ethernet::{self, ether_type};
 use hostweave_switch::wire::{arp, checksum, dhcp4, dhcp6, icmpv4, icmpv6, ipv4, ipv6, proto, tcp, udp};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a packet is to carry.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Protocol {
     /// A segment that opens a connection.
     Tcp,
@@ -26,28 +26,38 @@ pub enum Protocol {
     Arp,
     /// A neighbour solicitation for an IPv6 address.
     Nd,
+    /// A router solicitation.
+    Rs,
+    /// A packet of another IP protocol, by its number; what it carries nobody looks at.
+    Other(u8),
 }
 
 impl Protocol {
-    /// All of them.
-    pub const ALL: [Protocol; 6] =
-        [Protocol::Tcp, Protocol::Udp, Protocol::Icmp, Protocol::Sctp, Protocol::Arp, Protocol::Nd];
-
-    /// As it is written behind an address.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-            Protocol::Icmp => "icmp",
-            Protocol::Sctp => "sctp",
-            Protocol::Arp => "arp",
-            Protocol::Nd => "nd",
-        }
-    }
+    /// Those that have a name, as it is written behind an address.
+    pub const NAMED: [(&str, Protocol); 7] = [
+        ("tcp", Protocol::Tcp),
+        ("udp", Protocol::Udp),
+        ("icmp", Protocol::Icmp),
+        ("sctp", Protocol::Sctp),
+        ("arp", Protocol::Arp),
+        ("nd", Protocol::Nd),
+        ("rs", Protocol::Rs),
+    ];
 
     /// From its name, in lower case.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|protocol| protocol.name() == name)
+        Self::NAMED.into_iter().find(|(known, _)| *known == name).map(|(_, protocol)| protocol)
+    }
+
+    /// From its number.
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            proto::TCP => Protocol::Tcp,
+            proto::UDP => Protocol::Udp,
+            proto::SCTP => Protocol::Sctp,
+            proto::ICMPV4 | proto::ICMPV6 => Protocol::Icmp,
+            other => Protocol::Other(other),
+        }
     }
 
     /// Whether it has L4 ports.
@@ -58,7 +68,29 @@ impl Protocol {
 
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        match (self, Self::NAMED.iter().find(|(_, protocol)| protocol == self)) {
+            (Protocol::Other(number), _) => write!(f, "protocol {number}"),
+            (_, Some((name, _))) => f.write_str(name),
+            (_, None) => Ok(()),
+        }
+    }
+}
+
+impl From<Protocol> for String {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Other(number) => number.to_string(),
+            named => named.to_string(),
+        }
+    }
+}
+
+impl TryFrom<String> for Protocol {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let number = || text.parse().ok().map(Protocol::from_number);
+        Protocol::from_name(&text).or_else(number).ok_or_else(|| format!("{text:?} is no protocol"))
     }
 }
 
@@ -86,9 +118,22 @@ impl Tuple {
             (Protocol::Udp, _) => proto::UDP,
             (Protocol::Sctp, _) => proto::SCTP,
             (Protocol::Icmp, IpAddr::V4(_)) => proto::ICMPV4,
-            (Protocol::Icmp, IpAddr::V6(_)) | (Protocol::Nd, _) => proto::ICMPV6,
+            (Protocol::Icmp, IpAddr::V6(_)) | (Protocol::Nd | Protocol::Rs, _) => proto::ICMPV6,
+            (Protocol::Other(number), _) => number,
             (Protocol::Arp, _) => 0,
         }
+    }
+
+    /// Of a packet with this key, as far as one can be made. `None` for an answer, which begins nothing.
+    pub fn of(key: &FlowKey) -> Option<Self> {
+        let [src, dst] = [key.src(), key.dst()].map(|bits| Ipv6Addr::from(bits).to_canonical());
+        let (src_port, dst_port) = match key.kind() {
+            Kind::Ports => (key.src_port(), key.dst_port()),
+            Kind::Query => (key.src_port(), 1),
+            Kind::Addresses => (0, 0),
+            Kind::Answer => return None,
+        };
+        Some(Self { src, dst, protocol: Protocol::from_number(key.proto()), src_port, dst_port })
     }
 
     /// `10.64.0.12:49152`, `[2001:db8::1]:49152`, or the address alone where there are no ports.
@@ -139,17 +184,20 @@ impl TcpFields {
     pub const SYN: TcpFields = TcpFields { flags: tcp::flags::SYN, sequence: 1, acknowledgement: 0 };
 }
 
-/// The frame that a port with the MAC address `mac` would send. `None` when the addresses are of two families, or of the
-/// wrong one.
-pub fn frame(mac: MacAddr, tuple: &Tuple) -> Option<Vec<u8>> {
+/// The frame that who has the MAC address `mac` would send, by the router `router`. `None` when the addresses are of two
+/// families, or of the wrong one.
+pub fn frame(mac: MacAddr, router: MacAddr, tuple: &Tuple) -> Option<Vec<u8>> {
     match (tuple.protocol, tuple.src, tuple.dst) {
         (Protocol::Arp, IpAddr::V4(src), IpAddr::V4(dst)) => Some(arp_request(mac, src, dst)),
         (Protocol::Arp, ..) => None,
         (Protocol::Nd, IpAddr::V6(src), IpAddr::V6(dst)) => neighbor_solicit(mac, src, dst),
-        (Protocol::Nd, ..) => None,
+        (Protocol::Rs, IpAddr::V6(src), IpAddr::V6(_)) => router_solicit(mac, src),
+        (Protocol::Nd | Protocol::Rs, ..) => None,
+        // It would not be the protocol of the packet, but a header before that.
+        (Protocol::Other(number), IpAddr::V6(_), _) if ipv6::is_extension(number) => None,
         (Protocol::Udp, IpAddr::V4(_), IpAddr::V4(_)) if tuple.dst_port == dhcp4::SERVER_PORT => discover(mac),
         (Protocol::Udp, IpAddr::V6(_), IpAddr::V6(_)) if tuple.dst_port == dhcp6::SERVER_PORT => solicit(mac),
-        _ => ip(mac, MacAddr::ROUTER, tuple.src, tuple.dst, tuple.proto(), 64, message(tuple, &TcpFields::SYN)?),
+        _ => ip(mac, router, tuple.src, tuple.dst, tuple.proto(), 64, message(tuple, &TcpFields::SYN)?),
     }
 }
 
@@ -191,7 +239,8 @@ fn message(tuple: &Tuple, fields: &TcpFields) -> Option<Vec<u8>> {
             octets.extend([1, 0, 0, 20, 0, 0, 0, 1, 0, 0, 0xff, 0xff, 0, 1, 0, 1, 0, 0, 0, 1]);
             Some(octets)
         }
-        Protocol::Arp | Protocol::Nd => None,
+        Protocol::Other(_) => Some(vec![0; OTHER_LEN]),
+        Protocol::Arp | Protocol::Nd | Protocol::Rs => None,
     }
 }
 
@@ -263,9 +312,22 @@ fn arp_request(mac: MacAddr, src: Ipv4Addr, dst: Ipv4Addr) -> Vec<u8> {
     ethernet_frame(mac, MacAddr::BROADCAST, ether_type::ARP, &octets)
 }
 
+/// Option with the source link-layer address (RFC 4861 §4.6.1).
+const SOURCE_LINK_LAYER: u8 = 1;
+
+/// RFC 4861 §4.1, with the source link-layer address.
+fn router_solicit(mac: MacAddr, src: Ipv6Addr) -> Option<Vec<u8>> {
+    const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
+    let mut octets = vec![0; icmpv6::HEADER_LEN];
+    octets.extend([SOURCE_LINK_LAYER, 1]);
+    octets.extend(mac.0);
+    icmpv6::emit(&mut octets, src, ALL_ROUTERS, icmpv6::kind::ROUTER_SOLICIT, 0, 0)?;
+    let link = ethernet::multicast_v6(ALL_ROUTERS);
+    ip(mac, link, src.into(), ALL_ROUTERS.into(), proto::ICMPV6, 255, octets)
+}
+
 /// RFC 4861 §4.3, with the source link-layer address.
 fn neighbor_solicit(mac: MacAddr, src: Ipv6Addr, target: Ipv6Addr) -> Option<Vec<u8>> {
-    const SOURCE_LINK_LAYER: u8 = 1;
     let mut octets = vec![0; icmpv6::HEADER_LEN];
     octets.extend(target.octets());
     octets.extend([SOURCE_LINK_LAYER, 1]);
@@ -304,6 +366,9 @@ fn solicit(mac: MacAddr) -> Option<Vec<u8>> {
     ip(mac, ethernet::multicast_v6(dst), src.into(), dst.into(), proto::UDP, 64, payload)
 }
 
+/// Octets of a packet of a protocol that nobody looks into.
+const OTHER_LEN: usize = 8;
+
 /// What echo requests carry.
 const ECHO_DATA: &[u8; 32] = b"hostweave ping: no guest sent it";
 
@@ -329,10 +394,12 @@ mod tests {
     #[test]
     fn every_packet_is_one_that_parse_lets_through_in_both_families() {
         for v6 in [false, true] {
-            for protocol in Protocol::ALL {
+            let others = [47, 50, 89, 0].map(Protocol::Other);
+            for protocol in Protocol::NAMED.map(|(_, protocol)| protocol).into_iter().chain(others) {
                 let tuple = tuple(protocol, v6);
-                let Some(frame) = frame(MAC, &tuple) else {
-                    assert!(matches!((protocol, v6), (Protocol::Arp, true) | (Protocol::Nd, false)));
+                let Some(frame) = frame(MAC, MacAddr::ROUTER, &tuple) else {
+                    let only_v4 = matches!(protocol, Protocol::Arp | Protocol::Other(0));
+                    assert!(if v6 { only_v4 } else { matches!(protocol, Protocol::Nd | Protocol::Rs) }, "{protocol}");
                     continue;
                 };
                 let (verdict, meta) = Burst::new().with_frame(Meta::default(), &frame, frame.len(), |packet, arena| {
@@ -353,7 +420,7 @@ mod tests {
         for v6 in [false, true] {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 let tuple = tuple(protocol, v6);
-                let frame = frame(MAC, &tuple).unwrap();
+                let frame = frame(MAC, MacAddr::ROUTER, &tuple).unwrap();
                 let ethernet = EthernetFrame::new_checked(&frame[..]).unwrap();
                 let payload = if v6 {
                     Ipv6Packet::new_checked(ethernet.payload()).unwrap().payload().to_vec()
@@ -375,7 +442,18 @@ mod tests {
     #[test]
     fn two_families_make_no_packet() {
         let mixed = Tuple { dst: "2001:db8::2".parse().unwrap(), ..tuple(Protocol::Tcp, false) };
-        assert_eq!(frame(MAC, &mixed), None);
+        assert_eq!(frame(MAC, MacAddr::ROUTER, &mixed), None);
+    }
+
+    #[test]
+    fn protocols_survive_as_text() {
+        for (protocol, text) in [(Protocol::Rs, "\"rs\""), (Protocol::Other(47), "\"47\""), (Protocol::Tcp, "\"tcp\"")]
+        {
+            assert_eq!(serde_json::to_string(&protocol).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Protocol>(text).unwrap(), protocol);
+        }
+        assert_eq!(serde_json::from_str::<Protocol>("\"58\"").unwrap(), Protocol::Icmp);
+        assert!(serde_json::from_str::<Protocol>("\"256\"").is_err());
     }
 
     #[test]

@@ -8,16 +8,17 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use hostweave_nat::Nat;
-use hostweave_policy::explain::{Explanation, explain};
+use hostweave_policy::explain::{Explanation, Miss, explain};
 use hostweave_policy::infrastructure::BuiltIn;
 use hostweave_policy::model::{Direction, World};
 use hostweave_policy::table::{Basis, Decision, Flow, PolicyInfo, RuleInfo, Table};
+use hostweave_switch::MacAddr;
 use hostweave_switch::connection::{Connections, Entry, Found, FreeRecords};
 use hostweave_switch::flow::{FlowCache, FlowKey, NO_QUEUE};
 use hostweave_switch::packet::{Burst, Meta, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{AddressKey, Network, Port, PortId, PortKind, Tables};
+use hostweave_switch::tables::{AddressKey, Network, Owned, Port, PortId, PortKind, Tables, Uplink};
 use serde::{Deserialize, Serialize};
 
 use super::balanced;
@@ -171,16 +172,38 @@ pub fn run(scene: &Scene<'_>, request: &Request) -> Result<Trace, TraceError> {
     let tables = &scene.plane.tables;
     let port = tables.port(request.from).ok_or(TraceError::NoPort(request.from))?;
     let network = tables.network(port.network).ok_or(TraceError::NoPort(request.from))?;
-    let frame = synthetic::frame(port.mac, &request.tuple).ok_or(TraceError::NoPacket(request.tuple))?;
-    let mut cache = FlowCache::new(1).map_err(|_| TraceError::Memory)?;
-    let ctx = Context::new(scene.plane, port, network, NO_QUEUE, scene.now);
     let mut log = Log::default();
-    let meta = Meta { in_port: port.id, ..Meta::default() };
-    let verdict = Burst::new().with_frame(meta, &frame, frame.len(), |packet, arena| {
-        stages(&ctx, scene.connections, scene.nat, &mut cache, packet, arena, &mut log)
-    });
+    let verdict = walk(scene, request, &mut log)?;
     let narrator = Narrator { scene, tables, network, port, tuple: &request.tuple };
     Ok(narrator.trace(&log.0, verdict))
+}
+
+/// Runs the stages on a packet and puts nothing into words: how it ends.
+///
+/// # Errors
+/// There is no such port or packet.
+pub fn walk<R: Recorder>(scene: &Scene<'_>, request: &Request, record: &mut R) -> Result<Verdict, TraceError> {
+    let tables = &scene.plane.tables;
+    let port = tables.port(request.from).ok_or(TraceError::NoPort(request.from))?;
+    let network = tables.network(port.network).ok_or(TraceError::NoPort(request.from))?;
+    // At the uplink it is a neighbour that sends, by this host.
+    let (mac, router) = match tables.uplink.as_deref() {
+        Some(uplink) if port.kind == PortKind::Uplink => (neighbor(uplink), port.mac),
+        _ => (port.mac, MacAddr::ROUTER),
+    };
+    let frame = synthetic::frame(mac, router, &request.tuple).ok_or(TraceError::NoPacket(request.tuple))?;
+    let mut cache = FlowCache::new(1).map_err(|_| TraceError::Memory)?;
+    let ctx = Context::new(scene.plane, port, network, NO_QUEUE, scene.now);
+    let meta = Meta { in_port: port.id, ..Meta::default() };
+    Ok(Burst::new().with_frame(meta, &frame, frame.len(), |packet, arena| {
+        stages(&ctx, scene.connections, scene.nat, &mut cache, packet, arena, record)
+    }))
+}
+
+/// Who hands packets from outside to this host: one of its routers, or somebody else where none has told its link address.
+fn neighbor(uplink: &Uplink) -> MacAddr {
+    const NOBODY: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+    uplink.v4.iter().chain(&uplink.v6).find_map(|gateway| gateway.mac).unwrap_or(NOBODY)
 }
 
 /// The pipeline as a worker has it, for one packet.
@@ -242,7 +265,10 @@ impl Narrator<'_> {
                 stages.push(dropped(stage_of(reason, stages.last().map(|last| last.stage.as_str())), reason));
             }
         }
-        let owner = self.tables.owner(AddressKey::new(self.port.network, self.tuple.dst));
+        // What `dnat` ends, `route` has no way for: that is one reason.
+        stages
+            .dedup_by(|later, first| later.result == "DROP" && first.result == "DROP" && later.detail == first.detail);
+        let owner = self.owner();
         let (ended, reason) = match verdict {
             Verdict::Forward => (Ended::Forwarded, None),
             Verdict::Reply => (Ended::Replied, None),
@@ -285,20 +311,33 @@ impl Narrator<'_> {
 
     /// `shop/cache-0  10.64.0.12:49152 -> shop/db-0 10.64.0.31:5432 tcp`.
     fn packet(&self) -> String {
-        let tuple = self.tuple;
-        let owner = self.tables.owner(AddressKey::new(self.port.network, tuple.dst));
+        let (tuple, owner) = (self.tuple, self.owner());
         let to = owner.map(|id| format!("{} ", self.name(id))).unwrap_or_default();
         let (from, source, destination) = (self.name(self.port.id), tuple.source(), tuple.destination());
         format!("{from}  {source} -> {to}{destination} {}", tuple.protocol)
     }
 
+    /// Who has the destination address.
+    fn owner(&self) -> Option<PortId> {
+        let key = AddressKey::new(self.port.network, self.tuple.dst);
+        let attached = || match self.tables.uplink.as_deref()?.owned.get(&key.address)? {
+            Owned::Attached { port, .. } => Some(*port),
+            Owned::Host | Owned::Nat | Owned::Service => None,
+        };
+        self.tables.owner(key).or_else(attached)
+    }
+
     /// Which of the host's own services it is.
     fn answered(&self) -> String {
-        let gateway = format!("the gateway of network {}", self.network.name);
+        let gateway = match self.port.kind {
+            PortKind::Uplink => "this host at its uplink".to_owned(),
+            _ => format!("the gateway of network {}", self.network.name),
+        };
         match self.tuple.protocol {
             Protocol::Arp => format!("ARP: {gateway} answers with the router's MAC address"),
             Protocol::Nd => format!("neighbour discovery: {gateway} answers with the router's MAC address"),
-            Protocol::Icmp => balanced::echo(&self.scene.plane.services, self.network, self.tuple),
+            Protocol::Rs => format!("router discovery: {gateway} answers with a router advertisement"),
+            Protocol::Icmp => balanced::echo(&self.scene.plane.services, &gateway, self.network.vni, self.tuple),
             _ if self.tuple.dst.is_ipv4() => format!("DHCP: {gateway} answers"),
             _ => format!("DHCPv6: {gateway} answers"),
         }
@@ -430,11 +469,16 @@ impl Narrator<'_> {
     /// Fills in what decided, and the sentences that explain it.
     fn reason(&self, stage: &mut Stage, explanation: &Explanation) {
         let isolating: Vec<&PolicyInfo> =
-            explanation.selecting.iter().filter(|policy| policy.tier.is_none()).map(|policy| &**policy).collect();
+            explanation.selecting.iter().filter(|policy| policy.isolates()).map(|policy| &**policy).collect();
         match (&explanation.rule, &explanation.miss) {
-            (Some(rule), _) => {
+            (Some(rule), miss) => {
                 decided(stage, &rule.policy.to_string(), &rule.origin);
                 stage.lines.push(explanation.sentence.clone());
+                stage.lines.extend(miss.as_ref().map(nearest));
+            }
+            (None, Some(miss)) if explanation.decision.basis == Basis::HostDefault => {
+                stage.detail.clone_from(&explanation.sentence);
+                stage.lines.push(nearest(miss));
             }
             (None, Some(miss)) => {
                 decided(stage, &miss.policy.to_string(), &miss.origin);
@@ -516,6 +560,11 @@ fn decided(stage: &mut Stage, policy: &str, origin: &str) {
     stage.origin = Some(origin.to_owned());
 }
 
+/// `nearest: web-out accepts all but port 8080 (it has tcp 80)  20-shop.yaml:9`.
+fn nearest(miss: &Miss) -> String {
+    format!("nearest of {}: {}  {}", miss.policy, miss.sentence, miss.origin)
+}
+
 fn default_deny(isolating: &[&PolicyInfo]) -> String {
     let names: Vec<String> = isolating.iter().map(|policy| policy.name.to_string()).collect();
     format!("default deny: selected by {}", names.join(", "))
@@ -573,7 +622,8 @@ pub fn key(tuple: &Tuple) -> Option<FlowKey> {
             let request = if tuple.dst.is_ipv4() { icmpv4::kind::ECHO_REQUEST } else { icmpv6::kind::ECHO_REQUEST };
             hostweave_switch::flow::query(tuple.proto(), tuple.src_port, request)
         }
-        Protocol::Arp | Protocol::Nd => return None,
+        Protocol::Other(_) => (0, 0, Kind::Addresses),
+        Protocol::Arp | Protocol::Nd | Protocol::Rs => return None,
     };
     Some(FlowKey::new(word(tuple.src), word(tuple.dst), src_port, dst_port, tuple.proto(), kind))
 }

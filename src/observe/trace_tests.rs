@@ -456,3 +456,6 @@ fn a_port_that_is_down_and_policies_in_audit_mode() {
     let ingress = trace.stages.iter().find(|stage| stage.stage == "ingress").unwrap();
     assert_eq!(ingress.lines.last().unwrap(), "audit: shop/db-only-from-web would deny it  20-shop.yaml:2");
 }
+
+#[path = "trace_outside_tests.rs"]
+mod outside;

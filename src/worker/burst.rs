@@ -16,6 +16,7 @@ use hostweave_switch::tcp_reset::tcp_reset;
 use hostweave_switch::wire::proto;
 
 use super::delivery::{Delivery, Outcome};
+use super::ended::Teller;
 use super::oversize::{self, Released};
 use super::pace::Pace;
 use super::stash::Stash;
@@ -102,10 +103,12 @@ impl Path {
                 }
                 Verdict::Reply => {
                     count.dropped.add(DropReason::LocalRateLimited, 1);
+                    teller(&self.shared, &mut self.pace, plane, now).unanswered(packet, port);
                     continue;
                 }
                 Verdict::Drop(reason) => {
                     count.dropped.add(reason, 1);
+                    teller(&self.shared, &mut self.pace, plane, now).limited(packet, &self.lookups[index].key, reason);
                     if !error_reply(packet, arena, &ctx, reason) || !self.pace.error(port, packet.meta.proto, now) {
                         continue;
                     }
@@ -129,8 +132,8 @@ impl Path {
             let behind = !self.stash.is_empty() && self.stash.holds(to);
             let outcome = if behind { Outcome::Busy } else { out.deliver(&mut self.uring, packet, arena, to) };
             watcher.delivered(packet, arena, to, &outcome);
-            if matches!(outcome, Outcome::Busy) {
-                keep(&mut self.stash, plane, self.shared.index, packet, arena, to, now);
+            if !matches!(outcome, Outcome::Done) {
+                self.not_done(plane, index, verdict, to, &outcome, now);
             }
         }
         out.finish(&mut self.uring);
@@ -151,7 +154,8 @@ impl Path {
             let ctx = Context::new(plane, input, network, NO_QUEUE, self.shared.clock.seconds(now));
             let ticks = self.shared.clock.ticks(now);
             let mut out = Delivery::new(plane, self.shared.index, 1, ticks);
-            let Path { shared, uring, burst, cache, free, stash, released, .. } = self;
+            let Path { shared, uring, burst, cache, free, stash, released, pace, .. } = self;
+            let mut teller = teller(shared, pace, plane, now);
             let extra = piece.is_some_and(|piece| !piece.first);
             if !extra {
                 // Counts are per worker, and another one may have queued it: only their sum is never below zero.
@@ -172,17 +176,28 @@ impl Path {
                         released.extend(oversize::cut(packet, arena, narrow(&ctx, packet)).ok_or(reason)?);
                         return Ok(Done::Cut);
                     }
-                    Verdict::Drop(reason) => return Err(reason),
+                    Verdict::Drop(reason) => {
+                        if teller.may(port) {
+                            shared.log(FlowEvent::dropped(&ctx, &lookup.key, packet, reason, flows.denied));
+                        }
+                        return Err(reason);
+                    }
                     _ => return Err(DropReason::Internal),
                 }
-                if let Some(limits) = &input.limits
-                    && let Verdict::Drop(reason) = within(limits, Verdict::Forward, plane, packet, ticks)
-                {
-                    return Err(reason);
-                }
                 let to = packet.meta.out_port;
-                if stash.holds(to) || matches!(out.deliver(uring, packet, arena, to), Outcome::Busy) {
-                    keep(stash, plane, shared.index, packet, arena, to, now);
+                let limits = input.limits.as_deref();
+                let verdict =
+                    limits.map_or(Verdict::Forward, |limits| within(limits, Verdict::Forward, plane, packet, ticks));
+                let outcome = match verdict {
+                    Verdict::Drop(reason) => {
+                        teller.undelivered(packet, Some(lookup.key), to, reason);
+                        return Err(reason);
+                    }
+                    _ if stash.holds(to) => Outcome::Busy,
+                    _ => out.deliver(uring, packet, arena, to),
+                };
+                if let Some(reason) = why_ended(stash, plane, shared.index, packet, arena, to, &outcome, now) {
+                    teller.undelivered(packet, Some(lookup.key), to, reason);
                 }
                 Ok(Done::Sent)
             });
@@ -202,13 +217,28 @@ impl Path {
 
     /// Ends fragments whose first one never came.
     #[cold]
-    pub(super) fn expire_fragments(&self, plane: &Plane, now: Instant) {
-        self.shared.fragments.expire(self.shared.clock.millis(now), FRAGMENTS_BUDGET, |port, reason, frames| {
-            if let Some(count) = counters(plane, port, self.shared.index) {
+    pub(super) fn expire_fragments(&mut self, plane: &Plane, now: Instant) {
+        let Path { shared, pace, .. } = self;
+        let mut teller = teller(shared, pace, plane, now);
+        shared.fragments.expire(shared.clock.millis(now), FRAGMENTS_BUDGET, |port, reason, frames, last| {
+            if let Some(count) = counters(plane, port, shared.index) {
                 count.queued.sub(frames);
                 count.dropped.add(reason, frames);
             }
+            teller.ended([port, PortId::NONE], last, reason);
         });
+    }
+
+    /// A packet that its destination did not take, or not yet; unless its verdict is `Forward`, one of the switch's own.
+    #[cold]
+    #[inline(never)]
+    fn not_done(&mut self, plane: &Plane, index: usize, verdict: Verdict, to: PortId, outcome: &Outcome, now: Instant) {
+        let (packet, arena) = self.burst.packet_mut(index);
+        let why = why_ended(&mut self.stash, plane, self.shared.index, packet, arena, to, outcome, now);
+        if let Some(reason) = why {
+            let key = (verdict == Verdict::Forward).then(|| self.lookups[index].key);
+            teller(&self.shared, &mut self.pace, plane, now).undelivered(packet, key, to, reason);
+        }
     }
 
     /// The first half of the pipeline for the whole burst, before the second begins: what that needs of the flow cache and of the
@@ -335,6 +365,32 @@ impl Path {
     }
 }
 
+/// Who tells the flow log of packets that end where no stage sees them.
+pub(super) fn teller<'a>(shared: &'a Shared, pace: &'a mut Pace, plane: &'a Plane, now: Instant) -> Teller<'a> {
+    Teller { shared, pace, plane, now }
+}
+
+/// Why a packet has ended that was handed to its destination. One whose destination is busy is kept, if there is room.
+#[cold]
+#[allow(clippy::too_many_arguments, reason = "what `keep` needs")]
+pub(super) fn why_ended(
+    stash: &mut Stash,
+    plane: &Plane,
+    worker: usize,
+    packet: &Packet,
+    arena: &[Segment],
+    to: PortId,
+    outcome: &Outcome,
+    now: Instant,
+) -> Option<DropReason> {
+    match outcome {
+        Outcome::Done => None,
+        Outcome::Busy if keep(stash, plane, worker, packet, arena, to, now) => None,
+        Outcome::Busy => Some(DropReason::GuestRingBusy),
+        Outcome::Dropped(reason) => Some(*reason),
+    }
+}
+
 /// Adds a burst to its port's counters: frames, octets, forwarded, replied.
 #[inline]
 fn account(count: &PortCounters, [frames, octets, forwarded, replied]: [u64; 4]) {
@@ -379,7 +435,7 @@ fn fragment(
     Verdict::Continue
 }
 
-/// Puts a copy of a packet aside whose destination is busy.
+/// Puts a copy of a packet aside whose destination is busy. Whether there was room; if not, that is counted.
 #[cold]
 pub(super) fn keep(
     stash: &mut Stash,
@@ -389,13 +445,14 @@ pub(super) fn keep(
     arena: &[Segment],
     to: PortId,
     now: Instant,
-) {
-    let Some(counters) = counters(plane, to, worker) else { return };
-    if stash.push(packet, arena, to, now) {
-        counters.tx_queued.add(1);
-    } else {
-        counters.tx_dropped.add(DropReason::GuestRingBusy, 1);
+) -> bool {
+    let Some(counters) = counters(plane, to, worker) else { return false };
+    let kept = stash.push(packet, arena, to, now);
+    match kept {
+        true => counters.tx_queued.add(1),
+        false => counters.tx_dropped.add(DropReason::GuestRingBusy, 1),
     }
+    kept
 }
 
 /// What becomes of a packet of a sender that may send only so much.

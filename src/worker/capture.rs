@@ -21,14 +21,24 @@ const RING_OCTETS: usize = 4 << 20;
 /// Packets that a worker may leave before they are fetched.
 const RING_RECORDS: usize = 16_384;
 
+/// Which packets are wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Drops {
+    /// Those that go on.
+    No,
+    /// Those that are dropped, too.
+    Also,
+    /// Only those that are dropped.
+    Only,
+}
+
 /// A capture that runs.
 pub struct Capture {
     /// Sorted.
     ports: Vec<PortId>,
     /// Octets of each frame that are copied.
     snaplen: usize,
-    /// Whether dropped packets are wanted, too.
-    drops: bool,
+    drops: Drops,
     /// By worker.
     rings: Vec<Mutex<Ring>>,
     /// Packets that found no room.
@@ -85,7 +95,7 @@ impl Ring {
 
 impl Capture {
     /// A capture of `ports`, with `workers` rings.
-    pub fn new(mut ports: Vec<PortId>, snaplen: usize, drops: bool, workers: usize) -> Self {
+    pub fn new(mut ports: Vec<PortId>, snaplen: usize, drops: Drops, workers: usize) -> Self {
         ports.sort_unstable();
         let rings = (0..workers).map(|_| Mutex::new(Ring::with_room())).collect();
         Self { ports, snaplen, drops, rings, lost: AtomicU64::new(0), began: (Instant::now(), SystemTime::now()) }
@@ -152,7 +162,8 @@ impl Capture {
     /// Fills in what became of a packet.
     pub(super) fn decided(&self, ring: &mut Ring, place: u32, verdict: Verdict, spoken: &Spoken) {
         let Some(record) = ring.records.get_mut(place as usize) else { return };
-        if matches!(verdict, Verdict::Drop(_)) && !self.drops {
+        let is_drop = matches!(verdict, Verdict::Drop(_));
+        if is_drop && self.drops == Drops::No || !is_drop && self.drops == Drops::Only {
             return;
         }
         record.verdict = Some(verdict);
@@ -172,6 +183,10 @@ mod tests {
     use super::*;
 
     fn add(capture: &Capture, len: usize) -> Option<u32> {
+        add_with(capture, len, Verdict::Drop(DropReason::NoRoute))
+    }
+
+    fn add_with(capture: &Capture, len: usize, verdict: Verdict) -> Option<u32> {
         let frame = vec![0x5a; len];
         let mut burst = hostweave_switch::packet::Burst::new();
         let seen = Seen { port: PortId(1), to_guest: false, at: Instant::now() };
@@ -179,7 +194,7 @@ mod tests {
         burst.with_frame(Meta::default(), &frame, frame.len().min(64), |packet, arena| {
             let place = capture.add(&mut ring, &seen, packet, arena);
             if let Some(place) = place {
-                capture.decided(&mut ring, place, Verdict::Drop(DropReason::NoRoute), &Spoken::default());
+                capture.decided(&mut ring, place, verdict, &Spoken::default());
             }
             place
         })
@@ -187,7 +202,7 @@ mod tests {
 
     #[test]
     fn frames_are_cut_and_what_finds_no_room_is_counted() {
-        let capture = Capture::new(vec![PortId(1)], 1_000, true, 1);
+        let capture = Capture::new(vec![PortId(1)], 1_000, Drops::Also, 1);
         assert!(capture.wants(PortId(1)) && !capture.wants(PortId(2)));
         let mut kept = 0;
         while add(&capture, 1_500).is_some() {
@@ -205,23 +220,32 @@ mod tests {
 
     #[test]
     fn small_frames_are_bounded_by_their_number() {
-        let capture = Capture::new(vec![PortId(1)], 65_535, true, 1);
+        let capture = Capture::new(vec![PortId(1)], 65_535, Drops::Also, 1);
         let kept = std::iter::from_fn(|| add(&capture, 60)).count();
         assert_eq!((kept, capture.lost()), (RING_RECORDS, 1));
     }
 
     #[test]
     fn drops_only_on_request() {
-        for (drops, expected) in [(true, Some(Verdict::Drop(DropReason::NoRoute))), (false, None)] {
+        let (dropped, passed) = (Verdict::Drop(DropReason::NoRoute), Verdict::Forward);
+        for (drops, expected) in [
+            (Drops::Also, [Some(dropped), Some(passed)]),
+            (Drops::No, [None, Some(passed)]),
+            (Drops::Only, [Some(dropped), None]),
+        ] {
             let capture = Capture::new(vec![PortId(1)], 100, drops, 1);
-            add(&capture, 60);
-            assert_eq!(capture.drain()[0].records[0].verdict, expected);
+            for verdict in [dropped, passed] {
+                add_with(&capture, 60, verdict);
+            }
+            let drained = capture.drain();
+            let verdicts: Vec<_> = drained[0].records.iter().map(|record| record.verdict).collect();
+            assert_eq!(verdicts, expected, "{drops:?}");
         }
     }
 
     #[test]
     fn a_ring_that_is_being_drained_loses_a_burst_and_counts_it() {
-        let capture = Capture::new(vec![PortId(1)], 100, true, 1);
+        let capture = Capture::new(vec![PortId(1)], 100, Drops::Also, 1);
         let held = capture.try_ring(0).unwrap();
         assert!(capture.try_ring(0).is_none());
         drop(held);

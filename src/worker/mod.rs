@@ -15,6 +15,7 @@ pub(crate) mod burst;
 pub mod capture;
 pub mod clock;
 pub mod delivery;
+mod ended;
 mod oversize;
 pub mod pace;
 pub mod probe;
@@ -23,6 +24,7 @@ mod stash;
 pub mod verdicts;
 pub mod watch;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -34,7 +36,7 @@ use hostweave_switch::connection::{Connections, FreeRecords};
 use hostweave_switch::flow::{FlowCache, NO_QUEUE};
 use hostweave_switch::fragment::Fragments;
 use hostweave_switch::limits::{BURST, HEAD_FIRST};
-use hostweave_switch::packet::{Burst, Meta};
+use hostweave_switch::packet::{Burst, Meta, Packet};
 use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
 use hostweave_switch::wire::frame::FRAME_LEN_MAX;
@@ -47,7 +49,7 @@ use crate::fabric::mailbox::{Mailbox, Message};
 use crate::fabric::plane::{Plane, Source, SourceKey};
 use crate::observe::flow_event::FlowEvent;
 use crate::services::{ALL_NODES, LocalNote, MULTICAST_ALL_NODES, router_advertisement};
-use burst::keep;
+use burst::{teller, why_ended};
 use clock::Clock;
 use delivery::{Delivery, Outcome, counters};
 use oversize::Released;
@@ -250,6 +252,7 @@ impl Worker {
                         count.transmitted_bytes.sub(octets as u64);
                         count.tx_dropped.add(DropReason::DeviceError, 1);
                     }
+                    self.path.log_ended(plane, [PortId::NONE, port], DropReason::DeviceError, now);
                 }
                 Event::Lost { token } => {
                     if let Some((key, _)) = self.sources.by_token(token)
@@ -257,6 +260,7 @@ impl Worker {
                     {
                         count.received.add(1);
                         count.dropped.add(DropReason::GsoBad, 1);
+                        self.path.log_ended(plane, [key.port, PortId::NONE], DropReason::GsoBad, now);
                     }
                 }
                 Event::Failed { token, error } => {
@@ -373,6 +377,7 @@ impl Path {
             ring.disable_notifications();
         }
         let count = counters(plane, port, self.shared.index);
+        let mut teller = teller(&self.shared, &mut self.pace, plane, now);
         let mut dropped = 0;
         // A broken ring has told its port's own thread, which stops it.
         let _ = ring.receive(port, &mut self.burst, &mut |reason| {
@@ -381,6 +386,7 @@ impl Path {
                 count.received.add(1);
                 count.dropped.add(reason, 1);
             }
+            teller.ended([port, PortId::NONE], FlowEvent::no_tuple(), reason);
         });
         if !self.burst.is_empty() {
             // At most 16 queue pairs.
@@ -410,6 +416,7 @@ impl Path {
                     count.received.add(1);
                     count.dropped.add(reason, 1);
                 }
+                self.log_ended(plane, [port, PortId::NONE], reason, now);
             }
         }
     }
@@ -439,17 +446,24 @@ impl Path {
         self.originate(plane, port, &frame[..len], now);
     }
 
+    /// Tells the flow log of a frame that is no more, or was none.
+    #[cold]
+    fn log_ended(&mut self, plane: &Plane, ends: [PortId; 2], reason: DropReason, now: Instant) {
+        teller(&self.shared, &mut self.pace, plane, now).ended(ends, FlowEvent::no_tuple(), reason);
+    }
+
     /// Sends a frame of the host's own, which fits a packet's private slot.
     #[cold]
     fn originate(&mut self, plane: &Plane, port: PortId, frame: &[u8], now: Instant) {
         let worker = self.shared.index;
         let Some(count) = counters(plane, port, worker) else { return };
-        let Path { uring, stash, burst, .. } = self;
-        let mut out = Delivery::new(plane, worker, 1, self.shared.clock.ticks(now));
+        let Path { shared, uring, stash, burst, pace, .. } = self;
+        let mut out = Delivery::new(plane, worker, 1, shared.clock.ticks(now));
         count.originated.add(1);
         burst.with_frame(Meta::default(), frame, HEAD_FIRST, |packet, arena| {
-            if matches!(out.deliver(uring, packet, arena, port), Outcome::Busy) {
-                keep(stash, plane, worker, packet, arena, port, now);
+            let outcome = out.deliver(uring, packet, arena, port);
+            if let Some(reason) = why_ended(stash, plane, worker, packet, arena, port, &outcome, now) {
+                teller(shared, pace, plane, now).undelivered(packet, None, port, reason);
             }
         });
         out.finish(uring);
@@ -459,21 +473,29 @@ impl Path {
     fn retry_stash(&mut self, plane: &Plane, now: Instant) {
         let worker = self.shared.index;
         let mut out = Delivery::new(plane, worker, 1, self.shared.clock.ticks(now));
-        let uring = &mut self.uring;
+        let Path { shared, uring, stash, pace, .. } = self;
         let left = |to: PortId| counters(plane, to, worker).inspect(|counters| counters.tx_queued.sub(1));
-        self.stash.retry(
+        // Both tell of what ended.
+        let teller = RefCell::new(teller(shared, pace, plane, now));
+        let told = |packet: &Packet, to, reason| teller.borrow_mut().undelivered(packet, None, to, reason);
+        stash.retry(
             now,
-            |packet, arena, to| match out.deliver(uring, packet, arena, to) {
-                Outcome::Busy => Retry::Busy,
-                Outcome::Done | Outcome::Dropped(_) => {
-                    left(to);
-                    Retry::Over
+            |packet, arena, to| {
+                let outcome = out.deliver(uring, packet, arena, to);
+                if matches!(outcome, Outcome::Busy) {
+                    return Retry::Busy;
                 }
+                left(to);
+                if let Outcome::Dropped(reason) = outcome {
+                    told(packet, to, reason);
+                }
+                Retry::Over
             },
-            |to| {
+            |packet, to| {
                 if let Some(counters) = left(to) {
                     counters.tx_dropped.add(DropReason::GuestRingBusy, 1);
                 }
+                told(packet, to, DropReason::GuestRingBusy);
             },
         );
         out.finish(&mut self.uring);

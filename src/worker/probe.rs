@@ -206,10 +206,8 @@ impl Path {
             match outcome {
                 Outcome::Done => (verdict, None),
                 Outcome::Dropped(reason) => (verdict, Some(reason)),
-                Outcome::Busy => {
-                    keep(stash, plane, shared.index, packet, arena, to, now);
-                    (verdict, None)
-                }
+                Outcome::Busy if keep(stash, plane, shared.index, packet, arena, to, now) => (verdict, None),
+                Outcome::Busy => (verdict, Some(DropReason::GuestRingBusy)),
             }
         });
         out.finish(uring);

@@ -87,12 +87,12 @@ impl Stash {
     }
 
     /// Offers every waiting frame again, in order. A frame behind a busy one of the same destination waits with it.
-    /// `expired` is told of frames that waited too long.
+    /// `expired` is told of frames that waited too long, and for whom.
     pub fn retry(
         &mut self,
         now: Instant,
         mut offer: impl FnMut(&Packet, &[Segment], PortId) -> Retry,
-        mut expired: impl FnMut(PortId),
+        mut expired: impl FnMut(&Packet, PortId),
     ) {
         let mut kept = 0;
         for index in 0..self.waiting.len() {
@@ -100,7 +100,8 @@ impl Stash {
             let behind = self.waiting[..kept].iter().any(|earlier| earlier.to == entry.to);
             let to = entry.to;
             let over = if now.saturating_duration_since(entry.since) > AGE_MAX {
-                expired(to);
+                let frame = &entry.buffer[..entry.len];
+                self.slot.with_frame(entry.meta, frame, HEAD_FIRST, |packet, _| expired(packet, to));
                 true
             } else {
                 !behind && matches!(Self::offer_one(&mut self.slot, entry, &mut offer), Retry::Over)
@@ -159,7 +160,7 @@ mod tests {
                 seen.push((frame[0], frame.len()));
                 if to == PortId(1) { Retry::Busy } else { Retry::Over }
             },
-            |_| panic!("nothing is old"),
+            |_, _| panic!("nothing is old"),
         );
         assert_eq!(seen, [(1, 3_000), (2, 6_000), (4, 12_000)]);
         seen.clear();
@@ -169,7 +170,7 @@ mod tests {
                 seen.push((packet.head()[0], packet.len()));
                 Retry::Over
             },
-            |_| panic!("nothing is old"),
+            |_, _| panic!("nothing is old"),
         );
         assert_eq!(seen, [(1, 3_000), (3, 9_000)]);
         assert!(stash.is_empty());
@@ -181,7 +182,7 @@ mod tests {
         let kept = (0..SMALL_FRAMES + 10).filter(|_| push(&mut stash, 1, 64, 1, now)).count();
         assert_eq!(kept, SMALL_FRAMES);
         let mut expired = 0;
-        stash.retry(now + AGE_MAX * 2, |_, _, _| panic!("too old to offer"), |_| expired += 1);
+        stash.retry(now + AGE_MAX * 2, |_, _, _| panic!("too old to offer"), |_, _| expired += 1);
         assert_eq!(expired, SMALL_FRAMES);
         assert!(stash.is_empty());
         assert!(push(&mut stash, 1, 64, 1, now), "buffers came back");

@@ -28,7 +28,8 @@ impl Verdicts {
     /// Counts what policy said about a packet: both sides when it began a connection, one when it was denied.
     #[inline]
     pub fn count(&self, opened: Option<&Opened>, denied: Option<&Denied>) {
-        if let Some(opened) = opened {
+        // What was said again is not about a new one.
+        if let Some(opened) = opened.filter(|opened| opened.again.is_none()) {
             self.decision(Direction::Egress, &opened.allowed.egress);
             self.decision(Direction::Ingress, &opened.allowed.ingress);
         }
@@ -81,7 +82,7 @@ mod tests {
             egress: decision(true, Basis::NotSelected, None),
             ingress: decision(true, Basis::NotSelected, Some(RuleId(1))),
         };
-        verdicts.count(Some(&Opened { out_port: PortId(1), allowed, there: None }), None);
+        verdicts.count(Some(&Opened { out_port: PortId(1), allowed, there: None, again: None }), None);
         let denied = decision(false, Basis::NoRule, None);
         verdicts.count(None, Some(&Denied { direction: Direction::Ingress, decision: denied, out_port: PortId(1) }));
         verdicts.count(None, None);

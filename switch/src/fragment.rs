@@ -21,6 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
+use crate::flow::{FlowKey, Kind};
 use crate::limits::{
     FRAGMENT_DATAGRAMS_MAX, FRAGMENT_DATAGRAMS_PER_PORT_MAX, FRAGMENT_LIFETIME_MS, FRAGMENT_OCTETS_MAX,
     FRAGMENT_OCTETS_PER_PORT_MAX, FRAGMENTS_PER_DATAGRAM_MAX, FRAGMENTS_QUEUED_PER_PORT_MAX,
@@ -211,8 +212,9 @@ impl Fragments {
 
     /// Forgets what is older than [`FRAGMENT_LIFETIME_MS`], at most `budget` datagrams, and tells of each port how many
     /// frames that waited (since the last call) have ended, and why: their first fragment never came
-    /// (`FragmentTimeout`), their datagram was pushed out (`FragmentQueueFull`), or turned out bad (`FragmentOverlap`).
-    pub fn expire(&self, now_ms: u64, mut budget: usize, mut ended: impl FnMut(PortId, DropReason, u64)) {
+    /// (`FragmentTimeout`), their datagram was pushed out (`FragmentQueueFull`), or turned out bad (`FragmentOverlap`). With
+    /// them the addresses and protocol of the last such datagram.
+    pub fn expire(&self, now_ms: u64, mut budget: usize, mut ended: impl FnMut(PortId, DropReason, u64, FlowKey)) {
         if self.is_idle() {
             return;
         }
@@ -221,7 +223,7 @@ impl Fragments {
             let index = (first + step) % SHARDS;
             lock(&self.shards[index]).retain(|&port, fragments| {
                 budget -= fragments.expire(now_ms, budget, &self.total);
-                fragments.tell(|reason, count| ended(port, reason, count));
+                fragments.tell(|reason, count, last| ended(port, reason, count, last));
                 let keep = !fragments.datagrams.is_empty();
                 self.total.ports.fetch_sub(usize::from(!keep), Ordering::Relaxed);
                 keep
@@ -240,7 +242,7 @@ impl Fragments {
             while !fragments.datagrams.is_empty() {
                 fragments.remove(0, Some(DropReason::PortDown), &self.total);
             }
-            fragments.tell(&mut ended);
+            fragments.tell(|reason, count, _| ended(reason, count));
             self.total.ports.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -288,8 +290,8 @@ struct PortFragments {
     datagrams: Vec<Datagram>,
     queued_frames: usize,
     queued_octets: usize,
-    /// Frames that waited and have ended, by [`REASONS`].
-    ended: [u64; REASONS.len()],
+    /// Frames that waited and have ended, by [`REASONS`], and of whose datagram the last of them was.
+    ended: [(u64, FlowKey); REASONS.len()],
 }
 
 impl PortFragments {
@@ -386,9 +388,13 @@ impl PortFragments {
     }
 
     fn end_queued(&mut self, at: usize, reason: DropReason, total: &Total) {
-        let count = self.take_queued(at, total).len();
+        let queued = self.take_queued(at, total);
+        let Some(last) = queued.last() else { return };
         if let Some(index) = REASONS.iter().position(|of| *of == reason) {
-            self.ended[index] += count as u64;
+            let FragmentKey { src, dst, .. } = self.datagrams[at].key;
+            // The protocol as `parse` has it: of IPv6 the key does not say.
+            let key = FlowKey::new(src, dst, 0, 0, last.meta.proto, Kind::Addresses);
+            self.ended[index] = (self.ended[index].0 + queued.len() as u64, key);
         }
     }
 
@@ -412,9 +418,9 @@ impl PortFragments {
         old
     }
 
-    fn tell(&mut self, mut ended: impl FnMut(DropReason, u64)) {
-        for (count, reason) in self.ended.iter_mut().zip(REASONS).filter(|(count, _)| **count > 0) {
-            ended(reason, std::mem::take(count));
+    fn tell(&mut self, mut ended: impl FnMut(DropReason, u64, FlowKey)) {
+        for ((count, last), reason) in self.ended.iter_mut().zip(REASONS).filter(|((count, _), _)| *count > 0) {
+            ended(reason, std::mem::take(count), *last);
         }
     }
 }

@@ -1,15 +1,22 @@
 //! `trace`, `ping`, `capture` and what a dry run says, on a host with guests.
 
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hostweave::control::endpoint::{Endpoint, Ends};
 use hostweave::fabric::probe::{AnswerKind, ProbeReport, is_positive};
 use hostweave::fabric::spec::Established;
+use hostweave::observe::flow_event::{FlowEvent, FlowEventKind};
+use hostweave::observe::flow_log::Entry;
 use hostweave::observe::trace::{Request, Trace, run};
+use hostweave::worker::capture::Drops;
+use hostweave_guest::VnetHeader;
 use hostweave_guest::frames::Frame;
 use hostweave_policy::model::{NetworkPolicy, PolicyName, Selector};
+use hostweave_switch::rate::{Rate, Rates};
 use hostweave_switch::stage::DropReason;
+use hostweave_switch::tables::PortId;
 
 use crate::support::{Host, PATIENCE, Up, addresses, eventually, handshake, paths};
 
@@ -182,8 +189,8 @@ fn a_capture_sees_both_directions_with_verdict_and_rule() {
     let mut guest_b = host.guest(&b).up();
     let id = |host: &Host, name: &str| host.request(name, "gateway").from;
     let path = paths(&a, &b)[0];
-    let nothing = host.fabric.capture(vec![id(&host, "b")], 65_535, false).unwrap();
-    let capture = host.fabric.capture(vec![id(&host, "a")], 60, true).unwrap();
+    let nothing = host.fabric.capture(vec![id(&host, "b")], 65_535, Drops::No).unwrap();
+    let capture = host.fabric.capture(vec![id(&host, "a")], 60, Drops::Also).unwrap();
     guest_a.send_frame(&path.udp(1, 2, &[0x5a; 100]), &Default::default()).unwrap();
     guest_b.recv_frame(PATIENCE).unwrap();
     let mut back = path;
@@ -217,4 +224,69 @@ fn a_capture_sees_both_directions_with_verdict_and_rule() {
     guest_a.send_frame(&path.udp(1, 2, &[0x5a; 100]), &Default::default()).unwrap();
     eventually("the packet is denied", || host.dropped("a", DropReason::PolicyDenied) == 2);
     assert!(capture.fetch().is_empty());
+}
+
+/// What ends behind the stages, or in a queue: each with both ports and the L4 port that was asked for.
+#[test]
+fn what_its_receiver_does_not_take_is_in_the_flow_log() {
+    let packets = |burst| Rates { packets: Some(Rate { per_s: 1, burst }), bits: None };
+    let mut host = Host::new(1);
+    let [mut a, mut b, c] = [("a", 10), ("b", 11), ("c", 12)].map(|(name, n)| host.spec("default", name, n, 1));
+    a.rates.egress = packets(200);
+    b.rates.ingress = packets(50);
+    host.desired.ports = vec![a.clone(), b.clone(), c.clone()].into();
+    host.apply();
+    let (mut guest, _receiver) = (host.guest(&a).ring_size(1_024).up(), host.guest(&b).ring_size(1_024).up());
+    let port = |name: &str| host.request(name, "gateway").from;
+    let logged = |reason: DropReason, to: PortId, l4: u16, v6: bool| {
+        let wanted = |entry: &Arc<Entry>| {
+            let Entry::Flow(record) = &**entry else { return false };
+            let FlowEvent { kind, key, from, to: receiver, .. } = record.event;
+            let family = Ipv6Addr::from(key.src()).to_ipv4_mapped().is_none() == v6;
+            let ends = [from, receiver] == [port("a"), to] && (to == PortId::NONE || record.destination.port.is_some());
+            matches!(kind, FlowEventKind::Dropped { reason: why, .. } if why == reason)
+                && ends
+                && family
+                && key.dst_port() == l4
+        };
+        eventually(reason.name(), || host.fabric.flow_log().entries().iter().any(wanted));
+    };
+    for (to_b, to_c) in paths(&a, &b).into_iter().zip(paths(&a, &c)) {
+        let v6 = to_b.src.is_ipv6();
+        // Nobody is there; the receiver may have no more.
+        for (path, l4, count) in [(&to_c, 7, 1), (&to_b, 9, 80)] {
+            for _ in 0..count {
+                guest.nic().push_frame(0, &VnetHeader::default(), &path.udp(5_000, l4, b"data")).unwrap();
+            }
+        }
+        // A later fragment whose first one never comes.
+        let fragment = if v6 {
+            to_b.ip(44, &[&[17, 0, 0, 64, 0, 0, 0, 9][..], &[0; 16]].concat())
+        } else {
+            let mut frame = to_b.ip(17, &[0; 16]);
+            frame[20..22].copy_from_slice(&8u16.to_be_bytes());
+            frame[24..26].fill(0);
+            let sum =
+                frame[14..34].chunks(2).fold(0u32, |sum, pair| sum + u32::from(pair[0]) * 256 + u32::from(pair[1]));
+            let sum = (sum & 0xffff) + (sum >> 16);
+            frame[24..26].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
+            frame
+        };
+        guest.nic().push_frame(0, &VnetHeader::default(), &fragment).unwrap();
+        guest.nic().flush(0).unwrap();
+        guest.nic().drain_tx(PATIENCE).unwrap();
+        logged(DropReason::PortNotRunning, port("c"), 7, v6);
+        logged(DropReason::RateLimited, port("b"), 9, v6);
+        logged(DropReason::FragmentTimeout, PortId::NONE, 0, v6);
+    }
+    // Its sender may send no more, either.
+    for path in paths(&a, &b) {
+        for _ in 0..200 {
+            guest.nic().push_frame(0, &VnetHeader::default(), &path.udp(5_000, 10, b"data")).unwrap();
+        }
+        guest.nic().flush(0).unwrap();
+        guest.nic().drain_tx(PATIENCE).unwrap();
+        logged(DropReason::RateLimited, port("b"), 10, path.src.is_ipv6());
+    }
+    assert!(host.dropped("a", DropReason::RateLimited) > 0 && host.tx_dropped("b", DropReason::RateLimited) > 0);
 }

@@ -1323,6 +1323,54 @@ def who_had_it(case):
     host.finish()
 
 
+@suite.test("trace from outside says what then happens: an attached address and 1:1, whom policy lets in and whom not, a mapping, a port that nobody has")
+def trace_from_outside(case):
+    product_only("the command line")
+    host, a, b = world(case, "a", "b")
+
+    def traced(source, target):
+        """Exit code and what was said."""
+        done = host.daemon.cli("trace", "--from", source, "--to", target, check=False)
+        case.note("%s -> %s: %s%s" % (source, target, done.stdout, done.stderr))
+        return done.returncode, done.stdout
+
+    def end(address, port):
+        return ("[%s]:%s" if ":" in address else "%s:%s") % (address, port)
+
+    for one_to_one in (False, True):
+        host.attach(a, *FIRST_PUBLIC, one_to_one=one_to_one)
+        for public in () if one_to_one else FIRST_PUBLIC:
+            a.carry(public)
+        if not one_to_one:
+            a.peer("serve", port=TELLS, mode="tells")
+        host.admit(a, SERVER[0] + "/32", SERVER[1] + "/128")
+        for number, public in enumerate(FIRST_PUBLIC):
+            for space, source, passes in ((host.server, SERVER[number], True), (host.customer, CUSTOMER[number], False)):
+                code, said = traced(source, end(public, TELLS))
+                opened = space.peer("open", group="traced-%s-%s" % (one_to_one, number), host=public, port=TELLS, timeout=2)["opened"]
+                assert (code == 0, opened == 1) == (passes, passes), (source, public, said, opened)
+                assert "uplink" in said and ("policy_denied" in said) != passes, said
+                code, said = traced(source, public + "/icmp")
+                pinged = space.sh("ping -c 1 -W 2 %s" % public, check=False).returncode
+                assert (code == 0) == (pinged == 0) == passes, (source, public, said, pinged)
+        if not one_to_one:
+            for public in FIRST_PUBLIC:
+                a.sh("ip addr del %s dev eth0" % (public + ("/128" if ":" in public else "/32")), check=False)
+    host.server.peer("serve", port=ECHO)
+    for number, server in enumerate(SERVER):
+        assert b.peer("open", group=server, host=server, port=ECHO)["opened"] == 1
+        address, port = host.server.peer("remotes", port=ECHO)[-1]
+        code, said = traced(end(server, ECHO), end(address, port))
+        assert code == 0 and "established connection, begun by default/b" in said, said
+        unused = port + 1 if port < 65535 else port - 1
+        code, said = traced(server, end(address, unused))
+        assert code == 1 and "nat_no_mapping" in said, said
+        before = host.drops("nat_no_mapping")
+        assert host.server.peer("open", group="none-%d" % number, host=address, port=unused, timeout=1)["opened"] == 0
+        assert host.drops("nat_no_mapping") > before
+    host.finish()
+
+
 @suite.test("`connectivity test` tries the way out as well: both routers answer by NAT; without a pool it says that there is no way out")
 def connectivity_test(case):
     product_only("a command of the daemon")

@@ -140,3 +140,35 @@ fn who_may_not_send_learns_nothing_about_who_is_there() {
         assert_eq!(host.to(A, &udp(A, B, v6, (1, 2))), Err(DropReason::PolicyDenied), "somebody has");
     });
 }
+
+#[test]
+fn what_audit_says_of_an_established_connection_is_told_once_a_change() {
+    both(|v6| {
+        for first in [A, B] {
+            let mut host = Host::new();
+            let (sent, answer) = (udp(A, B, v6, (1000, 80)), udp(B, A, v6, (80, 1000)));
+            host.to(A, &sent).unwrap();
+            assert!(host.opened.unwrap().again.is_none(), "it began");
+            host.to(B, &answer).unwrap();
+            host.allow_only(&[81]);
+            let mut policy = (*host.world.policies[0]).clone();
+            policy.audit = true;
+            host.world.policies = vec![Arc::new(policy)];
+            host.publish();
+            let frames = [(A, &sent), (B, &answer)];
+            let ordered = if first == A { frames } else { [frames[1], frames[0]] };
+            host.to(ordered[0].0, ordered[0].1).unwrap();
+            let opened = host.opened.unwrap();
+            let again = opened.again.unwrap();
+            assert_eq!((again.from, opened.out_port, again.key.dst_port()), (PortId(A), PortId(B), 80));
+            assert_eq!((opened.allowed.egress.audit, opened.allowed.ingress.audit.is_some()), (None, true));
+            for (from, frame) in [ordered[1], ordered[0], ordered[1]] {
+                host.to(from, frame).unwrap();
+                assert!(host.opened.is_none(), "it was told");
+            }
+            host.publish();
+            host.to(ordered[1].0, ordered[1].1).unwrap();
+            assert!(host.opened.is_some_and(|opened| opened.again.is_some()), "another change");
+        }
+    });
+}

@@ -13,6 +13,7 @@ use crate::control::endpoint::port_id;
 use crate::control::error::{ErrorKind, RpcError};
 use crate::control::method::{Call, CaptureFeed, Feed, Outcome, Subscription};
 use crate::fabric::capture::CaptureHandle;
+use crate::worker::capture::Drops;
 use crate::worker::watch::CAPTURES_MAX;
 
 /// Octets of each frame unless said otherwise: all of them.
@@ -34,6 +35,9 @@ pub struct Start {
     /// Also packets that are dropped.
     #[serde(default)]
     drops: bool,
+    /// Only packets that are dropped.
+    #[serde(default)]
+    drops_only: bool,
 }
 
 /// Parameters of `capture.stop`.
@@ -67,7 +71,12 @@ pub fn start(call: &Call<'_>, params: Start) -> Result<Outcome, RpcError> {
         ids.push(id);
     }
     let snaplen = params.snaplen.unwrap_or(SNAPLEN).clamp(1, SNAPLEN);
-    let handle = fabric.capture(ids.clone(), snaplen as usize, params.drops).ok_or_else(|| {
+    let drops = match (params.drops_only, params.drops) {
+        (true, _) => Drops::Only,
+        (false, true) => Drops::Also,
+        (false, false) => Drops::No,
+    };
+    let handle = fabric.capture(ids.clone(), snaplen as usize, drops).ok_or_else(|| {
         RpcError::new(ErrorKind::Exhausted, "", format!("{CAPTURES_MAX} captures run already, which is the limit"))
     })?;
     let first = vec![json!({"capture": handle.id(), "ports": ports, "snaplen": snaplen})];

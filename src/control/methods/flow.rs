@@ -24,6 +24,8 @@ const FILTERS_MAX: usize = 64;
 pub struct List {
     /// How many past flows; 100 for a list, 0 for a subscription if left out.
     last: Option<usize>,
+    /// Of a list, how many of the oldest flows instead.
+    first: Option<usize>,
     /// Only flows not before this time, RFC 3339.
     since: Option<String>,
     /// Only flows not after this time, RFC 3339.
@@ -46,13 +48,24 @@ pub struct Unsubscribe {
 
 pub fn list(call: &Call<'_>, params: List) -> Result<Value, RpcError> {
     let last = params.last.unwrap_or(LAST_DEFAULT).min(FLOWS_KEPT);
+    let first = params.first;
+    if first.is_some() && params.last.is_some() {
+        return Err(RpcError::new(ErrorKind::InvalidParams, "first", "the first flows or the last ones, not both"));
+    }
     let selection = selection(params)?;
     let log = call.controller.parts.fabric.flow_log();
-    let flows = log.list(&selection, last, &call.controller.node_name());
+    let node = call.controller.node_name();
+    let flows = match first {
+        Some(first) => log.oldest(&selection, first, &node),
+        None => log.list(&selection, last, &node),
+    };
     Ok(json!({"flows": flows, "seen": log.count(), "lost": log.lost()}))
 }
 
 pub fn subscribe(call: &Call<'_>, params: List) -> Result<Outcome, RpcError> {
+    if params.first.is_some() {
+        return Err(RpcError::new(ErrorKind::InvalidParams, "first", "a subscription goes on from the last flows"));
+    }
     let last = params.last.unwrap_or(0).min(FLOWS_KEPT);
     let selection = selection(params)?;
     let node = call.controller.node_name();

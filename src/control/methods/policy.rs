@@ -12,7 +12,7 @@ use crate::control::error::{ErrorKind, RpcError};
 use crate::control::method::Call;
 use crate::control::selector::Selector;
 use crate::control::{matrix as who, policy_view, recommend as seen};
-use crate::observe::time::parse_rfc3339;
+use crate::observe::time::{parse_rfc3339, rfc3339_nanos};
 
 /// The annotation that puts a policy in audit mode.
 const AUDIT: &str = "hostweave.dev/audit";
@@ -61,7 +61,7 @@ pub struct Audit {
 pub struct Recommend {
     /// Only policies for this namespace.
     namespace: Option<String>,
-    /// Only from flows not before this time, RFC 3339.
+    /// Only from flows of the log not before this time, RFC 3339, and from the connections that there are.
     since: Option<String>,
 }
 
@@ -144,8 +144,15 @@ pub fn recommend(call: &Call<'_>, params: Recommend) -> Result<Value, RpcError> 
     let fabric = &call.controller.parts.fabric;
     let mut entries = fabric.flow_log().entries();
     entries.retain(|entry| since.is_none_or(|since| entry.time() >= since));
-    let found = seen::recommend(&fabric.plane(), &entries, params.namespace.as_deref());
+    let live: Vec<seen::Live> = fabric.live_connections().iter().filter_map(seen::Live::of).collect();
+    let found = seen::recommend(&fabric.plane(), &entries, &live, params.namespace.as_deref());
     let mut notes = found.notes;
+    if let Some(first) = fabric.flow_log().reach() {
+        notes.push(format!(
+            "the flow log is full and reaches back to {}: what began and ended before that is not allowed",
+            rfc3339_nanos(first)
+        ));
+    }
     if fabric.flow_log().lost() > 0 {
         notes.push(format!(
             "{} events are not in the flow log: what they were about is not allowed",

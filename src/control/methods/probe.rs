@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hostweave_switch::tables::PortKind;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -44,6 +45,12 @@ pub fn run(call: &Call<'_>, params: Run) -> Result<Value, RpcError> {
     let picture = fabric.picture();
     let ends = Ends { from: &from, to: &to, network: params.network.as_deref() };
     let mut request = ends.resolve(&picture, &fabric.scene(&picture))?;
+    let sender = picture.plane.tables.port(request.from);
+    if sender.is_some_and(|port| port.kind == PortKind::Uplink) {
+        let error =
+            RpcError::new(ErrorKind::InvalidParams, "from", "a probe is sent for a port, and nobody outside is one");
+        return Err(error.help("see what would become of a packet from there: hostweave trace"));
+    }
     match request.tuple.protocol {
         Protocol::Icmp => request.tuple.dst_port = params.sequence.unwrap_or(1),
         Protocol::Tcp => {}

@@ -14,9 +14,11 @@ use crate::observe::trace;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Run {
-    /// Who sends: `NAMESPACE/PORT`, an address, or `gateway`; with `:L4PORT` for a certain source port.
+    /// Who sends: `NAMESPACE/PORT`, an address, `gateway`, or `uplink` for whoever is out there; with `:L4PORT` for a certain
+    /// source port. An address that no network of the host has sends from out there.
     from: String,
-    /// Where to: as `from`, with `:L4PORT` and `/tcp`, `/udp`, `/sctp`, `/icmp`, `/arp` or `/nd`.
+    /// Where to: as `from`, with `:L4PORT` and `/tcp`, `/udp`, `/sctp`, `/icmp`, `/arp`, `/nd`, `/rs` or
+    /// the number of an IP protocol.
     to: String,
     /// Namespace of ports that are named without one; `default` if left out.
     namespace: Option<String>,

@@ -84,7 +84,7 @@ fn first(admit: Admit) -> Vec<QueuedFrame> {
 /// What `expire` tells at `now_ms`, of all ports.
 fn expire(fragments: &Fragments, now_ms: u64) -> Vec<(PortId, DropReason, u64)> {
     let mut told = Vec::new();
-    fragments.expire(now_ms, usize::MAX, |port, reason, count| told.push((port, reason, count)));
+    fragments.expire(now_ms, usize::MAX, |port, reason, count, _| told.push((port, reason, count)));
     told
 }
 
@@ -336,7 +336,7 @@ fn expiry_keeps_to_its_budget() {
     }
     let (mut left, mut told) = (100usize, 0);
     while left > 0 {
-        fragments.expire(2_000, 7, |_, _, count| told += count);
+        fragments.expire(2_000, 7, |_, _, count, _| told += count);
         left = left.saturating_sub(7);
         assert_eq!(fragments.usage().datagrams, left);
     }
