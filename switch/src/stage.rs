@@ -95,6 +95,8 @@ drop_reasons! {
     DhcpNoAnswer = "dhcp_no_answer",
     /// The guest asks the switch's own services faster than the port's limit.
     LocalRateLimited = "local_rate_limited",
+    /// ARP, a neighbour or a router solicitation, which `HostConfig.spec.infrastructure` leaves unanswered.
+    LocalDisabled = "local_disabled",
     /// More than `spec.limits` of the port lets it send or receive.
     RateLimited = "rate_limited",
     /// The destination MAC is neither the router's nor a group the router listens to.
