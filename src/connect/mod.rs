@@ -192,7 +192,7 @@ fn known<R: Recorder>(
     packet: &mut Packet,
     record: &mut R,
 ) -> Option<Result<Step, DropReason>> {
-    let mut flow = flows.cache.get(place);
+    let flow = flows.cache.get(place);
     let connection = flows.connections.get(flow.connection, flow.generation)?;
     // What crosses has the epoch of all networks, which is never that of one.
     let new = if flow.flags & CROSSES == 0 { ctx.stamp } else { ctx.crossing_stamp };

@@ -133,7 +133,7 @@ drop_reasons! {
     DeviceQueueFull = "device_queue_full",
     /// The TAP device refused the frame (device down, or gone).
     DeviceError = "device_error",
-    /// A TCP segment that is not a SYN and belongs to no connection.
+    /// A TCP segment that is not a SYN and belongs to no connection (`HostConfig.spec.connections.looseTcp` lets it begin one).
     NoConnection = "no_connection",
     /// A TCP segment outside the windows that both sides of its connection have shown (RFC 9293 §3.4, RFC 5961).
     TcpOutOfWindow = "tcp_out_of_window",
@@ -188,7 +188,7 @@ drop_reasons! {
     IcmpUnrelated = "icmp_unrelated",
     /// A fragment of a datagram whose fragments overlap or contradict each other, or a second copy of one (RFC 5722).
     FragmentOverlap = "fragment_overlap",
-    /// A fragment beyond what the port may have remembered or queued: datagrams, fragments or octets.
+    /// A fragment beyond what the port (from outside: the port that it is for) may have remembered or queued: datagrams, fragments or octets.
     FragmentQueueFull = "fragment_queue_full",
     /// A fragment that waited for the first fragment of its datagram, which did not come in time.
     FragmentTimeout = "fragment_timeout",

@@ -64,9 +64,9 @@ class GuestPeer:
         line = json.dumps({"number": self.number, "do": do, **arguments})
         self.vm.sh("cat >/tmp/peer.in <<'END'\n%s\nEND" % line)
 
-    def finish(self, timeout=120):
+    def finish(self, timeout=600):
         """The answer to what was started last."""
-        wait = "until grep '^=%d ' /tmp/peer.out; do pidof python3 >/dev/null || { cat /tmp/peer.out; exit 1; }; sleep 0.1; done"
+        wait = "until grep '^=%d ' /tmp/peer.out; do pidof python3 >/dev/null || { cat /tmp/peer.out; exit 1; }; sleep 0.3; done"
         answer = json.loads(self.vm.sh(wait % self.number, timeout).split(" ", 1)[1])
         assert "error" not in answer, "peer %s: %s" % (self.vm.name, answer["error"])
         return answer["answer"]
