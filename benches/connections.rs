@@ -217,7 +217,7 @@ fn measured(ctx: &Context<'_>, state: &mut State) -> usize {
         ahead::tags(cache, lookup);
     }
     // A burst of 64 has all bits.
-    ahead::expect(ctx, cache, connections, &mut lookups[..count], u64::MAX);
+    ahead::expect(ctx, cache, connections, nat, &mut lookups[..count], u64::MAX);
     let mut forwarded = 0;
     for (index, lookup) in lookups[..count].iter().enumerate() {
         let (packet, arena) = burst.packet_mut(index);

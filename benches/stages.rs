@@ -74,7 +74,8 @@ fn stage_key(ctx: &Context<'_>, state: &State, packet: &Packet) -> Lookup {
 /// Where the burst's flows are expected.
 #[inline(never)]
 fn stage_ahead(ctx: &Context<'_>, state: &mut State, count: usize) {
-    ahead::expect(ctx, &state.cache, &state.connections, &mut state.lookups[..count], u64::MAX);
+    let State { cache, connections, nat, lookups, .. } = state;
+    ahead::expect(ctx, cache, connections, nat, &mut lookups[..count], u64::MAX);
 }
 
 /// `flow` on a hit, link address, TTL and MTU, and `rewrite`.

@@ -106,6 +106,7 @@ pub fn to_desired(
         established: config.established,
         local: config.infrastructure.answers,
         timeouts: config.connections.timeouts,
+        loose_tcp: config.connections.loose_tcp,
         uplink: None,
         nat_pools: Vec::new(),
         attached: Vec::new(),

@@ -43,7 +43,8 @@ pub struct Denied {
     pub out_port: PortId,
 }
 
-/// A packet that begins a connection, if it may.
+/// A packet that begins a connection, if it may. `None` when another worker has begun that connection from its other end since
+/// it was looked for: it is to be looked for again.
 pub(super) fn decide<'a, R: Recorder>(
     ctx: &Context<'a>,
     flows: &mut Flows<'a>,
@@ -51,8 +52,8 @@ pub(super) fn decide<'a, R: Recorder>(
     missed: Missed,
     packet: &mut Packet,
     record: &mut R,
-) -> Result<Step, DropReason> {
-    let side = match begins(packet, &lookup.key) {
+) -> Result<Option<Step>, DropReason> {
+    let side = match begins(ctx, packet, &lookup.key) {
         Err(reason) => {
             return Err(if has_ended(ctx, flows, lookup, packet) { DropReason::ServiceEnded } else { reason });
         }
@@ -64,8 +65,9 @@ pub(super) fn decide<'a, R: Recorder>(
             // Two connections to a backend may not be one there.
             Err(Refused::Taken) if attempt + 1 < service::ATTEMPTS => attempt += 1,
             Err(Refused::Taken) => return Err(DropReason::NatTupleTaken),
+            Err(Refused::Begun) => return Ok(None),
             Err(Refused::Drop(reason)) => return Err(reason),
-            Ok(step) => return Ok(step),
+            Ok(step) => return Ok(Some(step)),
         }
     }
 }
@@ -74,6 +76,8 @@ pub(super) fn decide<'a, R: Recorder>(
 enum Refused {
     /// Its answers would be those of another connection; it may be tried in another way.
     Taken,
+    /// Another worker has just begun it, from its other end.
+    Begun,
     /// This reason.
     Drop(DropReason),
 }
@@ -108,9 +112,9 @@ fn begin<'a, R: Recorder>(
         return Err(DropReason::PortDown.into());
     }
     let may_differ = plan.service.is_some();
-    let taken = |reason| match reason {
-        DropReason::NatTupleTaken if may_differ => Refused::Taken,
-        reason => Refused::Drop(reason),
+    let taken = |refused| match refused {
+        Refused::Taken if !may_differ => Refused::Drop(DropReason::NatTupleTaken),
+        refused => refused,
     };
     let Some(source) = plan.source else {
         route::may_go_on(ctx.network, packet, out)?;
@@ -125,7 +129,7 @@ fn begin<'a, R: Recorder>(
         None => allowed,
     };
     if may_differ && is_answered_otherwise(flows, &translation) {
-        return Err(taken(DropReason::NatTupleTaken));
+        return Err(Refused::Taken);
     }
     let step = commit(ctx, flows, lookup, missed, out, allowed, side, Some(translation), record).map_err(taken)?;
     // Of another worker's connection, which is the same, that one holds the mappings.
@@ -145,7 +149,7 @@ fn is_answered_otherwise(flows: &Flows<'_>, translation: &Translation) -> bool {
 
 /// Whether a packet can begin a connection at all (SEMANTICS CT1, CT3). Returns what it shows of TCP.
 #[inline(always)]
-fn begins(packet: &Packet, key: &FlowKey) -> Result<Side, DropReason> {
+fn begins(ctx: &Context<'_>, packet: &Packet, key: &FlowKey) -> Result<Side, DropReason> {
     if key.kind() == Kind::Answer {
         return Err(DropReason::NoConnection);
     }
@@ -153,7 +157,9 @@ fn begins(packet: &Packet, key: &FlowKey) -> Result<Side, DropReason> {
         return Ok(Side::default());
     }
     let segment = tcp_track::Segment::of(packet).ok_or(DropReason::NoConnection)?;
-    tcp_track::first(&segment, false).ok_or(DropReason::NoConnection)
+    // To which backend of a Service a connection went nobody knows any more.
+    let loose = ctx.tables.loose_tcp && service::scope(ctx, ctx.port, key.dst()).is_none();
+    tcp_track::first(&segment, loose).ok_or(DropReason::NoConnection)
 }
 
 /// Whether a packet that cannot begin a connection is a client's to a Service whose connection has ended with its backend: of a port of this
@@ -294,7 +300,7 @@ fn commit<R: Recorder>(
     side: Side,
     translation: Option<Translation>,
     record: &mut R,
-) -> Result<Step, DropReason> {
+) -> Result<Step, Refused> {
     if R::MASKED {
         record.stage("commit", Detail::Masked);
         let way = Way { out_port: out.id, queue: NO_QUEUE };
@@ -316,9 +322,9 @@ fn commit<R: Recorder>(
     };
     let committed = flows.connections.commit_after(missed.connection, &new, &ctx.tables.timeouts, flows.free, ctx.now);
     let committed = committed.map_err(|error| match error {
-        CommitError::Quota => DropReason::ConnectionQuota,
-        CommitError::Full => DropReason::ConnectionTableFull,
-        CommitError::Taken => DropReason::NatTupleTaken,
+        CommitError::Quota => DropReason::ConnectionQuota.into(),
+        CommitError::Full => DropReason::ConnectionTableFull.into(),
+        CommitError::Taken => Refused::Taken,
     })?;
     let found = committed.found;
     if committed.new {
@@ -337,9 +343,14 @@ fn commit<R: Recorder>(
         // Whoever answers, or goes on for a while, is assured (`refresh`).
         flags: crosses | if lookup.key.proto() == proto::TCP { TCP } else { 0 },
     };
-    if !committed.new && (found.direction != 0 || flows.connections.translation(found.index) != translation) {
-        // Another worker was first, and with something else: the next packet finds that.
-        return Err(DropReason::NatTupleTaken);
+    if !committed.new {
+        // Another worker was first.
+        match (found.direction, flows.connections.translation(found.index)) {
+            (0, other) if other == translation => {}
+            (_, None) if translation.is_none() => return Err(Refused::Begun),
+            // And with something else: the next packet finds that.
+            _ => return Err(Refused::Taken),
+        }
     }
     let place = flows.cache.put(missed.place, &flow, lookup.hash);
     Ok(step(&flow, Some(place)))

@@ -3,7 +3,7 @@
 //!
 //! Theory of operation: nearly every packet finds its flow in this worker's cache, and if that was checked against its
 //! connection in the current round (four seconds) and the current epoch, nothing else is looked at ([`ready`], [`crossed`]). Otherwise the
-//! connection is asked (`refresh`): is it still there, is it still allowed? Without a flow the shared table is asked
+//! connection is asked (`looked_at`): is it still there, is it still allowed? Without a flow the shared table is asked
 //! (`connection`), and without a connection policy is (`decide`). Only `commit` adds connections.
 //!
 //! A TCP segment also has to fit into its connection, each time (SEMANTICS CT1–CT4). An ICMP error is no connection of
@@ -205,18 +205,12 @@ fn known<R: Recorder>(
     packet: &mut Packet,
     record: &mut R,
 ) -> Option<Result<Step, DropReason>> {
-    let mut flow = flows.cache.get(place);
+    let flow = flows.cache.get(place);
     let connection = flows.connections.get(flow.connection, flow.generation)?;
     // What crosses has the epoch of all networks, which is never that of one.
     let new = if flow.flags & CROSSES == 0 { ctx.stamp } else { ctx.crossing_stamp };
     if stamp(flow.epoch, flow.round) != new || flow.flags & ASSURED == 0 {
-        if let Err(reason) = refresh(ctx, flows, &mut flow, record)? {
-            return Some(Err(reason));
-        }
-        flows.cache.set(place, &flow);
-        if !R::MASKED {
-            delivered(ctx, packet);
-        }
+        return looked_at(ctx, flows, place, flow, packet, record);
     }
     if flow.flags & TCP != 0 {
         match segment(ctx, flows, &flow, connection, packet) {
@@ -225,22 +219,64 @@ fn known<R: Recorder>(
             Err(reason) => return Some(Err(reason)),
         }
     }
-    record.stage("flow", Detail::Hit);
-    if R::MASKED {
-        return Some(Ok(step(&flow, None)));
-    }
-    if flow.flags & (TCP | CROSSES) == TCP | CROSSES && rewritten(ctx, flows, place, &flow, packet) {
-        return Some(Ok(Step::Crossed(way(&flow))));
-    }
-    Some(Ok(step(&flow, Some(place))))
+    Some(Ok(hit(ctx, flows, place, &flow, packet, record)))
 }
 
-/// Brings a flow up to date with its connection, and the connection with the packet. `None` when policy has to decide
-/// about a new connection, because this one is gone.
-fn refresh<R: Recorder>(
+/// The same of a flow that was not looked at during this round and epoch, or is not assured. What does not fit to its
+/// connection leaves no trace there.
+#[inline(never)]
+fn looked_at<R: Recorder>(
     ctx: &Context<'_>,
     flows: &mut Flows<'_>,
-    flow: &mut Flow,
+    place: usize,
+    mut flow: Flow,
+    packet: &mut Packet,
+    record: &mut R,
+) -> Option<Result<Step, DropReason>> {
+    if let Err(reason) = still_allowed(ctx, flows, &flow, record)? {
+        return Some(Err(reason));
+    }
+    let connection = flows.connections.get(flow.connection, flow.generation)?;
+    if flow.flags & TCP != 0 {
+        match segment(ctx, flows, &flow, connection, packet) {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(reason) => return Some(Err(reason)),
+        }
+    }
+    if !R::MASKED {
+        seen_now(ctx, flows, &mut flow, connection);
+        flows.cache.set(place, &flow);
+        delivered(ctx, packet);
+    }
+    Some(Ok(hit(ctx, flows, place, &flow, packet, record)))
+}
+
+/// Where a packet of a flow in the cache goes.
+#[inline(always)]
+fn hit<R: Recorder>(
+    ctx: &Context<'_>,
+    flows: &Flows<'_>,
+    place: usize,
+    flow: &Flow,
+    packet: &mut Packet,
+    record: &mut R,
+) -> Step {
+    record.stage("flow", Detail::Hit);
+    if R::MASKED {
+        return step(flow, None);
+    }
+    if flow.flags & (TCP | CROSSES) == TCP | CROSSES && rewritten(ctx, flows, place, flow, packet) {
+        return Step::Crossed(way(flow));
+    }
+    step(flow, Some(place))
+}
+
+/// Whether a flow's connection may go on. `None` when policy has to decide about a new connection, because this one is gone.
+fn still_allowed<R: Recorder>(
+    ctx: &Context<'_>,
+    flows: &mut Flows<'_>,
+    flow: &Flow,
     record: &mut R,
 ) -> Option<Result<(), DropReason>> {
     let connection = flows.connections.get(flow.connection, flow.generation)?;
@@ -259,12 +295,15 @@ fn refresh<R: Recorder>(
         }
         return if moved { None } else { Some(Err(reason)) };
     }
+    Some(Ok(()))
+}
+
+/// Brings a connection up to date with a packet that is part of it, and the flow with the connection.
+#[inline]
+fn seen_now(ctx: &Context<'_>, flows: &Flows<'_>, flow: &mut Flow, connection: &Record) {
     let direction = flow.direction();
-    if R::MASKED {
-        return Some(Ok(()));
-    }
     connection.touch(direction, ctx.now, ctx.queue);
-    flow.epoch = epoch;
+    flow.epoch = if flow.flags & CROSSES == 0 { ctx.epoch } else { ctx.crossing_epoch };
     flow.round = round(ctx.now);
     flow.queue = connection.queue(1 - direction);
     flow.out_port = connection.port(1 - direction) as u16;
@@ -274,7 +313,6 @@ fn refresh<R: Recorder>(
     if flow.flags & TCP != 0 && !connection.is_replied() {
         unanswered(ctx, flows, flow, connection);
     }
-    Some(Ok(()))
 }
 
 /// A packet of a known connection came in at the uplink: whoever brought it is there.
@@ -300,8 +338,10 @@ fn segment(
     // Of a later fragment there is nothing to see; the first one was looked at.
     let Some(segment) = tcp_track::Segment::of(packet) else { return Ok(true) };
     let direction = flow.direction();
-    if segment.flags & SYN_ACK == SYN_ACK && both_anew(ctx, flows, flow, connection, &segment) {
-        return Ok(true);
+    if segment.flags & SYN_ACK == SYN_ACK
+        && let Some(result) = both_anew(ctx, flows, flow, connection, &segment)
+    {
+        return result;
     }
     let (sender, receiver) = (connection.side(direction), connection.side(1 - direction));
     match tcp_track::track(&sender, &receiver, &segment) {
@@ -313,9 +353,7 @@ fn segment(
             Ok(true)
         }
         Outcome::Challenge(shown) => {
-            if direction == 0 {
-                flows.connections.challenges().keep(&found(flow), &shown);
-            }
+            flows.connections.challenges().keep(&found(flow), &shown);
             Ok(true)
         }
         Outcome::OutOfWindow => Err(DropReason::TcpOutOfWindow),
@@ -327,9 +365,10 @@ fn segment(
     }
 }
 
-/// Whether a SYN-ACK answers a SYN on its connection as one that its sender does not know: both ends have forgotten the
-/// connection and begin another in its place. Policy has decided about that one by the same tables, unless what was
-/// allowed earlier goes on: then the old one is forgotten, and the SYN, when it comes again, is decided anew.
+/// What becomes of a SYN-ACK that answers a SYN on its connection as one that its sender does not know: both ends have
+/// forgotten the connection and begin another in its place. Policy has decided about that one by the same tables, unless
+/// what was allowed earlier goes on, or it begins at the other end: then the old one is forgotten, and the SYN, when it
+/// comes again, is decided anew. `None` of any other.
 #[cold]
 fn both_anew(
     ctx: &Context<'_>,
@@ -337,19 +376,18 @@ fn both_anew(
     flow: &Flow,
     connection: &Record,
     segment: &tcp_track::Segment,
-) -> bool {
-    let challenge = flows.connections.challenges().kept(&found(flow)).filter(|_| flow.direction() == 1);
-    let Some([opener, answerer]) = challenge.and_then(|opener| tcp_track::both_anew(&opener, segment)) else {
-        return false;
-    };
-    if ctx.tables.keep_established {
+) -> Option<Result<bool, DropReason>> {
+    let direction = 1 - flow.direction();
+    let challenge = flows.connections.challenges().kept(&Found { direction, ..found(flow) })?;
+    let [opener, answerer] = tcp_track::both_anew(&challenge, segment)?;
+    if ctx.tables.keep_established || direction != 0 {
         flows.connections.remove(flow.connection, flow.generation, Ending::Reopened);
-        return false;
+        return Some(Err(DropReason::TcpOutOfWindow));
     }
     connection.set_side(0, &connection.side(0), &opener);
     connection.set_side(1, &connection.side(1), &answerer);
     flows.connections.reschedule(flow.connection, flow.generation, &ctx.tables.timeouts);
-    true
+    Some(Ok(true))
 }
 
 fn found(flow: &Flow) -> Found {
@@ -415,6 +453,29 @@ fn connection<'a, R: Recorder>(
     if is_icmp_error(lookup.key.proto(), (packet.meta.dst_port >> 8) as u8) && !packet.meta.later_fragment {
         return related::related(ctx, flows, packet, arena, record);
     }
+    // Once more when another worker has begun the same connection from its other end in between: now there is one.
+    for _ in 0..2 {
+        let missed = match standing(ctx, flows, lookup, place, packet, record)? {
+            Ok(step) => return Ok(step),
+            Err(missed) => missed,
+        };
+        record.stage("conn", Detail::Miss);
+        if let Some(step) = decide::decide(ctx, flows, lookup, missed, packet, record)? {
+            return Ok(step);
+        }
+    }
+    Err(DropReason::NatTupleTaken)
+}
+
+/// The way of a packet whose connection stands in the table, or where it was looked for in vain.
+fn standing<R: Recorder>(
+    ctx: &Context<'_>,
+    flows: &mut Flows<'_>,
+    lookup: &Lookup,
+    place: Option<usize>,
+    packet: &Packet,
+    record: &mut R,
+) -> Result<Result<Step, Missed>, DropReason> {
     let mut missed = Missed { place, connection: Miss::UNKNOWN };
     // Twice at most: a connection that is removed on the way is not found again.
     for _ in 0..2 {
@@ -450,24 +511,23 @@ fn connection<'a, R: Recorder>(
                 | if connection.crosses() { CROSSES } else { 0 }
                 | if lookup.key.proto() == proto::TCP { TCP } else { 0 },
         };
-        match refresh(ctx, flows, &mut flow, record) {
+        match still_allowed(ctx, flows, &flow, record) {
             Some(result) => result?,
             None => continue,
         }
-        if flow.flags & TCP != 0 && !R::MASKED {
-            let Some(connection) = flows.connections.get(found.index, found.generation) else { continue };
-            if !segment(ctx, flows, &flow, connection, packet)? {
-                continue;
-            }
+        if R::MASKED {
+            return Ok(Ok(step(&flow, None)));
         }
-        if !R::MASKED {
-            delivered(ctx, packet);
+        let Some(connection) = flows.connections.get(found.index, found.generation) else { continue };
+        if flow.flags & TCP != 0 && !segment(ctx, flows, &flow, connection, packet)? {
+            continue;
         }
-        let place = if R::MASKED { None } else { Some(flows.cache.put(place, &flow, lookup.hash)) };
-        return Ok(step(&flow, place));
+        seen_now(ctx, flows, &mut flow, connection);
+        delivered(ctx, packet);
+        let place = flows.cache.put(place, &flow, lookup.hash);
+        return Ok(Ok(step(&flow, Some(place))));
     }
-    record.stage("conn", Detail::Miss);
-    decide::decide(ctx, flows, lookup, missed, packet, record)
+    Ok(Err(missed))
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ mod icmp;
 mod limits;
 mod nat;
 mod policy;
+mod race;
 mod tcp;
 
 /// Ports of the network, besides the host's own at 0. `C` is the third, who has no part in what the two others do.
@@ -44,7 +45,7 @@ struct Host {
     plane: Plane,
     compiler: Compiler,
     world: World,
-    connections: Connections,
+    connections: Arc<Connections>,
     nat: Arc<Nat>,
     fragments: Fragments,
     workers: [(FlowCache, FreeRecords); 2],
@@ -148,7 +149,7 @@ impl Host {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = Options { capacity: 1024, boot: 1, now: 100 };
-        let connections = Connections::open(&dir.path().join("connections"), &options).unwrap();
+        let connections = Arc::new(Connections::open(&dir.path().join("connections"), &options).unwrap());
         connections.make_available(1024);
         connections.share((0..4).map(|port| (port, 1024)));
         let options =
@@ -237,7 +238,7 @@ impl Host {
                 other => panic!("{other:?} of a packet to another guest"),
             }
             if packet.meta.fragment {
-                match fragments.admit(packet, arena, network.vni, u64::from(*now) * 1000) {
+                match fragments.admit(packet, arena, &plane.tables, network.vni, u64::from(*now) * 1000) {
                     Admit::Known(ports) => ports.write(&mut packet.meta),
                     Admit::First(waiting) => assert!(waiting.is_empty()),
                     _ => panic!("a fragment before its first"),

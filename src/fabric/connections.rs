@@ -98,6 +98,7 @@ impl State {
             policy_revision: 0,
             compile_duration: std::time::Duration::ZERO,
             timeouts: super::Timeouts::default(),
+            loose_tcp: false,
             established: Established::default(),
             local: Default::default(),
             epochs: Vec::new(),

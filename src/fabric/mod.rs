@@ -126,6 +126,7 @@ struct State {
     /// How long the last compilation took.
     compile_duration: Duration,
     timeouts: Timeouts,
+    loose_tcp: bool,
     established: Established,
     local: LocalServices,
     /// By [`NetworkId`]; see [`Tables::epochs`].
@@ -255,6 +256,7 @@ impl Fabric {
             bail!("the daemon is shutting down");
         }
         state.timeouts = desired.timeouts;
+        state.loose_tcp = desired.loose_tcp;
         state.established = desired.established;
         state.local = desired.local;
         if state.asks_the_same(desired) {

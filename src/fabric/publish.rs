@@ -29,6 +29,7 @@ impl Inner {
         let mut tables = Tables {
             revision: state.revision,
             timeouts: state.timeouts,
+            loose_tcp: state.loose_tcp,
             local: state.local,
             keep_established: state.established == Established::Keep,
             ..Tables::default()
@@ -69,6 +70,7 @@ impl Inner {
         let mut plane = Plane::clone(&self.plane.load());
         plane.tables.revision = state.revision;
         plane.tables.timeouts = state.timeouts;
+        plane.tables.loose_tcp = state.loose_tcp;
         plane.tables.local = state.local;
         plane.tables.keep_established = state.established == Established::Keep;
         self.swap(state, plane);

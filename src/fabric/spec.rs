@@ -63,6 +63,8 @@ pub struct Desired {
     pub local: LocalServices,
     /// When an idle connection is forgotten.
     pub timeouts: Timeouts,
+    /// Whether TCP in mid-stream begins a connection (SEMANTICS CT1).
+    pub loose_tcp: bool,
     /// The way out of the host.
     pub uplink: Option<UplinkSpec>,
     /// Pools of NAT addresses, by unique name.

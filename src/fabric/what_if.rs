@@ -362,6 +362,7 @@ impl Known {
         let mut free_networks = (0..).filter(|id| !taken.contains(id)).map(NetworkId);
         let mut tables = Tables {
             timeouts: desired.timeouts,
+            loose_tcp: desired.loose_tcp,
             local: desired.local,
             keep_established: desired.established == Established::Keep,
             ..Tables::default()

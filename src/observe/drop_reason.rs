@@ -55,6 +55,7 @@ pub fn hubble(reason: DropReason) -> (u32, &'static str) {
         R::MtuExceeded => (157, "IP_FRAGMENTATION_NOT_SUPPORTED"),
         R::RateLimited => (198, "DROP_RATE_LIMITED"),
         R::LocalRateLimited
+        | R::LocalDisabled
         | R::NeighborNoAnswer
         | R::DhcpNoAnswer
         | R::ProbeAnswer

@@ -118,6 +118,7 @@ fn service(
         return uplink::answer(ctx, packet, arena, note);
     }
     match (packet.meta.l3, packet.meta.proto) {
+        (L3::Arp, _) if !on.arp => Verdict::Drop(DropReason::LocalDisabled),
         (L3::Arp, _) => arp::answer(ctx, packet, arena),
         (L3::V4, PROTO_ICMP) if on.ping => ping::answer_v4(ctx, packet),
         (L3::V4, PROTO_IGMP) => Verdict::Drop(DropReason::GroupMembership),
@@ -136,7 +137,8 @@ fn icmpv6(ctx: &LocalContext<'_>, packet: &mut Packet, arena: &mut [Segment], no
         _ if packet.meta.later_fragment => Verdict::Continue,
         Some(ping::ECHO_REQUEST_V6) if on.ping => ping::answer_v6(ctx, packet),
         Some(ping::ECHO_REQUEST_V6) => Verdict::Continue,
-        Some(ndp::ROUTER_SOLICITATION) if !on.ra => Verdict::Drop(DropReason::NeighborNoAnswer),
+        Some(ndp::ROUTER_SOLICITATION) if !on.ra => Verdict::Drop(DropReason::LocalDisabled),
+        Some(ndp::NEIGHBOR_SOLICITATION) if !on.nd => Verdict::Drop(DropReason::LocalDisabled),
         // MLD query, reports and done (RFC 2710, RFC 3810).
         Some(130..=132 | 143) => Verdict::Drop(DropReason::GroupMembership),
         Some(ndp::ROUTER_SOLICITATION..=ndp::REDIRECT) => ndp::answer(ctx, packet, arena, note),
@@ -187,6 +189,37 @@ mod tests {
             let outcome = world.ask(&frame);
             assert_eq!((outcome.verdict, outcome.note), (Verdict::Continue, None));
             assert_eq!(outcome.frame, frame);
+        }
+    }
+
+    #[test]
+    fn np34_arp_and_neighbour_discovery_can_be_switched_off() {
+        use hostweave_switch::wire::arp::{LEN, Message, Operation};
+        use smoltcp::wire::{Icmpv6Repr, NdiscRepr};
+        let mut message = [0; LEN];
+        Message {
+            operation: Operation::Request,
+            sender_mac: testing::GUEST_A,
+            sender_ip: A_V4,
+            target_mac: MacAddr([0; 6]),
+            target_ip: GATEWAY_V4,
+        }
+        .emit(&mut message);
+        let arp = testing::ethernet(MacAddr::BROADCAST, smoltcp::wire::EthernetProtocol::Arp, &message);
+        let node: Ipv6Addr = "ff02::1:ff00:1".parse().unwrap();
+        let message = NdiscRepr::NeighborSolicit { target_addr: testing::GATEWAY_V6, lladdr: None };
+        let nd = testing::icmpv6(A_V6, node, 255, &Icmpv6Repr::Ndisc(message));
+        let message = NdiscRepr::RouterSolicit { lladdr: None };
+        let rs = testing::icmpv6(A_V6, "ff02::2".parse().unwrap(), 255, &Icmpv6Repr::Ndisc(message));
+        let mut world = World::new();
+        for (arp_on, nd_on, ra_on) in
+            [(true, true, true), (false, true, true), (true, false, true), (true, true, false)]
+        {
+            (world.tables.local.arp, world.tables.local.nd, world.tables.local.ra) = (arp_on, nd_on, ra_on);
+            for (frame, on) in [(&arp, arp_on), (&nd, nd_on), (&rs, ra_on)] {
+                let expected = if on { Verdict::Reply } else { Verdict::Drop(DropReason::LocalDisabled) };
+                assert_eq!(world.ask(frame).verdict, expected, "{arp_on} {nd_on} {ra_on}");
+            }
         }
     }
 

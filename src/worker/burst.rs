@@ -426,7 +426,7 @@ fn fragment(
     arena: &[Segment],
     now: Instant,
 ) -> Verdict {
-    match shared.fragments.admit(packet, arena, ctx.network.vni, shared.clock.millis(now)) {
+    match shared.fragments.admit(packet, arena, ctx.tables, ctx.network.vni, shared.clock.millis(now)) {
         Admit::Known(ports) => ports.write(&mut packet.meta),
         Admit::First(frames) => released.extend(frames.into_iter().map(Released::from)),
         Admit::Queued => return Verdict::Queued,

@@ -8,12 +8,15 @@
 //! datagram is complete it is forgotten: its identification may come again at once.
 //!
 //! Everything is bounded, and a port can only push out its own: at a port's limit its oldest datagram goes, at the
-//! host's limit too, and a port that has none is refused. Frames that waited and end without an answer to `admit` are
-//! told by [`Fragments::expire`]. Locks are per group of ports, and only fragments take them.
+//! host's limit too, and a port that has none is refused. What comes from outside, where nobody's limit would bound a
+//! sender, counts for whoever has its destination ([`Payer`]), and has a limit of the host of its own. Frames that waited and
+//! end without an answer to `admit` are told by [`Fragments::expire`]. Locks are per group of ports, and only fragments
+//! take them.
 //!
 //! Not here: `parse` has refused fragments that break a rule by themselves (beyond 65,535 octets, not a multiple of 8,
 //! RFC 3128, RFC 7112). Time is an argument, in milliseconds of any clock that does not go back.
 
+use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,14 +27,13 @@ use hashbrown::HashMap;
 use crate::flow::{FlowKey, Kind};
 use crate::limits::{
     FRAGMENT_DATAGRAMS_MAX, FRAGMENT_DATAGRAMS_PER_PORT_MAX, FRAGMENT_LIFETIME_MS, FRAGMENT_OCTETS_MAX,
-    FRAGMENT_OCTETS_PER_PORT_MAX, FRAGMENTS_PER_DATAGRAM_MAX, FRAGMENTS_QUEUED_PER_PORT_MAX,
+    FRAGMENT_OCTETS_PER_PORT_MAX, FRAGMENT_SHARED_RECEIVERS, FRAGMENTS_PER_DATAGRAM_MAX, FRAGMENTS_QUEUED_PER_PORT_MAX,
     IPV6_EXTENSION_HEADERS_MAX,
 };
 use crate::packet::{L3, Meta, Packet};
 use crate::payload::Segment;
 use crate::stage::DropReason;
-use crate::tables::PortId;
-use crate::tables::mapped;
+use crate::tables::{Owned, PortId, Tables, mapped};
 use crate::wire::be32;
 use crate::wire::ethernet;
 use crate::wire::ipv4::Ipv4;
@@ -169,15 +171,51 @@ pub struct Usage {
     pub queued_octets: usize,
 }
 
+/// Whose limits a fragment counts against.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Payer {
+    /// Where it came in.
+    port: PortId,
+    of: Of,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Of {
+    /// Whoever sent it.
+    Sender,
+    /// The port that has its destination.
+    Receiver(PortId),
+    /// Of an address of many, NAT's or a Service's: one of [`FRAGMENT_SHARED_RECEIVERS`], by source and destination. A sender
+    /// that writes one source fills one.
+    Shared(u32),
+    /// Nobody has its destination.
+    Nobody,
+}
+
+impl Payer {
+    /// Its group.
+    fn shard(self) -> usize {
+        let of = match self.of {
+            Of::Sender | Of::Nobody => 0,
+            Of::Receiver(port) => port.0,
+            Of::Shared(number) => number,
+        };
+        self.port.0.wrapping_add(of) as usize % SHARDS
+    }
+}
+
 /// The fragments of one host, shared by its workers.
 pub struct Fragments {
     shards: Box<[Mutex<Shard>]>,
-    total: Total,
+    /// Of ports, and from outside.
+    totals: [Total; 2],
+    /// By which those share that have one address.
+    keys: RandomState,
     /// Where the next `expire` begins.
     cursor: AtomicUsize,
 }
 
-type Shard = HashMap<PortId, PortFragments, RandomState>;
+type Shard = HashMap<Payer, PortFragments, RandomState>;
 
 impl Default for Fragments {
     fn default() -> Self {
@@ -189,12 +227,12 @@ impl Fragments {
     /// Nothing remembered.
     pub fn new() -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { shards, total: Total::default(), cursor: AtomicUsize::new(0) }
+        Self { shards, totals: Default::default(), keys: RandomState::default(), cursor: AtomicUsize::new(0) }
     }
 
     /// What becomes of a packet with `meta.fragment`, which came from `meta.in_port` into the network `vni` and is past
     /// `guard`.
-    pub fn admit(&self, packet: &Packet, arena: &[Segment], vni: u32, now_ms: u64) -> Admit {
+    pub fn admit(&self, packet: &Packet, arena: &[Segment], tables: &Tables, vni: u32, now_ms: u64) -> Admit {
         let Some(fragment) = Fragment::read(packet, vni) else { return Admit::Drop(DropReason::Internal) };
         if fragment.is_atomic() {
             return Admit::First(Vec::new());
@@ -204,10 +242,32 @@ impl Fragments {
             let v4 = packet.meta.l3 == L3::V4;
             return Admit::Drop(if v4 { DropReason::Ipv4Malformed } else { DropReason::Ipv6Malformed });
         }
-        let mut shard = self.shard(packet.meta.in_port);
-        let port = shard.entry(packet.meta.in_port).or_insert_with(|| PortFragments::new(&self.total));
-        port.expire(now_ms, usize::MAX, &self.total);
-        port.admit(&self.total, fragment, packet, arena, now_ms).unwrap_or_else(Admit::Drop)
+        let payer = self.payer(packet.meta.in_port, &fragment.key, tables);
+        let total = self.total(payer);
+        let mut shard = lock(&self.shards[payer.shard()]);
+        let port = shard.entry(payer).or_insert_with(|| PortFragments::new(total));
+        port.expire(now_ms, usize::MAX, total);
+        port.admit(total, fragment, packet, arena, now_ms).unwrap_or_else(Admit::Drop)
+    }
+
+    fn payer(&self, port: PortId, key: &FragmentKey, tables: &Tables) -> Payer {
+        let Some(uplink) = tables.uplink.as_deref().filter(|uplink| uplink.port == port) else {
+            return Payer { port, of: Of::Sender };
+        };
+        let of = match uplink.known(key.dst) {
+            Some(Owned::Attached { port, .. }) => Of::Receiver(*port),
+            Some(Owned::Host | Owned::Nat | Owned::Service) => {
+                let hash = self.keys.hash_one((key.src, key.dst)) as u32;
+                Of::Shared(hash % FRAGMENT_SHARED_RECEIVERS)
+            }
+            None => Of::Nobody,
+        };
+        Payer { port, of }
+    }
+
+    fn total(&self, payer: Payer) -> &Total {
+        let [ports, outside] = &self.totals;
+        if payer.of == Of::Sender { ports } else { outside }
     }
 
     /// Forgets what is older than [`FRAGMENT_LIFETIME_MS`], at most `budget` datagrams, and tells of each port how many
@@ -221,11 +281,12 @@ impl Fragments {
         let first = self.cursor.load(Ordering::Relaxed);
         for step in 0..SHARDS {
             let index = (first + step) % SHARDS;
-            lock(&self.shards[index]).retain(|&port, fragments| {
-                budget -= fragments.expire(now_ms, budget, &self.total);
-                fragments.tell(|reason, count, last| ended(port, reason, count, last));
+            lock(&self.shards[index]).retain(|&payer, fragments| {
+                let total = self.total(payer);
+                budget -= fragments.expire(now_ms, budget, total);
+                fragments.tell(|reason, count, last| ended(payer.port, reason, count, last));
                 let keep = !fragments.datagrams.is_empty();
-                self.total.ports.fetch_sub(usize::from(!keep), Ordering::Relaxed);
+                total.ports.fetch_sub(usize::from(!keep), Ordering::Relaxed);
                 keep
             });
             if budget == 0 {
@@ -238,34 +299,37 @@ impl Fragments {
     /// Forgets all of a port that goes away, and tells of its frames as [`Fragments::expire`] does; those that still
     /// waited count as `PortDown`.
     pub fn forget(&self, port: PortId, mut ended: impl FnMut(DropReason, u64)) {
-        if let Some(mut fragments) = self.shard(port).remove(&port) {
-            while !fragments.datagrams.is_empty() {
-                fragments.remove(0, Some(DropReason::PortDown), &self.total);
-            }
-            fragments.tell(|reason, count, _| ended(reason, count));
-            self.total.ports.fetch_sub(1, Ordering::Relaxed);
+        for shard in &self.shards {
+            lock(shard).retain(|&payer, fragments| {
+                if payer.port != port {
+                    return true;
+                }
+                let total = self.total(payer);
+                while !fragments.datagrams.is_empty() {
+                    fragments.remove(0, Some(DropReason::PortDown), total);
+                }
+                fragments.tell(|reason, count, _| ended(reason, count));
+                total.ports.fetch_sub(1, Ordering::Relaxed);
+                false
+            });
         }
     }
 
     /// Whether nothing is remembered.
     #[inline]
     pub fn is_idle(&self) -> bool {
-        self.total.ports.load(Ordering::Relaxed) == 0
+        self.totals.iter().all(|total| total.ports.load(Ordering::Relaxed) == 0)
     }
 
     /// For metrics.
     pub fn usage(&self) -> Usage {
-        let get = |value: &AtomicUsize| value.load(Ordering::Relaxed);
+        let sum =
+            |of: fn(&Total) -> &AtomicUsize| self.totals.iter().map(|total| of(total).load(Ordering::Relaxed)).sum();
         Usage {
-            datagrams: get(&self.total.datagrams),
-            queued_frames: get(&self.total.queued_frames),
-            queued_octets: get(&self.total.queued_octets),
+            datagrams: sum(|total| &total.datagrams),
+            queued_frames: sum(|total| &total.queued_frames),
+            queued_octets: sum(|total| &total.queued_octets),
         }
-    }
-
-    /// All fragments of a port share a lock, so that its limits are its own.
-    fn shard(&self, port: PortId) -> MutexGuard<'_, Shard> {
-        lock(&self.shards[port.0 as usize % SHARDS])
     }
 }
 
@@ -274,17 +338,17 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Sums over all ports. Written under the lock of any shard, so limits may be passed by one entry a worker.
+/// Sums over all ports, or over all that comes from outside. Written under the lock of any shard, so limits may be passed by one entry a worker.
 #[derive(Default)]
 struct Total {
     datagrams: AtomicUsize,
     queued_frames: AtomicUsize,
     queued_octets: AtomicUsize,
-    /// Ports that have a [`PortFragments`], be it empty.
+    /// Those that have a [`PortFragments`], be it empty.
     ports: AtomicUsize,
 }
 
-/// The fragments of one port, oldest datagram first.
+/// The fragments of one port, or for one from outside, oldest datagram first.
 #[derive(Default)]
 struct PortFragments {
     datagrams: Vec<Datagram>,

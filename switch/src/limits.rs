@@ -35,10 +35,14 @@ pub const IPV6_EXTENSION_HEADERS_MAX: usize = 8;
 /// How long a fragment is remembered or waits, in milliseconds from the first of its datagram that came (SEMANTICS CT6).
 pub const FRAGMENT_LIFETIME_MS: u64 = 2_000;
 
-/// Datagrams of one port, and of the host, of which fragments are remembered.
+/// Datagrams of one port, and of all ports, of which fragments are remembered; as many for one receiver of what comes from outside,
+/// and for all of them.
 pub const FRAGMENT_DATAGRAMS_PER_PORT_MAX: usize = 128;
 /// See [`FRAGMENT_DATAGRAMS_PER_PORT_MAX`].
-pub const FRAGMENT_DATAGRAMS_MAX: usize = 16_384;
+pub const FRAGMENT_DATAGRAMS_MAX: usize = 8_192;
+
+/// What comes from outside to addresses that are no port's alone counts as that of so many receivers, by source and destination.
+pub const FRAGMENT_SHARED_RECEIVERS: u32 = 16;
 
 /// Fragments of one datagram: 64 KiB in pieces for a link with an MTU of 576 octets (RFC 791) are 119.
 pub const FRAGMENTS_PER_DATAGRAM_MAX: usize = 128;
@@ -48,8 +52,8 @@ pub const FRAGMENTS_QUEUED_PER_PORT_MAX: usize = 256;
 /// See [`FRAGMENTS_QUEUED_PER_PORT_MAX`].
 pub const FRAGMENT_OCTETS_PER_PORT_MAX: usize = 256 * 1024;
 
-/// Octets of all fragments of the host that wait.
-pub const FRAGMENT_OCTETS_MAX: usize = 64 * 1024 * 1024;
+/// Octets of all ports' fragments that wait, and of all from outside.
+pub const FRAGMENT_OCTETS_MAX: usize = 32 * 1024 * 1024;
 
 /// Ports of one host. A `PortId` is smaller.
 pub const PORTS_MAX: usize = 16_384;
@@ -78,3 +82,6 @@ const _: () = assert!(2 * FRAME_MAX < FRAGMENT_OCTETS_PER_PORT_MAX);
 const _: () = assert!(FRAGMENTS_PER_DATAGRAM_MAX <= FRAGMENTS_QUEUED_PER_PORT_MAX);
 const _: () = assert!(64 * FRAGMENT_DATAGRAMS_PER_PORT_MAX <= FRAGMENT_DATAGRAMS_MAX);
 const _: () = assert!(64 * FRAGMENT_OCTETS_PER_PORT_MAX <= FRAGMENT_OCTETS_MAX);
+// Nor may those receivers that many ports share.
+const _: () =
+    assert!(2 * FRAGMENT_SHARED_RECEIVERS as usize * FRAGMENT_DATAGRAMS_PER_PORT_MAX <= FRAGMENT_DATAGRAMS_MAX);

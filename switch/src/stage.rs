@@ -95,6 +95,8 @@ drop_reasons! {
     DhcpNoAnswer = "dhcp_no_answer",
     /// The guest asks the switch's own services faster than the port's limit.
     LocalRateLimited = "local_rate_limited",
+    /// ARP, a neighbour or a router solicitation, which `HostConfig.spec.infrastructure` leaves unanswered.
+    LocalDisabled = "local_disabled",
     /// More than `spec.limits` of the port lets it send or receive.
     RateLimited = "rate_limited",
     /// The destination MAC is neither the router's nor a group the router listens to.
@@ -131,7 +133,7 @@ drop_reasons! {
     DeviceQueueFull = "device_queue_full",
     /// The TAP device refused the frame (device down, or gone).
     DeviceError = "device_error",
-    /// A TCP segment that is not a SYN and belongs to no connection.
+    /// A TCP segment that is not a SYN and belongs to no connection (`HostConfig.spec.connections.looseTcp` lets it begin one).
     NoConnection = "no_connection",
     /// A TCP segment outside the windows that both sides of its connection have shown (RFC 9293 §3.4, RFC 5961).
     TcpOutOfWindow = "tcp_out_of_window",
@@ -186,7 +188,7 @@ drop_reasons! {
     IcmpUnrelated = "icmp_unrelated",
     /// A fragment of a datagram whose fragments overlap or contradict each other, or a second copy of one (RFC 5722).
     FragmentOverlap = "fragment_overlap",
-    /// A fragment beyond what the port may have remembered or queued: datagrams, fragments or octets.
+    /// A fragment beyond what the port (from outside: the port that it is for) may have remembered or queued: datagrams, fragments or octets.
     FragmentQueueFull = "fragment_queue_full",
     /// A fragment that waited for the first fragment of its datagram, which did not come in time.
     FragmentTimeout = "fragment_timeout",

@@ -326,7 +326,7 @@ impl AddressKey {
 /// Who owns which address. Exact matches only: every local destination is a host route.
 pub type AddressTable = HashMap<AddressKey, PortId, RandomState>;
 
-/// What the switch answers itself, before policy (SEMANTICS NP34). ARP and neighbour discovery always.
+/// What the switch answers itself, before policy (SEMANTICS NP34).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LocalServices {
     /// DHCP and DHCPv6.
@@ -335,11 +335,15 @@ pub struct LocalServices {
     pub ra: bool,
     /// Echo to the gateway.
     pub ping: bool,
+    /// ARP of ports.
+    pub arp: bool,
+    /// Neighbour solicitations of ports.
+    pub nd: bool,
 }
 
 impl Default for LocalServices {
     fn default() -> Self {
-        Self { dhcp: true, ra: true, ping: true }
+        Self { dhcp: true, ra: true, ping: true, arp: true, nd: true }
     }
 }
 
@@ -361,6 +365,8 @@ pub struct Tables {
     pub crossings: u32,
     /// How long connections live.
     pub timeouts: Timeouts,
+    /// Whether TCP in mid-stream begins a connection (SEMANTICS CT1).
+    pub loose_tcp: bool,
     /// What the switch answers itself.
     pub local: LocalServices,
     /// Whether connections that policy does not allow any more go on (`HostConfig.spec.established: keep`).

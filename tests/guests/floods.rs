@@ -1,9 +1,16 @@
 //! One guest floods; another's traffic and new connections are measured meanwhile, by turns without and with the flood
 //! (SEMANTICS CT11). Policy is on, and all have one worker, so that nothing but the switch's own fairness helps.
 //!
-//! The neighbour offers the same load all the time. What has to hold on any machine is asserted: none of its packets ends for
-//! a limit, each of its connections begins, and the flooder's own connections go on. How much of its rate is left depends on
-//! who else computes here: [`SHARE`], or 0.9 with `HOSTWEAVE_STRICT=1` on a quiet machine.
+//! The neighbour offers the same load all the time: datagrams of steady flows, the first ones of new flows, and SYNs of new TCP
+//! connections. The flooder's ring is never empty: it floods as fast as the worker takes it. What has to hold on any machine is
+//! asserted: none of the neighbour's packets ends for a limit or as part of no connection, each of its connections begins, and
+//! the flooder's own connections go on. Which share of what the neighbour offers is answered depends on who else computes here.
+//! It is compared slot by slot, a calm one and a stormy one by turns, and of the rounds the median is judged: at least
+//! [`SHARE`], or [`STRICT`] where nothing else computes:
+//!
+//! ```text
+//! HOSTWEAVE_STRICT=1 cargo test --test guests -- floods:: --test-threads 1 --nocapture
+//! ```
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,22 +28,37 @@ use crate::support::{Host, PATIENCE, Up, only, paths};
 const SHARE: f64 = 0.5;
 const STRICT: f64 = 0.9;
 /// Length of one measurement, and how many of each kind.
-const SLOT: Duration = Duration::from_millis(200);
-const ROUNDS: usize = 4;
-/// How often the neighbour sends: a datagram of each steady flow, and the first one of a new one.
+const SLOT: Duration = Duration::from_millis(100);
+const ROUNDS: usize = 9;
+/// How long nothing has come back when the rest of a slot is lost.
+const QUIET: Duration = Duration::from_millis(50);
+/// How often the neighbour sends: a datagram of each steady flow, and now and then the first one of a new one and the SYN of a new
+/// connection.
 const PACE: Duration = Duration::from_millis(1);
 const STEADY: u16 = 4;
+/// A flow and a connection are new once in so many times: all of them stay below the guaranteed share of a port.
+const NEW_EVERY: u32 = 4;
+/// Descriptors of a ring.
+const RING: u16 = 1_024;
 /// L4 port that echoes. The policy allows it, and [`SINK`].
 const ECHO: u16 = 7;
 const SINK: u16 = 9;
 /// Connections that a flooder may have, and those of it that are established before it floods.
 const FLOWS_MAX: u32 = 512;
 const ESTABLISHED: u16 = 64;
-/// Reasons that speak about limits.
-const LIMITS: [DropReason; 3] =
-    [DropReason::ConnectionQuota, DropReason::ConnectionTableFull, DropReason::FragmentQueueFull];
+/// Reasons for which nobody else's packet may end: limits, and connections that are not there.
+const LIMITS: [DropReason; 6] = [
+    DropReason::ConnectionQuota,
+    DropReason::ConnectionTableFull,
+    DropReason::FragmentQueueFull,
+    DropReason::NoConnection,
+    DropReason::TcpOutOfWindow,
+    DropReason::PolicyDenied,
+];
+const SYN: u8 = 2;
+const ACK: u8 = 16;
 
-/// Sends every UDP datagram back to where it came from until told to stop.
+/// Sends every UDP datagram back to where it came from, and answers every SYN, until told to stop.
 fn echo(mut guest: Guest, stop: &AtomicBool) {
     let mut frame = Vec::new();
     while !stop.load(Ordering::Relaxed) {
@@ -56,9 +78,28 @@ fn echo(mut guest: Guest, stop: &AtomicBool) {
     guest.nic().drain_tx(PATIENCE).unwrap();
 }
 
-/// The same datagram the other way round. No checksum changes.
+/// The same datagram the other way round, by which no checksum changes; or the answer to a SYN.
 fn turned(frame: &[u8], mac: [u8; 6]) -> Option<Vec<u8>> {
     let (proto, addresses, len, l4) = if frame[12] == 8 { (frame[23], 26, 4, 34) } else { (frame[20], 22, 16, 54) };
+    if proto == 6
+        && let Some(header) = frame.get(l4..l4 + 20)
+    {
+        let address = |at: usize| match <[u8; 4]>::try_from(&frame[at..at + len]) {
+            Ok(v4) => IpAddr::from(v4),
+            Err(_) => IpAddr::from(<[u8; 16]>::try_from(&frame[at..at + len]).unwrap()),
+        };
+        let path = Path::new(mac, MacAddr::ROUTER.0, address(addresses + len), address(addresses));
+        let seq = u32::from_be_bytes(header[4..8].try_into().unwrap());
+        let answer = Segment {
+            src_port: u16::from_be_bytes([header[2], header[3]]),
+            dst_port: u16::from_be_bytes([header[0], header[1]]),
+            seq: 7_000,
+            ack: seq.wrapping_add(1),
+            flags: SYN | ACK,
+            window: 1_000,
+        };
+        return (header[13] == SYN).then(|| path.tcp(&answer, &[]));
+    }
     if proto != 17 || frame.len() < l4 + 8 {
         return None;
     }
@@ -78,41 +119,65 @@ struct Neighbor {
     paths: Vec<Path>,
     /// Source port of its next new flow.
     port: u16,
-    /// New flows that nobody has answered yet: path and source port.
-    waiting: Vec<(usize, u16)>,
+    /// What nobody has answered yet of new flows and connections.
+    waiting: Vec<New>,
     opened: u64,
 }
 
+/// A new flow, or connection, by its path and source port.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct New {
+    path: usize,
+    port: u16,
+    tcp: bool,
+}
+
 impl Neighbor {
-    /// Datagrams that came back within a slot, for each that was sent.
+    /// What was answered of a slot, for each that was sent.
     fn slot(&mut self) -> f64 {
-        let (start, mut sent, mut back) = (Instant::now(), 0, 0);
+        let (start, mut tick, mut sent, mut back) = (Instant::now(), 0_u32, 0, 0);
         let mut due = start;
         while start.elapsed() < SLOT {
             for path in 0..self.paths.len() {
-                (0..STEADY).for_each(|flow| self.push(path, 100 + flow));
+                (0..STEADY).for_each(|flow| self.push(&New { path, port: 100 + flow, tcp: false }));
+                sent += u64::from(STEADY);
+                if !tick.is_multiple_of(NEW_EVERY) {
+                    continue;
+                }
                 self.port = if self.port < 60_000 { self.port + 1 } else { 2_000 };
-                self.push(path, self.port);
-                self.waiting.push((path, self.port));
-                self.opened += 1;
-                sent += u64::from(STEADY) + 1;
+                for tcp in [false, true] {
+                    let new = New { path, port: self.port, tcp };
+                    self.push(&new);
+                    self.waiting.push(new);
+                    self.opened += 1;
+                    sent += 1;
+                }
             }
+            tick += 1;
             self.guest.nic().flush(0).unwrap();
             due += PACE;
             while Instant::now() < due {
                 back += self.take();
             }
         }
-        // What is under way.
-        let end = Instant::now() + Duration::from_millis(20);
-        while Instant::now() < end {
-            back += self.take();
+        // What is under way: how long that takes is not judged.
+        let mut heard = Instant::now();
+        while back < sent && heard.elapsed() < QUIET {
+            match self.take() {
+                0 => std::thread::sleep(Duration::from_micros(200)),
+                more => (back, heard) = (back + more, Instant::now()),
+            }
         }
         back as f64 / sent as f64
     }
 
-    fn push(&mut self, path: usize, port: u16) {
-        let frame = self.paths[path].udp(port, ECHO, b"is anybody there");
+    fn push(&mut self, new: &New) {
+        let path = &self.paths[new.path];
+        let frame = if new.tcp {
+            path.tcp(&Segment { src_port: new.port, dst_port: ECHO, seq: 100, flags: SYN, window: 1_000, ack: 0 }, &[])
+        } else {
+            path.udp(new.port, ECHO, b"is anybody there")
+        };
         let _ = self.guest.nic().push_frame(0, &VnetHeader::default(), &frame);
     }
 
@@ -120,10 +185,14 @@ impl Neighbor {
     fn take(&mut self) -> u64 {
         let (mut frame, mut count) = (Vec::new(), 0);
         while self.guest.nic().recv_frame(&mut frame).unwrap().is_some() {
-            let (v4, l4) = if frame[12] == 8 { (true, 34) } else { (false, 54) };
-            let port = u16::from_be_bytes([frame[l4 + 2], frame[l4 + 3]]);
+            let (v4, l4, proto) = if frame[12] == 8 { (true, 34, frame[23]) } else { (false, 54, frame[20]) };
+            let (port, tcp) = (u16::from_be_bytes([frame[l4 + 2], frame[l4 + 3]]), proto == 6);
             let paths = &self.paths;
-            self.waiting.retain(|(path, waits)| *waits != port || paths[*path].src.is_ipv4() != v4);
+            self.waiting.retain(|new| (new.port, new.tcp) != (port, tcp) || paths[new.path].src.is_ipv4() != v4);
+            if let Some(path) = paths.iter().find(|path| tcp && path.src.is_ipv4() == v4) {
+                let done = Segment { src_port: port, dst_port: ECHO, seq: 101, ack: 7_001, flags: ACK, window: 1_000 };
+                let _ = self.guest.nic().push_frame(0, &VnetHeader::default(), &path.tcp(&done, &[]));
+            }
             count += 1;
         }
         count
@@ -134,8 +203,8 @@ impl Neighbor {
         let end = Instant::now() + PATIENCE;
         while !self.waiting.is_empty() {
             assert!(Instant::now() < end, "{} of {} never began", self.waiting.len(), self.opened);
-            for (path, port) in self.waiting.iter().take(64).copied().collect::<Vec<_>>() {
-                self.push(path, port);
+            for new in self.waiting.iter().take(64).copied().collect::<Vec<_>>() {
+                self.push(&new);
             }
             self.guest.nic().flush(0).unwrap();
             std::thread::sleep(Duration::from_millis(5));
@@ -170,28 +239,28 @@ type Flood = fn(u64, &[Path]) -> Vec<u8>;
 /// Floods by turns, and returns the flooder's counters of these reasons.
 fn flood(flood: Flood, flows_max: u32, counted: &[DropReason]) -> Vec<u64> {
     let mut host = Host::new(1);
-    host.desired.policy.policies =
-        vec![only("test", &[(Protocol::Udp, ECHO), (Protocol::Tcp, SINK), (Protocol::Udp, SINK)])];
+    let allowed = [Protocol::Udp, Protocol::Tcp].map(|protocol| [(protocol, ECHO), (protocol, SINK)]);
+    host.desired.policy.policies = vec![only("test", &allowed.concat())];
     let (a, b, sink) = (host.port("a", 10), host.port("b", 11), host.port("sink", 12));
     let mut flooder = host.spec("default", "flooder", 13, 1);
     flooder.flows_max = flows_max;
     host.desired.ports.push(flooder.clone());
     host.apply();
     let [stop, end, on] = [(); 3].map(|()| AtomicBool::new(false));
-    let sent = AtomicU64::new(0);
-    let server = host.guest(&b).ring_size(1_024).up();
+    let (sent, refills, idle) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let server = host.guest(&b).ring_size(RING).up();
     let _silent = host.guest(&sink).up();
-    let guest = host.guest(&a).ring_size(1_024).up();
+    let guest = host.guest(&a).ring_size(RING).up();
     let mut neighbor = Neighbor { guest, paths: paths(&a, &b), port: 2_000, waiting: Vec::new(), opened: 0 };
-    let mut own = host.guest(&flooder).ring_size(1_024).up();
+    let mut own = host.guest(&flooder).ring_size(RING).up();
     let (targets, home) = (paths(&flooder, &sink), paths(&flooder, &b)[0]);
-    let (mut calm, mut stormy) = (0.0, 0.0);
+    let mut shares = Vec::new();
     std::thread::scope(|scope| {
         let _ends = [&stop, &end].map(SetOnDrop);
         let end = &end;
         scope.spawn(move || echo(server, end));
         established_go_on(&mut own, &home);
-        let (stop, on, sent) = (&stop, &on, &sent);
+        let (stop, on, sent, refills, idle) = (&stop, &on, &sent, &refills, &idle);
         let thread = scope.spawn(move || {
             let mut number = 0;
             while !stop.load(Ordering::Relaxed) {
@@ -199,13 +268,15 @@ fn flood(flood: Flood, flows_max: u32, counted: &[DropReason]) -> Vec<u64> {
                     std::thread::sleep(Duration::from_millis(1));
                     continue;
                 }
-                for _ in 0..64 {
-                    let frame = flood(number, &targets);
-                    number += u64::from(own.nic().push_frame(0, &VnetHeader::default(), &frame).is_ok());
+                // As fast as the switch takes it, and no faster: what spins here the neighbour lacks.
+                let before = number;
+                while own.nic().push_frame(0, &VnetHeader::default(), &flood(number, &targets)).is_ok() {
+                    number += 1;
                 }
                 own.nic().flush(0).unwrap();
                 sent.store(number, Ordering::Relaxed);
-                // As fast as the switch takes it, and no faster: what spins here the neighbour lacks.
+                refills.fetch_add(1, Ordering::Relaxed);
+                idle.fetch_add(u64::from(number - before >= u64::from(RING)), Ordering::Relaxed);
                 std::thread::sleep(Duration::from_micros(50));
             }
             established_go_on(&mut own, &home);
@@ -214,9 +285,9 @@ fn flood(flood: Flood, flows_max: u32, counted: &[DropReason]) -> Vec<u64> {
         });
         neighbor.slot();
         for _ in 0..ROUNDS {
-            calm += neighbor.slot();
+            let calm = neighbor.slot();
             on.store(true, Ordering::Relaxed);
-            stormy += neighbor.slot();
+            shares.push(neighbor.slot() / calm);
             neighbor.all_begin();
             on.store(false, Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(5));
@@ -228,14 +299,18 @@ fn flood(flood: Flood, flows_max: u32, counted: &[DropReason]) -> Vec<u64> {
         let mut own = thread.join().unwrap();
         assert_eq!(own.nic().violations(), []);
     });
-    let share = stormy / calm;
-    let sent = sent.load(Ordering::Relaxed);
-    eprintln!("{sent} frames of flood; the neighbour keeps {share:.3} of its rate and began {}", neighbor.opened);
+    shares.sort_by(f64::total_cmp);
+    let (share, worst) = (shares[ROUNDS / 2], shares[0]);
+    let [sent, refills, idle] = [sent, refills, idle].map(AtomicU64::into_inner);
+    eprintln!(
+        "{sent} frames of flood, which ended before it was filled up {idle} of {refills} times; the neighbour keeps {share:.3} \
+         of its rate (worst round {worst:.3}) and began {}",
+        neighbor.opened
+    );
     for name in ["a", "b"] {
         for reason in LIMITS {
             assert_eq!(host.dropped(name, reason), 0, "{name}: {reason:?}");
         }
-        assert_eq!(host.dropped(name, DropReason::PolicyDenied), 0);
     }
     assert!(sent > 5_000, "{sent} frames are no flood");
     let wanted = if std::env::var_os("HOSTWEAVE_STRICT").is_some() { STRICT } else { SHARE };

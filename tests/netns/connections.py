@@ -12,17 +12,14 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from harness import packets, requirements  # noqa: E402
+from harness import packets, requirements, torture  # noqa: E402
 from harness.daemon import ROUTER_MAC, Daemon  # noqa: E402
 from harness.namespace import Namespace  # noqa: E402
-from harness.packets import ACK, RST, SYN  # noqa: E402
+from harness.packets import ACK  # noqa: E402
 from harness.peer import Peer  # noqa: E402
 from harness.process import until  # noqa: E402
 from harness.suite import Suite  # noqa: E402
-
-# What a policy lets in; 7100 and up are allowed nowhere.
-ECHO, OTHER, CLOSES, LATE, IPERF = 7000, 7001, 7002, 7003, 5201
-MEET = range(7010, 7090)
+from harness.torture import CLOSES, ECHO, IPERF, LATE, MEET, OTHER, allow, dropped, families, frames  # noqa: E402
 
 
 def check():
@@ -34,10 +31,25 @@ def check():
 suite = Suite("connections", check)
 
 
-def allow(daemon, *ports):
-    """Egress is open, ingress takes these TCP ports, UDP from 7000 to 7099, and no more."""
-    rules = [{"ports": [{"protocol": "TCP", "port": port} for port in ports] + [{"protocol": "UDP", "port": 7000, "endPort": 7099}]}]
-    daemon.policy("only", podSelector={}, policyTypes=["Ingress", "Egress"], ingress=rules, egress=[{}])
+class End(Namespace):
+    """One end of connections, as `harness.torture` knows it."""
+
+    def __init__(self, case, name):
+        super().__init__(case, name)
+        self.device = "hw-" + name
+
+    def serve_iperf(self):
+        self.spawn(["iperf3", "-s"], "iperf3.log")
+        until(lambda: ":%d" % IPERF in self.sh("ss -tln"), "iperf3 listens", 20)
+
+    def load(self, host):
+        started = self.spawn(["iperf3", "-c", host, "-t", "6", "-i", "1"], "load.log")
+
+        def text():
+            assert started.wait(timeout=60) == 0
+            return open(self.case.log("load.log")).read()
+
+        return text
 
 
 def spaces(case, *names, mtu=1500, workers=2, **host):
@@ -47,8 +59,7 @@ def spaces(case, *names, mtu=1500, workers=2, **host):
     allow(daemon, ECHO, OTHER, CLOSES, LATE, IPERF, *MEET)
     found = []
     for name in names:
-        space = Namespace(case, name)
-        space.device = "hw-" + name
+        space = End(case, name)
         space.sh("sysctl -qw net.ipv6.conf.default.accept_ra=0 net.ipv6.conf.default.accept_dad=0 "
                  "net.ipv4.ip_local_port_range='10000 65000'")
         space.port = daemon.port(name, tap=space.device, netns=space.path, labels={"name": name})
@@ -62,18 +73,6 @@ def spaces(case, *names, mtu=1500, workers=2, **host):
     return daemon, found
 
 
-def families(port):
-    return port.v4, port.v6
-
-
-def dropped(daemon, name, reason):
-    return daemon.stats()[name]["dropped"].get(reason, 0)
-
-
-def frames(*made):
-    return [data.hex() for data in made]
-
-
 def iperf(client, host, seconds, options=""):
     out = client.sh("iperf3 -J -c %s -t %d %s" % (host, seconds, options), 60 + seconds)
     return json.loads(out)["end"]["sum_received"]["bits_per_second"] / 1e6
@@ -82,8 +81,7 @@ def iperf(client, host, seconds, options=""):
 @suite.test("iperf3 both ways, IPv4 and IPv6, between ports that deny all but a few ports of their own")
 def iperf_with_policy_on(case):
     daemon, (a, b) = spaces(case, "a", "b")
-    b.spawn(["iperf3", "-s"], "iperf3.log")
-    until(lambda: ":%d" % IPERF in b.sh("ss -tln"), "iperf3 listens", 20)
+    b.serve_iperf()
     for host in families(b.port):
         rates = [iperf(a, host, 2), iperf(a, host, 2, "-R"), iperf(a, host, 2, "-P 8")]
         case.note("to %s: %s Mbit/s" % (host, rates))
@@ -97,68 +95,19 @@ def iperf_with_policy_on(case):
 @suite.test("6000 short connections come and go, IPv4 and IPv6; each is answered, and what is not allowed begins none")
 def short_connections(case):
     daemon, (a, b) = spaces(case, "a", "b")
-    b.peer("serve", port=ECHO)
-    b.peer("serve", port=7100)
-    answered = a.peer("churn", hosts=families(b.port), port=ECHO, count=6000)
-    assert answered == {"ok": 6000}, answered
-    for host in families(b.port):
-        refused = a.peer("open", group="denied", host=host, port=7100, count=5, timeout=2)
-        assert refused == {"opened": 0, "failed": {"timeout": 5}}, refused
-    stats = daemon.check_ledger()
-    assert stats["a"]["dropped"].get("policy_denied", 0) >= 10, stats["a"]
-    for name in ("a", "b"):
-        for reason in ("no_connection", "tcp_out_of_window", "tcp_invalid", "connection_quota", "connection_table_full"):
-            assert reason not in stats[name]["dropped"], stats[name]
+    torture.short_connections(daemon, a, b)
 
 
 @suite.test("ct4: half-open connections recover: either end forgets in silence, and the same two ports connect again")
 def half_open_connections_recover(case):
     daemon, (a, b) = spaces(case, "a", "b")
-    b.peer("serve", port=ECHO)
-    for host in families(b.port):
-        # The client's end is gone. Its SYN meets the old connection: challenge, RST, and the SYN again a second later.
-        assert a.peer("open", group="one", host=host, port=ECHO, source_port=6000)["opened"] == 1
-        assert a.peer("echo", group="one") == {"ok": 1}
-        a.peer("forget", group="one")
-        assert a.peer("open", group="one", host=host, port=ECHO, source_port=6000) == {"opened": 1, "failed": {}}
-        assert a.peer("echo", group="one") == {"ok": 1}
-        # The server's end is gone: it answers the next word by RST, which ends the client's.
-        b.peer("forget", port=ECHO)
-        assert a.peer("echo", group="one") == {"ECONNRESET": 1}
-        assert a.peer("open", group="two", host=host, port=ECHO, source_port=6000) == {"opened": 1, "failed": {}}
-        assert a.peer("echo", group="two") == {"ok": 1}
-        a.peer("forget", group="one")
-        a.peer("forget", group="two")
-        b.peer("forget", port=ECHO)
-    daemon.check_ledger()
+    torture.half_open_connections_recover(daemon, a, b)
 
 
 @suite.test("ct11: 4000 SYNs that nobody completes are held to the port's quota, and hinder nobody else")
 def half_open_connections_pile_up(case):
     daemon, (a, b, c) = spaces(case, "a", "b", "c")
-    a.port.flows = 1000
-    daemon.reload()
-    b.peer("serve", port=ECHO)
-    assert a.peer("open", group="own", host=b.port.v4, port=ECHO, count=20)["opened"] == 20
-    assert a.peer("echo", group="own") == {"ok": 20}
-    # The kernel of `a` knows nothing of what is sent past it, and must not answer: its own way to `b` is cut.
-    a.sh("ip route add blackhole %s; ip -6 route add blackhole %s metric 1" % families(b.port))
-    for number, host in enumerate(families(b.port)):
-        made = [packets.tcp_frame(a.port.mac, ROUTER_MAC, families(a.port)[number], host, (20_000 + i, ECHO), i, 0, SYN)
-                for i in range(2000)]
-        for at in range(0, len(made), 250):
-            a.peer("frames", device=a.device, frames=frames(*made[at:at + 250]))
-        opened = c.peer("open", group=host, host=host, port=ECHO, count=200)
-        assert opened == {"opened": 200, "failed": {}}, opened
-        assert c.peer("echo", group=host) == {"ok": 200}
-    a.sh("ip route del blackhole %s; ip -6 route del blackhole %s metric 1" % families(b.port))
-    # Answered by `b`, those are as good as established: beyond the quota there is no more.
-    assert dropped(daemon, "a", "connection_quota") > 1000, daemon.stats()["a"]
-    assert a.peer("echo", group="own") == {"ok": 20}, "its own that were there before go on"
-    for name in ("b", "c"):
-        for reason in ("connection_quota", "connection_table_full", "no_connection"):
-            assert name == "b" and reason == "no_connection" or dropped(daemon, name, reason) == 0, daemon.stats()[name]
-    daemon.check_ledger()
+    torture.half_open_connections_pile_up(daemon, a, b, c)
 
 
 @suite.test("half-close: what the other side sends for a second behind our FIN arrives, IPv4 and IPv6")
@@ -206,107 +155,19 @@ def simultaneous_open(case):
 @suite.test("ct2: an RST cuts a connection only from its own end and with the right number; a third port cannot, however it guesses")
 def reset_injection(case):
     daemon, (a, b, c) = spaces(case, "a", "b", "c")
-    b.peer("serve", port=ECHO)
-    for number, host in enumerate(families(b.port)):
-        own = families(a.port)[number]
-        assert a.peer("open", group=host, host=host, port=ECHO)["opened"] == 1
-        assert a.peer("echo", group=host) == {"ok": 1}
-        port, sent, expected = a.peer("numbers", group=host)
-        before = daemon.stats()
-
-        def reset(mac, src, dst, ports, sequence, flags=RST, acknowledgement=0):
-            return packets.tcp_frame(mac, ROUTER_MAC, src, dst, ports, sequence, acknowledgement, flags)
-
-        # The third port knows everything: addresses, ports, numbers. It lacks the address.
-        forged = [reset(c.port.mac, own, host, (port, ECHO), sent + i) for i in range(50)]
-        forged += [reset(c.port.mac, host, own, (ECHO, port), expected + i) for i in range(50)]
-        c.peer("frames", device=c.device, frames=frames(*forged))
-        # The other's MAC does not help either.
-        c.peer("frames", device=c.device, frames=frames(reset(a.port.mac, own, host, (port, ECHO), sent)))
-        # From its own address it is nobody's segment.
-        mine = families(c.port)[number]
-        c.peer("frames", device=c.device, frames=frames(reset(c.port.mac, mine, host, (port, ECHO), sent)))
-        assert dropped(daemon, "c", "spoofed_ip") - before["c"]["dropped"].get("spoofed_ip", 0) == 100
-        assert dropped(daemon, "c", "spoofed_mac") - before["c"]["dropped"].get("spoofed_mac", 0) == 1
-        assert dropped(daemon, "c", "no_connection") - before["c"]["dropped"].get("no_connection", 0) == 1
-        assert a.peer("echo", group=host) == {"ok": 1}, "the connection was cut"
-        port, sent, expected = a.peer("numbers", group=host)
-        # Of its own end, far outside of the window: dropped here.
-        b.peer("frames", device=b.device, frames=frames(reset(b.port.mac, host, own, (ECHO, port), expected + (1 << 30))))
-        until(lambda: dropped(daemon, "b", "tcp_out_of_window") > before["b"]["dropped"].get("tcp_out_of_window", 0), "counted", 5)
-        # In the window, not exact: goes on to the kernel, which challenges it (RFC 5961 §3.2).
-        b.peer("frames", device=b.device, frames=frames(reset(b.port.mac, host, own, (ECHO, port), expected + 100)))
-        assert a.peer("echo", group=host) == {"ok": 1}, "an inexact RST ended the connection"
-        port, sent, expected = a.peer("numbers", group=host)
-        b.peer("frames", device=b.device, frames=frames(reset(b.port.mac, host, own, (ECHO, port), expected)))
-        # ECONNRESET by that RST; never an echo.
-        assert a.peer("echo", group=host) == {"ECONNRESET": 1}
-    daemon.check_ledger()
+    torture.reset_injection(daemon, a, b, c)
 
 
 @suite.test("ct6, ct7, ct8: fragments arrive in and out of order, IPv4 and IPv6; of a datagram whose fragments overlap nothing does")
 def fragments(case):
     daemon, (a, b) = spaces(case, "a", "b")
-    b.peer("hear", port=7000)
-    b.peer("hear", port=7100)
-    for number, host in enumerate(families(b.port)):
-        own = families(a.port)[number]
-        # By the kernel, up to the longest there is.
-        for octets in (1473, 5000, 60_000):
-            a.peer("datagram", host=host, port=7000, octets=octets, answer=False)
-            until(lambda: [len(x) // 2 for x in b.peer("heard_since")] == [octets], "%d octets arrive" % octets, 5)
-        payload = os.urandom(4000)
-        whole = [(0, 1400), (1400, 2800), (2800, 4008)]
-
-        def send(identification, cuts, port=7000):
-            made = packets.udp_fragments(a.port.mac, ROUTER_MAC, own, host, (6000, port), payload, identification, cuts)
-            a.peer("frames", device=a.device, frames=frames(*made))
-
-        def arrived(cuts):
-            until(lambda: b.peer("heard_since") == [payload.hex()], "fragments %s arrive" % cuts, 5)
-
-        for identification, cuts in enumerate((whole, whole[::-1], [whole[1], whole[2], whole[0]], [whole[2], whole[0], whole[1]])):
-            send(1000 + identification, cuts)
-            arrived(cuts)
-        # Second copies do no harm; an overlap does, in whatever order.
-        send(1010, [whole[0], whole[0], whole[1], whole[2]])
-        arrived("with a copy")
-        before = dropped(daemon, "a", "fragment_overlap")
-        overlaps = ([whole[0], (1392, 2800), whole[2]], [(1392, 2800), whole[2], whole[0]], [whole[0], whole[1], (2720, 4008)])
-        for identification, cuts in enumerate(overlaps):
-            send(1020 + identification, cuts)
-        # Fragments of what policy does not allow: none passes, first or later.
-        denied = dropped(daemon, "a", "policy_denied")
-        send(1030, whole, 7100)
-        send(1031, whole[::-1], 7100)
-        time.sleep(0.5)
-        assert b.peer("heard_since") == [], "overlapping or denied fragments arrived"
-        assert dropped(daemon, "a", "fragment_overlap") - before >= 3, daemon.stats()["a"]
-        assert dropped(daemon, "a", "policy_denied") - denied == 6, daemon.stats()["a"]
-    # `ping -s` takes ICMP along the same way: it needs a rule without ports.
-    daemon.policy("ping", podSelector={}, ingress=[{}])
-    daemon.reload()
-    for host in families(b.port):
-        a.sh("ping -c 3 -i 0.2 -W 5 -s 20000 %s" % host)
-    daemon.check_ledger()
+    torture.fragments(daemon, a, b)
 
 
 @suite.test("ct5, np23: ICMP errors about a connection reach who sent it, isolated or not; any other is dropped as unrelated")
 def icmp_errors(case):
     daemon, (a, b, c) = spaces(case, "a", "b", "c")
-    for number, host in enumerate(families(b.port)):
-        own = families(a.port)[number]
-        assert a.peer("datagram", host=host, port=7050) == "ECONNREFUSED", "port unreachable arrives"
-        before = daemon.stats()
-        quoted = packets.ip_frame(a.port.mac, ROUTER_MAC, own, host, 17, b"\x17\x70\x1b\xbc\x00\x0c\x00\x00data")[14:]
-        # About a datagram that was never sent; and from somebody whom no datagram was sent to.
-        b.peer("frames", device=b.device, frames=frames(packets.unreachable_frame(b.port.mac, ROUTER_MAC, host, own, quoted)))
-        mine = families(c.port)[number]
-        c.peer("frames", device=c.device, frames=frames(packets.unreachable_frame(c.port.mac, ROUTER_MAC, mine, own, quoted)))
-        for name in ("b", "c"):
-            until(lambda: dropped(daemon, name, "icmp_unrelated") == before[name]["dropped"].get("icmp_unrelated", 0) + 1,
-                  "%s is told off" % name, 5)
-    daemon.check_ledger()
+    torture.icmp_errors(daemon, a, b, c)
 
 
 @suite.test("path MTU discovery: both ends believe in 1500 octets where the network has 1400; TCP and UDP learn better, both families")
@@ -314,8 +175,7 @@ def path_mtu_discovery(case):
     daemon, (a, b) = spaces(case, "a", "b", mtu=1400)
     for space in (a, b):
         space.sh("ip link set %s mtu 1500" % space.device)
-    b.spawn(["iperf3", "-s"], "iperf3.log")
-    until(lambda: ":%d" % IPERF in b.sh("ss -tln"), "iperf3 listens", 20)
+    b.serve_iperf()
     for host in families(b.port):
         for teller, options in (("a", "-n 32M"), ("b", "-n 32M -R")):
             before = dropped(daemon, teller, "mtu_exceeded")
@@ -338,42 +198,7 @@ def path_mtu_discovery(case):
 def change_under_load(case, established):
     """Load and connections to two ports; one of the two is forbidden meanwhile."""
     daemon, (a, b) = spaces(case, "a", "b", established=established)
-    b.peer("serve", port=ECHO)
-    b.peer("serve", port=OTHER)
-    b.spawn(["iperf3", "-s"], "iperf3.log")
-    until(lambda: ":%d" % IPERF in b.sh("ss -tln"), "iperf3 listens", 20)
-    groups = [(str(port) + host, host, port) for port in (ECHO, OTHER) for host in families(b.port)]
-    for group, host, port in groups:
-        assert a.peer("open", group=group, host=host, port=port, count=100)["opened"] == 100
-    load = a.spawn(["iperf3", "-c", b.port.v6, "-t", "6", "-i", "1"], "load.log")
-    time.sleep(1)
-    allow(daemon, ECHO, IPERF)
-    daemon.reload()
-    for group, _, port in groups:
-        goes_on = port == ECHO or established == "keep"
-        found = a.peer("echo", group=group, timeout=15 if goes_on else 2)
-        assert found == ({"ok": 100} if goes_on else {"timeout": 100}), (group, found)
-    for host in families(b.port):
-        new = a.peer("open", group="new", host=host, port=OTHER, count=3, timeout=2)
-        assert new["opened"] == 0, "new connections are judged by the policy of now: %s" % new
-    denied = dropped(daemon, "a", "policy_denied")
-    assert denied >= (200 if established == "recheck" else 6), denied
-    # Allowed again: what was cut stays cut, what is new passes.
-    allow(daemon, ECHO, OTHER, IPERF)
-    daemon.reload()
-    for group, host, port in groups:
-        assert a.peer("open", group="again" + group, host=host, port=port, count=3)["opened"] == 3
-        if port == OTHER and established == "recheck":
-            found = a.peer("echo", group=group, timeout=1)
-            assert found == {"timeout": 100}, found
-            assert dropped(daemon, "a", "no_connection") >= 100
-        else:
-            assert a.peer("echo", group=group, timeout=15) == {"ok": 100}
-    # The load was allowed all the time: it never stood still.
-    assert load.wait(timeout=60) == 0
-    seconds = [line for line in open(case.log("load.log")).read().splitlines() if "sec" in line and "0.00 bits/sec" in line]
-    assert seconds == [], "the load stood still: %s" % seconds
-    daemon.check_ledger()
+    torture.change_under_load(daemon, a, b, established)
 
 
 @suite.test("np31, np33: a policy changes under load, `recheck`: what it forbids is cut on its next packet, the rest never notices")

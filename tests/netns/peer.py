@@ -43,7 +43,7 @@ class Peer:
     def __init__(self):
         self.loop = asyncio.get_running_loop()
         self.groups, self.held, self.tasks, self.heard, self.raw, self.bound = {}, {}, set(), [], {}, {}
-        self.humming, self.hums = {}, {}
+        self.humming, self.hums, self.served = {}, {}, set()
 
     def task(self, coroutine):
         task = self.loop.create_task(coroutine)
@@ -53,7 +53,10 @@ class Peer:
     # Servers
 
     async def serve(self, port, mode="echo"):
-        """Both families. `echo`; `closes` answers once and closes first; `late` answers behind the other side's FIN."""
+        """Both families. `echo`; `closes` answers once and closes first; `late` answers behind the other side's FIN. Once a port."""
+        if port in self.served:
+            return
+        self.served.add(port)
         server = socket.create_server(("", port), family=socket.AF_INET6, backlog=4096, dualstack_ipv6=True)
         server.setblocking(False)
         self.task(self._accept(server, getattr(self, "_" + mode)))

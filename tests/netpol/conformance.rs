@@ -37,7 +37,7 @@ wrong call.";
 const TOLD_MAX: usize = 20;
 
 /// Which verdicts are not asked with packets.
-const WITHOUT_PACKETS: &str = "SCTP with the outside, or between two addresses there";
+const WITHOUT_PACKETS: &str = "SCTP from outside, or between two addresses there";
 
 /// What was asked for.
 #[derive(Default)]

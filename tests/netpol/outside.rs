@@ -1,8 +1,11 @@
-//! Verdicts with one end outside the cluster. There is no uplink yet; what a port sees of the outside is an address that no
-//! workload has, that no selector matches and that is not policed itself. The gateway of a network is just that to policy once
-//! the built-in rules for it are off: here it takes the outside address, and the host's own sockets are the other end.
+//! Verdicts with one end outside the cluster. What a port's policy sees of the outside is an address that no workload has, that no
+//! selector matches and that is not policed itself. The gateway of a network is just that to policy once the built-in rules for
+//! it are off: here it takes the outside address, and the host's own sockets are the other end. An uplink would need a device, and
+//! thus rights that this runner does not ask for; policy by way of one is the matter of `src/connect/tests/nat` and of the suites
+//! under `tests/uplink` and `tests/netns`.
 //!
-//! The host's stack knows TCP and UDP: SCTP with the outside is not asked.
+//! The host's stack knows TCP and UDP. Of SCTP the first packet to the outside is asked, which nobody there answers; from outside
+//! nobody begins it.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -14,7 +17,7 @@ use tokio::time::timeout;
 use crate::cluster::{Cluster, Pod};
 use crate::data::{Protocol, Verdict};
 use crate::lab::{INTERNAL, NETWORK, PATIENCE};
-use crate::packets::{Answer, Packets};
+use crate::packets::{Answer, Packets, SCTP, sctp_init};
 use crate::trace::Tracer;
 
 const SYN: u8 = 2;
@@ -25,15 +28,15 @@ const ACK: u8 = 16;
 const GLANCE: Duration = Duration::from_micros(200);
 
 impl Packets {
-    /// Whether a new flow passes between a pod and the outside. `None` for what cannot be asked: SCTP, and from outside to
-    /// outside.
+    /// Whether a new flow passes between a pod and the outside. `None` for what cannot be asked: SCTP from outside, and from outside
+    /// to outside.
     ///
     /// # Errors
     /// When a packet is lost that policy did not drop.
     pub fn allows_outside(&mut self, cluster: &Cluster, verdict: &Verdict) -> anyhow::Result<Option<Answer>> {
         let [from, to] = cluster.ends(verdict)?;
         let inbound = from.external;
-        if from.external == to.external || verdict.protocol == Protocol::Sctp {
+        if from.external == to.external || inbound && verdict.protocol == Protocol::Sctp {
             return Ok(None);
         }
         let (outside, pod) = if inbound { (from, to) } else { (to, from) };
@@ -48,6 +51,9 @@ impl Packets {
         };
         let passed = match (inbound, verdict.protocol) {
             (false, Protocol::Tcp) => self.tcp_out(verdict, &path, src_port)?,
+            (false, Protocol::Sctp) => {
+                self.sent(&verdict.from, &path.ip(SCTP, &sctp_init([src_port, verdict.port])))?
+            }
             (false, _) => self.udp_out(verdict, &path, src_port)?,
             (true, Protocol::Tcp) => self.tcp_in(verdict, outside, pod, &path)?,
             (true, _) => self.udp_in(verdict, outside, pod, &path, src_port)?,

@@ -252,13 +252,14 @@ fn tuple_of(frame: &Frame) -> Option<Tuple> {
     Some((*src, *dst, protocol, src_port, dst_port))
 }
 
-const SCTP: u8 = 132;
+/// Protocol number of SCTP.
+pub const SCTP: u8 = 132;
 
 /// Tags that the ends of an SCTP association choose.
 const TAGS: [u32; 2] = [0x0102_0304, 0x0506_0708];
 
 /// INIT (RFC 9260 §3.3.2): in a packet of its own, with verification tag 0.
-fn sctp_init(ports: [u16; 2]) -> Vec<u8> {
+pub fn sctp_init(ports: [u16; 2]) -> Vec<u8> {
     sctp(ports, 0, 1, TAGS[0], &[])
 }
 

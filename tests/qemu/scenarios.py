@@ -14,10 +14,11 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from harness import guest, internet, process, requirements  # noqa: E402
+from harness import guest, internet, process, requirements, torture  # noqa: E402
 from harness.daemon import BINARY, V6, Daemon, eui64  # noqa: E402
 from harness.guest import Guest, boot, migrate, nic_options  # noqa: E402
 from harness.namespace import Namespace  # noqa: E402
+from harness.peer import GuestPeer  # noqa: E402
 from harness.process import until  # noqa: E402
 from harness.suite import Skip, Suite  # noqa: E402
 
@@ -583,6 +584,54 @@ def policy_between_guests(case):
     daemon.reload()
     fetch(vm_a, b.v4, digest)
     daemon.check_ledger()
+
+
+class End:
+    """A guest as one end of connections, as `harness.torture` knows it."""
+
+    device = "eth0"
+
+    def __init__(self, vm, port):
+        self.vm, self.port, self.sh, self.peer = vm, port, vm.sh, GuestPeer(vm)
+
+    def serve_iperf(self):
+        self.sh("pidof iperf3 >/dev/null || iperf3 -s -D >/dev/null 2>&1")
+
+    def load(self, host):
+        self.vm.start("iperf3 -c %s -t 15 -i 1" % host, 2, 120)
+        return lambda: self.vm.finish(2)
+
+
+@suite.test("ct2, ct4 to ct8, ct11, np31: with a default of deny, guests open short connections, forget and reopen, are flooded with "
+            "SYNs, forged RSTs, fragments and ICMP errors, and keep their connections under a policy that changes", timeout=1200)
+def torture_between_guests(case):
+    daemon = Daemon(case, workers=2)
+    daemon.host(defaultPolicy="deny", established="keep")
+    torture.allow(daemon, torture.ECHO, torture.OTHER, torture.IPERF, *torture.MEET)
+    names = ("a", "b", "c")
+    ports = [daemon.port(name) for name in names]
+    daemon.start()
+    ends = []
+    for vm, port in zip(boot(case, *names), ports):
+        vm.plug(0, port.socket, port.mac)
+        addresses(vm, port)
+        ends.append(End(vm, port))
+    a, b, c = ends
+    torture.short_connections(daemon, a, b, count=200, parallel=10)
+    torture.half_open_connections_recover(daemon, a, b)
+    torture.half_open_connections_pile_up(daemon, a, b, c, syns=200, flows=100, others=20)
+    a.port.flows = 65536
+    daemon.reload()
+    torture.reset_injection(daemon, a, b, c)
+    torture.fragments(daemon, a, b)
+    torture.icmp_errors(daemon, a, b, c)
+    b.serve_iperf()
+    for host in torture.families(b.port):
+        rates = [iperf(a.vm, host), iperf(a.vm, host, "-R")]
+        case.note("with policy on, to %s: %.0f and %.0f Mbit/s" % (host, *rates))
+        assert min(rates) > 1, rates
+    # How long a second is depends on what else the machine does: only that the load arrives counts.
+    torture.change_under_load(daemon, a, b, "keep", count=30, steady=False)
 
 
 @suite.test("path MTU discovery between guests: both believe in 1500 octets, the network has 1400; segmentation offload included")

@@ -86,13 +86,15 @@ pub struct Infrastructure {
 pub struct Connections {
     /// Connections that the host has room for.
     pub max: u32,
+    /// Whether TCP in mid-stream begins a connection.
+    pub loose_tcp: bool,
     /// When an idle one is forgotten.
     pub timeouts: Timeouts,
 }
 
 impl Default for Connections {
     fn default() -> Self {
-        Self { max: CONNECTIONS_MAX_DEFAULT, timeouts: Timeouts::default() }
+        Self { max: CONNECTIONS_MAX_DEFAULT, loose_tcp: false, timeouts: Timeouts::default() }
     }
 }
 
@@ -195,7 +197,13 @@ fn infrastructure_of(raw: &raw::host_config::Infrastructure) -> Infrastructure {
             metadata: on(raw.metadata),
             health_probes: on(raw.health_probes),
         },
-        answers: LocalServices { dhcp: on(raw.dhcp), ra: on(raw.ra), ping: on(raw.ping) },
+        answers: LocalServices {
+            dhcp: on(raw.dhcp),
+            ra: on(raw.ra),
+            ping: on(raw.ping),
+            arp: on(raw.arp),
+            nd: on(raw.nd),
+        },
     }
 }
 
@@ -235,6 +243,7 @@ fn check_connections(raw: &raw::host_config::Connections, path: &Path, problems:
     if let Some(max) = range(raw.max, CONNECTIONS_MIN, CONNECTIONS_MAX, &path.key("max"), problems) {
         connections.max = max;
     }
+    connections.loose_tcp = raw.loose_tcp.unwrap_or(false);
     let Some(raw) = &raw.timeouts else { return connections };
     let timeouts = &mut connections.timeouts;
     for (field, written, timeout) in [

@@ -218,6 +218,14 @@ pub struct Infrastructure {
     /// IPv6 router advertisements; `true` if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ra: Option<bool>,
+    /// Answers to ARP of ports; `true` if left out. Without them guests need static entries for their gateway, which has
+    /// the router's MAC address. The uplink is another matter: what the host owns there it answers for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arp: Option<bool>,
+    /// Answers to IPv6 neighbour solicitations of ports; `true` if left out. As `arp`; and addresses that guests form
+    /// themselves are not learned, because it is by these that they are seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nd: Option<bool>,
     /// Answers of the gateway to ICMP and ICMPv6 echo; `true` if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ping: Option<bool>,
@@ -232,6 +240,11 @@ pub struct Connections {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1024, max = 67_108_864))]
     pub max: Option<u32>,
+    /// Whether a TCP segment in mid-stream that belongs to no known connection begins one, if policies allow it in its
+    /// direction; `false` if left out: only a SYN does. For a host that takes over guests whose connections it has not
+    /// seen. Sequence numbers of what was picked up are not checked, and nothing is picked up that goes to a Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loose_tcp: Option<bool>,
     /// When an idle connection is forgotten.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,

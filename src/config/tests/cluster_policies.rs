@@ -176,15 +176,19 @@ fn the_host_decides_what_no_policy_says() {
         );
     }
     let set = valid(&host(
-        "{defaultPolicy: deny, established: keep, infrastructure: {dns: false, ping: false}, \
-         connections: {max: 4096, timeouts: {tcpEstablished: 100, other: 1}}, defaults: {flows: 7}}",
+        "{defaultPolicy: deny, established: keep, infrastructure: {dns: false, ping: false, nd: false}, \
+         connections: {max: 4096, looseTcp: true, timeouts: {tcpEstablished: 100, other: 1}}, defaults: {flows: 7}}",
     ));
     assert_eq!(spec(&set).default, DefaultPolicy::Deny);
     let infrastructure = spec(&set).infrastructure;
     assert_eq!((infrastructure.dns, infrastructure.metadata, infrastructure.health_probes), (false, true, true));
     let host_config = set.host();
-    assert_eq!(host_config.infrastructure.answers, LocalServices { dhcp: true, ra: true, ping: false });
+    assert_eq!(
+        host_config.infrastructure.answers,
+        LocalServices { ping: false, nd: false, ..LocalServices::default() }
+    );
     assert_eq!(host_config.established, Established::Keep);
+    assert!(host_config.connections.loose_tcp);
     assert_eq!((host_config.connections.max, host_config.defaults.flows_max), (4096, 7));
     let expected = Timeouts { tcp_established: 100, other: 1, ..Timeouts::default() };
     assert_eq!(host_config.connections.timeouts, expected);
@@ -192,6 +196,8 @@ fn the_host_decides_what_no_policy_says() {
         (host("{defaultPolicy: dney}"), &["unknown_value 4 dney"]),
         (host("{established: drop}"), &["unknown_value 4 drop"]),
         (host("{infrastructure: {dns: 'yes'}}"), &["wrong_type 4 'yes'"]),
+        (host("{infrastructure: {arp: 1}}"), &["wrong_type 4 1"]),
+        (host("{connections: {looseTcp: 'yes'}}"), &["wrong_type 4 'yes'"]),
         (host("{infrastructure: {ntp: true}}"), &["unknown_field 4 ntp"]),
         (host("{connections: {max: 1000}}"), &["out_of_range 4 1000"]),
         (host("{connections: {timeouts: {icmp: 0}}}"), &["out_of_range 4 0"]),

@@ -151,6 +151,86 @@ fn both_ends_begin_anew_at_once() {
 }
 
 #[test]
+fn both_ends_begin_anew_at_once_from_the_other_side() {
+    both(|v6| {
+        for keep in [false, true] {
+            let mut host = Host::new();
+            host.plane.tables.keep_established = keep;
+            host.open(v6);
+            let old = host.entry();
+            assert_eq!(host.tcp(0, A, v6, 70_000_000, 80_000_001, SYN | ACK), Err(DropReason::TcpOutOfWindow));
+            assert_eq!(host.entry(), old);
+            // This time B's SYN comes first, by which a connection begins that goes the other way.
+            assert_eq!(host.tcp(1, B, v6, 80_000_000, 0, SYN), Ok(A));
+            assert_eq!(host.tcp(0, A, v6, 70_000_000, 80_000_009, SYN | ACK), Err(DropReason::TcpOutOfWindow));
+            assert_eq!(host.tcp(0, A, v6, 101, 501, ACK), Ok(B), "the old connection stands until then");
+            assert_eq!(host.tcp(0, A, v6, 70_000_000, 80_000_001, SYN | ACK), Err(DropReason::TcpOutOfWindow));
+            assert_eq!(host.entries(), [], "and is forgotten");
+            // Both come again, as TCP does; policy decides about the first.
+            host.now += 1;
+            assert_eq!(host.tcp(0, A, v6, 70_000_000, 80_000_001, SYN | ACK), Err(DropReason::NoConnection));
+            assert_eq!(host.tcp(1, B, v6, 80_000_000, 0, SYN), Ok(A));
+            assert_eq!(host.tcp(0, A, v6, 70_000_000, 80_000_001, SYN | ACK), Ok(B));
+            assert_eq!(host.tcp(1, B, v6, 80_000_001, 70_000_001, ACK), Ok(A));
+            let new = host.entry();
+            assert_eq!((new.in_port, new.out_port), (B, A));
+            host.allow_only(&[80]);
+            host.connections.remove(new.index, new.generation, Ending::Flushed);
+            assert_eq!(host.tcp(1, B, v6, 80_000_000, 0, SYN), Err(DropReason::PolicyDenied), "B may not begin one");
+        }
+    });
+}
+
+#[test]
+fn a_segment_that_is_dropped_does_not_prolong_its_connection() {
+    both(|v6| {
+        let mut host = Host::new();
+        // Nor is it an answer.
+        assert_eq!(host.tcp(0, A, v6, 100, 0, SYN), Ok(B));
+        assert_eq!(host.tcp(1, B, v6, 500, 900, SYN | ACK), Err(DropReason::TcpOutOfWindow));
+        assert_eq!(host.entry().seen, [100, 0]);
+        let mut host = Host::new();
+        host.open(v6);
+        let before = host.entry();
+        // On the worker whose cache has the flow, and on the other.
+        for worker in [0, 1] {
+            host.now += TRUST_S;
+            assert_eq!(host.tcp(worker, A, v6, 500_000, 501, RST), Err(DropReason::TcpOutOfWindow));
+            assert_eq!(host.tcp(worker, B, v6, 900_000, 101, ACK), Err(DropReason::TcpOutOfWindow));
+            assert_eq!(host.entry(), before);
+        }
+        assert_eq!(host.tcp(0, A, v6, 101, 501, ACK), Ok(B));
+        assert_eq!(host.entry().seen, [host.now, 100]);
+    });
+}
+
+#[test]
+fn ct1_loose_tcp_picks_up_what_policy_allows() {
+    both(|v6| {
+        let mut host = Host::new();
+        assert_eq!(host.tcp(0, A, v6, 5_000, 9_000, ACK), Err(DropReason::NoConnection), "the default");
+        host.plane.tables.loose_tcp = true;
+        for flags in [SYN | ACK, FIN | ACK, RST, RST | ACK, 0] {
+            assert_eq!(host.tcp(0, A, v6, 5_000, 9_000, flags), Err(DropReason::NoConnection), "{flags:#x}");
+        }
+        host.allow_only(&[443]);
+        assert_eq!(host.tcp(0, A, v6, 5_000, 9_000, ACK), Err(DropReason::PolicyDenied));
+        host.allow_only(&[80]);
+        // The answerer speaks first: for policy that would be a connection of its own.
+        assert_eq!(host.tcp(1, B, v6, 9_000, 5_000, ACK), Err(DropReason::PolicyDenied));
+        assert_eq!(host.tcp(0, A, v6, 5_000, 9_000, ACK), Ok(B));
+        assert_eq!(host.tcp(1, B, v6, 9_000, 5_000, ACK), Ok(A));
+        let entry = host.entry();
+        assert_eq!((entry.in_port, entry.out_port), (A, B));
+        host.plane.tables.loose_tcp = false;
+        host.publish();
+        assert_eq!(host.tcp(0, A, v6, 5_000, 9_000, ACK), Ok(B), "what was picked up goes on");
+        host.connections.remove(entry.index, entry.generation, Ending::Flushed);
+        assert_eq!(host.tcp(0, A, v6, 5_000, 9_000, ACK), Err(DropReason::NoConnection));
+    });
+}
+
+#[test]
 fn both_ends_begin_anew_while_kept_connections_go_on() {
     both(|v6| {
         let mut host = Host::new();

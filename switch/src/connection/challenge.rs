@@ -25,7 +25,7 @@ struct Place {
     whose: AtomicU64,
     /// `end` and `ack` of the side that the SYN shows.
     numbers: AtomicU64,
-    /// `window_max`, `scale` and `flags`.
+    /// `window_max`, direction, `scale` and `flags`.
     rest: AtomicU64,
 }
 
@@ -36,17 +36,18 @@ impl Challenges {
         Self((0..PLACES).map(|_| place()).collect())
     }
 
-    /// Keeps the side that a SYN shows which came on connection `on`, in the direction that began it.
+    /// Keeps the side that a SYN shows which came on connection `on`, in its direction.
     pub fn keep(&self, on: &Found, shown: &Side) {
         let place = self.place(on);
         place.whose.store(NOBODY, Relaxed);
         place.numbers.store(u64::from(shown.end) << 32 | u64::from(shown.ack), Release);
-        let rest = u64::from(shown.window_max) << 32 | u64::from(shown.scale) << 8 | u64::from(shown.flags);
+        let low = (on.direction as u64) << 16 | u64::from(shown.scale) << 8 | u64::from(shown.flags);
+        let rest = u64::from(shown.window_max) << 32 | low;
         place.rest.store(rest, Release);
         place.whose.store(whose(on), Release);
     }
 
-    /// The side that was kept for connection `on`.
+    /// The side that was kept for connection `on`, of the direction of `on`.
     pub fn kept(&self, on: &Found) -> Option<Side> {
         let place = self.place(on);
         if place.whose.load(Acquire) != whose(on) {
@@ -54,7 +55,8 @@ impl Challenges {
         }
         let (numbers, rest) = (place.numbers.load(Acquire), place.rest.load(Acquire));
         // Two writers at once leave a mixture at worst, which no SYN-ACK acknowledges.
-        (place.whose.load(Relaxed) == whose(on)).then_some(Side {
+        let same = place.whose.load(Relaxed) == whose(on) && (rest >> 16 & 1) as usize == on.direction;
+        same.then_some(Side {
             end: (numbers >> 32) as u32,
             ack: numbers as u32,
             limit: 0,
@@ -86,6 +88,11 @@ mod tests {
         challenges.keep(&on(7, 1), &shown(u32::MAX));
         assert_eq!(challenges.kept(&on(7, 1)), Some(shown(u32::MAX)));
         assert_eq!(challenges.kept(&on(7, 2)), None);
+        assert_eq!(challenges.kept(&Found { direction: 1, ..on(7, 1) }), None);
+        challenges.keep(&Found { direction: 1, ..on(7, 1) }, &shown(9));
+        assert_eq!(challenges.kept(&Found { direction: 1, ..on(7, 1) }), Some(shown(9)));
+        assert_eq!(challenges.kept(&on(7, 1)), None);
+        challenges.keep(&on(7, 1), &shown(u32::MAX));
         challenges.keep(&on(7 + PLACES as u32, 1), &shown(5));
         assert_eq!(challenges.kept(&on(7, 1)), None);
     }

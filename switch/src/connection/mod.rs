@@ -20,8 +20,10 @@
 //! it ([`Connections::on_release`]). Whoever frees a record, and why, [`Connections::on_end`] is told before.
 //!
 //! Each port has a quota of connections that it may have begun, of which a share is guaranteed: the rest of the table is
-//! for everybody. A port that has used up its quota gives up one of its own connections that nobody has
-//! answered and that would end soonest, or is refused; nobody else's ever goes.
+//! for everybody, but for a reserve. A port that has used up its quota gives up one of its own connections that nobody has
+//! answered and that would end soonest, or is refused; nobody else's goes. One case is different: shares become smaller when
+//! ports are added, and then the table may be full of what earlier ones have beyond theirs. The new port's share comes out of
+//! the reserve, and behind that out of connections beyond a share that nobody has answered. One that was answered never goes.
 
 mod adopt;
 mod challenge;

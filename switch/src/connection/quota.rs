@@ -1,12 +1,16 @@
 //! How many connections each port may have begun (SEMANTICS CT11): a limit, and within it a guaranteed share.
 //!
 //! What ports have beyond their guaranteed share comes out of one pool, which is the table less all guarantees. So the
-//! connections of one port, however many, never take another's share.
+//! connections of one port, however many, never take another's share. A part of the pool ([`RESERVE`]) is held back for the
+//! shares of ports that come later, which the table would else be too full for until connections end.
 
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::limits::PORTS_MAX;
+
+/// One in so many records is held back for ports that come later.
+const RESERVE: u32 = 32;
 
 /// Count and limit of one port.
 #[derive(Default)]
@@ -45,7 +49,7 @@ impl Quotas {
     }
 
     /// Shares `capacity` records out: half is guaranteed in equal parts to the ports given with their limits, to none more
-    /// than its limit.
+    /// than its limit. Of the other half [`RESERVE`] is nobody's.
     pub(super) fn share(&self, capacity: u32, limits: impl Iterator<Item = (u32, u32)>) {
         let mut maxima = Vec::new();
         for (port, max) in limits {
@@ -55,7 +59,7 @@ impl Quotas {
         let guaranteed = capacity / 2 / u32::try_from(maxima.len()).unwrap_or(u32::MAX).max(1);
         let reserved: u32 = maxima.iter().map(|max| guaranteed.min(*max)).sum();
         self.guaranteed.store(guaranteed, Relaxed);
-        self.shared_max.store(capacity - reserved, Relaxed);
+        self.shared_max.store(capacity - reserved - capacity / RESERVE, Relaxed);
         let beyond = |port: &Port| port.used.load(Relaxed).saturating_sub(guaranteed);
         self.shared_used.store(self.ports.iter().map(beyond).sum(), Relaxed);
     }
@@ -102,6 +106,11 @@ impl Quotas {
         }
     }
 
+    /// Whether a port has no more than its guaranteed share.
+    pub(super) fn is_within_share(&self, port: u32) -> bool {
+        self.used(port) <= self.guaranteed.load(Relaxed)
+    }
+
     /// Connections that a port has begun.
     pub(super) fn used(&self, port: u32) -> u32 {
         self.ports[port as usize % PORTS_MAX].used.load(Relaxed)
@@ -117,7 +126,7 @@ mod tests {
         let quotas = Quotas::new();
         quotas.share(1000, [(0, 10_000), (1, 10_000), (2, 100)].into_iter());
         let greedy = std::iter::repeat_with(|| quotas.take(0)).take_while(Result::is_ok).count();
-        assert_eq!(greedy, 1000 - 166 - 100);
+        assert_eq!(greedy, 1000 - 166 - 100 - 1000 / 32);
         assert_eq!(quotas.take(0), Err(Refusal::Shared));
         assert_eq!((0..166).filter(|_| quotas.take(1).is_ok()).count(), 166);
         assert_eq!(quotas.take(1), Err(Refusal::Shared));

@@ -27,8 +27,12 @@ use crate::wheel::{NONE, Wheel};
 /// Locks of the table. Each guards the chains and the wheel of the buckets that belong to it.
 const SHARDS: usize = 64;
 
-/// Records that a worker keeps for its next connections.
+/// Records that a worker keeps for its next connections, at most. Of few that are left it takes [`KEEP_PART`]: what it has
+/// other workers lack.
 const KEEP: usize = 64;
+
+/// See [`KEEP`].
+const KEEP_PART: u32 = 128;
 
 /// Records looked at for one to give up.
 const EVICT_LOOKS: usize = 16;
@@ -131,6 +135,8 @@ pub struct Connections {
 struct Free {
     /// First of a list linked through `next`.
     first: u32,
+    /// Records in that list.
+    listed: u32,
     /// Those from here on were never used.
     fresh: u32,
 }
@@ -154,7 +160,7 @@ impl Connections {
             keys: HashKeys::random(),
             heads,
             shards: (0..SHARDS).map(|_| CachePadded::new(Shard::new(options.now))).collect(),
-            free: Mutex::new(Free { first: NONE, fresh: 0 }),
+            free: Mutex::new(Free { first: NONE, listed: 0, fresh: 0 }),
             quotas: Quotas::new(),
             challenges: Challenges::new(),
             listener: Listener::default(),
@@ -383,7 +389,7 @@ impl Connections {
         }
         let payer = if new.receiver_pays { new.out_port } else { new.in_port };
         let taken = match self.quotas.take(payer) {
-            Ok(()) => free.0.pop().ok_or_else(|| {
+            Ok(()) => free.0.pop().or_else(|| self.evict_beyond(shard, &mut wheel, payer)).ok_or_else(|| {
                 self.quotas.give_back(payer);
                 CommitError::Full
             }),
@@ -532,11 +538,32 @@ impl Connections {
         let records = self.records();
         let own = |record: &Record| record.payer() == port && !record.is_assured();
         let index = wheel.soonest(records, EVICT_LOOKS, own)?;
+        self.evict_at(shard, wheel, index);
+        Some(index)
+    }
+
+    /// Frees a connection of the same kind of another port, which has more than its share, for one that has not: the table
+    /// had filled before this one was there.
+    #[cold]
+    fn evict_beyond(&self, shard: &Shard, wheel: &mut Wheel, port: u32) -> Option<u32> {
+        if !self.quotas.is_within_share(port) {
+            return None;
+        }
+        let records = self.records();
+        let beyond = |record: &Record| !record.is_assured() && !self.quotas.is_within_share(record.payer());
+        let index = wheel.soonest(records, EVICT_LOOKS, beyond)?;
+        let payer = records[index as usize].payer();
+        self.evict_at(shard, wheel, index);
+        self.quotas.give_back(payer);
+        Some(index)
+    }
+
+    fn evict_at(&self, shard: &Shard, wheel: &mut Wheel, index: u32) {
+        let records = self.records();
         let record = &records[index as usize];
         wheel.remove(records, index);
         self.unlink(shard, self.bucket(self.keys.hash(&record.key(), record.vni())), index, Ending::Evicted);
         shard.count_evicted();
-        Some(index)
     }
 
     #[cold]
@@ -544,9 +571,12 @@ impl Connections {
         let mut free = self.lock_free();
         let records = self.records();
         let available = self.available.load(Relaxed);
-        while into.0.len() < KEEP {
+        let left = free.listed + available.saturating_sub(free.fresh);
+        let batch = KEEP.min((left / KEEP_PART + 1) as usize);
+        while into.0.len() < batch {
             let index = free.first;
             if index != NONE {
+                free.listed -= 1;
                 free.first = records[index as usize].next.load(Relaxed);
                 into.0.push(index);
             } else if free.fresh < available {
@@ -567,6 +597,7 @@ impl Connections {
         for &index in indices {
             self.records()[index as usize].next.store(free.first, Relaxed);
             free.first = index;
+            free.listed += 1;
         }
     }
 

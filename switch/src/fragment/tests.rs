@@ -11,6 +11,8 @@ use crate::stage::Verdict;
 use crate::testing::{self, ipv4_frame, ipv6_frame, udp};
 use crate::wire::{ipv4, proto};
 
+mod outside;
+
 const VNI: u32 = 7;
 
 /// A piece of a UDP datagram of `len` octets, its header included: `start..end` of it.
@@ -50,11 +52,15 @@ impl Piece {
 }
 
 fn admit_at(fragments: &Fragments, port: PortId, frame: &[u8], now_ms: u64) -> Admit {
+    admit_of(fragments, &Tables::default(), port, frame, now_ms)
+}
+
+fn admit_of(fragments: &Fragments, tables: &Tables, port: PortId, frame: &[u8], now_ms: u64) -> Admit {
     testing::with(frame, |packet, arena| {
         packet.meta.in_port = port;
         assert_eq!(parse(packet, arena), Verdict::Continue);
         assert!(packet.meta.fragment);
-        fragments.admit(packet, arena, VNI, now_ms)
+        fragments.admit(packet, arena, tables, VNI, now_ms)
     })
 }
 
@@ -120,7 +126,7 @@ fn ct6_the_key_is_the_whole_key() {
     }
     let other_network = testing::with(&frame, |packet, arena| {
         assert_eq!(parse(packet, arena), Verdict::Continue);
-        fragments.admit(packet, arena, VNI + 1, 0)
+        fragments.admit(packet, arena, &Tables::default(), VNI + 1, 0)
     });
     assert!(matches!(other_network, Admit::Queued), "network");
     assert!(matches!(admit(&fragments, piece(true, 1, 800, 900, false)), Admit::Queued), "family");

@@ -37,6 +37,14 @@ for data in "$libs"/libicudata.so.*; do
     rm "$data"
     echo "const char icudt${data##*.}_dat[64] = {0};" | gcc -x c -shared -fPIC -Wl,-soname,"${data##*/}" -o "$data" -
 done
+# Python for `tests/netns/peer.py`: the interpreter and no more of its library than that needs, at the same paths as here.
+python=$(PATH=/usr/bin:$PATH python3 -I -S "$here/python_files.py" "$root/python.list")
+for library in $(xargs -a "$root/python.list" ldd 2>/dev/null | grep -o ' /[^ )]*'); do
+    [ -e "$libs/${library##*/}" ] || cp -L "$library" "$libs/"
+done
+tar -C / -cf - -T "$root/python.list" 2>/dev/null | tar -C "$root" -xf -
+rm "$root/python.list"
+ln -s "$python" "$root/usr/bin/python3"
 cp -L /lib64/ld-linux-x86-64.so.2 "$root/lib64/"
 rm -f "$libs"/ld-linux*
 cp -L /lib/x86_64-linux-gnu/libnss_{dns,files}.so.2 "$libs/" 2>/dev/null || true

@@ -62,7 +62,7 @@ fn connections_of_an_earlier_run_go_on_and_are_judged_again() {
         });
         assert_eq!((adopted.kept, adopted.forgotten), (1, 1));
         assert_eq!(seen, before.iter().map(|entry| (entry.in_port, entry.translation)).collect::<Vec<_>>());
-        host.connections = next;
+        host.connections = Arc::new(next);
         host.workers = [(); 2].map(|()| (FlowCache::new(4096).unwrap(), FreeRecords::new()));
         let answer = inward(server, pool).udp(53, l4, b"answer");
         assert_eq!(host.through(1, UPLINK, &answer), Ok((A, (server, address(A, v6), 53, 4000))));
