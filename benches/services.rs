@@ -71,6 +71,7 @@ fn endpoint(i: u32) -> EndpointSpec {
         condition: Condition::Ready,
         internal: true,
         external: true,
+        rank: 0,
     }
 }
 
@@ -83,6 +84,8 @@ fn service(i: u32) -> Arc<ServiceSpec> {
         cluster: vec![IpAddr::from([10, 104, a, b])],
         load_balancer: Vec::new(),
         ports: vec![ServicePortSpec { name: "http".into(), proto: 6, l4: 80..=80, endpoints }],
+        internal_local: false,
+        external_local: false,
         affinity_s: None,
         sources: Vec::new(),
         refusal_internal: Refusal::Reject,

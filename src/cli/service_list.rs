@@ -125,6 +125,7 @@ fn endpoints_text(endpoints: &[Value]) -> String {
             None => cell(endpoint, "/hostname"),
         };
         let conditions = &endpoint["conditions"];
+        let known = endpoint["state"].as_str().map(|state| state.replace('-', " "));
         let state = match (conditions["ready"] == true, conditions["terminating"] == true) {
             (true, _) => "ready",
             (false, true) => "terminating",
@@ -132,7 +133,7 @@ fn endpoints_text(endpoints: &[Value]) -> String {
         };
         let mut row = vec![backend, cell(endpoint, "/addresses")];
         row.extend(["/portName", "/port", "/weight"].map(|field| cell(endpoint, field)));
-        row.push(state.to_owned());
+        row.push(known.unwrap_or_else(|| state.to_owned()));
         row
     });
     let table = output::table(&["BACKEND", "ADDRESS", "PORT-NAME", "PORT", "WEIGHT", "STATE"], rows.collect());

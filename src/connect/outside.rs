@@ -214,7 +214,8 @@ fn receiver<'a, R: Recorder>(
     };
     let held = mapping.map(|mapping| Held::one(flows, mapping, ctx.now));
     let to = ctx.tables.port(port).ok_or(DropReason::NatNoMapping)?;
-    if !has(ctx.tables, to, inside.address) {
+    // Who answers the host itself is part of a connection already; nobody else reaches what it serves in a network.
+    if to.kind == PortKind::Internal || !has(ctx.tables, to, inside.address) {
         return Err(DropReason::NatNoMapping);
     }
     // Nobody outside has an address of the network that the packet is about to enter: its policies could not tell.

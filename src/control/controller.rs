@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -24,10 +24,12 @@ use super::draft::{Draft, orphans, record};
 use super::error::{ErrorKind, RpcError};
 use super::plan::{self, Before, Identity, Objects, Plan, Stored};
 use super::selector::Selector;
+use super::service_view::{ADDRESSES_ASSIGNED, ATTACHED, BACKENDS_IN_NETWORK};
+use super::transitions::Transitions;
 use crate::config::checked::{Object, Origin};
 use crate::config::desired::system_node;
 use crate::config::outside::ServiceAddresses;
-use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, load_paths};
+use crate::config::{Assignments, Diagnostic, Diagnostics, Kind, ObjectKey, ObjectSet, load_paths, services};
 use crate::fabric::balance::known::Drained;
 use crate::fabric::spec::Desired;
 use crate::fabric::{Fabric, Impact, Picture};
@@ -56,6 +58,16 @@ pub struct Snapshot {
     pub warnings: Vec<Diagnostic>,
     /// What the packet path was asked to do.
     pub desired: Desired,
+    /// Worked out when somebody asks first.
+    foreign: OnceLock<HashMap<ObjectKey, String>>,
+}
+
+impl Snapshot {
+    /// What is said about a Service that selects ports of other networks (SEMANTICS SV24); `None` if it does not.
+    pub fn foreign(&self, key: &ObjectKey) -> Option<&str> {
+        let all = self.foreign.get_or_init(|| services::foreign(&self.set, &self.desired.ports));
+        all.get(key).map(String::as_str)
+    }
 }
 
 /// What became of an object.
@@ -143,6 +155,8 @@ pub struct Controller {
     pub parts: Parts,
     /// When the daemon started.
     pub started: Instant,
+    /// Since when conditions are what they are.
+    pub transitions: Transitions,
     snapshot: ArcSwap<Snapshot>,
     writer: Mutex<Objects>,
     changes: broadcast::Sender<Arc<ObjectChange>>,
@@ -160,6 +174,7 @@ impl Controller {
         let controller = Self {
             parts,
             started,
+            transitions: Transitions::new(),
             snapshot: ArcSwap::from_pointee(Snapshot {
                 assignments: Arc::new(initial.assignments),
                 services: Arc::new(initial.services),
@@ -357,6 +372,7 @@ impl Controller {
             problems: before.problems.clone(),
             warnings: before.warnings.clone(),
             desired,
+            foreign: OnceLock::new(),
         }));
         Ok(())
     }
@@ -422,7 +438,9 @@ impl Controller {
         let stored = objects.stored.clone();
         **writer = objects;
         let Plan { set, assignments, services, problems, warnings, desired, .. } = plan;
-        let snapshot = Snapshot { set, assignments, services, stored, revision, problems, warnings, desired };
+        let foreign = OnceLock::new();
+        let snapshot = Snapshot { set, assignments, services, stored, revision, problems, warnings, desired, foreign };
+        self.note_transitions(&before, &snapshot, &changes);
         self.snapshot.store(Arc::new(snapshot));
         // Those of ports and Services that are gone were let off.
         if let Err(error) = self.remember_drained(self.parts.fabric.drained().into_iter().collect()) {
@@ -430,6 +448,32 @@ impl Controller {
         }
         self.tell(revision, changes);
         Ok(())
+    }
+
+    /// Takes down which conditions of Services are others from now on.
+    fn note_transitions(&self, before: &Snapshot, now: &Snapshot, changes: &[(Action, Arc<Object>)]) {
+        for (action, object) in changes.iter().filter(|(_, object)| object.key.kind == Kind::Service) {
+            match action {
+                Action::Deleted => {
+                    self.transitions.forget(&object.key, &[ADDRESSES_ASSIGNED, ATTACHED, BACKENDS_IN_NETWORK])
+                }
+                Action::Created => self.transitions.created(&object.key),
+                Action::Updated | Action::Unchanged => {}
+            }
+        }
+        let named = |snapshot: &Snapshot| -> BTreeSet<String> {
+            snapshot.problems.iter().filter_map(|problem| problem.object.clone()).collect()
+        };
+        let (old, new) = (named(before), named(now));
+        if old == new {
+            return;
+        }
+        for object in now.set.of_kind(Kind::Service) {
+            let name = object.key.to_string();
+            if old.contains(&name) != new.contains(&name) {
+                self.transitions.note(&object.key, ADDRESSES_ASSIGNED, !new.contains(&name));
+            }
+        }
     }
 
     fn tell(&self, revision: u64, changes: &[(Action, Arc<Object>)]) {

@@ -16,6 +16,7 @@ use crate::config::ipam::{LearnError, learn};
 use crate::config::{Kind, ObjectKey};
 use crate::fabric::balance::choice::BackendState;
 use crate::fabric::balance::history::Change;
+use crate::fabric::balance::serving::Serving;
 use crate::fabric::spec::{FabricEvent, NameChange};
 use crate::observe::events::EventType;
 
@@ -223,7 +224,7 @@ fn describe(event: FabricEvent) -> (EventType, String, Value) {
             (EventType::DnsUpstreamRecovered, format!("DNS server {server} answers again"), json!({"server": server}))
         }
         FabricEvent::ServiceBackend { change, .. } => describe_backend(&change),
-        FabricEvent::ServiceServing { serving, counts, .. } => describe_serving(serving, &counts),
+        FabricEvent::ServiceServing { serving, counts, .. } => describe_serving(&serving, &counts),
         FabricEvent::ExternalName { name, zone, what, .. } => describe_name(&name, &zone, what),
         FabricEvent::ExternalNameRefused { zone, reason, .. } => {
             let message = format!("not in the zone {zone}: {reason}");
@@ -270,14 +271,21 @@ fn describe_name(name: &str, zone: &str, what: NameChange) -> (EventType, String
 }
 
 /// Whether a Service has a backend that takes connections.
-fn describe_serving(serving: bool, counts: &[(BackendState, usize)]) -> (EventType, String, Value) {
+fn describe_serving(serving: &Serving, counts: &[(BackendState, usize)]) -> (EventType, String, Value) {
     let named: Vec<String> = counts.iter().map(|(state, count)| format!("{count} {}", state.name())).collect();
     let backends = if named.is_empty() { "it has none".to_owned() } else { named.join(", ") };
-    let data: serde_json::Map<_, _> = counts.iter().map(|(state, count)| (state.name().into(), json!(count))).collect();
-    if serving {
-        return (EventType::ServiceAvailable, format!("a backend takes connections again ({backends})"), data.into());
-    }
-    (EventType::ServiceUnavailable, format!("no backend takes connections: {backends}"), data.into())
+    let mut data: serde_json::Map<_, _> =
+        counts.iter().map(|(state, count)| (state.name().into(), json!(count))).collect();
+    let (kind, message) = match serving {
+        Serving::Everywhere => (EventType::ServiceAvailable, format!("a backend takes connections again ({backends})")),
+        Serving::NotAt(places) => {
+            data.insert("notServed".into(), json!(places));
+            let places = places.join(", ");
+            (EventType::ServiceUnavailable, format!("no backend takes connections at {places}: {backends}"))
+        }
+        Serving::Nowhere => (EventType::ServiceUnavailable, format!("no backend takes connections: {backends}")),
+    };
+    (kind, message, data.into())
 }
 
 /// A block of L4 ports, in words and as data.

@@ -32,4 +32,5 @@ pub mod selector;
 mod service_manager;
 pub mod service_view;
 pub mod socket;
+pub mod transitions;
 pub mod view;

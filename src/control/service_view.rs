@@ -1,32 +1,41 @@
 //! What people and programs are told about Services: the `status` of their objects, as a user of Kubernetes expects it.
 
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::controller::Snapshot;
+use super::controller::{Controller, Snapshot};
 use super::outside_view::{attachment_mode, split};
 use super::view::problem_of;
 use crate::config::ObjectKey;
 use crate::config::checked::{EndpointSlice, Form, Object, Service, annotations};
 use crate::config::outside::{Given, attachments};
 use crate::config::raw::RawObject;
+use crate::fabric::balance::choice::BackendState;
+use crate::fabric::balance::report::{BackendStatus, ServiceStatus};
+use crate::fabric::balance::serving::{ServiceHealth, Serving};
 use crate::fabric::spec::{Condition, EndpointSpec, ServicePortSpec, ServiceSpec};
-use crate::services::dns::spec::{EndpointRecords, ServiceRecords, ServiceTarget};
+use crate::observe::time::rfc3339_seconds;
+use crate::services::external_dns::ExternalRecords;
 
 /// A Service, with what was given to it and who stands behind it.
 pub struct ServiceView<'a> {
+    controller: &'a Controller,
     snapshot: &'a Snapshot,
     object: &'a Object,
     service: &'a Service,
     given: &'a [Given],
+    /// How its backends are; `None` for a Service that has none by its nature.
+    health: Option<ServiceHealth>,
 }
 
 impl<'a> ServiceView<'a> {
     /// The view of one Service of `snapshot`.
-    pub fn new(snapshot: &'a Snapshot, object: &'a Object, service: &'a Service) -> Self {
+    pub fn new(controller: &'a Controller, snapshot: &'a Snapshot, object: &'a Object, service: &'a Service) -> Self {
         let given = snapshot.services.get(&object.key).map(Vec::as_slice).unwrap_or_default();
-        Self { snapshot, object, service, given }
+        let health = controller.parts.fabric.service_health(&object.key.path());
+        Self { controller, snapshot, object, service, given, health }
     }
 
     /// Its cluster addresses.
@@ -44,36 +53,27 @@ impl<'a> ServiceView<'a> {
         told(self.snapshot, &self.object.key)
     }
 
-    /// Backends that are ready, and all of them, as far as objects say.
+    /// Backends that are healthy, and all of them.
     pub fn backends(&self) -> (usize, usize) {
-        if let Some(told) = self.told() {
-            let Some(port) = told.ports.iter().max_by_key(|port| port.endpoints.len()) else { return (0, 0) };
-            let mut all: Vec<(&str, bool)> = port
-                .endpoints
-                .iter()
-                .map(|endpoint| (endpoint.name.as_str(), endpoint.condition == Condition::Ready))
-                .collect();
-            // One of both families counts once.
-            all.sort_unstable();
-            all.dedup_by_key(|(name, _)| *name);
-            return (all.iter().filter(|(_, ready)| *ready).count(), all.len());
-        }
-        match records(self.snapshot, &self.object.key).map(|records| &records.target) {
-            Some(ServiceTarget::Headless { endpoints, .. }) => {
-                (endpoints.iter().filter(|endpoint| endpoint.ready).count(), endpoints.len())
-            }
-            _ => (0, 0),
-        }
+        self.health.as_ref().map_or((0, 0), |health| (health.healthy(), health.total()))
     }
 
     /// `status` of the object.
     pub fn status(&self) -> Value {
-        let ingress: Vec<Value> = self.external().iter().map(|address| json!({"ip": address})).collect();
+        let mut status = self.summary();
+        status["conditions"] = json!(self.conditions());
+        status
+    }
+
+    /// The same without its conditions.
+    fn summary(&self) -> Value {
+        // What clients reach there is the address itself (KEP-1860).
+        let ingress = self.external().into_iter().map(|address| json!({"ip": address, "ipMode": "VIP"}));
+        let ingress: Vec<Value> = ingress.collect();
         let mut pools: Vec<&str> = self.given.iter().filter_map(Given::pool).collect();
         pools.dedup();
         let mut status = json!({
             "loadBalancer": if ingress.is_empty() { json!({}) } else { json!({"ingress": ingress}) },
-            "conditions": self.conditions(),
             "type": self.type_name(),
             "addresses": self.external(),
             "pools": pools,
@@ -99,10 +99,10 @@ impl<'a> ServiceView<'a> {
             Form::Headless => set("clusterIPs", json!(["None"])),
             Form::ClusterIp | Form::LoadBalancer => set("clusterIPs", json!(self.cluster())),
         }
-        let (ready, all) = self.backends();
+        let (healthy, all) = self.backends();
         set("network", json!(self.service.network));
         set("ports", json!(self.ports()));
-        set("backends", json!(format!("{ready}/{all}")));
+        set("backends", json!(format!("{healthy}/{all}")));
         status
     }
 
@@ -115,7 +115,7 @@ impl<'a> ServiceView<'a> {
             "labels": self.object.metadata.labels,
             "origin": self.object.origin.to_string(),
         });
-        let status = self.status();
+        let status = self.summary();
         for field in [
             "type",
             "network",
@@ -148,6 +148,8 @@ impl<'a> ServiceView<'a> {
         let balancing = &self.service.balancing;
         view["selector"] = json!(self.service.selector);
         view["endpoints"] = json!(self.endpoints());
+        view["notServed"] =
+            json!(self.health.iter().flat_map(|health| &health.serving).flat_map(Serving::gaps).collect::<Vec<_>>());
         view["publishNotReadyAddresses"] = json!(balancing.publish_not_ready);
         if self.service.balances() {
             view["externalTrafficPolicy"] = json!(policy(balancing.external_local));
@@ -175,26 +177,22 @@ impl<'a> ServiceView<'a> {
         Some(format!("{}.{}.svc.{domain}", key.name, key.namespace.as_deref().unwrap_or_default()))
     }
 
-    /// Its backends in the words of an EndpointSlice, as far as objects say.
+    /// Its backends in the words of an EndpointSlice, as they are now.
     fn endpoints(&self) -> Vec<Value> {
-        if let Some(told) = self.told() {
-            let of =
-                |port: &'a ServicePortSpec| port.endpoints.iter().map(|endpoint| endpoint_json(&port.name, endpoint));
-            return told.ports.iter().flat_map(of).collect();
-        }
-        let Some(ServiceTarget::Headless { endpoints, .. }) =
-            records(self.snapshot, &self.object.key).map(|records| &records.target)
-        else {
-            return Vec::new();
+        let Some(told) = self.told() else { return Vec::new() };
+        let status = self.controller.parts.fabric.service_status(&told.name);
+        let state = |port: &ServicePortSpec, endpoint: &EndpointSpec| {
+            let is_it = |backend: &&BackendStatus| {
+                (&backend.port_name, backend.proto, &backend.name) == (&port.name, port.proto, &endpoint.name)
+                    && (backend.address, backend.l4) == (endpoint.address, endpoint.l4)
+            };
+            status.iter().flat_map(|status: &ServiceStatus| &status.backends).find(is_it).map(|backend| backend.state)
         };
-        let json = |endpoint: &EndpointRecords| {
-            json!({
-                "addresses": endpoint.addresses,
-                "hostname": endpoint.hostname,
-                "conditions": {"ready": endpoint.ready},
-            })
+        let of = |port: &'a ServicePortSpec| {
+            let json = |endpoint| endpoint_json(&port.name, endpoint, state(port, endpoint));
+            port.endpoints.iter().map(json).collect::<Vec<_>>()
         };
-        endpoints.iter().map(json).collect()
+        told.ports.iter().flat_map(of).collect()
     }
 
     /// `80/TCP`, as kubectl has it.
@@ -225,54 +223,115 @@ impl<'a> ServiceView<'a> {
         }
     }
 
-    /// `status.conditions`.
+    /// `status.conditions`: each has all that `metav1.Condition` must have.
     fn conditions(&self) -> Vec<Value> {
-        let condition = |kind: &str, holds: bool, reason: &str, message: String| json!({"type": kind, "status": if holds { "True" } else { "False" }, "reason": reason, "message": message});
+        let key = &self.object.key;
+        let since = |kind, holds| self.controller.transitions.since(key, kind, holds);
         let mut conditions = Vec::new();
         if self.service.balances() || self.service.has_pool_address() {
-            let problem = problem_of(self.snapshot, &self.object.key);
-            conditions.push(match problem {
-                Some(problem) => condition("AddressesAssigned", false, "Refused", problem.message.clone()),
-                None => condition("AddressesAssigned", true, "Assigned", String::new()),
-            });
-        }
-        if self.service.form == Form::Attach {
-            conditions.extend(self.attached().map(|(port, network, unused)| match unused.as_slice() {
-                [] => condition("Attached", true, "Attached", String::new()),
-                [first, ..] => {
-                    let message =
-                        format!("{first} is of no use: network {network} of port {port} has no range of its family");
-                    condition("Attached", false, "NoSuchFamily", message)
-                }
-            }));
-        }
-        if matches!(self.service.form, Form::ClusterIp | Form::LoadBalancer | Form::Headless) {
-            let (ready, all) = self.backends();
-            let reason = match (ready, all) {
-                (_, 0) => "NoBackends",
-                (0, _) => "NoneReady",
-                _ => "Ready",
+            let problem = problem_of(self.snapshot, key);
+            let (reason, message) = match problem {
+                Some(problem) => ("Refused", problem.message.clone()),
+                None => ("Assigned", String::new()),
             };
-            conditions.push(condition(
-                "BackendsReady",
-                ready > 0,
-                reason,
-                format!("{ready} of {all} backends are ready"),
-            ));
+            let holds = problem.is_none();
+            let since = since(ADDRESSES_ASSIGNED, holds);
+            conditions.push(self.condition(ADDRESSES_ASSIGNED, holds, reason, message, since));
+        }
+        if self.service.form == Form::Attach
+            && let Some((port, network, unused)) = self.attached()
+        {
+            let (reason, message) = match unused.as_slice() {
+                [] => ("Attached", String::new()),
+                [first, ..] => (
+                    "NoSuchFamily",
+                    format!("{first} is of no use: network {network} of port {port} has no range of its family"),
+                ),
+            };
+            let holds = unused.is_empty();
+            conditions.push(self.condition(ATTACHED, holds, reason, message, since(ATTACHED, holds)));
+        }
+        if let Some(health) = &self.health {
+            let (reason, message) = (ready_reason(health), ready_message(health));
+            conditions.push(self.condition("BackendsReady", health.is_ready(), reason, message, health.since));
+        }
+        if !self.service.selector.is_empty() {
+            let foreign = self.snapshot.foreign(key);
+            let (reason, message) = match foreign {
+                Some(message) => ("OtherNetwork", message.to_owned()),
+                None => ("OneNetwork", String::new()),
+            };
+            let holds = foreign.is_none();
+            let since = since(BACKENDS_IN_NETWORK, holds);
+            conditions.push(self.condition(BACKENDS_IN_NETWORK, holds, reason, message, since));
+        }
+        let records = self.controller.parts.fabric.external_dns().records_of(&key.path());
+        if let Some(ExternalRecords { ready, reason, message, since }) = records {
+            conditions.push(self.condition("ExternalRecords", ready, reason, message, since));
         }
         conditions
     }
+
+    fn condition(&self, kind: &str, holds: bool, reason: &str, message: String, since: SystemTime) -> Value {
+        let mut condition = json!({
+            "type": kind,
+            "status": if holds { "True" } else { "False" },
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": rfc3339_seconds(since),
+        });
+        // An object of a file has no revision of its own.
+        if let Some((_, identity)) = self.snapshot.stored.get(&self.object.key) {
+            condition["observedGeneration"] = json!(identity.revision);
+        }
+        condition
+    }
 }
 
-fn endpoint_json(port: &str, endpoint: &EndpointSpec) -> Value {
-    let (ready, terminating) = match endpoint.condition {
-        Condition::Ready => (true, false),
-        Condition::Terminating => (false, true),
-        Condition::NotReady => (false, false),
+/// Whether the Service has the addresses that it asks for.
+pub const ADDRESSES_ASSIGNED: &str = "AddressesAssigned";
+/// Whether the port that it is attached to has all of its addresses.
+pub const ATTACHED: &str = "Attached";
+/// Whether all ports that it selects are in its network (SEMANTICS SV24).
+pub const BACKENDS_IN_NETWORK: &str = "BackendsInNetwork";
+
+/// Why backends are ready, or not.
+fn ready_reason(health: &ServiceHealth) -> &'static str {
+    let any = |states: &[BackendState]| states.iter().any(|state| health.count(*state) > 0);
+    match health.healthy() {
+        _ if health.total() == 0 => "NoBackends",
+        1.. if health.is_ready() => "Ready",
+        1.. => "PortNotServed",
+        0 if any(&[BackendState::Unhealthy, BackendState::Ejected, BackendState::Flapping]) => "NoneHealthy",
+        0 if any(&[BackendState::Unchecked]) => "NotChecked",
+        0 if any(&[BackendState::Stopped, BackendState::Awaited]) => "NotRunning",
+        0 if any(&[BackendState::Drained]) => "Drained",
+        0 => "NoneReady",
+    }
+}
+
+/// `1 of 3 backends are healthy; 2 stopped`.
+fn ready_message(health: &ServiceHealth) -> String {
+    let others = health.backends.iter().filter(|(state, _)| *state != BackendState::Healthy);
+    let mut parts = vec![format!("{} of {} backends are healthy", health.healthy(), health.total())];
+    parts.extend(others.map(|(state, count)| format!("{count} {}", state.name())));
+    parts.extend(
+        health.serving.iter().flat_map(Serving::gaps).map(|place| format!("none takes connections at {place}")),
+    );
+    parts.join("; ")
+}
+
+/// `state`: how it is; what its object says where nobody knows.
+fn endpoint_json(port: &str, endpoint: &EndpointSpec, state: Option<BackendState>) -> Value {
+    let (ready, terminating) = match (state, endpoint.condition) {
+        (Some(state), condition) => (state == BackendState::Healthy, condition == Condition::Terminating),
+        (None, condition) => (condition == Condition::Ready, condition == Condition::Terminating),
     };
+    let serving = ready || state.map_or(terminating, |state| state == BackendState::Terminating);
     let mut view = json!({
         "addresses": [endpoint.address],
-        "conditions": {"ready": ready, "serving": ready || terminating, "terminating": terminating},
+        "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
+        "state": state.map(BackendState::name),
         "portName": port,
         "port": endpoint.l4,
         "weight": endpoint.weight,
@@ -297,14 +356,6 @@ pub fn told<'a>(snapshot: &'a Snapshot, key: &ObjectKey) -> Option<&'a ServiceSp
     // They come in the order of their keys.
     let found = services.binary_search_by(|spec| spec.name.split_once('/').unwrap_or_default().cmp(&wanted));
     found.ok().and_then(|at| services.get(at)).map(|spec| &**spec)
-}
-
-/// What DNS is told about a Service.
-fn records<'a>(snapshot: &'a Snapshot, key: &ObjectKey) -> Option<&'a ServiceRecords> {
-    let services = &snapshot.desired.dns.as_ref()?.services;
-    let wanted = (key.namespace.as_deref().unwrap_or_default(), key.name.as_str());
-    let found = services.binary_search_by(|of| (of.namespace.as_str(), of.name.as_str()).cmp(&wanted));
-    found.ok().and_then(|at| services.get(at)).map(|of| &**of)
 }
 
 /// `status` of an EndpointSlice.

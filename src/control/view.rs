@@ -350,31 +350,13 @@ fn status(controller: &Controller, snapshot: &Snapshot, object: &Object) -> Valu
         Spec::NetworkPolicy(_) | Spec::ClusterNetworkPolicy(_) => policy_view::status(&snapshot.set, object),
         Spec::NatPool(pool) => outside_view::nat_pool(snapshot, pool),
         Spec::AddressPool(pool) => outside_view::address_pool(snapshot, object, pool),
-        Spec::Service(service) => {
-            with_external_records(controller, object, ServiceView::new(snapshot, object, service).status())
-        }
+        Spec::Service(service) => ServiceView::new(controller, snapshot, object, service).status(),
         Spec::EndpointSlice(slice) => service_view::endpoint_slice(object, slice),
         Spec::Pod => {
             let port = ObjectKey::new(Kind::Port, object.key.namespace.as_deref(), &object.key.name);
             json!({"port": snapshot.set.get(&port).map(|_| port.path())})
         }
     }
-}
-
-/// Adds the condition `ExternalRecords` to the `status` of a Service that asks for names (SEMANTICS CW9).
-fn with_external_records(controller: &Controller, object: &Object, mut status: Value) -> Value {
-    let Some(records) = controller.parts.fabric.external_dns().records_of(&object.key.path()) else { return status };
-    let condition = json!({
-        "type": "ExternalRecords",
-        "status": if records.ready { "True" } else { "False" },
-        "reason": records.reason,
-        "message": records.message,
-    });
-    match status.get_mut("conditions").and_then(Value::as_array_mut) {
-        Some(conditions) => conditions.push(condition),
-        None => status["conditions"] = json!([condition]),
-    }
-    status
 }
 
 #[cfg(test)]

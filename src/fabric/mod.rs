@@ -424,10 +424,14 @@ impl Inner {
         });
         for wanted in desired {
             let known = state.networks.get(&wanted.name).map(|network| (network.id, network.port.id()));
+            let uid = spec::internal_uid(wanted.vni).as_u128();
             let (id, port_id) = known.unwrap_or_else(|| {
                 // `check` bounds the number of networks and ports far below the types' ranges.
-                (NetworkId(state.network_ids.take() as u16), PortId(state.port_ids.take()))
+                let slot = state.remembered.remove(&uid).unwrap_or_else(|| state.port_ids.take());
+                (NetworkId(state.network_ids.take() as u16), PortId(slot))
             });
+            // NAT knows the host's own connections by it.
+            self.connections.set_port_id(port_id.0, uid);
             let network = Arc::new(Network { internal: port_id, ..wanted.clone() });
             match state.networks.get_mut(&wanted.name) {
                 Some(runtime) if runtime.network == network => {}

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::connections::boot_id;
 use super::port::PortRuntime;
-use super::spec::{self, FabricConfig, FabricEvent, NatPoolSpec};
+use super::spec::{self, FabricConfig, FabricEvent, NatPoolSpec, internal_uid};
 use super::uplink::owned::unmapped;
 use super::uplink::settle::Lost;
 use super::{Inner, State};
@@ -90,7 +90,8 @@ impl Inner {
     /// Compiles the pools for the ports that there are.
     pub(super) fn compile_pools(&self, state: &State, pools: &[NatPoolSpec]) -> anyhow::Result<Arc<Pools>> {
         let ports = state.ports.values().filter_map(|port| Some((port.uid()?, port.id().0)));
-        let slots: HashMap<Uuid, u32> = ports.collect();
+        let internal = state.networks.values().map(|of| (internal_uid(of.network.vni), of.port.id().0));
+        let slots: HashMap<Uuid, u32> = ports.chain(internal).collect();
         // What somebody else at the uplink has takes no new connections.
         let lost = state.uplink.as_ref().map(|uplink| uplink.lost_addresses()).unwrap_or_default();
         let specs: Vec<PoolSpec> =

@@ -19,11 +19,13 @@ pub use hostweave_switch::connection::Timeouts;
 pub use hostweave_switch::rate::PortRates;
 pub use hostweave_switch::tables::LocalServices;
 use hostweave_switch::tables::Network;
+use hostweave_switch::wire::proto;
 use ipnet::IpNet;
 use uuid::Uuid;
 
 use super::balance::choice::BackendState;
 use super::balance::history::Change;
+use super::balance::serving::Serving;
 pub use crate::services::dns::spec::DnsSpec;
 pub use crate::services::external_dns::news::NameChange;
 pub use crate::services::external_dns::spec::ExternalDnsSpec;
@@ -206,6 +208,13 @@ pub struct AttachSpec {
     pub one_to_one: bool,
 }
 
+/// Who the host itself is in a network, to NAT: whom blocks of L4 ports are leased to. The same for a VNI in every run, and nobody's
+/// else: version 8 of RFC 9562, which objects do not get.
+pub fn internal_uid(vni: u32) -> Uuid {
+    const INTERNAL: u128 = 0x686f_7374_7765_8076_8065_0000_0000_0000;
+    Uuid::from_u128(INTERNAL | u128::from(vni))
+}
+
 /// A Service that spreads connections over backends (SEMANTICS §2).
 #[derive(Clone, PartialEq, Debug)]
 pub struct ServiceSpec {
@@ -219,6 +228,10 @@ pub struct ServiceSpec {
     pub load_balancer: Vec<LoadBalancerAddress>,
     /// Its L4 ports.
     pub ports: Vec<ServicePortSpec>,
+    /// `internalTrafficPolicy: Local`: ranks mean nothing to clients in the network.
+    pub internal_local: bool,
+    /// `externalTrafficPolicy: Local`: ranks mean nothing to others.
+    pub external_local: bool,
     /// `sessionAffinity: ClientIP`: for how many seconds.
     pub affinity_s: Option<u32>,
     /// `loadBalancerSourceRanges`; empty for everybody.
@@ -247,6 +260,8 @@ impl ServiceSpec {
             cluster: Vec::new(),
             load_balancer: Vec::new(),
             ports: Vec::new(),
+            internal_local: false,
+            external_local: false,
             affinity_s: None,
             sources: Vec::new(),
             refusal_internal: Refusal::Reject,
@@ -296,10 +311,12 @@ pub struct EndpointSpec {
     pub weight: u16,
     /// What the objects say about it.
     pub condition: Condition,
-    /// Whether it is eligible for clients in the network (`internalTrafficPolicy`, `trafficDistribution`).
+    /// Whether it is eligible for clients in the network (`internalTrafficPolicy`).
     pub internal: bool,
     /// Whether it is eligible for others (`externalTrafficPolicy`).
     pub external: bool,
+    /// How near it is (`trafficDistribution`, hints): of those that take connections the lowest rank that there is gets them (SEMANTICS SV15).
+    pub rank: u8,
 }
 
 /// What the objects say about an endpoint. Whether it runs and is healthy is for the fabric to find out.
@@ -361,6 +378,13 @@ pub struct HealthSpec {
     pub fall: u8,
 }
 
+impl HealthSpec {
+    /// Whether an L4 port of this IP protocol can be asked so: where the check has an L4 port of its own it is for the backend as a whole.
+    pub fn speaks_to(&self, proto: u8) -> bool {
+        self.l4.is_some() || self.check.protocol().is_none_or(|spoken| spoken == proto)
+    }
+}
+
 /// What is asked of a backend.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum HealthCheck {
@@ -391,6 +415,17 @@ pub enum HealthCheck {
         /// What the answer begins with; empty for any.
         expect: Vec<u8>,
     },
+}
+
+impl HealthCheck {
+    /// The IP protocol that it speaks to an L4 port; `None` if it asks none.
+    pub fn protocol(&self) -> Option<u8> {
+        match self {
+            HealthCheck::Tcp | HealthCheck::Http { .. } | HealthCheck::Grpc { .. } => Some(proto::TCP),
+            HealthCheck::Udp { .. } => Some(proto::UDP),
+            HealthCheck::Icmp => None,
+        }
+    }
 }
 
 /// What policy depends on, besides ports: the fabric adds an endpoint for each port and has a
@@ -571,7 +606,7 @@ pub enum FabricEvent {
     /// A backend of a Service, by `namespace/name`, is otherwise than before.
     ServiceBackend { service: Arc<str>, change: Change },
     /// No backend of a Service takes connections, or one does again; with its backends by how they are.
-    ServiceServing { service: Arc<str>, serving: bool, counts: Vec<(BackendState, usize)> },
+    ServiceServing { service: Arc<str>, serving: Serving, counts: Vec<(BackendState, usize)> },
     /// A name of a Service in a real zone came, changed or went.
     ExternalName { service: String, name: String, zone: String, what: NameChange },
     /// A Service does not get a name there.

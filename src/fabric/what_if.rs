@@ -25,7 +25,7 @@ use super::nat::pool_spec;
 use super::plane::Plane;
 use super::port::{internal_port, port_of};
 use super::publish::addresses_of;
-use super::spec::{Desired, Established};
+use super::spec::{Desired, Established, internal_uid};
 use super::uplink::owned::{Outside, routed};
 use super::uplink::settle::Lost;
 use super::{Fabric, State, balance, check, connections};
@@ -368,18 +368,19 @@ impl Known {
             ..Tables::default()
         };
         let (mut networks, mut ports) = (HashMap::new(), Vec::new());
+        let mut slots = Vec::with_capacity(desired.ports.len());
         for wanted in &desired.networks {
             let fresh = || Some((free_networks.next()?, free_ports.next()?));
             let Some((id, port)) = self.networks.get(&wanted.name).copied().or_else(fresh) else { continue };
             let network = Arc::new(Network { internal: port, ..wanted.clone() });
             networks.insert(wanted.name.as_str(), id);
+            slots.push((internal_uid(wanted.vni), port.0));
             ports.push(Arc::new(internal_port(port, id, &network, Arc::default())));
             let index = usize::from(id.0);
             tables.networks.resize(tables.networks.len().max(index + 1), None);
             tables.networks[index] = Some(network);
         }
         let mut endpoints = Vec::with_capacity(desired.ports.len());
-        let mut slots = Vec::with_capacity(desired.ports.len());
         for spec in &desired.ports {
             let name = spec.full_name();
             let Some(network) = networks.get(spec.network.as_str()).copied() else { continue };

@@ -59,6 +59,14 @@ pub(super) fn encode_external(report: &ExternalDnsReport, encoder: &mut Descript
     ] {
         ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
     }
+    let refused = i64::try_from(report.refused).unwrap_or(i64::MAX);
+    let help = "Names that Services do not get because the zone's server does not take them";
+    ConstGauge::new(refused).encode(encoder.encode_descriptor(
+        "external_dns_refused",
+        help,
+        None,
+        MetricType::Gauge,
+    )?)?;
     let conflicts = i64::try_from(report.conflicts).unwrap_or(i64::MAX);
     let help = "Names that Services do not get because somebody else has them";
     ConstGauge::new(conflicts).encode(encoder.encode_descriptor(

@@ -12,6 +12,13 @@ pub fn rfc3339(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", since.subsec_micros())
 }
 
+/// Without a fraction of the second, as `metav1.Time` has it: `2026-11-23T15:30:01Z`.
+pub fn rfc3339_seconds(time: SystemTime) -> String {
+    let mut text = rfc3339(time);
+    text.truncate(text.len() - ".000000Z".len());
+    text + "Z"
+}
+
 /// As [`rfc3339`], with nanoseconds: `2026-11-23T15:30:01.120334567Z`.
 pub fn rfc3339_nanos(time: SystemTime) -> String {
     let mut text = rfc3339(time);

@@ -68,7 +68,7 @@ fn a_service_has_addresses_that_stay_and_is_shown_as_kubernetes_shows_it() {
     applied(&daemon, OBJECTS);
     let service = |daemon: &Daemon, name: &str| daemon.json(&["get", "svc", name, "-n", "shop"]);
     let front = service(&daemon, "front");
-    assert_eq!(front["status"]["loadBalancer"], json!({"ingress": [{"ip": "192.0.2.0"}]}));
+    assert_eq!(front["status"]["loadBalancer"], json!({"ingress": [{"ip": "192.0.2.0", "ipMode": "VIP"}]}));
     assert_eq!(front["spec"]["ipFamilies"], json!(["IPv4"]));
     let web = service(&daemon, "web");
     assert_eq!(web["status"]["loadBalancer"], json!({}));
@@ -82,7 +82,14 @@ fn a_service_has_addresses_that_stay_and_is_shown_as_kubernetes_shows_it() {
     };
     assert_eq!(condition(&web, "AddressesAssigned")["status"], "True");
     let ready = condition(&web, "BackendsReady");
-    assert_eq!((&ready["status"], &ready["message"]), (&json!("True"), &json!("1 of 2 backends are ready")));
+    // One has no guest, the other is down.
+    assert_eq!((&ready["status"], &ready["reason"]), (&json!("False"), &json!("NotRunning")));
+    assert_eq!(ready["message"], "0 of 2 backends are healthy; 1 not-ready; 1 stopped");
+    assert_eq!(condition(&web, "BackendsInNetwork")["status"], "True");
+    for condition in web["status"]["conditions"].as_array().unwrap() {
+        assert!(condition["lastTransitionTime"].as_str().unwrap().ends_with('Z'), "{condition}");
+        assert!(condition["observedGeneration"].as_u64().unwrap() > 0, "{condition}");
+    }
 
     // What is shown may be applied again: nothing changes.
     for format in ["yaml", "json"] {
@@ -110,12 +117,12 @@ fn services_are_listed_and_described_and_have_names() {
     let daemon = Daemon::started();
     applied(&daemon, OBJECTS);
     let table = daemon.ok(&["service", "list", "-n", "shop"]);
-    for part in ["NAME", "CLUSTER-IP", "80/TCP", "1/2", "192.0.2.0", "None", "web.shop.svc.cluster.local"] {
+    for part in ["NAME", "CLUSTER-IP", "80/TCP", "0/2", "192.0.2.0", "None", "web.shop.svc.cluster.local"] {
         assert!(table.contains(part), "{part}\n{table}");
     }
     assert_eq!(daemon.json(&["service", "list", "-n", "shop"]).as_array().map(Vec::len), Some(4));
     let text = daemon.ok(&["service", "describe", "shop/web"]);
-    for part in ["web.shop.svc.cluster.local", "shop/a", "8080", "9090", "not ready", "Events:"] {
+    for part in ["web.shop.svc.cluster.local", "shop/a", "8080", "9090", "stopped", "not ready", "Events:"] {
         assert!(text.contains(part), "{part}\n{text}");
     }
     let web = daemon.json(&["service", "describe", "shop/web"])["service"].clone();

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use hostweave::fabric::Fabric;
 use hostweave::fabric::balance::choice::BackendState;
 use hostweave::fabric::balance::known::Drained;
+use hostweave::fabric::balance::serving::Serving;
 use hostweave::fabric::spec::{
     AllDown, Condition, Drain, EndpointSpec, FabricEvent, OutlierSpec, PortSpec, Refusal, ServicePortSpec, ServiceSpec,
 };
@@ -38,6 +39,7 @@ fn service(ports: &[&PortSpec]) -> Arc<ServiceSpec> {
             condition: Condition::Ready,
             internal: true,
             external: true,
+            rank: 0,
         })
     });
     Arc::new(ServiceSpec {
@@ -48,6 +50,8 @@ fn service(ports: &[&PortSpec]) -> Arc<ServiceSpec> {
         ports: vec![ServicePortSpec { name: "http".into(), proto: 6, l4: 80..=80, endpoints: endpoints.collect() }],
         affinity_s: None,
         sources: Vec::new(),
+        internal_local: false,
+        external_local: false,
         refusal_internal: Refusal::Reject,
         refusal_external: Refusal::Reject,
         health: None,
@@ -99,7 +103,7 @@ fn sv2_a_backend_takes_connections_while_its_guest_runs() {
     host.apply();
     assert_eq!(active(&host.fabric), [vec![], Vec::<String>::new()]);
     let status = host.fabric.service_status("test/web").unwrap();
-    assert_eq!((status.serving, status.backends.len()), (Some(false), 4));
+    assert_eq!((status.serving, status.backends.len()), (Some(Serving::Nowhere), 4));
 }
 
 #[test]

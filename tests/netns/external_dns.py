@@ -262,7 +262,7 @@ def refused(case):
     scene.daemon.start()
     scene.synced("web")
     scene.has("web", "web")
-    until(lambda: scene.condition("a")["reason"] == "Conflict", "it is told", 30)
+    until(lambda: scene.condition("a")["reason"] == "Refused", "it is told", 30)
     assert "a.closed.example.org" in scene.condition("a")["message"], scene.condition("a")
     assert scene.gone("a.closed")
 

@@ -5,16 +5,17 @@ Backends "elsewhere" are servers behind the uplink that an EndpointSlice says ru
 """
 
 import os
+import signal
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from harness import process  # noqa: E402
+from harness import internet, process  # noqa: E402
 from harness.internet import CUSTOMER, GATEWAY, POOL, SERVER, family  # noqa: E402
 from harness.process import until  # noqa: E402
 from harness.suite import Suite  # noqa: E402
-from services import CLUSTER, ECHO, HTTP, PUBLIC_PAIR, UDP, Scene, ask, check, curl, refused, url  # noqa: E402
+from services import CHECK, CLUSTER, ECHO, HTTP, PUBLIC_PAIR, UDP, Scene, ask, check, curl, refused, url  # noqa: E402
 
 suite = Suite("kubernetes", check)
 TERMINATING = {"ready": False, "serving": True, "terminating": True}
@@ -292,6 +293,50 @@ def single_stack(case, number):
     scene.daemon.reload()
     for address in CLUSTER:
         assert curl(scene.client, address)[0][0] == "a"
+    scene.finish()
+
+
+@suite.test("health checks reach endpoints elsewhere through the network's NAT pool, as its clients do; one that fails is out")
+def checked_elsewhere(case):
+    scene = sliced(case, "a", pool=POOL)
+    (a,), away = scene.backends, scene.host.server
+    scene.become((a, {}), (away, {}), annotations={"hostweave.dev/health-check": CHECK % ("http", HTTP)})
+    scene.wait(4)
+    assert scene.answering() == {"a", "server"}
+    askers = {line.split()[0] for line in open(away.access)}
+    assert all(askers & set(internet.addresses(cidr)) for cidr in POOL), "by the addresses of the pool: %s" % askers
+    process.kill(away.nginx)
+    scene.wait(2)
+    assert scene.answering() == {"a"}
+    scene.serve(away)
+    scene.wait(4)
+    assert scene.answering() == {"a", "server"}
+    names = {user["port"] for user in scene.daemon.rpc("nat.stats")["users"]}
+    assert "network/default/internal" in names, names
+    scene.finish()
+
+
+@suite.test("trafficDistribution: where the endpoints that come first fail their checks, or are drained, the others are used",
+            cases={"node": "PreferSameNode", "zone": "PreferSameZone"})
+def distribution_overflows(case, prefer):
+    scene = Sliced(case, "a", pool=POOL)
+    scene.daemon.objects[0]["metadata"]["labels"] = {"topology.kubernetes.io/zone": "here"}
+    scene.start()
+    scene.serve(scene.host.server)
+    (a,), away = scene.backends, scene.host.server
+    scene.become((a, {"zone": "here"}), (away, {"zone": "there"}), trafficDistribution=prefer,
+                 annotations={"hostweave.dev/health-check": CHECK % ("http", HTTP)})
+    states = lambda: {b["backend"]: b["state"] for b in scene.backends_of() if b["portName"] == "http"}
+    until(lambda: set(states().values()) == {"healthy"}, "all were asked", 30)
+    assert scene.answering() == {"a"}
+    a.nginx.send_signal(signal.SIGSTOP)
+    until(lambda: states()["default/a"] == "unhealthy", "the near one fails", 30)
+    assert scene.answering() == {"server"}
+    a.nginx.send_signal(signal.SIGCONT)
+    until(lambda: states()["default/a"] == "healthy", "it is back", 30)
+    assert scene.answering() == {"a"}
+    scene.daemon.cli("service", "drain", "a", "--service", "web")
+    assert scene.answering() == {"server"}
     scene.finish()
 
 

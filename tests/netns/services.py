@@ -445,6 +445,53 @@ def added(case):
     scene.finish()
 
 
+@suite.test("headless: DNS names only the backends that pass the Service's checks, and all of them again when they do")
+def names_of_healthy(case):
+    scene = Scene(case, "ab", serve=False)
+    scene.service("all", None, annotations={"hostweave.dev/health-check": CHECK % ("tcp", HTTP)}, clusterIP="None")
+    scene.start()
+    a, b = scene.backends
+
+    def dig(what):
+        return set(scene.client.sh("dig +short +time=3 +tries=2 @%s %s" % (GATEWAY[0], what)).split("\n")[:-1])
+
+    def named(*spaces):
+        for number, kind in enumerate(("A", "AAAA")):
+            expected = {space.families[number] for space in spaces}
+            until(lambda: dig("all.default.svc.cluster.local " + kind) == expected, "%d are named" % len(spaces), 20)
+
+    until(lambda: {it["state"] for it in scene.backends_of("all")} == {"unhealthy"}, "both were asked", 20)
+    named()
+    assert "NXDOMAIN" in scene.client.sh("dig +time=3 @%s all.default.svc.cluster.local" % GATEWAY[0]), "SEMANTICS DN3"
+    scene.serve(a)
+    named(a)
+    scene.serve(b)
+    named(a, b)
+    process.kill(a.nginx)
+    named(b)
+    assert dig("a.all.default.svc.cluster.local A") == set()
+    assert all("b.all." in line for line in dig("_http._tcp.all.default.svc.cluster.local SRV"))
+    scene.daemon.cli("service", "drain", "b", "--service", "all")
+    named()
+    scene.finish()
+
+
+@suite.test("a check of TCP without an L4 port speaks for the backend as a whole: UDP of the same Service is served as well")
+def mixed_protocols(case):
+    scene = Scene(case, "ab")
+    scene.service(annotations={"hostweave.dev/health-check": "{type: tcp, interval: 300ms, timeout: 200ms, rise: 1, fall: 2}"})
+    scene.start().wait(4)
+    for number, address in enumerate(CLUSTER):
+        assert ask(scene.client, address)[1] == scene.client.families[number]
+    assert {b["state"] for b in scene.backends_of()} == {"healthy"}
+    process.kill(scene.spaces["a"].nginx)
+    scene.wait(2)
+    for address in CLUSTER:
+        assert {ask(scene.client, address)[0] for _ in range(12)} == {"b"}, "its other server goes with it"
+        assert {name for name, _ in curl(scene.client, address, 12)} == {"b"}
+    scene.finish()
+
+
 # Together with everything else
 
 

@@ -71,7 +71,7 @@ pub enum Why {
 pub enum Standing {
     /// Its backend takes new connections as well.
     Active,
-    /// Its backend takes no new ones: what is established over TCP goes on, everything else selects again (SEMANTICS SV5, SV9).
+    /// Its backend takes no new ones: what is established over TCP or SCTP goes on, everything else selects again (SEMANTICS SV5, SV9).
     Draining,
     /// The Service, its L4 port or its backend is gone.
     Gone,
@@ -172,11 +172,12 @@ impl Frontend {
 }
 
 impl Standing {
-    /// Whether a connection of this protocol goes on. `established`: over TCP, whether its backend has answered it.
+    /// Whether a connection of this protocol goes on. `established`: whether its backend has answered it; over TCP and SCTP a backend
+    /// has state of a connection that is lost elsewhere.
     pub fn goes_on(self, proto: u8, established: bool) -> bool {
         match self {
             Self::Active => true,
-            Self::Draining => proto == proto::TCP && established,
+            Self::Draining => matches!(proto, proto::TCP | proto::SCTP) && established,
             Self::Gone => false,
         }
     }

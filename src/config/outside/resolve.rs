@@ -13,7 +13,7 @@ use crate::config::kind::{DEFAULT_NAMESPACE, Kind, ObjectKey};
 use crate::config::policies::namespace_labels;
 use crate::config::problem::Problem;
 use crate::config::set::ObjectSet;
-use crate::fabric::spec::{AttachSpec, Desired, NatPoolSpec, PortSpec};
+use crate::fabric::spec::{AttachSpec, Desired, NatPoolSpec, PortSpec, internal_uid};
 
 /// What becomes of packets of a family that leave a network: as written, else NAT if a pool serves it.
 pub fn egress_of(set: &ObjectSet, name: &str, network: &Network, ipv4: bool) -> Egress {
@@ -41,7 +41,24 @@ pub fn resolve(set: &ObjectSet, given: &ServiceAddresses, desired: &mut Desired)
         set.of_kind(Kind::Namespace).map(|object| (object.key.name.as_str(), namespace_labels(object))).collect();
     desired.nat_pools =
         nat_pools(set).map(|(object, pool)| pool_of(object, pool, &namespaces, &desired.ports)).collect();
+    for network in &desired.networks {
+        for (spec, (_, pool)) in desired.nat_pools.iter_mut().zip(nat_pools(set)) {
+            if serves_host(set, pool, &network.name) {
+                spec.ports.push(internal_uid(network.vni));
+            }
+        }
+    }
     attach(set, given, desired)
+}
+
+/// Whether the host's own connections out of a network (health checks) leave by a pool: as those of anybody there, by one that is for
+/// everybody; where there is none, by those for some.
+fn serves_host(set: &ObjectSet, pool: &NatPool, network: &str) -> bool {
+    let for_all = |pool: &NatPool| pool.namespaces.requirements.is_empty() && pool.selector.requirements.is_empty();
+    [true, false].into_iter().any(|ipv4| {
+        let another = || nat_pools(set).any(|(_, pool)| pool.serves(network, ipv4) && for_all(pool));
+        pool.serves(network, ipv4) && (for_all(pool) || !another())
+    })
 }
 
 fn pool_of(object: &Object, pool: &NatPool, namespaces: &HashMap<&str, Labels>, ports: &[PortSpec]) -> NatPoolSpec {

@@ -46,8 +46,6 @@ pub struct Backend<'a> {
 /// Which backends come first (SEMANTICS SV15).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum First {
-    /// All alike.
-    All,
     /// Those that are meant for this host.
     Node,
     /// Those that are meant for this zone.
@@ -171,30 +169,33 @@ impl<'a> Backends<'a> {
         written.copied().unwrap_or(annotations::WEIGHT_DEFAULT)
     }
 
-    /// Which of the backends of a Service come first: what somebody has decided (hints), and what the Service prefers. As in
-    /// Kubernetes, only if every ready one says where it belongs, and some belong here (`pkg/proxy/topology.go`).
-    pub fn first(&self, service: &Service, backends: &[Backend<'_>]) -> First {
+    /// Which of the backends of a Service come first, and which next: what somebody has decided (hints), and what the Service
+    /// prefers. As in Kubernetes, only if every ready one says where it belongs, and some belong here (`pkg/proxy/topology.go`).
+    pub fn first(&self, service: &Service, backends: &[Backend<'_>]) -> Vec<First> {
         let prefer = service.balancing.prefer;
         let ready = || backends.iter().filter(|backend| backend.condition == Condition::Ready);
         let fits = |first: First| {
             let belongs: Option<Vec<bool>> = ready().map(|backend| self.belongs(backend, first, prefer)).collect();
             belongs.is_some_and(|belongs| belongs.contains(&true))
         };
-        match prefer {
-            Some(Prefer::Zone) if fits(First::Zone) => First::Zone,
-            Some(Prefer::Zone) => First::All,
-            _ if fits(First::Node) => First::Node,
-            _ if fits(First::Zone) => First::Zone,
-            _ => First::All,
+        let asked: &[First] = if prefer == Some(Prefer::Zone) { &[First::Zone] } else { &[First::Node, First::Zone] };
+        asked.iter().copied().filter(|first| fits(*first)).collect()
+    }
+
+    /// How near a backend is, 0 for those that come first. What is not ready is the second choice of everybody: it has no rank.
+    pub fn rank(&self, backend: &Backend<'_>, first: &[First], prefer: Option<Prefer>) -> u8 {
+        if backend.condition != Condition::Ready {
+            return 0;
         }
+        let at = first.iter().position(|first| self.belongs(backend, *first, prefer) == Some(true));
+        u8::try_from(at.unwrap_or(first.len())).unwrap_or(u8::MAX)
     }
 
     /// Whether a backend is among those that come first; `None` if it does not say. Where the Service prefers some and nobody has
     /// decided, a backend is meant for where it runs.
-    pub fn belongs(&self, backend: &Backend<'_>, first: First, prefer: Option<Prefer>) -> Option<bool> {
+    fn belongs(&self, backend: &Backend<'_>, first: First, prefer: Option<Prefer>) -> Option<bool> {
         let endpoint = backend.slice.map(|(_, endpoint)| endpoint);
         let (hints, at) = match first {
-            First::All => return Some(true),
             First::Node => (endpoint.map(|endpoint| &endpoint.for_nodes), Some(self.node)),
             First::Zone => (endpoint.map(|endpoint| &endpoint.for_zones), self.zone),
         };
@@ -205,7 +206,7 @@ impl<'a> Backends<'a> {
         prefer?;
         let written = match first {
             First::Zone => endpoint.and_then(|endpoint| endpoint.zone.as_deref()),
-            First::Node | First::All => endpoint.and_then(|endpoint| endpoint.node.as_deref()),
+            First::Node => endpoint.and_then(|endpoint| endpoint.node.as_deref()),
         };
         let here = backend.local && (first == First::Node || written.is_none());
         if here { Some(true) } else { written.map(|written| written == at) }

@@ -44,9 +44,11 @@ pub fn spec(
                 name: port.name.clone(),
                 proto: number(port.protocol),
                 l4: port.l4.clone(),
-                endpoints: endpoints(backends, service, port, found, first, &families),
+                endpoints: endpoints(backends, service, port, found, &first, &families),
             })
             .collect(),
+        internal_local: balancing.internal_local,
+        external_local: balancing.external_local,
         affinity_s: balancing.affinity_s,
         sources: balancing.sources.clone(),
         refusal_internal: refusal(balancing.internal_local),
@@ -63,7 +65,7 @@ fn endpoints(
     service: &Service,
     port: &ServicePort,
     found: &[Backend<'_>],
-    first: First,
+    first: &[First],
     families: &[bool],
 ) -> Vec<EndpointSpec> {
     let balancing = &service.balancing;
@@ -72,9 +74,7 @@ fn endpoints(
     let mut fresh = once();
     for backend in found {
         let Some(l4) = backend.l4(port) else { continue };
-        // What ends is the second choice of everybody.
-        let belongs = backend.condition != Condition::Ready
-            || backends.belongs(backend, first, balancing.prefer).unwrap_or(false);
+        let rank = backends.rank(backend, first, balancing.prefer);
         for address in &backend.addresses {
             if !families.contains(&address.is_ipv4()) || backend.slice.is_some() && !fresh(*address, l4) {
                 continue;
@@ -86,8 +86,9 @@ fn endpoints(
                 l4,
                 weight: backend.weight,
                 condition: backend.condition,
-                internal: if balancing.internal_local { backend.local } else { belongs },
-                external: if balancing.external_local { backend.local } else { belongs },
+                internal: backend.local || !balancing.internal_local,
+                external: backend.local || !balancing.external_local,
+                rank,
             });
         }
     }

@@ -1,12 +1,14 @@
 //! What the author of a Service may not have meant. No errors: backends may come later.
 
+use std::collections::HashMap;
+
 use super::backends::{Backends, namespace_of};
 use crate::config::checked::{Form, Object, SERVICE_NAME, Service, Spec};
 use crate::config::diagnostic::Diagnostic;
 use crate::config::kind::{Kind, ObjectKey};
 use crate::config::names::closest;
 use crate::config::node::Path;
-use crate::config::outside::service;
+use crate::config::outside::{service, services};
 use crate::config::problem::Problem;
 use crate::config::set::ObjectSet;
 use crate::fabric::spec::PortSpec;
@@ -58,15 +60,7 @@ pub(super) fn of_service(backends: &Backends<'_>, object: &Object, service: &Ser
     }
     let (own, other): (Vec<&PortSpec>, Vec<&PortSpec>) =
         selected.into_iter().partition(|port| port.network == service.network);
-    if !other.is_empty() {
-        let names: Vec<String> = other.iter().take(PORTS_LISTED_MAX).map(|port| port.full_name()).collect();
-        let more = if other.len() > PORTS_LISTED_MAX { ", …" } else { "" };
-        let message = format!(
-            "{} of the ports that it selects are not in Network {}, and are ignored: {}{more}",
-            other.len(),
-            service.network,
-            names.join(", ")
-        );
+    if let Some(message) = of_other_networks(&other, service) {
         let problem = Problem::key(&path, "other_network", message).warning().label("ports of other networks");
         let networks = other.first().map(|port| port.network.clone()).unwrap_or_default();
         return Some(problem.help(format!(
@@ -78,6 +72,30 @@ pub(super) fn of_service(backends: &Backends<'_>, object: &Object, service: &Ser
         return Some(Problem::key(&path, "ignored_field", message).warning().label("has a selector"));
     }
     without_l4(&own, service)
+}
+
+fn of_other_networks(ports: &[&PortSpec], service: &Service) -> Option<String> {
+    if ports.is_empty() {
+        return None;
+    }
+    let names: Vec<String> = ports.iter().take(PORTS_LISTED_MAX).map(|port| port.full_name()).collect();
+    let more = if ports.len() > PORTS_LISTED_MAX { ", …" } else { "" };
+    let (count, network, names) = (ports.len(), &service.network, names.join(", "));
+    Some(format!("{count} of the ports that it selects are not in Network {network}, and are ignored: {names}{more}"))
+}
+
+/// The Services that select ports of other networks than theirs, with what is said about that (SEMANTICS SV24).
+pub fn foreign(set: &ObjectSet, ports: &[PortSpec]) -> HashMap<ObjectKey, String> {
+    let backends = Backends::new(set, "", ports);
+    let of = |(object, service): (&Object, &Service)| {
+        if service.selector.is_empty() {
+            return None;
+        }
+        let mut selected = backends.selected(&object.key, &service.selector);
+        selected.retain(|port| port.network != service.network);
+        Some((object.key.clone(), of_other_networks(&selected, service)?))
+    };
+    services(set).filter_map(of).collect()
 }
 
 /// A named L4 port that no backend has.

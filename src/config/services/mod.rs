@@ -21,7 +21,7 @@ use crate::fabric::spec::{Desired, PortSpec, ServiceSpec};
 use crate::services::dns::spec::{ServiceRange, ServiceRecords};
 
 pub use backends::{Backend, Backends};
-pub use dubious::dubious;
+pub use dubious::{dubious, foreign};
 
 /// The label of a HostConfig that says in which zone the host stands, as Kubernetes has it on nodes.
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";

@@ -10,7 +10,7 @@ use super::*;
 use crate::config::desired::{HostFacts, to_desired};
 use crate::config::ipam::assign;
 use crate::config::outside::{ServiceAddresses, ServicePlan, addresses};
-use crate::fabric::spec::{AttachSpec, Desired, Filtering, PortRates, UplinkDriver};
+use crate::fabric::spec::{AttachSpec, Desired, Filtering, PortRates, UplinkDriver, internal_uid};
 
 pub(super) const UPLINK: &str = "{uplink: {interface: eth1, addresses: [198.51.100.2/24, '2001:db8:9::2/64'], \
                       gateways: [198.51.100.1, 'fe80::1']}}";
@@ -438,16 +438,21 @@ fn pools_serve_the_ports_that_they_name() {
         desired(&all(&[host(UPLINK), namespace.clone(), network, pool, all(&ports)]), &ServiceAddresses::new()).0
     };
     for (spec, expected) in [
-        ("", &["p", "x", "y"][..]),
-        (", networks: [n]", &["p"]),
-        (", networks: [default]", &["x", "y"]),
-        (", selector: {matchLabels: {app: x}}", &["x"]),
-        (", selector: {matchExpressions: [{key: app, operator: NotIn, values: [x]}]}", &["p", "y"]),
-        (", namespaceSelector: {matchLabels: {team: a}}", &["x", "y"]),
-        (", namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: default}}", &["p"]),
+        ("", &["p", "x", "y", "@default", "@n"][..]),
+        (", networks: [n]", &["p", "@n"]),
+        (", networks: [default]", &["x", "y", "@default"]),
+        (", selector: {matchLabels: {app: x}}", &["x", "@default", "@n"]),
+        (", selector: {matchExpressions: [{key: app, operator: NotIn, values: [x]}]}", &["p", "y", "@default", "@n"]),
+        (", namespaceSelector: {matchLabels: {team: a}}", &["x", "y", "@default", "@n"]),
+        (", namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: default}}", &["p", "@default", "@n"]),
     ] {
         let told = told(spec);
-        let name = |uid: &Uuid| told.ports.iter().find(|port| port.uid == *uid).unwrap().name.as_str();
+        // The host's own checks of backends beyond it leave by a pool too.
+        let host = |uid: &Uuid| told.networks.iter().find(|network| internal_uid(network.vni) == *uid);
+        let name = |uid: &Uuid| match told.ports.iter().find(|port| port.uid == *uid) {
+            Some(port) => port.name.clone(),
+            None => format!("@{}", host(uid).unwrap().name),
+        };
         assert_eq!(told.nat_pools[0].ports.iter().map(name).collect::<Vec<_>>(), expected, "{spec}");
     }
     let pool = &told(

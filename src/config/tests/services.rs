@@ -242,24 +242,26 @@ fn sv15_preferences_overflow_where_nobody_is_near() {
     let near = |zone: &str, endpoints: &str, prefer: &str| {
         let service = service("", &format!("{{ports: [{{port: 80}}]{prefer}}}"));
         let spec = one(&[host_in_zone(zone), slice("s", "IPv4", &format!("[{endpoints}]"), "[{port: 80}]"), service]);
-        eligible(&spec, |it| it.internal)
-            .iter()
-            .map(|name| name.trim_start_matches("192.0.2.").to_owned())
-            .collect::<Vec<_>>()
-            .join("")
+        assert!(eligible(&spec, |it| it.internal && it.external).len() == spec.ports[0].endpoints.len(), "no policy");
+        // Those that come first, `/`, those that come next.
+        let ranked = |rank: u8| {
+            let names = eligible(&spec, |it| it.rank == rank);
+            names.iter().map(|name| name.trim_start_matches("192.0.2.").to_owned()).collect::<String>()
+        };
+        [0, 1, 2].map(ranked).join("/").trim_end_matches('/').to_owned()
     };
     for (zone, prefer, expected) in [
         ("east", "", "123"),
-        ("east", ", trafficDistribution: PreferSameZone", "12"),
-        ("east", ", trafficDistribution: PreferClose", "12"),
-        ("east", ", trafficDistribution: PreferSameNode", "1"),
+        ("east", ", trafficDistribution: PreferSameZone", "12/3"),
+        ("east", ", trafficDistribution: PreferClose", "12/3"),
+        ("east", ", trafficDistribution: PreferSameNode", "1/2/3"),
         ("north", ", trafficDistribution: PreferSameZone", "123"),
     ] {
         assert_eq!(near(zone, &three, prefer), expected, "{zone}{prefer}");
     }
     // A preferred node without backend: the zone is next.
     let others = three.replace("nodeName: h", "nodeName: g");
-    assert_eq!(near("east", &others, ", trafficDistribution: PreferSameNode"), "12");
+    assert_eq!(near("east", &others, ", trafficDistribution: PreferSameNode"), "12/3");
     // One that does not say where it is makes the preference void, as in Kubernetes.
     let silent = format!("{three}, {{addresses: [192.0.2.4]}}");
     assert_eq!(near("east", &silent, ", trafficDistribution: PreferSameZone"), "1234");
@@ -268,13 +270,13 @@ fn sv15_preferences_overflow_where_nobody_is_near() {
                   {addresses: [192.0.2.2], hints: {forZones: [{name: east}, {name: west}]}}";
     assert_eq!(
         (near("west", hinted, ""), near("east", hinted, ""), near("south", hinted, "")),
-        ("12".into(), "2".into(), "12".into())
+        ("12".into(), "2/1".into(), "12".into())
     );
     let node = "{addresses: [192.0.2.1], hints: {forNodes: [{name: h}]}}, {addresses: [192.0.2.2], hints: {forNodes: [{name: i}]}}";
-    assert_eq!(near("east", node, ""), "1");
+    assert_eq!(near("east", node, ""), "1/2");
     // One that is not ready has no say.
     let dead = format!("{three}, {{addresses: [192.0.2.4], conditions: {{ready: false}}}}");
-    assert_eq!(near("east", &dead, ", trafficDistribution: PreferSameZone"), "124");
+    assert_eq!(near("east", &dead, ", trafficDistribution: PreferSameZone"), "124/3");
 }
 
 #[test]

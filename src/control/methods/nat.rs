@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use hostweave_nat::{Entry, Outside, unmapped};
+use hostweave_switch::tables::Network;
 use hostweave_switch::wire::proto;
 use ipnet::IpNet;
 use schemars::JsonSchema;
@@ -19,6 +20,7 @@ use crate::control::controller::Snapshot;
 use crate::control::error::{ErrorKind, RpcError};
 use crate::control::method::Call;
 use crate::fabric::nat_report::{LeaseView, MappingView};
+use crate::fabric::spec::internal_uid;
 use crate::observe::synthetic;
 use crate::observe::time::rfc3339;
 
@@ -61,7 +63,10 @@ pub struct Names<'a> {
 impl<'a> Names<'a> {
     /// The names of a snapshot.
     pub fn new(snapshot: &'a Snapshot) -> Self {
-        let ports = snapshot.assignments.iter().map(|(key, assignment)| (assignment.uid, key.path())).collect();
+        let ports = snapshot.assignments.iter().map(|(key, assignment)| (assignment.uid, key.path()));
+        // The host itself, for its health checks.
+        let internal = |network: &Network| (internal_uid(network.vni), format!("network/{}/internal", network.name));
+        let ports = ports.chain(snapshot.desired.networks.iter().map(internal)).collect();
         Self { snapshot, ports }
     }
 

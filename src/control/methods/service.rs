@@ -1,5 +1,7 @@
 //! `service.*`: the backends of a Service, how each is and was, and who is drained.
 
+use std::net::IpAddr;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -12,6 +14,7 @@ use crate::control::method::Call;
 use crate::fabric::balance::history::Change;
 use crate::fabric::balance::known::Drained;
 use crate::fabric::balance::report::{BackendStatus, ServiceStatus};
+use crate::fabric::balance::serving::Serving;
 use crate::fabric::spec::ServiceSpec;
 use crate::observe::synthetic::protocol_name;
 use crate::observe::time::rfc3339;
@@ -47,10 +50,12 @@ pub fn backends(call: &Call<'_>, params: Name) -> Result<Value, RpcError> {
     };
     let connections = fabric.service_connections(&name);
     let held = |backend: &BackendStatus| {
-        let of = connections.iter().find(|(proto, address, l4, _)| {
-            (*proto, *address) == (backend.proto, backend.address) && backend.l4.is_none_or(|wanted| wanted == *l4)
-        });
-        of.map_or(0, |(.., count)| *count)
+        let mine = |(proto, address, l4, _): &&(u8, IpAddr, u16, u64)| {
+            // One of a range is asked at the L4 ports of the range.
+            let at = backend.l4.map_or(backend.service_l4.clone(), |l4| l4..=l4);
+            (*proto, *address) == (backend.proto, backend.address) && at.contains(l4)
+        };
+        connections.iter().filter(mine).map(|(.., count)| count).sum::<u64>()
     };
     let drained = fabric.drained();
     let backends: Vec<Value> = status
@@ -72,14 +77,15 @@ pub fn backends(call: &Call<'_>, params: Name) -> Result<Value, RpcError> {
         "service": name,
         "network": spec.network,
         "addresses": addresses(spec),
-        "serving": status.serving,
+        "serving": status.serving.as_ref().map(|serving| *serving == Serving::Everywhere),
+        "notServed": status.serving.as_ref().map_or(&[][..], Serving::gaps),
         "backends": backends,
         "history": history(&status),
     }))
 }
 
 /// All addresses of a Service.
-pub fn addresses(spec: &ServiceSpec) -> Vec<std::net::IpAddr> {
+pub fn addresses(spec: &ServiceSpec) -> Vec<IpAddr> {
     spec.cluster.iter().copied().chain(spec.load_balancer.iter().map(|given| given.address)).collect()
 }
 

@@ -47,7 +47,7 @@ pub fn list(call: &Call<'_>, params: List) -> Result<Value, RpcError> {
                 && params.network.as_ref().is_none_or(|network| *network == service.network)
                 && selector.matches(&object.metadata.labels)
         })
-        .map(|(object, service)| ServiceView::new(&snapshot, object, service).row())
+        .map(|(object, service)| ServiceView::new(call.controller, &snapshot, object, service).row())
         .collect();
     Ok(json!({"services": rows, "revision": snapshot.revision}))
 }
@@ -60,7 +60,7 @@ pub fn get(call: &Call<'_>, params: Get) -> Result<Value, RpcError> {
     let mut warnings = crate::config::services::dubious(&snapshot.set, &snapshot.desired.ports, [&key]);
     warnings.extend(crate::config::outside::dubious(&snapshot.set, &snapshot.services, [&key]));
     Ok(json!({
-        "service": ServiceView::new(&snapshot, object, service).describe(),
+        "service": ServiceView::new(call.controller, &snapshot, object, service).describe(),
         "warnings": warnings,
         "events": events.iter().map(|event| json!(**event)).collect::<Vec<_>>(),
         "revision": snapshot.revision,

@@ -1,6 +1,5 @@
 //! Which endpoints of a Service take connections (SEMANTICS SV1 to SV5). A decision over what is known: it keeps nothing.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use hostweave_nat::service::Backend;
@@ -104,7 +103,7 @@ pub enum Audience {
     Internal,
     /// Clients of an address at the uplink.
     External,
-    /// Clients in the network of an address out of a pool: traffic policies do not apply to them (SEMANTICS SV13).
+    /// Clients in the network of an address out of a pool: as if the policy were `Cluster` (SEMANTICS SV13).
     Any,
 }
 
@@ -116,6 +115,15 @@ impl Audience {
             Audience::Any => true,
         }
     }
+
+    /// Whether near endpoints come first.
+    fn prefers(self, service: &ServiceSpec) -> bool {
+        match self {
+            Audience::Internal => !service.internal_local,
+            Audience::External => !service.external_local,
+            Audience::Any => true,
+        }
+    }
 }
 
 /// Which of these endpoints take connections of `audience`. Families have nothing to do with each other.
@@ -124,9 +132,12 @@ pub fn active(service: &ServiceSpec, endpoints: &[(&EndpointSpec, BackendState)]
         let each = endpoints.iter();
         each.map(|(endpoint, state)| audience.admits(endpoint) && wanted(endpoint, *state)).collect()
     };
-    let healthy = pick(&|_, state| state == BackendState::Healthy);
-    if healthy.contains(&true) {
-        return healthy;
+    let is_healthy = |endpoint: &EndpointSpec, state| state == BackendState::Healthy && audience.admits(endpoint);
+    let healthy = endpoints.iter().filter(|(endpoint, state)| is_healthy(endpoint, *state));
+    // The nearest of those that can: a preference that overflows (SEMANTICS SV15).
+    if let Some(nearest) = healthy.map(|(endpoint, _)| endpoint.rank).min() {
+        let prefers = audience.prefers(service);
+        return pick(&|endpoint, state| is_healthy(endpoint, state) && (!prefers || endpoint.rank == nearest));
     }
     // KEP-1669: better than nobody.
     let terminating = pick(&|_, state| state == BackendState::Terminating);
@@ -176,13 +187,8 @@ fn backend(endpoint: &EndpointSpec, active: bool) -> Backend {
     Backend { name: name.as_str().into(), address: mapped(*address), l4: *l4, weight: *weight, active }
 }
 
-/// Whether any endpoint takes connections, of whatever client, at one of these families.
-pub fn any_active(service: &ServiceSpec, endpoints: &[(&EndpointSpec, BackendState)], families: &[bool]) -> bool {
-    let of = |address: &IpAddr, ipv4: bool| address.is_ipv4() == ipv4;
-    families.iter().any(|ipv4| {
-        let family: Vec<_> = endpoints.iter().filter(|(endpoint, _)| of(&endpoint.address, *ipv4)).copied().collect();
-        [Audience::Internal, Audience::External]
-            .iter()
-            .any(|audience| active(service, &family, *audience).contains(&true))
-    })
+/// Whether any endpoint of an IP version takes connections, of whatever client.
+pub fn is_active(service: &ServiceSpec, endpoints: &[(&EndpointSpec, BackendState)], ipv4: bool) -> bool {
+    let family: Vec<_> = endpoints.iter().filter(|(endpoint, _)| endpoint.address.is_ipv4() == ipv4).copied().collect();
+    [Audience::Internal, Audience::External].iter().any(|audience| active(service, &family, *audience).contains(&true))
 }

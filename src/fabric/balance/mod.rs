@@ -21,8 +21,10 @@ pub mod left;
 pub mod lifecycle;
 pub mod outlier;
 pub mod report;
+pub mod serving;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -37,6 +39,7 @@ use history::{CHANGES_MAX, Change, View};
 use known::{Check, Drained, Facts};
 use left::{Left, Was};
 use outlier::Outliers;
+use serving::Serving;
 
 /// A Service and what is known of it.
 struct Held {
@@ -52,8 +55,10 @@ struct Held {
     view: Option<View>,
     /// What the packet path was told last.
     frontends: Vec<FrontendSpec>,
-    /// Whether anybody takes connections; `None` while that is not known yet.
-    serving: Option<bool>,
+    /// Where somebody takes connections; `None` while that is not known yet.
+    serving: Option<Serving>,
+    /// Whether every client finds a healthy backend, and since when that is so.
+    ready: (bool, SystemTime),
     /// The last ones, oldest first.
     changes: VecDeque<Change>,
     /// What clients saw of its backends.
@@ -127,12 +132,12 @@ pub enum News {
         /// What became of whom.
         change: Change,
     },
-    /// Nobody takes connections of a Service; or somebody does again.
+    /// Somewhere nobody takes connections of a Service; or somebody does everywhere again.
     Serving {
         /// `namespace/name` of the Service.
         service: Arc<str>,
-        /// Whether somebody does.
-        serving: bool,
+        /// Where somebody does.
+        serving: Serving,
         /// Its endpoints, by how they are.
         counts: Vec<(BackendState, usize)>,
     },
@@ -198,6 +203,7 @@ impl Balance {
                 view: None,
                 frontends: Vec::new(),
                 serving: None,
+                ready: (false, SystemTime::now()),
                 changes: VecDeque::new(),
                 outliers: Outliers::default(),
             },
@@ -366,7 +372,7 @@ impl Held {
             self.changes.push_back(change.clone());
             settled.news.push(News::Backend { service: Arc::clone(&self.name), change });
         }
-        self.tell_serving(&view, settled);
+        self.tell_serving(&view, now, settled);
         let frontends = frontend::frontends(&self.spec, self.vni, &view.states, &self.left);
         self.view = Some(view);
         let same: HashSet<Place> = frontends.iter().map(place).collect();
@@ -377,20 +383,21 @@ impl Held {
         self.frontends = frontends;
     }
 
-    fn tell_serving(&mut self, view: &View, settled: &mut Settled) {
-        let families: Vec<bool> = frontend::addresses(&self.spec).map(|at| at.address.is_ipv4()).collect();
-        let mut ports = self.spec.ports.iter().zip(&view.states);
-        let serving = ports.any(|(port, states)| {
-            let endpoints: Vec<_> = port.endpoints.iter().zip(states.iter().copied()).collect();
-            choice::any_active(&self.spec, &endpoints, &families)
-        });
+    fn tell_serving(&mut self, view: &View, now: SystemTime, settled: &mut Settled) {
+        let serving = serving::serving(view);
+        let healthy = view.states.iter().flatten().filter(|state| **state == BackendState::Healthy).count();
+        let ready = serving::is_ready(Some(&serving), healthy);
+        if self.view.is_none() || self.ready.0 != ready {
+            self.ready = (ready, now);
+        }
         // Before the first checks nobody can say.
         let open = view.states.iter().flatten().any(|state| *state == BackendState::Unchecked);
-        if self.serving == Some(serving) || (!serving && open && self.serving.is_none()) {
+        if self.serving.as_ref() == Some(&serving) || (serving != Serving::Everywhere && open && self.serving.is_none())
+        {
             return;
         }
-        let first = self.serving.replace(serving).is_none();
-        if !(first && serving) {
+        let first = self.serving.replace(serving.clone()).is_none();
+        if !(first && serving == Serving::Everywhere) {
             let (service, counts) = (Arc::clone(&self.name), view.counts());
             settled.news.push(News::Serving { service, serving, counts });
         }
@@ -440,14 +447,28 @@ fn endpoints<'a>(
     spec.ports.iter().zip(checks).flat_map(|(port, checks)| port.endpoints.iter().zip(checks))
 }
 
-/// How each endpoint is checked: on the first L4 port of a range, where nothing else is said.
+/// How each endpoint is checked: on the first L4 port of a range, where nothing else is said. A check does not speak the protocol of every L4
+/// port: a backend is asked at its first one of that protocol then, and that speaks for the others.
 fn checks(spec: &ServiceSpec) -> Vec<Vec<Check>> {
     let network: Arc<str> = spec.network.as_str().into();
     let health = spec.health.clone().map(Arc::new);
+    let is_asked = |port: &ServicePortSpec| health.as_ref().is_none_or(|health| health.speaks_to(port.proto));
+    let l4_of = |port: &ServicePortSpec, endpoint: &EndpointSpec| endpoint.l4.unwrap_or(*port.l4.start());
+    let mut asked_at: HashMap<(&str, IpAddr), u16> = HashMap::new();
+    if !spec.ports.iter().all(is_asked) {
+        for port in spec.ports.iter().filter(|port| is_asked(port)) {
+            for endpoint in &port.endpoints {
+                asked_at.entry((&endpoint.name, endpoint.address)).or_insert(l4_of(port, endpoint));
+            }
+        }
+    }
     let of = |port: &ServicePortSpec, endpoint: &EndpointSpec| {
         let Some(health) = &health else { return Check::None };
-        let l4 = endpoint.l4.unwrap_or(*port.l4.start());
-        let target = Target::new(Arc::clone(&network), endpoint.address, Some(l4), Arc::clone(health));
+        let l4 = match is_asked(port) {
+            true => Some(l4_of(port, endpoint)),
+            false => asked_at.get(&(&*endpoint.name, endpoint.address)).copied(),
+        };
+        let target = Target::new(Arc::clone(&network), endpoint.address, l4, Arc::clone(health));
         target.map_or(Check::Impossible, |target| Check::Target(Arc::new(target.of_port(endpoint.port))))
     };
     let port = |port: &ServicePortSpec| port.endpoints.iter().map(|endpoint| of(port, endpoint)).collect();

@@ -38,6 +38,7 @@ impl World {
                 condition: Condition::Ready,
                 internal: true,
                 external: true,
+                rank: 0,
             })
         });
         let endpoints: Vec<_> = endpoints.collect();
@@ -48,6 +49,8 @@ impl World {
             cluster: Vec::new(),
             load_balancer: Vec::new(),
             ports: vec![ServicePortSpec { name: "http".into(), proto: proto::TCP, l4: 80..=80, endpoints }],
+            internal_local: false,
+            external_local: false,
             affinity_s: None,
             sources: Vec::new(),
             refusal_internal: Refusal::Reject,

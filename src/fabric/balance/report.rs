@@ -15,6 +15,7 @@ use super::choice::{Audience, BackendState, active};
 use super::history::Change;
 use super::known::{Check, Drained};
 use super::outlier::Ejection;
+use super::serving::{ServiceHealth, Serving};
 use super::{Balance, Held};
 use crate::services::health::{Target, TargetReport};
 
@@ -25,8 +26,8 @@ pub struct ServiceStatus {
     pub backends: Vec<BackendStatus>,
     /// The last changes, oldest first.
     pub changes: Vec<Change>,
-    /// Whether anybody takes connections; `None` while that is not known yet.
-    pub serving: Option<bool>,
+    /// Where somebody takes connections; `None` while that is not known yet.
+    pub serving: Option<Serving>,
 }
 
 /// A backend of an L4 port of a Service.
@@ -65,8 +66,8 @@ pub struct BackendStatus {
 pub struct ServiceCounts {
     /// `namespace/name`.
     pub service: Arc<str>,
-    /// Whether anybody takes connections; `None` while that is not known yet.
-    pub serving: Option<bool>,
+    /// Where somebody takes connections; `None` while that is not known yet.
+    pub serving: Option<Serving>,
     /// Backends that were ejected for what clients saw, so far.
     pub ejections: u64,
     /// Connections that have begun to addresses that it has.
@@ -83,6 +84,11 @@ impl Fabric {
             backend.check = backend.target.as_ref().and_then(|target| self.inner.health.target(target));
         }
         Some(status)
+    }
+
+    /// How the backends of a Service are, by `namespace/name`.
+    pub fn service_health(&self, name: &str) -> Option<ServiceHealth> {
+        self.inner.lock().balance.health(name)
     }
 
     /// Connections of a Service by backend: protocol, its address and L4 port, how many. Looks at every connection.
@@ -176,13 +182,32 @@ impl Balance {
                 });
             }
         }
-        Some(ServiceStatus { backends, changes: held.changes.iter().cloned().collect(), serving: held.serving })
+        Some(ServiceStatus { backends, changes: held.changes.iter().cloned().collect(), serving: held.serving.clone() })
+    }
+
+    pub(super) fn health(&self, name: &str) -> Option<ServiceHealth> {
+        let held = self.services.get(name)?;
+        let view = held.view.as_ref()?;
+        let mut worst: HashMap<&str, BackendState> = HashMap::new();
+        for (port, states) in view.spec.ports.iter().zip(&view.states) {
+            for (endpoint, state) in port.endpoints.iter().zip(states) {
+                let known = worst.entry(&endpoint.name).or_insert(*state);
+                *known = (*known).max(*state);
+            }
+        }
+        let mut counts: BTreeMap<BackendState, usize> = BTreeMap::new();
+        worst.into_values().for_each(|state| *counts.entry(state).or_default() += 1);
+        Some(ServiceHealth {
+            backends: counts.into_iter().collect(),
+            serving: held.serving.clone(),
+            since: held.ready.1,
+        })
     }
 
     fn counts(&self) -> impl Iterator<Item = ServiceCounts> {
         self.services.values().map(|held| ServiceCounts {
             service: Arc::clone(&held.name),
-            serving: held.serving,
+            serving: held.serving.clone(),
             ejections: held.outliers.ejections,
             connections: 0,
             backends: held.view.as_ref().map(|view| view.counts()).unwrap_or_default(),

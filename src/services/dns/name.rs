@@ -118,11 +118,10 @@ fn digit(label: &[u8], bits: u8) -> Option<u8> {
     }
 }
 
-/// The top of the reverse zone for a range: its name cut at the next whole label.
-pub fn reverse_apex(range: IpNet) -> Name {
+/// Labels of addresses that the tops of the reverse zones for a range have: cut at the next whole label.
+pub fn reverse_depth(range: IpNet) -> usize {
     let (bits, most) = if range.addr().is_ipv4() { (8, 4) } else { (4, 32) };
-    let labels = usize::from(range.prefix_len()).div_ceil(bits).clamp(1, most);
-    Name::from(range.network()).trim_to(labels + 2)
+    usize::from(range.prefix_len()).div_ceil(bits).clamp(1, most)
 }
 
 #[cfg(test)]
@@ -168,13 +167,10 @@ mod tests {
 
     #[test]
     fn reverse_zones_begin_at_whole_labels() {
-        for (range, apex) in [
-            ("10.0.0.0/8", "10.in-addr.arpa."),
-            ("10.64.16.0/20", "16.64.10.in-addr.arpa."),
-            ("192.0.2.0/24", "2.0.192.in-addr.arpa."),
-            ("2001:db8::/32", "8.b.d.0.1.0.0.2.ip6.arpa."),
-        ] {
-            assert_eq!(reverse_apex(range.parse().unwrap()), name(apex));
+        for (range, depth) in
+            [("10.0.0.0/8", 1), ("10.64.16.0/20", 3), ("192.0.2.0/24", 3), ("2001:db8::/32", 8), ("2001:db8::/33", 9)]
+        {
+            assert_eq!(reverse_depth(range.parse().unwrap()), depth, "{range}");
         }
     }
 

@@ -209,6 +209,34 @@ fn dn4_a_name_without_that_type_exists_and_one_without_anything_below_does_not()
     assert_eq!(reply.authorities[0].ttl, 5);
 }
 
+/// RFC 2308 §3: a resolver takes no SOA of somewhere else.
+#[test]
+fn the_soa_of_a_negative_reverse_answer_is_above_the_name_that_was_asked() {
+    let mut input = input();
+    input.ranges = ["10.64.16.0/20", "2001:db8:40::/45"].map(|range| range.parse().unwrap()).into();
+    input.private.clone_from(&input.ranges);
+    let server = server();
+    server.zone.store(Arc::new(Zone::new(&input, 8)));
+    for (address, apex) in [
+        ("10.64.16.9", "16.64.10.in-addr.arpa."),
+        ("10.64.19.9", "19.64.10.in-addr.arpa."),
+        ("2001:db8:40::9", "0.4.0.0.8.b.d.0.1.0.0.2.ip6.arpa."),
+        ("2001:db8:47::9", "7.4.0.0.8.b.d.0.1.0.0.2.ip6.arpa."),
+    ] {
+        let name = Name::from(address.parse::<std::net::IpAddr>().unwrap());
+        let reply = reply(&server, &query(&name.to_ascii(), RecordType::PTR)).unwrap();
+        let soa = &reply.authorities[0].name;
+        assert!(soa.zone_of(&name), "{address}: {soa}");
+        assert_eq!(
+            (reply.metadata.response_code, soa.to_ascii().as_str()),
+            (ResponseCode::NXDomain, apex),
+            "{address}"
+        );
+        // Its own top exists.
+        assert!(ask(&server, apex, RecordType::NS).starts_with("NOERROR"), "{apex}");
+    }
+}
+
 #[test]
 fn dn5_the_question_comes_back_as_it_was_written() {
     let server = server();

@@ -14,7 +14,7 @@ use hickory_proto::rr::rdata::{A, AAAA, NS, PTR, SOA, TXT};
 use hickory_proto::rr::{Name, RData};
 use ipnet::IpNet;
 
-use super::name::{Key, Reverse, below, reverse_apex};
+use super::name::{Key, Reverse, below, reverse_depth};
 use super::service;
 use super::spec::ZoneInput;
 
@@ -180,9 +180,11 @@ impl Zone {
         let within = |ranges: &[IpNet]| ranges.iter().find(|range| range.contains(net)).copied();
         let own = within(&self.ranges);
         let Some(range) = own.or_else(|| within(&self.private)) else { return Found::Elsewhere };
-        let apex = reverse_apex(range);
+        let depth = reverse_depth(range);
         let labels = usize::from(net.prefix_len()) / if net.addr().is_ipv4() { 8 } else { 4 };
-        let at_apex = !deeper && labels + 2 == usize::from(apex.num_labels());
+        let at_apex = !deeper && labels == depth;
+        // A range off a label boundary has several tops; the SOA's owner is the one above what was asked (RFC 2308 §3).
+        let apex = Name::from(net.network()).trim_to(depth + 2);
         let place = Place { apex, at_apex, reverse: true };
         let mut names = self.reverse.range(net.network()..=net.broadcast());
         match names.next().filter(|_| own.is_some() && !deeper) {

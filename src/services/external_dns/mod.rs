@@ -18,7 +18,7 @@ mod wire;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc::UnboundedSender;
@@ -27,7 +27,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use self::news::News;
-use self::plan::plan;
+use self::plan::{Cause, Denied, plan};
 use self::settled::Settled;
 use self::spec::ExternalDnsSpec;
 use self::wire::{Connection, Failure, Updated};
@@ -45,10 +45,12 @@ const ROUND_MAX: Duration = Duration::from_secs(300);
 pub struct ExternalRecords {
     /// Whether all its names are in the zone.
     pub ready: bool,
-    /// `Synced`, `Pending`, `Conflict`, `InvalidName`, `NoAddress` or `ServerFailure`.
+    /// `Synced`, `Pending`, `Conflict`, `Refused`, `InvalidName`, `NoAddress` or `ServerFailure`.
     pub reason: &'static str,
     /// In sentences.
     pub message: String,
+    /// Since when `ready` is what it is.
+    pub since: SystemTime,
 }
 
 /// What was counted.
@@ -64,6 +66,8 @@ pub struct ExternalDnsReport {
     pub failures: u64,
     /// Names that Services do not get because others have them, in the last round.
     pub conflicts: u64,
+    /// Names that Services do not get because the server does not take them, in the last round.
+    pub refused: u64,
 }
 
 #[derive(Default)]
@@ -74,6 +78,9 @@ struct Shared {
     transfers: AtomicU64,
     failures: AtomicU64,
     conflicts: AtomicU64,
+    refused: AtomicU64,
+    /// When it began to look, in seconds of the epoch.
+    began_s: AtomicU64,
 }
 
 /// Keeps names in a zone.
@@ -118,7 +125,9 @@ impl ExternalDns {
         if !told.wanted.iter().any(|wanted| wanted.service == service) {
             return None;
         }
+        let began = Duration::from_secs(self.shared.began_s.load(Ordering::Relaxed));
         let pending = || ExternalRecords {
+            since: SystemTime::UNIX_EPOCH + began,
             ready: false,
             reason: "Pending",
             message: "the zone has not been looked at yet".to_owned(),
@@ -129,13 +138,14 @@ impl ExternalDns {
     /// What was counted.
     pub fn report(&self) -> ExternalDnsReport {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Shared { updates, looks, transfers, failures, conflicts, .. } = &*self.shared;
+        let Shared { updates, looks, transfers, failures, conflicts, refused, .. } = &*self.shared;
         ExternalDnsReport {
             updates: load(updates),
             looks: load(looks),
             transfers: load(transfers),
             failures: load(failures),
             conflicts: load(conflicts),
+            refused: load(refused),
         }
     }
 }
@@ -146,6 +156,10 @@ async fn run(mut told: watch::Receiver<Option<Arc<ExternalDnsSpec>>>, shared: Ar
     let mut settled = None;
     loop {
         let spec = told.borrow_and_update().clone();
+        if settled.is_none() && shared.conditions.load().is_empty() {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            shared.began_s.store(now.as_secs(), Ordering::Relaxed);
+        }
         let Some(spec) = spec else {
             shared.conditions.store(Arc::default());
             settled = None;
@@ -168,9 +182,13 @@ async fn run(mut told: watch::Receiver<Option<Arc<ExternalDnsSpec>>>, shared: Ar
         if let Ok(problems) = &result {
             news.refused(&spec, problems);
         }
-        let conflicts = result.as_ref().map_or(0, Vec::len);
+        let is_conflict = |denied: &&Denied| denied.cause == Cause::Conflict;
+        let denied = result.as_ref().map(Vec::as_slice).unwrap_or_default();
+        let conflicts = denied.iter().filter(is_conflict).count();
         shared.conflicts.store(conflicts as u64, Ordering::Relaxed);
-        shared.conditions.store(Arc::new(conditions(&spec, &result)));
+        shared.refused.store((denied.len() - conflicts) as u64, Ordering::Relaxed);
+        let before = shared.conditions.load_full();
+        shared.conditions.store(Arc::new(conditions(&spec, &result, &before, SystemTime::now())));
         if let Ok(Err(_)) = timeout(wait, told.changed()).await {
             return;
         }
@@ -183,7 +201,7 @@ async fn round(
     unwanted: &mut HashMap<String, Instant>,
     settled: &mut Option<Settled>,
     (shared, news): (&Shared, &News),
-) -> Result<Vec<(String, String)>, Failure> {
+) -> Result<Vec<Denied>, Failure> {
     shared.looks.fetch_add(1, Ordering::Relaxed);
     let grace = Duration::from_secs(spec.grace_s.into());
     let some_expired = unwanted.values().any(|since| since.elapsed() >= grace);
@@ -205,7 +223,8 @@ async fn round(
         }
         let expired = |name: &str| unwanted.get(name).is_some_and(|since| now.duration_since(*since) >= grace);
         let plan = plan(spec, &have, expired);
-        let (mut all, mut problems) = (true, plan.conflicts);
+        let conflict = |(service, why)| Denied { service, cause: Cause::Conflict, why };
+        let (mut all, mut problems) = (true, plan.conflicts.into_iter().map(conflict).collect::<Vec<_>>());
         for change in &plan.changes {
             match connection.update(change, spec).await? {
                 Updated::Done => {
@@ -219,9 +238,10 @@ async fn round(
                 }
                 Updated::Overtaken => all = false,
                 // It is those who want this name that hear of it; the other names are none the worse.
-                Updated::Refused(why) => {
+                Updated::Refused(cause, why) => {
                     let wants = spec.wanted.iter().filter(|wanted| wanted.names.contains(&change.name));
-                    problems.extend(wants.map(|wanted| (wanted.service.clone(), why.clone())));
+                    let denied = |service: &String| Denied { service: service.clone(), cause, why: why.clone() };
+                    problems.extend(wants.map(|wanted| denied(&wanted.service)));
                     tracing::warn!(name = change.name, "{why}");
                 }
             }
@@ -245,21 +265,29 @@ fn until_grace_ends(unwanted: &HashMap<String, Instant>, spec: &ExternalDnsSpec)
 
 fn conditions(
     spec: &ExternalDnsSpec,
-    result: &Result<Vec<(String, String)>, Failure>,
+    result: &Result<Vec<Denied>, Failure>,
+    before: &BTreeMap<String, ExternalRecords>,
+    now: SystemTime,
 ) -> BTreeMap<String, ExternalRecords> {
     let of = |wanted: &spec::Wanted| {
-        let conflicts = result.iter().flatten().filter(|(service, _)| *service == wanted.service);
-        let conflicts: Vec<&str> = conflicts.map(|(_, why)| why.as_str()).collect();
+        let denied: Vec<&Denied> = result.iter().flatten().filter(|denied| denied.service == wanted.service).collect();
         let (ready, reason, message) = match result {
             Err(failure) => (false, "ServerFailure", failure.clone()),
             Ok(_) if !wanted.problems.is_empty() => (false, "InvalidName", wanted.problems.join("; ")),
             Ok(_) if wanted.addresses.is_empty() => {
                 (false, "NoAddress", "the Service has no address that a name could stand for".to_owned())
             }
-            Ok(_) if !conflicts.is_empty() => (false, "Conflict", conflicts.join("; ")),
-            Ok(_) => (true, "Synced", format!("in the zone {}: {}", spec.zone, wanted.names.join(", "))),
+            Ok(_) => match denied.first() {
+                Some(first) => {
+                    let why: Vec<&str> = denied.iter().map(|denied| denied.why.as_str()).collect();
+                    (false, first.cause.name(), why.join("; "))
+                }
+                None => (true, "Synced", format!("in the zone {}: {}", spec.zone, wanted.names.join(", "))),
+            },
         };
-        (wanted.service.clone(), ExternalRecords { ready, reason, message })
+        let known = before.get(&wanted.service).filter(|known| known.ready == ready);
+        let since = known.map_or(now, |known| known.since);
+        (wanted.service.clone(), ExternalRecords { ready, reason, message, since })
     };
     spec.wanted.iter().map(of).collect()
 }

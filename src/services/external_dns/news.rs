@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::plan::{Change, Have, marked_for};
+use super::plan::{Change, Denied, Have, marked_for};
 use super::spec::ExternalDnsSpec;
 use crate::fabric::spec::FabricEvent;
 
@@ -40,10 +40,11 @@ impl News {
     }
 
     /// These Services do not get a name: all of them, with the reasons.
-    pub fn refused(&mut self, spec: &ExternalDnsSpec, problems: &[(String, String)]) {
-        let now: HashSet<(String, String)> = problems.iter().cloned().collect();
+    pub fn refused(&mut self, spec: &ExternalDnsSpec, problems: &[Denied]) {
+        let now: HashSet<(String, String)> =
+            problems.iter().map(|denied| (denied.service.clone(), denied.why.clone())).collect();
         // In their order.
-        for (service, reason) in problems {
+        for Denied { service, why: reason, .. } in problems {
             if self.refused.insert((service.clone(), reason.clone())) {
                 let (service, reason) = (service.clone(), reason.clone());
                 self.tell(FabricEvent::ExternalNameRefused { service, zone: spec.zone.clone(), reason });
@@ -72,7 +73,7 @@ fn of(spec: &ExternalDnsSpec, change: &Change) -> (String, NameChange) {
 mod tests {
     use tokio::sync::mpsc::unbounded_channel;
 
-    use super::super::plan::{Wish, mark, tests::spec};
+    use super::super::plan::{Cause, Wish, mark, tests::spec};
     use super::*;
 
     #[test]
@@ -80,7 +81,12 @@ mod tests {
         let (sender, mut receiver) = unbounded_channel();
         let mut news = News::new(sender);
         let mut told = |problems: &[(&str, &str)]| {
-            let problems: Vec<_> = problems.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
+            let denied = |(service, why): &(&str, &str)| Denied {
+                service: (*service).to_owned(),
+                cause: Cause::Conflict,
+                why: (*why).to_owned(),
+            };
+            let problems: Vec<_> = problems.iter().map(denied).collect();
             news.refused(&spec(&[]), &problems);
             let mut told = Vec::new();
             while let Ok(FabricEvent::ExternalNameRefused { service, reason, .. }) = receiver.try_recv() {

@@ -27,6 +27,41 @@ pub struct Have {
     pub ttls: BTreeSet<u32>,
     /// Whether it is an alias, or belongs to another zone (CNAME, DNAME, NS).
     pub taken: bool,
+    /// Whether the names below it are somewhere else (NS: RFC 1034 §4.2.1; DNAME: RFC 6672 §2.3).
+    pub cut: bool,
+}
+
+/// Why a Service does not get a name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Denied {
+    /// `namespace/name` of the Service.
+    pub service: String,
+    /// Whose doing it is.
+    pub cause: Cause,
+    /// In a sentence.
+    pub why: String,
+}
+
+/// Whose doing it is that a Service does not get a name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// Somebody else has the name, or wants it as well.
+    Conflict,
+    /// The server does not want it there.
+    Refused,
+    /// The server cannot do it now.
+    ServerFailure,
+}
+
+impl Cause {
+    /// The reason in the condition `ExternalRecords`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::Conflict => "Conflict",
+            Cause::Refused => "Refused",
+            Cause::ServerFailure => "ServerFailure",
+        }
+    }
 }
 
 /// What a name is to stand for.
@@ -108,6 +143,12 @@ pub fn plan(spec: &ExternalDnsSpec, have: &BTreeMap<String, Have>, expired: impl
         let marks = marks(before, &spec.owner);
         let new_mark = mark(&spec.owner, &wish.service);
         let foreign = marks.is_empty() && (!before.a.is_empty() || !before.aaaa.is_empty() || has_mark(before));
+        if let Some(above) = cut_above(name, &spec.zone, have) {
+            let why =
+                format!("{name} lies below {above}, where another zone begins or an alias for all names below stands");
+            plan.conflicts.push((wish.service.clone(), why));
+            continue;
+        }
         if before.taken || foreign {
             let why = format!("{name} has records that somebody else has made; they stay as they are");
             plan.conflicts.push((wish.service.clone(), why));
@@ -131,6 +172,15 @@ pub fn plan(spec: &ExternalDnsSpec, have: &BTreeMap<String, Have>, expired: impl
         }
     }
     plan
+}
+
+/// The name above one, up to the zone's own, that has the names below it somewhere else.
+fn cut_above<'a>(name: &'a str, zone: &str, have: &BTreeMap<String, Have>) -> Option<&'a str> {
+    let above = |name: &&'a str| name.split_once('.').map(|(_, above)| above);
+    let all = std::iter::successors(above(&name), above);
+    let within =
+        all.take_while(|above| *above == zone || above.strip_suffix(zone).is_some_and(|rest| rest.ends_with('.')));
+    within.filter(|above| have.get(*above).is_some_and(|have| have.cut)).last()
 }
 
 /// Our mark at a name of a Service. A string of a TXT record has at most 255 octets (RFC 1035 §3.3.14).
@@ -262,6 +312,26 @@ pub(super) mod tests {
         // A Service without an address (yet) wants no records.
         let pending = spec(&[("shop/a", "a.example", "")]);
         assert_eq!(plan(&pending, &have, |_| false).unwanted.len(), 1);
+    }
+
+    #[test]
+    fn names_below_a_foreign_delegation_or_dname_are_somebody_elses() {
+        let cut = Have { taken: true, cut: true, ..Have::default() };
+        let alias = Have { taken: true, ..Have::default() };
+        let wanted = spec(&[
+            ("shop/a", "x.sub.example", "198.51.100.1"),
+            ("shop/b", "x.y.sub.example", "198.51.100.2"),
+            ("shop/c", "x.xsub.example", "2001:db8::3"),
+            ("shop/d", "x.www.example", "2001:db8::4"),
+        ]);
+        let have = BTreeMap::from([("sub.example".to_owned(), cut.clone()), ("www.example".to_owned(), alias)]);
+        let found = plan(&wanted, &have, |_| true);
+        // A CNAME says nothing about names below it.
+        assert_eq!(summary(&found), ["+x.www.example", "+x.xsub.example", "!shop/a", "!shop/b"]);
+        assert!(found.conflicts[0].1.contains("below sub.example"), "{:?}", found.conflicts);
+        // A DNAME at the top of the zone has everything below it.
+        let top = BTreeMap::from([("example".to_owned(), cut)]);
+        assert_eq!(plan(&wanted, &top, |_| true).conflicts.len(), 4);
     }
 
     #[test]

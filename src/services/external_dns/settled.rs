@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::plan::Denied;
 use super::spec::ExternalDnsSpec;
 use super::wire::Connection;
 
@@ -15,12 +16,12 @@ pub struct Settled {
     serial: u32,
     read: Instant,
     /// Which Services do not get a name, and why.
-    pub problems: Vec<(String, String)>,
+    pub problems: Vec<Denied>,
 }
 
 impl Settled {
     /// At this serial number nothing was to be changed.
-    pub fn new(spec: &ExternalDnsSpec, serial: u32, problems: &[(String, String)], now: Instant) -> Self {
+    pub fn new(spec: &ExternalDnsSpec, serial: u32, problems: &[Denied], now: Instant) -> Self {
         Self { spec: spec.clone(), serial, read: now, problems: problems.to_vec() }
     }
 

@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::plan::{Change, Have, Text, mark};
+use super::plan::{Cause, Change, Have, Text, mark};
 use super::spec::{Algorithm, ExternalDnsSpec, TsigSpec};
 
 /// Records of a zone that are read at most.
@@ -38,8 +38,8 @@ pub enum Updated {
     Done,
     /// The zone was not any more what it was based on.
     Overtaken,
-    /// The server does not want it, or it cannot be said; others may work.
-    Refused(String),
+    /// The server does not want it or cannot do it, or it cannot be said; others may work.
+    Refused(Cause, String),
 }
 
 /// A connection with the zone's server.
@@ -120,7 +120,7 @@ impl Connection {
         let (framed, mut verifier) = match signed {
             Ok(signed) => signed,
             // What cannot be said is the fault of this name, not of the others.
-            Err(why) => return Ok(Updated::Refused(format!("the update of {}: {why}", change.name))),
+            Err(why) => return Ok(Updated::Refused(Cause::Refused, format!("the update of {}: {why}", change.name))),
         };
         self.send(&framed).await?;
         let answer = self.receive(&mut verifier).await?;
@@ -131,7 +131,10 @@ impl Connection {
         }
         Ok(match refused(&answer, &format!("the update of {}", change.name)) {
             Ok(()) => Updated::Done,
-            Err(why) => Updated::Refused(why),
+            Err(why) if answer.metadata.response_code == ResponseCode::ServFail => {
+                Updated::Refused(Cause::ServerFailure, why)
+            }
+            Err(why) => Updated::Refused(Cause::Refused, why),
         })
     }
 
@@ -248,7 +251,9 @@ fn note(have: &mut Have, record: &Record, apex: bool) {
         }
         _ => {
             let kind = record.record_type();
-            have.taken |= kind == RecordType::CNAME || u16::from(kind) == DNAME || (kind == RecordType::NS && !apex);
+            let cut = u16::from(kind) == DNAME || (kind == RecordType::NS && !apex);
+            have.cut |= cut;
+            have.taken |= cut || kind == RecordType::CNAME;
         }
     }
 }

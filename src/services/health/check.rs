@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::Target;
-use super::dialer::Dialer;
+use super::dialer::{Dial, Dialer};
 use super::tls::Tls;
 use super::{grpc, http, ping, tcp, udp};
 use crate::fabric::spec::HealthCheck;
@@ -28,8 +28,8 @@ pub type Prober = Arc<dyn Check>;
 
 /// Checks targets. Tests have others than [`Checks`].
 pub trait Check: Send + Sync {
-    /// Asks the target once. Over at the target's timeout, from when there was room for the check.
-    fn check<'a>(&'a self, target: &'a Target) -> Checking<'a>;
+    /// Asks the target once. Over at the target's timeout, from when there was room for the check. `silent`: it said nothing the last time.
+    fn check<'a>(&'a self, target: &'a Target, silent: bool) -> Checking<'a>;
 }
 
 /// All kinds of checks.
@@ -47,8 +47,9 @@ impl Checks {
 }
 
 impl Check for Checks {
-    fn check<'a>(&'a self, target: &'a Target) -> Checking<'a> {
+    fn check<'a>(&'a self, target: &'a Target, silent: bool) -> Checking<'a> {
         let Self { sockets, dialer, tls } = self;
+        let dialer = Dial { dialer, silent };
         match &target.spec.check {
             HealthCheck::Tcp => Box::pin(tcp::check(sockets, target)),
             HealthCheck::Icmp => Box::pin(ping::check(sockets, target)),

@@ -11,7 +11,7 @@ use hyper::http::{HeaderMap, HeaderValue, Request, StatusCode};
 
 use super::Target;
 use super::check::Finding;
-use super::dialer::{Connection, Dialer, chain};
+use super::dialer::{Connection, Dial, chain};
 
 /// Octets of a response's headers.
 const HEADERS_LEN_MAX: u32 = 16 * 1024;
@@ -29,7 +29,7 @@ const SERVING: u64 = 1;
 type Failure = Cow<'static, str>;
 
 /// Asks once.
-pub async fn check(dialer: &Dialer, target: &Target, service: &str) -> Finding {
+pub async fn check(dialer: Dial<'_>, target: &Target, service: &str) -> Finding {
     let (connection, deadline) = dialer.dial(target).await?;
     let authority = SocketAddr::new(target.address, target.l4);
     let status = deadline.step("no gRPC response", exchange(connection, authority, service)).await??;

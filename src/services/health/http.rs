@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Target;
 use super::check::Finding;
-use super::dialer::{Dialer, chain};
+use super::dialer::{Dial, chain};
 use super::tls::Tls;
 
 /// Octets of a response's status line and headers.
@@ -27,7 +27,7 @@ const USER_AGENT: &str = concat!("hostweave-health/", env!("CARGO_PKG_VERSION"))
 
 /// Asks once.
 pub async fn check(
-    dialer: &Dialer,
+    dialer: Dial<'_>,
     target: &Target,
     tls: Option<&Tls>,
     path: &str,

@@ -62,7 +62,7 @@ async fn request(stream: &mut (impl AsyncRead + Unpin)) -> String {
 async fn once(lab: &Lab, target: &Target) -> (Finding, Duration) {
     let checks = Checks::new(lab.sockets.clone());
     let started = Instant::now();
-    (timeout(LIMIT, checks.check(target)).await.expect("a check ends"), started.elapsed())
+    (timeout(LIMIT, checks.check(target, false)).await.expect("a check ends"), started.elapsed())
 }
 
 async fn finding(lab: &Lab, address: IpAddr, l4: u16, check: HealthCheck) -> Finding {
@@ -185,7 +185,7 @@ async fn backends_that_take_connections_and_say_nothing_do_not_stop_others() {
     let checks = Arc::new(Checks::new(lab.sockets.clone()));
     let ask = |address: IpAddr, timeout_ms| {
         let (checks, target) = (Arc::clone(&checks), target(address, 80, timeout_ms, http(false, None)));
-        tokio::spawn(async move { checks.check(&target).await })
+        tokio::spawn(async move { checks.check(&target, false).await })
     };
     // Nobody is there: 200 find a slot, the others learn that without one.
     let frozen: Vec<_> = (0..2_000).map(|index| ask([192, 0, 2, 20 + (index % 200) as u8].into(), 1_000)).collect();
@@ -201,6 +201,40 @@ async fn backends_that_take_connections_and_say_nothing_do_not_stop_others() {
             found.starts_with("no TCP connection within") || found.starts_with("no answer to a SYN within"),
             "{found}"
         );
+    }
+}
+
+/// Their kernels accept, and nobody reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frozen_backends_that_accept_do_not_delay_those_that_answer() {
+    const FROZEN: usize = 600;
+    for address in BOTH {
+        let lab = Lab::new();
+        let guest = lab.guest(A_V4, A_V6);
+        serve(&guest, 80, |mut stream| async move {
+            request(&mut stream).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+        });
+        serve(&guest, 81, |stream| async move {
+            std::future::pending::<()>().await;
+            drop(stream);
+        });
+        let checks = Arc::new(Checks::new(lab.sockets.clone()));
+        let ask = |port, silent| {
+            // Far longer than the test: whoever waited for one of those would wait for all of it.
+            let (checks, target) = (Arc::clone(&checks), target(address, port, 300_000, http(false, None)));
+            tokio::spawn(async move { checks.check(&target, silent).await })
+        };
+        let frozen: Vec<_> = (0..FROZEN).map(|_| ask(81, true)).collect();
+        // They have all that they may have.
+        sleep(Duration::from_millis(500)).await;
+        for _ in 0..50 {
+            let answered = timeout(LIMIT, ask(80, false)).await.expect("nobody waits for the frozen").unwrap();
+            assert_eq!(answered, Ok("status 200".into()));
+        }
+        // One that thaws is found out as soon as one of its kind has had its time.
+        assert!(frozen.iter().all(|check| !check.is_finished()));
+        frozen.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }
 

@@ -24,7 +24,7 @@ fn target(address: IpAddr, l4: u16, check: HealthCheck) -> Target {
 /// Asks once.
 async fn once(sockets: &Sockets, target: &Target) -> Finding {
     let checks = Checks::new(sockets.clone());
-    timeout(LIMIT, checks.check(target)).await.expect("a check ends")
+    timeout(LIMIT, checks.check(target, false)).await.expect("a check ends")
 }
 
 fn udp(expect: &[u8]) -> HealthCheck {
@@ -154,7 +154,7 @@ struct Told {
 }
 
 impl Check for Told {
-    fn check<'a>(&'a self, target: &'a Target) -> Checking<'a> {
+    fn check<'a>(&'a self, target: &'a Target, _silent: bool) -> Checking<'a> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         Box::pin(async {
             self.under_way.fetch_add(1, Ordering::Relaxed);

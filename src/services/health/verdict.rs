@@ -20,6 +20,8 @@ pub struct State {
     checks: u64,
     failures: u64,
     last: Option<LastCheck>,
+    /// The last check failed, and took all the time that it had.
+    silent: bool,
     history: VecDeque<HistoryEntry>,
 }
 
@@ -38,6 +40,7 @@ impl State {
         };
         self.checks += 1;
         self.failures += u64::from(!passed);
+        self.silent = !passed && took >= Duration::from_millis(spec.timeout_ms.into());
         self.last = Some(LastCheck { at, took, passed, reason: Arc::clone(&reason) });
         let enough = match self.healthy {
             None => 1,
@@ -75,6 +78,11 @@ impl State {
     /// Whether the last checks spoke against the verdict.
     pub fn is_doubted(&self) -> bool {
         self.contrary > 0
+    }
+
+    /// Whether the last check was over only at its timeout.
+    pub fn is_silent(&self) -> bool {
+        self.silent
     }
 
     /// Checks so far.

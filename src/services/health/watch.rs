@@ -58,7 +58,8 @@ impl Watch {
 
     /// Asks once. Whether the answer speaks against the verdict, or others before it did.
     async fn check(&self, started: Instant) -> bool {
-        let finding = self.prober.check(&self.target).await;
+        let silent = lock(&self.state).is_silent();
+        let finding = self.prober.check(&self.target, silent).await;
         let mut state = lock(&self.state);
         let change = state.note(&self.target.spec, finding, started.elapsed(), SystemTime::now());
         let doubted = state.is_doubted();

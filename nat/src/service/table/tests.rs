@@ -228,7 +228,7 @@ fn sv18_source_ranges_are_the_clients() {
 }
 
 #[test]
-fn sv5_sv9_what_is_drained_keeps_established_tcp_and_nothing_else() {
+fn sv5_sv9_what_is_drained_keeps_established_tcp_and_sctp_and_nothing_else() {
     let backends = [backend("a/one", "10.64.1.1", 80), drained("a/two", "10.64.1.2", 80)];
     let specs = [TCP, UDP].map(|proto| spec("a/web", "10.96.0.1", proto, 80..=80, &backends));
     let services = Services::compile(&specs, None);
@@ -240,7 +240,8 @@ fn sv5_sv9_what_is_drained_keeps_established_tcp_and_nothing_else() {
     assert_eq!(standing("10.96.0.1", SCTP, "10.64.1.1"), Standing::Gone);
     assert!(Standing::Active.goes_on(UDP, false) && Standing::Draining.goes_on(TCP, true));
     assert!(!Standing::Draining.goes_on(TCP, false) && !Standing::Draining.goes_on(UDP, true));
-    assert!(!Standing::Gone.goes_on(TCP, true));
+    assert!(Standing::Draining.goes_on(SCTP, true) && !Standing::Draining.goes_on(SCTP, false));
+    assert!(!Standing::Gone.goes_on(TCP, true) && !Standing::Gone.goes_on(SCTP, true));
 }
 
 #[test]

@@ -3,14 +3,16 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use hostweave_switch::wire::proto;
 use serde::de::DeserializeOwned;
 
-use super::{Service, Target};
+use super::{Service, ServicePort, Target};
 use crate::config::checked::{Metadata, annotations};
 use crate::config::kind::Kind;
 use crate::config::node::{self, Source};
 use crate::config::problem::Problem;
 use crate::config::raw::health_check::{HealthCheck as Raw, HealthType};
+use crate::config::raw::port::Protocol;
 use crate::config::raw::service::TargetPort;
 use crate::config::{de, names};
 use crate::fabric::spec::{HealthCheck, HealthSpec};
@@ -59,13 +61,22 @@ pub(super) fn check(metadata: &Metadata, problems: &mut Vec<Problem>) -> Option<
     Some(HealthSpec { check, l4, interval_ms, timeout_ms, rise, fall })
 }
 
-/// A check of a backend that has a range of L4 ports needs one of its own.
+/// A check without an L4 port of its own asks at those of its protocol: there must be one, and none a range.
 pub(super) fn check_ports(service: &Service, problems: &mut Vec<Problem>) {
     let Some(health) = &service.balancing.health else { return };
     if health.l4.is_some() || health.check == HealthCheck::Icmp {
         return;
     }
-    if let Some(port) = service.ports.iter().find(|port| port.target == Target::Same) {
+    let Some(spoken) = health.check.protocol() else { return };
+    let word = if spoken == proto::UDP { "UDP" } else { "TCP" };
+    let is_asked = |port: &&ServicePort| {
+        matches!((port.protocol, spoken), (Protocol::Tcp, proto::TCP) | (Protocol::Udp, proto::UDP))
+    };
+    if !service.ports.iter().any(|port| is_asked(&port)) {
+        let message = format!("field port is missing: the check speaks {word}, and no port of the Service does");
+        problems.push(problem("missing_field", &message, "needs port"));
+    }
+    if let Some(port) = service.ports.iter().filter(is_asked).find(|port| port.target == Target::Same) {
         let message = format!("field port is missing: port {:?} of the Service is a range of L4 ports", port.name);
         problems.push(problem("missing_field", &message, "needs port"));
     }

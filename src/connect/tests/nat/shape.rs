@@ -228,3 +228,26 @@ fn the_mss_is_lowered_only_where_mtus_differ() {
         }
     });
 }
+
+/// What a backend out there answers to the host's own checks comes back; what the host serves in a network is nobody's out there.
+#[test]
+fn the_hosts_own_checks_leave_by_a_pool_and_nobody_else_reaches_the_host_by_their_mappings() {
+    both(|v6| {
+        let mut host = Host::with_pool(|pool| pool.workloads.push(workload(0)));
+        host.connections.set_port_id(0, workload(0).uid);
+        let (server, pool) = (remote(v6, 1), public(v6, POOL));
+        let network = host.plane.tables.networks[0].clone().unwrap();
+        let gateway: IpAddr = if v6 { network.v6.unwrap().1.into() } else { network.v4.unwrap().1.into() };
+        let check = Path { src: gateway, ..out(0, server) }.udp(5000, 80, b"well?");
+        let (to, (src, dst, l4, dst_port)) = host.through(0, 0, &check).unwrap();
+        assert_eq!((to, src, dst, dst_port), (UPLINK, pool, server, 80));
+        let answer = inward(server, pool).udp(80, l4, b"fine");
+        let passed = host.pass(0, UPLINK, &answer, Offload::default(), &mut Unwatched);
+        let passed = passed.unwrap_or_else(|ended| panic!("{:?}", ended.0));
+        assert_eq!((passed.to, read(&passed.frame).1), (0, (server, gateway, 80, 5000)));
+        let other = inward(remote(v6, 2), pool).udp(80, l4, b"?");
+        assert_eq!(host.through(0, UPLINK, &other), Err(DropReason::NatNoMapping));
+        let from_within = out(A, pool).udp(4000, l4, b"?");
+        assert_eq!(host.through(0, A, &from_within), Err(DropReason::NatNoMapping));
+    });
+}

@@ -23,6 +23,35 @@ fn sv5_a_drained_backend_keeps_its_tcp_connections_and_gets_no_new_ones() {
     });
 }
 
+/// An association has state at its backend alone, as a TCP connection has.
+#[test]
+fn sv5_a_drained_backend_keeps_the_sctp_associations_that_it_has_answered() {
+    both(|v6| {
+        let mut host = Host::outside();
+        let serve = |host: &mut Host, backends: &[Backend]| {
+            host.plane.services = Arc::new(Services::compile(&[spec(vip(v6), SCTP, backends)], None));
+            host.publish();
+        };
+        // (A checksum of zero: there is none, RFC 9653.)
+        let chunk = |from: u16, to: u16, kind: u8| {
+            [&from.to_be_bytes()[..], &to.to_be_bytes(), &[0; 8], &[kind], &[0; 19]].concat()
+        };
+        serve(&mut host, &[backend(B, v6)]);
+        for port in [4000, 4001] {
+            let init = out(A, vip(v6)).ip(SCTP, &chunk(port, 80, 1));
+            assert_eq!(host.through(0, A, &init).unwrap().0, B);
+        }
+        let ack = path(B, A, v6).ip(SCTP, &chunk(8080, 4000, 2));
+        assert_eq!(host.through(1, B, &ack).unwrap().0, A);
+        serve(&mut host, &[drained(B, v6), backend(C, v6)]);
+        let data = |port: u16| out(A, vip(v6)).ip(SCTP, &chunk(port, 80, 0));
+        assert_eq!(host.through(0, A, &data(4000)).unwrap().0, B, "answered: it goes on");
+        assert_eq!(host.through(0, A, &data(4001)).unwrap().0, C, "nobody has answered it");
+        serve(&mut host, &[backend(C, v6)]);
+        assert_eq!(host.through(0, A, &data(4000)).unwrap().0, C, "its backend is gone");
+    });
+}
+
 #[test]
 fn sv9_a_syn_that_nobody_has_answered_selects_again_when_its_backend_drains() {
     both(|v6| {

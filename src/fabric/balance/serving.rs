@@ -1,0 +1,117 @@
+//! Whether somebody takes the connections of a Service: asked at each of its L4 ports and over each IP version, since clients of one are
+//! not helped by another.
+
+use std::time::SystemTime;
+
+use super::super::spec::{EndpointSpec, ServicePortSpec, ServiceSpec};
+use super::choice::{BackendState, is_active};
+use super::frontend::addresses;
+use super::history::View;
+use crate::observe::synthetic::protocol_name;
+
+/// Where somebody takes connections.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Serving {
+    /// At every L4 port, over every IP version that the Service has.
+    Everywhere,
+    /// Not at these: `http (80/TCP) over IPv6`.
+    NotAt(Vec<String>),
+    /// At none.
+    Nowhere,
+}
+
+impl Serving {
+    /// Where nobody does, although somebody does elsewhere.
+    pub fn gaps(&self) -> &[String] {
+        match self {
+            Serving::NotAt(places) => places,
+            Serving::Everywhere | Serving::Nowhere => &[],
+        }
+    }
+}
+
+/// The backends of a Service, for its `status`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceHealth {
+    /// By how they are; only what there is. Each counts once, as its worst endpoint is.
+    pub backends: Vec<(BackendState, usize)>,
+    /// `None` while that is not known yet.
+    pub serving: Option<Serving>,
+    /// Since when [`ServiceHealth::is_ready`] is what it is.
+    pub since: SystemTime,
+}
+
+impl ServiceHealth {
+    /// How many there are.
+    pub fn total(&self) -> usize {
+        self.backends.iter().map(|(_, count)| count).sum()
+    }
+
+    /// How many of them are healthy.
+    pub fn healthy(&self) -> usize {
+        self.count(BackendState::Healthy)
+    }
+
+    /// Whether every client finds a healthy backend.
+    pub fn is_ready(&self) -> bool {
+        is_ready(self.serving.as_ref(), self.healthy())
+    }
+
+    /// How many are like this.
+    pub fn count(&self, state: BackendState) -> usize {
+        self.backends.iter().find(|(other, _)| *other == state).map_or(0, |(_, count)| *count)
+    }
+}
+
+/// See [`ServiceHealth::is_ready`].
+pub fn is_ready(serving: Option<&Serving>, healthy: usize) -> bool {
+    serving == Some(&Serving::Everywhere) && healthy > 0
+}
+
+/// Where somebody takes connections, of whatever client.
+pub fn serving(view: &View) -> Serving {
+    let spec = &view.spec;
+    let families = families(spec);
+    let mut gaps = Vec::new();
+    let mut served = false;
+    for (port, states) in spec.ports.iter().zip(&view.states) {
+        let endpoints: Vec<(&EndpointSpec, BackendState)> = port.endpoints.iter().zip(states.iter().copied()).collect();
+        for ipv4 in &families {
+            if is_active(spec, &endpoints, *ipv4) {
+                served = true;
+            } else {
+                gaps.push(place(port, *ipv4));
+            }
+        }
+    }
+    match (served, gaps.is_empty()) {
+        (false, _) => Serving::Nowhere,
+        (true, true) => Serving::Everywhere,
+        (true, false) => Serving::NotAt(gaps),
+    }
+}
+
+/// IP versions of a Service, `true` for 4: those of its addresses, else (headless) of its endpoints.
+fn families(spec: &ServiceSpec) -> Vec<bool> {
+    let of_addresses = addresses(spec).map(|at| at.address.is_ipv4());
+    let of_endpoints = spec.ports.iter().flat_map(|port| &port.endpoints).map(|endpoint| endpoint.address.is_ipv4());
+    let known: Vec<bool> = of_addresses.collect();
+    let known = if known.is_empty() { of_endpoints.collect() } else { known };
+    [true, false].into_iter().filter(|ipv4| known.contains(ipv4)).collect()
+}
+
+/// An L4 port and an IP version in words.
+fn place(port: &ServicePortSpec, ipv4: bool) -> String {
+    let (first, last) = (*port.l4.start(), *port.l4.end());
+    let l4 = match (first, last) {
+        (1, u16::MAX) => "all".to_owned(),
+        _ if first == last => first.to_string(),
+        _ => format!("{first}-{last}"),
+    };
+    let l4 = format!("{l4}/{}", protocol_name(port.proto).to_uppercase());
+    let version = if ipv4 { "IPv4" } else { "IPv6" };
+    match port.name.as_str() {
+        "" => format!("{l4} over {version}"),
+        name => format!("{name} ({l4}) over {version}"),
+    }
+}
