@@ -57,7 +57,8 @@ fn a_service_keeps_its_address_over_a_restart_and_says_who_has_it() {
         let service = daemon.json(&["get", "svc", "ip", "-n", "shop"]);
         service["status"]["loadBalancer"]["ingress"].clone()
     };
-    let expected = serde_json::json!([{"ip": "203.0.113.1"}, {"ip": "2001:db8:aa::1"}]);
+    let expected =
+        serde_json::json!([{"ip": "203.0.113.1", "ipMode": "VIP"}, {"ip": "2001:db8:aa::1", "ipMode": "VIP"}]);
     assert_eq!(ingress(&daemon), expected);
     // As after a crash: what a user was told is on disk.
     daemon.kill();
