@@ -6,7 +6,7 @@ use std::net::Ipv6Addr;
 
 use hostweave_policy::model::Direction;
 use hostweave_policy::table::{Basis, Decision, Flow as Question};
-use hostweave_switch::connection::{CommitError, NewConnection, Record, Translation};
+use hostweave_switch::connection::{CommitError, Committed, Ending, Found, NewConnection, Record, Translation};
 use hostweave_switch::cross;
 use hostweave_switch::flow::{CROSSES, Flow, FlowKey, Kind, NO_QUEUE, TCP, round};
 use hostweave_switch::packet::Packet;
@@ -61,7 +61,7 @@ pub(super) fn decide<'a, R: Recorder>(
     let mut attempt = 0;
     loop {
         match begin(ctx, flows, lookup, missed, packet, side, attempt, record) {
-            // Two connections to a backend may not be one there.
+            // Two connections of a client to a backend, one or both by a Service, may not be one there.
             Err(Refused::Taken) if attempt + 1 < service::ATTEMPTS => attempt += 1,
             Err(Refused::Taken) => return Err(DropReason::NatTupleTaken),
             Err(Refused::Drop(reason)) => return Err(reason),
@@ -107,9 +107,9 @@ fn begin<'a, R: Recorder>(
     if !out.up {
         return Err(DropReason::PortDown.into());
     }
-    let may_differ = plan.service.is_some();
+    let may_differ = plan.service.is_some() || plan.l4.is_some() || plan.source.is_none();
     let taken = |reason| match reason {
-        DropReason::NatTupleTaken if may_differ => Refused::Taken,
+        DropReason::NatTupleTaken if may_differ && lookup.key.kind() == Kind::Ports => Refused::Taken,
         reason => Refused::Drop(reason),
     };
     let Some(source) = plan.source else {
@@ -123,7 +123,7 @@ fn begin<'a, R: Recorder>(
         Some(asked) => judge(ctx, &mut flows.denied, &asked, record)?,
         None => allowed,
     };
-    if may_differ && is_answered_otherwise(flows, &translation) {
+    if may_differ && is_answered_otherwise::<R>(ctx, flows, &translation) {
         return Err(taken(DropReason::NatTupleTaken));
     }
     let step = commit(ctx, flows, lookup, missed, out, allowed, side, Some(translation), record).map_err(taken)?;
@@ -136,10 +136,23 @@ fn begin<'a, R: Recorder>(
     Ok(step)
 }
 
-/// Whether another connection has the tuple of the answers: one that the client began by the backend's own address.
-fn is_answered_otherwise(flows: &Flows<'_>, translation: &Translation) -> bool {
+/// Whether another connection has the tuple of the answers: one that the client began by the backend's own address, or by another of its
+/// Services. One that is over makes room.
+fn is_answered_otherwise<R: Recorder>(ctx: &Context<'_>, flows: &Flows<'_>, translation: &Translation) -> bool {
     let (reply, vni) = (&translation.reply, translation.vni);
-    flows.connections.find(reply, flows.connections.keys().hash(reply, vni), vni).is_some()
+    let hash = flows.connections.keys().hash(reply, vni);
+    flows.connections.find(reply, hash, vni).is_some_and(|found| !makes_room::<R>(ctx, flows, found))
+}
+
+/// Whether a connection is over, and does not stand in the way of another: then it is forgotten. Linux does the same with TCP
+/// (`nf_nat_used_tuple_harder`); the backend has the last word, whose own connection may not be.
+fn makes_room<R: Recorder>(ctx: &Context<'_>, flows: &Flows<'_>, found: Found) -> bool {
+    let Some(record) = flows.connections.get(found.index, found.generation) else { return true };
+    let is_over = ctx.tables.timeouts.is_over(record, ctx.now);
+    if is_over && !R::MASKED {
+        flows.connections.remove(found.index, found.generation, Ending::Reopened);
+    }
+    is_over
 }
 
 /// Whether a packet can begin a connection at all (SEMANTICS CT1, CT3). Returns what it shows of TCP.
@@ -313,11 +326,10 @@ fn commit<R: Recorder>(
         receiver_pays: ctx.port.kind == PortKind::Uplink,
     };
     let committed = flows.connections.commit_after(missed.connection, &new, &ctx.tables.timeouts, flows.free, ctx.now);
-    let committed = committed.map_err(|error| match error {
-        CommitError::Quota => DropReason::ConnectionQuota,
-        CommitError::Full => DropReason::ConnectionTableFull,
-        CommitError::Taken => DropReason::NatTupleTaken,
-    })?;
+    let committed = match committed {
+        Ok(committed) if committed.new => committed,
+        other => committed_otherwise(ctx, flows, &new, other)?,
+    };
     let found = committed.found;
     if committed.new {
         let there = translation.map(|translation| translation.reply.reversed());
@@ -335,12 +347,44 @@ fn commit<R: Recorder>(
         // Whoever answers, or goes on for a while, is assured (`refresh`).
         flags: crosses | if lookup.key.proto() == proto::TCP { TCP } else { 0 },
     };
-    if !committed.new && (found.direction != 0 || flows.connections.translation(found.index) != translation) {
-        // Another worker was first, and with something else: the next packet finds that.
-        return Err(DropReason::NatTupleTaken);
-    }
     let place = flows.cache.put(missed.place, &flow, lookup.hash);
     Ok(step(&flow, Some(place)))
+}
+
+/// What becomes of a connection that was not simply added: another worker was first, one that is over makes room, or it is refused.
+#[cold]
+fn committed_otherwise(
+    ctx: &Context<'_>,
+    flows: &mut Flows<'_>,
+    new: &NewConnection,
+    first: Result<Committed, CommitError>,
+) -> Result<Committed, DropReason> {
+    let is_it = |flows: &Flows<'_>, found: &Found| {
+        found.direction == 0 && flows.connections.translation(found.index) == new.translation
+    };
+    let taken = |error| matches!(error, CommitError::Taken);
+    let committed = match first {
+        Ok(committed) if is_it(flows, &committed.found) => return Ok(committed),
+        Err(error) if !taken(error) => Err(error),
+        _ => {
+            let (reply, vni) = match &new.translation {
+                Some(translation) => (translation.reply, translation.vni),
+                None => (new.key.reversed(), new.vni),
+            };
+            let found = flows.connections.find(&reply, flows.connections.keys().hash(&reply, vni), vni);
+            if !found.is_some_and(|found| makes_room::<Unwatched>(ctx, flows, found)) {
+                return Err(DropReason::NatTupleTaken);
+            }
+            flows.connections.commit(new, &ctx.tables.timeouts, flows.free, ctx.now)
+        }
+    };
+    match committed {
+        Ok(committed) if committed.new || is_it(flows, &committed.found) => Ok(committed),
+        // Another worker was first, and with something else: the next packet finds that.
+        Ok(_) | Err(CommitError::Taken) => Err(DropReason::NatTupleTaken),
+        Err(CommitError::Quota) => Err(DropReason::ConnectionQuota),
+        Err(CommitError::Full) => Err(DropReason::ConnectionTableFull),
+    }
 }
 
 /// Decides about a connection once more, by the tables of now (SEMANTICS NP31). Its addresses must still belong to its

@@ -413,7 +413,7 @@ fn connection<'a, R: Recorder>(
             }
         };
         let Some(connection) = flows.connections.get(found.index, found.generation) else { continue };
-        // Sent to a backend as if by a Service, but not to the Service: a connection of its own.
+        // Sent to a backend as if by a Service, but not to the Service: a connection of its own (`decide` tells the two apart).
         if connection.crosses() && !is_part(flows, connection, &found, &lookup.key) {
             break;
         }
