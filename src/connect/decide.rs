@@ -54,7 +54,7 @@ pub(super) fn decide<'a, R: Recorder>(
 ) -> Result<Step, DropReason> {
     let side = match begins(packet, &lookup.key) {
         Err(reason) => {
-            return Err(if has_ended(ctx, flows, lookup, packet) { DropReason::ServiceEnded } else { reason });
+            return Err(if has_ended(ctx, flows, &lookup.key, packet) { DropReason::ServiceEnded } else { reason });
         }
         Ok(side) => side,
     };
@@ -167,14 +167,26 @@ fn begins(packet: &Packet, key: &FlowKey) -> Result<Side, DropReason> {
     tcp_track::first(&segment, false).ok_or(DropReason::NoConnection)
 }
 
+/// What a client beyond the uplink is told of its connection to a Service which has just been found to have ended: this host had it, so no
+/// other has. Once: what comes later could be anybody's ([`has_ended`]). `None` where there is nothing to tell.
+#[cold]
+pub(super) fn ends_here(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, packet: &Packet) -> Option<DropReason> {
+    let from_client = ctx.port.kind == PortKind::Uplink && flow.direction() == 0;
+    let goes_on = || begins(packet, &flow.key).is_err() && may_begin(ctx, flows, &flow.key, packet);
+    (from_client && goes_on()).then_some(DropReason::ServiceEnded)
+}
+
 /// Whether a packet that cannot begin a connection is a client's to a Service whose connection has ended with its backend: of a port of this
 /// host, which would know any connection of its own, and might begin one there. Out there another host with the Service's address
 /// may know it.
 #[cold]
-fn has_ended(ctx: &Context<'_>, flows: &Flows<'_>, lookup: &Lookup, packet: &Packet) -> bool {
-    let key = &lookup.key;
-    let inside = ctx.port.kind != PortKind::Uplink;
-    if !inside || key.proto() != proto::TCP || service::scope(ctx, ctx.port, key.dst()).is_none() {
+fn has_ended(ctx: &Context<'_>, flows: &Flows<'_>, key: &FlowKey, packet: &Packet) -> bool {
+    ctx.port.kind != PortKind::Uplink && may_begin(ctx, flows, key, packet)
+}
+
+/// Whether a connection over TCP to a Service might begin, if it had a backend.
+fn may_begin(ctx: &Context<'_>, flows: &Flows<'_>, key: &FlowKey, packet: &Packet) -> bool {
+    if key.proto() != proto::TCP || service::scope(ctx, ctx.port, key.dst()).is_none() {
         return false;
     }
     let plan = outside::plan(ctx, flows, key, packet, 0, &mut Unwatched);

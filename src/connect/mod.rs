@@ -197,8 +197,10 @@ fn known<R: Recorder>(
     // What crosses has the epoch of all networks, which is never that of one.
     let new = if flow.flags & CROSSES == 0 { ctx.stamp } else { ctx.crossing_stamp };
     if stamp(flow.epoch, flow.round) != new || flow.flags & ASSURED == 0 {
-        if let Err(reason) = refresh(ctx, flows, &mut flow, record)? {
-            return Some(Err(reason));
+        match refresh(ctx, flows, &mut flow, record) {
+            Some(Ok(())) => {}
+            Some(Err(reason)) => return Some(Err(reason)),
+            None => return decide::ends_here(ctx, flows, &flow, packet).map(Err),
         }
         flows.cache.set(place, &flow);
         if !R::MASKED {
@@ -258,7 +260,7 @@ fn refresh<R: Recorder>(
     if connection.is_assured() {
         flow.flags |= ASSURED;
     }
-    if flow.flags & TCP != 0 && !connection.is_replied() {
+    if !connection.is_replied() && (flow.flags & TCP != 0 || flow.key.proto() == proto::UDP) {
         unanswered(ctx, flows, flow, connection);
     }
     Some(Ok(()))
@@ -350,7 +352,7 @@ fn ending(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, [before, after, rec
     if state != State::Established && state != tcp_track::state(&before, &receiver) {
         flows.connections.reschedule(flow.connection, flow.generation, &ctx.tables.timeouts);
         if state == State::Closed && flow.direction() == 1 && receiver.flags & Side::ACKED == 0 {
-            failed(ctx, flows, flow);
+            failed(ctx, flows, &found(flow));
         }
     }
 }
@@ -360,17 +362,17 @@ fn ending(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, [before, after, rec
 fn unanswered(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, connection: &Record) {
     let waits = ctx.now.saturating_sub(connection.created());
     if waits >= UNANSWERED_S && connection.side(1).flags & Side::SEEN == 0 {
-        failed(ctx, flows, flow);
+        failed(ctx, flows, &found(flow));
     }
 }
 
 /// Nobody took a connection. Of checks whoever asks knows it anyway.
 #[cold]
-fn failed(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow) {
-    let Some(connection) = flows.connections.get(flow.connection, flow.generation) else { return };
+fn failed(ctx: &Context<'_>, flows: &Flows<'_>, found: &Found) {
+    let Some(connection) = flows.connections.get(found.index, found.generation) else { return };
     let asked_by = ctx.tables.port(PortId(connection.port(0)));
     if asked_by.is_some_and(|port| port.kind != PortKind::Internal) {
-        flows.connections.failures().note(flow.connection, flow.generation);
+        flows.connections.failures().note(found.index, found.generation);
     }
 }
 
@@ -439,7 +441,10 @@ fn connection<'a, R: Recorder>(
         };
         match refresh(ctx, flows, &mut flow, record) {
             Some(result) => result?,
-            None => continue,
+            None => match decide::ends_here(ctx, flows, &flow, packet) {
+                Some(reason) => return Err(reason),
+                None => continue,
+            },
         }
         if flow.flags & TCP != 0 && !R::MASKED {
             let Some(connection) = flows.connections.get(found.index, found.generation) else { continue };

@@ -396,7 +396,7 @@ impl Known {
             .filter_map(|spec| {
                 let name = spec.full_name();
                 let port = tables.ports.iter().flatten().find(|port| port.name == name)?;
-                Some((spec.uid, (port.id, spec)))
+                Some((spec.uid, (port.id, &**spec)))
             })
             .collect();
         let owned = Outside::of(desired).owners(|uid| slots.get(uid).copied()).into_iter().collect();

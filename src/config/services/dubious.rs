@@ -1,5 +1,7 @@
 //! What the author of a Service may not have meant. No errors: backends may come later.
 
+use std::sync::Arc;
+
 use super::backends::{Backends, namespace_of};
 use crate::config::checked::{Form, Object, SERVICE_NAME, Service, Spec};
 use crate::config::diagnostic::Diagnostic;
@@ -17,7 +19,7 @@ const PORTS_LISTED_MAX: usize = 5;
 /// What is dubious about those of `keys` that are Services or EndpointSlices.
 pub fn dubious<'a>(
     set: &'a ObjectSet,
-    ports: &'a [PortSpec],
+    ports: &'a [Arc<PortSpec>],
     keys: impl IntoIterator<Item = &'a ObjectKey>,
 ) -> Vec<Diagnostic> {
     let of_us = |object: &&std::sync::Arc<Object>| matches!(object.spec, Spec::Service(_) | Spec::EndpointSlice(_));

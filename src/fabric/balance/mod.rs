@@ -26,11 +26,12 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use hostweave_nat::service::FrontendSpec;
+use hostweave_nat::service::{Begun, FrontendSpec};
 use hostweave_switch::tables::Network;
 use uuid::Uuid;
 
 use super::spec::{EndpointSpec, ServicePortSpec, ServiceSpec};
+use super::wanted::differing;
 use crate::services::health::Target;
 use choice::BackendState;
 use history::{CHANGES_MAX, Change, View};
@@ -58,6 +59,8 @@ struct Held {
     changes: VecDeque<Change>,
     /// What clients saw of its backends.
     outliers: Outliers,
+    /// Connections to it.
+    begun: Begun,
 }
 
 /// All Services.
@@ -139,29 +142,23 @@ pub enum News {
 }
 
 impl Balance {
-    /// Whether this is what control wanted last: then there is nothing to take over.
-    pub fn wants_the_same(&self, networks: &[Network], services: &[Arc<ServiceSpec>]) -> bool {
-        let same = |(a, b): (&Arc<ServiceSpec>, &Arc<ServiceSpec>)| Arc::ptr_eq(a, b);
-        self.wanted.len() == services.len()
-            && self.wanted.iter().zip(services).all(same)
-            && self.networks.len() == networks.len()
-            && networks.iter().all(|network| self.networks.get(&network.name) == Some(&network.vni))
-    }
-
     /// Takes over what control wants. A Service whose network is not there is nowhere.
     pub fn update(&mut self, networks: &[Network], services: &[Arc<ServiceSpec>]) {
-        if self.wants_the_same(networks, services) {
-            return;
+        let same = self.networks.len() == networks.len()
+            && networks.iter().all(|network| self.networks.get(&network.name) == Some(&network.vni));
+        if !same {
+            self.networks = networks.iter().map(|network| (network.name.clone(), network.vni)).collect();
         }
-        self.wanted = services.to_vec();
-        self.networks = networks.iter().map(|network| (network.name.clone(), network.vni)).collect();
-        let wanted: HashSet<&str> = services.iter().map(|spec| spec.name.as_str()).collect();
-        let gone: Vec<Arc<str>> =
-            self.services.keys().filter(|name| !wanted.contains(&***name)).map(Arc::clone).collect();
-        for name in gone {
-            self.remove(&name);
+        // Nearly always it is one, and all others are where they were.
+        let all = (0..self.wanted.len(), 0..services.len());
+        let (was, are) = if same { differing(&self.wanted, services) } else { all };
+        let are = services.get(are).unwrap_or_default();
+        let was: Vec<_> = self.wanted.splice(was, are.iter().cloned()).collect();
+        let names: HashSet<&str> = are.iter().map(|spec| spec.name.as_str()).collect();
+        for spec in was.iter().filter(|spec| !names.contains(spec.name.as_str())) {
+            self.remove(&spec.name);
         }
-        for spec in services {
+        for spec in are {
             self.update_one(spec);
         }
     }
@@ -200,6 +197,7 @@ impl Balance {
                 serving: None,
                 changes: VecDeque::new(),
                 outliers: Outliers::default(),
+                begun: Begun::default(),
             },
         };
         self.services.insert(Arc::clone(&name), held);
@@ -367,7 +365,7 @@ impl Held {
             settled.news.push(News::Backend { service: Arc::clone(&self.name), change });
         }
         self.tell_serving(&view, settled);
-        let frontends = frontend::frontends(&self.spec, self.vni, &view.states, &self.left);
+        let frontends = frontend::frontends(&self.spec, self.vni, &view.states, &self.left, &self.begun);
         self.view = Some(view);
         let same: HashSet<Place> = frontends.iter().map(place).collect();
         settled.gone |= self.frontends.iter().any(|spec| !same.contains(&place(spec)));
@@ -416,7 +414,7 @@ pub fn draft(
         };
         let states: Vec<Vec<BackendState>> = spec.ports.iter().zip(&checks).map(of).collect();
         let left = left::left(known.get(spec.name.as_str()), *vni, spec, |port| facts.has_port(port));
-        frontends.extend(frontend::frontends(spec, *vni, &states, &left));
+        frontends.extend(frontend::frontends(spec, *vni, &states, &left, &Begun::default()));
     }
     frontends
 }

@@ -6,7 +6,8 @@
 //! Each failed connection (`Connections::take_failures`) that is followed by no success makes the streak of its backend longer. With
 //! [`OutlierSpec::consecutive_failures`] of two clients, or `ALONE_FACTOR` times as many of one, the backend is due. Whoever
 //! is due, or has had a streak for `LOOK_EVERY_S`, is looked for in the table of connections: one that was answered since
-//! the streak began ends it. So no client ejects a backend that answers others. Who is due and was not answered is out for
+//! the streak began ends it. So no client ejects a backend that answers others. Over UDP not every question expects an answer: silence counts
+//! where another backend of the L4 port has answered meanwhile, ICMP port unreachable always. Who is due and was not answered is out for
 //! [`OutlierSpec::base_ejection_s`] times the number of ejections before and this one, which well-behaved time makes fewer again;
 //! never more than [`OutlierSpec::max_ejection_percent`] of an L4 port's backends of a family are, and never all of them.
 
@@ -36,8 +37,8 @@ const EJECTION_MAX_S: u32 = 300;
 /// Connections that are remembered as counted: a SYN that stays unanswered comes again and again.
 const COUNTED_MAX: usize = 8;
 
-/// A backend of a Service: its address and L4 port.
-pub type Place = (IpAddr, u16);
+/// A backend of a Service: its address, L4 port and IP protocol.
+pub type Place = (IpAddr, u16, u8);
 
 /// A connection that a backend did not take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,7 +49,7 @@ pub struct Failure {
     pub from: u32,
     /// The client's address, where that tells clients of the port apart.
     pub client: Option<IpAddr>,
-    /// Whether it was reset; else nobody answered.
+    /// Whether it was refused; else nobody answered.
     pub refused: bool,
     /// Second in which it began.
     pub created: u32,
@@ -125,9 +126,11 @@ impl Track {
         }
     }
 
-    fn is_due(&self, spec: &OutlierSpec) -> bool {
+    /// Whether it has failed often enough; `silence`: whether not to answer is a failure.
+    fn is_due(&self, spec: &OutlierSpec, silence: bool) -> bool {
         let enough = u32::from(spec.consecutive_failures);
-        self.streak() >= if self.several { enough } else { enough * ALONE_FACTOR }
+        let failures = if silence { self.streak() } else { self.refused };
+        failures >= if self.several { enough } else { enough * ALONE_FACTOR }
     }
 
     fn wants_look(&self, now: u32) -> bool {
@@ -196,10 +199,14 @@ impl Outliers {
     pub fn sought(&self, spec: &ServiceSpec, states: &[Vec<BackendState>], now: u32) -> Vec<Place> {
         let Some(outlier) = &spec.outlier else { return Vec::new() };
         let wanted = |(place, track): &(&Place, &Track)| {
-            let due = || track.is_due(outlier) && self.admits(spec, outlier, states, place);
+            let due = || track.is_due(outlier, true) && self.admits(spec, outlier, states, place);
             track.ejected.is_none() && (track.wants_look(now) || due())
         };
-        self.tracks.iter().filter(wanted).map(|(place, _)| *place).collect()
+        let wanted: Vec<Place> = self.tracks.iter().filter(wanted).map(|(place, _)| *place).collect();
+        // Whether anybody is answered there at all.
+        let beside = wanted.iter().filter(|place| place.2 == proto::UDP).flat_map(|place| beside(spec, place));
+        let all: HashSet<Place> = wanted.iter().copied().chain(beside).collect();
+        all.into_iter().collect()
     }
 
     /// Judges those that were sought: `answered` are the latest seconds in which connections to them began that were answered.
@@ -217,9 +224,14 @@ impl Outliers {
         for place in sought {
             let Some(track) = self.tracks.get_mut(place) else { continue };
             track.looked = now;
+            let others =
+                |since| beside(spec, place).any(|other| answered.get(&other).is_some_and(|last| *last >= since));
+            let silence = place.2 != proto::UDP || others(track.since);
             match answered.get(place) {
                 Some(last) if *last >= track.since => track.end_streak(*last),
-                _ if track.is_due(outlier) => due.push(*place),
+                _ if track.is_due(outlier, silence) => due.push(*place),
+                // It is asked and never answers, as none of them does: nobody expects it to. Let it be for a while.
+                _ if track.is_due(outlier, true) => track.end_streak(now + STREAK_S),
                 _ => {}
             }
         }
@@ -243,7 +255,7 @@ impl Outliers {
         spec.ports.iter().zip(states).all(|(port, states)| {
             let serves = |at: usize| matches!(states.get(at), Some(BackendState::Healthy | BackendState::Ejected));
             let members: Vec<Place> = observed(port)
-                .filter(|(at, (address, _))| serves(*at) && address.is_ipv4() == place.0.is_ipv4())
+                .filter(|(at, member)| serves(*at) && member.0.is_ipv4() == place.0.is_ipv4())
                 .map(|(_, place)| place)
                 .collect();
             if !members.contains(place) {
@@ -306,7 +318,14 @@ impl Outliers {
 /// what is asked of it, and may choose what nobody serves.
 pub fn place(port: &ServicePortSpec, endpoint: &EndpointSpec) -> Option<Place> {
     let single = (port.l4.start() == port.l4.end()).then_some(*port.l4.start());
-    (port.proto == proto::TCP).then_some((endpoint.address, endpoint.l4.or(single)?))
+    matches!(port.proto, proto::TCP | proto::UDP).then_some((endpoint.address, endpoint.l4.or(single)?, port.proto))
+}
+
+/// The other backends of the L4 ports that a backend stands behind.
+fn beside<'a>(spec: &'a ServiceSpec, place: &'a Place) -> impl Iterator<Item = Place> + use<'a> {
+    let has = |port: &&ServicePortSpec| observed(port).any(|(_, other)| other == *place);
+    let all = spec.ports.iter().filter(has).flat_map(observed).map(|(_, other)| other);
+    all.filter(|other| *other != *place)
 }
 
 /// The endpoints of an L4 port that are observed, with their indices.

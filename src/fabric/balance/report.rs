@@ -1,11 +1,11 @@
 //! Services for people: their backends and how each is, what became of them lately, who is drained.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use hostweave_nat::service::{Frontend, FrontendSpec};
+use hostweave_nat::service::FrontendSpec;
 use hostweave_switch::tables::OUTSIDE_VNI;
 
 use super::super::Fabric;
@@ -69,7 +69,7 @@ pub struct ServiceCounts {
     pub serving: Option<bool>,
     /// Backends that were ejected for what clients saw, so far.
     pub ejections: u64,
-    /// Connections that have begun to addresses that it has.
+    /// Connections that have begun to it, at addresses that it has or had.
     pub connections: u64,
     /// By how they are; only what there is. An endpoint of several L4 ports counts as often.
     pub backends: Vec<(BackendState, usize)>,
@@ -111,17 +111,6 @@ impl Fabric {
     /// Every Service, by name.
     pub fn service_counts(&self) -> Vec<ServiceCounts> {
         let mut counts: Vec<_> = self.inner.lock().balance.counts().collect();
-        let plane = self.plane();
-        // A frontend around another's L4 ports is there several times.
-        let places: HashMap<*const Frontend, &Frontend> =
-            plane.services.frontends().map(|frontend| (std::ptr::from_ref(frontend), frontend)).collect();
-        let mut connections: HashMap<&str, u64> = HashMap::new();
-        for frontend in places.values() {
-            *connections.entry(&frontend.spec().service).or_default() += frontend.connections();
-        }
-        for service in &mut counts {
-            service.connections = connections.get(&*service.service).copied().unwrap_or(0);
-        }
         counts.sort_unstable_by(|a, b| a.service.cmp(&b.service));
         counts
     }
@@ -179,12 +168,12 @@ impl Balance {
         Some(ServiceStatus { backends, changes: held.changes.iter().cloned().collect(), serving: held.serving })
     }
 
-    fn counts(&self) -> impl Iterator<Item = ServiceCounts> {
+    pub(super) fn counts(&self) -> impl Iterator<Item = ServiceCounts> {
         self.services.values().map(|held| ServiceCounts {
             service: Arc::clone(&held.name),
             serving: held.serving,
             ejections: held.outliers.ejections,
-            connections: 0,
+            connections: held.begun.count(),
             backends: held.view.as_ref().map(|view| view.counts()).unwrap_or_default(),
         })
     }

@@ -48,6 +48,7 @@ fn spec(at: IpAddr, proto: u8, backends: &[Backend]) -> FrontendSpec {
         sources: [].into(),
         affinity_s: None,
         backends: backends.into(),
+        begun: Default::default(),
         refusal: Refusal::Reject,
     }
 }

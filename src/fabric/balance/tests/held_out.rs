@@ -14,7 +14,7 @@ impl World {
             refused: true,
             created: now,
         });
-        let located = (vni, endpoint(port).address, 8080);
+        let located = (vni, endpoint(port).address, 8080, 6);
         let sought = self.balance.observe(&HashMap::from([(located, failures.collect())]), now);
         let answered = answered.then_some((located, now)).into_iter().collect();
         self.balance.judge(&sought, &answered, (now, at(self.second)));

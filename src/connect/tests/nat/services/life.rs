@@ -177,6 +177,35 @@ fn sv5_a_client_whose_backend_is_gone_hears_a_reset_that_it_takes() {
 }
 
 #[test]
+fn a_client_beyond_the_uplink_hears_a_reset_of_a_connection_that_this_host_had() {
+    both(|v6| {
+        for from_cache in [true, false] {
+            let mut host = Host::serving(v6, &[backend(B, v6)]);
+            let (client, at) = (remote(v6, 1), public(v6, PUBLIC_VIP));
+            let sent = |flags, seq, ack| inward(client, at).tcp(&tcp(4000, 80, flags, seq, ack), b"");
+            assert_eq!(host.through(0, UPLINK, &sent(SYN, 100, 0)).unwrap().0, B);
+            let answer = out(B, client).tcp(&tcp(8080, 4000, SYN | ACK, 500, 101), b"");
+            assert_eq!(host.through(1, B, &answer).unwrap().0, UPLINK);
+            assert_eq!(host.through(0, UPLINK, &sent(ACK, 101, 501)).unwrap().0, B);
+            host.serve(v6, &[backend(C, v6)], |_| {});
+            let worker = usize::from(!from_cache);
+            let ended =
+                host.pass(worker, UPLINK, &sent(ACK, 101, 501), Offload::default(), &mut Unwatched).err().unwrap();
+            let told = read(&ended.1.expect("a reset")).0;
+            let Body::Ip { src, dst, .. } = told.body else { panic!() };
+            assert_eq!((ended.0, src, dst), (DropReason::ServiceEnded, at, client));
+            assert_eq!((told.src_mac, told.dst_mac), (UPLINK_MAC.0, GATEWAY_MAC.0));
+            let (reset, _) = told.tcp().expect("TCP");
+            assert_eq!((reset.src_port, reset.dst_port, reset.flags, reset.seq), (80, 4000, RST, 501));
+            // From now on it is as unknown as any.
+            let (reason, told) = host.told(UPLINK, &sent(ACK, 101, 501));
+            assert_eq!((reason, told.is_none()), (DropReason::NoConnection, true));
+            assert_eq!(host.through(0, UPLINK, &sent(SYN, 9_000, 0)).unwrap().0, C, "and a SYN selects again");
+        }
+    });
+}
+
+#[test]
 fn nobody_hears_a_reset_who_may_not_begin_a_connection_or_is_out_there() {
     both(|v6| {
         let mut host = Host::serving(v6, &[backend(B, v6)]);
