@@ -212,6 +212,9 @@ fn slice_object(i: u32, variant: u32) -> String {
     )
 }
 
+/// The i-th change of a kind.
+type Change = Box<dyn Fn(u32) -> Vec<Edit>>;
+
 /// Through control, with everything that stands above the packet path.
 fn objects() -> Result<(), Failure> {
     let folder = tempfile::tempdir()?;
@@ -242,7 +245,7 @@ fn objects() -> Result<(), Failure> {
         let slices = some.clone().filter(|i| *i >= PORTS / BACKENDS).map(|i| slice_object(i, 0));
         apply(edits(some.map(service_object).chain(slices).collect()))?;
     }
-    let changes: [(&str, Box<dyn Fn(u32) -> Vec<Edit>>); 5] = [
+    let changes: [(&str, Change); 5] = [
         ("an EndpointSlice", Box::new(|i| edits(slice_object(5_000 + i, 1 + i)))),
         ("a port relabelled", Box::new(|i| edits(port_object(i * 97, i + 500, "up")))),
         ("a port put down", Box::new(|i| edits(port_object(i * 101 + 1, 7, "down")))),
