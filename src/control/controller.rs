@@ -9,7 +9,7 @@
 //!
 //! Everything here blocks on the disk: call it off the runtime's threads.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -29,6 +29,7 @@ use crate::config::desired::system_node;
 use crate::config::outside::ServiceAddresses;
 use crate::config::{Assignments, Diagnostic, Diagnostics, ObjectKey, ObjectSet, load_paths};
 use crate::fabric::balance::known::Drained;
+use crate::fabric::balance::remembered::Remembered;
 use crate::fabric::spec::Desired;
 use crate::fabric::{Fabric, Impact, Picture};
 use crate::observe::events::{EventLog, EventType};
@@ -173,6 +174,7 @@ impl Controller {
         };
         {
             let mut writer = controller.lock();
+            controller.parts.fabric.restore_backends(initial.backends);
             for what in initial.drained {
                 controller.parts.fabric.drain(what, true);
             }
@@ -388,6 +390,24 @@ impl Controller {
         Ok(())
     }
 
+    /// Writes what is to be known of Services' backends after a restart, where that is different.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn remember_backends(&self) -> Result<(), crate::store::Error> {
+        let _writer = self.lock();
+        self.write_backends()
+    }
+
+    /// The same under the writer's lock.
+    fn write_backends(&self) -> Result<(), crate::store::Error> {
+        let backends = self.parts.fabric.backends_to_store();
+        if backends.is_empty() {
+            return Ok(());
+        }
+        self.parts.store.commit(&Batch { backends, revision: self.snapshot().revision, ..Batch::default() })
+    }
+
     /// Writes, hands to the packet path, publishes, tells.
     fn settle(
         &self,
@@ -428,6 +448,9 @@ impl Controller {
         if let Err(error) = self.remember_drained(self.parts.fabric.drained().into_iter().collect()) {
             tracing::warn!(%error, "drained backends that are gone may be drained again after a restart");
         }
+        if let Err(error) = self.write_backends() {
+            tracing::warn!(%error, "connections to backends that left their Service will not survive a restart");
+        }
         self.tell(revision, changes);
         Ok(())
     }
@@ -467,6 +490,8 @@ pub struct Initial {
     services: ServiceAddresses,
     /// Backends drained before.
     drained: BTreeSet<Drained>,
+    /// What is remembered of backends, by Service.
+    backends: BTreeMap<String, Remembered>,
     revision: u64,
 }
 
@@ -483,10 +508,10 @@ impl Initial {
             stored.insert_mut(key, (Arc::new(object), identity));
         }
         let (objects, batch) = with_files(files.into_iter().map(Arc::new).collect(), stored, adopt)?;
-        let Contents { assignments, services, drained, revision, .. } = contents;
+        let Contents { assignments, services, drained, backends, revision, .. } = contents;
         let before = Before { assignments: &assignments, services: &services, told: Default::default() };
         let plan = plan::plan(&objects, before, runtime)?;
-        Ok(Self { objects, plan, batch, assignments, services, drained, revision })
+        Ok(Self { objects, plan, batch, assignments, services, drained, backends, revision })
     }
 }
 
@@ -1094,6 +1119,35 @@ mod tests {
         assert!(host.controller.parts.fabric.drained().is_empty(), "another port of that name");
         let host = host.restarted();
         assert!(!host.controller.drain(what, false).unwrap());
+    }
+
+    #[test]
+    fn who_left_a_service_keeps_its_connections_over_a_restart_and_goes_with_the_port() {
+        let host = host(tempfile::tempdir().unwrap());
+        let service = "---\n{apiVersion: v1, kind: Service, metadata: {name: web}, \
+                       spec: {selector: {app: web}, ports: [{port: 80}]}}\n";
+        let labelled = |app: &str| port("a").replace("{name: a}", &format!("{{name: a, labels: {{app: {app}}}}}"));
+        let backends = |host: &Host| -> Vec<(String, bool)> {
+            let plane = host.controller.parts.fabric.plane();
+            let of = |frontend: &hostweave_nat::service::Frontend| frontend.spec().backends.clone();
+            let all: Vec<_> = plane.services.frontends().map(of).collect();
+            all.iter().flat_map(|of| of.iter().map(|of| (of.name.to_string(), of.active))).collect()
+        };
+        host.apply(&[NETWORK, &labelled("web"), service].concat()).unwrap();
+        host.apply(&labelled("other")).unwrap();
+        let left = [("default/a".to_owned(), false)];
+        assert_eq!(backends(&host), left);
+        let host = host.restarted();
+        assert_eq!(backends(&host), left);
+        // It is written once, not with each restart; and forgotten with the port.
+        assert!(host.controller.parts.fabric.backends_to_store().is_empty());
+        let host = host.restarted();
+        assert_eq!(backends(&host), left);
+        let gone = Edit::Delete { key: ObjectKey::port("default", "a"), must_exist: true };
+        host.controller.edit(vec![gone], &EditOptions::default()).unwrap();
+        assert_eq!(backends(&host), []);
+        let host = host.restarted();
+        assert_eq!(backends(&host), []);
     }
 
     #[test]

@@ -20,9 +20,10 @@ pub mod known;
 pub mod left;
 pub mod lifecycle;
 pub mod outlier;
+pub mod remembered;
 pub mod report;
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -38,6 +39,7 @@ use history::{CHANGES_MAX, Change, View};
 use known::{Check, Drained, Facts};
 use left::{Left, Was};
 use outlier::Outliers;
+use remembered::Remembered;
 
 /// A Service and what is known of it.
 struct Held {
@@ -61,6 +63,8 @@ struct Held {
     outliers: Outliers,
     /// Connections to it.
     begun: Begun,
+    /// What the store has, or is about to have.
+    stored: Option<Remembered>,
 }
 
 /// All Services.
@@ -83,6 +87,11 @@ pub struct Balance {
     /// Targets that came and went since the last time somebody asked.
     started: HashSet<Arc<Target>>,
     unwanted: HashSet<Arc<Target>>,
+    /// Of Services that are not there yet, from the run before.
+    restored: BTreeMap<String, Remembered>,
+    restored_at: Option<(u32, SystemTime)>,
+    /// Of Services of which something else is to be remembered.
+    to_store: Vec<(Arc<str>, Option<Remembered>)>,
 }
 
 /// What is different since the last time.
@@ -161,6 +170,21 @@ impl Balance {
         for spec in are {
             self.update_one(spec);
         }
+        // Those of the run before that are not there are gone.
+        self.to_store.extend(std::mem::take(&mut self.restored).into_keys().map(|name| (name.into(), None)));
+    }
+
+    /// What was to be remembered in the run before. Before anything is wanted. `now` is the second of the packet path, and that time.
+    pub fn restore(&mut self, mut all: BTreeMap<String, Remembered>, now: (u32, SystemTime)) {
+        // Whose time is over is back.
+        all.values_mut().for_each(|of| of.ejected.retain(|ejected| ejected.until > now.1));
+        self.restored = all;
+        self.restored_at = Some(now);
+    }
+
+    /// What is to be remembered otherwise than the last time somebody asked; `None` for nothing.
+    pub fn take_to_store(&mut self) -> Vec<(Arc<str>, Option<Remembered>)> {
+        std::mem::take(&mut self.to_store)
     }
 
     fn update_one(&mut self, spec: &Arc<ServiceSpec>) {
@@ -169,6 +193,7 @@ impl Balance {
         if held.is_some_and(|held| held.vni == vni && (Arc::ptr_eq(&held.spec, spec) || held.spec == *spec)) {
             return;
         }
+        let held_already = held.is_some();
         let name = held.map_or_else(|| spec.name.as_str().into(), |held| Arc::clone(&held.name));
         let checks: Vec<Vec<Check>> = checks(spec);
         for (endpoint, check) in endpoints(spec, &checks) {
@@ -179,7 +204,10 @@ impl Balance {
                 self.started.insert(Arc::clone(target));
             }
         }
-        let was = self.services.get(&name).map(Held::was);
+        let stored = if held_already { None } else { self.restored.remove(&spec.name) };
+        let restored = stored.as_ref().filter(|of| of.vni == vni);
+        let outliers = self.restored_at.zip(restored).map(|(at, of)| Outliers::restored(&of.ejected, at));
+        let was = self.services.get(&name).map(Held::was).or_else(|| restored.map(|of| of.was(spec)));
         let left = Arc::new(left::left(was.as_ref(), vni, spec, |port| self.facts.has_port(port)));
         let held = match self.services.remove(&name) {
             Some(before) => {
@@ -196,10 +224,14 @@ impl Balance {
                 frontends: Vec::new(),
                 serving: None,
                 changes: VecDeque::new(),
-                outliers: Outliers::default(),
+                outliers: outliers.unwrap_or_default(),
+                stored,
                 begun: Begun::default(),
             },
         };
+        if !held.outliers.is_empty() {
+            self.observed.insert(Arc::clone(&name));
+        }
         self.services.insert(Arc::clone(&name), held);
         self.marked.insert(name);
     }
@@ -220,6 +252,7 @@ impl Balance {
             self.leave(&held);
             self.gone |= !held.frontends.is_empty();
             self.marked.remove(name);
+            self.to_store.extend(held.stored.is_some().then(|| (Arc::clone(&held.name), None)));
         }
     }
 
@@ -303,6 +336,11 @@ impl Balance {
         for name in marked {
             if let Some(held) = self.services.get_mut(&name) {
                 held.settle(&self.facts, now, &mut settled);
+                let remembered = held.remembered();
+                if remembered != held.stored {
+                    held.stored.clone_from(&remembered);
+                    self.to_store.push((name, remembered));
+                }
             }
         }
         for target in self.unwanted.drain() {

@@ -20,6 +20,7 @@ use hostweave_switch::wire::proto;
 
 use super::super::spec::{EndpointSpec, OutlierSpec, ServicePortSpec, ServiceSpec};
 use super::choice::BackendState;
+use super::remembered::Ejected;
 
 /// Failures of one client alone that are as good as one of several.
 const ALONE_FACTOR: u32 = 3;
@@ -33,6 +34,9 @@ const LOOK_EVERY_S: u32 = 5;
 
 /// Seconds that an ejection lasts at most, unless the base is longer.
 const EJECTION_MAX_S: u32 = 300;
+
+/// Seconds that an ejection of the run before lasts at most, whatever the clock says: as long as one can.
+const RESTORED_MAX_S: u32 = 3_600;
 
 /// Connections that are remembered as counted: a SYN that stays unanswered comes again and again.
 const COUNTED_MAX: usize = 8;
@@ -77,6 +81,8 @@ struct Track {
     /// Ejections that count yet.
     times: u32,
     ejected: Option<Ejection>,
+    /// It is of the run before, and how the backend is otherwise is not known yet.
+    restored: bool,
 }
 
 /// A backend is out.
@@ -181,6 +187,34 @@ pub struct Outliers {
 }
 
 impl Outliers {
+    /// Those that were out in the run before, at the second `now` of the packet path, which is `time`.
+    pub fn restored(ejected: &[Ejected], (now, time): (u32, SystemTime)) -> Self {
+        let track = |ejected: &Ejected| {
+            let left = ejected.until.duration_since(time).unwrap_or_default().as_secs_f64().ceil() as u32;
+            let left = left.min(RESTORED_MAX_S);
+            let ejection = Ejection {
+                back: now.saturating_add(left),
+                until: ejected.until,
+                reason: ejected.reason.as_str().into(),
+            };
+            let track = Track { times: ejected.times, ejected: Some(ejection), restored: true, ..Track::default() };
+            ((ejected.address, ejected.l4, ejected.proto), track)
+        };
+        Self { tracks: ejected.iter().map(track).collect(), ejections: 0 }
+    }
+
+    /// Who is out now, in order.
+    pub fn ejected(&self) -> Vec<Ejected> {
+        let of = |((address, l4, proto), track): (&Place, &Track)| {
+            let ejection = track.ejected.as_ref()?;
+            let (until, times, reason) = (ejection.until, track.times, ejection.reason.to_string());
+            Some(Ejected { address: *address, l4: *l4, proto: *proto, until, times, reason })
+        };
+        let mut all: Vec<Ejected> = self.tracks.iter().filter_map(of).collect();
+        all.sort_unstable_by_key(|ejected| (ejected.address, ejected.l4, ejected.proto));
+        all
+    }
+
     /// Takes in connections that failed, by backend. Those of others than `spec`'s backends are nothing to it.
     pub fn note(&mut self, spec: &ServiceSpec, failures: &HashMap<Place, &[Failure]>, now: u32) {
         if spec.outlier.is_none() {
@@ -286,12 +320,20 @@ impl Outliers {
         if spec.outlier.is_none() {
             return self.tracks.clear();
         }
-        let mut healthy: HashSet<Place> = HashSet::new();
+        let (mut healthy, mut unknown): (HashSet<Place>, HashSet<Place>) = Default::default();
         for (port, states) in spec.ports.iter().zip(&*states) {
             let is_healthy = |at: usize| states.get(at) == Some(&BackendState::Healthy);
             healthy.extend(observed(port).filter(|(at, _)| is_healthy(*at)).map(|(_, place)| place));
+            let is_unknown = |at: usize| {
+                use BackendState::{Awaited, Stopped, Unchecked};
+                matches!(states.get(at), Some(Unchecked | Awaited | Stopped))
+            };
+            unknown.extend(observed(port).filter(|(at, _)| is_unknown(*at)).map(|(_, place)| place));
         }
-        self.tracks.retain(|place, _| healthy.contains(place));
+        self.tracks.retain(|place, track| {
+            track.restored &= !healthy.contains(place);
+            healthy.contains(place) || track.restored && unknown.contains(place)
+        });
         for (port, states) in spec.ports.iter().zip(states) {
             for (at, place) in observed(port) {
                 if let Some(state) = states.get_mut(at).filter(|state| **state == BackendState::Healthy)

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
 use hostweave_nat::service::FrontendSpec;
 use hostweave_switch::tables::OUTSIDE_VNI;
@@ -15,6 +16,7 @@ use super::choice::{Audience, BackendState, active};
 use super::history::Change;
 use super::known::{Check, Drained};
 use super::outlier::Ejection;
+use super::remembered::Remembered;
 use super::{Balance, Held};
 use crate::services::health::{Target, TargetReport};
 
@@ -124,6 +126,17 @@ impl Fabric {
             self.inner.wait_until_in_force(state.revision);
         }
         news
+    }
+
+    /// What was to be remembered of Services' backends in the run before. Before anything is applied.
+    pub fn restore_backends(&self, all: BTreeMap<String, Remembered>) {
+        let now = (self.inner.clock.seconds(Instant::now()), SystemTime::now());
+        self.inner.lock().balance.restore(all, now);
+    }
+
+    /// What is to be remembered of Services' backends otherwise than the last time somebody asked; `None` for nothing.
+    pub fn backends_to_store(&self) -> Vec<(Arc<str>, Option<Remembered>)> {
+        self.inner.lock().balance.take_to_store()
     }
 
     /// All that was drained.
