@@ -376,6 +376,7 @@ fn services(scenario: &Scenario, six: bool, vni: u32) -> Services {
         affinity_s: None,
         backends: (0..10).map(|i| backend(service, i)).collect(),
         refusal: Refusal::Reject,
+        begun: Default::default(),
     };
     Services::compile(&(0..scenario.services).map(spec).collect::<Vec<_>>(), None)
 }

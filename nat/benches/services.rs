@@ -38,6 +38,7 @@ fn spec(i: u32, rename: Option<u32>) -> FrontendSpec {
         sources: Arc::default(),
         affinity_s: None,
         backends: (0..BACKENDS).map(backend).collect(),
+        begun: Default::default(),
         refusal: Refusal::Reject,
     }
 }

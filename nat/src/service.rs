@@ -16,5 +16,5 @@ mod group;
 pub use affinity::Affinity;
 pub use frontend::{Asking, Chosen, Frontend, Standing, Why};
 pub use maglev::Maglev;
-pub use model::{Backend, FrontendSpec, Refusal};
+pub use model::{Backend, Begun, FrontendSpec, Refusal};
 pub use table::{Lookup, Services, Sizes};

@@ -75,26 +75,8 @@ pub fn to_desired(
     let networks = set.networks().map(|(name, network)| network_of(name, network, set.host())).collect();
     let mut ports = Vec::new();
     for (key, object, port) in set.ports() {
-        let Some(assignment) = assignments.get(key) else { continue };
-        let Some(network) = set.network(&port.network) else { continue };
-        match backend_of(key, port, network, set.host(), host) {
-            Ok(backend) => ports.push(PortSpec {
-                uid: assignment.uid,
-                namespace: key.namespace.clone().unwrap_or_default(),
-                name: key.name.clone(),
-                network: port.network.clone(),
-                mac: assignment.mac,
-                v4: assignment.all_v4(port),
-                v6: assignment.all_v6(port),
-                hostname: port.hostname.clone(),
-                up: port.up,
-                backend,
-                labels: set.labels(key),
-                named_ports: port.named_ports.iter().map(named_port).collect(),
-                flows_max: port.flows_max.unwrap_or(set.host().defaults.flows_max),
-                rates: port.rates,
-                metadata: Arc::clone(&port.metadata),
-            }),
+        match port_of(set, assignments, key, port, host) {
+            Ok(spec) => ports.extend(spec),
             Err(problem) => problems.push(object.diagnose(problem)),
         }
     }
@@ -118,6 +100,63 @@ pub fn to_desired(
     problems.extend(outside::resolve(set, given, &mut desired));
     services::resolve(set, given, &node_of(set, host), told, &mut desired);
     (desired, problems)
+}
+
+/// What the packet path is told of a port, but for addresses of Services; `None` without assignment or network.
+fn port_of(
+    set: &ObjectSet,
+    assignments: &Assignments,
+    key: &ObjectKey,
+    port: &checked::Port,
+    host: &HostFacts<'_>,
+) -> Result<Option<PortSpec>, Problem> {
+    let Some((assignment, network)) = assignments.get(key).zip(set.network(&port.network)) else { return Ok(None) };
+    Ok(Some(PortSpec {
+        uid: assignment.uid,
+        namespace: key.namespace.clone().unwrap_or_default(),
+        name: key.name.clone(),
+        network: port.network.clone(),
+        mac: assignment.mac,
+        v4: assignment.all_v4(port),
+        v6: assignment.all_v6(port),
+        hostname: port.hostname.clone(),
+        up: port.up,
+        backend: backend_of(key, port, network, set.host(), host)?,
+        labels: set.labels(key),
+        named_ports: port.named_ports.iter().map(named_port).collect(),
+        flows_max: port.flows_max.unwrap_or(set.host().defaults.flows_max),
+        rates: port.rates,
+        metadata: Arc::clone(&port.metadata),
+    }))
+}
+
+/// Writes the ports of these keys anew, and whom NAT pools serve: what [`to_desired`] says when nothing else has changed and no address of a
+/// Service is attached to any of them. Returns the ports as they were and as they are; `None` where there is a problem to be told.
+pub fn change_ports(
+    set: &ObjectSet,
+    assignments: &Assignments,
+    keys: &[ObjectKey],
+    host: &HostFacts<'_>,
+    desired: &mut Desired,
+) -> Option<Vec<Arc<PortSpec>>> {
+    let mut concerned = Vec::new();
+    for key in keys {
+        let spec = match set.get(key).map(|object| &object.spec) {
+            Some(checked::Spec::Port(port)) => port_of(set, assignments, key, port, host).ok()?.map(Arc::new),
+            _ => None,
+        };
+        concerned.extend(spec.clone());
+        match (desired.ports.place(key.namespace.as_deref().unwrap_or_default(), &key.name), spec) {
+            (Ok(at), Some(spec)) => concerned.push(std::mem::replace(desired.ports.get_mut(at)?, spec)),
+            (Ok(at), None) => concerned.push(desired.ports.remove(at)),
+            (Err(at), Some(spec)) => desired.ports.insert(at, spec),
+            (Err(_), None) => {}
+        }
+    }
+    if !desired.nat_pools.is_empty() {
+        desired.nat_pools = outside::pools_of(set, &desired.networks, &desired.ports);
+    }
+    Some(concerned)
 }
 
 fn named_port(named: &checked::NamedPort) -> NamedPort {

@@ -28,6 +28,8 @@ use super::outside;
 use super::problem::Problem;
 use super::raw::{self, RawObject};
 
+mod lone;
+
 /// The built-in network: what UX §2 uses for IPv4, and a unique local prefix (RFC 4193) for IPv6.
 const DEFAULT_V4: (Ipv4Net, Ipv4Addr) =
     (Ipv4Net::new_assert(Ipv4Addr::new(10, 64, 0, 0), 16), Ipv4Addr::new(10, 64, 0, 1));
@@ -146,13 +148,18 @@ impl ObjectSet {
         }
     }
 
-    /// This set with objects written or, where the flag says so, deleted on which neither ports nor their addresses depend: namespaces,
-    /// policies, Services and EndpointSlices. Looks at nothing else. `None` if other objects are among them, a namespace is deleted,
-    /// the labels of one choose whom a NAT pool serves, or a Service is attached to a port.
+    /// This set with objects written or, where the flag says so, deleted on which nobody else's addresses depend: namespaces, policies,
+    /// Services, EndpointSlices, and ports and Pods that are `lone`. Looks at nothing else. `None` if other objects are among them, a
+    /// namespace is deleted, the labels of one choose whom a NAT pool serves, a Service is attached to a port, or there is anything to be
+    /// said about a port.
     ///
     /// # Errors
     /// A policy of a namespace that does not exist; a Service of a network or pool that does not.
-    pub fn with_changes(&self, changes: &[(bool, &Arc<Object>)]) -> Option<Result<Self, Diagnostics>> {
+    pub fn with_changes(
+        &self,
+        changes: &[(bool, &Arc<Object>)],
+        runtime_dir: &Path,
+    ) -> Option<Result<Self, Diagnostics>> {
         let chooses = self.of_kind(Kind::NatPool).next().is_some();
         let attached =
             |object: &Arc<Object>| matches!(&object.spec, Spec::Service(service) if service.form == Form::Attach);
@@ -160,12 +167,17 @@ impl ObjectSet {
             Kind::NetworkPolicy | Kind::ClusterNetworkPolicy | Kind::EndpointSlice => true,
             Kind::Namespace => !gone && !chooses,
             Kind::Service => !attached(object) && !self.get(&object.key).is_some_and(attached),
+            Kind::Port | Kind::Pod => lone::is_lone(self, *gone, object),
             _ => false,
         };
         if !changes.iter().all(independent) {
             return None;
         }
         let mut set = self.clone();
+        let of_ports = |(_, object): &&(bool, &Arc<Object>)| matches!(object.key.kind, Kind::Port | Kind::Pod);
+        if changes.iter().any(|change| of_ports(&change)) {
+            set.ports_by_label = Arc::default();
+        }
         for (gone, object) in changes {
             if let Some(service) = set.get(&object.key).and_then(|old| service_of(old)) {
                 set.slices.remove_mut(&(service, object.key.clone()));
@@ -176,6 +188,9 @@ impl ObjectSet {
                 set.objects.insert_mut(object.key.clone(), Arc::clone(object));
                 set.add_slice(object);
             }
+        }
+        if !lone::fit(self, &set, changes.iter().filter(of_ports), runtime_dir) {
+            return None;
         }
         let mut found = Vec::new();
         for (_, object) in changes.iter().filter(|(gone, object)| !gone && object.key.kind.is_namespaced()) {

@@ -6,7 +6,7 @@ use std::net::Ipv6Addr;
 
 use hostweave_policy::model::Direction;
 use hostweave_policy::table::{Basis, Decision, Flow as Question};
-use hostweave_switch::connection::{CommitError, NewConnection, Record, Translation};
+use hostweave_switch::connection::{CommitError, Committed, Ending, Found, NewConnection, Record, Translation};
 use hostweave_switch::cross;
 use hostweave_switch::flow::{CROSSES, Flow, FlowKey, Kind, NO_QUEUE, TCP, round};
 use hostweave_switch::packet::Packet;
@@ -55,14 +55,14 @@ pub(super) fn decide<'a, R: Recorder>(
 ) -> Result<Option<Step>, DropReason> {
     let side = match begins(ctx, packet, &lookup.key) {
         Err(reason) => {
-            return Err(if has_ended(ctx, flows, lookup, packet) { DropReason::ServiceEnded } else { reason });
+            return Err(if has_ended(ctx, flows, &lookup.key, packet) { DropReason::ServiceEnded } else { reason });
         }
         Ok(side) => side,
     };
     let mut attempt = 0;
     loop {
         match begin(ctx, flows, lookup, missed, packet, side, attempt, record) {
-            // Two connections to a backend may not be one there.
+            // Two connections of a client to a backend, one or both by a Service, may not be one there.
             Err(Refused::Taken) if attempt + 1 < service::ATTEMPTS => attempt += 1,
             Err(Refused::Taken) => return Err(DropReason::NatTupleTaken),
             Err(Refused::Begun) => return Ok(None),
@@ -111,7 +111,8 @@ fn begin<'a, R: Recorder>(
     if !out.up {
         return Err(DropReason::PortDown.into());
     }
-    let may_differ = plan.service.is_some();
+    let told_apart = plan.service.is_some() || plan.l4.is_some() || plan.source.is_none();
+    let may_differ = told_apart && lookup.key.kind() == Kind::Ports;
     let taken = |refused| match refused {
         Refused::Taken if !may_differ => Refused::Drop(DropReason::NatTupleTaken),
         refused => refused,
@@ -128,8 +129,8 @@ fn begin<'a, R: Recorder>(
         Some(asked) => judge(ctx, &mut flows.denied, &asked, record)?,
         None => allowed,
     };
-    if may_differ && is_answered_otherwise(flows, &translation) {
-        return Err(Refused::Taken);
+    if told_apart && is_answered_otherwise::<R>(ctx, flows, &translation) {
+        return Err(taken(Refused::Taken));
     }
     let step = commit(ctx, flows, lookup, missed, out, allowed, side, Some(translation), record).map_err(taken)?;
     // Of another worker's connection, which is the same, that one holds the mappings.
@@ -141,10 +142,23 @@ fn begin<'a, R: Recorder>(
     Ok(step)
 }
 
-/// Whether another connection has the tuple of the answers: one that the client began by the backend's own address.
-fn is_answered_otherwise(flows: &Flows<'_>, translation: &Translation) -> bool {
+/// Whether another connection has the tuple of the answers: one that the client began by the backend's own address, or by another of its
+/// Services. One that is over makes room.
+fn is_answered_otherwise<R: Recorder>(ctx: &Context<'_>, flows: &Flows<'_>, translation: &Translation) -> bool {
     let (reply, vni) = (&translation.reply, translation.vni);
-    flows.connections.find(reply, flows.connections.keys().hash(reply, vni), vni).is_some()
+    let hash = flows.connections.keys().hash(reply, vni);
+    flows.connections.find(reply, hash, vni).is_some_and(|found| !makes_room::<R>(ctx, flows, found))
+}
+
+/// Whether a connection is over, and does not stand in the way of another: then it is forgotten. Linux does the same with TCP
+/// (`nf_nat_used_tuple_harder`); the backend has the last word, whose own connection may not be.
+fn makes_room<R: Recorder>(ctx: &Context<'_>, flows: &Flows<'_>, found: Found) -> bool {
+    let Some(record) = flows.connections.get(found.index, found.generation) else { return true };
+    let is_over = ctx.tables.timeouts.is_over(record, ctx.now);
+    if is_over && !R::MASKED {
+        flows.connections.remove(found.index, found.generation, Ending::Reopened);
+    }
+    is_over
 }
 
 /// Whether a packet can begin a connection at all (SEMANTICS CT1, CT3). Returns what it shows of TCP.
@@ -162,14 +176,26 @@ fn begins(ctx: &Context<'_>, packet: &Packet, key: &FlowKey) -> Result<Side, Dro
     tcp_track::first(&segment, loose).ok_or(DropReason::NoConnection)
 }
 
+/// What a client beyond the uplink is told of its connection to a Service which has just been found to have ended: this host had it, so no
+/// other has. Once: what comes later could be anybody's ([`has_ended`]). `None` where there is nothing to tell.
+#[cold]
+pub(super) fn ends_here(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, packet: &Packet) -> Option<DropReason> {
+    let from_client = ctx.port.kind == PortKind::Uplink && flow.direction() == 0;
+    let goes_on = || begins(ctx, packet, &flow.key).is_err() && may_begin(ctx, flows, &flow.key, packet);
+    (from_client && goes_on()).then_some(DropReason::ServiceEnded)
+}
+
 /// Whether a packet that cannot begin a connection is a client's to a Service whose connection has ended with its backend: of a port of this
 /// host, which would know any connection of its own, and might begin one there. Out there another host with the Service's address
 /// may know it.
 #[cold]
-fn has_ended(ctx: &Context<'_>, flows: &Flows<'_>, lookup: &Lookup, packet: &Packet) -> bool {
-    let key = &lookup.key;
-    let inside = ctx.port.kind != PortKind::Uplink;
-    if !inside || key.proto() != proto::TCP || service::scope(ctx, ctx.port, key.dst()).is_none() {
+fn has_ended(ctx: &Context<'_>, flows: &Flows<'_>, key: &FlowKey, packet: &Packet) -> bool {
+    ctx.port.kind != PortKind::Uplink && may_begin(ctx, flows, key, packet)
+}
+
+/// Whether a connection over TCP to a Service might begin, if it had a backend.
+fn may_begin(ctx: &Context<'_>, flows: &Flows<'_>, key: &FlowKey, packet: &Packet) -> bool {
+    if key.proto() != proto::TCP || service::scope(ctx, ctx.port, key.dst()).is_none() {
         return false;
     }
     let plan = outside::plan(ctx, flows, key, packet, 0, &mut Unwatched);
@@ -321,11 +347,10 @@ fn commit<R: Recorder>(
         receiver_pays: ctx.port.kind == PortKind::Uplink,
     };
     let committed = flows.connections.commit_after(missed.connection, &new, &ctx.tables.timeouts, flows.free, ctx.now);
-    let committed = committed.map_err(|error| match error {
-        CommitError::Quota => DropReason::ConnectionQuota.into(),
-        CommitError::Full => DropReason::ConnectionTableFull.into(),
-        CommitError::Taken => Refused::Taken,
-    })?;
+    let committed = match committed {
+        Ok(committed) if committed.new => committed,
+        other => committed_otherwise(ctx, flows, &new, other)?,
+    };
     let found = committed.found;
     if committed.new {
         let there = translation.map(|translation| translation.reply.reversed());
@@ -343,17 +368,49 @@ fn commit<R: Recorder>(
         // Whoever answers, or goes on for a while, is assured (`refresh`).
         flags: crosses | if lookup.key.proto() == proto::TCP { TCP } else { 0 },
     };
-    if !committed.new {
-        // Another worker was first.
-        match (found.direction, flows.connections.translation(found.index)) {
-            (0, other) if other == translation => {}
-            (_, None) if translation.is_none() => return Err(Refused::Begun),
-            // And with something else: the next packet finds that.
-            _ => return Err(Refused::Taken),
-        }
-    }
     let place = flows.cache.put(missed.place, &flow, lookup.hash);
     Ok(step(&flow, Some(place)))
+}
+
+/// What becomes of a connection that was not simply added: another worker was first, one that is over makes room, or it is refused.
+#[cold]
+fn committed_otherwise(
+    ctx: &Context<'_>,
+    flows: &mut Flows<'_>,
+    new: &NewConnection,
+    first: Result<Committed, CommitError>,
+) -> Result<Committed, Refused> {
+    let is_it = |flows: &Flows<'_>, found: &Found| {
+        found.direction == 0 && flows.connections.translation(found.index) == new.translation
+    };
+    // Its other end was first.
+    let is_begun = |flows: &Flows<'_>, found: &Found| {
+        new.translation.is_none() && flows.connections.translation(found.index).is_none()
+    };
+    let taken = |error| matches!(error, CommitError::Taken);
+    let committed = match first {
+        Ok(committed) if is_it(flows, &committed.found) => return Ok(committed),
+        Ok(committed) if is_begun(flows, &committed.found) => return Err(Refused::Begun),
+        Err(error) if !taken(error) => Err(error),
+        _ => {
+            let (reply, vni) = match &new.translation {
+                Some(translation) => (translation.reply, translation.vni),
+                None => (new.key.reversed(), new.vni),
+            };
+            let found = flows.connections.find(&reply, flows.connections.keys().hash(&reply, vni), vni);
+            if !found.is_some_and(|found| makes_room::<Unwatched>(ctx, flows, found)) {
+                return Err(Refused::Taken);
+            }
+            flows.connections.commit(new, &ctx.tables.timeouts, flows.free, ctx.now)
+        }
+    };
+    match committed {
+        Ok(committed) if committed.new || is_it(flows, &committed.found) => Ok(committed),
+        // Another worker was first, and with something else: the next packet finds that.
+        Ok(_) | Err(CommitError::Taken) => Err(Refused::Taken),
+        Err(CommitError::Quota) => Err(DropReason::ConnectionQuota.into()),
+        Err(CommitError::Full) => Err(DropReason::ConnectionTableFull.into()),
+    }
 }
 
 /// Decides about a connection once more, by the tables of now (SEMANTICS NP31). Its addresses must still belong to its

@@ -233,8 +233,10 @@ fn looked_at<R: Recorder>(
     packet: &mut Packet,
     record: &mut R,
 ) -> Option<Result<Step, DropReason>> {
-    if let Err(reason) = still_allowed(ctx, flows, &flow, record)? {
-        return Some(Err(reason));
+    match still_allowed(ctx, flows, &flow, record) {
+        Some(Ok(())) => {}
+        Some(Err(reason)) => return Some(Err(reason)),
+        None => return decide::ends_here(ctx, flows, &flow, packet).map(Err),
     }
     let connection = flows.connections.get(flow.connection, flow.generation)?;
     if flow.flags & TCP != 0 {
@@ -310,7 +312,7 @@ fn seen_now(ctx: &Context<'_>, flows: &Flows<'_>, flow: &mut Flow, connection: &
     if connection.is_assured() {
         flow.flags |= ASSURED;
     }
-    if flow.flags & TCP != 0 && !connection.is_replied() {
+    if !connection.is_replied() && (flow.flags & TCP != 0 || flow.key.proto() == proto::UDP) {
         unanswered(ctx, flows, flow, connection);
     }
 }
@@ -401,7 +403,7 @@ fn ending(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, [before, after, rec
     if state != State::Established && state != tcp_track::state(&before, &receiver) {
         flows.connections.reschedule(flow.connection, flow.generation, &ctx.tables.timeouts);
         if state == State::Closed && flow.direction() == 1 && receiver.flags & Side::ACKED == 0 {
-            failed(ctx, flows, flow);
+            failed(ctx, flows, &found(flow));
         }
     }
 }
@@ -411,17 +413,17 @@ fn ending(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, [before, after, rec
 fn unanswered(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, connection: &Record) {
     let waits = ctx.now.saturating_sub(connection.created());
     if waits >= UNANSWERED_S && connection.side(1).flags & Side::SEEN == 0 {
-        failed(ctx, flows, flow);
+        failed(ctx, flows, &found(flow));
     }
 }
 
 /// Nobody took a connection. Of checks whoever asks knows it anyway.
 #[cold]
-fn failed(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow) {
-    let Some(connection) = flows.connections.get(flow.connection, flow.generation) else { return };
+fn failed(ctx: &Context<'_>, flows: &Flows<'_>, found: &Found) {
+    let Some(connection) = flows.connections.get(found.index, found.generation) else { return };
     let asked_by = ctx.tables.port(PortId(connection.port(0)));
     if asked_by.is_some_and(|port| port.kind != PortKind::Internal) {
-        flows.connections.failures().note(flow.connection, flow.generation);
+        flows.connections.failures().note(found.index, found.generation);
     }
 }
 
@@ -487,7 +489,7 @@ fn standing<R: Recorder>(
             }
         };
         let Some(connection) = flows.connections.get(found.index, found.generation) else { continue };
-        // Sent to a backend as if by a Service, but not to the Service: a connection of its own.
+        // Sent to a backend as if by a Service, but not to the Service: a connection of its own (`decide` tells the two apart).
         if connection.crosses() && !is_part(flows, connection, &found, &lookup.key) {
             break;
         }
@@ -513,7 +515,10 @@ fn standing<R: Recorder>(
         };
         match still_allowed(ctx, flows, &flow, record) {
             Some(result) => result?,
-            None => continue,
+            None => match decide::ends_here(ctx, flows, &flow, packet) {
+                Some(reason) => return Err(reason),
+                None => continue,
+            },
         }
         if R::MASKED {
             return Ok(Ok(step(&flow, None)));

@@ -6,6 +6,7 @@
 
 use std::net::Ipv6Addr;
 
+use hostweave_nat::service::hash::of_tuple;
 use hostweave_nat::{Arrival, End, Inside, MappingRef, Nat, Outside, Refused, family};
 use hostweave_switch::connection::{Entry, Hold, Translation};
 use hostweave_switch::flow::{FlowKey, Kind};
@@ -88,8 +89,8 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Where a packet goes for which there is no connection. `attempt` counts plans before this one, to a Service, that would have had the
-/// answers of another connection.
+/// Where a packet goes for which there is no connection. `attempt` counts plans before this one, to a Service or to its backend itself, that
+/// would have had the answers of another connection.
 pub(super) fn plan<'a, R: Recorder>(
     ctx: &Context<'a>,
     flows: &Flows<'a>,
@@ -117,7 +118,12 @@ pub(super) fn plan<'a, R: Recorder>(
         return service::plan(ctx, flows, key, scope, attempt, record);
     }
     match routed {
-        Ok(id) => stays(ctx.tables.port(id).ok_or(DropReason::Internal)),
+        Ok(id) => {
+            let plan = stays(ctx.tables.port(id).ok_or(DropReason::Internal));
+            // The client's connection to a Service has the same backend, and the same L4 port there: its answers would be these.
+            let told_apart = attempt > 0;
+            if told_apart { Plan { source: Some(Source::Own), l4: Some(other_l4(key, attempt)), ..plan } } else { plan }
+        }
         Err(DropReason::NoRoute) if route::leads_out(ctx.network, packet) => {
             let source = source(ctx.tables, ctx.port, key.src(), key.dst());
             let to = source.and_then(|source| leave::<R>(ctx, flows, key, source));
@@ -125,6 +131,13 @@ pub(super) fn plan<'a, R: Recorder>(
         }
         Err(reason) => stays(Err(reason)),
     }
+}
+
+/// Another L4 port for the client, as its backend sees it: out of those that hosts give to their own connections (RFC 6335 §6).
+pub(super) fn other_l4(key: &FlowKey, attempt: u32) -> u16 {
+    const FIRST: u16 = 49152;
+    let hash = of_tuple(key.dst(), key.src(), key.src_port(), attempt as u16, key.proto());
+    FIRST | (hash >> 48) as u16
 }
 
 /// Who gets a packet from outside its network.
@@ -248,8 +261,13 @@ fn mapping_at<R: Recorder>(
 /// Whether a port has an address, of its network or attached.
 fn has(tables: &Tables, port: &Port, address: u128) -> bool {
     let attached = Owned::Attached { port: port.id, inside: None };
-    tables.owner(AddressKey { address, network: port.network }) == Some(port.id)
+    owner_in(tables, port, address)
         || tables.uplink.as_ref().is_some_and(|uplink| uplink.owned.get(&address) == Some(&attached))
+}
+
+/// Whether a port has an address of its network.
+fn owner_in(tables: &Tables, port: &Port, address: u128) -> bool {
+    tables.owner(AddressKey { address, network: port.network }) == Some(port.id)
 }
 
 /// Whether a port had an address attached that was given up while it was in use.
@@ -498,7 +516,13 @@ pub(super) fn still<'a>(
         let right = ours && service::still(ctx, key, translation, scope, [from, to], answered)?;
         return if right { Ok((from, to)) } else { Err(DropReason::NoConnection) };
     }
-    let uplink: &Uplink = tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
+    // Within its network, as itself but for its L4 port.
+    let stays = from.network == to.network && there.src() == key.src() && there.dst() == key.dst();
+    if stays && owns(from, key.src()) && owner_in(tables, to, key.dst()) {
+        return Ok((from, to));
+    }
+    let uplink: &Uplink =
+        tables.uplink.as_deref().ok_or(if stays { DropReason::NoConnection } else { DropReason::EgressNone })?;
     if from.kind == PortKind::Uplink {
         if uplink.port != from.id || uplink.owned.contains_key(&key.src()) || uplink.is_routed(key.src()) {
             return Err(DropReason::NoConnection);

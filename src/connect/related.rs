@@ -66,6 +66,12 @@ pub(super) fn related<R: Recorder>(
         super::decide::again(ctx, flows, connection, translation, record)?;
     }
     record.stage("conn", Detail::Related(found));
+    // Only the addressee knows whether anybody listens there; a router on the way does not.
+    let refuses = found.direction == 0 && key.proto() == proto::UDP && outer.src() == key.dst();
+    if refuses && !R::MASKED && !connection.is_replied() && is_port_unreachable(packet) {
+        connection.refuse();
+        super::failed(ctx, flows, &found);
+    }
     let queue = if found.direction == 0 { connection.queue(0) } else { connection.queue(1) };
     let queue = if R::MASKED { NO_QUEUE } else { queue };
     let way = Way { out_port: PortId(connection.port(found.direction)), queue };
@@ -75,6 +81,15 @@ pub(super) fn related<R: Recorder>(
         translate(ctx, packet, arena, &outer, &quote, &sent)?;
     }
     Ok(Step::Cross { way, part: Part::Done })
+}
+
+fn is_port_unreachable(packet: &Packet) -> bool {
+    let [kind, code] = packet.meta.dst_port.to_be_bytes();
+    match packet.meta.l3 {
+        L3::V4 => (kind, code) == (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::L4_PORT),
+        L3::V6 => (kind, code) == (icmpv6::kind::UNREACHABLE, icmpv6::unreachable::L4_PORT),
+        L3::Arp | L3::None => false,
+    }
 }
 
 /// Makes an error one about the packet as it was sent, `sent`.

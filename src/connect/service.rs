@@ -108,7 +108,7 @@ pub(super) fn plan<'a, R: Recorder>(
         Err(reason) => (Err(reason), Source::Own, *key, false),
     };
     let other = attempt >= ATTEMPTS / 2 && key.kind() == Kind::Ports;
-    let l4_of = other.then(|| other_l4(key, attempt));
+    let l4_of = other.then(|| outside::other_l4(key, attempt));
     let dst = Outside { address: backend.address, l4 };
     let service = Some(Pinned { frontend, backend, unseen });
     let source = Some(source);
@@ -243,13 +243,6 @@ fn gateway(tables: &Tables, network: NetworkId, address: u128) -> Option<u128> {
     let v4 = address >> 32 == 0xffff;
     let gateway = if v4 { network_of.v4.map(|(_, g)| g.into()) } else { network_of.v6.map(|(_, g)| g.into()) };
     gateway.map(|gateway| AddressKey::new(network, gateway).address)
-}
-
-/// Another L4 port for the client, as its backend sees it: out of those that hosts give to their own connections (RFC 6335 §6).
-fn other_l4(key: &FlowKey, attempt: u32) -> u16 {
-    const FIRST: u16 = 49152;
-    let hash = of_tuple(key.dst(), key.src(), key.src_port(), attempt as u16, key.proto());
-    FIRST | (hash >> 48) as u16
 }
 
 /// Whether a connection to a Service goes on with what it was given when it began: the backend, and the source that it shows. If not,

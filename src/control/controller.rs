@@ -9,7 +9,7 @@
 //!
 //! Everything here blocks on the disk: call it off the runtime's threads.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
@@ -31,6 +31,7 @@ use crate::config::desired::system_node;
 use crate::config::outside::ServiceAddresses;
 use crate::config::{Assignments, Diagnostic, Diagnostics, Kind, ObjectKey, ObjectSet, load_paths, services};
 use crate::fabric::balance::known::Drained;
+use crate::fabric::balance::remembered::Remembered;
 use crate::fabric::spec::Desired;
 use crate::fabric::{Fabric, Impact, Picture};
 use crate::observe::events::{EventLog, EventType};
@@ -188,6 +189,7 @@ impl Controller {
         };
         {
             let mut writer = controller.lock();
+            controller.parts.fabric.restore_backends(initial.backends);
             for what in initial.drained {
                 controller.parts.fabric.drain(what, true);
             }
@@ -404,6 +406,24 @@ impl Controller {
         Ok(())
     }
 
+    /// Writes what is to be known of Services' backends after a restart, where that is different.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn remember_backends(&self) -> Result<(), crate::store::Error> {
+        let _writer = self.lock();
+        self.write_backends()
+    }
+
+    /// The same under the writer's lock.
+    fn write_backends(&self) -> Result<(), crate::store::Error> {
+        let backends = self.parts.fabric.backends_to_store();
+        if backends.is_empty() {
+            return Ok(());
+        }
+        self.parts.store.commit(&Batch { backends, revision: self.snapshot().revision, ..Batch::default() })
+    }
+
     /// Writes, hands to the packet path, publishes, tells.
     fn settle(
         &self,
@@ -445,6 +465,9 @@ impl Controller {
         // Those of ports and Services that are gone were let off.
         if let Err(error) = self.remember_drained(self.parts.fabric.drained().into_iter().collect()) {
             tracing::warn!(%error, "drained backends that are gone may be drained again after a restart");
+        }
+        if let Err(error) = self.write_backends() {
+            tracing::warn!(%error, "connections to backends that left their Service will not survive a restart");
         }
         self.tell(revision, changes);
         Ok(())
@@ -511,6 +534,8 @@ pub struct Initial {
     services: ServiceAddresses,
     /// Backends drained before.
     drained: BTreeSet<Drained>,
+    /// What is remembered of backends, by Service.
+    backends: BTreeMap<String, Remembered>,
     revision: u64,
 }
 
@@ -527,10 +552,10 @@ impl Initial {
             stored.insert_mut(key, (Arc::new(object), identity));
         }
         let (objects, batch) = with_files(files.into_iter().map(Arc::new).collect(), stored, adopt)?;
-        let Contents { assignments, services, drained, revision, .. } = contents;
+        let Contents { assignments, services, drained, backends, revision, .. } = contents;
         let before = Before { assignments: &assignments, services: &services, told: Default::default() };
         let plan = plan::plan(&objects, before, runtime)?;
-        Ok(Self { objects, plan, batch, assignments, services, drained, revision })
+        Ok(Self { objects, plan, batch, assignments, services, drained, backends, revision })
     }
 }
 
@@ -927,14 +952,15 @@ mod tests {
             state ^= state << 5;
             state % below
         };
-        let mut in_steps = 0;
+        let (mut in_steps, mut refused) = (0, 0);
         for _ in 0..250 {
             let name = ["a", "b", "c"][random(3) as usize];
             let policy = shop_policy(name).replace(&format!("app: {name}"), ["app: x", "app: y"][random(2) as usize]);
             let labels = format!("metadata: {{labels: {{team: t{}}}, name: shop}}", random(3));
             let before = host.controller.snapshot();
             let delete = |key| Edit::Delete { key, must_exist: false };
-            let edits = match random(8) {
+            let edits = match random(11) {
+                kind @ 8.. => some_port(kind, [random(2), random(3), random(4)]),
                 7 => vec![delete(ObjectKey::new(
                     [Kind::Service, Kind::EndpointSlice][random(2) as usize],
                     Some("shop"),
@@ -957,7 +983,13 @@ mod tests {
                     objects.into_iter().map(|object| Edit::Put(Box::new(object))).collect()
                 }
             };
-            host.controller.edit(edits, &EditOptions::default()).unwrap();
+            if let Err(error) = host.controller.edit(edits, &EditOptions::default()) {
+                // The one address that is asked for is the other port's, or a Pod contradicts its port.
+                assert_eq!(error.data.kind, ErrorKind::Invalid, "{error}");
+                assert_eq!(host.controller.snapshot().revision, before.revision);
+                refused += 1;
+                continue;
+            }
             let after = host.controller.snapshot();
             in_steps +=
                 u32::from(after.revision > before.revision && Arc::ptr_eq(&after.assignments, &before.assignments));
@@ -970,8 +1002,117 @@ mod tests {
             assert_eq!(after.services, scratch.services);
             assert_eq!(format!("{:?}", after.desired), format!("{:?}", scratch.desired));
             assert_eq!(format!("{:?}", after.warnings), format!("{:?}", scratch.warnings));
+            is_in_force(&host, &after.desired);
         }
-        assert!(in_steps > 20, "{in_steps}");
+        assert!(in_steps > 20 && refused < 50, "{in_steps} {refused}");
+    }
+
+    /// A port or a Pod, written or deleted, by three choices.
+    fn some_port(kind: u32, [which, label, how]: [u32; 3]) -> Vec<Edit> {
+        let name = ["a", "b"][which as usize];
+        let key = |kind| ObjectKey::new(kind, Some("shop"), name);
+        let labels = ["{app: a}", "{app: b}", "{team: t}"][label as usize];
+        let spec = ["{}", "{adminState: down}", "{addresses: [10.64.0.9]}", "{flows: 7}"][how as usize]
+            .replace("flows: 7", "limits: {flows: 7}");
+        let weight = ["", ", annotations: {hostweave.dev/weight: \"7\"}"][usize::from(how == 3)];
+        let metadata = format!("metadata: {{name: {name}, namespace: shop, labels: {labels}{weight}}}");
+        match kind {
+            8 if how == 0 => {
+                [Kind::Pod, Kind::Port].map(|kind| Edit::Delete { key: key(kind), must_exist: false }).into()
+            }
+            9 if how == 1 => vec![Edit::Delete { key: key(Kind::Pod), must_exist: false }],
+            9 => {
+                let port = format!("{{apiVersion: hostweave.dev/v1alpha1, kind: Port, {metadata}, spec: {spec}}}\n");
+                objects(&format!("{port}---\n{{apiVersion: v1, kind: Pod, {metadata}}}\n"))
+            }
+            _ => {
+                let port = format!("{{apiVersion: hostweave.dev/v1alpha1, kind: Port, {metadata}, spec: {spec}}}\n");
+                let gone = Edit::Delete { key: key(Kind::Pod), must_exist: false };
+                std::iter::once(gone).chain(objects(&port)).collect()
+            }
+        }
+    }
+
+    /// What workers have is what they would have if everything had been put in force at once.
+    #[track_caller]
+    fn is_in_force(host: &Host, desired: &Desired) {
+        let fabric = &host.controller.parts.fabric;
+        let (plane, whole) = (fabric.plane(), fabric.draft(desired).unwrap().plane);
+        let ports = |plane: &crate::fabric::plane::Plane| {
+            let text = |port: &hostweave_switch::tables::Port| {
+                format!("{} {} {} {:?} {:?} {}", port.id.0, port.name, port.mac, port.v4, port.v6, port.up)
+            };
+            plane.tables.ports.iter().flatten().map(|port| text(port)).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(ports(&plane), ports(&whole));
+        for port in plane.tables.ports.iter().flatten() {
+            for address in port.v4.iter().copied().map(std::net::IpAddr::V4) {
+                let key = hostweave_switch::tables::AddressKey::new(port.network, address);
+                assert_eq!(plane.tables.owner(key), Some(port.id), "{address}");
+            }
+        }
+        assert_eq!(plane.tables.addresses.len(), whole.tables.addresses.len());
+        let endpoints = |world: &hostweave_policy::model::World| {
+            let text = |of: &Arc<hostweave_policy::model::Endpoint>| format!("{} {} {:?}", of.id.0, of.name, of.labels);
+            world.endpoints.iter().map(text).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(endpoints(&plane.world), endpoints(&fabric.draft(desired).unwrap().world));
+        // Nobody runs, which a draft does not suppose of those that it does not know: names and addresses of backends.
+        let frontends = |plane: &crate::fabric::plane::Plane| {
+            let backend = |of: &hostweave_nat::service::Backend| {
+                format!("{} {:x} {:?} {}", of.name, of.address, of.l4, of.weight)
+            };
+            let text = |of: &hostweave_nat::service::Frontend| {
+                let spec = of.spec();
+                let backends: Vec<String> = spec.backends.iter().map(backend).collect();
+                format!("{} {:x} {} {:?} {backends:?}", spec.service, spec.address, spec.proto, spec.l4)
+            };
+            plane.services.frontends().map(text).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(frontends(&plane), frontends(&whole));
+    }
+
+    /// A port that is relabelled, put down, added or removed is planned for its own Services, and what has nothing to do with it is the same
+    /// list as before.
+    #[test]
+    fn a_changed_port_is_planned_for_its_own_services_only() {
+        let host = host(tempfile::tempdir().unwrap());
+        let service = |i: u32| service(&format!("s{i}"), 0).replace("app: a", &format!("app: a{i}"));
+        let of = |name: &str, app: u32, spec: &str| {
+            let metadata = format!("{{name: {name}, namespace: shop, labels: {{app: a{app}}}}}");
+            format!("---\n{{apiVersion: hostweave.dev/v1alpha1, kind: Port, metadata: {metadata}, spec: {spec}}}\n")
+        };
+        let ports: String = (0..50).map(|i| of(&format!("p{i}"), i, "{}")).collect();
+        host.apply(&(namespace("shop") + &(0..50).map(service).collect::<String>() + &ports)).unwrap();
+        let steps = |edits: Vec<Edit>| {
+            let before = host.controller.snapshot();
+            let table = Arc::clone(&host.controller.parts.fabric.plane().tables.addresses);
+            {
+                let _entered = host.runtime.enter();
+                host.controller.edit(edits, &EditOptions::default()).unwrap();
+            }
+            let after = host.controller.snapshot();
+            is_in_force(&host, &after.desired);
+            let others = |a: &[Arc<crate::fabric::spec::PortSpec>], b: &[Arc<crate::fabric::spec::PortSpec>]| {
+                b.iter().filter(|port| !a.iter().any(|other| Arc::ptr_eq(port, other))).count()
+            };
+            let services = after
+                .desired
+                .services
+                .iter()
+                .filter(|spec| !before.desired.services.iter().any(|other| Arc::ptr_eq(spec, other)));
+            let same_addresses = Arc::ptr_eq(&table, &host.controller.parts.fabric.plane().tables.addresses);
+            (others(&before.desired.ports, &after.desired.ports), services.count(), same_addresses)
+        };
+        assert_eq!(steps(objects(&of("p7", 8, "{}"))), (1, 2, true), "relabelled");
+        assert_eq!(steps(objects(&of("p7", 8, "{adminState: down}"))), (1, 1, true), "not ready");
+        assert_eq!(steps(objects(&of("p7", 8, "{}"))), (1, 1, true), "ready");
+        assert_eq!(steps(objects(&of("new", 9, "{}"))), (1, 1, false), "added");
+        let gone = Edit::Delete { key: ObjectKey::port("shop", "new"), must_exist: true };
+        assert_eq!(steps(vec![gone]), (0, 1, false), "removed");
+        // Everything, if an address might be another's.
+        let error = host.apply(&of("other", 9, "{addresses: [10.64.0.3]}").replace("---", "")).unwrap_err();
+        assert!(error.to_string().contains("10.64.0.3"), "{error}");
     }
 
     /// Of 300 Services with EndpointSlices one is worked out when a backend of it changes: no other, and no list that says the same.
@@ -1022,6 +1163,35 @@ mod tests {
         assert!(host.controller.parts.fabric.drained().is_empty(), "another port of that name");
         let host = host.restarted();
         assert!(!host.controller.drain(what, false).unwrap());
+    }
+
+    #[test]
+    fn who_left_a_service_keeps_its_connections_over_a_restart_and_goes_with_the_port() {
+        let host = host(tempfile::tempdir().unwrap());
+        let service = "---\n{apiVersion: v1, kind: Service, metadata: {name: web}, \
+                       spec: {selector: {app: web}, ports: [{port: 80}]}}\n";
+        let labelled = |app: &str| port("a").replace("{name: a}", &format!("{{name: a, labels: {{app: {app}}}}}"));
+        let backends = |host: &Host| -> Vec<(String, bool)> {
+            let plane = host.controller.parts.fabric.plane();
+            let of = |frontend: &hostweave_nat::service::Frontend| frontend.spec().backends.clone();
+            let all: Vec<_> = plane.services.frontends().map(of).collect();
+            all.iter().flat_map(|of| of.iter().map(|of| (of.name.to_string(), of.active))).collect()
+        };
+        host.apply(&[NETWORK, &labelled("web"), service].concat()).unwrap();
+        host.apply(&labelled("other")).unwrap();
+        let left = [("default/a".to_owned(), false)];
+        assert_eq!(backends(&host), left);
+        let host = host.restarted();
+        assert_eq!(backends(&host), left);
+        // It is written once, not with each restart; and forgotten with the port.
+        assert!(host.controller.parts.fabric.backends_to_store().is_empty());
+        let host = host.restarted();
+        assert_eq!(backends(&host), left);
+        let gone = Edit::Delete { key: ObjectKey::port("default", "a"), must_exist: true };
+        host.controller.edit(vec![gone], &EditOptions::default()).unwrap();
+        assert_eq!(backends(&host), []);
+        let host = host.restarted();
+        assert_eq!(backends(&host), []);
     }
 
     #[test]

@@ -53,6 +53,12 @@ pub async fn run(controller: Arc<Controller>, mut events: UnboundedReceiver<Fabr
 
 fn handle(controller: &Controller, events: Vec<FabricEvent>, budgets: &mut Budgets) {
     let mut seen: Vec<(ObjectKey, Ipv6Addr)> = Vec::new();
+    // Who was ejected, or is back, is known after a restart.
+    if events.iter().any(|event| matches!(event, FabricEvent::ServiceBackend { .. }))
+        && let Err(error) = controller.remember_backends()
+    {
+        tracing::warn!(%error, "backends that are ejected will not be after a restart");
+    }
     for event in events {
         let Some(port) = port_of(&event) else {
             let service = service_of(&event);

@@ -17,7 +17,7 @@ use crate::config::services::Told;
 use crate::config::{
     Assignments, Diagnostic, Diagnostics, Kind, ObjectKey, ObjectSet, check_set, external_dns, ipam, policies, services,
 };
-use crate::fabric::spec::Desired;
+use crate::fabric::spec::{Desired, PortSpec};
 
 /// What the daemon gave a stored object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,8 +135,8 @@ pub fn plan(objects: &Objects, before: Before<'_>, runtime_dir: &Path) -> Result
     })
 }
 
-/// What [`plan`] says after `changes` of what was planned before; costs what changed where nothing but namespaces, policies, Services
-/// and EndpointSlices did. What lacks something is planned again with all others: what it waits for may be there now.
+/// What [`plan`] says after `changes` of what was planned before; costs what changed where nothing but namespaces, policies, Services,
+/// EndpointSlices and ports by themselves did. What lacks something is planned again with all others: what it waits for may be there now.
 ///
 /// # Errors
 /// As [`plan`].
@@ -148,21 +148,32 @@ pub fn replan(
 ) -> Result<Plan, Diagnostics> {
     let changed = changes.iter().filter(|(action, _)| *action != Action::Unchanged);
     let changed: Vec<_> = changed.map(|(action, object)| (*action == Action::Deleted, object)).collect();
-    let known = before.problems.is_empty().then(|| before.set.with_changes(&changed)).flatten();
-    let Some(set) = known.transpose()? else {
-        // Services that neither a port nor anything else of these concerns are as they were.
-        let simple = |object: &&Arc<Object>| {
-            use Kind::{ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Pod, Port, Service};
-            matches!(
-                object.key.kind,
-                Port | Pod | Service | EndpointSlice | Namespace | NetworkPolicy | ClusterNetworkPolicy
-            )
-        };
-        let concerned = services::concerned(&before.set, changed.iter().map(|(_, object)| *object));
-        let only = changed.iter().all(|(_, object)| simple(object)).then_some(&concerned);
-        let told = Told { changed: only, ..Told::of(&before.desired) };
-        return plan(objects, Before { told, ..Before::from(before) }, runtime_dir);
+    if before.problems.is_empty()
+        && let Some(plan) = in_steps(&changed, before, runtime_dir)?
+    {
+        return Ok(plan);
+    }
+    // Services that neither a port nor anything else of these concerns are as they were.
+    let simple = |object: &&Arc<Object>| {
+        use Kind::{ClusterNetworkPolicy, EndpointSlice, Namespace, NetworkPolicy, Pod, Port, Service};
+        matches!(
+            object.key.kind,
+            Port | Pod | Service | EndpointSlice | Namespace | NetworkPolicy | ClusterNetworkPolicy
+        )
     };
+    let concerned = services::concerned(&before.set, changed.iter().map(|(_, object)| *object));
+    let only = changed.iter().all(|(_, object)| simple(object)).then_some(&concerned);
+    let told = Told { changed: only, ..Told::of(&before.desired) };
+    plan(objects, Before { told, ..Before::from(before) }, runtime_dir)
+}
+
+/// [`replan`], where it costs what changed: each with whether it is gone. `None` where everything is to be planned.
+fn in_steps(
+    changed: &[(bool, &Arc<Object>)],
+    before: &Snapshot,
+    runtime_dir: &Path,
+) -> Result<Option<Plan>, Diagnostics> {
+    let Some(set) = before.set.with_changes(changed, runtime_dir).transpose()? else { return Ok(None) };
     let desired = Desired { policy: policies::spec(&set), ..before.desired.clone() };
     let mut plan = Plan {
         assignments: Arc::clone(&before.assignments),
@@ -173,6 +184,9 @@ pub fn replan(
         ..Plan::default()
     };
     let mut concerned = services::concerned(&before.set, changed.iter().map(|(_, object)| *object));
+    let Some(of_ports) = change_ports(&mut plan, changed, before, runtime_dir) else { return Ok(None) };
+    concerned.extend(of_ports);
+    concerned.retain(|key| key.kind == Kind::Service);
     if !concerned.is_empty() {
         // EndpointSlices have no say in the addresses of Services, nor in their names outside.
         if changed.iter().any(|(_, object)| object.key.kind == Kind::Service) {
@@ -186,7 +200,42 @@ pub fn replan(
         let node = node_of(&plan.set, &HostFacts::system(runtime_dir));
         services::resolve_again(&plan.set, &plan.services, &node, &concerned, &mut plan.desired);
     }
-    Ok(plan)
+    Ok(Some(plan))
+}
+
+/// Plans the ports among `changed`, or those of Pods. Returns the Services that this concerns; `None` where there is a problem to be told.
+fn change_ports(
+    plan: &mut Plan,
+    changed: &[(bool, &Arc<Object>)],
+    before: &Snapshot,
+    runtime_dir: &Path,
+) -> Option<Vec<ObjectKey>> {
+    let of_port = |(_, object): &(bool, &Arc<Object>)| match object.key.kind {
+        Kind::Port | Kind::Pod => Some(ObjectKey { kind: Kind::Port, ..object.key.clone() }),
+        _ => None,
+    };
+    let ports: Vec<ObjectKey> = changed.iter().filter_map(of_port).collect();
+    if ports.is_empty() {
+        return Some(Vec::new());
+    }
+    if ports.iter().any(|key| before.set.get(key).is_some() != plan.set.get(key).is_some()) {
+        let ipam = ipam::assign(&plan.set, &before.assignments, &mut Uuid::new_v4);
+        if !ipam.problems.is_empty() {
+            return None;
+        }
+        plan.assignments = Arc::new(ipam.assignments);
+        (plan.assigned, plan.freed) = (ipam.changed, ipam.freed);
+    }
+    let host = HostFacts::system(runtime_dir);
+    let specs = crate::config::desired::change_ports(&plan.set, &plan.assignments, &ports, &host, &mut plan.desired)?;
+    let specs: Vec<&PortSpec> = specs.iter().map(|spec| &**spec).collect();
+    // Labels mean nothing to EndpointSlices, and are what changes most.
+    let relabelled = |(gone, object): &(bool, &Arc<Object>)| match before.set.get(&object.key) {
+        Some(old) => !gone && old.spec == object.spec && old.metadata.annotations == object.metadata.annotations,
+        None => object.key.kind != Kind::Port && object.key.kind != Kind::Pod,
+    };
+    let places: &[&PortSpec] = if changed.iter().all(relabelled) { &[] } else { &specs };
+    Some(services::concerned_by(&plan.set, &specs, places))
 }
 
 /// What the packet path is to do for objects whose addresses are given.

@@ -7,6 +7,7 @@
 //! none, one, or, during a live migration on this host, two, of which one is active: the one whose guest last
 //! started its queues.
 
+mod apply;
 pub mod balance;
 pub mod capture;
 mod check;
@@ -72,10 +73,10 @@ use ids::IdPool;
 use mailbox::Message;
 use plane::Plane;
 use port::PortRuntime;
-use spec::{Desired, Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Timeouts};
+use spec::{Established, FabricConfig, FabricEvent, LocalServices, PortSpec, PortStatus, Timeouts};
 use start::{Seat, or_abort, start_worker};
+use uplink::UplinkRuntime;
 use uplink::owned::Outside;
-use uplink::{Attended, UplinkRuntime};
 use wanted::Wanted;
 pub use what_if::{Affected, AffectedFlow, DeniedFlow, Impact, Picture, newly_admitted};
 
@@ -242,86 +243,6 @@ impl Fabric {
         Ok((Arc::new(Fabric { inner, threads: Mutex::new(threads) }), receiver))
     }
 
-    /// Makes the running state equal to `desired`. What did not change goes on undisturbed.
-    ///
-    /// A port whose device or socket cannot be set up now does not fail the call: it is reported as
-    /// [`FabricEvent::AttachFailed`] and tried again every second.
-    ///
-    /// # Errors
-    /// When `desired` contradicts itself or a limit of the host is reached; nothing has changed then.
-    pub fn apply(&self, desired: &Desired) -> anyhow::Result<()> {
-        let inner = &self.inner;
-        let mut state = inner.lock();
-        if state.stopping {
-            bail!("the daemon is shutting down");
-        }
-        state.timeouts = desired.timeouts;
-        state.loose_tcp = desired.loose_tcp;
-        state.established = desired.established;
-        state.local = desired.local;
-        if state.asks_the_same(desired) {
-            if !state.wanted.as_ref().is_some_and(|wanted| wanted.has_addresses_of(&desired.services)) {
-                check(desired)?;
-            }
-            inner.update_services(&mut state, desired);
-            let update = state.compile(&desired.policy);
-            state.bump(&update);
-            inner.publish_policy(&mut state);
-            inner.wait_until_in_force(state.revision);
-            inner.dns.update_spec(desired);
-            inner.metadata.update_spec(desired);
-            inner.external_dns.update(desired.external_dns.as_ref());
-            state.wanted = Some(Wanted::of(desired));
-            return Ok(());
-        }
-        check(desired)?;
-        inner.check_outside(&state, desired)?;
-        // What can fail of it fails here, before anything has changed; that addresses are known then harms nobody.
-        inner.compile_pools(&state, &desired.nat_pools)?;
-        inner.metadata.withdraw(desired);
-        let changed = inner.update_networks(&mut state, &desired.networks);
-        let gone = inner.remove_ports(&mut state, &desired.ports);
-        let mut gone_ids: Vec<PortId> = gone.iter().map(PortRuntime::id).collect();
-        if !gone.is_empty() {
-            inner.publish(&mut state);
-            state.wait_for_workers();
-            for mut port in gone {
-                inner.forget_fragments_of(port.port());
-                port.detach(&inner.config, !desired.ports.iter().any(|spec| spec.full_name() == port.name()));
-            }
-        }
-        for spec in &desired.ports {
-            inner.update_port(&mut state, spec)?;
-        }
-        Inner::look_at_ports(&mut state);
-        inner.update_services(&mut state, desired);
-        let retired = inner.update_uplink(&mut state, desired);
-        gone_ids.extend(retired.iter().map(|uplink| uplink.port().id));
-        state.pools = inner.compile_pools(&state, &desired.nat_pools)?;
-        let attended = inner.attend_uplink(&mut state, &[], &[]);
-        let update = state.compile(&desired.policy);
-        state.bump(&update);
-        inner.adopt(&mut state);
-        inner.share_connections(&state);
-        inner.publish(&mut state);
-        inner.wait_until_in_force(state.revision);
-        inner.forget_connections_of(&gone_ids);
-        inner.dns.update(desired);
-        inner.metadata.update(desired);
-        inner.external_dns.update(desired.external_dns.as_ref());
-        inner.finish_attending(&mut state, Attended { changed: false, ..attended });
-        retired.into_iter().for_each(|uplink| inner.close_uplink(uplink));
-        state.wanted = Some(Wanted::of(desired));
-        for port in state.ports.values() {
-            port.open_gate();
-            // RFC 4861 §6.2.4: a router tells of changes at once.
-            if changed.contains(&port.port().network) {
-                inner.advertise(port);
-            }
-        }
-        Ok(())
-    }
-
     /// State and counters of a port, by `namespace/name`.
     pub fn port_status(&self, port: &str) -> Option<PortStatus> {
         self.inner.lock().ports.get(port).map(PortRuntime::status)
@@ -451,8 +372,8 @@ impl Inner {
     }
 
     /// Takes out the ports that are no longer wanted, or wanted with another backend or network.
-    fn remove_ports(&self, state: &mut State, desired: &[PortSpec]) -> Vec<PortRuntime> {
-        let wanted: HashMap<String, &PortSpec> = desired.iter().map(|spec| (spec.full_name(), spec)).collect();
+    fn remove_ports(&self, state: &mut State, desired: &[Arc<PortSpec>]) -> Vec<PortRuntime> {
+        let wanted: HashMap<String, &Arc<PortSpec>> = desired.iter().map(|spec| (spec.full_name(), spec)).collect();
         let stays = |port: &PortRuntime| wanted.get(port.name()).is_some_and(|spec| port.may_become(spec));
         let names: Vec<String> =
             state.ports.values().filter(|port| !stays(port)).map(|port| port.name().to_owned()).collect();
@@ -486,14 +407,6 @@ impl Inner {
 const LET_GO_LIMIT: Duration = Duration::from_millis(200);
 
 impl State {
-    /// Whether networks and ports are those that were asked for last: then policies are all that may have changed.
-    fn asks_the_same(&self, desired: &Desired) -> bool {
-        let (Some(wanted), Some(outside)) = (&self.wanted, &self.outside) else { return false };
-        wanted.is_of(desired)
-            && outside.is_of(desired)
-            && (wanted.has_addresses_of(&desired.services) || outside.has_services_of(desired))
-    }
-
     /// Waits until the workers have let go of every plane but the published one, and with it of devices that are to
     /// be removed or opened anew.
     fn wait_for_workers(&mut self) {

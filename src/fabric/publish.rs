@@ -9,6 +9,7 @@ use hostweave_switch::tables::{AddressKey, AddressTable, Port, PortId, Tables};
 use super::mailbox::Message;
 use super::plane::{self, Plane};
 use super::spec::Established;
+use super::wanted::PortChanges;
 use super::{Inner, State};
 use crate::worker::Shared;
 
@@ -73,6 +74,20 @@ impl Inner {
         plane.tables.loose_tcp = state.loose_tcp;
         plane.tables.local = state.local;
         plane.tables.keep_established = state.established == Established::Keep;
+        self.swap(state, plane);
+    }
+
+    /// Publishes ports that changed, and policies, Services and pools, with everything else as it is: the ports have the same addresses and
+    /// attachments.
+    pub(super) fn publish_ports(&self, state: &mut State, changes: &PortChanges<'_>) {
+        state.revision += 1;
+        let mut plane = Plane::clone(&self.plane.load());
+        plane.tables.revision = state.revision;
+        plane.tables.timeouts = state.timeouts;
+        plane.tables.local = state.local;
+        plane.tables.keep_established = state.established == Established::Keep;
+        let changed = changes.come.iter().filter_map(|spec| state.ports.get(&spec.full_name()));
+        plane.tables.set_ports(changed.map(|runtime| Arc::clone(runtime.port())));
         self.swap(state, plane);
     }
 

@@ -83,9 +83,25 @@ pub struct Desired {
     pub services: Arc<Vec<Arc<ServiceSpec>>>,
 }
 
-/// A list of ports. Cheap to clone, and to compare with its own clone: a change of policy costs nothing per port.
+/// A list of ports, by namespace and name where it comes of objects. Cheap to clone, and to compare with its own clone: a change of policy
+/// costs nothing per port, that of a port a pointer for each.
 #[derive(Clone, Debug, Default)]
-pub struct Ports(Arc<Vec<PortSpec>>);
+pub struct Ports(Arc<Vec<Arc<PortSpec>>>);
+
+impl Ports {
+    /// A port that is to be changed, where it is; its own copy of it.
+    pub fn edit(&mut self, at: usize) -> Option<&mut PortSpec> {
+        Arc::make_mut(&mut self.0).get_mut(at).map(Arc::make_mut)
+    }
+
+    /// Where a port of this namespace and name stands, or would stand.
+    ///
+    /// # Errors
+    /// Where it would.
+    pub fn place(&self, namespace: &str, name: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|port| (port.namespace.as_str(), port.name.as_str()).cmp(&(namespace, name)))
+    }
+}
 
 impl PartialEq for Ports {
     fn eq(&self, other: &Self) -> bool {
@@ -94,35 +110,35 @@ impl PartialEq for Ports {
 }
 
 impl Deref for Ports {
-    type Target = Vec<PortSpec>;
+    type Target = Vec<Arc<PortSpec>>;
 
-    fn deref(&self) -> &Vec<PortSpec> {
+    fn deref(&self) -> &Vec<Arc<PortSpec>> {
         &self.0
     }
 }
 
 /// Copies the list if a clone of it is in use.
 impl DerefMut for Ports {
-    fn deref_mut(&mut self) -> &mut Vec<PortSpec> {
+    fn deref_mut(&mut self) -> &mut Vec<Arc<PortSpec>> {
         Arc::make_mut(&mut self.0)
     }
 }
 
 impl From<Vec<PortSpec>> for Ports {
     fn from(ports: Vec<PortSpec>) -> Self {
-        Self(Arc::new(ports))
+        ports.into_iter().collect()
     }
 }
 
 impl FromIterator<PortSpec> for Ports {
     fn from_iter<I: IntoIterator<Item = PortSpec>>(ports: I) -> Self {
-        Vec::from_iter(ports).into()
+        Self(Arc::new(ports.into_iter().map(Arc::new).collect()))
     }
 }
 
 impl<'a> IntoIterator for &'a Ports {
-    type Item = &'a PortSpec;
-    type IntoIter = std::slice::Iter<'a, PortSpec>;
+    type Item = &'a Arc<PortSpec>;
+    type IntoIter = std::slice::Iter<'a, Arc<PortSpec>>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.0.iter()

@@ -429,7 +429,7 @@ impl Known {
             .filter_map(|spec| {
                 let name = spec.full_name();
                 let port = tables.ports.iter().flatten().find(|port| port.name == name)?;
-                Some((spec.uid, (port.id, spec)))
+                Some((spec.uid, (port.id, &**spec)))
             })
             .collect();
         let [owned, kept] = lost.split(&Outside::of(desired).owners(|uid| slots.get(uid).copied()));

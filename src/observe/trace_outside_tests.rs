@@ -118,6 +118,7 @@ impl Host {
             affinity_s: None,
             backends: [backend].into(),
             refusal: Refusal::Reject,
+            begun: Default::default(),
         };
         plane.services = std::sync::Arc::new(Services::compile(&[spec], None));
     }

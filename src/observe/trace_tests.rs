@@ -317,6 +317,7 @@ fn served(at: &str, backend: &str) -> Host {
         affinity_s: None,
         backends: [backend("shop/db-0", true), backend("shop/db-1", false)].into(),
         refusal: Refusal::Reject,
+        begun: Default::default(),
     };
     plane.services = std::sync::Arc::new(Services::compile(&[spec], None));
     host

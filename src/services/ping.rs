@@ -218,6 +218,7 @@ mod tests {
             affinity_s: None,
             backends: [].into(),
             refusal: Refusal::Reject,
+            begun: Default::default(),
         };
         for (request, address) in requests.iter().zip(mapped) {
             let mut world = World::new();

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 use serde::de::DeserializeOwned;
@@ -17,6 +18,7 @@ use uuid::Uuid;
 use crate::config::outside::{Given, ServiceAddresses};
 use crate::config::{Assignment, Assignments, Kind, ObjectKey};
 use crate::fabric::balance::known::Drained;
+use crate::fabric::balance::remembered::Remembered;
 
 /// Name of the file in the state directory.
 pub const FILE_NAME: &str = "store.redb";
@@ -33,6 +35,8 @@ const ASSIGNMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("assi
 const SERVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("service-addresses");
 /// The backends that were drained, as one list. Made when it is first needed.
 const DRAINED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("drained-backends");
+/// What is remembered of the backends of Services, by `namespace/name`. Made when it is first needed.
+const BACKENDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("service-backends");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// The only key of its table.
@@ -60,6 +64,8 @@ pub struct Contents {
     pub services: ServiceAddresses,
     /// Backends that were drained.
     pub drained: BTreeSet<Drained>,
+    /// What is remembered of backends, by Service.
+    pub backends: BTreeMap<String, Remembered>,
     /// Revision of the last change.
     pub revision: u64,
 }
@@ -81,6 +87,8 @@ pub struct Batch {
     pub services_gone: Vec<ObjectKey>,
     /// All backends that are drained, where that is different.
     pub drained: Option<BTreeSet<Drained>>,
+    /// What is remembered of the backends of Services; `None` for nothing.
+    pub backends: Vec<(Arc<str>, Option<Remembered>)>,
     /// Revision after this change.
     pub revision: u64,
 }
@@ -95,6 +103,7 @@ impl Batch {
             && self.services.is_empty()
             && self.services_gone.is_empty()
             && self.drained.is_none()
+            && self.backends.is_empty()
     }
 }
 
@@ -202,6 +211,11 @@ impl Store {
             Err(TableError::TableDoesNotExist(_)) => {}
             Err(error) => return Err(access(error)),
         }
+        match transaction.open_table(BACKENDS) {
+            Ok(table) => contents.backends = backends(&table)?,
+            Err(TableError::TableDoesNotExist(_)) => {}
+            Err(error) => return Err(access(error)),
+        }
         Ok(contents)
     }
 
@@ -240,6 +254,9 @@ impl Store {
                 let list = serde_json::to_vec(drained).map_err(damaged)?;
                 transaction.open_table(DRAINED).map_err(access)?.insert(DRAINED_KEY, &*list).map_err(access)?;
             }
+            if !batch.backends.is_empty() {
+                write_backends(&mut transaction.open_table(BACKENDS).map_err(access)?, &batch.backends)?;
+            }
             let mut meta = transaction.open_table(META).map_err(access)?;
             meta.insert("layout", LAYOUT).map_err(access)?;
             meta.insert("revision", batch.revision).map_err(access)?;
@@ -262,6 +279,33 @@ fn records<T: DeserializeOwned>(
         records.insert(key, value);
     }
     Ok(records)
+}
+
+fn backends(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<BTreeMap<String, Remembered>, Error> {
+    let mut all = BTreeMap::new();
+    for entry in table.iter().map_err(access)? {
+        let (key, value) = entry.map_err(access)?;
+        let damaged = |source| Error::Record { key: key.value().to_owned(), source: Some(source) };
+        all.insert(key.value().to_owned(), serde_json::from_slice(value.value()).map_err(damaged)?);
+    }
+    Ok(all)
+}
+
+fn write_backends(
+    table: &mut redb::Table<'_, &'static str, &'static [u8]>,
+    backends: &[(Arc<str>, Option<Remembered>)],
+) -> Result<(), Error> {
+    for (name, remembered) in backends {
+        match remembered {
+            Some(remembered) => {
+                let damaged = |error| Error::Record { key: name.to_string(), source: Some(error) };
+                let value = serde_json::to_vec(remembered).map_err(damaged)?;
+                table.insert(&**name, &*value).map_err(access)?;
+            }
+            None => drop(table.remove(&**name).map_err(access)?),
+        }
+    }
+    Ok(())
 }
 
 fn encode<T: Serialize>(key: &ObjectKey, value: &T) -> Result<Vec<u8>, Error> {
@@ -307,6 +351,13 @@ mod tests {
         Drained { backend: "shop/web-0".to_owned(), service: None }
     }
 
+    fn remembered() -> Remembered {
+        let text = r#"{"vni": 7, "left": [{"name": "http", "proto": 6, "first": 80, "last": 80, "endpoints": [{"name": "shop/a",
+            "port": null, "address": "2001:db8::1", "l4": 8080, "weight": 1}]}], "ejected": [{"address": "10.0.0.1", "l4": 80, "proto": 6,
+            "until": {"secs_since_epoch": 1700000000, "nanos_since_epoch": 5}, "times": 2, "reason": "r"}]}"#;
+        serde_json::from_str(text).unwrap()
+    }
+
     fn batch() -> Batch {
         let object =
             StoredObject { uid: Uuid::from_u128(1), revision: 3, object: serde_json::json!({"kind": "Network"}) };
@@ -315,6 +366,7 @@ mod tests {
             assignments: vec![(ObjectKey::port("shop", "web-0"), assignment())],
             services: vec![service()],
             drained: Some([drained()].into()),
+            backends: vec![("shop/web".into(), Some(remembered()))],
             revision: 3,
             ..Batch::default()
         }
@@ -334,12 +386,14 @@ mod tests {
         assert_eq!(contents.assignments.into_iter().collect::<Vec<_>>(), batch().assignments);
         assert_eq!(contents.services.into_iter().collect::<Vec<_>>(), batch().services);
         assert_eq!(Some(contents.drained), batch().drained);
+        assert_eq!(contents.backends, [("shop/web".to_owned(), remembered())].into());
 
         let gone = Batch {
             objects_gone: vec![ObjectKey::new(Kind::Network, None, "default")],
             assignments_gone: vec![ObjectKey::port("shop", "web-0")],
             services_gone: vec![service().0],
             drained: Some(BTreeSet::new()),
+            backends: vec![("shop/web".into(), None)],
             revision: 4,
             ..Batch::default()
         };

@@ -150,6 +150,7 @@ fn services() -> Services {
         affinity_s: None,
         backends: backends.map(backend).into(),
         refusal: Refusal::Reject,
+        begun: Default::default(),
     };
     let specs = families.into_iter().flat_map(|(at, backends)| [6, 17, 132].map(|proto| spec(at, proto, backends)));
     Services::compile(&specs.collect::<Vec<_>>(), None)

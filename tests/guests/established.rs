@@ -164,7 +164,7 @@ fn ct1_a_port_that_is_gone_by_the_restart_leaves_no_connection_to_the_next_with_
     pair.open(&names());
     // Another port gets the address and the name: another identity.
     for spec in host.desired.ports.iter_mut().filter(|spec| spec.name == "b") {
-        spec.uid = uuid::Uuid::new_v4();
+        std::sync::Arc::make_mut(spec).uid = uuid::Uuid::new_v4();
     }
     host.restart();
     for guest in [&mut pair.client, &mut pair.server] {

@@ -244,7 +244,7 @@ fn flood(flood: Flood, flows_max: u32, counted: &[DropReason]) -> Vec<u64> {
     let (a, b, sink) = (host.port("a", 10), host.port("b", 11), host.port("sink", 12));
     let mut flooder = host.spec("default", "flooder", 13, 1);
     flooder.flows_max = flows_max;
-    host.desired.ports.push(flooder.clone());
+    host.desired.ports.push(flooder.clone().into());
     host.apply();
     let [stop, end, on] = [(); 3].map(|()| AtomicBool::new(false));
     let (sent, refills, idle) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));

@@ -50,7 +50,7 @@ fn socket(spec: &PortSpec) -> &std::path::Path {
 /// As many ports as there are attacks, so that none waits for the pause after another's fault.
 fn offenders(host: &mut Host, count: usize) -> Vec<PortSpec> {
     let specs: Vec<_> = (0..count).map(|n| host.spec("default", &format!("evil{n}"), 10 + n as u8, 1)).collect();
-    host.desired.ports.extend(specs.iter().cloned());
+    host.desired.ports.extend(specs.iter().cloned().map(Into::into));
     host.apply();
     specs
 }

@@ -23,7 +23,7 @@ fn host() -> (Host, PortSpec, Guest) {
     host.desired.metadata = Some(MetadataSpec::default());
     let mut spec = host.spec("default", "web-0", 10, 1);
     spec.metadata = metadata("of web-0");
-    host.desired.ports.push(spec.clone());
+    host.desired.ports.push(spec.clone().into());
     host.apply();
     let mut guest = host.guest(&spec).up();
     host.settle(&mut guest, &spec);
@@ -88,7 +88,7 @@ fn a_guest_reads_its_own_with_a_token_over_both_versions() {
         assert!(refused.to_string().contains("refused"), "{refused}");
     }
     // Changed user data is there at once.
-    host.desired.ports[0].metadata = metadata("changed");
+    host.desired.ports.edit(0).unwrap().metadata = metadata("changed");
     host.apply();
     let token = token(&mut guest, SERVERS[0]);
     assert_eq!(ask(&mut guest, SERVERS[0], "GET /latest/user-data", &token), (200, "changed".to_owned()));
@@ -108,7 +108,7 @@ fn equal_addresses_of_two_networks_get_each_its_own() {
     host.desired.networks.push(network("other", 2, 1500));
     let mut other = host.spec("other", "twin", 10, 1);
     other.metadata = metadata("of twin");
-    host.desired.ports.push(other.clone());
+    host.desired.ports.push(other.clone().into());
     host.apply();
     let mut twin = host.guest(&other).up();
     host.settle(&mut twin, &other);

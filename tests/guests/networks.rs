@@ -337,7 +337,7 @@ fn a_slaac_address_of_the_guest_s_own_choice_is_learned() {
         |event| matches!(event, FabricEvent::AddressSeen { port, address } if port == "test/a" && *address == chosen),
     );
     a.v6.push(chosen);
-    host.desired.ports[0] = a.clone();
+    host.desired.ports[0] = a.clone().into();
     host.apply();
     guest_a.send_frame(&path.udp(1, 2, b"known"), &VnetHeader::default()).unwrap();
     let (header, frame) = guest_b.recv_frame(PATIENCE).unwrap();
@@ -375,7 +375,7 @@ fn a_port_that_is_down_neither_sends_nor_receives() {
     let mut guest_b = host.guest(&b).up();
     let path = paths(&a, &b)[0];
     let back = paths(&b, &a)[0];
-    host.desired.ports[1].up = false;
+    host.desired.ports.edit(1).unwrap().up = false;
     host.apply();
     // The worker takes the new tables with one of its next bursts.
     eventually("drops", || {
@@ -386,7 +386,7 @@ fn a_port_that_is_down_neither_sends_nor_receives() {
     while guest_b.recv_frame(Duration::from_millis(100)).is_ok() {}
     guest_a.send_frame(&path.udp(1, 2, b"to"), &VnetHeader::default()).unwrap();
     assert!(guest_b.recv_frame(Duration::from_millis(100)).is_err(), "nothing arrives while it is down");
-    host.desired.ports[1].up = true;
+    host.desired.ports.edit(1).unwrap().up = true;
     host.apply();
     eventually("traffic", || {
         guest_a.send_frame(&path.udp(1, 2, b"again"), &VnetHeader::default()).unwrap();

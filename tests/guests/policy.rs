@@ -180,7 +180,7 @@ fn np30_a_new_port_passes_nothing_before_its_policy() {
             send_early(&mut guest, &path);
             guest
         });
-        scene.host.desired.ports.push(spec);
+        scene.host.desired.ports.push(spec.into());
         scene.host.apply();
         let guest = guest.join().unwrap();
         assert_silenced(&scene);

@@ -197,7 +197,7 @@ fn a_port_is_removed_and_added_again_under_traffic() {
         for _ in 0..50 {
             let _ = noise.send_frame(&path.udp(1, 2, b"noise"), &VnetHeader::default());
         }
-        host.desired.ports = all.iter().filter(|spec| spec.name != "b").cloned().collect();
+        host.desired.ports = all.iter().filter(|spec| spec.name != "b").map(|spec| PortSpec::clone(spec)).collect();
         host.apply();
         assert!(host.fabric.port_status("test/b").is_none());
         host.desired.ports = all.clone();

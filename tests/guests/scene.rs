@@ -33,7 +33,7 @@ impl Scene {
         for (n, name) in (10..).zip(names) {
             let mut spec = host.spec("default", name, n, 1);
             spec.labels.insert("app".into(), (*name).into());
-            host.desired.ports.push(spec);
+            host.desired.ports.push(spec.into());
         }
         host.apply();
         let guests = host.desired.ports.iter().map(|spec| host.guest(spec).up()).collect();
@@ -63,7 +63,7 @@ impl Scene {
     pub fn label(&mut self, port: usize, labels: &str) {
         let pairs = labels.split_whitespace().map(|label| label.split_once('=').unwrap());
         let labels: Labels = pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-        self.host.desired.ports[port].labels = labels;
+        self.host.desired.ports.edit(port).unwrap().labels = labels;
         self.host.apply();
     }
 

@@ -99,7 +99,7 @@ fn sv2_a_backend_takes_connections_while_its_guest_runs() {
     let gone = |event: &FabricEvent| matches!(event, FabricEvent::ServiceBackend { change, .. } if *change.backend == *"test/b");
     host.event("change of b", gone);
     // Set down, it does not count as running.
-    host.desired.ports[0].up = false;
+    host.desired.ports.edit(0).unwrap().up = false;
     host.apply();
     assert_eq!(active(&host.fabric), [vec![], Vec::<String>::new()]);
     let status = host.fabric.service_status("test/web").unwrap();

@@ -78,7 +78,7 @@ impl Host {
     /// As [`Host::port`], in a network, with that many queue pairs.
     pub fn port_in(&mut self, network: &str, name: &str, n: u8, queues: u16) -> PortSpec {
         let spec = self.spec(network, name, n, queues);
-        self.desired.ports.push(spec.clone());
+        self.desired.ports.push(spec.clone().into());
         self.apply();
         spec
     }

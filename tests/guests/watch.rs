@@ -165,7 +165,7 @@ fn a_dry_run_names_the_connections_that_would_break() {
 
     // A flow that is denied now, and that a draft would admit.
     host.desired.established = Established::Recheck;
-    host.desired.ports.push(b.clone());
+    host.desired.ports.push(b.clone().into());
     host.apply();
     host.desired.policy.policies.clear();
     let request = host.request("a", "b:8");

@@ -110,7 +110,7 @@ impl Lab {
             };
             spec.labels.clone_from(&pod.labels);
             spec.named_ports.clone_from(&pod.ports);
-            self.desired.ports.push(spec);
+            self.desired.ports.push(spec.into());
         }
         self.desired.policy = cluster.policy_spec();
         // The cases know no rules of ours.

@@ -1,7 +1,7 @@
 //! One address and range of L4 ports of a Service: which backend a new connection gets, and whether one that has begun may go on.
 
 use std::net::Ipv6Addr;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU16;
 use std::sync::{Arc, OnceLock};
 
 use hostweave_switch::wire::proto;
@@ -27,8 +27,6 @@ pub struct Frontend {
     /// Of the Service and the name of its L4 port: clients keep their backends per L4 port of a Service, over all of its addresses,
     /// as kube-proxy has it.
     identity: u64,
-    /// Connections that have begun, those before the last change included.
-    begun: Arc<AtomicU64>,
 }
 
 /// Who asks for a backend.
@@ -78,19 +76,13 @@ pub enum Standing {
 }
 
 impl Frontend {
-    /// `affinity` is what frontends share whose clients keep their backends; `old` is the one that this one replaces.
-    pub(crate) fn new(
-        spec: FrontendSpec,
-        group: Arc<Group>,
-        affinity: &OnceLock<Arc<Affinity>>,
-        old: Option<&Self>,
-    ) -> Self {
+    /// `affinity` is what frontends share whose clients keep their backends.
+    pub(crate) fn new(spec: FrontendSpec, group: Arc<Group>, affinity: &OnceLock<Arc<Affinity>>) -> Self {
         let identity = hash::of_port(&spec.service, &spec.port_name);
         let shared = |seconds| (seconds, Arc::clone(affinity.get_or_init(Arc::default)));
-        let begun = old.map_or_else(Arc::default, |old| Arc::clone(&old.begun));
         let (table, backends) = (group.table.clone(), Arc::clone(&group.backends));
         let affinity = spec.affinity_s.map(shared);
-        Self { spec, group, table, backends, network: AtomicU16::new(0), affinity, identity, begun }
+        Self { spec, group, table, backends, network: AtomicU16::new(0), affinity, identity }
     }
 
     /// What it was compiled from.
@@ -141,14 +133,9 @@ impl Frontend {
         Chosen { backend, l4: backend.l4.unwrap_or(asking.l4), why }
     }
 
-    /// Connections that have begun here, over all versions of the frontend.
-    pub fn connections(&self) -> u64 {
-        self.begun.load(Ordering::Relaxed)
-    }
-
     /// Counts that a connection of `client` has begun with the backend `name`; with `sessionAffinity` it is remembered (SEMANTICS SV10).
     pub fn begun(&self, client: u128, name: &str, now: u32) {
-        self.begun.fetch_add(1, Ordering::Relaxed);
+        self.spec.begun.add();
         if let Some((timeout, affinity)) = &self.affinity {
             affinity.keep(self.identity, client, hash::of_name(name), now, *timeout);
         }

@@ -2,6 +2,8 @@
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use ipnet::IpNet;
 
@@ -31,7 +33,33 @@ pub struct FrontendSpec {
     pub backends: Arc<[Backend]>,
     /// What a client gets when no backend takes new connections (SEMANTICS SV16).
     pub refusal: Refusal,
+    /// Where connections that begin here are counted.
+    pub begun: Begun,
 }
+
+/// Connections that have begun to a Service so far. Its frontends share it, those to come too: what was counted stays when an address goes.
+#[derive(Clone, Default, Debug)]
+pub struct Begun(Arc<AtomicU64>);
+
+impl Begun {
+    /// How many.
+    pub fn count(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+/// Where it counts is the same place for a Service, whatever else it says.
+impl PartialEq for Begun {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Begun {}
 
 /// Who stands behind a frontend. Only those that connections may go on with: whoever is not in the list has lost them.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

@@ -225,7 +225,7 @@ impl Groups {
                 .or_insert_with(|| Arc::new(Group::new(&spec.backends, &shared.pool)));
             Arc::clone(made)
         });
-        Arc::new(Frontend::new(spec.clone(), group, &shared.affinity, old.map(|old| &**old)))
+        Arc::new(Frontend::new(spec.clone(), group, &shared.affinity))
     }
 }
 

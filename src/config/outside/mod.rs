@@ -21,7 +21,7 @@ pub use addresses::{Given, GivenOf, ServiceAddresses, ServicePlan};
 pub(super) use check::{check, check_service};
 pub use dubious::dubious;
 pub use resolve::egress_of;
-pub(super) use resolve::{pool_type, resolve};
+pub(super) use resolve::{pool_type, pools_of, resolve};
 
 /// A port that has the address of a Service.
 #[derive(Clone, Copy)]

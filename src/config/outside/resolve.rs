@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hostweave_policy::model::{Labels, Selector};
 use hostweave_switch::tables::Egress;
@@ -37,18 +38,28 @@ pub fn resolve(set: &ObjectSet, given: &ServiceAddresses, desired: &mut Desired)
         network.egress_v6 = egress_of(set, &network.name, checked, false);
         network.untranslated.clone_from(&checked.untranslated);
     }
+    desired.nat_pools = pools_of(set, &desired.networks, &desired.ports);
+    attach(set, given, desired)
+}
+
+/// The pools of NAT addresses, and whom they serve.
+pub fn pools_of(
+    set: &ObjectSet,
+    networks: &[hostweave_switch::tables::Network],
+    ports: &[Arc<PortSpec>],
+) -> Vec<NatPoolSpec> {
     let namespaces: HashMap<&str, Labels> =
         set.of_kind(Kind::Namespace).map(|object| (object.key.name.as_str(), namespace_labels(object))).collect();
-    desired.nat_pools =
-        nat_pools(set).map(|(object, pool)| pool_of(object, pool, &namespaces, &desired.ports)).collect();
-    for network in &desired.networks {
-        for (spec, (_, pool)) in desired.nat_pools.iter_mut().zip(nat_pools(set)) {
+    let mut pools: Vec<NatPoolSpec> =
+        nat_pools(set).map(|(object, pool)| pool_of(object, pool, &namespaces, ports)).collect();
+    for network in networks {
+        for (spec, (_, pool)) in pools.iter_mut().zip(nat_pools(set)) {
             if serves_host(set, pool, &network.name) {
                 spec.ports.push(internal_uid(network.vni));
             }
         }
     }
-    attach(set, given, desired)
+    pools
 }
 
 /// Whether the host's own connections out of a network (health checks) leave by a pool: as those of anybody there, by one that is for
@@ -61,9 +72,14 @@ fn serves_host(set: &ObjectSet, pool: &NatPool, network: &str) -> bool {
     })
 }
 
-fn pool_of(object: &Object, pool: &NatPool, namespaces: &HashMap<&str, Labels>, ports: &[PortSpec]) -> NatPoolSpec {
+fn pool_of(
+    object: &Object,
+    pool: &NatPool,
+    namespaces: &HashMap<&str, Labels>,
+    ports: &[Arc<PortSpec>],
+) -> NatPoolSpec {
     let matches = |selector: &Selector, labels: &Labels| selector.requirements.is_empty() || selector.matches(labels);
-    let serves = |port: &&PortSpec| {
+    let serves = |port: &&Arc<PortSpec>| {
         let network = pool.networks.is_empty() || pool.networks.contains(&port.network);
         let namespace = namespaces.get(port.namespace.as_str());
         network
@@ -96,7 +112,7 @@ fn attach(set: &ObjectSet, given: &ServiceAddresses, desired: &mut Desired) -> V
         let (object, service) = (attachment.port, attachment.service_key());
         let namespace = object.key.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
         let slot = slots.get(&(namespace, object.key.name.clone())).copied();
-        let (Some(port), Some(addresses)) = (slot.and_then(|slot| desired.ports.get_mut(slot)), given.get(&service))
+        let (Some(port), Some(addresses)) = (slot.and_then(|slot| desired.ports.edit(slot)), given.get(&service))
         else {
             continue;
         };

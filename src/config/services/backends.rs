@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::ZONE_LABEL;
 use crate::config::checked::{Endpoint, EndpointSlice, Prefer, Service, ServicePort, Target, annotations, protocol};
@@ -17,14 +18,19 @@ type ByLabel<'a> = HashMap<(&'a str, &'a str, &'a str), Vec<usize>>;
 pub struct Backends<'a> {
     node: &'a str,
     zone: Option<&'a str>,
-    ports: &'a [PortSpec],
+    ports: &'a [Arc<PortSpec>],
     set: &'a ObjectSet,
     by_label: OnceCell<ByLabel<'a>>,
     /// By network and address.
     by_address: OnceCell<HashMap<(&'a str, IpAddr), usize>>,
     /// Shares of new connections that are written, by namespace and name.
     weights: OnceCell<HashMap<(&'a str, &'a str), u16>>,
+    /// Whether it is asked about so few Services that to look through the ports costs less than to sort them.
+    few: bool,
 }
+
+/// Services that count as few.
+const FEW_MAX: usize = 8;
 
 /// Someone who stands behind a Service.
 #[derive(Clone)]
@@ -54,11 +60,16 @@ pub enum First {
 
 impl<'a> Backends<'a> {
     /// Those of this host, which is called `node`. What is sorted is sorted when it is needed.
-    pub fn new(set: &'a ObjectSet, node: &'a str, ports: &'a [PortSpec]) -> Self {
+    pub fn new(set: &'a ObjectSet, node: &'a str, ports: &'a [Arc<PortSpec>]) -> Self {
         let host = set.of_kind(Kind::HostConfig).next();
         let zone = host.and_then(|host| host.metadata.labels.get(ZONE_LABEL)).map(String::as_str);
         let (by_label, by_address, weights) = Default::default();
-        Self { node, zone, ports, set, by_label, by_address, weights }
+        Self { node, zone, ports, set, by_label, by_address, weights, few: false }
+    }
+
+    /// The same, to be asked about so many Services.
+    pub fn for_some(set: &'a ObjectSet, node: &'a str, ports: &'a [Arc<PortSpec>], services: usize) -> Self {
+        Self { few: services <= FEW_MAX, ..Self::new(set, node, ports) }
     }
 
     fn ports_by_label(&self) -> ByLabel<'a> {
@@ -88,11 +99,17 @@ impl<'a> Backends<'a> {
     /// The ports that a selector selects in the namespace of a Service, of whatever network.
     pub fn selected(&self, key: &ObjectKey, selector: &BTreeMap<String, String>) -> Vec<&'a PortSpec> {
         let namespace = namespace_of(key);
+        if self.few {
+            let has = |port: &&PortSpec| {
+                port.namespace == namespace && selector.iter().all(|(key, value)| port.labels.get(key) == Some(value))
+            };
+            return self.ports.iter().map(|port| &**port).filter(has).collect();
+        }
         let labels = selector.iter().map(|(key, value)| (namespace, key.as_str(), value.as_str()));
         let by_label = self.by_label.get_or_init(|| self.ports_by_label());
         let having = labels.map(|label| by_label.get(&label).map(Vec::as_slice).unwrap_or_default());
         let fewest = having.min_by_key(|slots| slots.len()).unwrap_or_default();
-        let ports = fewest.iter().map(|slot| &self.ports[*slot]);
+        let ports = fewest.iter().map(|slot| &*self.ports[*slot]);
         let matches = |port: &&PortSpec| selector.iter().all(|(key, value)| port.labels.get(key) == Some(value));
         // One label is what they were found by.
         ports.filter(|port| selector.len() == 1 || matches(port)).collect()
@@ -152,12 +169,12 @@ impl<'a> Backends<'a> {
 
     fn port_at(&self, network: &str, address: IpAddr) -> Option<&'a PortSpec> {
         let by_address = self.by_address.get_or_init(|| {
-            let addresses = |(slot, port): (usize, &'a PortSpec)| {
+            let addresses = |(slot, port): (usize, &'a Arc<PortSpec>)| {
                 port.addresses().map(move |address| ((port.network.as_str(), address), slot))
             };
             self.ports.iter().enumerate().flat_map(addresses).collect()
         });
-        by_address.get(&(network, address)).map(|slot| &self.ports[*slot])
+        by_address.get(&(network, address)).map(|slot| &*self.ports[*slot])
     }
 
     fn weight(&self, port: &PortSpec) -> u16 {

@@ -1,6 +1,7 @@
 //! What the author of a Service may not have meant. No errors: backends may come later.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::backends::{Backends, namespace_of};
 use crate::config::checked::{Form, Object, SERVICE_NAME, Service, Spec};
@@ -19,7 +20,7 @@ const PORTS_LISTED_MAX: usize = 5;
 /// What is dubious about those of `keys` that are Services or EndpointSlices.
 pub fn dubious<'a>(
     set: &'a ObjectSet,
-    ports: &'a [PortSpec],
+    ports: &'a [Arc<PortSpec>],
     keys: impl IntoIterator<Item = &'a ObjectKey>,
 ) -> Vec<Diagnostic> {
     let of_us = |object: &&std::sync::Arc<Object>| matches!(object.spec, Spec::Service(_) | Spec::EndpointSlice(_));
@@ -85,7 +86,7 @@ fn of_other_networks(ports: &[&PortSpec], service: &Service) -> Option<String> {
 }
 
 /// The Services that select ports of other networks than theirs, with what is said about that (SEMANTICS SV24).
-pub fn foreign(set: &ObjectSet, ports: &[PortSpec]) -> HashMap<ObjectKey, String> {
+pub fn foreign(set: &ObjectSet, ports: &[Arc<PortSpec>]) -> HashMap<ObjectKey, String> {
     let backends = Backends::new(set, "", ports);
     let of = |(object, service): (&Object, &Service)| {
         if service.selector.is_empty() {

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::checked::{Form, Object, Service, Spec};
-use super::kind::{DEFAULT_NAMESPACE, ObjectKey};
+use super::kind::{DEFAULT_NAMESPACE, Kind, ObjectKey};
 use super::outside::{self, ServiceAddresses};
 use super::set::{ObjectSet, service_of};
 use crate::fabric::spec::{Desired, PortSpec, ServiceSpec};
@@ -22,6 +22,7 @@ use crate::services::dns::spec::{ServiceRange, ServiceRecords};
 
 pub use backends::{Backend, Backends};
 pub use dubious::{dubious, foreign};
+pub use selection::concerned_by;
 
 /// The label of a HostConfig that says in which zone the host stands, as Kubernetes has it on nodes.
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
@@ -37,7 +38,7 @@ pub struct Told<'a> {
     pub changed: Option<&'a HashSet<ObjectKey>>,
     /// The ports as they were then, where these may be others too: Services that `changed` does not have follow from what became of
     /// them. `changed` has the ports whose objects changed as well, or their Pods'.
-    pub ports: &'a [PortSpec],
+    pub ports: &'a [Arc<PortSpec>],
 }
 
 impl<'a> Told<'a> {
@@ -133,8 +134,8 @@ pub fn resolve_again(
     desired: &mut Desired,
 ) {
     let ports = desired.ports.clone();
-    let backends = Backends::new(set, node, &ports);
-    for key in concerned {
+    let backends = Backends::for_some(set, node, &ports, concerned.len());
+    for key in concerned.iter().filter(|key| key.kind == Kind::Service) {
         let name = (backends::namespace_of(key), key.name.as_str());
         let place = desired.services.binary_search_by(|spec| name_of_spec(spec).cmp(&name));
         let known = desired.dns.as_ref().map(|dns| &dns.services);

@@ -18,7 +18,11 @@ fn host_port(set: &ObjectSet, remembered: &Assignments) -> (Option<PortSpec>, As
     let facts = HostFacts::system(Path::new("/run/hostweave"));
     let (desired, problems) = to_desired(set, &plan.assignments, &ServiceAddresses::default(), told, &facts);
     assert_eq!(problems, []);
-    let port = desired.ports.iter().find(|port| matches!(port.backend, BackendSpec::Host { .. })).cloned();
+    let port = desired
+        .ports
+        .iter()
+        .find(|port| matches!(port.backend, BackendSpec::Host { .. }))
+        .map(|port| PortSpec::clone(port));
     (port, plan.assignments)
 }
 

@@ -294,7 +294,7 @@ fn ten_thousand_services_are_told_again_only_where_they_changed() {
     assert_eq!((first.services.len(), backends), (count, 10 * count));
     let changed = load_sources(vec![Source { name: "t".to_owned(), text: of(7, 81) }]).unwrap().objects;
     let changed: Vec<Arc<Object>> = changed.into_iter().map(Arc::new).collect();
-    let after = set.with_changes(&[(false, &changed[0])]).unwrap().unwrap();
+    let after = set.with_changes(&[(false, &changed[0])], Path::new("/run/hostweave")).unwrap().unwrap();
     let concerned = crate::config::services::concerned(&set, changed.iter());
     assert_eq!(concerned.len(), 1);
     let mut then = first.clone();

@@ -127,3 +127,44 @@ fn ct5_an_error_about_an_error_is_unrelated() {
         assert_eq!(host.to(A, &unreachable(A, B, v6, &complaint)), Err(DropReason::IcmpUnrelated));
     });
 }
+
+#[test]
+fn who_does_not_answer_udp_is_noted() {
+    both(|v6| {
+        let mut host = Host::new();
+        let failed = |host: &Host| {
+            let noted = |failed: Failed| (failed.port, failed.address, failed.l4, failed.client, failed.refused);
+            Vec::from_iter(host.connections.take_failures().map(noted))
+        };
+        let port = if v6 { (1, 4) } else { (3, 3) };
+        let error = |kind: (u8, u8), from, sent: &[u8]| path(from, A, v6).icmp(kind.0, kind.1, [0; 4], &sent[14..]);
+        let b = |refused| vec![(B, address(B, v6), 80, address(A, v6), refused)];
+        // Nobody listens; that a router or a filter says something else is no word of it.
+        let sent = udp(A, B, v6, (1000, 80));
+        host.to(A, &sent).unwrap();
+        let other = if v6 { (1, 1) } else { (3, 13) };
+        assert_eq!(host.to(B, &error(other, B, &sent)), Ok(A));
+        assert_eq!(failed(&host), []);
+        assert_eq!(host.to(B, &error(port, B, &sent)), Ok(A));
+        assert_eq!(failed(&host), b(true));
+        // One that asks again and again.
+        let sent = udp(A, B, v6, (1001, 80));
+        for (wait, expected) in [(0, vec![]), (1, vec![]), (2, b(false)), (5, b(false))] {
+            host.now += wait;
+            host.to(A, &sent).unwrap();
+            assert_eq!(failed(&host), expected, "after {wait}");
+        }
+        // One that is answered never is.
+        let sent = udp(A, B, v6, (1002, 80));
+        host.to(A, &sent).unwrap();
+        host.to(B, &udp(B, A, v6, (80, 1002))).unwrap();
+        host.now += 10;
+        host.to(A, &sent).unwrap();
+        assert_eq!(host.to(B, &error(port, B, &sent)), Ok(A));
+        assert_eq!(failed(&host), []);
+        // Nor is one that asks once.
+        host.to(A, &udp(A, B, v6, (1003, 80))).unwrap();
+        host.now += 10;
+        assert_eq!(failed(&host), []);
+    });
+}

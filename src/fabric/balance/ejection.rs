@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use hostweave_switch::connection::{Entry, Failed};
 use hostweave_switch::tables::{PortId, PortKind, Tables};
+use hostweave_switch::wire::proto;
 
 use super::super::{Fabric, Inner};
 use super::choice::BackendState;
@@ -23,7 +24,7 @@ const LOOK_PAUSE_S: u32 = 2;
 const UNCHOSEN_MAX: usize = 4;
 
 /// A backend, and in which network.
-pub type Located = (u32, IpAddr, u16);
+pub type Located = (u32, IpAddr, u16, u8);
 
 /// Backends of a Service of which it must be known whether they answered anybody.
 pub struct Sought {
@@ -38,10 +39,13 @@ impl Inner {
     pub(in crate::fabric) fn heed_failures(&self, now: u32) {
         let failed: Vec<Failed> = self.connections.take_failures().collect();
         let plane = self.plane.load();
-        if !failed.is_empty() {
+        // Who does not answer over UDP may have nothing to say.
+        let speaks = |failed: &&Failed| failed.proto == proto::TCP || failed.refused;
+        if failed.iter().any(|failed| speaks(&failed)) {
             let networks = plane.tables.networks.iter().flatten();
             let names: HashMap<u32, &str> = networks.map(|network| (network.vni, network.name.as_str())).collect();
-            self.health.suspect(failed.iter().filter_map(|failed| Some((*names.get(&failed.vni)?, failed.address))));
+            let suspects = failed.iter().filter(speaks);
+            self.health.suspect(suspects.filter_map(|failed| Some((*names.get(&failed.vni)?, failed.address))));
         }
         let sought = self.lock().balance.observe(&failures(&plane.tables, &failed), now);
         // Not under the lock: the table is large.
@@ -68,7 +72,7 @@ fn failures(tables: &Tables, failed: &[Failed]) -> HashMap<Located, Vec<Failure>
             refused: failed.refused,
             created: failed.created,
         };
-        failures.entry((failed.vni, failed.address, failed.l4)).or_default().push(failure);
+        failures.entry((failed.vni, failed.address, failed.l4, failed.proto)).or_default().push(failure);
     }
     failures
 }
@@ -90,11 +94,12 @@ fn kind(tables: &Tables, slot: u32) -> Option<PortKind> {
 fn answered(entries: impl Iterator<Item = Entry>, tables: &Tables, sought: &[Sought]) -> HashMap<Located, u32> {
     let places = |sought: &Sought| {
         let vni = sought.vni;
-        Vec::from_iter(sought.places.iter().map(|(address, l4)| ((vni, *address, *l4), None)))
+        Vec::from_iter(sought.places.iter().map(|(address, l4, proto)| ((vni, *address, *l4, *proto), None)))
     };
     let mut latest: HashMap<Located, Option<u32>> = sought.iter().flat_map(places).collect();
     for entry in entries.filter(Entry::is_taken) {
-        if let Some(second) = latest.get_mut(&entry.answerer())
+        let (vni, address, l4) = entry.answerer();
+        if let Some(second) = latest.get_mut(&(vni, address, l4, entry.key.proto()))
             && kind(tables, entry.in_port) != Some(PortKind::Internal)
         {
             *second = (*second).max(Some(entry.created));
@@ -108,8 +113,8 @@ impl Balance {
     pub fn observe(&mut self, failures: &HashMap<Located, Vec<Failure>>, now: u32) -> Vec<Sought> {
         if !failures.is_empty() {
             let mut by_network: HashMap<u32, HashMap<Place, &[Failure]>> = HashMap::new();
-            for ((vni, address, l4), failures) in failures {
-                by_network.entry(*vni).or_default().insert((*address, *l4), failures);
+            for ((vni, address, l4, proto), failures) in failures {
+                by_network.entry(*vni).or_default().insert((*address, *l4, *proto), failures);
             }
             for held in self.services.values_mut() {
                 let Some(here) = by_network.get(&held.vni) else { continue };
@@ -148,7 +153,7 @@ impl Balance {
         for Sought { service, vni, places } in sought {
             let Some(held) = self.services.get_mut(service) else { continue };
             let Some(view) = held.view.as_ref().filter(|_| held.vni == *vni) else { continue };
-            let here = |place: &Place| Some((*place, *answered.get(&(*vni, place.0, place.1))?));
+            let here = |place: &Place| Some((*place, *answered.get(&(*vni, place.0, place.1, place.2))?));
             let answered: HashMap<Place, u32> = places.iter().filter_map(here).collect();
             // Both as they were settled last: what came since is settled next.
             if held.outliers.judge(&view.spec, &view.states, places, &answered, now) {
@@ -194,7 +199,6 @@ mod tests {
     use hostweave_switch::flow::{FlowKey, Kind};
     use hostweave_switch::tables::{Network, NetworkId, mapped};
     use hostweave_switch::tcp_track::Side;
-    use hostweave_switch::wire::proto;
 
     use super::super::super::port::internal_port;
     use super::*;
@@ -244,10 +248,10 @@ mod tests {
         let gateway = internal_port(PortId(0), NetworkId(0), &Arc::new(network), Arc::default());
         let tables = Tables { ports: vec![Some(Arc::new(gateway))].into(), ..Tables::default() };
         for family in [0, 1] {
-            let place = (ip(SERVER[family]), 80);
+            let place = (ip(SERVER[family]), 80, proto::TCP);
             let sought = [Sought { service: "shop/web".into(), vni: 7, places: vec![place] }];
             let of = |entries: &[Entry]| answered(entries.iter().cloned(), &tables, &sought);
-            let here = |second| HashMap::from([((7, place.0, place.1), second)]);
+            let here = |second| HashMap::from([((7, place.0, place.1, place.2), second)]);
             assert_eq!(
                 of(&[entry(family, proto::TCP, 2, 50, Side::SEEN), entry(family, proto::TCP, 2, 40, Side::SEEN)]),
                 here(50)
@@ -263,6 +267,13 @@ mod tests {
             ] {
                 assert_eq!(of(&[other]), HashMap::new());
             }
+            let udp = (place.0, place.1, proto::UDP);
+            let sought = [Sought { service: "shop/web".into(), vni: 7, places: vec![udp] }];
+            let of = |entry: Entry| answered([entry].into_iter(), &tables, &sought);
+            let asked = entry(family, proto::UDP, 2, 50, 0);
+            assert_eq!(of(Entry { seen: [55, 0], ..asked }), HashMap::new());
+            assert_eq!(of(Entry { seen: [55, 51], ..asked }), HashMap::from([((7, udp.0, udp.1, udp.2), 50)]));
+            assert_eq!(of(entry(family, proto::TCP, 2, 50, Side::SEEN)), HashMap::new());
         }
     }
 

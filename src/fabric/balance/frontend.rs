@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hostweave_nat::service::{Backend, FrontendSpec, Refusal};
+use hostweave_nat::service::{Backend, Begun, FrontendSpec, Refusal};
 use hostweave_switch::tables::OUTSIDE_VNI;
 use ipnet::IpNet;
 
@@ -38,12 +38,13 @@ pub fn addresses(service: &ServiceSpec) -> impl Iterator<Item = Address> {
 }
 
 /// The frontends of a Service whose network has this VNI, as its endpoints are now: `states` by L4 port, in the order of its
-/// endpoints. `left`: who was an endpoint, by L4 port.
+/// endpoints. `left`: who was an endpoint, by L4 port. `begun`: where its connections are counted.
 pub fn frontends(
     service: &ServiceSpec,
     vni: u32,
     states: &[Vec<BackendState>],
     left: &[Vec<EndpointSpec>],
+    begun: &Begun,
 ) -> Vec<FrontendSpec> {
     let name: Arc<str> = service.name.as_str().into();
     let sources: Arc<[IpNet]> = service.sources.as_slice().into();
@@ -74,6 +75,7 @@ pub fn frontends(
                 sources: Arc::clone(if at.audience == Audience::Internal { &nowhere } else { &sources }),
                 affinity_s: service.affinity_s,
                 backends,
+                begun: begun.clone(),
                 refusal: match at.audience {
                     _ if endpoints.iter().any(awaited) => Refusal::Drop,
                     Audience::Internal => service.refusal_internal,

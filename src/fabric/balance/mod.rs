@@ -20,25 +20,28 @@ pub mod known;
 pub mod left;
 pub mod lifecycle;
 pub mod outlier;
+pub mod remembered;
 pub mod report;
 pub mod serving;
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use hostweave_nat::service::FrontendSpec;
+use hostweave_nat::service::{Begun, FrontendSpec};
 use hostweave_switch::tables::Network;
 use uuid::Uuid;
 
 use super::spec::{EndpointSpec, ServicePortSpec, ServiceSpec};
+use super::wanted::differing;
 use crate::services::health::Target;
 use choice::BackendState;
 use history::{CHANGES_MAX, Change, View};
 use known::{Check, Drained, Facts};
 use left::{Left, Was};
 use outlier::Outliers;
+use remembered::Remembered;
 use serving::Serving;
 
 /// A Service and what is known of it.
@@ -63,6 +66,10 @@ struct Held {
     changes: VecDeque<Change>,
     /// What clients saw of its backends.
     outliers: Outliers,
+    /// Connections to it.
+    begun: Begun,
+    /// What the store has, or is about to have.
+    stored: Option<Remembered>,
 }
 
 /// All Services.
@@ -85,6 +92,11 @@ pub struct Balance {
     /// Targets that came and went since the last time somebody asked.
     started: HashSet<Arc<Target>>,
     unwanted: HashSet<Arc<Target>>,
+    /// Of Services that are not there yet, from the run before.
+    restored: BTreeMap<String, Remembered>,
+    restored_at: Option<(u32, SystemTime)>,
+    /// Of Services of which something else is to be remembered.
+    to_store: Vec<(Arc<str>, Option<Remembered>)>,
 }
 
 /// What is different since the last time.
@@ -144,31 +156,40 @@ pub enum News {
 }
 
 impl Balance {
-    /// Whether this is what control wanted last: then there is nothing to take over.
-    pub fn wants_the_same(&self, networks: &[Network], services: &[Arc<ServiceSpec>]) -> bool {
-        let same = |(a, b): (&Arc<ServiceSpec>, &Arc<ServiceSpec>)| Arc::ptr_eq(a, b);
-        self.wanted.len() == services.len()
-            && self.wanted.iter().zip(services).all(same)
-            && self.networks.len() == networks.len()
-            && networks.iter().all(|network| self.networks.get(&network.name) == Some(&network.vni))
-    }
-
     /// Takes over what control wants. A Service whose network is not there is nowhere.
     pub fn update(&mut self, networks: &[Network], services: &[Arc<ServiceSpec>]) {
-        if self.wants_the_same(networks, services) {
-            return;
+        let same = self.networks.len() == networks.len()
+            && networks.iter().all(|network| self.networks.get(&network.name) == Some(&network.vni));
+        if !same {
+            self.networks = networks.iter().map(|network| (network.name.clone(), network.vni)).collect();
         }
-        self.wanted = services.to_vec();
-        self.networks = networks.iter().map(|network| (network.name.clone(), network.vni)).collect();
-        let wanted: HashSet<&str> = services.iter().map(|spec| spec.name.as_str()).collect();
-        let gone: Vec<Arc<str>> =
-            self.services.keys().filter(|name| !wanted.contains(&***name)).map(Arc::clone).collect();
-        for name in gone {
-            self.remove(&name);
+        // Nearly always it is one, and all others are where they were.
+        let all = (0..self.wanted.len(), 0..services.len());
+        let (was, are) = if same { differing(&self.wanted, services) } else { all };
+        let are = services.get(are).unwrap_or_default();
+        let was: Vec<_> = self.wanted.splice(was, are.iter().cloned()).collect();
+        let names: HashSet<&str> = are.iter().map(|spec| spec.name.as_str()).collect();
+        for spec in was.iter().filter(|spec| !names.contains(spec.name.as_str())) {
+            self.remove(&spec.name);
         }
-        for spec in services {
+        for spec in are {
             self.update_one(spec);
         }
+        // Those of the run before that are not there are gone.
+        self.to_store.extend(std::mem::take(&mut self.restored).into_keys().map(|name| (name.into(), None)));
+    }
+
+    /// What was to be remembered in the run before. Before anything is wanted. `now` is the second of the packet path, and that time.
+    pub fn restore(&mut self, mut all: BTreeMap<String, Remembered>, now: (u32, SystemTime)) {
+        // Whose time is over is back.
+        all.values_mut().for_each(|of| of.ejected.retain(|ejected| ejected.until > now.1));
+        self.restored = all;
+        self.restored_at = Some(now);
+    }
+
+    /// What is to be remembered otherwise than the last time somebody asked; `None` for nothing.
+    pub fn take_to_store(&mut self) -> Vec<(Arc<str>, Option<Remembered>)> {
+        std::mem::take(&mut self.to_store)
     }
 
     fn update_one(&mut self, spec: &Arc<ServiceSpec>) {
@@ -177,6 +198,7 @@ impl Balance {
         if held.is_some_and(|held| held.vni == vni && (Arc::ptr_eq(&held.spec, spec) || held.spec == *spec)) {
             return;
         }
+        let held_already = held.is_some();
         let name = held.map_or_else(|| spec.name.as_str().into(), |held| Arc::clone(&held.name));
         let checks: Vec<Vec<Check>> = checks(spec);
         for (endpoint, check) in endpoints(spec, &checks) {
@@ -187,7 +209,10 @@ impl Balance {
                 self.started.insert(Arc::clone(target));
             }
         }
-        let was = self.services.get(&name).map(Held::was);
+        let stored = if held_already { None } else { self.restored.remove(&spec.name) };
+        let restored = stored.as_ref().filter(|of| of.vni == vni);
+        let outliers = self.restored_at.zip(restored).map(|(at, of)| Outliers::restored(&of.ejected, at));
+        let was = self.services.get(&name).map(Held::was).or_else(|| restored.map(|of| of.was(spec)));
         let left = Arc::new(left::left(was.as_ref(), vni, spec, |port| self.facts.has_port(port)));
         let held = match self.services.remove(&name) {
             Some(before) => {
@@ -205,9 +230,14 @@ impl Balance {
                 serving: None,
                 ready: (false, SystemTime::now()),
                 changes: VecDeque::new(),
-                outliers: Outliers::default(),
+                outliers: outliers.unwrap_or_default(),
+                stored,
+                begun: Begun::default(),
             },
         };
+        if !held.outliers.is_empty() {
+            self.observed.insert(Arc::clone(&name));
+        }
         self.services.insert(Arc::clone(&name), held);
         self.marked.insert(name);
     }
@@ -228,6 +258,7 @@ impl Balance {
             self.leave(&held);
             self.gone |= !held.frontends.is_empty();
             self.marked.remove(name);
+            self.to_store.extend(held.stored.is_some().then(|| (Arc::clone(&held.name), None)));
         }
     }
 
@@ -311,6 +342,11 @@ impl Balance {
         for name in marked {
             if let Some(held) = self.services.get_mut(&name) {
                 held.settle(&self.facts, now, &mut settled);
+                let remembered = held.remembered();
+                if remembered != held.stored {
+                    held.stored.clone_from(&remembered);
+                    self.to_store.push((name, remembered));
+                }
             }
         }
         for target in self.unwanted.drain() {
@@ -373,7 +409,7 @@ impl Held {
             settled.news.push(News::Backend { service: Arc::clone(&self.name), change });
         }
         self.tell_serving(&view, now, settled);
-        let frontends = frontend::frontends(&self.spec, self.vni, &view.states, &self.left);
+        let frontends = frontend::frontends(&self.spec, self.vni, &view.states, &self.left, &self.begun);
         self.view = Some(view);
         let same: HashSet<Place> = frontends.iter().map(place).collect();
         settled.gone |= self.frontends.iter().any(|spec| !same.contains(&place(spec)));
@@ -423,7 +459,7 @@ pub fn draft(
         };
         let states: Vec<Vec<BackendState>> = spec.ports.iter().zip(&checks).map(of).collect();
         let left = left::left(known.get(spec.name.as_str()), *vni, spec, |port| facts.has_port(port));
-        frontends.extend(frontend::frontends(spec, *vni, &states, &left));
+        frontends.extend(frontend::frontends(spec, *vni, &states, &left, &Begun::default()));
     }
     frontends
 }

@@ -6,7 +6,8 @@
 //! Each failed connection (`Connections::take_failures`) that is followed by no success makes the streak of its backend longer. With
 //! [`OutlierSpec::consecutive_failures`] of two clients, or `ALONE_FACTOR` times as many of one, the backend is due. Whoever
 //! is due, or has had a streak for `LOOK_EVERY_S`, is looked for in the table of connections: one that was answered since
-//! the streak began ends it. So no client ejects a backend that answers others. Who is due and was not answered is out for
+//! the streak began ends it. So no client ejects a backend that answers others. Over UDP not every question expects an answer: silence counts
+//! where another backend of the L4 port has answered meanwhile, ICMP port unreachable always. Who is due and was not answered is out for
 //! [`OutlierSpec::base_ejection_s`] times the number of ejections before and this one, which well-behaved time makes fewer again;
 //! never more than [`OutlierSpec::max_ejection_percent`] of an L4 port's backends of a family are, and never all of them.
 
@@ -19,6 +20,7 @@ use hostweave_switch::wire::proto;
 
 use super::super::spec::{EndpointSpec, OutlierSpec, ServicePortSpec, ServiceSpec};
 use super::choice::BackendState;
+use super::remembered::Ejected;
 
 /// Failures of one client alone that are as good as one of several.
 const ALONE_FACTOR: u32 = 3;
@@ -33,11 +35,14 @@ const LOOK_EVERY_S: u32 = 5;
 /// Seconds that an ejection lasts at most, unless the base is longer.
 const EJECTION_MAX_S: u32 = 300;
 
+/// Seconds that an ejection of the run before lasts at most, whatever the clock says: as long as one can.
+const RESTORED_MAX_S: u32 = 3_600;
+
 /// Connections that are remembered as counted: a SYN that stays unanswered comes again and again.
 const COUNTED_MAX: usize = 8;
 
-/// A backend of a Service: its address and L4 port.
-pub type Place = (IpAddr, u16);
+/// A backend of a Service: its address, L4 port and IP protocol.
+pub type Place = (IpAddr, u16, u8);
 
 /// A connection that a backend did not take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,7 +53,7 @@ pub struct Failure {
     pub from: u32,
     /// The client's address, where that tells clients of the port apart.
     pub client: Option<IpAddr>,
-    /// Whether it was reset; else nobody answered.
+    /// Whether it was refused; else nobody answered.
     pub refused: bool,
     /// Second in which it began.
     pub created: u32,
@@ -76,6 +81,8 @@ struct Track {
     /// Ejections that count yet.
     times: u32,
     ejected: Option<Ejection>,
+    /// It is of the run before, and how the backend is otherwise is not known yet.
+    restored: bool,
 }
 
 /// A backend is out.
@@ -125,9 +132,11 @@ impl Track {
         }
     }
 
-    fn is_due(&self, spec: &OutlierSpec) -> bool {
+    /// Whether it has failed often enough; `silence`: whether not to answer is a failure.
+    fn is_due(&self, spec: &OutlierSpec, silence: bool) -> bool {
         let enough = u32::from(spec.consecutive_failures);
-        self.streak() >= if self.several { enough } else { enough * ALONE_FACTOR }
+        let failures = if silence { self.streak() } else { self.refused };
+        failures >= if self.several { enough } else { enough * ALONE_FACTOR }
     }
 
     fn wants_look(&self, now: u32) -> bool {
@@ -178,6 +187,34 @@ pub struct Outliers {
 }
 
 impl Outliers {
+    /// Those that were out in the run before, at the second `now` of the packet path, which is `time`.
+    pub fn restored(ejected: &[Ejected], (now, time): (u32, SystemTime)) -> Self {
+        let track = |ejected: &Ejected| {
+            let left = ejected.until.duration_since(time).unwrap_or_default().as_secs_f64().ceil() as u32;
+            let left = left.min(RESTORED_MAX_S);
+            let ejection = Ejection {
+                back: now.saturating_add(left),
+                until: ejected.until,
+                reason: ejected.reason.as_str().into(),
+            };
+            let track = Track { times: ejected.times, ejected: Some(ejection), restored: true, ..Track::default() };
+            ((ejected.address, ejected.l4, ejected.proto), track)
+        };
+        Self { tracks: ejected.iter().map(track).collect(), ejections: 0 }
+    }
+
+    /// Who is out now, in order.
+    pub fn ejected(&self) -> Vec<Ejected> {
+        let of = |((address, l4, proto), track): (&Place, &Track)| {
+            let ejection = track.ejected.as_ref()?;
+            let (until, times, reason) = (ejection.until, track.times, ejection.reason.to_string());
+            Some(Ejected { address: *address, l4: *l4, proto: *proto, until, times, reason })
+        };
+        let mut all: Vec<Ejected> = self.tracks.iter().filter_map(of).collect();
+        all.sort_unstable_by_key(|ejected| (ejected.address, ejected.l4, ejected.proto));
+        all
+    }
+
     /// Takes in connections that failed, by backend. Those of others than `spec`'s backends are nothing to it.
     pub fn note(&mut self, spec: &ServiceSpec, failures: &HashMap<Place, &[Failure]>, now: u32) {
         if spec.outlier.is_none() {
@@ -196,10 +233,14 @@ impl Outliers {
     pub fn sought(&self, spec: &ServiceSpec, states: &[Vec<BackendState>], now: u32) -> Vec<Place> {
         let Some(outlier) = &spec.outlier else { return Vec::new() };
         let wanted = |(place, track): &(&Place, &Track)| {
-            let due = || track.is_due(outlier) && self.admits(spec, outlier, states, place);
+            let due = || track.is_due(outlier, true) && self.admits(spec, outlier, states, place);
             track.ejected.is_none() && (track.wants_look(now) || due())
         };
-        self.tracks.iter().filter(wanted).map(|(place, _)| *place).collect()
+        let wanted: Vec<Place> = self.tracks.iter().filter(wanted).map(|(place, _)| *place).collect();
+        // Whether anybody is answered there at all.
+        let beside = wanted.iter().filter(|place| place.2 == proto::UDP).flat_map(|place| beside(spec, place));
+        let all: HashSet<Place> = wanted.iter().copied().chain(beside).collect();
+        all.into_iter().collect()
     }
 
     /// Judges those that were sought: `answered` are the latest seconds in which connections to them began that were answered.
@@ -217,9 +258,14 @@ impl Outliers {
         for place in sought {
             let Some(track) = self.tracks.get_mut(place) else { continue };
             track.looked = now;
+            let others =
+                |since| beside(spec, place).any(|other| answered.get(&other).is_some_and(|last| *last >= since));
+            let silence = place.2 != proto::UDP || others(track.since);
             match answered.get(place) {
                 Some(last) if *last >= track.since => track.end_streak(*last),
-                _ if track.is_due(outlier) => due.push(*place),
+                _ if track.is_due(outlier, silence) => due.push(*place),
+                // It is asked and never answers, as none of them does: nobody expects it to. Let it be for a while.
+                _ if track.is_due(outlier, true) => track.end_streak(now + STREAK_S),
                 _ => {}
             }
         }
@@ -243,7 +289,7 @@ impl Outliers {
         spec.ports.iter().zip(states).all(|(port, states)| {
             let serves = |at: usize| matches!(states.get(at), Some(BackendState::Healthy | BackendState::Ejected));
             let members: Vec<Place> = observed(port)
-                .filter(|(at, (address, _))| serves(*at) && address.is_ipv4() == place.0.is_ipv4())
+                .filter(|(at, member)| serves(*at) && member.0.is_ipv4() == place.0.is_ipv4())
                 .map(|(_, place)| place)
                 .collect();
             if !members.contains(place) {
@@ -274,12 +320,20 @@ impl Outliers {
         if spec.outlier.is_none() {
             return self.tracks.clear();
         }
-        let mut healthy: HashSet<Place> = HashSet::new();
+        let (mut healthy, mut unknown): (HashSet<Place>, HashSet<Place>) = Default::default();
         for (port, states) in spec.ports.iter().zip(&*states) {
             let is_healthy = |at: usize| states.get(at) == Some(&BackendState::Healthy);
             healthy.extend(observed(port).filter(|(at, _)| is_healthy(*at)).map(|(_, place)| place));
+            let is_unknown = |at: usize| {
+                use BackendState::{Awaited, Stopped, Unchecked};
+                matches!(states.get(at), Some(Unchecked | Awaited | Stopped))
+            };
+            unknown.extend(observed(port).filter(|(at, _)| is_unknown(*at)).map(|(_, place)| place));
         }
-        self.tracks.retain(|place, _| healthy.contains(place));
+        self.tracks.retain(|place, track| {
+            track.restored &= !healthy.contains(place);
+            healthy.contains(place) || track.restored && unknown.contains(place)
+        });
         for (port, states) in spec.ports.iter().zip(states) {
             for (at, place) in observed(port) {
                 if let Some(state) = states.get_mut(at).filter(|state| **state == BackendState::Healthy)
@@ -306,7 +360,14 @@ impl Outliers {
 /// what is asked of it, and may choose what nobody serves.
 pub fn place(port: &ServicePortSpec, endpoint: &EndpointSpec) -> Option<Place> {
     let single = (port.l4.start() == port.l4.end()).then_some(*port.l4.start());
-    (port.proto == proto::TCP).then_some((endpoint.address, endpoint.l4.or(single)?))
+    matches!(port.proto, proto::TCP | proto::UDP).then_some((endpoint.address, endpoint.l4.or(single)?, port.proto))
+}
+
+/// The other backends of the L4 ports that a backend stands behind.
+fn beside<'a>(spec: &'a ServiceSpec, place: &'a Place) -> impl Iterator<Item = Place> + use<'a> {
+    let has = |port: &&ServicePortSpec| observed(port).any(|(_, other)| other == *place);
+    let all = spec.ports.iter().filter(has).flat_map(observed).map(|(_, other)| other);
+    all.filter(|other| *other != *place)
 }
 
 /// The endpoints of an L4 port that are observed, with their indices.

@@ -69,7 +69,21 @@ impl World {
     }
 
     fn place(&self, n: u8) -> Place {
-        (address(n, self.v6), 80)
+        (address(n, self.v6), 80, self.spec.ports[0].proto)
+    }
+
+    /// The same over UDP, with as many failures as asked for, of two clients, that nobody answered.
+    fn is_silent(&mut self, n: u8, count: u32) {
+        let now = self.now;
+        let silent = |connection: u32| Failure {
+            connection: (1_000 * now + connection, 1),
+            from: connection % 2,
+            client: None,
+            refused: false,
+            created: now,
+        };
+        self.note(n, &Vec::from_iter((0..count).map(silent)));
+        self.tick(1);
     }
 
     /// Failures of connections that begin now, one a client, and the second that follows.
@@ -287,5 +301,57 @@ fn what_a_client_chooses_is_not_observed() {
         world.spec.ports[0].l4 = 80..=80;
         world.fail(0, &[1, 2, 1, 2, 1, 2]);
         assert_eq!(world.out(), [0]);
+    });
+}
+
+#[test]
+fn over_udp_silence_counts_where_others_answer_and_refusals_always() {
+    let udp = |count, test: fn(World)| {
+        World::both(count, |mut world| {
+            world.spec.ports[0].proto = proto::UDP;
+            test(world);
+        });
+    };
+    // ICMP port unreachable.
+    udp(2, |mut world| {
+        world.fail(0, &[1, 2, 1, 2, 1]);
+        assert_eq!(world.out(), [0]);
+    });
+    // The other backend answers, this one does not.
+    udp(2, |mut world| {
+        world.is_silent(0, 4);
+        world.answer(1);
+        assert_eq!(world.out(), [] as [u8; 0]);
+        world.is_silent(0, 1);
+        assert_eq!(world.out(), [0]);
+    });
+    // Nobody answers: that is how this Service is (syslog, telemetry), for as long as you like.
+    udp(3, |mut world| {
+        for _ in 0..200 {
+            world.is_silent(0, 7);
+            world.is_silent(1, 7);
+        }
+        assert_eq!((world.out(), world.outliers.ejections), (vec![], 0));
+        // Nor does what was answered before they fell silent count for long.
+        world.answer(2);
+        world.tick(STREAK_S + 1);
+        for _ in 0..STREAK_S {
+            world.is_silent(0, 1);
+        }
+        assert_eq!(world.out(), [] as [u8; 0]);
+        // A client that is answered by this one itself ends it as over TCP.
+        for _ in 0..100 {
+            (0..3).for_each(|n| world.answer(n));
+            world.is_silent(0, 4);
+        }
+        assert_eq!(world.out(), [] as [u8; 0]);
+    });
+    // One backend's silence over UDP is none over TCP.
+    World::both(2, |mut world| {
+        let tcp = world.spec.ports[0].clone();
+        world.spec.ports.push(ServicePortSpec { proto: proto::UDP, ..tcp });
+        world.fail(0, &[1, 2, 1, 2, 1]);
+        assert_eq!(world.outliers.ejection(&(address(0, world.v6), 80, proto::UDP)), None);
+        assert!(world.outliers.ejection(&world.place(0)).is_some());
     });
 }

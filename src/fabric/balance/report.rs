@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
-use hostweave_nat::service::{Frontend, FrontendSpec};
+use hostweave_nat::service::FrontendSpec;
 use hostweave_switch::tables::OUTSIDE_VNI;
 
 use super::super::Fabric;
@@ -15,6 +16,7 @@ use super::choice::{Audience, BackendState, active};
 use super::history::Change;
 use super::known::{Check, Drained};
 use super::outlier::Ejection;
+use super::remembered::Remembered;
 use super::serving::{ServiceHealth, Serving};
 use super::{Balance, Held};
 use crate::services::health::{Target, TargetReport};
@@ -70,7 +72,7 @@ pub struct ServiceCounts {
     pub serving: Option<Serving>,
     /// Backends that were ejected for what clients saw, so far.
     pub ejections: u64,
-    /// Connections that have begun to addresses that it has.
+    /// Connections that have begun to it, at addresses that it has or had.
     pub connections: u64,
     /// By how they are; only what there is. An endpoint of several L4 ports counts as often.
     pub backends: Vec<(BackendState, usize)>,
@@ -117,17 +119,6 @@ impl Fabric {
     /// Every Service, by name.
     pub fn service_counts(&self) -> Vec<ServiceCounts> {
         let mut counts: Vec<_> = self.inner.lock().balance.counts().collect();
-        let plane = self.plane();
-        // A frontend around another's L4 ports is there several times.
-        let places: HashMap<*const Frontend, &Frontend> =
-            plane.services.frontends().map(|frontend| (std::ptr::from_ref(frontend), frontend)).collect();
-        let mut connections: HashMap<&str, u64> = HashMap::new();
-        for frontend in places.values() {
-            *connections.entry(&frontend.spec().service).or_default() += frontend.connections();
-        }
-        for service in &mut counts {
-            service.connections = connections.get(&*service.service).copied().unwrap_or(0);
-        }
         counts.sort_unstable_by(|a, b| a.service.cmp(&b.service));
         counts
     }
@@ -141,6 +132,17 @@ impl Fabric {
             self.inner.wait_until_in_force(state.revision);
         }
         news
+    }
+
+    /// What was to be remembered of Services' backends in the run before. Before anything is applied.
+    pub fn restore_backends(&self, all: BTreeMap<String, Remembered>) {
+        let now = (self.inner.clock.seconds(Instant::now()), SystemTime::now());
+        self.inner.lock().balance.restore(all, now);
+    }
+
+    /// What is to be remembered of Services' backends otherwise than the last time somebody asked; `None` for nothing.
+    pub fn backends_to_store(&self) -> Vec<(Arc<str>, Option<Remembered>)> {
+        self.inner.lock().balance.take_to_store()
     }
 
     /// All that was drained.
@@ -204,12 +206,12 @@ impl Balance {
         })
     }
 
-    fn counts(&self) -> impl Iterator<Item = ServiceCounts> {
+    pub(super) fn counts(&self) -> impl Iterator<Item = ServiceCounts> {
         self.services.values().map(|held| ServiceCounts {
             service: Arc::clone(&held.name),
             serving: held.serving.clone(),
             ejections: held.outliers.ejections,
-            connections: 0,
+            connections: held.begun.count(),
             backends: held.view.as_ref().map(|view| view.counts()).unwrap_or_default(),
         })
     }

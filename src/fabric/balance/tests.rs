@@ -596,3 +596,35 @@ fn the_last_changes_are_remembered_with_their_reasons() {
 }
 
 mod held_out;
+
+/// Counters only grow (Prometheus): an address that goes, or every one, takes none of what was counted there with it.
+#[test]
+fn connections_are_counted_for_a_service_whatever_becomes_of_its_addresses() {
+    let spec = ServiceSpec { cluster: vec![ip(VIP), ip(VIP6)], ..service(vec![endpoint(0)]) };
+    let mut world = World::of(spec.clone());
+    let count = |world: &World| world.balance.counts().next().unwrap().connections;
+    let begin = |world: &World, at: &str| {
+        let frontends: Vec<_> = world.balance.frontends().cloned().collect();
+        let services = hostweave_nat::service::Services::compile(&frontends, None);
+        let hostweave_nat::service::Lookup::Frontend(frontend) = services.lookup(4096, mapped(ip(at)), 6, 80) else {
+            panic!()
+        };
+        frontend.begun(7, "shop/web-0", 1);
+    };
+    begin(&world, VIP);
+    begin(&world, VIP6);
+    begin(&world, VIP6);
+    assert_eq!(count(&world), 3);
+    world.apply(ServiceSpec { cluster: vec![ip(VIP)], ..spec.clone() });
+    assert_eq!(count(&world), 3);
+    begin(&world, VIP);
+    world.apply(ServiceSpec { cluster: Vec::new(), ..spec.clone() });
+    assert_eq!(count(&world), 4);
+    world.apply(spec.clone());
+    begin(&world, VIP6);
+    assert_eq!(count(&world), 5);
+    // Another Service of that name begins anew.
+    world.apply_all(Vec::new());
+    world.apply(spec);
+    assert_eq!(count(&world), 0);
+}

@@ -64,7 +64,7 @@ impl Inner {
         let ports: HashMap<uuid::Uuid, (PortId, &PortSpec)> = desired
             .ports
             .iter()
-            .filter_map(|spec| Some((spec.uid, (state.ports.get(&spec.full_name())?.id(), spec))))
+            .filter_map(|spec| Some((spec.uid, (state.ports.get(&spec.full_name())?.id(), &**spec))))
             .collect();
         let owners = outside.owners(|uid| ports.get(uid).copied());
         let routed = owned::routed(state.networks.values().map(|network| (network.id, &*network.network)));

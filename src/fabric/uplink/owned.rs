@@ -41,6 +41,16 @@ impl Outside {
         (&self.uplink, &self.nat_pools, &self.attached) == (uplink, nat_pools, attached)
     }
 
+    /// As [`Outside::is_of`], whomever the pools serve.
+    pub fn has_places_of(&self, desired: &Desired) -> bool {
+        let place = |pool: &NatPoolSpec| {
+            let NatPoolSpec { name, addresses, draining, ports: _, block_size, blocks, filtering, overload } = pool;
+            (name.clone(), addresses.clone(), draining.clone(), *block_size, blocks.clone(), *filtering, *overload)
+        };
+        (&self.uplink, &self.attached) == (&desired.uplink, &desired.attached)
+            && self.nat_pools.iter().map(place).eq(desired.nat_pools.iter().map(place))
+    }
+
     /// Whether the Services of `desired` have these public addresses.
     pub fn has_services_of(&self, desired: &Desired) -> bool {
         self.services == Self::of(desired).services

@@ -76,6 +76,11 @@ impl Directory {
         }
     }
 
+    /// The same for ports that say something else of themselves, and have the same addresses.
+    pub fn with_ports(&self, ports: &Ports) -> Self {
+        Self { ports: ports.clone(), ..self.clone() }
+    }
+
     /// Whose an address is.
     pub fn find(&self, network: &Arc<str>, address: IpAddr) -> Option<Workload<'_>> {
         let key = (Arc::clone(network), address);

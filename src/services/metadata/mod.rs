@@ -93,6 +93,19 @@ impl Metadata {
         }
     }
 
+    /// As [`Metadata::update`], where only ports are others than last time; `places`: they, their addresses or their networks are.
+    pub fn update_ports(&self, desired: &Desired, places: bool) {
+        let told = Some((desired.metadata.clone(), desired.local.dhcp));
+        let same = self.state.lock().unwrap_or_else(PoisonError::into_inner).told == told;
+        if places || !same {
+            return self.update(desired);
+        }
+        if desired.metadata.is_some() {
+            let next = self.service.directory.load().with_ports(&desired.ports);
+            self.service.directory.store(Arc::new(next));
+        }
+    }
+
     /// Serves what exists. The networks must have their stacks.
     pub fn update(&self, desired: &Desired) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -201,8 +201,8 @@ fn an_address_that_moves_is_nobodys_until_it_has_moved() {
     let mut after = before.clone();
     let address: IpAddr = "192.0.2.10".parse().unwrap();
     let (a, b) = (before.ports[0].uid, before.ports[1].uid);
-    after.ports[0].v4 = vec!["192.0.2.12".parse().unwrap()];
-    after.ports[1].v4 = vec!["192.0.2.10".parse().unwrap()];
+    after.ports.edit(0).unwrap().v4 = vec!["192.0.2.12".parse().unwrap()];
+    after.ports.edit(1).unwrap().v4 = vec!["192.0.2.10".parse().unwrap()];
     let (old, new) = (World::new(&before).directory, World::new(&after).directory);
     let (rest, mut moved) = old.without_moved(&new);
     moved.sort();
@@ -221,15 +221,15 @@ fn tokens_are_needed_unless_port_or_host_say_otherwise() {
     let wrong = request("GET", "/latest/meta-data/mac", &[(TOKEN, "AAAA")]);
     let status = |desired: &Desired, request: &Parts| World::new(desired).send("red", "192.0.2.11", request).status();
     assert_eq!(status(&desired, &get), StatusCode::UNAUTHORIZED);
-    Arc::make_mut(&mut desired.ports[1].metadata).tokens = Some(Tokens::Optional);
+    Arc::make_mut(&mut desired.ports.edit(1).unwrap().metadata).tokens = Some(Tokens::Optional);
     assert_eq!(status(&desired, &get), StatusCode::OK);
     assert_eq!(status(&desired, &wrong), StatusCode::UNAUTHORIZED, "a wrong one is refused all the same");
-    Arc::make_mut(&mut desired.ports[1].metadata).tokens = None;
+    Arc::make_mut(&mut desired.ports.edit(1).unwrap().metadata).tokens = None;
     desired.metadata.as_mut().unwrap().tokens = Tokens::Optional;
     assert_eq!(status(&desired, &get), StatusCode::OK);
-    Arc::make_mut(&mut desired.ports[1].metadata).tokens = Some(Tokens::Required);
+    Arc::make_mut(&mut desired.ports.edit(1).unwrap().metadata).tokens = Some(Tokens::Required);
     assert_eq!(status(&desired, &get), StatusCode::UNAUTHORIZED);
-    Arc::make_mut(&mut desired.ports[1].metadata).disabled = true;
+    Arc::make_mut(&mut desired.ports.edit(1).unwrap().metadata).disabled = true;
     assert_eq!(status(&desired, &request("PUT", "/latest/api/token", &[(TTL, "60")])), StatusCode::FORBIDDEN);
 
     let mut world = World::new(&self::desired());
@@ -273,7 +273,7 @@ fn nocloud_is_for_cloud_init_and_for_whoever_has_a_token() {
     // Without DHCP there is nothing to configure by it; what is written is served as it is.
     let mut desired = desired();
     desired.local.dhcp = false;
-    Arc::make_mut(&mut desired.ports[1].metadata).network_config = Some("version: 1\n".to_owned());
+    Arc::make_mut(&mut desired.ports.edit(1).unwrap().metadata).network_config = Some("version: 1\n".to_owned());
     let world = World::new(&desired);
     let ask = request("GET", "/nocloud/network-config", &[agent]);
     assert_eq!(world.send("red", "192.0.2.10", &ask).status(), StatusCode::NOT_FOUND);

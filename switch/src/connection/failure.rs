@@ -1,7 +1,8 @@
-//! Connections that nobody took: their SYN was answered by a reset, or by nothing.
+//! Connections that nobody took: their SYN was answered by a reset, or by nothing; what they sent over UDP by ICMP port unreachable, or
+//! by nothing although they asked again.
 //!
-//! Workers note them where a packet is looked at out of line anyway: a reset of a connection that was not open yet, and a SYN that comes
-//! again. So no packet of an open connection pays. One place for each of many connections; what is overwritten before somebody
+//! Workers note them where a packet is looked at out of line anyway: a reset of a connection that was not open yet, an ICMP error, and a
+//! SYN or question that comes again. So no packet of an open connection pays. One place for each of many connections; what is overwritten before somebody
 //! looked is lost, and comes again with the next client.
 
 use std::net::IpAddr;
@@ -20,7 +21,8 @@ const PLACES: usize = 256;
 /// No connection: indices stay below it.
 const NOBODY: u64 = u64::MAX;
 
-/// A SYN that comes again this many seconds after the first has not been answered: two others came before it (RFC 6298 §2).
+/// A SYN that comes again this many seconds after the first has not been answered: two others came before it (RFC 6298 §2). Who asks
+/// again over UDP waits about as long.
 pub const UNANSWERED_S: u32 = 3;
 
 /// The latest of them.
@@ -37,11 +39,13 @@ pub struct Failed {
     pub address: IpAddr,
     /// Its L4 port.
     pub l4: u16,
+    /// IP protocol: TCP or UDP.
+    pub proto: u8,
     /// Slot of the client's port.
     pub client_port: u32,
     /// The client's address.
     pub client: IpAddr,
-    /// Whether it reset the connection; else it did not answer.
+    /// Whether it refused the connection (TCP reset, ICMP port unreachable); else it did not answer.
     pub refused: bool,
     /// Second in which the connection began.
     pub created: u32,
@@ -83,6 +87,7 @@ impl Failed {
             port: entry.out_port,
             address,
             l4,
+            proto: entry.key.proto(),
             client_port: entry.in_port,
             client: unmapped(entry.key.src()),
             refused: entry.sides[1].flags & Side::RST != 0,
@@ -101,8 +106,12 @@ impl Entry {
         }
     }
 
-    /// Whether it is a TCP connection that was answered by anything but a reset.
+    /// Whether it was answered: over TCP by anything but a reset, over UDP at all.
     pub fn is_taken(&self) -> bool {
-        self.key.proto() == proto::TCP && self.sides[1].flags & Side::SEEN != 0
+        match self.key.proto() {
+            proto::TCP => self.sides[1].flags & Side::SEEN != 0,
+            proto::UDP => self.seen[1] != 0,
+            _ => false,
+        }
     }
 }

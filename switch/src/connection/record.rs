@@ -242,6 +242,11 @@ impl Record {
         }
     }
 
+    /// The answering side said that nobody is there (ICMP port unreachable). Not for TCP, which says it itself.
+    pub fn refuse(&self) {
+        self.flags[1].fetch_or(Side::RST, Relaxed);
+    }
+
     /// Replaces what a direction has shown, where it differs from `old`: a line that did not change stays shared.
     #[inline]
     pub fn set_side(&self, direction: Direction, old: &Side, new: &Side) {

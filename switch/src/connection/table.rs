@@ -286,7 +286,25 @@ impl Connections {
         let shard = self.shard(bucket);
         let read = shard.read(|| self.walk(bucket, key, vni, WALK_MAX));
         let (found, miss) = read.unwrap_or_else(|| self.look_locked(bucket, key, vni));
-        found.or_else(|| self.find_reply(bucket, key, vni)).ok_or(miss)
+        match found {
+            Some(found) if found.direction == 1 && self.crosses(found) => {
+                self.answers_of(bucket, key, vni).or(Some(found))
+            }
+            Some(found) => Some(found),
+            None => self.find_reply(bucket, key, vni),
+        }
+        .ok_or(miss)
+    }
+
+    fn crosses(&self, found: Found) -> bool {
+        self.records().get(found.index as usize).is_some_and(Record::crosses)
+    }
+
+    /// The connection whose answers have this tuple. The reverse of what one that crosses began with is not what its answers are like: they
+    /// may be another's.
+    #[cold]
+    fn answers_of(&self, bucket: usize, key: &FlowKey, vni: u32) -> Option<Found> {
+        self.find_reply(bucket, key, vni).filter(|found| found.direction == 1)
     }
 
     #[cold]
@@ -384,7 +402,9 @@ impl Connections {
         let shard = self.shard(bucket);
         let mut wheel = shard.lock();
         let known = if shard.is_unchanged_since(miss) { None } else { self.find_in(bucket, &new.key, new.vni) };
-        if let Some(found) = known.or_else(|| self.find_reply(bucket, &new.key, new.vni)) {
+        // What looks like the packets of another behind its translation has answers of its own, if it is translated too.
+        let is_it = |found: &Found| found.direction == 1 || new.translation.is_none();
+        if let Some(found) = known.or_else(|| self.find_reply(bucket, &new.key, new.vni).filter(is_it)) {
             return Ok(Committed { found, new: false });
         }
         let payer = if new.receiver_pays { new.out_port } else { new.in_port };
@@ -444,7 +464,7 @@ impl Connections {
         let bucket = self.bucket(self.keys.hash(&record.key(), record.vni()));
         let shard = self.shard(bucket);
         self.quotas.take_anyway(record.payer());
-        self.link(shard, &mut shard.lock(), bucket, records, index, deadline(record, timeouts));
+        self.link(shard, &mut shard.lock(), bucket, records, index, deadline(record, timeouts.of(record)));
     }
 
     /// Forgets a connection, unless it is another one by now. Returns whether it was there.
@@ -472,7 +492,7 @@ impl Connections {
         let mut wheel = self.shard(bucket).lock();
         if self.get(index, generation).is_some() {
             wheel.remove(self.records(), index);
-            wheel.insert(self.records(), index, deadline(record, timeouts));
+            wheel.insert(self.records(), index, deadline(record, timeouts.of(record)));
         }
     }
 
@@ -487,7 +507,7 @@ impl Connections {
                 let Some(index) = wheel.due(self.records(), now) else { break };
                 looked += 1;
                 let record = &self.records()[index as usize];
-                let deadline = deadline(record, timeouts);
+                let deadline = deadline(record, timeouts.of(record));
                 if deadline > now {
                     wheel.insert(self.records(), index, deadline);
                     continue;
@@ -622,12 +642,12 @@ impl Connections {
     }
 }
 
-/// Second in which a connection ends if nothing comes.
-fn deadline(record: &Record, timeouts: &Timeouts) -> u32 {
+/// Second in which a connection that lives so many seconds without a packet ends, if nothing comes.
+pub(super) fn deadline(record: &Record, lives: u32) -> u32 {
     // What a flow cache trusts it does not tell of: packets of the last round are not seen here.
     let unseen = if record.is_assured() { TRUST_S } else { 0 };
     let seen = record.last_seen(0).max(record.last_seen(1));
-    seen.saturating_add(timeouts.of(record)).saturating_add(1 + unseen)
+    seen.saturating_add(lives).saturating_add(1 + unseen)
 }
 
 impl FreeRecords {

@@ -1,6 +1,7 @@
 //! How long a connection lives without a packet.
 
 use super::record::Record;
+use super::table::deadline;
 use crate::tcp_track::{self, Side, State};
 use crate::wire::proto;
 
@@ -63,7 +64,14 @@ impl Timeouts {
         if record.crosses() { self.crossing(record.key().proto(), alone) } else { alone }
     }
 
-    /// The same of a connection that crosses, which within a network would live `alone`.
+    /// Whether nothing of a connection is to be expected any more: TCP has ended, or there was no packet for as long as one within a
+    /// network lives. One that crosses is remembered for longer only for the sake of its NAT mapping.
+    pub fn is_over(&self, record: &Record, now: u32) -> bool {
+        let ended = || matches!(tcp_track::state(&record.side(0), &record.side(1)), State::TimeWait | State::Closed);
+        record.key().proto() == proto::TCP && ended() || deadline(record, self.within(record)) <= now
+    }
+
+    /// Seconds that a connection which crosses lives from its last packet, where within a network it would live `alone`.
     pub(super) fn crossing(&self, protocol: u8, alone: u32) -> u32 {
         match protocol {
             proto::TCP => alone.max(self.crossing_tcp),

@@ -42,6 +42,8 @@ fn spec(service: &str, address: &str, proto: u8, l4: RangeInclusive<u16>, backen
         affinity_s: None,
         backends: backends.into(),
         refusal: Refusal::Reject,
+        begun: Default::default(),
+        begun: Default::default(),
     }
 }
 

@@ -48,6 +48,7 @@ fn spec(at: IpAddr, proto: u8, backends: &[Backend]) -> FrontendSpec {
         sources: [].into(),
         affinity_s: None,
         backends: backends.into(),
+        begun: Default::default(),
         refusal: Refusal::Reject,
     }
 }
@@ -351,12 +352,15 @@ fn a_client_that_talks_to_its_backend_itself_keeps_both_connections() {
         assert_ne!(seen.2, 4000);
         let answer = path(B, A, v6).udp(8080, 4000, b"answer");
         assert_eq!(host.through(1, B, &answer).unwrap().1, (address(B, v6), address(A, v6), 8080, 4000));
-        // The other way round the one to the backend does not begin: its answers would be the Service's.
+        // The other way round the one to the backend is the one that gets another.
         let mut host = Host::serving(v6, &[backend(B, v6)]);
         assert_eq!(host.asks(A, vip(v6), 4000).unwrap().0, B);
-        assert_eq!(host.to(A, &direct), Err(DropReason::NatTupleTaken));
+        let (_, seen) = host.through(0, A, &out(A, address(B, v6)).udp(4000, 8080, b"question")).unwrap();
+        assert_ne!(seen.2, 4000);
         assert_eq!(host.to(A, &udp(A, B, v6, (4001, 8080))), Ok(B));
         assert_eq!(host.through(1, B, &answer).unwrap().1, (vip(v6), address(A, v6), 80, 4000));
+        let other = path(B, A, v6).udp(8080, seen.2, b"answer");
+        assert_eq!(host.through(1, B, &other).unwrap().1, (address(B, v6), address(A, v6), 8080, 4000));
     });
 }
 

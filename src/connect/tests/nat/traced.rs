@@ -119,7 +119,7 @@ fn a_trace_towards_a_service_leaves_its_affinity_and_its_count_alone() {
                 let scope = if at == vip(v6) { 7 } else { hostweave_switch::tables::OUTSIDE_VNI };
                 let found = host.plane.services.lookup(scope, mapped(at), 17, 80);
                 let Lookup::Frontend(frontend) = found else { panic!("there is one") };
-                frontend.connections()
+                frontend.spec().begun.count()
             };
             let to = host.traced(from, &way.udp(4000, 80, b"?")).unwrap();
             assert_eq!(begun(&host), 0);

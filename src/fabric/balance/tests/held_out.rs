@@ -14,7 +14,7 @@ impl World {
             refused: true,
             created: now,
         });
-        let located = (vni, endpoint(port).address, 8080);
+        let located = (vni, endpoint(port).address, 8080, 6);
         let sought = self.balance.observe(&HashMap::from([(located, failures.collect())]), now);
         let answered = answered.then_some((located, now)).into_iter().collect();
         self.balance.judge(&sought, &answered, (now, at(self.second)));
@@ -140,4 +140,58 @@ fn a_backend_that_flaps_as_fast_as_it_can_is_held_out_and_costs_others_nothing()
         );
         assert_eq!(world.balance.facts().next_release(), None);
     }
+}
+
+/// After a kill and a restart nobody is forgotten: until it is checked again, and then until its time is over.
+#[test]
+fn who_is_ejected_still_is_after_a_restart() {
+    let spec = ServiceSpec {
+        outlier: Some(OutlierSpec { consecutive_failures: 2, base_ejection_s: 100, max_ejection_percent: 50 }),
+        health: Some(check()),
+        ..service(vec![endpoint(0), endpoint(1)])
+    };
+    let mut world = World::of(spec.clone());
+    for n in 0..2 {
+        world.verdict(n, true);
+    }
+    world.fail(4096, 0, &[1, 2, 1], false);
+    let stored: BTreeMap<String, remembered::Remembered> =
+        world.balance.take_to_store().into_iter().filter_map(|(name, of)| Some((name.to_string(), of?))).collect();
+    assert_eq!(stored.len(), 1);
+    let ejected = &stored["shop/web"].ejected;
+    assert_eq!((ejected.len(), ejected[0].address, ejected[0].times), (1, endpoint(0).address, 1));
+    let (time, until) = (at(world.second), ejected[0].until);
+    assert!(until > time);
+
+    let mut again = World { second: world.second, ..World::default() };
+    again.balance.restore(stored, (7, time));
+    for n in 0..2 {
+        again.balance.set_running(Uuid::from_u128(n), true, Instant::now());
+    }
+    again.apply(spec.clone());
+    let states = |world: &World| world.balance.services["shop/web"].view.as_ref().unwrap().states.clone();
+    assert_eq!(states(&again), [[BackendState::Unchecked; 2]]);
+    again.verdict(0, true);
+    again.verdict(1, true);
+    assert_eq!(states(&again), [[BackendState::Ejected, BackendState::Healthy]]);
+    assert!(again.balance.take_to_store().is_empty(), "as the store has it");
+    let left = until.duration_since(time).unwrap().as_secs() as u32;
+    again.balance.observe(&HashMap::new(), 7 + left - 1);
+    again.settle();
+    assert_eq!(states(&again), [[BackendState::Ejected, BackendState::Healthy]]);
+    again.balance.observe(&HashMap::new(), 7 + left + 1);
+    again.settle();
+    assert_eq!(states(&again), [[BackendState::Healthy; 2]]);
+    let told: Vec<_> = again.balance.take_to_store();
+    assert!(matches!(&told[..], [(name, None)] if **name == *"shop/web"), "{told:?}");
+
+    // One whose checks fail first is no outlier any more; and a Service that is gone is forgotten.
+    let mut other = World::default();
+    other.balance.restore(
+        [("shop/gone".to_owned(), remembered::Remembered { vni: 1, left: vec![], ejected: vec![] })].into(),
+        (7, time),
+    );
+    other.apply(spec);
+    let told: Vec<_> = other.balance.take_to_store();
+    assert!(matches!(&told[..], [(name, None)] if **name == *"shop/gone"), "{told:?}");
 }

@@ -206,6 +206,35 @@ fn sv5_a_client_whose_backend_is_gone_hears_a_reset_that_it_takes() {
 }
 
 #[test]
+fn a_client_beyond_the_uplink_hears_a_reset_of_a_connection_that_this_host_had() {
+    both(|v6| {
+        for from_cache in [true, false] {
+            let mut host = Host::serving(v6, &[backend(B, v6)]);
+            let (client, at) = (remote(v6, 1), public(v6, PUBLIC_VIP));
+            let sent = |flags, seq, ack| inward(client, at).tcp(&tcp(4000, 80, flags, seq, ack), b"");
+            assert_eq!(host.through(0, UPLINK, &sent(SYN, 100, 0)).unwrap().0, B);
+            let answer = out(B, client).tcp(&tcp(8080, 4000, SYN | ACK, 500, 101), b"");
+            assert_eq!(host.through(1, B, &answer).unwrap().0, UPLINK);
+            assert_eq!(host.through(0, UPLINK, &sent(ACK, 101, 501)).unwrap().0, B);
+            host.serve(v6, &[backend(C, v6)], |_| {});
+            let worker = usize::from(!from_cache);
+            let ended =
+                host.pass(worker, UPLINK, &sent(ACK, 101, 501), Offload::default(), &mut Unwatched).err().unwrap();
+            let told = read(&ended.1.expect("a reset")).0;
+            let Body::Ip { src, dst, .. } = told.body else { panic!() };
+            assert_eq!((ended.0, src, dst), (DropReason::ServiceEnded, at, client));
+            assert_eq!((told.src_mac, told.dst_mac), (UPLINK_MAC.0, GATEWAY_MAC.0));
+            let (reset, _) = told.tcp().expect("TCP");
+            assert_eq!((reset.src_port, reset.dst_port, reset.flags, reset.seq), (80, 4000, RST, 501));
+            // From now on it is as unknown as any.
+            let (reason, told) = host.told(UPLINK, &sent(ACK, 101, 501));
+            assert_eq!((reason, told.is_none()), (DropReason::NoConnection, true));
+            assert_eq!(host.through(0, UPLINK, &sent(SYN, 9_000, 0)).unwrap().0, C, "and a SYN selects again");
+        }
+    });
+}
+
+#[test]
 fn nobody_hears_a_reset_who_may_not_begin_a_connection_or_is_out_there() {
     both(|v6| {
         let mut host = Host::serving(v6, &[backend(B, v6)]);
@@ -218,5 +247,123 @@ fn nobody_hears_a_reset_who_may_not_begin_a_connection_or_is_out_there() {
             let (reason, told) = host.told(A, &out(A, to).tcp(&segment, b""));
             assert_eq!((reason, told.is_none()), (DropReason::NoConnection, true));
         }
+    });
+}
+
+/// How a connection of `A` from L4 port 4000 ends.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum End {
+    Reset,
+    Closed,
+}
+
+impl Host {
+    /// Opens a TCP connection of `A` from L4 port 4000, by way of `to` (an address and L4 port), with its backend `B`, as which it shows the
+    /// client's L4 port `shown`.
+    #[track_caller]
+    fn opens_by(&mut self, v6: bool, to: (IpAddr, u16), isn: u32) -> Seen {
+        let frame = |flags, seq, ack| out(A, to.0).tcp(&tcp(4000, to.1, flags, seq, ack), b"");
+        let (backend, seen) = self.through(0, A, &frame(SYN, isn, 0)).unwrap();
+        assert_eq!(backend, B);
+        let answer = path(B, A, v6).tcp(&tcp(8080, seen.2, SYN | ACK, 500, isn + 1), b"");
+        let (client, back) = self.through(1, B, &answer).unwrap();
+        assert_eq!((client, back), (A, (to.0, address(A, v6), to.1, 4000)));
+        self.through(0, A, &frame(ACK, isn + 1, 501)).unwrap();
+        seen
+    }
+
+    /// Ends it.
+    #[track_caller]
+    fn ends(&mut self, v6: bool, to: (IpAddr, u16), isn: u32, end: End) {
+        let mine = |flags, seq, ack| out(A, to.0).tcp(&tcp(4000, to.1, flags, seq, ack), b"");
+        let its = |flags, seq, ack| path(B, A, v6).tcp(&tcp(8080, 4000, flags, seq, ack), b"");
+        if end == End::Reset {
+            self.through(1, B, &its(RST, 501, 0)).unwrap();
+            return;
+        }
+        self.through(0, A, &mine(FIN | ACK, isn + 1, 501)).unwrap();
+        self.through(1, B, &its(FIN | ACK, 501, isn + 2)).unwrap();
+        self.through(0, A, &mine(ACK, isn + 2, 502)).unwrap();
+    }
+}
+
+#[test]
+fn a_connection_that_has_ended_makes_room_for_one_by_the_other_way_to_its_backend() {
+    both(|v6| {
+        let (service, direct) = ((vip(v6), 80), (address(B, v6), 8080));
+        for end in [End::Reset, End::Closed] {
+            for [first, second] in [[service, direct], [direct, service]] {
+                let mut host = Host::serving(v6, &[backend(B, v6)]);
+                host.opens_by(v6, first, 100);
+                host.ends(v6, first, 100, end);
+                // Whatever its number is: the backend itself says if that does not do.
+                let seen = host.opens_by(v6, second, 50);
+                assert_eq!(seen, (address(A, v6), address(B, v6), 4000, 8080), "{end:?}: as it is");
+                assert_eq!(host.entries().len(), 1, "{end:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn udp_that_was_silent_for_as_long_as_it_lives_within_a_network_makes_room_for_the_other_way() {
+    both(|v6| {
+        let mut host = Host::serving(v6, &[backend(B, v6)]);
+        assert_eq!(host.asks(A, vip(v6), 4000).unwrap().0, B);
+        host.now += 20;
+        let direct = out(A, address(B, v6)).udp(4000, 8080, b"question");
+        assert_ne!(host.through(0, A, &direct).unwrap().1.2, 4000, "it may be answered still");
+        host.now += 12;
+        let direct = out(A, address(B, v6)).udp(4000, 8080, b"question");
+        assert_ne!(host.through(1, A, &direct).unwrap().1.2, 4000, "what has begun goes on as it did");
+        let mut host = Host::serving(v6, &[backend(B, v6)]);
+        assert_eq!(host.asks(A, vip(v6), 4000).unwrap().0, B);
+        host.now += 32;
+        assert_eq!(host.to(A, &direct), Ok(B));
+        assert_eq!(host.entry().translation, None);
+    });
+}
+
+#[test]
+fn a_live_connection_to_a_service_and_one_to_its_backend_itself_from_one_l4_port_are_told_apart() {
+    both(|v6| {
+        let (service, direct) = ((vip(v6), 80), (address(B, v6), 8080));
+        for [first, second] in [[service, direct], [direct, service]] {
+            let mut host = Host::serving(v6, &[backend(B, v6)]);
+            assert_eq!(host.opens_by(v6, first, 100).2, 4000);
+            let other = host.opens_by(v6, second, 900).2;
+            assert!(other >= 49152, "another L4 port: {other}");
+            for _ in 0..2 {
+                for (to, l4, ack) in [(first, 4000, 101), (second, other, 901)] {
+                    let answer = path(B, A, v6).tcp(&tcp(8080, l4, ACK, 501, ack), b"data");
+                    assert_eq!(host.through(1, B, &answer), Ok((A, (to.0, address(A, v6), to.1, 4000))));
+                    let more = out(A, to.0).tcp(&tcp(4000, to.1, ACK, ack, 501), b"more");
+                    assert_eq!(host.through(0, A, &more), Ok((B, (address(A, v6), address(B, v6), l4, 8080))));
+                }
+                // By tables of later, too.
+                host.publish();
+            }
+            assert_eq!(host.entries().len(), 2);
+            // Policy is asked about both as they are sent.
+            host.allow_only(&[80]);
+            for (to, ack) in [(first, 101), (second, 901)] {
+                let more = out(A, to.0).tcp(&tcp(4000, to.1, ACK, ack, 501), b"more");
+                assert_eq!(host.through(0, A, &more), Err(DropReason::PolicyDenied));
+            }
+        }
+    });
+}
+
+#[test]
+fn one_to_the_backend_itself_by_another_l4_port_ends_with_the_addresses_that_it_goes_to() {
+    both(|v6| {
+        let (service, direct) = ((vip(v6), 80), (address(B, v6), 8080));
+        let mut host = Host::serving(v6, &[backend(B, v6)]);
+        host.opens_by(v6, service, 100);
+        host.opens_by(v6, direct, 900);
+        host.plane.tables.set_addresses([(AddressKey::new(NETWORK, address(B, v6)), PortId(C))]);
+        host.publish();
+        let more = out(A, direct.0).tcp(&tcp(4000, 8080, ACK, 901, 501), b"more");
+        assert_eq!(host.through(0, A, &more), Err(DropReason::NoConnection));
     });
 }
