@@ -1,5 +1,6 @@
 //! Rate limits of ports: what is more than a guest may send or receive ends with a reason, and nothing else does.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hostweave_guest::{Guest, VnetHeader};
@@ -73,7 +74,7 @@ fn whatever_else_changes_at_a_port_it_gets_no_new_burst() {
     let mut host = Host::new(1);
     let (mut a, b) = (host.spec("default", "a", 10, 1), host.port("b", 11));
     a.rates.egress.packets = Some(Rate { per_s: 1, burst: 100 });
-    host.desired.ports.push(a.clone());
+    host.desired.ports.push(Arc::new(a.clone()));
     host.apply();
     let mut sender = host.guest(&a).ring_size(1_024).up();
     let began = Instant::now();
@@ -83,7 +84,7 @@ fn whatever_else_changes_at_a_port_it_gets_no_new_burst() {
         passed(host, &mut sender, "a", (VnetHeader::default(), frame), 200)
     };
     for change in 0..5 {
-        let spec = host.desired.ports.last_mut().unwrap();
+        let spec = Arc::make_mut(host.desired.ports.last_mut().unwrap());
         match change {
             0 => {}
             1 => drop(spec.labels.insert("app".into(), "web".into())),
@@ -98,7 +99,7 @@ fn whatever_else_changes_at_a_port_it_gets_no_new_burst() {
     let more = began.elapsed().as_secs() + 1;
     assert!((100..=100 + more).contains(&sum), "{sum} of one burst");
     // Another limit is another one.
-    host.desired.ports.last_mut().unwrap().rates.egress.packets = Some(Rate { per_s: 1, burst: 50 });
+    Arc::make_mut(host.desired.ports.last_mut().unwrap()).rates.egress.packets = Some(Rate { per_s: 1, burst: 50 });
     host.apply();
     let since = Instant::now();
     let again = send(&host, 9);

@@ -59,7 +59,7 @@ impl Scene {
     }
 
     fn port(&self, n: usize) -> PortSpec {
-        self.host.desired.ports[n].clone()
+        (*self.host.desired.ports[n]).clone()
     }
 
     fn guest(&self, n: usize) -> Guest {
