@@ -129,7 +129,7 @@ impl Ends<'_> {
     pub fn resolve(&self, picture: &Picture, scene: &Scene<'_>) -> Result<Request, RpcError> {
         let tables = &picture.plane.tables;
         if let Some(uplink) = self.uplink(tables)? {
-            return self.from_outside(picture, scene, uplink);
+            return self.outside_request(picture, scene, uplink);
         }
         let (id, network) = self.network(tables)?;
         let sender = self.sender(tables, id, network)?;
@@ -159,7 +159,7 @@ impl Ends<'_> {
     }
 
     /// A packet that comes in at the uplink.
-    fn from_outside(&self, picture: &Picture, scene: &Scene<'_>, uplink: &Uplink) -> Result<Request, RpcError> {
+    fn outside_request(&self, picture: &Picture, scene: &Scene<'_>, uplink: &Uplink) -> Result<Request, RpcError> {
         let tables = &picture.plane.tables;
         let sender = tables
             .port(uplink.port)
