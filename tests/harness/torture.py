@@ -36,11 +36,11 @@ def frames(*made):
     return [data.hex() for data in made]
 
 
-def short_connections(daemon, a, b, count=6000, parallel=50):
+def short_connections(daemon, a, b, count=6000, parallel=50, timeout=20):
     """Connections come and go; each is answered, and what is not allowed begins none."""
     b.peer("serve", port=ECHO)
     b.peer("serve", port=7100)
-    answered = a.peer("churn", hosts=families(b.port), port=ECHO, count=count, parallel=parallel)
+    answered = a.peer("churn", hosts=families(b.port), port=ECHO, count=count, parallel=parallel, timeout=timeout)
     assert answered == {"ok": count}, answered
     for host in families(b.port):
         refused = a.peer("open", group="denied", host=host, port=7100, count=5, timeout=2)

@@ -235,7 +235,7 @@ class Peer:
         """Who the first connection of a group is to the other side's `tells`."""
         return json.loads(await asyncio.wait_for(self.loop.sock_recv(self.groups[group][0], 200), timeout))
 
-    async def churn(self, hosts, port, count, parallel=50):
+    async def churn(self, hosts, port, count, parallel=50, timeout=20):
         """Short connections, one after the other: opened, used once, closed."""
         gate, counts = asyncio.Semaphore(parallel), {}
 
@@ -243,7 +243,7 @@ class Peer:
             async with gate:
                 sock = stream(hosts[number % len(hosts)])
                 try:
-                    await asyncio.wait_for(self._once(sock, (hosts[number % len(hosts)], port)), 20)
+                    await asyncio.wait_for(self._once(sock, (hosts[number % len(hosts)], port)), timeout)
                     result = "ok"
                 except (OSError, asyncio.TimeoutError) as error:
                     result = name_of(error)

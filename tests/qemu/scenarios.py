@@ -617,9 +617,10 @@ def torture_between_guests(case):
         addresses(vm, port)
         ends.append(End(vm, port))
     a, b, c = ends
-    torture.short_connections(daemon, a, b, count=200, parallel=10)
+    torture.short_connections(daemon, a, b, count=200, parallel=10, timeout=120)
     torture.half_open_connections_recover(daemon, a, b)
-    torture.half_open_connections_pile_up(daemon, a, b, c, syns=200, flows=100, others=20)
+    # Those that have just ended still count.
+    torture.half_open_connections_pile_up(daemon, a, b, c, syns=300, flows=400, others=20)
     a.port.flows = 65536
     daemon.reload()
     torture.reset_injection(daemon, a, b, c)
