@@ -127,6 +127,11 @@ fn begin<'a, R: Recorder>(
         return Err(taken(DropReason::NatTupleTaken));
     }
     let step = commit(ctx, flows, lookup, missed, out, allowed, side, Some(translation), record).map_err(taken)?;
+    if held.is_shared()
+        && let Some(opened) = &mut flows.opened
+    {
+        opened.shared = true;
+    }
     // Of another worker's connection, which is the same, that one holds the mappings.
     if flows.opened.is_some() {
         held.keep();
@@ -321,7 +326,7 @@ fn commit<R: Recorder>(
     let found = committed.found;
     if committed.new {
         let there = translation.map(|translation| translation.reply.reversed());
-        flows.opened = Some(Opened { out_port: out.id, allowed, there });
+        flows.opened = Some(Opened { out_port: out.id, allowed, there, shared: false });
     }
     let crosses = if translation.is_some() { CROSSES } else { 0 };
     let flow = Flow {

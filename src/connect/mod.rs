@@ -69,6 +69,8 @@ pub struct Opened {
     pub allowed: Allowed,
     /// Its tuple as the other side sees it, if it crosses into another network.
     pub there: Option<FlowKey>,
+    /// Whether its L4 port there is one that others use too (SEMANTICS NA17).
+    pub shared: bool,
 }
 
 /// Where a packet's flow and connection were looked for and are not, so that nobody looks twice.

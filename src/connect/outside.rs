@@ -13,6 +13,7 @@ use hostweave_switch::packet::Packet;
 use hostweave_switch::route;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{AddressKey, Egress, NetworkId, Owned, Port, PortId, PortKind, Tables, Uplink};
+use hostweave_switch::wire::proto;
 
 use super::Flows;
 use super::seen::{NOBODY, shown};
@@ -56,15 +57,22 @@ pub(super) struct Held<'a> {
     nat: &'a Nat,
     mapping: Option<MappingRef>,
     now: u32,
+    /// Whether it lies on an L4 port that others use too (SEMANTICS NA17).
+    shared: bool,
 }
 
 impl<'a> Held<'a> {
     pub fn none(flows: &Flows<'a>) -> Self {
-        Self { nat: flows.nat, mapping: None, now: 0 }
+        Self { nat: flows.nat, mapping: None, now: 0, shared: false }
     }
 
     fn one(flows: &Flows<'a>, mapping: MappingRef, now: u32) -> Self {
-        Self { nat: flows.nat, mapping: Some(mapping), now }
+        Self { nat: flows.nat, mapping: Some(mapping), now, shared: false }
+    }
+
+    /// Whether it lies on an L4 port that others use too (SEMANTICS NA17).
+    pub fn is_shared(&self) -> bool {
+        self.shared
     }
 
     /// As a connection keeps it. It is still given back when this ends.
@@ -279,7 +287,7 @@ pub(super) fn source(tables: &Tables, port: &Port, src: u128) -> Result<Source, 
         return Ok(Source::Public(*public));
     }
     match egress(tables, port, src) {
-        Egress::None => Err(DropReason::EgressNone),
+        Egress::None | Egress::Forbidden => Err(DropReason::EgressNone),
         Egress::Nat => Ok(Source::Pool),
         Egress::Routed => Ok(Source::Own),
     }
@@ -324,6 +332,7 @@ pub(super) fn snat<'a, R: Recorder>(
             let mapped = flows.nat.outbound(ctx.pools, &inside, remote, ctx.now).map_err(refusal);
             let mapped = mapped.inspect_err(|reason| record.stage("snat", Detail::Verdict(Verdict::Drop(*reason))))?;
             held = Held::one(flows, mapped.mapping, ctx.now);
+            held.shared = mapped.bound && key.kind() == Kind::Ports && key.proto() == proto::TCP;
             mapped.outside
         }
     };

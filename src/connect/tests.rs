@@ -21,7 +21,7 @@ use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{AddressKey, Addressing, Network, NetworkId, Port, PortId, PortKind, Tables};
 use hostweave_switch::wire::tcp::flags::{ACK, FIN, RST, SYN};
 
-use super::Flows;
+use super::{Flows, Opened};
 use crate::datapath::{self, Context, Lookup};
 use crate::fabric::plane::Plane;
 use crate::observe::recorder::{Detail, Recorder, Unwatched};
@@ -62,6 +62,8 @@ struct Passed {
     queue: u8,
     frame: Vec<u8>,
     offload: Offload,
+    /// The connection that began with it.
+    opened: Option<Opened>,
 }
 
 /// Why a packet ended, and the ICMP error that its sender hears of it.
@@ -239,7 +241,8 @@ impl Host {
                     let mut octets = vec![0; packet.len()];
                     packet.copy_frame(arena, &mut octets).unwrap();
                     let meta = &packet.meta;
-                    Ok(Passed { to: meta.out_port.0, queue: meta.queue, frame: octets, offload: meta.offload })
+                    let (to, opened) = (meta.out_port.0, flows.opened);
+                    Ok(Passed { to, queue: meta.queue, frame: octets, offload: meta.offload, opened })
                 }
                 Verdict::Drop(reason) => Err(ended(packet, arena, reason)),
                 other => panic!("{other:?} of forward"),

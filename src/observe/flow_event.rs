@@ -20,6 +20,8 @@ pub struct FlowEvent {
     pub key: FlowKey,
     /// Of a connection, the tuple as the other side sees it, where NAT makes it another one.
     pub there: Option<FlowKey>,
+    /// Of a connection that begins: whether its L4 port there is one that others use too, towards other destinations (SEMANTICS NA17).
+    pub shared: bool,
     /// Network.
     pub vni: u32,
     /// The port that sent it.
@@ -70,7 +72,7 @@ impl FlowEvent {
             audit: audit.or_else(|| allowed.ingress.audit.map(|rule| (Direction::Ingress, rule))),
         };
         let event = Self::new(ctx, &lookup.key, packet, opened.out_port, kind);
-        Self { there: opened.there.filter(|there| *there != event.key), ..event }
+        Self { there: opened.there.filter(|there| *there != event.key), shared: opened.shared, ..event }
     }
 
     /// A packet ended.
@@ -106,6 +108,7 @@ impl FlowEvent {
             kind,
             key: entry.key,
             there: entry.translation.map(|how| how.reply.reversed()).filter(|there| *there != entry.key),
+            shared: false,
             vni: entry.vni,
             from: PortId(entry.in_port),
             to: PortId(entry.out_port),
@@ -124,6 +127,6 @@ impl FlowEvent {
         let is_icmp = matches!(packet.meta.proto, proto::ICMPV4 | proto::ICMPV6) && !packet.meta.later_fragment;
         let icmp = if is_icmp { packet.meta.dst_port } else { 0 };
         let (key, vni, from) = (key.unscoped(), ctx.network.vni, ctx.port.id);
-        Self { kind, key, there: None, vni, from, to, tcp_flags, icmp, at: ctx.now }
+        Self { kind, key, there: None, shared: false, vni, from, to, tcp_flags, icmp, at: ctx.now }
     }
 }

@@ -190,6 +190,7 @@ mod tests {
                 blocks: 1..=1,
                 filtering: Default::default(),
                 overload: false,
+                limits: Default::default(),
             }],
             attached: vec![AttachSpec {
                 address: "203.0.113.8".parse().unwrap(),

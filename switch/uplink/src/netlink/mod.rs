@@ -6,6 +6,7 @@
 pub mod configure;
 pub mod hide;
 pub mod interfaces;
+pub mod offloads;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
