@@ -117,6 +117,7 @@ impl Nat {
                 adopted.forgotten += 1;
             }
         }
+        self.share_out();
         self.set_fresh(used);
         self.give_back_all((0..used).filter(|index| self.record(*index).is_some_and(|record| !record.is_valid())));
         adopted

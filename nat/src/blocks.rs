@@ -209,11 +209,12 @@ impl Nat {
     }
 
     /// Index of a workload in a family, which is there from now on; `None`: no room for another.
-    pub(crate) fn register_workload(&self, workload: &Workload, family: usize, keep: u16) -> Option<u32> {
+    pub(crate) fn register_workload(&self, workload: &Workload, family: usize, pool: &PoolSpec) -> Option<u32> {
         let at = self.tenant(workload.uid, family)?;
         let tenant = self.registry.workload(at)?;
         tenant.port.store(workload.port, Relaxed);
-        tenant.keep.store(keep.into(), Relaxed);
+        tenant.keep.store((*pool.blocks.start()).into(), Relaxed);
+        tenant.max.store(pool.limits.mappings(self.capacity()), Relaxed);
         tenant.gone.store(0, Relaxed);
         Some(at)
     }

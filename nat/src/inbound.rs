@@ -89,7 +89,7 @@ impl Nat {
             return Err(Unmapped::NoMapping);
         }
         record.holds.store(record.holds.load(Relaxed) + 1, Relaxed);
-        Ok(Mapping { inside, mapping: record.reference(index), bound: record.is_bound() })
+        Ok(Mapping { inside, mapping: record.reference(index) })
     }
 
     /// The mapping that takes a packet, if there is one and its filter lets the packet in. Changes nothing.

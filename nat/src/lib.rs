@@ -38,6 +38,8 @@ mod outside;
 mod pools;
 mod random;
 mod record;
+mod refusals;
+mod share;
 mod table;
 mod workload;
 

@@ -16,6 +16,11 @@ pub const BLOCKS_MAX: u16 = 64;
 pub const FIRST_L4: u16 = 1024;
 /// Outside addresses of a host that pools may have.
 pub const ADDRESSES_MAX: usize = 4096;
+/// Mappings of one workload and family, unless its pool says otherwise: as many as there are L4 ports. A table that has less than
+/// four times as much room gives a quarter of it.
+pub const MAPPINGS_DEFAULT: u32 = 1 << 16;
+/// Mappings of one inside endpoint that are bound to a remote ([`Mapped::bound`]): they are looked through one by one.
+pub const BOUND_MAX: usize = 256;
 /// Seconds for which a block that is not used any more is kept from other workloads (RFC 6888 REQ-8, SEMANTICS NA27).
 pub const HOLD_S: u32 = 120;
 /// Remotes of one mapping that are remembered: for address-dependent filtering those that unasked packets are let in from; the
@@ -69,10 +74,18 @@ pub struct PoolSpec {
 /// What one workload may have, besides blocks (RFC 6888 REQ-4, REQ-5; SEMANTICS NA25).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Limits {
-    /// Mappings at a time; `None`: a quarter of what the host has room for.
+    /// Mappings at a time in each family, at least 1; `None`: [`MAPPINGS_DEFAULT`], or a quarter of the table if that is less. Whatever it
+    /// says, half of the table is shared out in equal parts, and nobody takes another's part.
     pub mappings: Option<u32>,
-    /// New mappings in one second; `None`: any number.
+    /// New mappings in one second in each family, at least 1; `None`: any number.
     pub rate: Option<u32>,
+}
+
+impl Limits {
+    /// Mappings at a time in a table of this capacity.
+    pub(crate) fn mappings(&self, capacity: u32) -> u32 {
+        self.mappings.unwrap_or((capacity / 4).min(MAPPINGS_DEFAULT)).max(1)
+    }
 }
 
 /// How long a mapping outlives the last packet of its last connection, in seconds.
@@ -155,8 +168,6 @@ pub struct Mapping {
     pub inside: Inside,
     /// The mapping. One hold on it is the caller's, who gives it back by [`release`](crate::Nat::release).
     pub mapping: MappingRef,
-    /// Whether the mapping is bound to this remote, as in [`Mapped::bound`].
-    pub bound: bool,
 }
 
 /// Why a connection outward cannot begin. The packet is dropped, never sent untranslated (SEMANTICS NA35).
@@ -169,9 +180,9 @@ pub enum Refused {
         /// Uid of the workload that has most L4 ports of the pool's address.
         biggest: u128,
     },
-    /// The workload has used up its blocks, or another of its limits.
+    /// The workload has used up its blocks or another of its limits, or the inside endpoint has [`BOUND_MAX`] mappings.
     PortLimit,
-    /// There is no room for another mapping on this host.
+    /// There is no room for another mapping on this host, beyond what is kept for other workloads.
     Full,
     /// A protocol without ports that somebody else speaks with this remote from the same outside address, or one whose
     /// checksum covers addresses in a way that cannot be translated.
@@ -292,18 +303,25 @@ pub struct Stats {
     pub capacity: u64,
     /// Blocks that workloads have.
     pub blocks: u64,
-    /// Mappings that were refused because the pool had no block left.
-    pub exhausted: u64,
-    /// Mappings that were refused because of a limit of the workload.
-    pub limited: u64,
-    /// Mappings that were refused because the table was full.
-    pub full: u64,
+    /// Mappings that were refused.
+    pub refused: RefusedCounts,
     /// Mappings on shared L4 ports that were made (SEMANTICS NA17).
     pub overloaded: u64,
     /// Packets from outside that a filter kept out.
     pub filtered: u64,
     /// Events that were lost because nobody took them in time.
     pub events_lost: u64,
+}
+
+/// How many mappings were refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RefusedCounts {
+    /// Because the pool had no block left.
+    pub exhausted: u64,
+    /// Because of a limit of the workload.
+    pub limited: u64,
+    /// Because the table was full, but for what is kept for other workloads.
+    pub full: u64,
 }
 
 /// Numbers of one outside address.

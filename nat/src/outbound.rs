@@ -179,13 +179,13 @@ impl Nat {
     /// Makes a mapping. Its shard is locked.
     #[inline(always)]
     fn make(&self, ask: &Ask, shard: &mut Shard, bucket: usize, beside: bool) -> Result<Mapped, Refused> {
-        if !ask.tenant.begin(ask.pool.mappings_max, ask.pool.rate_max, ask.now) {
-            self.counts.limited.fetch_add(1, Relaxed);
-            return Err(Refused::PortLimit);
+        if let Err(refused) = ask.tenant.begin(&self.shared, ask.pool.rate_max, ask.now) {
+            self.refused(ask.pool, &refused);
+            return Err(refused);
         }
         let Some((index, record)) = self.take_record(shard) else {
-            ask.tenant.end();
-            self.counts.full.fetch_add(1, Relaxed);
+            ask.tenant.end(&self.shared);
+            self.refused(ask.pool, &Refused::Full);
             return Err(Refused::Full);
         };
         let placed = match ask.class {
@@ -213,11 +213,12 @@ impl Nat {
 
     #[cold]
     fn refuse(&self, ask: &Ask, shard: &mut Shard, index: u32, refused: Refused) {
+        // Exhaustion was counted where it was found.
         if refused == Refused::PortLimit {
-            self.counts.limited.fetch_add(1, Relaxed);
+            self.refused(ask.pool, &refused);
         }
         self.give_back(shard, index);
-        ask.tenant.end();
+        ask.tenant.end(&self.shared);
     }
 
     /// Becomes a mapping at a place.
@@ -364,18 +365,18 @@ impl Nat {
         if address.is_none() {
             pool.exhausted[family].store(ask.now.wrapping_add(1), Relaxed);
         }
-        let at = address.or_else(|| pool.open[family].first().copied());
-        Err(self.exhausted(at, ask.inside.uid, ask.now))
+        let at = address.or_else(|| pool.open[family].first().copied()).or(pool.first[family]);
+        Err(self.exhausted(ask.pool, at, ask.inside.uid, ask.now))
     }
 
     /// Says, at most once a second for an address, that it has no block left and who has most of them (SEMANTICS NA40).
-    fn exhausted(&self, at: Option<u32>, uid: u128, now: u32) -> Refused {
-        self.counts.exhausted.fetch_add(1, Relaxed);
-        let Some(address) = at.and_then(|at| self.registry.address(at)) else {
+    fn exhausted(&self, pool: &Pool, at: Option<u32>, uid: u128, now: u32) -> Refused {
+        self.refused(pool, &Refused::Exhausted { biggest: 0 });
+        let Some((at, address)) = at.and_then(|at| Some((at, self.registry.address(at)?))) else {
             return Refused::Exhausted { biggest: 0 };
         };
         if address.said.swap(now.wrapping_add(1), Relaxed) != now.wrapping_add(1) {
-            let (biggest, ports) = self.biggest(address);
+            let (biggest, ports) = self.biggest(at, address);
             crate::record::store(&address.biggest, biggest);
             self.registry.blocks().say(NatEvent::Exhausted {
                 uid,
@@ -391,6 +392,9 @@ impl Nat {
     /// A protocol without ports: the address alone, if nobody else behind it speaks this protocol with this remote.
     #[cold]
     fn place_addresses(&self, ask: &Ask, index: u32, record: &Record) -> Result<Place, Refused> {
+        if self.is_crowded(ask.inside) {
+            return Err(Refused::PortLimit);
+        }
         let (lease, at) = self.any_block(ask)?;
         let Some(address) = self.registry.address(at) else { return Err(Refused::NoPool) };
         let place = Place { address: address.address(), l4: 0, lease, bound: true };
@@ -425,7 +429,7 @@ impl Nat {
     #[cold]
     fn place_shared(&self, ask: &Ask, shard: &mut Shard, index: u32, record: &Record) -> Option<Place> {
         let at = ask.tenant.address().filter(|at| ask.pools.is_open(*at, ask.served.pool))?;
-        let address = self.registry.address(at)?;
+        let address = self.registry.address(at).filter(|_| !self.is_crowded(ask.inside))?;
         let mark = self.remote_mark(ask.remote);
         for lease in ask.tenant.leases() {
             let Some(state) = self.registry.lease(lease) else { continue };

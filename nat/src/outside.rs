@@ -120,20 +120,20 @@ impl Nat {
         self.leave(lease, now);
     }
 
-    /// The workload that has most L4 ports of an address, and how many: looks at each granule once, and at the blocks of each workload
-    /// about once.
-    pub(crate) fn biggest(&self, address: &Address) -> (u128, u32) {
+    /// The workload that has most L4 ports of an address, and how many of it: looks at each granule once, and at the blocks of each
+    /// workload about once.
+    pub(crate) fn biggest(&self, at: u32, address: &Address) -> (u128, u32) {
         let registry = &self.registry;
-        let mut last = None;
-        let workloads = address.leases().filter_map(|lease| {
-            let workload = registry.workload(registry.lease(lease)?.workload.load(Relaxed))?;
-            // Each is counted for its first block only.
-            let fresh = last != Some(lease) && workload.lease(0) == Some(lease);
-            last = Some(lease);
-            fresh.then_some(workload)
-        });
+        let here = |lease: &u32| registry.lease(*lease).is_some_and(|state| state.address.load(Relaxed) == at);
         let ports = |lease: u32| registry.lease(lease).map_or(0, |state| u32::from(state.ports().1));
-        let sizes = workloads.map(|workload| (workload.uid(), workload.leases().map(ports).sum()));
+        let mut last = None;
+        let sizes = address.leases().filter_map(|lease| {
+            let workload = registry.workload(registry.lease(lease)?.workload.load(Relaxed))?;
+            // Each is counted for the first of its blocks here only.
+            let fresh = last != Some(lease) && workload.leases().find(here) == Some(lease);
+            last = Some(lease);
+            fresh.then(|| (workload.uid(), workload.leases().filter(here).map(ports).sum()))
+        });
         sizes.max_by_key(|(_, ports)| *ports).unwrap_or((0, 0))
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use foldhash::fast::RandomState;
@@ -11,6 +12,7 @@ use hostweave_switch::limits::PORTS_MAX;
 use hostweave_switch::tables::PortId;
 
 use crate::model::*;
+use crate::refusals::Refusals;
 use crate::table::Nat;
 
 /// No pool.
@@ -36,10 +38,12 @@ pub(crate) struct Pool {
     pub(crate) blocks: RangeInclusive<u16>,
     pub(crate) filtering: Filtering,
     pub(crate) overload: bool,
-    /// Mappings of one workload.
-    pub(crate) mappings_max: u32,
     /// New ones in a second.
     pub(crate) rate_max: Option<u32>,
+    /// Mappings that were refused, by [`Refusals`]. The pool of that name after a change goes on counting.
+    pub(crate) refused: Arc<Refusals>,
+    /// By family: its first address, even if that drains.
+    pub(crate) first: [Option<u32>; 2],
     /// By family: addresses that take new mappings.
     pub(crate) open: [Box<[u32]>; 2],
     /// By family: second in which no address had room for a block, plus one.
@@ -76,9 +80,11 @@ impl Pools {
                 None => PoolError::TooManyAddresses(address),
             })
         };
-        let workload = |workload: &Workload, family, keep| nat.register_workload(workload, family, keep);
-        let this = Self::build(specs, nat.capacity(), address, workload)?;
+        let workload = |workload: &Workload, family, spec: &PoolSpec| nat.register_workload(workload, family, spec);
+        let this = Self::build(specs, address, |name| nat.refusals_of(name), workload)?;
         nat.retire(&this.by_address, &this.served, now);
+        nat.share_out();
+        nat.keep_refusals(specs);
         Ok(this)
     }
 
@@ -89,17 +95,17 @@ impl Pools {
     /// See [`PoolError`].
     pub fn draft(nat: Option<&Nat>, specs: &[PoolSpec]) -> Result<Self, PoolError> {
         let address = |address| Ok(nat.and_then(|nat| nat.known_address(mapped(address))));
-        let workload = |workload: &Workload, family, _| {
+        let workload = |workload: &Workload, family, _: &PoolSpec| {
             Some(nat.and_then(|nat| nat.known_workload(workload.uid, family)).unwrap_or(NONE))
         };
-        Self::build(specs, nat.map_or(0, Nat::capacity), address, workload)
+        Self::build(specs, address, |_| Arc::default(), workload)
     }
 
     fn build(
         specs: &[PoolSpec],
-        capacity: u32,
         index_of: impl Fn(IpAddr) -> Result<Option<u32>, PoolError>,
-        workload: impl Fn(&Workload, usize, u16) -> Option<u32>,
+        refusals: impl Fn(&str) -> Arc<Refusals>,
+        workload: impl Fn(&Workload, usize, &PoolSpec) -> Option<u32>,
     ) -> Result<Self, PoolError> {
         check(specs)?;
         let mut specs: Vec<&PoolSpec> = specs.iter().collect();
@@ -107,7 +113,7 @@ impl Pools {
         let mut this = Self::default();
         let (mut pools, mut uses) = (Vec::new(), Vec::new());
         for (index, spec) in (0..).zip(&specs) {
-            let mut open = [Vec::new(), Vec::new()];
+            let (mut open, mut first) = ([Vec::new(), Vec::new()], [None, None]);
             for &address in &spec.addresses {
                 let key = mapped(address);
                 let Some(at) = index_of(address)? else { continue };
@@ -117,6 +123,7 @@ impl Pools {
                 }
                 uses[at as usize] = Use { pool: index, draining };
                 this.by_address.insert(key, at);
+                first[family(key)].get_or_insert(at);
                 if !draining {
                     open[family(key)].push(at);
                 }
@@ -127,8 +134,9 @@ impl Pools {
                 blocks: spec.blocks.clone(),
                 filtering: spec.filtering,
                 overload: spec.overload,
-                mappings_max: spec.limits.mappings.unwrap_or(capacity / 4).max(1),
                 rate_max: spec.limits.rate,
+                refused: refusals(&spec.name),
+                first,
                 open: open.map(Vec::into_boxed_slice),
                 exhausted: Default::default(),
             });
@@ -191,7 +199,7 @@ impl Served {
 /// Who serves each port: the first pool by name that has an address of the family.
 fn served(
     specs: &[&PoolSpec],
-    index_of: impl Fn(&Workload, usize, u16) -> Option<u32>,
+    index_of: impl Fn(&Workload, usize, &PoolSpec) -> Option<u32>,
 ) -> Result<Vec<[Served; 2]>, PoolError> {
     let mut served = Vec::new();
     for (index, spec) in (0..).zip(specs) {
@@ -206,7 +214,7 @@ fn served(
                     served.resize(slot + 1, [Served::NOBODY; 2]);
                 }
                 if served[slot][family].pool == NONE {
-                    let at = index_of(workload, family, *spec.blocks.start()).ok_or_else(too_many)?;
+                    let at = index_of(workload, family, spec).ok_or_else(too_many)?;
                     served[slot][family] = Served { pool: index, workload: at };
                 }
             }

@@ -17,6 +17,8 @@ use crate::blocks::Registry;
 use crate::model::*;
 use crate::random::{Random, siphash13};
 use crate::record::{DETACHED, DNS, LeaseRecord, Record, TIMED};
+use crate::refusals::{ByPool, Refusals};
+use crate::share::Shared;
 
 /// Mappings that a host may have room for.
 pub const MAPPINGS_MAX: u32 = 1 << 22;
@@ -68,6 +70,8 @@ pub struct Nat {
     /// By mapping: the remotes that its inside has sent to. Memory is taken where pools need it.
     remotes: Anonymous<[AtomicU64; REMOTES_MAX]>,
     pub(crate) registry: Registry,
+    pub(crate) shared: Shared,
+    pub(crate) refusals: Mutex<ByPool>,
     pub(crate) counts: Counts,
 }
 
@@ -91,9 +95,7 @@ struct Free {
 #[derive(Default)]
 pub(crate) struct Counts {
     pub(crate) mappings: AtomicU64,
-    pub(crate) exhausted: AtomicU64,
-    pub(crate) limited: AtomicU64,
-    pub(crate) full: AtomicU64,
+    pub(crate) refused: Refusals,
     pub(crate) overloaded: AtomicU64,
     pub(crate) filtered: AtomicU64,
 }
@@ -135,6 +137,8 @@ impl Nat {
             outside_locks: (0..OUTSIDE_LOCKS).map(|_| CachePadded::new(Mutex::new(()))).collect(),
             remotes: Anonymous::new(capacity as usize)?,
             registry: Registry::new(leases, options.seed),
+            shared: Shared::default(),
+            refusals: Mutex::default(),
             counts: Counts::default(),
         })
     }
@@ -167,6 +171,13 @@ impl Nat {
     /// Blocks of the file are allocated up to this number of mappings: a full file system is an error of ours, not a signal.
     pub fn make_available(&self, mappings: u32) {
         self.available.store(mappings.min(self.capacity), Relaxed);
+        self.share_out();
+    }
+
+    /// Shares the table out to the workloads that pools serve now.
+    pub(crate) fn share_out(&self) {
+        let workloads: Vec<_> = self.registry.workloads().map(|(_, workload)| workload).collect();
+        self.shared.share(self.available(), &workloads);
     }
 
     /// See [`Nat::make_available`].
@@ -271,6 +282,16 @@ impl Nat {
         found
     }
 
+    /// Whether an inside endpoint has as many mappings that are bound to a remote as it may. Its shard is locked.
+    pub(crate) fn is_crowded(&self, inside: &Inside) -> bool {
+        let (mut bound, mut index) = (0, self.heads[self.bucket(inside)].load(Relaxed));
+        while let Some(record) = self.record(index) {
+            bound += usize::from(record.is_bound() && record.is_of(inside));
+            index = record.next.load(Relaxed);
+        }
+        bound >= BOUND_MAX
+    }
+
     /// Puts a filled record into the chain of its inside endpoint. Its shard is locked.
     #[inline]
     pub(crate) fn link(&self, bucket: usize, index: u32, record: &Record) {
@@ -320,7 +341,7 @@ impl Nat {
         record.clear();
         self.free_place(place, record.lease.load(Relaxed), now);
         if let Some(workload) = self.registry.workload(record.workload.load(Relaxed)) {
-            workload.end();
+            workload.end(&self.shared);
         }
         self.counts.mappings.fetch_sub(1, Relaxed);
         self.give_back(shard, index);
@@ -397,6 +418,21 @@ impl Nat {
             }
         }
         self.used_mark().fetch_max(u64::from(free.fresh), Relaxed);
+        drop(free);
+        if shard.free.is_empty() && self.counts.mappings.load(Relaxed) < u64::from(available) {
+            self.borrow(shard);
+        }
+    }
+
+    /// The last records lie with other shards: a workload's share must not depend on which. Those that are locked are passed over.
+    fn borrow(&self, shard: &mut Shard) {
+        for other in &self.shards {
+            let Ok(mut other) = other.try_lock() else { continue };
+            if !other.free.is_empty() {
+                let rest = other.free.len() / 2;
+                return shard.free.extend(other.free.drain(rest..));
+            }
+        }
     }
 
     /// Records from here on were never used.

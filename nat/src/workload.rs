@@ -3,8 +3,9 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use crate::model::{BLOCKS_MAX, CLASSES, NO_PORT};
+use crate::model::{BLOCKS_MAX, CLASSES, NO_PORT, Refused};
 use crate::record::{load, store};
+use crate::share::Shared;
 
 /// A workload. Blocks are changed under the lock of the blocks, and read without it: a reader may miss one that has just
 /// come or see one that has just gone, and finds out when it claims it.
@@ -22,6 +23,9 @@ pub(crate) struct Workload {
     pub(crate) keep: AtomicU32,
     /// Mappings that it has.
     pub(crate) mappings: AtomicU32,
+    /// Mappings that it may have, and those of them that it may have whatever others do.
+    pub(crate) max: AtomicU32,
+    pub(crate) guaranteed: AtomicU32,
     /// A second, and mappings that were made in it.
     rate: AtomicU64,
     /// Second since which no pool serves it; 0 while one does.
@@ -39,6 +43,8 @@ impl Workload {
             hint: Default::default(),
             keep: AtomicU32::new(0),
             mappings: AtomicU32::new(0),
+            max: AtomicU32::new(0),
+            guaranteed: AtomicU32::new(0),
             rate: AtomicU64::new(0),
             gone: AtomicU32::new(0),
         };
@@ -51,6 +57,11 @@ impl Workload {
         store(&self.uid, uid);
         self.address.store(0, Relaxed);
         self.rate.store(0, Relaxed);
+    }
+
+    /// Whether a pool serves it.
+    pub(crate) fn is_served(&self) -> bool {
+        self.port.load(Relaxed) != NO_PORT
     }
 
     #[inline]
@@ -116,18 +127,31 @@ impl Workload {
     }
 
     /// One more mapping, within its limits (SEMANTICS NA25).
+    ///
+    /// # Errors
+    /// `PortLimit`, or `Full` when it has its share and the rest of the table is taken.
     #[inline]
-    pub(crate) fn begin(&self, mappings_max: u32, rate_max: Option<u32>, now: u32) -> bool {
-        if self.mappings.fetch_add(1, Relaxed) >= mappings_max {
+    pub(crate) fn begin(&self, shared: &Shared, rate_max: Option<u32>, now: u32) -> Result<(), Refused> {
+        let before = self.mappings.fetch_add(1, Relaxed);
+        if before >= self.max.load(Relaxed) || !self.is_in_time(rate_max, now) {
             self.mappings.fetch_sub(1, Relaxed);
-            return false;
+            return Err(Refused::PortLimit);
         }
+        if before >= self.guaranteed.load(Relaxed) && !shared.take() {
+            self.mappings.fetch_sub(1, Relaxed);
+            return Err(Refused::Full);
+        }
+        Ok(())
+    }
+
+    /// Whether it may make one more in this second.
+    #[inline]
+    fn is_in_time(&self, rate_max: Option<u32>, now: u32) -> bool {
         let Some(max) = rate_max else { return true };
         let rate = self.rate.load(Relaxed);
         if (rate >> 32) as u32 != now {
             self.rate.store(u64::from(now) << 32 | 1, Relaxed);
         } else if rate as u32 >= max {
-            self.mappings.fetch_sub(1, Relaxed);
             return false;
         } else {
             self.rate.fetch_add(1, Relaxed);
@@ -137,8 +161,10 @@ impl Workload {
 
     /// One mapping less.
     #[inline]
-    pub(crate) fn end(&self) {
-        self.mappings.fetch_sub(1, Relaxed);
+    pub(crate) fn end(&self, shared: &Shared) {
+        if self.mappings.fetch_sub(1, Relaxed) > self.guaranteed.load(Relaxed) {
+            shared.give_back();
+        }
     }
 }
 
@@ -161,13 +187,18 @@ mod tests {
     #[test]
     fn na25_limits_of_state_and_rate() {
         let workload = Workload::new(7);
-        assert!((0..3).all(|_| workload.begin(3, None, 0)));
-        assert!(!workload.begin(3, None, 0));
-        workload.end();
-        assert!(workload.begin(3, Some(1), 5));
-        workload.end();
-        assert!(!workload.begin(3, Some(1), 5), "one in second 5");
-        assert!(workload.begin(3, Some(1), 6));
+        workload.port.store(0, Relaxed);
+        workload.max.store(3, Relaxed);
+        let shared = Shared::default();
+        shared.share(6, &[&workload]);
+        let begin = |rate, now| workload.begin(&shared, rate, now);
+        assert!((0..3).all(|_| begin(None, 0).is_ok()));
+        assert_eq!(begin(None, 0), Err(Refused::PortLimit));
+        workload.end(&shared);
+        assert_eq!(begin(Some(1), 5), Ok(()));
+        workload.end(&shared);
+        assert_eq!(begin(Some(1), 5), Err(Refused::PortLimit), "one in second 5");
+        assert_eq!(begin(Some(1), 6), Ok(()));
         assert_eq!(workload.mappings.load(Relaxed), 3);
     }
 }

@@ -52,17 +52,6 @@ fn rfc5508_req5_the_mapping_of_an_endpoint_is_found_without_making_one() {
 }
 
 #[test]
-fn rfc5508_req7_hairpinned_queries() {
-    for family in FAMILIES {
-        let world = World::new(PoolSpec { filtering: Filtering::EndpointIndependent, ..spec() });
-        let (a, b) = (inside(family, family.icmp, 0, 7), inside(family, family.icmp, 1, 8));
-        let to_b = world.to(&b, remote(family, 1, 0)).outside;
-        let as_seen = world.to(&a, to_b).outside;
-        assert_eq!(world.back(family.icmp, to_b, as_seen).unwrap().inside, b);
-    }
-}
-
-#[test]
 fn protocols_without_ports_have_the_address_alone_one_workload_per_remote() {
     for family in FAMILIES {
         let mut spec = PoolSpec { filtering: Filtering::EndpointIndependent, ..spec() };

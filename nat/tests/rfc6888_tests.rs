@@ -83,7 +83,7 @@ fn rfc6888_req4_ports_of_a_workload_are_limited_and_no_existing_mapping_is_delet
         }
         assert!(held.iter().all(|mapped| world.nat.get(mapped.mapping).is_some()));
         assert_eq!(fill(&world, family, 1, 1000).len(), 128, "others do not notice");
-        assert_eq!(world.nat.stats().limited, 52);
+        assert_eq!(world.nat.stats().refused.limited, 52);
     }
 }
 
@@ -344,7 +344,7 @@ fn na40_exhaustion_names_the_biggest_user_once_a_second() {
             };
             assert_eq!((unmapped(address), at), (family.pool(1), world.now));
         }
-        assert_eq!(world.nat.stats().exhausted, 300);
+        assert_eq!(world.nat.stats().refused.exhausted, 300);
     }
 }
 

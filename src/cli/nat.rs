@@ -118,9 +118,10 @@ fn mappings_table(mappings: &[Value], wide: bool) -> String {
     output::table(&header, rows.collect())
 }
 
-/// The port's name; its uid if it is gone.
+/// The port's name, or its uid if nobody remembers it; and whether it is gone.
 fn who(value: &Value) -> String {
-    value["port"].as_str().map_or_else(|| format!("{} (gone)", cell(value, "/uid")), str::to_owned)
+    let name = value["port"].as_str().map_or_else(|| cell(value, "/uid"), str::to_owned);
+    if value["gone"] == true { format!("{name} (gone)") } else { name }
 }
 
 /// `10.64.0.10:40000`; an ICMP identifier likewise; `-` for nothing.
@@ -271,9 +272,11 @@ mod tests {
         let text = mappings_table(std::slice::from_ref(&mapping), true);
         assert!(text.contains("shop/web-0   udp     10.64.0.10:4000   [2001:db8::7]:40123   2"), "{text}");
         let gone = json!({
-            "port": null, "uid": "0190", "address": "203.0.113.7", "firstPort": 40_000, "lastPort": 40_511,
+            "port": null, "uid": "0190", "gone": true, "address": "203.0.113.7", "firstPort": 40_000, "lastPort": 40_511,
             "pool": "ord1", "since": "2026-11-23T12:00:00Z", "until": "2026-11-23T12:05:00Z",
         });
+        let known = leases_table(&[json!({"port": "shop/web-0", "uid": "0190", "gone": true})]);
+        assert!(known.contains("shop/web-0 (gone)"), "{known}");
         let text = leases_table(&[gone]);
         assert!(text.contains("0190 (gone)   203.0.113.7   40000-40511   ord1"), "{text}");
         let stats = json!({

@@ -133,6 +133,11 @@ fn begin<'a, R: Recorder>(
         return Err(taken(Refused::Taken));
     }
     let step = commit(ctx, flows, lookup, missed, out, allowed, side, Some(translation), record).map_err(taken)?;
+    if held.is_shared()
+        && let Some(opened) = &mut flows.opened
+    {
+        opened.shared = true;
+    }
     // Of another worker's connection, which is the same, that one holds the mappings.
     if flows.opened.is_some() {
         held.keep();
@@ -354,7 +359,7 @@ fn commit<R: Recorder>(
     let found = committed.found;
     if committed.new {
         let there = translation.map(|translation| translation.reply.reversed());
-        flows.opened = Some(Opened { out_port: out.id, allowed, there, again: None });
+        flows.opened = Some(Opened { out_port: out.id, allowed, there, again: None, shared: false });
     }
     let crosses = if translation.is_some() { CROSSES } else { 0 };
     let flow = Flow {
@@ -440,7 +445,8 @@ pub(super) fn again<R: Recorder>(
         if allowed.egress.audit.is_some() || allowed.ingress.audit.is_some() {
             let there = translation.map(|translation| translation.reply.reversed());
             let again = Again { key, vni: connection.vni(), from: PortId(ports[0]) };
-            flows.opened = Some(Opened { out_port: PortId(ports[1]), allowed, there, again: Some(again) });
+            flows.opened =
+                Some(Opened { out_port: PortId(ports[1]), allowed, there, again: Some(again), shared: false });
         }
     }
     Ok(())

@@ -69,6 +69,8 @@ pub struct Opened {
     pub allowed: Allowed,
     /// Its tuple as the other side sees it, if it crosses into another network.
     pub there: Option<FlowKey>,
+    /// Whether its L4 port there is one that others use too (SEMANTICS NA17).
+    pub shared: bool,
     /// It did not begin just now: policy was asked about it again, and one in audit mode would deny it.
     pub again: Option<Again>,
 }

@@ -14,6 +14,7 @@ use hostweave_switch::packet::Packet;
 use hostweave_switch::route;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{AddressKey, Egress, NetworkId, Owned, Port, PortId, PortKind, Tables, Uplink};
+use hostweave_switch::wire::proto;
 
 use super::Flows;
 use super::seen::{NOBODY, sender, shown};
@@ -59,15 +60,22 @@ pub(super) struct Held<'a> {
     nat: &'a Nat,
     mapping: Option<MappingRef>,
     now: u32,
+    /// Whether it lies on an L4 port that others use too (SEMANTICS NA17).
+    shared: bool,
 }
 
 impl<'a> Held<'a> {
     pub fn none(flows: &Flows<'a>) -> Self {
-        Self { nat: flows.nat, mapping: None, now: 0 }
+        Self { nat: flows.nat, mapping: None, now: 0, shared: false }
     }
 
     fn one(flows: &Flows<'a>, mapping: MappingRef, now: u32) -> Self {
-        Self { nat: flows.nat, mapping: Some(mapping), now }
+        Self { nat: flows.nat, mapping: Some(mapping), now, shared: false }
+    }
+
+    /// Whether it lies on an L4 port that others use too (SEMANTICS NA17).
+    pub fn is_shared(&self) -> bool {
+        self.shared
     }
 
     /// As a connection keeps it. It is still given back when this ends.
@@ -311,7 +319,7 @@ pub(super) fn source(tables: &Tables, port: &Port, src: u128, dst: u128) -> Resu
         return Ok(Source::Public(*public));
     }
     match egress(tables, port, dst) {
-        Egress::None => Err(DropReason::EgressNone),
+        Egress::None | Egress::Forbidden => Err(DropReason::EgressNone),
         Egress::Nat => Ok(Source::Pool),
         Egress::Routed => Ok(Source::Own),
     }
@@ -360,6 +368,7 @@ pub(super) fn snat<'a, R: Recorder>(
             if plan.admitted.is_some_and(|address| address != mapped.outside.address) {
                 return Err(DropReason::NatNoMapping);
             }
+            held.shared = mapped.bound && key.kind() == Kind::Ports && key.proto() == proto::TCP;
             mapped.outside
         }
     };

@@ -65,6 +65,8 @@ struct Passed {
     queue: u8,
     frame: Vec<u8>,
     offload: Offload,
+    /// The connection that began with it.
+    opened: Option<Opened>,
 }
 
 /// Why a packet ended, and the ICMP error that its sender hears of it.
@@ -256,7 +258,8 @@ impl Host {
                     let mut octets = vec![0; packet.len()];
                     packet.copy_frame(arena, &mut octets).unwrap();
                     let meta = &packet.meta;
-                    Ok(Passed { to: meta.out_port.0, queue: meta.queue, frame: octets, offload: meta.offload })
+                    let (to, opened) = (meta.out_port.0, flows.opened);
+                    Ok(Passed { to, queue: meta.queue, frame: octets, offload: meta.offload, opened })
                 }
                 Verdict::Drop(reason) => Err(ended(packet, arena, reason)),
                 other => panic!("{other:?} of forward"),

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -22,6 +22,7 @@ use tokio::sync::broadcast;
 
 use super::draft::{Draft, orphans, record};
 use super::error::{ErrorKind, RpcError};
+use super::nat_ledger::{NatLease, NatLedger};
 use super::plan::{self, Before, Identity, Objects, Plan, Stored};
 use super::selector::Selector;
 use super::service_view::{ADDRESSES_ASSIGNED, ATTACHED, BACKENDS_IN_NETWORK};
@@ -162,6 +163,8 @@ pub struct Controller {
     writer: Mutex<Objects>,
     changes: broadcast::Sender<Arc<ObjectChange>>,
     reload_failure: Mutex<Option<String>>,
+    /// Who had which L4 ports of NAT addresses.
+    pub nat_ledger: NatLedger,
     /// Drained backends as the store has them. Only under the writer's lock.
     drained: Mutex<BTreeSet<Drained>>,
 }
@@ -185,6 +188,7 @@ impl Controller {
             writer: Mutex::new(Objects::default()),
             changes: broadcast::Sender::new(CHANGES_BACKLOG_MAX),
             reload_failure: Mutex::new(None),
+            nat_ledger: NatLedger::new(initial.nat_leases),
             drained: Mutex::new(initial.drained.clone()),
         };
         {
@@ -195,7 +199,17 @@ impl Controller {
             }
             controller.settle(&mut writer, initial.objects, initial.plan, initial.batch, &[])?;
         }
+        controller.recall_nat_leases();
         Ok(Arc::new(controller))
+    }
+
+    /// What became of L4 ports of NAT addresses while no daemon ran.
+    fn recall_nat_leases(&self) {
+        let names: HashMap<_, _> =
+            self.snapshot().assignments.iter().map(|(key, assignment)| (assignment.uid, key.path())).collect();
+        let known = self.parts.fabric.nat_history();
+        let known = known.iter().map(|view| NatLease::new(view, names.get(&view.port).cloned())).collect();
+        self.nat_ledger.reconcile(&self.parts.store, known, SystemTime::now());
     }
 
     /// What exists now.
@@ -536,6 +550,8 @@ pub struct Initial {
     drained: BTreeSet<Drained>,
     /// What is remembered of backends, by Service.
     backends: BTreeMap<String, Remembered>,
+    /// Who had which L4 ports of NAT addresses.
+    nat_leases: BTreeMap<u64, NatLease>,
     revision: u64,
 }
 
@@ -552,10 +568,10 @@ impl Initial {
             stored.insert_mut(key, (Arc::new(object), identity));
         }
         let (objects, batch) = with_files(files.into_iter().map(Arc::new).collect(), stored, adopt)?;
-        let Contents { assignments, services, drained, backends, revision, .. } = contents;
+        let Contents { assignments, services, drained, backends, nat_leases, revision, .. } = contents;
         let before = Before { assignments: &assignments, services: &services, told: Default::default() };
         let plan = plan::plan(&objects, before, runtime)?;
-        Ok(Self { objects, plan, batch, assignments, services, drained, backends, revision })
+        Ok(Self { objects, plan, batch, assignments, services, drained, backends, nat_leases, revision })
     }
 }
 

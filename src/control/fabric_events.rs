@@ -1,7 +1,9 @@
 //! What happens below control: events of the fabric become events of the log, and addresses that guests formed become
 //! assignments (SEMANTICS RA5).
 //!
-//! Guests cause most of these events, so each port has a budget per minute; what exceeds it is counted, not told.
+//! Guests cause most of these events, so each port has a budget per minute; what exceeds it is counted, not told. Blocks of L4 ports
+//! are outside of it: there are only so many, and each is told when it begins and when it ends (RFC 6888 REQ-12), whatever else its
+//! port does.
 
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
@@ -12,13 +14,15 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::controller::Controller;
+use super::nat_ledger::NatLease;
 use crate::config::ipam::{LearnError, learn};
 use crate::config::{Kind, ObjectKey};
 use crate::fabric::balance::choice::BackendState;
 use crate::fabric::balance::history::Change;
 use crate::fabric::balance::serving::Serving;
 use crate::fabric::spec::{FabricEvent, NameChange};
-use crate::observe::events::EventType;
+use crate::observe::events::{EventLog, EventType};
+use crate::observe::time::rfc3339;
 
 /// Events that one port may cause in [`WINDOW`].
 const EVENTS_PER_WINDOW: u32 = 60;
@@ -59,7 +63,17 @@ fn handle(controller: &Controller, events: Vec<FabricEvent>, budgets: &mut Budge
     {
         tracing::warn!(%error, "backends that are ejected will not be after a restart");
     }
+    let mut leases = Vec::new();
     for event in events {
+        let event = match event {
+            FabricEvent::NatBlockAllocated { lease, port } | FabricEvent::NatBlockReleased { lease, port } => {
+                let lease = named(controller, &leases, NatLease::new(&lease, port));
+                tell_block(&controller.parts.events, &lease);
+                leases.push(lease);
+                continue;
+            }
+            event => event,
+        };
         let Some(port) = port_of(&event) else {
             let service = service_of(&event);
             let (event_type, message, data) = describe(event);
@@ -74,6 +88,7 @@ fn handle(controller: &Controller, events: Vec<FabricEvent>, budgets: &mut Budge
         let (event_type, message, data) = describe(event);
         tell(controller, budgets, event_type, Some(&key), message, data);
     }
+    controller.nat_ledger.record(&controller.parts.store, leases);
     if seen.is_empty() {
         return;
     }
@@ -107,6 +122,40 @@ fn handle(controller: &Controller, events: Vec<FabricEvent>, budgets: &mut Budge
             }
         }
     }
+}
+
+/// A lease with the name that its port has, or had last.
+fn named(controller: &Controller, recent: &[NatLease], mut lease: NatLease) -> NatLease {
+    let last = || recent.iter().rev().find(|other| other.uid == lease.uid).and_then(|other| other.port.clone());
+    let now = || {
+        let snapshot = controller.snapshot();
+        let port = snapshot.assignments.iter().find(|(_, assignment)| assignment.uid == lease.uid);
+        port.map(|(key, _)| key.path())
+    };
+    lease.port = lease.port.or_else(last).or_else(|| controller.nat_ledger.name(lease.uid)).or_else(now);
+    lease
+}
+
+/// A block begins or ends to be a port's. It is told whatever the port's budget, and whether or not the port is still there.
+fn tell_block(events: &EventLog, lease: &NatLease) {
+    let key = lease.port.as_deref().and_then(key_of);
+    let (event_type, verb) = match lease.until {
+        None => (EventType::NatBlockAllocated, "got"),
+        Some(_) => (EventType::NatBlockReleased, "gave back"),
+    };
+    let NatLease { uid, address, first, last, .. } = lease;
+    let who = if key.is_some() { String::new() } else { format!("port {uid} ") };
+    let message = format!("{who}{verb} the L4 ports {first} to {last} of {address}");
+    let data = json!({
+        "address": address,
+        "firstPort": first,
+        "lastPort": last,
+        "uid": uid,
+        "port": lease.port,
+        "since": rfc3339(lease.since()),
+        "until": lease.until().map(rfc3339),
+    });
+    events.add(event_type, key.as_ref(), message, data);
 }
 
 fn tell(
@@ -154,10 +203,10 @@ fn port_of(event: &FabricEvent) -> Option<&str> {
         | FabricEvent::AddressSeen { port, .. }
         | FabricEvent::AddressDeclined { port, .. }
         | FabricEvent::LeaseConfirmed { port, .. }
-        | FabricEvent::NatBlockAllocated { port, .. }
-        | FabricEvent::NatBlockReleased { port, .. }
         | FabricEvent::NatExhausted { port, .. } => Some(port),
         FabricEvent::DnsUpstream { .. }
+        | FabricEvent::NatBlockAllocated { .. }
+        | FabricEvent::NatBlockReleased { .. }
         | FabricEvent::ServiceBackend { .. }
         | FabricEvent::ServiceServing { .. }
         | FabricEvent::ExternalName { .. }
@@ -206,14 +255,6 @@ fn describe(event: FabricEvent) -> (EventType, String, Value) {
         }
         FabricEvent::LeaseConfirmed { address, .. } => {
             (EventType::LeaseConfirmed, format!("the guest leased {address}"), json!({"address": address}))
-        }
-        FabricEvent::NatBlockAllocated { address, first, count, .. } => {
-            let (message, data) = block("got", address, first, count);
-            (EventType::NatBlockAllocated, message, data)
-        }
-        FabricEvent::NatBlockReleased { address, first, count, .. } => {
-            let (message, data) = block("gave back", address, first, count);
-            (EventType::NatBlockReleased, message, data)
         }
         FabricEvent::NatExhausted { pool, address, biggest, ports, .. } => {
             let message = format!(
@@ -292,13 +333,6 @@ fn describe_serving(serving: &Serving, counts: &[(BackendState, usize)]) -> (Eve
         Serving::Nowhere => (EventType::ServiceUnavailable, format!("no backend takes connections: {backends}")),
     };
     (kind, message, data.into())
-}
-
-/// A block of L4 ports, in words and as data.
-fn block(verb: &str, address: std::net::IpAddr, first: u16, count: u16) -> (String, Value) {
-    let last = u32::from(first) + u32::from(count.max(1)) - 1;
-    let data = json!({"address": address, "firstPort": first, "lastPort": last});
-    (format!("{verb} the L4 ports {first} to {last} of {address}"), data)
 }
 
 /// The same for what happens at the uplink.
@@ -387,6 +421,40 @@ mod tests {
         assert_eq!((0..1000).filter(|_| budgets.take(&claims, start)).count(), EVENTS_PER_WINDOW as usize);
         assert!(budgets.take(&Whose::Uplink(EventType::UplinkDown), start));
         assert!(budgets.take(&noisy, start + WINDOW));
+    }
+
+    /// RFC 6888 REQ-12: neither by its port's other events nor by its deletion does a block stay out of the log.
+    #[test]
+    fn every_block_is_told_whoever_had_it() {
+        let events = EventLog::default();
+        for address in ["203.0.113.7", "2001:db8::7"] {
+            let lease = |port: Option<&str>, until| NatLease {
+                uid: uuid::Uuid::from_u128(7),
+                port: port.map(str::to_owned),
+                address: address.parse().unwrap(),
+                first: 1024,
+                last: 1535,
+                since: 1_795_447_801,
+                until,
+            };
+            for _ in 0..2 * EVENTS_PER_WINDOW {
+                tell_block(&events, &lease(Some("shop/web-0"), None));
+                tell_block(&events, &lease(Some("shop/web-0"), Some(1_795_447_901)));
+            }
+            tell_block(&events, &lease(None, Some(1_795_447_901)));
+            let told = events.list(&Default::default(), 1000);
+            let (last, before) = (&told[told.len() - 1], &told[told.len() - 2]);
+            assert_eq!(before.object().as_deref(), Some("Port shop/web-0"));
+            assert_eq!(before.message, format!("gave back the L4 ports 1024 to 1535 of {address}"));
+            let data = json!({
+                "address": address, "firstPort": 1024, "lastPort": 1535, "uid": "00000000-0000-0000-0000-000000000007",
+                "port": "shop/web-0", "since": "2026-11-23T15:30:01.000000Z", "until": "2026-11-23T15:31:41.000000Z",
+            });
+            assert_eq!(before.data, data);
+            assert_eq!((last.object(), last.message.contains("port 00000000")), (None, true), "{last:?}");
+            assert_eq!(last.data["uid"], data["uid"]);
+        }
+        assert_eq!(events.count(), 2 * (4 * u64::from(EVENTS_PER_WINDOW) + 1));
     }
 
     #[test]

@@ -235,6 +235,7 @@ async fn scrape(server: &Server) -> Result<Reply, RpcError> {
             metadata: fabric.metadata().report(),
             services: fabric.service_counts(),
             nat: nat.stats,
+            nat_refused: nat.refused,
             nat_addresses: nat.addresses.iter().map(|stats| nat_address(&snapshot, stats)).collect(),
             uplink: fabric.uplink_status().map(uplink_sample),
         };

@@ -22,6 +22,7 @@ mod http;
 pub mod matrix;
 pub mod method;
 mod methods;
+pub mod nat_ledger;
 mod outside_view;
 pub mod paths;
 mod plan;

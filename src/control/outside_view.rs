@@ -107,7 +107,7 @@ fn serves(pool: &NatPool, network: &str) -> bool {
 /// What becomes of packets that leave a network, by family.
 pub fn egress(snapshot: &Snapshot, name: &str, network: &Network) -> Value {
     let word = |ipv4| match egress_of(&snapshot.set, name, network, ipv4) {
-        Egress::None => "none",
+        Egress::None | Egress::Forbidden => "none",
         Egress::Nat => "nat",
         Egress::Routed => "routed",
     };

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use hostweave_nat::{
-    Claim, End, Filtering, Limits, MappingRef, Nat, NatEvent, Options, PoolSpec, Pools, Timers, Workload,
+    Claim, End, Filtering, Lease, MappingRef, Nat, NatEvent, Options, PoolSpec, Pools, Timers, Workload,
 };
 use hostweave_switch::connection::{Connections, Entry, Hold};
 use hostweave_switch::tcp_track::{self, State as TcpState};
@@ -155,20 +155,16 @@ impl Inner {
             .collect();
         let name =
             |uid: u128| names.get(&uid).map_or_else(|| Uuid::from_u128(uid).to_string(), |name| (*name).to_owned());
+        let lease = |block, since, until| self.lease_view(Lease { block, since, until, mappings: 0 });
+        let known = |uid: u128| names.get(&uid).map(|name| (*name).to_owned());
         for event in told {
             self.event(match event {
-                NatEvent::Allocated { block, .. } => FabricEvent::NatBlockAllocated {
-                    port: name(block.uid),
-                    address: unmapped(block.address),
-                    first: block.first,
-                    count: block.size,
-                },
-                NatEvent::Released { block, .. } => FabricEvent::NatBlockReleased {
-                    port: name(block.uid),
-                    address: unmapped(block.address),
-                    first: block.first,
-                    count: block.size,
-                },
+                NatEvent::Allocated { block, at } => {
+                    FabricEvent::NatBlockAllocated { lease: lease(block, at, None), port: known(block.uid) }
+                }
+                NatEvent::Released { block, since, at } => {
+                    FabricEvent::NatBlockReleased { lease: lease(block, since, Some(at)), port: known(block.uid) }
+                }
                 NatEvent::Exhausted { uid, address, biggest, ports, .. } => FabricEvent::NatExhausted {
                     port: name(uid),
                     pool: plane.pools.pool_of(address).unwrap_or_default().to_owned(),
@@ -197,7 +193,7 @@ pub(super) fn pool_spec(pool: &NatPoolSpec, lost: &Lost, slot: impl Fn(Uuid) -> 
             spec::Filtering::AddressAndPortDependent => Filtering::AddressAndPortDependent,
         },
         overload: pool.overload,
-        limits: Limits::default(),
+        limits: pool.limits,
     };
     lost.drain(&mut spec);
     spec

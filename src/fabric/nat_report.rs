@@ -4,10 +4,10 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use hostweave_nat::{AddressStats, Entry, Lease, Stats, mapped};
+use hostweave_nat::{AddressStats, Entry, Lease, RefusedCounts, Stats, mapped};
 use uuid::Uuid;
 
-use super::Fabric;
+use super::{Fabric, Inner};
 
 /// A mapping with its times.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +23,7 @@ pub struct MappingView {
 }
 
 /// Who has, or had, a block of outside L4 ports.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LeaseView {
     /// Its values.
     pub lease: Lease,
@@ -44,6 +44,8 @@ pub struct NatReport {
     pub addresses: Vec<AddressStats>,
     /// L4 ports in blocks, by port, most first.
     pub users: Vec<(Uuid, u64)>,
+    /// Mappings that were refused, by the pool's name.
+    pub refused: Vec<(String, RefusedCounts)>,
 }
 
 impl Fabric {
@@ -70,16 +72,32 @@ impl Fabric {
             // Before the machine was started nobody had any.
             Some(at) => Some(self.second_of(at)?),
         };
-        self.inner.nat.lookup(mapped(address), l4, at).map(|lease| self.lease_view(lease))
+        self.inner.nat.lookup(mapped(address), l4, at).map(|lease| self.inner.lease_view(lease))
     }
 
-    /// Every block of an address that a port has, by its first L4 port.
-    pub fn nat_leases(&self, address: Option<IpAddr>) -> Vec<LeaseView> {
-        let wanted = |lease: &Lease| address.is_none_or(|address| lease.block.address == mapped(address));
+    /// Every block of an address that a port has now, or had at a time, by its first L4 port.
+    pub fn nat_leases(&self, address: IpAddr, at: Option<SystemTime>) -> Vec<LeaseView> {
+        let at = match at.map(|at| self.second_of(at)) {
+            None => None,
+            // Before the machine was started nobody had any.
+            Some(None) => return Vec::new(),
+            Some(at) => at,
+        };
+        let then = |lease: &Lease| match at {
+            None => lease.until.is_none(),
+            Some(at) => lease.since <= at && lease.until.is_none_or(|until| at < until),
+        };
+        let wanted = |lease: &Lease| lease.block.address == mapped(address) && then(lease);
+        let inner = &self.inner;
         let mut leases: Vec<LeaseView> =
-            self.inner.nat.leases().filter(wanted).map(|lease| self.lease_view(lease)).collect();
+            inner.nat.history().filter(wanted).map(|lease| inner.lease_view(lease)).collect();
         leases.sort_by_key(|view| (view.lease.block.address, view.lease.block.first));
         leases
+    }
+
+    /// Every block that a port has or had, as far back as this boot's are known, in no order.
+    pub fn nat_history(&self) -> Vec<LeaseView> {
+        self.inner.nat.history().map(|lease| self.inner.lease_view(lease)).collect()
     }
 
     /// Numbers of NAT.
@@ -93,7 +111,7 @@ impl Fabric {
         users.sort_by_key(|(port, ports)| (std::cmp::Reverse(*ports), *port));
         let mut addresses: Vec<AddressStats> = nat.addresses().collect();
         addresses.sort_by_key(|address| address.address);
-        NatReport { stats: nat.stats(), addresses, users }
+        NatReport { stats: nat.stats(), addresses, users, refused: nat.refused_by_pool() }
     }
 
     /// Second of the monotonic clock now.
@@ -106,13 +124,17 @@ impl Fabric {
         let ago = SystemTime::now().duration_since(time).unwrap_or(Duration::ZERO);
         self.now_s().checked_sub(u32::try_from(ago.as_secs()).ok()?)
     }
+}
 
-    /// The reverse of [`Self::second_of`].
+impl Inner {
+    /// The reverse of [`Fabric::second_of`].
     fn time_of(&self, second: u32) -> SystemTime {
-        SystemTime::now() - Duration::from_secs(self.now_s().saturating_sub(second).into())
+        let now = self.clock.seconds(Instant::now());
+        SystemTime::now() - Duration::from_secs(now.saturating_sub(second).into())
     }
 
-    fn lease_view(&self, lease: Lease) -> LeaseView {
+    /// A lease with the times of the clock of the wall.
+    pub(super) fn lease_view(&self, lease: Lease) -> LeaseView {
         LeaseView {
             lease,
             port: Uuid::from_u128(lease.block.uid),

@@ -26,6 +26,7 @@ use uuid::Uuid;
 use super::balance::choice::BackendState;
 use super::balance::history::Change;
 use super::balance::serving::Serving;
+use super::nat_report::LeaseView;
 pub use crate::services::dns::spec::DnsSpec;
 pub use crate::services::external_dns::news::NameChange;
 pub use crate::services::external_dns::spec::ExternalDnsSpec;
@@ -209,6 +210,8 @@ pub struct NatPoolSpec {
     pub filtering: Filtering,
     /// Whether TCP connections to different destinations may share an L4 port when the block is full (SEMANTICS NA17).
     pub overload: bool,
+    /// What one port may have, besides blocks (SEMANTICS NA25).
+    pub limits: hostweave_nat::Limits,
 }
 
 /// A public address on one port (SEMANTICS DA1 to DA6).
@@ -614,9 +617,9 @@ pub enum FabricEvent {
     /// Nobody else has it any more.
     UplinkAddressRegained { address: IpAddr },
     /// A port got L4 ports of a NAT address.
-    NatBlockAllocated { port: String, address: IpAddr, first: u16, count: u16 },
+    NatBlockAllocated { lease: LeaseView, port: Option<String> },
     /// They are free again.
-    NatBlockReleased { port: String, address: IpAddr, first: u16, count: u16 },
+    NatBlockReleased { lease: LeaseView, port: Option<String> },
     /// A port wanted more and there were none; `biggest` is the port that has most of the address, `ports` how many.
     NatExhausted { port: String, pool: String, address: IpAddr, biggest: String, ports: u32 },
     /// A backend of a Service, by `namespace/name`, is otherwise than before.

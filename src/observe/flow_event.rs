@@ -20,6 +20,8 @@ pub struct FlowEvent {
     pub key: FlowKey,
     /// Of a connection, the tuple as the other side sees it, where NAT makes it another one.
     pub there: Option<FlowKey>,
+    /// Of a connection that begins: whether its L4 port there is one that others use too, towards other destinations (SEMANTICS NA17).
+    pub shared: bool,
     /// Network.
     pub vni: u32,
     /// The port that sent it.
@@ -85,7 +87,7 @@ impl FlowEvent {
                 Self { vni, from, tcp_flags: 0, icmp: 0, ..event }
             }
         };
-        Self { there: opened.there.filter(|there| *there != event.key), ..event }
+        Self { there: opened.there.filter(|there| *there != event.key), shared: opened.shared, ..event }
     }
 
     /// A packet ended.
@@ -104,7 +106,7 @@ impl FlowEvent {
     /// A packet ended behind the stages, or before there was one: nobody looks at it any more.
     pub fn ended(key: FlowKey, vni: u32, [from, to]: [PortId; 2], reason: DropReason, now: u32) -> Self {
         let kind = FlowEventKind::Dropped { reason, denied: None };
-        Self { kind, key: key.unscoped(), there: None, vni, from, to, tcp_flags: 0, icmp: 0, at: now }
+        Self { kind, key: key.unscoped(), there: None, shared: false, vni, from, to, tcp_flags: 0, icmp: 0, at: now }
     }
 
     /// The key of a frame that has no IP header.
@@ -127,6 +129,7 @@ impl FlowEvent {
             kind,
             key: entry.key,
             there: entry.translation.map(|how| how.reply.reversed()).filter(|there| *there != entry.key),
+            shared: false,
             vni: entry.vni,
             from: PortId(entry.in_port),
             to: PortId(entry.out_port),
@@ -145,6 +148,6 @@ impl FlowEvent {
         let is_icmp = matches!(packet.meta.proto, proto::ICMPV4 | proto::ICMPV6) && !packet.meta.later_fragment;
         let icmp = if is_icmp { packet.meta.dst_port } else { 0 };
         let (key, vni, from) = (key.unscoped(), ctx.network.vni, ctx.port.id);
-        Self { kind, key, there: None, vni, from, to, tcp_flags, icmp, at: ctx.now }
+        Self { kind, key, there: None, shared: false, vni, from, to, tcp_flags, icmp, at: ctx.now }
     }
 }

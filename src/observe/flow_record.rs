@@ -214,7 +214,8 @@ impl FlowRecord {
             (now != end(key, source)).then(|| format!("{word} {now}"))
         };
         let words: Vec<String> = [changed("as", true), changed("to", false)].into_iter().flatten().collect();
-        (!words.is_empty()).then(|| words.join(" "))
+        let shared = if self.event.shared { " (an L4 port that others use too)" } else { "" };
+        (!words.is_empty()).then(|| words.join(" ") + shared)
     }
 
     fn l4(&self) -> Option<Layer4> {
@@ -335,6 +336,7 @@ pub(crate) mod tests {
                 kind,
                 key,
                 there: None,
+                shared: false,
                 vni: 1,
                 from: PortId(12),
                 to: PortId(31),
@@ -427,6 +429,9 @@ pub(crate) mod tests {
         assert_eq!(serde_json::to_value(&flow.ip).unwrap()["source_xlated"], "203.0.113.7");
         assert_eq!((flow.verdict.as_str(), flow.summary.as_str()), ("TRANSLATED", "UDP; as 203.0.113.7:40123"));
         assert!(flow.is_new());
+        record.event.shared = true;
+        assert_eq!(record.to_flow("").summary, "UDP; as 203.0.113.7:40123 (an L4 port that others use too)");
+        record.event.shared = false;
         // Both ends, and the destination alone.
         record.event.there = there(1 << 120 | 5, 9);
         assert_eq!(record.to_flow("").summary, "UDP; as 203.0.113.7:40123 to [100::5]:9");

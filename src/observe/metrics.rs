@@ -3,7 +3,7 @@
 use std::fmt::Error;
 use std::net::IpAddr;
 
-use hostweave_nat::Stats;
+use hostweave_nat::{RefusedCounts, Stats};
 use hostweave_switch::stage::DropReason;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -108,6 +108,8 @@ pub struct Sample {
     pub nat: Stats,
     /// Its addresses.
     pub nat_addresses: Vec<NatAddressSample>,
+    /// NAT mappings that were refused, by pool.
+    pub nat_refused: Vec<(String, RefusedCounts)>,
     /// The uplink, if there is one.
     pub uplink: Option<UplinkSample>,
 }
@@ -226,9 +228,16 @@ impl Sample {
         }
         let help = "Mappings that were refused";
         let mut metric = encoder.encode_descriptor("nat_allocation_failures", help, None, MetricType::Counter)?;
-        let nat = &self.nat;
-        for (reason, count) in [("exhausted", nat.exhausted), ("limit", nat.limited), ("table_full", nat.full)] {
-            ConstCounter::new(count).encode(metric.encode_family(&[("reason", reason)])?)?;
+        let reasons = |counts: &RefusedCounts| {
+            [("exhausted", counts.exhausted), ("limit", counts.limited), ("table_full", counts.full)]
+        };
+        for (pool, reason, count) in self
+            .nat_refused
+            .iter()
+            .flat_map(|(pool, counts)| reasons(counts).map(|(reason, count)| (pool, reason, count)))
+        {
+            let labels = [("pool", pool.as_str()), ("reason", reason)];
+            ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
         }
         Ok(())
     }
@@ -399,7 +408,8 @@ mod tests {
                 backends: vec![(crate::fabric::balance::choice::BackendState::Unhealthy, 2)],
             }],
             dns: DnsReport { answers: vec![("cluster", "noerror", 6)], limited: 2, ..DnsReport::default() },
-            nat: Stats { mappings: 6, capacity: 100, exhausted: 2, ..Stats::default() },
+            nat: Stats { mappings: 6, capacity: 100, ..Stats::default() },
+            nat_refused: vec![("ord1".into(), RefusedCounts { exhausted: 2, ..Default::default() })],
             nat_addresses: vec![NatAddressSample {
                 pool: "ord1".into(),
                 address: "2001:db8::7".parse().unwrap(),
@@ -457,7 +467,7 @@ mod tests {
             "hostweave_nat_ports_in_use{pool=\"ord1\",address=\"2001:db8::7\",protocol=\"udp\"} 4",
             "hostweave_nat_ports_leased{pool=\"ord1\",address=\"2001:db8::7\"} 512",
             "hostweave_nat_ports{pool=\"ord1\",address=\"2001:db8::7\"} 64512",
-            "hostweave_nat_allocation_failures_total{reason=\"exhausted\"} 2",
+            "hostweave_nat_allocation_failures_total{pool=\"ord1\",reason=\"exhausted\"} 2",
             "hostweave_nat_mappings 6",
             "hostweave_nat_capacity 100",
             "hostweave_uplink_up{interface=\"eth1\"} 1",

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::config::outside::{Given, ServiceAddresses};
 use crate::config::{Assignment, Assignments, Kind, ObjectKey};
+use crate::control::nat_ledger::NatLease;
 use crate::fabric::balance::known::Drained;
 use crate::fabric::balance::remembered::Remembered;
 
@@ -37,6 +38,8 @@ const SERVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("service
 const DRAINED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("drained-backends");
 /// What is remembered of the backends of Services, by `namespace/name`. Made when it is first needed.
 const BACKENDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("service-backends");
+/// Leases of NAT by number. Made when it is first needed.
+const NAT_LEASES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("nat-leases");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// The only key of its table.
@@ -66,6 +69,8 @@ pub struct Contents {
     pub drained: BTreeSet<Drained>,
     /// What is remembered of backends, by Service.
     pub backends: BTreeMap<String, Remembered>,
+    /// Who had which L4 ports of NAT addresses, by number.
+    pub nat_leases: BTreeMap<u64, NatLease>,
     /// Revision of the last change.
     pub revision: u64,
 }
@@ -191,7 +196,9 @@ impl Store {
                 contents.revision = number("revision")?;
             }
             // A new file: the first commit makes the tables.
-            Err(TableError::TableDoesNotExist(_)) => return Ok(contents),
+            Err(TableError::TableDoesNotExist(_)) => {
+                return Ok(Contents { nat_leases: nat_leases(&transaction)?, ..contents });
+            }
             Err(error) => return Err(access(error)),
         }
         contents.objects = records(&transaction.open_table(OBJECTS).map_err(access)?)?;
@@ -216,7 +223,28 @@ impl Store {
             Err(TableError::TableDoesNotExist(_)) => {}
             Err(error) => return Err(access(error)),
         }
+        contents.nat_leases = nat_leases(&transaction)?;
         Ok(contents)
+    }
+
+    /// Writes leases of NAT and removes others; when this returns, it is on disk.
+    ///
+    /// # Errors
+    /// The disk is full or failing. Nothing is written then.
+    pub fn write_nat_leases(&self, put: &BTreeMap<u64, NatLease>, gone: &[u64]) -> Result<(), Error> {
+        let mut transaction = self.database.begin_write().map_err(access)?;
+        transaction.set_quick_repair(true);
+        {
+            let mut table = transaction.open_table(NAT_LEASES).map_err(access)?;
+            for (number, lease) in put {
+                let damaged = |error| Error::Record { key: number.to_string(), source: Some(error) };
+                table.insert(number, &*serde_json::to_vec(lease).map_err(damaged)?).map_err(access)?;
+            }
+            for number in gone {
+                table.remove(number).map_err(access)?;
+            }
+        }
+        transaction.commit().map_err(access)
     }
 
     /// Writes a batch; when this returns, it is on disk.
@@ -263,6 +291,24 @@ impl Store {
         }
         transaction.commit().map_err(access)
     }
+}
+
+/// Leases of NAT. What is damaged is left out: it is a log, and no reason not to start.
+fn nat_leases(transaction: &ReadTransaction) -> Result<BTreeMap<u64, NatLease>, Error> {
+    let mut leases = BTreeMap::new();
+    let table = match transaction.open_table(NAT_LEASES) {
+        Ok(table) => table,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(leases),
+        Err(error) => return Err(access(error)),
+    };
+    for entry in table.iter().map_err(access)? {
+        let (number, lease) = entry.map_err(access)?;
+        match serde_json::from_slice(lease.value()) {
+            Ok(lease) => drop(leases.insert(number.value(), lease)),
+            Err(error) => tracing::warn!(%error, "lease {} of NAT in the store is damaged", number.value()),
+        }
+    }
+    Ok(leases)
 }
 
 /// All records of a table, each understood or an error.

@@ -11,7 +11,7 @@ use hostweave_switch::packet::{L3, Offload, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::rate::RateLimits;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{PortId, PortKind};
+use hostweave_switch::tables::{Egress, PortId, PortKind};
 use hostweave_switch::tcp_reset::tcp_reset;
 use hostweave_switch::wire::proto;
 
@@ -491,6 +491,12 @@ fn narrow(ctx: &Context<'_>, packet: &Packet) -> u16 {
     out.and_then(|out| ctx.tables.network(out.network)).unwrap_or(ctx.network).mtu
 }
 
+/// Whether it is written that a packet's family does not leave its network.
+fn is_forbidden(ctx: &Context<'_>, packet: &Packet) -> bool {
+    let egress = if packet.meta.l3 == L3::V4 { ctx.network.egress_v4 } else { ctx.network.egress_v6 };
+    egress == Egress::Forbidden
+}
+
 /// Which ICMP error a drop is answered with, if any.
 ///
 /// Nobody outside hears why something did not reach an inside that they cannot see (SEMANTICS NA13, NA36): only what a router
@@ -502,7 +508,8 @@ fn icmp_error_for(ctx: &Context<'_>, packet: &Packet, reason: DropReason) -> Opt
         DropReason::ServiceNoPort | DropReason::ServiceNoBackend | DropReason::ServiceEnded => {
             return Some(ErrorKind::L4Port);
         }
-        // A network without egress is a router without a default route (RFC 1812 §5.2.7.1).
+        // What is written is policy (SEMANTICS §5); a network without egress is a router without a default route (RFC 1812 §5.2.7.1).
+        DropReason::EgressNone if is_forbidden(ctx, packet) => ErrorKind::Prohibited,
         DropReason::NoRoute | DropReason::EgressNone | DropReason::UplinkDown => ErrorKind::NoRoute,
         // SEMANTICS NA23: what may pass by itself, and what does not.
         DropReason::NatExhausted

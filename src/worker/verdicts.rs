@@ -82,7 +82,8 @@ mod tests {
             egress: decision(true, Basis::NotSelected, None),
             ingress: decision(true, Basis::NotSelected, Some(RuleId(1))),
         };
-        verdicts.count(Some(&Opened { out_port: PortId(1), allowed, there: None, again: None }), None);
+        let opened = Opened { out_port: PortId(1), allowed, there: None, again: None, shared: false };
+        verdicts.count(Some(&opened), None);
         let denied = decision(false, Basis::NoRule, None);
         verdicts.count(None, Some(&Denied { direction: Direction::Ingress, decision: denied, out_port: PortId(1) }));
         verdicts.count(None, None);

@@ -116,13 +116,22 @@ pub enum PortKind {
 /// What becomes of packets of one family that leave a network (`Network.spec.egress`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Egress {
-    /// They do not leave.
+    /// They do not leave: nothing serves them.
     #[default]
     None,
+    /// They do not leave: so it is written. Who tries hears that it is forbidden (RFC 1812 §5.2.7.1).
+    Forbidden,
     /// From an address of a NAT pool.
     Nat,
     /// From the port's own address: the host owns the network's range at the uplink.
     Routed,
+}
+
+impl Egress {
+    /// Whether packets leave.
+    pub fn leaves(self) -> bool {
+        matches!(self, Self::Nat | Self::Routed)
+    }
 }
 
 /// The network beyond the uplink; that of an object is never zero.

@@ -750,6 +750,10 @@ def address_claimed(case):
         assert a.peer("ask", name="second-%d" % number, to=[server, REFLECT])[0] == told[0], "and what begins goes out by it, too"
     doctor = json.dumps(host.daemon.rpc("doctor.run"))
     assert "%s at the uplink claims our address" % his in doctor, doctor
+    # What is over is no finding: the event of it is still in the log.
+    until(lambda: not contested(host), "a minute without a claim", 90)
+    doctor = json.dumps(host.daemon.rpc("doctor.run"))
+    assert "claims our address" not in doctor, doctor
     host.finish()
 
 
@@ -1254,8 +1258,13 @@ def no_way_out(case, none):
     before = sum(host.daemon.stats()["a"]["dropped"].values())
     for number, server in enumerate(SERVER):
         assert a.sh("ping -c 1 -W 1 %s" % server, check=False).returncode != 0
+        heard = a.capture(a.device, "icmp or icmp6")
         found = a.peer("open", group="none", host=server, port=80, timeout=2)
         assert found["opened"] == 0, found
+        # What is written is a refusal by policy; else there is no route.
+        expected = ((3, 13), (1, 1)) if none else ((3, 0), (1, 0))
+        codes = {seen.icmp for seen in heard.stop() if seen.icmp and seen.icmp[0] == expected[number][0]}
+        assert codes == {expected[number]}, codes
         done = host.daemon.cli("trace", "--from", "default/a", "--to", "%s:80" % ("[%s]" % server if number else server), check=False)
         case.note(done.stdout + done.stderr)
         assert done.returncode == 1 and "egress" in done.stdout, done.stdout + done.stderr
@@ -1368,6 +1377,56 @@ def trace_from_outside(case):
         before = host.drops("nat_no_mapping")
         assert host.server.peer("open", group="none-%d" % number, host=address, port=unused, timeout=1)["opened"] == 0
         assert host.drops("nat_no_mapping") > before
+    host.finish()
+
+
+@suite.test("who had it then: nat lookup and whois --at name a port that is deleted, over a restart, after its block went back, and after a reboot")
+def who_had_it_then(case):
+    product_only("the command line")
+    host, a, b = world(case, "a", "b")
+    host.server.peer("serve", port=ECHO)
+    had = []
+    for number, server in enumerate(SERVER):
+        assert a.peer("open", group=server, host=server, port=ECHO)["opened"] == 1
+        address, port = host.server.peer("remotes", port=ECHO)[-1]
+        had.append((address, ("[%s]:%d" if number else "%s:%d") % (address, port)))
+    uid = host.daemon.rpc("nat.list")["mappings"][0]["uid"]
+    before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 3600))
+    time.sleep(1.5)
+    then = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+    def answers(what):
+        for address, outside in had:
+            for command in (["nat", "lookup", outside], ["whois", outside], ["whois", address]):
+                said = host.daemon.cli(*command, "--at", then, check=False)
+                case.note("%s: %s: %s%s" % (what, command, said.stdout, said.stderr))
+                assert said.returncode == 0 and "default/a" in said.stdout and "gone" in said.stdout, (what, command, said.stdout, said.stderr)
+            assert host.daemon.cli("nat", "lookup", outside, "--at", before, check=False).returncode == 3, what
+            assert "0 ports" in host.daemon.cli("whois", address, "--at", before), what
+
+    host.daemon.ports.remove(a.port)
+    host.containers.remove(a)
+    host.reload()
+    answers("deleted")
+    host.restart()
+    answers("restarted")
+
+    def released():
+        lines = host.daemon.cli("observe", "--type", "port", "--last", "1000", "-o", "json")
+        events = [json.loads(line) for line in lines.splitlines()]
+        return [event for event in events if event.get("type") == "NatBlockReleased"]
+
+    told = until(lambda: len(released()) >= 2 and released(), "each block that goes back is logged", 200)
+    assert {(event["name"], event["data"]["uid"], event["data"]["address"]) for event in told} == {("a", uid, address) for address, _ in had}, told
+    answers("given back")
+    for _, outside in had:
+        assert host.daemon.cli("nat", "lookup", outside, check=False).returncode == 3, "nobody has it now"
+    # A reboot: what the packet path keeps in memory is gone.
+    host.daemon.kill()
+    os.remove(os.path.join(os.path.dirname(host.daemon.control), "nat"))
+    host.daemon.start()
+    host.ready()
+    answers("rebooted")
     host.finish()
 
 

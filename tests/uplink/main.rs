@@ -193,6 +193,7 @@ fn pool(addresses: &[&str]) -> NatPoolSpec {
         blocks: 1..=1,
         filtering: Filtering::default(),
         overload: false,
+        limits: Default::default(),
     }
 }
 

@@ -171,12 +171,12 @@ impl Network {
         let Some(raw) = raw else { return };
         self.egress_v4 = raw.ipv4.map(|egress| match egress {
             raw::network::EgressV4::Nat => Egress::Nat,
-            raw::network::EgressV4::None => Egress::None,
+            raw::network::EgressV4::None => Egress::Forbidden,
         });
         self.egress_v6 = raw.ipv6.map(|egress| match egress {
             raw::network::EgressV6::Nat => Egress::Nat,
             raw::network::EgressV6::Routed => Egress::Routed,
-            raw::network::EgressV6::None => Egress::None,
+            raw::network::EgressV6::None => Egress::Forbidden,
         });
         let path = path.key("untranslated");
         if raw.untranslated.len() > UNTRANSLATED_MAX {

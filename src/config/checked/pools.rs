@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use hostweave_nat::{Limits, MAPPINGS_MAX};
 use hostweave_policy::model::Selector;
 
 use super::{range, selector};
@@ -54,6 +55,8 @@ pub struct NatPool {
     pub filtering: Filtering,
     /// Whether TCP connections may share an L4 port when the blocks are full.
     pub overload: bool,
+    /// What one port may have, besides blocks.
+    pub limits: Limits,
 }
 
 impl NatPool {
@@ -94,6 +97,7 @@ impl NatPool {
                 Some(raw_nat::Filtering::AddressAndPortDependent) | None => Filtering::AddressAndPortDependent,
             },
             overload: raw.overload.unwrap_or(true),
+            limits: limits(raw.limits.as_ref(), &spec.key("limits"), problems),
         }
     }
 
@@ -167,6 +171,16 @@ fn addresses(texts: &[String], path: &Path, needed: bool, problems: &mut Vec<Pro
     }
     let addresses = ranges.iter().flat_map(Range::addresses).collect();
     (ranges, addresses)
+}
+
+/// What one port may have of the table of mappings.
+fn limits(raw: Option<&raw_nat::NatLimits>, path: &Path, problems: &mut Vec<Problem>) -> Limits {
+    let Some(raw) = raw else { return Limits::default() };
+    let mut limit = |written, key| range(written, 1, MAPPINGS_MAX, &path.key(key), problems);
+    Limits {
+        mappings: limit(raw.mappings, "mappings"),
+        rate: limit(raw.new_mappings_per_second, "newMappingsPerSecond"),
+    }
 }
 
 /// Size of a block, and how many of them a workload gets.

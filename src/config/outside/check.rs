@@ -19,6 +19,7 @@ use crate::config::set::ObjectSet;
 /// Checks what objects say about the outside against each other.
 pub fn check(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
     check_addresses(set, found);
+    check_edges(set, found);
     check_pools(set, found);
     check_services(set, found);
     check_attachments(set, found);
@@ -92,6 +93,38 @@ fn check_addresses(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
         }
     }
     check_networks(set, &holdings, &order, found);
+}
+
+/// Pools have no address that is the uplink's subnet's own: nobody out there takes a packet from its broadcast address, nor sends one
+/// to it (RFC 1122 §3.2.1.3), and every router answers for the first one (RFC 4291 §2.6.1). In a prefix that is only routed here they
+/// are addresses as any other.
+fn check_edges(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
+    let Some(uplink) = &set.host().uplink else { return };
+    let mut edges: Vec<(IpAddr, &str, IpNet)> = Vec::new();
+    // RFC 3021 and RFC 6164: in a /31 or /127 both are hosts.
+    for net in uplink.addresses.iter().filter(|net| net.max_prefix_len() - net.prefix_len() > 1) {
+        let first = if net.addr().is_ipv4() { "address of the subnet" } else { "subnet-router anycast address" };
+        edges.push((net.network(), first, *net));
+        if net.addr().is_ipv4() {
+            edges.push((net.broadcast(), "broadcast address", *net));
+        }
+    }
+    let nat = nat_pools(set).map(|(object, pool)| (object, &pool.ranges));
+    for (object, ranges) in nat.chain(address_pools(set).map(|(object, pool)| (object, &pool.ranges))) {
+        for (index, range) in ranges.iter().enumerate() {
+            let Some((edge, what, net)) = edges.iter().find(|(edge, ..)| range.contains(*edge)) else { continue };
+            let path = Path::of("spec.addresses").index(index);
+            let message = format!("{range} has {edge}, the {what} of {}, in which the uplink is", net.trunc());
+            let problem = Problem::value(&path, "invalid_address", message).label("not usable");
+            let next = || (range.nth(1), range.nth(range.count().saturating_sub(2)));
+            let help = match next() {
+                (Some(second), _) if *edge == range.first() => format!("write {second}-{}", range.last()),
+                (Some(_), Some(before)) if *edge == range.last() => format!("write {}-{before}", range.first()),
+                _ => "leave it out".to_owned(),
+            };
+            found.push(object.diagnose(problem.help(help)));
+        }
+    }
 }
 
 /// Addresses outside are none of a network's. Each network is looked for among the sorted ranges.
@@ -214,7 +247,7 @@ fn check_egress(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
             let path = Path::of("spec.egress").key(family);
             let has = if ipv4 { network.v4.is_some() } else { network.v6.is_some() };
             let warning = match egress {
-                None | Some(Egress::None) => continue,
+                None | Some(Egress::None | Egress::Forbidden) => continue,
                 _ if !has => {
                     format!("{path} has no effect: the network has no {} range", if ipv4 { "IPv4" } else { "IPv6" })
                 }

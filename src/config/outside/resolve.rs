@@ -22,6 +22,9 @@ pub fn egress_of(set: &ObjectSet, name: &str, network: &Network, ipv4: bool) -> 
         true => (network.egress_v4, network.v4.is_some()),
         false => (network.egress_v6, network.v6.is_some()),
     };
+    if has && written == Some(Egress::Forbidden) {
+        return Egress::Forbidden;
+    }
     if !has || set.host().uplink.is_none() {
         return Egress::None;
     }
@@ -95,6 +98,7 @@ fn pool_of(
         blocks: pool.blocks.clone(),
         filtering: pool.filtering,
         overload: pool.overload,
+        limits: pool.limits,
     }
 }
 

@@ -50,6 +50,9 @@ pub struct NatPoolSpec {
     /// if left out. Without it, connections are refused then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overload: Option<bool>,
+    /// What one port may have of the host's table of NAT mappings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<NatLimits>,
     /// Addresses, CIDRs and ranges of `addresses` that take no new connections; those that there are go on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub draining: Vec<String>,
@@ -71,6 +74,22 @@ pub struct PortBlock {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 64, max = 64512))]
     pub max: Option<u32>,
+}
+
+/// What one port may have of the host's table of NAT mappings, in each family (RFC 6888 REQ-4 and REQ-5). What is over a limit is
+/// refused; no mapping ends by it. Whatever is written, half of the table is shared out to all ports that pools serve, in equal
+/// parts which nobody else can take.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NatLimits {
+    /// Mappings at a time; 65536, or a quarter of the table if that is less, if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4194304))]
+    pub mappings: Option<u32>,
+    /// New mappings in one second; any number if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4194304))]
+    pub new_mappings_per_second: Option<u32>,
 }
 
 /// Who may send to a mapping from outside (RFC 4787 §5).

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use hostweave_nat::Limits;
 use hostweave_switch::rate::{Rate, Rates};
 use hostweave_switch::tables::Egress;
 use uuid::Uuid;
@@ -159,6 +160,17 @@ fn pools_that_are_refused() {
         (nat("{addresses: [203.0.113.1], portBlock: {size: 8192}}"), &["out_of_range 9 8192"]),
         (nat("{addresses: [203.0.113.1], portBlock: {min: 700}}"), &["out_of_range 9 700"]),
         (nat("{addresses: [203.0.113.1], portBlock: {min: 1024, max: 512}}"), &["out_of_range 9 512"]),
+        (nat("{addresses: [203.0.113.1], limits: {mappings: 0}}"), &["out_of_range 9 0"]),
+        (nat("{addresses: [203.0.113.1], limits: {mappings: 4194305}}"), &["out_of_range 9 4194305"]),
+        (nat("{addresses: [203.0.113.1], limits: {newMappingsPerSecond: 0}}"), &["out_of_range 9 0"]),
+        (nat("{addresses: [198.51.100.240/28]}"), &["invalid_address 9 198.51.100.240/28"]),
+        (nat("{addresses: [198.51.100.0]}"), &["invalid_address 9 198.51.100.0"]),
+        (nat("{addresses: ['2001:db8:9::/127']}"), &["invalid_address 9 '2001:db8:9::/127'"]),
+        (
+            host(UPLINK) + "---\n" + &address_pool("a", "{type: public, addresses: [198.51.100.255]}"),
+            &["invalid_address 9 198.51.100.255"],
+        ),
+        (nat("{addresses: [198.51.100.240-198.51.100.254, '2001:db8:9::4/126', 203.0.113.0/24]}"), &[]),
         (nat("{addresses: [203.0.113.1], filtering: none}"), &["unknown_value 9 none"]),
         (nat("{addresses: [203.0.113.1], selector: {matchLabel: {a: b}}}"), &["unknown_field 9 matchLabel"]),
         (nat_pool("a", "{addresses: [203.0.113.1]}"), &["no_effect 3 a"]),
@@ -464,7 +476,11 @@ fn pools_serve_the_ports_that_they_name() {
     assert_eq!((pool.filtering, pool.overload), (Filtering::AddressDependent, false));
     assert_eq!(pool.addresses, ips(&["203.0.113.0", "203.0.113.1", "2001:db8:aa::1"]));
     assert_eq!(pool.draining, ips(&["203.0.113.1"]));
+    let limited = |written: &str| told(&format!(", limits: {written}")).nat_pools[0].limits;
+    assert_eq!(limited("{mappings: 1000}"), Limits { mappings: Some(1000), rate: None });
+    assert_eq!(limited("{newMappingsPerSecond: 50}"), Limits { mappings: None, rate: Some(50) });
     let plain = &told("").nat_pools[0];
+    assert_eq!(plain.limits, Limits::default());
     assert_eq!((plain.block_size, plain.blocks.clone(), plain.overload), (512, 1..=8, true));
     assert_eq!(plain.filtering, Filtering::AddressAndPortDependent);
 }
@@ -478,11 +494,12 @@ fn egress_is_nat_where_a_pool_serves_and_else_nothing() {
         let network = told.networks.iter().find(|network| network.name == "n").unwrap();
         (network.egress_v4, network.egress_v6)
     };
-    use Egress::{Nat, None, Routed};
+    use Egress::{Forbidden, Nat, None, Routed};
     assert_eq!(egress("{addresses: [203.0.113.1]}", ""), (Nat, None));
     assert_eq!(egress("{addresses: ['2001:db8:aa::1']}", ""), (None, Nat));
     assert_eq!(egress("{addresses: [203.0.113.1, '2001:db8:aa::1'], networks: [default]}", ""), (None, None));
-    assert_eq!(egress("{addresses: [203.0.113.1]}", ", egress: {ipv4: none, ipv6: routed}"), (None, Routed));
+    assert_eq!(egress("{addresses: [203.0.113.1]}", ", egress: {ipv4: none, ipv6: routed}"), (Forbidden, Routed));
+    assert_eq!(egress("{addresses: [203.0.113.1]}", ", egress: {ipv6: none}"), (Nat, Forbidden));
     assert_eq!(egress("{addresses: [203.0.113.1]}", ", egress: {ipv6: nat}"), (Nat, Nat));
     check(&[
         (all(&[host(UPLINK), network("{cidrs: ['2001:db8:1::/64'], egress: {ipv6: nat}}")]), &["no_effect 9 nat"]),

@@ -3,6 +3,7 @@
 
 pub mod host;
 mod network;
+mod pools;
 mod service;
 mod tap;
 

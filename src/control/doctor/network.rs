@@ -2,19 +2,11 @@
 
 use std::net::IpAddr;
 
-use hostweave_nat::unmapped;
-use hostweave_switch::tables::Egress;
-
 use super::super::controller::{Controller, Snapshot};
-use super::{Finding, tap};
-use crate::config::outside::{address_pools, attachments, egress_of, nat_pools};
-use crate::fabric::nat_report::NatReport;
+use super::{Finding, pools, tap};
+use crate::config::outside::{attachments, egress_of, nat_pools};
 use crate::fabric::spec::{PortStatus, UplinkDriver};
 use crate::fabric::uplink::UplinkStatus;
-use crate::observe::events::{EventType, Filter};
-
-/// From which part of its L4 ports on an address is nearly full.
-const NEARLY_FULL: f64 = 0.85;
 
 /// Ports that a finding names.
 const PORTS_NAMED_MAX: usize = 5;
@@ -34,12 +26,13 @@ pub fn examine(controller: &Controller, snapshot: &Snapshot) -> Vec<Finding> {
         findings.push(uplink(status));
         findings.extend(gateways(snapshot, status));
         findings.extend(mtu(snapshot, status));
-        findings.extend(conflicts(controller, status));
+        findings.extend(conflicts(status));
+        findings.extend(offloads(status));
         if status.spec.driver == UplinkDriver::Tap {
             findings.push(tap::examine(&snapshot.set, status));
         }
     }
-    findings.extend(pools(snapshot, &fabric.nat_report()));
+    findings.extend(pools::examine(controller, snapshot));
     findings.extend(guests(&fabric.port_statuses()));
     let problems = snapshot.problems.iter().map(|problem| {
         let object = problem.object.as_deref().unwrap_or("objects");
@@ -81,7 +74,7 @@ fn gateways(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (ipv4, family) in [(true, "IPv4"), (false, "IPv6")] {
         let hops: Vec<_> = status.gateways.iter().filter(|hop| hop.address.is_ipv4() == ipv4).collect();
-        let leaves = |(name, network)| egress_of(&snapshot.set, name, network, ipv4) != Egress::None;
+        let leaves = |(name, network)| egress_of(&snapshot.set, name, network, ipv4).leaves();
         let attached = status.owned.iter().any(|(address, _)| address.is_ipv4() == ipv4 && !own(status, *address));
         if hops.is_empty() && (snapshot.set.networks().any(leaves) || attached) {
             let message = format!("{family} packets would leave, and there is no {family} router");
@@ -118,7 +111,7 @@ fn mtu(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
     let mut findings = Vec::new();
     let set = &snapshot.set;
     for (name, network) in set.networks() {
-        let leaves = [true, false].iter().any(|ipv4| egress_of(set, name, network, *ipv4) != Egress::None);
+        let leaves = [true, false].iter().any(|ipv4| egress_of(set, name, network, *ipv4).leaves());
         let attached = attachments(set)
             .any(|attachment| set.ports().any(|(key, _, port)| *key == attachment.port.key && port.network == name));
         if (leaves || attached) && network.mtu > status.mtu {
@@ -137,16 +130,12 @@ fn mtu(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
 }
 
 /// Somebody else who claims an address of ours, or the kernel that holds one.
-fn conflicts(controller: &Controller, status: &UplinkStatus) -> Vec<Finding> {
-    let filter = Filter { types: vec![EventType::UplinkAddressConflict], ..Filter::default() };
-    let last = controller.parts.events.list(&filter, 1);
-    let mut findings: Vec<Finding> = last
-        .iter()
-        .map(|event| {
-            let help = "two hosts have one address: take it away from one of them";
-            Finding::error("address", event.message.clone(), help)
-        })
-        .collect();
+fn conflicts(status: &UplinkStatus) -> Vec<Finding> {
+    let claimed = status.contested.iter().map(|(address, mac)| {
+        let help = "two hosts have one address: take it away from one of them";
+        Finding::error("address", format!("{mac} at the uplink claims our address {address}"), help)
+    });
+    let mut findings: Vec<Finding> = claimed.collect();
     for (address, mac) in &status.lost {
         let message = format!("{address} is not used: {mac} at the uplink has it");
         let help = "take it away from one of the two; it is used as soon as nobody else answers. Where a router answers for every \
@@ -165,46 +154,24 @@ fn conflicts(controller: &Controller, status: &UplinkStatus) -> Vec<Finding> {
     findings
 }
 
-/// Addresses without room for more.
-fn pools(snapshot: &Snapshot, report: &NatReport) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for (object, pool) in nat_pools(&snapshot.set) {
-        let stats = report.addresses.iter().filter(|stats| pool.addresses.contains(&unmapped(stats.address)));
-        let (leased, total) =
-            stats.fold((0.0, 0.0), |sum, stats| (sum.0 + f64::from(stats.leased), sum.1 + f64::from(stats.total)));
-        let key = &object.key;
-        let help = "add addresses to the pool, or lower portBlock.max. See: hostweave nat stats";
-        if total > 0.0 && leased / total >= NEARLY_FULL {
-            let message =
-                format!("{key} is nearly empty: {:.0}% of its L4 ports are given out", 100.0 * leased / total);
-            findings.push(Finding::warning("pool", message, help));
-        }
-        if pool.addresses.iter().all(|address| pool.draining.contains(address)) {
-            let message = format!("every address of {key} is draining: new connections are refused");
-            findings.push(Finding::error("pool", message, "take one out of spec.draining"));
-        }
+/// What the uplink's own device leaves to the CPU. Frames of 64 KiB are cut, and checksums filled in, in front of a device that cannot.
+fn offloads(status: &UplinkStatus) -> Vec<Finding> {
+    let name = &status.spec.interface;
+    let Ok(has) = hostweave_uplink::netlink::offloads::of(name) else { return Vec::new() };
+    let off = [
+        (has.tx_checksum, "tx", "checksums are filled in by the CPU"),
+        (has.scatter_gather, "sg", "frames are copied together"),
+        (has.tso, "tso", "large TCP segments are cut by the CPU"),
+        (has.gro, "gro", "what comes in is not put together to large segments"),
+    ];
+    let off: Vec<_> = off.iter().filter(|(on, ..)| !on).collect();
+    if off.is_empty() {
+        return vec![Finding::ok("offload", format!("{name} takes large frames and partial checksums"))];
     }
-    for (object, pool) in address_pools(&snapshot.set) {
-        let size = pool.ranges.iter().fold(0_u128, |sum, range| sum.saturating_add(range.count()));
-        let used =
-            snapshot.services.values().flatten().filter(|given| given.pool() == Some(object.key.name.as_str())).count();
-        if used as f64 >= NEARLY_FULL * size as f64 {
-            let message = format!("{} is nearly empty: {used} of {size} addresses are given", object.key);
-            findings.push(Finding::warning("pool", message, "add addresses to the pool, or delete Services"));
-        }
-    }
-    let refused = report.stats.exhausted;
-    if refused > 0 {
-        let message = format!("{refused} connections were refused because a pool had no L4 ports left");
-        let help = "see the biggest users: hostweave nat stats";
-        findings.push(Finding::warning("pool", message, help));
-    }
-    if findings.is_empty()
-        && (nat_pools(&snapshot.set).next().is_some() || address_pools(&snapshot.set).next().is_some())
-    {
-        findings.push(Finding::ok("pool", "every pool has room"));
-    }
-    findings
+    let what: Vec<&str> = off.iter().map(|(.., what)| *what).collect();
+    let switches: Vec<String> = off.iter().map(|(_, switch, _)| format!("{switch} on")).collect();
+    let message = format!("offload mismatch at the uplink {name}: {}", what.join("; "));
+    vec![Finding::note("offload", message, format!("ethtool -K {name} {}", switches.join(" ")))]
 }
 
 /// What guests negotiated that costs the host, and where their memory lies.

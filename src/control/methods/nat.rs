@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use hostweave_nat::{Entry, Outside, unmapped};
 use hostweave_switch::tables::Network;
@@ -19,6 +20,7 @@ use crate::config::outside::nat_pools;
 use crate::control::controller::Snapshot;
 use crate::control::error::{ErrorKind, RpcError};
 use crate::control::method::Call;
+use crate::control::nat_ledger::{NatLease, NatLedger};
 use crate::fabric::nat_report::{LeaseView, MappingView};
 use crate::fabric::spec::internal_uid;
 use crate::observe::synthetic;
@@ -58,21 +60,28 @@ pub struct Lookup {
 pub struct Names<'a> {
     snapshot: &'a Snapshot,
     ports: HashMap<Uuid, String>,
+    /// Names of ports that are gone, as far as they had L4 ports of a NAT address.
+    gone: HashMap<Uuid, String>,
 }
 
 impl<'a> Names<'a> {
-    /// The names of a snapshot.
-    pub fn new(snapshot: &'a Snapshot) -> Self {
+    /// The names of a snapshot, and those that the ledger remembers.
+    pub fn new(snapshot: &'a Snapshot, ledger: &NatLedger) -> Self {
         let ports = snapshot.assignments.iter().map(|(key, assignment)| (assignment.uid, key.path()));
         // The host itself, for its health checks.
         let internal = |network: &Network| (internal_uid(network.vni), format!("network/{}/internal", network.name));
         let ports = ports.chain(snapshot.desired.networks.iter().map(internal)).collect();
-        Self { snapshot, ports }
+        Self { snapshot, ports, gone: ledger.names() }
     }
 
-    /// `namespace/name` of a port; `None` if it is gone.
+    /// `namespace/name` of a port, also of one that is gone; `None` if nobody remembers it.
     pub fn port(&self, uid: Uuid) -> Option<&str> {
-        self.ports.get(&uid).map(String::as_str)
+        self.ports.get(&uid).or_else(|| self.gone.get(&uid)).map(String::as_str)
+    }
+
+    /// Whether there is no such port any more.
+    pub fn is_gone(&self, uid: Uuid) -> bool {
+        !self.ports.contains_key(&uid)
     }
 
     /// The pool that has an address.
@@ -98,7 +107,7 @@ pub fn address(field: &str, text: &str) -> Result<IpAddr, RpcError> {
 
 pub fn list(call: &Call<'_>, params: List) -> Result<Value, RpcError> {
     let snapshot = call.controller.snapshot();
-    let names = Names::new(&snapshot);
+    let names = Names::new(&snapshot, &call.controller.nat_ledger);
     let addresses: Vec<IpAddr> =
         params.addresses.iter().map(|text| address("addresses", text)).collect::<Result<_, _>>()?;
     let wanted = |entry: &Entry| {
@@ -128,6 +137,7 @@ fn mapping(view: &MappingView, names: &Names<'_>) -> Value {
         "protocol": synthetic::protocol_name(entry.inside.proto),
         "port": names.port(view.port),
         "uid": view.port,
+        "gone": names.is_gone(view.port),
         "network": names.network(entry.inside.vni),
         "inside": end(unmapped(entry.inside.address), entry.inside.l4),
         "outside": end(outside, entry.outside.l4),
@@ -158,7 +168,7 @@ pub fn pools(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
 
 pub fn stats(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
     let snapshot = call.controller.snapshot();
-    let names = Names::new(&snapshot);
+    let names = Names::new(&snapshot, &call.controller.nat_ledger);
     let report = call.controller.parts.fabric.nat_report();
     let addresses: Vec<Value> = report
         .addresses
@@ -179,13 +189,14 @@ pub fn stats(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
         .collect();
     let users = report.users.iter().take(USERS_LISTED_MAX);
     let users: Vec<Value> =
-        users.map(|(uid, ports)| json!({"port": names.port(*uid), "uid": uid, "leasedPorts": ports})).collect();
+        users.map(|(uid, ports)| json!({"port": names.port(*uid), "uid": uid, "gone": names.is_gone(*uid), "leasedPorts": ports})).collect();
     let stats = &report.stats;
+    let refused = &stats.refused;
     Ok(json!({
         "mappings": stats.mappings,
         "capacity": stats.capacity,
         "blocks": stats.blocks,
-        "refused": {"exhausted": stats.exhausted, "limit": stats.limited, "tableFull": stats.full},
+        "refused": {"exhausted": refused.exhausted, "limit": refused.limited, "tableFull": refused.full},
         "overloaded": stats.overloaded,
         "filtered": stats.filtered,
         "eventsLost": stats.events_lost,
@@ -199,11 +210,10 @@ const USERS_LISTED_MAX: usize = 10;
 
 pub fn lookup(call: &Call<'_>, params: Lookup) -> Result<Value, RpcError> {
     let snapshot = call.controller.snapshot();
-    let names = Names::new(&snapshot);
+    let names = Names::new(&snapshot, &call.controller.nat_ledger);
     let outside = address("address", &params.address)?;
     let at = moment("at", params.at.as_deref())?;
-    let found = call.controller.parts.fabric.nat_lookup(outside, params.l4_port, at);
-    found.map(|view| lease(&view, &names)).ok_or_else(|| {
+    lease_of(call, outside, params.l4_port, at, &names).ok_or_else(|| {
         let place = synthetic::address(outside, Some(params.l4_port));
         let when = at.map(|at| format!(" at {}", rfc3339(at))).unwrap_or_default();
         let had = if at.is_some() { "had" } else { "has" };
@@ -217,13 +227,51 @@ pub fn lookup(call: &Call<'_>, params: Lookup) -> Result<Value, RpcError> {
     })
 }
 
+/// Who has an L4 port, or had it at a time: this boot's leases first, then what is remembered of earlier ones.
+pub fn lease_of(call: &Call<'_>, address: IpAddr, l4: u16, at: Option<SystemTime>, names: &Names<'_>) -> Option<Value> {
+    let controller = call.controller;
+    if let Some(view) = controller.parts.fabric.nat_lookup(address, l4, at) {
+        return Some(lease(&view, names));
+    }
+    controller.nat_ledger.at(address, Some(l4), at?).last().map(|kept| kept_lease(kept, names))
+}
+
+/// Blocks of an address and who has them, or had them at a time.
+pub fn leases_of(call: &Call<'_>, address: IpAddr, at: Option<SystemTime>, names: &Names<'_>) -> Vec<Value> {
+    let controller = call.controller;
+    let known = controller.parts.fabric.nat_leases(address, at);
+    match at {
+        Some(at) if known.is_empty() => {
+            controller.nat_ledger.at(address, None, at).iter().map(|kept| kept_lease(kept, names)).collect()
+        }
+        _ => known.iter().map(|view| lease(view, names)).collect(),
+    }
+}
+
+/// A block that is remembered, and who had it.
+fn kept_lease(kept: &NatLease, names: &Names<'_>) -> Value {
+    json!({
+        "port": names.port(kept.uid).or(kept.port.as_deref()),
+        "uid": kept.uid,
+        "gone": names.is_gone(kept.uid),
+        "address": kept.address,
+        "pool": names.pool(kept.address).map(|(name, _)| name),
+        "firstPort": kept.first,
+        "lastPort": kept.last,
+        "since": rfc3339(kept.since()),
+        "until": kept.until().map(rfc3339),
+        "mappings": null,
+    })
+}
+
 /// A block and who has it.
-pub fn lease(view: &LeaseView, names: &Names<'_>) -> Value {
+fn lease(view: &LeaseView, names: &Names<'_>) -> Value {
     let block = &view.lease.block;
     let address = unmapped(block.address);
     json!({
         "port": names.port(view.port),
         "uid": view.port,
+        "gone": names.is_gone(view.port),
         "address": address,
         "pool": names.pool(address).map(|(name, _)| name),
         "firstPort": block.first,

@@ -1,6 +1,8 @@
 //! `whois.run`: whose an address is, or which port had an L4 port of it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
@@ -8,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::flow::moment;
-use super::nat::{Names, address, lease};
+use super::nat::{Names, address, lease_of, leases_of};
 use crate::config::checked::{Network, PoolType};
 use crate::config::outside::{GivenOf, address_pools, attachments};
 use crate::config::{Kind, ObjectKey};
@@ -42,30 +44,9 @@ pub fn run(call: &Call<'_>, params: Run) -> Result<Value, RpcError> {
     owners.extend(service(call, &snapshot, asked));
     owners.extend(networks(&snapshot, asked));
     owners.extend(uplink(&snapshot, asked));
-    let names = Names::new(&snapshot);
+    let names = Names::new(&snapshot, &call.controller.nat_ledger);
     if let Some((pool, _)) = names.pool(asked) {
-        let fabric = &call.controller.parts.fabric;
-        let mut owner = json!({"kind": "natPool", "name": pool});
-        match params.l4_port {
-            Some(l4) => {
-                let found = fabric.nat_lookup(asked, l4, at);
-                owner["lease"] = found.as_ref().map_or(Value::Null, |view| lease(view, &names));
-                let had = if at.is_some() { "had" } else { "has" };
-                owner["text"] = json!(match &found {
-                    Some(view) => format!("port {} {had} L4 port {l4}", port_name(&names, view.port)),
-                    None => format!("nobody {had} L4 port {l4}"),
-                });
-            }
-            None => {
-                let leases = fabric.nat_leases(Some(asked));
-                owner["leases"] = leases.iter().map(|view| lease(view, &names)).collect();
-                let mut users: Vec<_> = leases.iter().map(|view| view.port).collect();
-                users.sort_unstable();
-                users.dedup();
-                owner["text"] = json!(format!("{} ports share it", users.len()));
-            }
-        }
-        owners.push(owner);
+        owners.push(nat_pool(call, &names, pool, (asked, params.l4_port), at));
     }
     // An address of a pool that a Service has is the Service's.
     if owners.is_empty() {
@@ -78,8 +59,37 @@ pub fn run(call: &Call<'_>, params: Run) -> Result<Value, RpcError> {
     Ok(json!({"address": asked, "l4Port": params.l4_port, "at": at.map(rfc3339), "owners": owners}))
 }
 
-fn port_name(names: &Names<'_>, uid: uuid::Uuid) -> String {
-    names.port(uid).map_or_else(|| format!("{uid}, which is gone,"), str::to_owned)
+/// Who has an address of a NAT pool, or an L4 port of it, or had it at a time.
+fn nat_pool(
+    call: &Call<'_>,
+    names: &Names<'_>,
+    pool: &str,
+    (asked, l4): (IpAddr, Option<u16>),
+    at: Option<SystemTime>,
+) -> Value {
+    let mut owner = json!({"kind": "natPool", "name": pool});
+    let Some(l4) = l4 else {
+        let leases = leases_of(call, asked, at, names);
+        let users: BTreeSet<_> = leases.iter().filter_map(|lease| lease["uid"].as_str()).collect();
+        let share = if at.is_some() { "shared" } else { "share" };
+        owner["text"] = json!(format!("{} ports {share} it", users.len()));
+        owner["leases"] = leases.into();
+        return owner;
+    };
+    let found = lease_of(call, asked, l4, at, names);
+    let had = if at.is_some() { "had" } else { "has" };
+    owner["text"] = json!(match &found {
+        Some(lease) => format!("port {} {had} L4 port {l4}", port_name(lease)),
+        None => format!("nobody {had} L4 port {l4}"),
+    });
+    owner["lease"] = json!(found);
+    owner
+}
+
+/// The name of a lease's port, and whether it is gone.
+fn port_name(lease: &Value) -> String {
+    let name = lease["port"].as_str().or(lease["uid"].as_str()).unwrap_or("?");
+    if lease["gone"] == true { format!("{name}, which is gone,") } else { name.to_owned() }
 }
 
 /// Ports that have it in their network: equal addresses of two networks are two ports'.

@@ -44,8 +44,18 @@ impl Outside {
     /// As [`Outside::is_of`], whomever the pools serve.
     pub fn has_places_of(&self, desired: &Desired) -> bool {
         let place = |pool: &NatPoolSpec| {
-            let NatPoolSpec { name, addresses, draining, ports: _, block_size, blocks, filtering, overload } = pool;
-            (name.clone(), addresses.clone(), draining.clone(), *block_size, blocks.clone(), *filtering, *overload)
+            let NatPoolSpec { name, addresses, draining, ports: _, block_size, blocks, filtering, overload, limits } =
+                pool;
+            (
+                name.clone(),
+                addresses.clone(),
+                draining.clone(),
+                *block_size,
+                blocks.clone(),
+                *filtering,
+                *overload,
+                *limits,
+            )
         };
         (&self.uplink, &self.attached) == (&desired.uplink, &desired.attached)
             && self.nat_pools.iter().map(place).eq(desired.nat_pools.iter().map(place))
@@ -202,6 +212,7 @@ mod tests {
                 blocks: 1..=1,
                 filtering: Default::default(),
                 overload: false,
+                limits: Default::default(),
             }],
             attached: vec![AttachSpec {
                 address: "203.0.113.8".parse().unwrap(),

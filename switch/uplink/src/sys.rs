@@ -570,6 +570,23 @@ pub(crate) fn set_interface_up(socket: BorrowedFd<'_>, name: &str) -> io::Result
     ioctl(socket, libc::SIOCSIFFLAGS as _, &mut request)
 }
 
+/// Asks an `ETHTOOL_G*` question whose answer is a number, through any socket of the interface's namespace.
+pub(crate) fn ethtool_value(socket: BorrowedFd<'_>, name: &str, question: u32) -> io::Result<u32> {
+    /// `struct ethtool_value`.
+    #[repr(C)]
+    struct Value {
+        cmd: u32,
+        data: u32,
+    }
+    let mut value = Value { cmd: question, data: 0 };
+    let mut request = interface_request(name);
+    request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut value).cast();
+    ioctl(socket, libc::SIOCETHTOOL as _, &mut request)?;
+    // SAFETY: the kernel has written through the pointer to a structure that lives here. JUSTIFICATION: the compiler must not take it
+    // for unchanged.
+    Ok(unsafe { std::ptr::read_volatile(&raw const value.data) })
+}
+
 /// A packet socket that receives nothing until it is bound (packet(7)).
 pub(crate) fn packet_socket() -> io::Result<OwnedFd> {
     // SAFETY: makes a file descriptor and touches no memory. JUSTIFICATION: `nix` makes such sockets, but with the

@@ -109,7 +109,7 @@ fn crossing(way: Way, mtu: usize) -> String {
             far + &attached("b", "far", B_PUBLIC)
                 + &format!(
                     "---\napiVersion: hostweave.dev/v1alpha1\nkind: NatPool\nmetadata: {{name: pool}}\nspec: {{addresses: [{}], \
-                     portBlock: {{size: 4096, max: 61440}}}}\n",
+                     portBlock: {{size: 4096, max: 61440}}, limits: {{mappings: 262144}}}}\n",
                     list(POOL)
                 )
         }

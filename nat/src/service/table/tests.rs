@@ -43,7 +43,6 @@ fn spec(service: &str, address: &str, proto: u8, l4: RangeInclusive<u16>, backen
         backends: backends.into(),
         refusal: Refusal::Reject,
         begun: Default::default(),
-        begun: Default::default(),
     }
 }
 

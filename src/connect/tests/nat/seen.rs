@@ -223,3 +223,21 @@ fn an_address_that_was_not_foreseen_is_judged_before_anything_passes() {
         }
     });
 }
+
+/// SEMANTICS NA17: the flow log says of which connections the L4 port outside is one that others use too.
+#[test]
+fn na17_a_connection_on_a_shared_l4_port_is_told() {
+    both(|v6| {
+        let mut host = Host::with_pool(|pool| (pool.blocks, pool.overload) = (1..=1, true));
+        let mut shares = |l4: u16, server: IpAddr| {
+            let header = TcpHeader { src_port: l4, dst_port: 80, flags: SYN, window: 1000, ..Default::default() };
+            let frame = out(A, server).tcp(&header, b"");
+            let passed = host.pass(0, A, &frame, Offload::default(), &mut Unwatched).map_err(|ended| ended.0).unwrap();
+            passed.opened.unwrap().shared
+        };
+        for l4 in 4000..4064 {
+            assert!(!shares(l4, remote(v6, 1)), "{l4} has one of the block for itself");
+        }
+        assert!(shares(5000, remote(v6, 2)));
+    });
+}

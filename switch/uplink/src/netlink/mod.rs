@@ -6,6 +6,7 @@
 pub mod configure;
 pub mod hide;
 pub mod interfaces;
+pub mod offloads;
 pub mod routing;
 
 use std::io;
