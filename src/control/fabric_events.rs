@@ -277,9 +277,7 @@ fn describe_serving(serving: &Serving, counts: &[(BackendState, usize)]) -> (Eve
     let mut data: serde_json::Map<_, _> =
         counts.iter().map(|(state, count)| (state.name().into(), json!(count))).collect();
     let (kind, message) = match serving {
-        Serving::Everywhere => {
-            (EventType::ServiceAvailable, format!("a backend takes connections again ({backends})"))
-        }
+        Serving::Everywhere => (EventType::ServiceAvailable, format!("a backend takes connections again ({backends})")),
         Serving::NotAt(places) => {
             data.insert("notServed".into(), json!(places));
             let places = places.join(", ");

@@ -382,7 +382,14 @@ mod tests {
                 no_backend: 3,
             },
             flows_lost: 9,
-            external_dns: ExternalDnsReport { updates: 7, looks: 20, transfers: 3, failures: 0, conflicts: 1, refused: 2 },
+            external_dns: ExternalDnsReport {
+                updates: 7,
+                looks: 20,
+                transfers: 3,
+                failures: 0,
+                conflicts: 1,
+                refused: 2,
+            },
             metadata: MetadataReport { answers: vec![("401".to_owned(), 3)], refused: 1, cut: 0 },
             services: vec![ServiceCounts {
                 service: "shop/web".into(),

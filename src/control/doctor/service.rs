@@ -53,7 +53,8 @@ fn findings(services: &[ServiceCounts], total: usize) -> Vec<Finding> {
         .filter(|(_, gaps)| !gaps.is_empty())
         .collect();
     if let Some((first, _)) = partly.first() {
-        let texts: Vec<String> = partly.iter().map(|(name, gaps)| format!("{name} at {}", gaps.join(" and "))).collect();
+        let texts: Vec<String> =
+            partly.iter().map(|(name, gaps)| format!("{name} at {}", gaps.join(" and "))).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         let message = format!("Services that nobody answers for at some of their L4 ports: {}", named(&texts));
         findings.push(Finding::error("service", message, format!("see: hostweave service backends {first}")));
@@ -89,7 +90,11 @@ mod tests {
             service("a/mixed", Some(Serving::Nowhere), &[(BackendState::Unhealthy, 1), (BackendState::Stopped, 1)]),
             service("a/new", None, &[(BackendState::Unchecked, 1)]),
             service("a/well", Some(Serving::Everywhere), &[(BackendState::Healthy, 1), (BackendState::Unhealthy, 1)]),
-            service("a/half", Some(Serving::NotAt(vec!["dns (53/UDP) over IPv6".into()])), &[(BackendState::Healthy, 1)]),
+            service(
+                "a/half",
+                Some(Serving::NotAt(vec!["dns (53/UDP) over IPv6".into()])),
+                &[(BackendState::Healthy, 1)],
+            ),
         ];
         let found: Vec<String> = findings(&services, 5).into_iter().map(|finding| finding.message).collect();
         assert_eq!(

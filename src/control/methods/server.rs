@@ -59,7 +59,8 @@ pub fn status(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
     let services = fabric.service_counts();
     // That nobody is attached yet is as little a fault of a Service's as of a port's.
     let ill = |(state, _): &(BackendState, usize)| *state == BackendState::Unhealthy;
-    let down = services.iter().filter(|service| service.serving == Some(Serving::Nowhere) && service.backends.iter().any(ill));
+    let down =
+        services.iter().filter(|service| service.serving == Some(Serving::Nowhere) && service.backends.iter().any(ill));
     let text =
         |service: &ServiceCounts| format!("Service {}: every backend that runs fails its checks", service.service);
     degraded.extend(down.map(text));

@@ -190,7 +190,5 @@ fn backend(endpoint: &EndpointSpec, active: bool) -> Backend {
 /// Whether any endpoint of an IP version takes connections, of whatever client.
 pub fn is_active(service: &ServiceSpec, endpoints: &[(&EndpointSpec, BackendState)], ipv4: bool) -> bool {
     let family: Vec<_> = endpoints.iter().filter(|(endpoint, _)| endpoint.address.is_ipv4() == ipv4).copied().collect();
-    [Audience::Internal, Audience::External]
-        .iter()
-        .any(|audience| active(service, &family, *audience).contains(&true))
+    [Audience::Internal, Audience::External].iter().any(|audience| active(service, &family, *audience).contains(&true))
 }

@@ -270,8 +270,7 @@ fn conditions(
     now: SystemTime,
 ) -> BTreeMap<String, ExternalRecords> {
     let of = |wanted: &spec::Wanted| {
-        let denied: Vec<&Denied> =
-            result.iter().flatten().filter(|denied| denied.service == wanted.service).collect();
+        let denied: Vec<&Denied> = result.iter().flatten().filter(|denied| denied.service == wanted.service).collect();
         let (ready, reason, message) = match result {
             Err(failure) => (false, "ServerFailure", failure.clone()),
             Ok(_) if !wanted.problems.is_empty() => (false, "InvalidName", wanted.problems.join("; ")),

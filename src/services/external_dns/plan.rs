@@ -144,7 +144,8 @@ pub fn plan(spec: &ExternalDnsSpec, have: &BTreeMap<String, Have>, expired: impl
         let new_mark = mark(&spec.owner, &wish.service);
         let foreign = marks.is_empty() && (!before.a.is_empty() || !before.aaaa.is_empty() || has_mark(before));
         if let Some(above) = cut_above(name, &spec.zone, have) {
-            let why = format!("{name} lies below {above}, where another zone begins or an alias for all names below stands");
+            let why =
+                format!("{name} lies below {above}, where another zone begins or an alias for all names below stands");
             plan.conflicts.push((wish.service.clone(), why));
             continue;
         }
@@ -177,7 +178,8 @@ pub fn plan(spec: &ExternalDnsSpec, have: &BTreeMap<String, Have>, expired: impl
 fn cut_above<'a>(name: &'a str, zone: &str, have: &BTreeMap<String, Have>) -> Option<&'a str> {
     let above = |name: &&'a str| name.split_once('.').map(|(_, above)| above);
     let all = std::iter::successors(above(&name), above);
-    let within = all.take_while(|above| *above == zone || above.strip_suffix(zone).is_some_and(|rest| rest.ends_with('.')));
+    let within =
+        all.take_while(|above| *above == zone || above.strip_suffix(zone).is_some_and(|rest| rest.ends_with('.')));
     within.filter(|above| have.get(*above).is_some_and(|have| have.cut)).last()
 }
 

@@ -11,8 +11,8 @@ use crate::config::checked::{Metadata, annotations};
 use crate::config::kind::Kind;
 use crate::config::node::{self, Source};
 use crate::config::problem::Problem;
-use crate::config::raw::port::Protocol;
 use crate::config::raw::health_check::{HealthCheck as Raw, HealthType};
+use crate::config::raw::port::Protocol;
 use crate::config::raw::service::TargetPort;
 use crate::config::{de, names};
 use crate::fabric::spec::{HealthCheck, HealthSpec};
@@ -69,7 +69,9 @@ pub(super) fn check_ports(service: &Service, problems: &mut Vec<Problem>) {
     }
     let Some(spoken) = health.check.protocol() else { return };
     let word = if spoken == proto::UDP { "UDP" } else { "TCP" };
-    let is_asked = |port: &&ServicePort| matches!((port.protocol, spoken), (Protocol::Tcp, proto::TCP) | (Protocol::Udp, proto::UDP));
+    let is_asked = |port: &&ServicePort| {
+        matches!((port.protocol, spoken), (Protocol::Tcp, proto::TCP) | (Protocol::Udp, proto::UDP))
+    };
     if !service.ports.iter().any(|port| is_asked(&port)) {
         let message = format!("field port is missing: the check speaks {word}, and no port of the Service does");
         problems.push(problem("missing_field", &message, "needs port"));

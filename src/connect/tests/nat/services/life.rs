@@ -33,7 +33,9 @@ fn sv5_a_drained_backend_keeps_the_sctp_associations_that_it_has_answered() {
             host.publish();
         };
         // (A checksum of zero: there is none, RFC 9653.)
-        let chunk = |from: u16, to: u16, kind: u8| [&from.to_be_bytes()[..], &to.to_be_bytes(), &[0; 8], &[kind], &[0; 19]].concat();
+        let chunk = |from: u16, to: u16, kind: u8| {
+            [&from.to_be_bytes()[..], &to.to_be_bytes(), &[0; 8], &[kind], &[0; 19]].concat()
+        };
         serve(&mut host, &[backend(B, v6)]);
         for port in [4000, 4001] {
             let init = out(A, vip(v6)).ip(SCTP, &chunk(port, 80, 1));
