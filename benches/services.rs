@@ -92,6 +92,7 @@ fn service(i: u32) -> Arc<ServiceSpec> {
         cluster: vec![IpAddr::from([10, 104, a, b])],
         load_balancer: Vec::new(),
         ports: vec![ServicePortSpec { name: "http".into(), proto: 6, l4: 80..=80, endpoints }],
+        names_healthy: false,
         internal_local: false,
         external_local: false,
         affinity_s: None,

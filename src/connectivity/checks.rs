@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::client::Client;
 use super::emulated::Emulated;
-use super::scene::{CLIENT, SERVER, SERVICE, STRANGER, Scene};
+use super::scene::{CLIENT, SECOND, SERVER, SERVICE, SPREAD, STRANGER, Scene, UNDECLARED};
 use super::simulated::Simulated;
 use crate::guests::board::{Board, Skip};
 use crate::guests::lies;
@@ -20,6 +20,8 @@ use crate::guests::member::short;
 struct Cast {
     client: Box<dyn Client>,
     server: Box<dyn Client>,
+    /// Beside the server; always of the built-in driver.
+    second: Simulated,
     /// In the other network; always of the built-in driver.
     stranger: Simulated,
 }
@@ -45,10 +47,10 @@ impl<'a> Checks<'a> {
             let attach = |name, profile| Simulated::attach(&self.scene.control, name, profile);
             let client = Box::new(attach(CLIENT, Profile::Qemu)?);
             let server = Box::new(attach(SERVER, Profile::CloudHypervisor)?);
-            let stranger = attach(STRANGER, Profile::Dpdk)?;
-            self.cast = Some(Cast { client, server, stranger });
+            let (second, stranger) = (attach(SECOND, Profile::Dpdk)?, attach(STRANGER, Profile::Dpdk)?);
+            self.cast = Some(Cast { client, server, second, stranger });
             Ok(format!(
-                "3 built-in guests on ports of namespace {}, {}",
+                "4 built-in guests on ports of namespace {}, {}",
                 self.scene.name,
                 self.scene.cidrs.join(" and ")
             ))
@@ -59,9 +61,10 @@ impl<'a> Checks<'a> {
     pub fn attach_emulated(&mut self, folder: &Path) -> bool {
         let board = self.board;
         board.step("attach", || {
-            let stranger = Simulated::attach(&self.scene.control, STRANGER, Profile::Dpdk)?;
+            let attach = |name| Simulated::attach(&self.scene.control, name, Profile::Dpdk);
+            let (second, stranger) = (attach(SECOND)?, attach(STRANGER)?);
             let ([client, server], seen) = Emulated::boot(board, &self.scene.control, folder, [CLIENT, SERVER])?;
-            self.cast = Some(Cast { client: Box::new(client), server: Box::new(server), stranger });
+            self.cast = Some(Cast { client: Box::new(client), server: Box::new(server), second, stranger });
             Ok(format!("{seen}; ports of namespace {}", self.scene.name))
         })
     }
@@ -70,7 +73,7 @@ impl<'a> Checks<'a> {
     pub fn run(&mut self) {
         let Self { board, scene, cast: Some(cast) } = self else { return };
         let settled = board.step("addresses", || {
-            for guest in [cast.client.as_mut(), cast.server.as_mut(), &mut cast.stranger] {
+            for guest in [cast.client.as_mut(), cast.server.as_mut(), &mut cast.second, &mut cast.stranger] {
                 guest.settle(board)?;
             }
             Ok("IPv4 by DHCP, IPv6 from router advertisements, as the daemon gave them".to_owned())
@@ -163,17 +166,56 @@ fn dns(board: &Board, scene: &Scene, cast: &mut Cast) -> anyhow::Result<String> 
     Ok(format!("the gateways know {name}"))
 }
 
-/// By the name of a Service to its address, and on to the port behind it.
+/// Datagrams that may be sent to a Service before each of its two backends has had one: fewer than one in 10^18 times none has.
+const SPREAD_TRIES: usize = 64;
+
+/// By the name of a Service to its address, and on to the port behind it, over TCP and UDP; what it does not have is refused. Then one
+/// with two backends, each of which gets its part.
 fn service(board: &Board, scene: &Scene, cast: &mut Cast) -> anyhow::Result<String> {
-    let name = name_of(scene, SERVICE, "svc")?;
     let mut reached = Vec::new();
     for gateway in scene.gateways()? {
-        let found = cast.client.resolve(board, gateway, &name)?;
-        let [address] = found[..] else { bail!("{gateway} says {name} has the addresses {found:?}, and not one") };
+        let address = service_address(board, scene, cast, gateway, SERVICE)?;
         explained(scene, address, "tcp", cast.client.tcp(board, address))?;
+        explained(scene, address, "udp", cast.client.udp(board, address))?;
+        let refused = cast.client.is_refused(board, address, UNDECLARED)?;
+        ensure!(refused, "L4 port {UNDECLARED} of {address}, which the Service does not have, is not refused");
         reached.push(address.to_string());
     }
-    Ok(format!("TCP to {}, which {SERVER} answers", reached.join(" and ")))
+    let mut said =
+        format!("TCP and UDP to {}, which {SERVER} answers; L4 port {UNDECLARED} refused", reached.join(" and "));
+    if cast.client.asks_built_in() {
+        for gateway in scene.gateways()? {
+            let address = service_address(board, scene, cast, gateway, SPREAD)?;
+            spreads(board, scene, cast, address)?;
+        }
+        said += &format!("; {SERVER} and {SECOND} share another Service");
+    }
+    Ok(said)
+}
+
+/// The address of a Service, by its name, of the gateway's version of IP.
+fn service_address(
+    board: &Board,
+    scene: &Scene,
+    cast: &mut Cast,
+    gateway: IpAddr,
+    service: &str,
+) -> anyhow::Result<IpAddr> {
+    let name = name_of(scene, service, "svc")?;
+    let found = cast.client.resolve(board, gateway, &name)?;
+    let [address] = found[..] else { bail!("{gateway} says {name} has the addresses {found:?}, and not one") };
+    Ok(address)
+}
+
+/// Datagrams go to both backends.
+fn spreads(board: &Board, scene: &Scene, cast: &mut Cast, address: IpAddr) -> anyhow::Result<()> {
+    for _ in 0..SPREAD_TRIES {
+        explained(scene, address, "udp", cast.client.udp(board, address))?;
+        if scene.backends_in_use(SPREAD, address.is_ipv6())? == 2 {
+            return Ok(());
+        }
+    }
+    bail!("of {SPREAD_TRIES} datagrams to {address} all went to one of its two backends")
 }
 
 /// Denied by policy: nothing passes, and the reason is counted. Allowed again: it passes.

@@ -29,6 +29,15 @@ pub trait Client {
     /// The guest fails.
     fn hears_nothing_from(&mut self, board: &Board, to: IpAddr) -> anyhow::Result<bool>;
 
+    /// Whether a connection to an L4 port is refused by an answer, and not by silence.
+    ///
+    /// # Errors
+    /// The guest fails.
+    fn is_refused(&mut self, board: &Board, to: IpAddr, l4: u16) -> anyhow::Result<bool>;
+
+    /// Whether it talks to the L4 port at which built-in guests serve.
+    fn asks_built_in(&self) -> bool;
+
     /// Sends octets to another guest over TCP; how many.
     ///
     /// # Errors

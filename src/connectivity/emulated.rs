@@ -72,6 +72,15 @@ impl Client for Emulated {
         Ok(self.vm.sh(board, &script, PATIENCE)?.trim().is_empty())
     }
 
+    fn is_refused(&mut self, board: &Board, to: IpAddr, l4: u16) -> anyhow::Result<bool> {
+        let script = format!("iperf3 -c {to} -p {l4} -n 1 --connect-timeout 5000 2>&1; true");
+        Ok(self.vm.sh(board, &script, PATIENCE)?.contains("refused"))
+    }
+
+    fn asks_built_in(&self) -> bool {
+        false
+    }
+
     fn tcp(&mut self, board: &Board, to: IpAddr) -> anyhow::Result<u64> {
         let said = self.vm.sh(board, &format!("iperf3 -J -n {SENT_BYTES} -c {to}"), PATIENCE)?;
         carried(&said)?;

@@ -1,4 +1,4 @@
-//! What exists for the test, and only for it: two networks with the same addresses, a namespace, three ports, a Service, a policy.
+//! What exists for the test, and only for it: two networks with the same addresses, a namespace, four ports, two Services, a policy.
 //!
 //! Every object carries a label with the process that made it, so that a later run finds what a killed one left behind.
 
@@ -34,6 +34,12 @@ pub const CLIENT: &str = "client";
 pub const SERVER: &str = "server";
 /// The Service in front of it, for the L4 ports at which guests of either kind serve.
 pub const SERVICE: &str = "service";
+/// Another port that is talked to, beside [`SERVER`] behind one Service.
+pub const SECOND: &str = "second";
+/// The Service in front of both, for the L4 port at which built-in guests serve.
+pub const SPREAD: &str = "spread";
+/// An L4 port that no Service here has.
+pub const UNDECLARED: u16 = 9;
 /// The port in the other network.
 pub const STRANGER: &str = "stranger";
 
@@ -103,6 +109,7 @@ impl Scene {
         let port = |name: &str, network: &str| {
             let mut port = self.object(OURS, Kind::Port, name, json!({"network": network}));
             port["metadata"]["labels"]["role"] = json!(name);
+            port["metadata"]["labels"]["spread"] = json!([SERVER, SECOND].contains(&name).to_string());
             port
         };
         vec![
@@ -112,17 +119,27 @@ impl Scene {
             self.policy(true),
             port(CLIENT, &self.name),
             port(SERVER, &self.name),
+            port(SECOND, &self.name),
             port(STRANGER, &other),
-            self.service(),
+            self.service(SERVICE, &[SERVER], &[ECHO, IPERF]),
+            self.service(SPREAD, &[SERVER, SECOND], &[ECHO]),
         ]
     }
 
-    fn service(&self) -> Value {
-        let port = |l4_port: u16| json!({"name": format!("p{l4_port}"), "port": l4_port});
+    /// A Service in front of one port, or of all that spread.
+    fn service(&self, name: &str, backends: &[&str], l4: &[u16]) -> Value {
+        let port = |(l4, protocol): (u16, &str)| json!({"name": format!("{}-{l4}", protocol.to_lowercase()), "port": l4, "protocol": protocol});
+        let both = l4.iter().flat_map(|l4| ["TCP", "UDP"].map(|protocol| (*l4, protocol)));
+        let selector = match backends {
+            [one] => json!({"role": one}),
+            _ => json!({"spread": "true"}),
+        };
         let spec = json!({
-            "selector": {"role": SERVER}, "ipFamilyPolicy": "RequireDualStack", "ports": [port(ECHO), port(IPERF)],
+            "selector": selector,
+            "ipFamilyPolicy": "RequireDualStack",
+            "ports": both.map(port).collect::<Vec<_>>(),
         });
-        let mut service = self.object("v1", Kind::Service, SERVICE, spec);
+        let mut service = self.object("v1", Kind::Service, name, spec);
         service["metadata"]["annotations"] = json!({annotations::NETWORK: self.name});
         service
     }
@@ -155,6 +172,21 @@ impl Scene {
         let mut gateways: Vec<IpAddr> = texts.iter().filter_map(|text| text.as_str()?.parse().ok()).collect();
         gateways.sort();
         Ok(gateways)
+    }
+
+    /// Backends of a Service that have connections at UDP, over one version of IP.
+    ///
+    /// # Errors
+    /// The daemon does not say.
+    pub fn backends_in_use(&self, service: &str, ipv6: bool) -> anyhow::Result<usize> {
+        let said = self.control.call("service.backends", json!({"namespace": self.name, "name": service}))?;
+        let backends = said["backends"].as_array().context("backends of the Service")?;
+        let is_in_use = |backend: &&Value| {
+            backend["protocol"] == "udp"
+                && backend["address"].as_str().is_some_and(|address| address.contains(':') == ipv6)
+                && backend["connections"].as_u64().is_some_and(|count| count > 0)
+        };
+        Ok(backends.iter().filter(is_in_use).count())
     }
 
     /// What the daemon says would become of a packet from `client`, if it would be dropped; else nothing.
@@ -246,6 +278,6 @@ mod tests {
         };
         let texts = scene.objects().iter().map(Value::to_string).collect::<Vec<_>>().join("\n---\n");
         let source = crate::config::Source { name: "t".into(), text: texts };
-        assert_eq!(crate::config::load_sources(vec![source]).unwrap().objects.len(), 8);
+        assert_eq!(crate::config::load_sources(vec![source]).unwrap().objects.len(), 10);
     }
 }

@@ -95,6 +95,23 @@ impl Client for Simulated {
         Ok(true)
     }
 
+    fn is_refused(&mut self, board: &Board, to: IpAddr, l4: u16) -> anyhow::Result<bool> {
+        let connected = self.job(board, "connects", move |guest| {
+            let handle = guest.tcp_connect(to, l4, PATIENCE)?;
+            guest.close(handle);
+            Ok(())
+        })?;
+        match connected {
+            Err(Error::Stack { .. }) => Ok(true),
+            Ok(()) | Err(Error::Timeout { .. }) => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("{} tries {to}", self.0.port.name)),
+        }
+    }
+
+    fn asks_built_in(&self) -> bool {
+        true
+    }
+
     fn tcp(&mut self, board: &Board, to: IpAddr) -> anyhow::Result<u64> {
         let name = &self.0.port.name;
         let sent = self.job(board, "sends", move |guest| guest.tcp_transfer(to, ECHO, COMPARED_BYTES, PATIENCE))?;

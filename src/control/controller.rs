@@ -474,7 +474,7 @@ impl Controller {
         let Plan { set, assignments, services, problems, warnings, desired, .. } = plan;
         let foreign = OnceLock::new();
         let snapshot = Snapshot { set, assignments, services, stored, revision, problems, warnings, desired, foreign };
-        self.note_transitions(&before, &snapshot, &changes);
+        self.note_transitions(&before, &snapshot, changes);
         self.snapshot.store(Arc::new(snapshot));
         // Those of ports and Services that are gone were let off.
         if let Err(error) = self.remember_drained(self.parts.fabric.drained().into_iter().collect()) {

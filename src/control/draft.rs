@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::controller::{Action, Edit, Snapshot, not_found};
 use super::error::{ErrorKind, RpcError};
 use super::plan::{Identity, Objects, Stored};
-use super::service_view::cluster_addresses;
+use super::service_view::filled;
 use crate::config::checked::{Object, Origin, Spec};
 use crate::config::host_access::NAMESPACE as HOST_NAMESPACE;
 use crate::config::kind::DEFAULT_NAMESPACE;
@@ -170,7 +170,7 @@ fn check_class(old: &Object, new: &Object) -> Result<(), RpcError> {
 /// An object as `get` shows it, which may be applied again.
 fn as_shown(object: &Object, before: &Snapshot) -> Object {
     let given = before.services.get(&object.key).map(Vec::as_slice).unwrap_or_default();
-    object.with_cluster_addresses(&cluster_addresses(given))
+    filled(object, given, &before.set)
 }
 
 /// The first of several names.

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use super::controller::{Controller, Snapshot};
 use super::outside_view::{attachment_mode, split};
 use super::view::problem_of;
-use crate::config::ObjectKey;
-use crate::config::checked::{EndpointSlice, Form, Object, Service, annotations};
+use crate::config::checked::{EndpointSlice, Form, Object, Service, Spec, annotations};
 use crate::config::outside::{Given, attachments};
 use crate::config::raw::RawObject;
+use crate::config::{ObjectKey, ObjectSet};
 use crate::fabric::balance::choice::BackendState;
 use crate::fabric::balance::report::{BackendStatus, ServiceStatus};
 use crate::fabric::balance::serving::{ServiceHealth, Serving};
@@ -151,12 +151,12 @@ impl<'a> ServiceView<'a> {
         view["notServed"] =
             json!(self.health.iter().flat_map(|health| &health.serving).flat_map(Serving::gaps).collect::<Vec<_>>());
         view["publishNotReadyAddresses"] = json!(balancing.publish_not_ready);
+        view["healthCheck"] = json!(self.object.metadata.annotations.get(annotations::HEALTH_CHECK));
         if self.service.balances() {
             view["externalTrafficPolicy"] = json!(policy(balancing.external_local));
             view["internalTrafficPolicy"] = json!(policy(balancing.internal_local));
             view["sessionAffinitySeconds"] = json!(balancing.affinity_s);
             view["sourceRanges"] = json!(balancing.sources);
-            view["healthCheck"] = json!(self.object.metadata.annotations.get(annotations::HEALTH_CHECK));
             view["allDown"] = json!(format!("{:?}", balancing.all_down).to_lowercase());
             view["drain"] = json!(format!("{:?}", balancing.drain).to_lowercase());
         }
@@ -347,6 +347,15 @@ fn endpoint_json(port: &str, endpoint: &EndpointSpec, state: Option<BackendState
 /// The cluster addresses among what a Service was given.
 pub fn cluster_addresses(given: &[Given]) -> Vec<IpAddr> {
     given.iter().filter(|given| given.network().is_some()).map(|given| given.address).collect()
+}
+
+/// An object as `get` shows it, if it is a Service with what it was given.
+pub fn filled(object: &Object, given: &[Given], set: &ObjectSet) -> Object {
+    let network = match &object.spec {
+        Spec::Service(service) => set.network(&service.network),
+        _ => None,
+    };
+    object.with_cluster_addresses(&cluster_addresses(given), network)
 }
 
 /// What the packet path is told about a Service.

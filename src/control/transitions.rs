@@ -6,13 +6,16 @@ use std::time::SystemTime;
 
 use crate::config::ObjectKey;
 
+/// An object, and the type of its condition.
+type Condition = (ObjectKey, &'static str);
+
 /// That there is an object.
 const CREATED: &str = "";
 
 /// See the module. What nobody has asked about yet is as it was when the daemon started, or when its object came.
 pub struct Transitions {
     started: SystemTime,
-    known: Mutex<HashMap<(ObjectKey, &'static str), (bool, SystemTime)>>,
+    known: Mutex<HashMap<Condition, (bool, SystemTime)>>,
 }
 
 impl Default for Transitions {

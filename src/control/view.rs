@@ -263,7 +263,7 @@ pub fn object(controller: &Controller, snapshot: &Snapshot, object: &Object) -> 
     let identity = snapshot.stored.get(&object.key).map(|(_, identity)| identity);
     let assigned = snapshot.assignments.get(&object.key).map(|assignment| assignment.uid);
     let given = snapshot.services.get(&object.key).map(Vec::as_slice).unwrap_or_default();
-    let filled = object.with_cluster_addresses(&service_view::cluster_addresses(given));
+    let filled = service_view::filled(object, given, &snapshot.set);
     let shown = filled
         .with_identity(assigned.or(identity.map(|identity| identity.uid)), identity.map(|identity| identity.revision));
     // The file's author writes neither: `get -o yaml` of a file's object is what the file says.

@@ -247,6 +247,8 @@ pub struct ServiceSpec {
     pub load_balancer: Vec<LoadBalancerAddress>,
     /// Its L4 ports.
     pub ports: Vec<ServicePortSpec>,
+    /// Headless: its name stands for its backends, for those that are healthy. It has no addresses.
+    pub names_healthy: bool,
     /// `internalTrafficPolicy: Local`: ranks mean nothing to clients in the network.
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`: ranks mean nothing to others.
@@ -279,6 +281,7 @@ impl ServiceSpec {
             cluster: Vec::new(),
             load_balancer: Vec::new(),
             ports: Vec::new(),
+            names_healthy: false,
             internal_local: false,
             external_local: false,
             affinity_s: None,
@@ -301,6 +304,9 @@ pub struct LoadBalancerAddress {
     /// Whether the host owns it at its uplink; else it is known in the Service's network only.
     pub public: bool,
 }
+
+/// IP protocol of the endpoints of a headless Service that have none of its L4 ports: no protocol has this number on its own.
+pub const ANY_PROTO: u8 = 0;
 
 /// L4 ports of a Service, and who stands behind them.
 #[derive(Clone, PartialEq, Eq, Debug)]

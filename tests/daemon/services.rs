@@ -142,11 +142,21 @@ fn services_are_listed_and_described_and_have_names() {
         names(&daemon, "_http._tcp.web.shop.svc.cluster.local", "SRV"),
         ["0 100 80 web.shop.svc.cluster.local."]
     );
-    // Only the port that is up stands behind the headless one, under a name of its own and at its own number.
+    // Nobody runs behind the headless one (SEMANTICS SV2, DN3).
+    for name in ["all", "a.all", "file-0.all", "_http._tcp.all"] {
+        let answer = daemon.cli(&["dns", "query", &format!("{name}.shop.svc.cluster.local"), "A"]);
+        assert!((answer.stdout.clone() + &answer.stderr).contains("NXDOMAIN"), "{name}: {}", answer.stdout);
+    }
+    assert!(daemon.ok(&["service", "backends", "shop/all"]).contains("stopped"));
+    // It may stand for all of them all the same, each under a name of its own and at its own number.
+    let headless = OBJECTS.split("---\n").find(|object| object.contains("name: all,")).unwrap();
+    applied(&daemon, &headless.replace("clusterIP: None,", "clusterIP: None, publishNotReadyAddresses: true,"));
     assert_eq!(
         names(&daemon, "_http._tcp.all.shop.svc.cluster.local", "SRV"),
-        ["0 100 8080 a.all.shop.svc.cluster.local."]
+        ["0 100 8080 a.all.shop.svc.cluster.local.", "0 100 9090 b.all.shop.svc.cluster.local."]
     );
+    // One family, as in Kubernetes.
+    assert_eq!(daemon.cli(&["dns", "query", "a.all.shop.svc.cluster.local", "AAAA"]).code, 1);
     // One without that L4 port has an address all the same.
     assert_eq!(names(&daemon, "file-0.all.shop.svc.cluster.local", "A").len(), 1);
     assert_eq!(names(&daemon, "a.all.shop.svc.cluster.local", "A").len(), 1);

@@ -175,7 +175,7 @@ def services(case):
     red = {"hostweave.dev/network": "red"}
     spec = {"selector": {"app": "web"}, "ports": ports}
     scene.daemon.set("v1", "Service", "web", dict(spec, ipFamilyPolicy="RequireDualStack"), red)
-    scene.daemon.set("v1", "Service", "all", dict(spec, clusterIP="None"), red)
+    scene.daemon.set("v1", "Service", "all", dict(spec, clusterIP="None", ipFamilyPolicy="RequireDualStack"), red)
     scene.daemon.set("v1", "Service", "away", {"type": "ExternalName", "externalName": "www.example"}, red)
     scene.daemon.set("v1", "Service", "alias", {"type": "ExternalName", "externalName": "web.default.svc.cluster.local"}, red)
     scene.daemon.set("v1", "Service", "other", dict(spec), {"hostweave.dev/network": "blue"})

@@ -202,6 +202,10 @@ fn judge_packets(
             outcome.wrong.push(format!("{place}: {verdict}"));
         } else if answer.traced != answer.passed {
             outcome.wrong.push(format!("{place}: {verdict}, and trace says otherwise"));
+        } else if answer.behind.is_some_and(|[passed, _]| passed != verdict.allow) {
+            outcome.wrong.push(format!("{place}: {verdict}, also through a Service"));
+        } else if answer.behind.is_some_and(|[passed, traced]| passed != traced) {
+            outcome.wrong.push(format!("{place}: {verdict}, and trace says otherwise through a Service"));
         }
     }
     outcome.verdicts += answers.len();

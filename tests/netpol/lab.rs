@@ -1,14 +1,18 @@
 //! A packet path with a guest for each pod: real vhost-user, real frames. Nothing waits for a time-out: a frame that does not
 //! arrive was counted as dropped, and the counters say when every frame sent has been dealt with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use hostweave::fabric::Fabric;
-use hostweave::fabric::spec::{BackendSpec, Desired, FabricConfig, FabricEvent, PortSpec, SocketMode};
+use hostweave::fabric::balance::serving::Serving;
+use hostweave::fabric::spec::{
+    AllDown, BackendSpec, Condition, Desired, Drain, EndpointSpec, FabricConfig, FabricEvent, PortSpec, Refusal,
+    ServicePortSpec, ServiceSpec, SocketMode,
+};
 use hostweave_guest::features::VERSION_1;
 use hostweave_guest::frames::{Frame, Path};
 use hostweave_guest::nic::{Nic, NicConfig};
@@ -116,12 +120,85 @@ impl Lab {
         // The cases know no rules of ours.
         self.desired.policy.infrastructure = Infrastructure { dns: false, metadata: false, health_probes: false };
         self.desired.networks = vec![self.network.clone()];
+        self.desired.services = Arc::default();
         self.fabric.apply(&self.desired)?;
         for (name, pod, address, spec) in new {
             let nic = connect(&spec).with_context(|| format!("the guest of {name}"))?;
             self.seats.insert(name, Seat { pod, address, spec, nic, sent: 0 });
         }
         Ok(())
+    }
+
+    /// Puts a Service before each of these pods, with an L4 port of its own ([`service_l4`]) for each L4 port of theirs, by IP protocol,
+    /// until the next [`Lab::apply`]. Each has a backend when this returns.
+    ///
+    /// # Errors
+    /// When the fabric refuses, or a pod is not there.
+    pub fn serve(&mut self, wanted: &BTreeMap<String, BTreeSet<(u8, u16)>>) -> anyhow::Result<()> {
+        let services = wanted.iter().map(|(pod, l4)| self.service(pod, l4).map(Arc::new));
+        self.desired.services = Arc::new(services.collect::<anyhow::Result<_>>()?);
+        self.fabric.apply(&self.desired)?;
+        let end = Instant::now() + PATIENCE;
+        // What guests have done is heard of in a moment.
+        while !self.fabric.service_counts().iter().all(|counts| counts.serving == Some(Serving::Everywhere)) {
+            if Instant::now() > end {
+                bail!("not every Service has its backend: {:?}", self.fabric.service_counts());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn service(&self, pod: &str, l4: &BTreeSet<(u8, u16)>) -> anyhow::Result<ServiceSpec> {
+        let seat = self.seats.get(pod).with_context(|| format!("no guest {pod}"))?;
+        let port = |(proto, l4): &(u8, u16)| ServicePortSpec {
+            name: format!("p{proto}-{l4}"),
+            proto: *proto,
+            l4: service_l4(*l4)..=service_l4(*l4),
+            endpoints: vec![EndpointSpec {
+                name: pod.to_owned(),
+                port: Some(seat.spec.uid),
+                address: seat.address,
+                l4: Some(*l4),
+                weight: 1,
+                condition: Condition::Ready,
+                internal: true,
+                external: true,
+                rank: 0,
+            }],
+        };
+        Ok(ServiceSpec {
+            name: pod.to_owned(),
+            network: NETWORK.to_owned(),
+            cluster: vec![self.service_address(pod)?],
+            load_balancer: Vec::new(),
+            ports: l4.iter().map(port).collect(),
+            names_healthy: false,
+            internal_local: false,
+            external_local: false,
+            affinity_s: None,
+            sources: Vec::new(),
+            refusal_internal: Refusal::Reject,
+            refusal_external: Refusal::Reject,
+            health: None,
+            outlier: None,
+            all_down: AllDown::Reject,
+            drain: Drain::Keep,
+        })
+    }
+
+    /// The address of the Service before a pod: none that a pod or anybody outside has.
+    ///
+    /// # Errors
+    /// When the pod is not there.
+    pub fn service_address(&self, pod: &str) -> anyhow::Result<IpAddr> {
+        let at = self.seats.keys().position(|name| name == pod).with_context(|| format!("no guest {pod}"))?;
+        let number = u32::try_from(at)? + 1;
+        let seat = self.seats.get(pod).with_context(|| format!("no guest {pod}"))?;
+        Ok(match seat.address {
+            IpAddr::V4(_) => Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + number).into(),
+            IpAddr::V6(_) => Ipv6Addr::from((0x2001_0002_u128 << 96) | u128::from(number)).into(),
+        })
     }
 
     /// Gives the gateway an address, until the next [`Lab::apply`].
@@ -298,6 +375,12 @@ impl Drop for Lab {
     fn drop(&mut self) {
         self.fabric.shutdown();
     }
+}
+
+/// The Service's L4 port for one of its backend: another one.
+pub const fn service_l4(l4: u16) -> u16 {
+    const FAR: u16 = 10_000;
+    if l4 < u16::MAX - FAR { l4 + FAR } else { l4 - FAR }
 }
 
 /// A guest without offloads, whose rings run: a frame for it is delivered.

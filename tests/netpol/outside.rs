@@ -47,7 +47,7 @@ impl Packets {
         let traced = {
             let there = Path { src: from.address, dst: to.address, ..path };
             let sender = if inbound { INTERNAL } else { name };
-            Tracer::new(&self.lab.fabric).probe_verdict(sender, verdict, &there, src_port)?
+            Tracer::new(&self.lab.fabric).probe_verdict(sender, verdict, &there, [src_port, verdict.port])?
         };
         let passed = match (inbound, verdict.protocol) {
             (false, Protocol::Tcp) => self.tcp_out(verdict, &path, src_port)?,
@@ -58,7 +58,7 @@ impl Packets {
             (true, Protocol::Tcp) => self.tcp_in(verdict, outside, pod, &path)?,
             (true, _) => self.udp_in(verdict, outside, pod, &path, src_port)?,
         };
-        Ok(Some(Answer { passed, traced }))
+        Ok(Some(Answer { passed, traced, behind: None }))
     }
 
     fn tcp_out(&mut self, verdict: &Verdict, path: &Path, src_port: u16) -> anyhow::Result<bool> {

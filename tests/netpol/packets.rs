@@ -1,17 +1,21 @@
 //! Verdicts of real packets. Each is asked with a new flow: a TCP handshake, a UDP datagram and its answer, an SCTP INIT and
 //! its INIT-ACK. It passes when the answer is back at the sender. It is denied when the first packet ends at the switch and is
 //! counted as `policy_denied` there; a packet that gets lost in any other way is an error.
+//!
+//! Each is asked once more through a Service whose only backend is the receiver: policy sees the backend, and the real sender, so
+//! that the verdict is the same (SEMANTICS §2).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use anyhow::bail;
 use hostweave_guest::frames::{Body, Frame, L4, Path, Segment};
 use hostweave_switch::stage::DropReason;
+use hostweave_switch::wire::proto;
 
 use crate::cluster::{Cluster, Pod};
 use crate::data::{Protocol, Verdict};
-use crate::lab::{Lab, RING_SIZE};
+use crate::lab::{Lab, RING_SIZE, service_l4};
 use crate::trace::Tracer;
 
 /// Flows at a time. Of each, two packets are on their way to one guest at most.
@@ -38,6 +42,8 @@ pub struct Answer {
     pub passed: bool,
     /// `trace` said before that it would.
     pub traced: bool,
+    /// The same through a Service before the receiver; `None` where that is not asked.
+    pub behind: Option<[bool; 2]>,
 }
 
 /// A new flow.
@@ -45,6 +51,8 @@ struct Flow<'a> {
     verdict: &'a Verdict,
     /// From sender to receiver, and back.
     paths: [Path; 2],
+    /// The address of the Service that it goes through.
+    service: Option<IpAddr>,
     src_port: u16,
     /// How far it came.
     state: State,
@@ -87,30 +95,55 @@ impl Packets {
     /// # Errors
     /// When a packet is lost that policy did not drop, or arrives where it should not.
     pub fn allows(&mut self, cluster: &Cluster, verdicts: &[&Verdict]) -> anyhow::Result<Vec<Answer>> {
+        let direct = self.ask(cluster, verdicts, false)?;
+        // A pod that asks itself has the gateway's address behind a Service, which is a test of its own (SEMANTICS SV19).
+        let others: Vec<&Verdict> = verdicts.iter().filter(|verdict| verdict.from != verdict.to).copied().collect();
+        let mut wanted: BTreeMap<String, BTreeSet<(u8, u16)>> = BTreeMap::new();
+        for verdict in &others {
+            wanted.entry(verdict.to.clone()).or_default().insert((number(verdict.protocol), verdict.port));
+        }
+        self.lab.serve(&wanted)?;
+        let mut behind = self.ask(cluster, &others, true)?.into_iter();
+        let answer = |(verdict, (passed, traced)): (&&Verdict, (bool, bool))| {
+            let behind = if verdict.from == verdict.to { None } else { behind.next() };
+            Answer { passed, traced, behind: behind.map(|(passed, traced)| [passed, traced]) }
+        };
+        Ok(verdicts.iter().zip(direct).map(answer).collect())
+    }
+
+    /// Whether a new flow passes, and whether `trace` said so, for each verdict.
+    fn ask(
+        &mut self,
+        cluster: &Cluster,
+        verdicts: &[&Verdict],
+        through_services: bool,
+    ) -> anyhow::Result<Vec<(bool, bool)>> {
         let mut answers = Vec::with_capacity(verdicts.len());
         for batch in verdicts.chunks(BATCH) {
             let mut flows = Vec::with_capacity(batch.len());
             for verdict in batch {
-                flows.push(self.flow(cluster, verdict)?);
+                flows.push(self.flow(cluster, verdict, through_services)?);
             }
             let tracer = Tracer::new(&self.lab.fabric);
-            let trace =
-                |flow: &Flow<'_>| tracer.probe_verdict(&flow.verdict.from, flow.verdict, &flow.paths[0], flow.src_port);
+            let trace = |flow: &Flow<'_>| {
+                let (path, [src_port, dst_port]) = flow.sent(0);
+                tracer.probe_verdict(&flow.verdict.from, flow.verdict, &path, [src_port, dst_port])
+            };
             let traced: Vec<bool> = flows.iter().map(trace).collect::<anyhow::Result<_>>()?;
             self.send_first(&mut flows)?;
             self.answer(&mut flows)?;
             self.finish(&mut flows)?;
-            let answer = |(flow, traced): (&Flow<'_>, bool)| Answer { passed: flow.state != State::Sent, traced };
-            answers.extend(flows.iter().zip(traced).map(answer));
+            answers.extend(flows.iter().zip(traced).map(|(flow, traced)| (flow.state != State::Sent, traced)));
         }
         Ok(answers)
     }
 
-    fn flow<'a>(&mut self, cluster: &Cluster, verdict: &'a Verdict) -> anyhow::Result<Flow<'a>> {
+    fn flow<'a>(&mut self, cluster: &Cluster, verdict: &'a Verdict, through_service: bool) -> anyhow::Result<Flow<'a>> {
         let [from, to] = cluster.ends(verdict)?;
         let paths = [self.lab.path(&verdict.from, to.address)?, self.lab.path(&verdict.to, from.address)?];
+        let service = if through_service { Some(self.lab.service_address(&verdict.to)?) } else { None };
         let src_port = self.src_port(from, to, verdict);
-        Ok(Flow { verdict, paths, src_port, state: State::Sent })
+        Ok(Flow { verdict, paths, service, src_port, state: State::Sent })
     }
 
     /// One that makes the flow a new one.
@@ -185,7 +218,8 @@ impl Packets {
             flows.iter().enumerate().map(|(at, flow)| (flow.tuple(direction), at)).collect();
         for (pod, frame) in self.lab.exchange()? {
             // Router advertisements are no part of this, nor are late words from outside.
-            let Some(tuple) = tuple_of(&frame).filter(|(src, ..)| self.lab.has(*src)) else { continue };
+            let of_us = |(src, ..): &Tuple| self.lab.has(*src) || flows.iter().any(|flow| flow.service == Some(*src));
+            let Some(tuple) = tuple_of(&frame).filter(of_us) else { continue };
             let Some(flow) = known.get(&tuple).and_then(|at| flows.get_mut(*at)) else {
                 bail!("{pod} got a packet that nobody sent now: {tuple:?}");
             };
@@ -200,21 +234,37 @@ impl Packets {
 }
 
 impl Flow<'_> {
-    /// Of packets in that direction: 1 is the receiver's.
+    /// Of packets in that direction as they arrive: 1 is the receiver's, which the Service answers for.
     fn tuple(&self, direction: usize) -> Tuple {
-        let (path, [src, dst]) = (&self.paths[direction], self.ports(direction));
-        (path.src, path.dst, self.verdict.protocol, src, dst)
+        let (path, protocol) = (&self.paths[direction], self.verdict.protocol);
+        match (direction, self.service) {
+            (0, _) => (path.src, path.dst, protocol, self.src_port, self.verdict.port),
+            (_, None) => (path.src, path.dst, protocol, self.verdict.port, self.src_port),
+            (_, Some(service)) => (service, path.dst, protocol, service_l4(self.verdict.port), self.src_port),
+        }
     }
 
-    fn ports(&self, direction: usize) -> [u16; 2] {
-        if direction == 0 { [self.src_port, self.verdict.port] } else { [self.verdict.port, self.src_port] }
+    /// The way of packets in that direction, and their L4 ports, as they are sent.
+    fn sent(&self, direction: usize) -> (Path, [u16; 2]) {
+        let path = &self.paths[direction];
+        match (direction, self.service) {
+            (0, None) => (*path, [self.src_port, self.verdict.port]),
+            (0, Some(dst)) => (Path { dst, ..*path }, [self.src_port, service_l4(self.verdict.port)]),
+            _ => (*path, [self.verdict.port, self.src_port]),
+        }
     }
 
     fn first(&self) -> Vec<u8> {
         match self.verdict.protocol {
             Protocol::Tcp => self.tcp(0, SYN),
-            Protocol::Udp => self.paths[0].udp(self.src_port, self.verdict.port, b"there"),
-            Protocol::Sctp => self.paths[0].ip(SCTP, &sctp_init(self.ports(0))),
+            Protocol::Udp => {
+                let (path, [src_port, dst_port]) = self.sent(0);
+                path.udp(src_port, dst_port, b"there")
+            }
+            Protocol::Sctp => {
+                let (path, ports) = self.sent(0);
+                path.ip(SCTP, &sctp_init(ports))
+            }
         }
     }
 
@@ -222,17 +272,17 @@ impl Flow<'_> {
         match self.verdict.protocol {
             Protocol::Tcp => self.tcp(1, SYN | ACK),
             Protocol::Udp => self.paths[1].udp(self.verdict.port, self.src_port, b"back"),
-            Protocol::Sctp => self.paths[1].ip(SCTP, &sctp_init_ack(self.ports(1))),
+            Protocol::Sctp => self.paths[1].ip(SCTP, &sctp_init_ack(self.sent(1).1)),
         }
     }
 
     fn tcp(&self, direction: usize, flags: u8) -> Vec<u8> {
         const FIRST: [u32; 2] = [1_000, 5_000];
-        let [src_port, dst_port] = self.ports(direction);
+        let (path, [src_port, dst_port]) = self.sent(direction);
         let syn = u32::from(flags & SYN == 0);
         let ack = if flags & ACK == 0 { 0 } else { FIRST[1 - direction] + 1 };
         let segment = Segment { src_port, dst_port, seq: FIRST[direction] + syn, ack, flags, window: 65_535 };
-        self.paths[direction].tcp(&segment, &[])
+        path.tcp(&segment, &[])
     }
 }
 
@@ -253,7 +303,16 @@ fn tuple_of(frame: &Frame) -> Option<Tuple> {
 }
 
 /// Protocol number of SCTP.
-pub const SCTP: u8 = 132;
+pub const SCTP: u8 = proto::SCTP;
+
+/// IP protocol.
+const fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => proto::TCP,
+        Protocol::Udp => proto::UDP,
+        Protocol::Sctp => proto::SCTP,
+    }
+}
 
 /// Tags that the ends of an SCTP association choose.
 const TAGS: [u32; 2] = [0x0102_0304, 0x0506_0708];

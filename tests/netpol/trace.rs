@@ -28,18 +28,24 @@ impl<'a> Tracer<'a> {
         Self { fabric, picture, ports }
     }
 
-    /// Whether the first packet of a flow would go on, sent by port `from`; if not, it is policy that drops it.
+    /// Whether the first packet of a flow with these L4 ports would go on, sent by port `from`; if not, it is policy that drops it.
     ///
     /// # Errors
     /// There is no such port or packet, or it would end for another reason.
-    pub fn probe_verdict(&self, from: &str, verdict: &Verdict, path: &Path, src_port: u16) -> anyhow::Result<bool> {
+    pub fn probe_verdict(
+        &self,
+        from: &str,
+        verdict: &Verdict,
+        path: &Path,
+        [src_port, dst_port]: [u16; 2],
+    ) -> anyhow::Result<bool> {
         let from = *self.ports.get(from).with_context(|| format!("no port {from}"))?;
         let protocol = match verdict.protocol {
             Protocol::Tcp => synthetic::Protocol::Tcp,
             Protocol::Udp => synthetic::Protocol::Udp,
             Protocol::Sctp => synthetic::Protocol::Sctp,
         };
-        let tuple = Tuple { src: path.src, dst: path.dst, protocol, src_port, dst_port: verdict.port };
+        let tuple = Tuple { src: path.src, dst: path.dst, protocol, src_port, dst_port };
         let told = trace::run(&self.fabric.scene(&self.picture), &Request { from, tuple })?;
         match (told.verdict, told.reason.as_deref()) {
             (Ended::Forwarded, _) => Ok(true),

@@ -95,7 +95,7 @@ pub fn resolve(set: &ObjectSet, given: &ServiceAddresses, node: &str, told: Told
     let (mut services, mut records) = (Vec::new(), Vec::new());
     for (object, service) in outside::services(set) {
         let name = (backends::namespace_of(&object.key), object.key.name.as_str());
-        let known = if service.balances() { specs.find(name) } else { None };
+        let known = if service.has_backends() { specs.find(name) } else { None };
         let old = names.find(name);
         if is_same(object)
             && let Some(of) = old
@@ -170,7 +170,7 @@ fn work_out(
         Form::Attach | Form::ExternalName(_) => Vec::new(),
         _ => backends.of(&object.key, service),
     };
-    let spec = service.balances().then(|| balance::spec(set, backends, object, service, given, &found));
+    let spec = service.has_backends().then(|| balance::spec(set, backends, object, service, given, &found));
     (
         same_or_new(old_records, records::of(set, object, service, given, &found)),
         spec.map(|spec| same_or_new(old_spec, spec)),

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::backends::{Backend, namespace_of};
-use crate::config::checked::{Families, Form, Object, Service, ServicePort as CheckedPort};
+use crate::config::checked::{Form, Object, Service, ServicePort as CheckedPort};
 use crate::config::outside::{Given, attached_to};
 use crate::config::raw::port::Protocol;
 use crate::config::set::ObjectSet;
@@ -22,7 +22,7 @@ pub fn of(
     let target = match &service.form {
         Form::ExternalName(name) => ServiceTarget::ExternalName(name.clone()),
         Form::Headless => ServiceTarget::Headless {
-            endpoints: found.iter().map(|backend| endpoint(service, backend)).collect(),
+            endpoints: found.iter().map(|backend| endpoint(set, service, backend)).collect(),
             not_ready: service.balancing.publish_not_ready,
         },
         // A LoadBalancer is known by its cluster addresses, as in Kubernetes.
@@ -45,15 +45,13 @@ pub fn of(
     }
 }
 
-fn endpoint(service: &Service, backend: &Backend<'_>) -> EndpointRecords {
+fn endpoint(set: &ObjectSet, service: &Service, backend: &Backend<'_>) -> EndpointRecords {
     let hostname = match backend.slice {
         Some((_, endpoint)) => endpoint.hostname.clone(),
         None => backend.port.map(|port| port.hostname.clone()),
     };
-    let wanted = |address: &&IpAddr| match service.families {
-        Families::One(ipv4) => address.is_ipv4() == ipv4,
-        Families::Any | Families::Prefer | Families::Both => true,
-    };
+    let has_v4 = set.network(&service.network).is_none_or(|network| network.v4.is_some());
+    let wanted = |address: &&IpAddr| service.names(address.is_ipv4(), has_v4);
     // `Some(None)` is the number that the client asked for: the Service's own.
     let own = |port: &CheckedPort| backend.l4(port).map(|l4| l4.unwrap_or(port.port));
     let differs = |port: &&CheckedPort| own(port) != Some(port.port);

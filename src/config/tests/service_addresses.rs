@@ -246,11 +246,12 @@ fn a_service_is_shown_with_what_it_was_given_and_may_be_applied_again() {
     let shown = |spec: &str, given: &[&str]| {
         let set = valid(&service("", spec));
         let object = Arc::clone(set.of_kind(Kind::Service).next().unwrap());
-        let shown = object.with_cluster_addresses(&ips(given));
+        let network = set.network("default");
+        let shown = object.with_cluster_addresses(&ips(given), network);
         // It is valid, and says itself again.
         let source = Source { name: "t".to_owned(), text: shown.to_yaml() };
         let again = load_sources(vec![source]).unwrap().objects.remove(0);
-        assert!(again.with_cluster_addresses(&ips(given)).says_the_same(&shown));
+        assert!(again.with_cluster_addresses(&ips(given), network).says_the_same(&shown));
         shown.to_json()["spec"].clone()
     };
     let spec = shown("{ports: [{port: 80}]}", &["10.104.0.1"]);
@@ -261,8 +262,20 @@ fn a_service_is_shown_with_what_it_was_given_and_may_be_applied_again() {
     let spec = shown("{ports: [{port: 80}], ipFamilies: [IPv6, IPv4], ipFamilyPolicy: PreferDualStack}", both);
     assert_eq!(spec["clusterIPs"], serde_json::json!(["fd68:7700:68::1", "10.104.0.1"]));
     assert_eq!(spec["ipFamilyPolicy"], "PreferDualStack");
-    let spec = shown("{ports: [{port: 80}], clusterIP: None}", &[]);
-    assert_eq!(spec["clusterIPs"], serde_json::json!(["None"]));
+    for (spec, families, policy) in [
+        ("clusterIP: None", &["IPv4", "IPv6"][..], "RequireDualStack"),
+        ("clusterIP: None, selector: {app: web}", &["IPv4"], "SingleStack"),
+        ("clusterIP: None, selector: {app: web}, ipFamilies: [IPv6]", &["IPv6"], "SingleStack"),
+        (
+            "clusterIP: None, selector: {app: web}, ipFamilyPolicy: PreferDualStack",
+            &["IPv4", "IPv6"],
+            "PreferDualStack",
+        ),
+    ] {
+        let spec = shown(&format!("{{ports: [{{port: 80}}], {spec}}}"), &[]);
+        assert_eq!(spec["clusterIPs"], serde_json::json!(["None"]));
+        assert_eq!((&spec["ipFamilies"], &spec["ipFamilyPolicy"]), (&serde_json::json!(families), &policy.into()));
+    }
     let spec = shown("{type: ExternalName, externalName: a.example}", &[]);
     assert!(spec.get("clusterIP").is_none());
 }

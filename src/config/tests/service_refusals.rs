@@ -6,8 +6,8 @@ use super::*;
 use crate::fabric::spec::{AllDown, Drain, HealthCheck, HealthSpec, OutlierSpec};
 
 fn health(text: &str) -> HealthSpec {
-    let service =
-        service(&format!("hostweave.dev/health-check: '{text}'"), "{selector: {app: web}, ports: [{port: 80}]}");
+    let spec = "{selector: {app: web}, ports: [{name: a, port: 80}, {name: b, port: 80, protocol: UDP}]}";
+    let service = service(&format!("hostweave.dev/health-check: '{text}'"), spec);
     one(&[backends(), service]).health.unwrap()
 }
 
@@ -45,6 +45,66 @@ fn sv2_health_checks_of_every_type() {
     assert_eq!((spec.all_down, spec.drain), (AllDown::Panic, Drain::Reset));
 }
 
+/// A check that no L4 port of the Service understands would fail for ever.
+#[test]
+fn a_check_needs_an_l4_port_of_its_protocol_or_one_of_its_own() {
+    let says = |check: &str, form: &str, ports: &str| -> Vec<String> {
+        let text = service(&format!("hostweave.dev/health-check: '{check}'"), &format!("{{{form}ports: [{ports}]}}"));
+        match validate(&text) {
+            Ok(_) => Vec::new(),
+            Err(problems) => problems.0.into_iter().map(|problem| problem.message).collect(),
+        }
+    };
+    let (tcp, udp) = ("{name: t, port: 80}", "{name: u, port: 53, protocol: UDP}");
+    let (both, sctp) = (format!("{tcp}, {udp}"), "{name: s, port: 90, protocol: SCTP}");
+    let headless = "clusterIP: None, ";
+    for (check, form, ports, word) in [
+        ("{type: http}", "", udp, "TCP"),
+        ("{type: tcp}", "", sctp, "TCP"),
+        ("{type: grpc}", headless, "", "TCP"),
+        ("{type: udp}", "", tcp, "UDP"),
+    ] {
+        let said = says(check, form, ports);
+        assert!(
+            said.len() == 1 && said[0].contains(&format!("the check speaks {word}, and no port")),
+            "{check}: {said:?}"
+        );
+    }
+    for (check, form, ports) in [
+        ("{type: http}", "", &*both),
+        ("{type: udp}", "", &both),
+        ("{type: icmp}", "", sctp),
+        ("{type: icmp}", headless, ""),
+        ("{type: tcp, port: 9000}", "", udp),
+        ("{type: tcp, port: 9000}", headless, ""),
+    ] {
+        assert_eq!(says(check, form, ports), Vec::<String>::new(), "{check} {form}{ports}");
+    }
+}
+
+/// What is written and does nothing is said.
+#[test]
+fn annotations_that_a_form_cannot_follow_are_warned_about() {
+    let annotations = "hostweave.dev/health-check: '{type: icmp}', hostweave.dev/outlier-detection: off, \
+                       hostweave.dev/all-down: panic, hostweave.dev/drain: reset";
+    let ignored = |spec: &str| -> Vec<String> {
+        let (_, warnings) = validate(&service(annotations, spec)).unwrap();
+        let mut keys: Vec<String> = warnings
+            .iter()
+            .filter(|warning| warning.code.ends_with("ignored_field"))
+            .map(|warning| {
+                warning.field.clone().unwrap().trim_start_matches("metadata.annotations.hostweave.dev/").to_owned()
+            })
+            .collect();
+        keys.sort();
+        keys
+    };
+    assert_eq!(ignored("{ports: [{port: 80}]}"), [""; 0]);
+    assert_eq!(ignored("{clusterIP: None, ports: [{port: 80}]}"), ["all-down", "drain", "outlier-detection"]);
+    let external = "{type: ExternalName, externalName: a.example}";
+    assert_eq!(ignored(external), ["all-down", "drain", "health-check", "outlier-detection"]);
+}
+
 #[test]
 fn health_checks_that_are_refused() {
     let annotation = "hostweave.dev/health-check";
@@ -71,7 +131,8 @@ fn health_checks_that_are_refused() {
         ("{type: grpc, send: x}", "conflict", "send has no meaning with type grpc"),
         ("{type: udp, send: \"hex:0\"}", "wrong_value", "not hexadecimal"),
     ] {
-        let text = service(&format!("{annotation}: '{text}'"), "{ports: [{port: 80}]}");
+        let spec = "{ports: [{name: a, port: 80}, {name: b, port: 80, protocol: UDP}]}";
+        let text = service(&format!("{annotation}: '{text}'"), spec);
         let problems = validate(&text).unwrap_err().0;
         let problem = &problems[0];
         assert!(problem.code.ends_with(code) && problem.message.contains(says), "{text}\n{problem:?}");

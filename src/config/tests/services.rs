@@ -344,7 +344,12 @@ fn dn3_headless_names_stand_for_the_backends() {
         )
     };
     let objects = [named("a", 8080), named("b", 80), down, headless("")];
-    assert!(told(&objects).services.is_empty());
+    let spec = one(&objects);
+    assert!(spec.names_healthy && spec.cluster.is_empty() && spec.load_balancer.is_empty());
+    // One without the L4 port has a name, and so a state.
+    let names: Vec<Vec<String>> =
+        spec.ports.iter().map(|port| port.endpoints.iter().map(|it| it.name.clone()).collect()).collect();
+    assert_eq!(names, [vec!["default/a", "default/b"], vec!["default/c"]]);
     let ServiceTarget::Headless { endpoints, not_ready } = records(&objects)[0].target.clone() else { panic!() };
     assert!(!not_ready);
     let seen = |at: usize| {
@@ -352,9 +357,9 @@ fn dn3_headless_names_stand_for_the_backends() {
         let ports: Vec<Option<u16>> = endpoint.ports.iter().map(|port| port.port).collect();
         (endpoint.hostname.as_deref(), endpoint.addresses.len(), endpoint.ready, ports)
     };
-    assert_eq!(seen(0), (Some("a"), 2, true, vec![Some(8080)]));
-    assert_eq!(seen(1), (Some("b"), 2, true, vec![]));
-    assert_eq!(seen(2), (Some("c"), 2, false, vec![None]));
+    assert_eq!(seen(0), (Some("a"), 1, true, vec![Some(8080)]));
+    assert_eq!(seen(1), (Some("b"), 1, true, vec![]));
+    assert_eq!(seen(2), (Some("c"), 1, false, vec![None]));
     let one_family = records(&[backends(), headless(", ipFamilies: [IPv6], publishNotReadyAddresses: true")]);
     let ServiceTarget::Headless { endpoints, not_ready } = &one_family[0].target else { panic!() };
     assert!(*not_ready && endpoints[0].addresses.len() == 1 && endpoints[0].addresses[0].is_ipv6());
@@ -373,4 +378,42 @@ fn dn3_headless_names_stand_for_the_backends() {
     assert_eq!((endpoints[0].hostname.as_deref(), endpoints[0].ports[0].port), (Some("one"), Some(81)));
     assert_eq!(endpoints[1].hostname, None);
     valid(&service("", "{clusterIP: None, selector: {app: web}}"));
+}
+
+/// As in Kubernetes: one family where nothing else is written, both where nobody can tell of which endpoints will be.
+#[test]
+fn headless_names_stand_for_addresses_of_the_families_of_the_service() {
+    let v6_only = network("{cidrs: ['2001:db8:7::/64']}").replace("name: n", "name: default");
+    let families = |more: &str, selector: bool, network: &[String]| {
+        let (selector, found) = match selector {
+            true => ("selector: {app: web}, ", backends()),
+            false => (
+                "",
+                all(&[
+                    slice("v4", "IPv4", "[{addresses: [192.0.2.1], hostname: a}]", "[{port: 80}]"),
+                    slice("v6", "IPv6", "[{addresses: ['2001:db8::1'], hostname: a}]", "[{port: 80}]"),
+                ]),
+            ),
+        };
+        let spec = format!("{{clusterIP: None, {selector}ports: [{{port: 80}}]{more}}}");
+        let objects = [network, &[found, service("", &spec)]].concat();
+        let ServiceTarget::Headless { endpoints, .. } = records(&objects)[0].target.clone() else { panic!() };
+        let named: std::collections::BTreeSet<bool> =
+            endpoints.iter().flat_map(|endpoint| &endpoint.addresses).map(|address| address.is_ipv6()).collect();
+        let checked: std::collections::BTreeSet<bool> =
+            one(&objects).ports[0].endpoints.iter().map(|endpoint| endpoint.address.is_ipv6()).collect();
+        assert_eq!(named, checked, "{more}");
+        named.into_iter().map(|ipv6| if ipv6 { "6" } else { "4" }).collect::<String>()
+    };
+    for (more, with, without) in [
+        ("", "4", "46"),
+        (", ipFamilyPolicy: SingleStack", "4", "4"),
+        (", ipFamilyPolicy: PreferDualStack", "46", "46"),
+        (", ipFamilyPolicy: RequireDualStack", "46", "46"),
+        (", ipFamilies: [IPv6]", "6", "6"),
+        (", ipFamilies: [IPv6, IPv4]", "46", "46"),
+    ] {
+        assert_eq!((families(more, true, &[]), families(more, false, &[])), (with.into(), without.into()), "{more}");
+    }
+    assert_eq!(families("", true, &[v6_only]), "6");
 }

@@ -15,7 +15,7 @@ use crate::fabric::balance::history::Change;
 use crate::fabric::balance::known::Drained;
 use crate::fabric::balance::report::{BackendStatus, ServiceStatus};
 use crate::fabric::balance::serving::Serving;
-use crate::fabric::spec::ServiceSpec;
+use crate::fabric::spec::{ANY_PROTO, ServiceSpec};
 use crate::observe::synthetic::protocol_name;
 use crate::observe::time::rfc3339;
 use crate::services::health::TargetReport;
@@ -93,7 +93,7 @@ fn view(backend: &BackendStatus) -> Value {
     json!({
         "backend": backend.name,
         "portName": backend.port_name,
-        "protocol": protocol_name(backend.proto),
+        "protocol": if backend.proto == ANY_PROTO { "any".to_owned() } else { protocol_name(backend.proto) },
         "address": backend.address,
         "l4Port": backend.l4,
         "weight": backend.weight,
@@ -145,7 +145,7 @@ fn no_backends(key: &ObjectKey, snapshot: &Snapshot) -> RpcError {
         return not_found(key, snapshot);
     }
     let message =
-        format!("{key} spreads no connections: it is headless, an ExternalName, or stands for an address of a port");
+        format!("{key} has no backends of its own: it is an ExternalName, or stands for an address of a port");
     RpcError::new(ErrorKind::NotFound, "name", message)
         .help(format!("see: hostweave get services {} -o yaml", key.path()))
 }

@@ -196,6 +196,9 @@ impl Inner {
                 allocate_translations(&self.connections);
             }
         }
+        if !settled.absent.is_empty() {
+            self.dns.set_absent(std::mem::take(&mut settled.absent));
+        }
         settled.news.drain(..).for_each(|news| self.event(event_of(news)));
         settled.is_visible()
     }

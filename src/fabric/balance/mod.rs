@@ -62,6 +62,8 @@ struct Held {
     serving: Option<Serving>,
     /// Whether every client finds a healthy backend, and since when that is so.
     ready: (bool, SystemTime),
+    /// Whom its name does not stand for.
+    absent: BTreeSet<IpAddr>,
     /// The last ones, oldest first.
     changes: VecDeque<Change>,
     /// What clients saw of its backends.
@@ -112,12 +114,14 @@ pub struct Settled {
     pub stop: Vec<Arc<Target>>,
     /// What people are told.
     pub news: Vec<News>,
+    /// Headless Services whose names stand for others now, and for which of their endpoints they do not.
+    pub absent: Vec<(Arc<str>, BTreeSet<IpAddr>)>,
 }
 
 impl Settled {
     /// What came out a moment later.
     fn add(&mut self, later: Settled) {
-        let Settled { frontends, gone, start, stop, news } = later;
+        let Settled { frontends, gone, start, stop, news, absent } = later;
         let places: HashSet<(Arc<str>, Place)> =
             frontends.iter().map(|spec| (Arc::clone(&spec.service), place(spec))).collect();
         self.frontends.retain(|spec| !places.contains(&(Arc::clone(&spec.service), place(spec))));
@@ -126,6 +130,7 @@ impl Settled {
         self.start.extend(start);
         self.stop.extend(stop);
         self.news.extend(news);
+        self.absent.extend(absent);
     }
 
     /// Whether the packet path must be told.
@@ -229,6 +234,7 @@ impl Balance {
                 frontends: Vec::new(),
                 serving: None,
                 ready: (false, SystemTime::now()),
+                absent: BTreeSet::new(),
                 changes: VecDeque::new(),
                 outliers: outliers.unwrap_or_default(),
                 stored,
@@ -409,6 +415,11 @@ impl Held {
             settled.news.push(News::Backend { service: Arc::clone(&self.name), change });
         }
         self.tell_serving(&view, now, settled);
+        let absent = serving::absent(&view);
+        if absent != self.absent {
+            settled.absent.push((Arc::clone(&self.name), absent.clone()));
+            self.absent = absent;
+        }
         let frontends = frontend::frontends(&self.spec, self.vni, &view.states, &self.left, &self.begun);
         self.view = Some(view);
         let same: HashSet<Place> = frontends.iter().map(place).collect();

@@ -49,6 +49,7 @@ impl World {
             cluster: Vec::new(),
             load_balancer: Vec::new(),
             ports: vec![ServicePortSpec { name: "http".into(), proto: proto::TCP, l4: 80..=80, endpoints }],
+            names_healthy: false,
             internal_local: false,
             external_local: false,
             affinity_s: None,

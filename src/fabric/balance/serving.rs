@@ -1,9 +1,11 @@
 //! Whether somebody takes the connections of a Service: asked at each of its L4 ports and over each IP version, since clients of one are
 //! not helped by another.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::SystemTime;
 
-use super::super::spec::{EndpointSpec, ServicePortSpec, ServiceSpec};
+use super::super::spec::{ANY_PROTO, EndpointSpec, ServicePortSpec, ServiceSpec};
 use super::choice::{BackendState, is_active};
 use super::frontend::addresses;
 use super::history::View;
@@ -108,10 +110,25 @@ fn place(port: &ServicePortSpec, ipv4: bool) -> String {
         _ if first == last => first.to_string(),
         _ => format!("{first}-{last}"),
     };
-    let l4 = format!("{l4}/{}", protocol_name(port.proto).to_uppercase());
+    let l4 = match port.proto {
+        ANY_PROTO => "no L4 port".to_owned(),
+        proto => format!("{l4}/{}", protocol_name(proto).to_uppercase()),
+    };
     let version = if ipv4 { "IPv4" } else { "IPv6" };
     match port.name.as_str() {
         "" => format!("{l4} over {version}"),
         name => format!("{name} ({l4}) over {version}"),
     }
+}
+
+/// Whom the name of a headless Service does not stand for now: those that are not healthy. Who was there before the daemon started
+/// again, for all we know, keeps its name for as long as it may still come back.
+pub fn absent(view: &View) -> BTreeSet<IpAddr> {
+    if !view.spec.names_healthy {
+        return BTreeSet::new();
+    }
+    let endpoints =
+        view.spec.ports.iter().zip(&view.states).flat_map(|(port, states)| port.endpoints.iter().zip(states));
+    let is_absent = |state: BackendState| !matches!(state, BackendState::Healthy | BackendState::Awaited);
+    endpoints.filter(|(_, state)| is_absent(**state)).map(|(endpoint, _)| endpoint.address).collect()
 }

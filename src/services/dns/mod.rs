@@ -25,7 +25,7 @@ mod tests;
 mod upstream;
 mod zone;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -45,7 +45,7 @@ use self::counters::Counters;
 use self::forward::Forwarder;
 use self::message::{Origin, UDP_PAYLOAD};
 use self::server::{Handled, Server, serve_tcp, serve_udp};
-use self::spec::{DnsSpec, PORT, PortRecords, ZoneInput};
+use self::spec::{DnsSpec, EndpointRecords, PORT, PortRecords, ServiceRecords, ServiceTarget, ZoneInput};
 use self::upstream::Upstreams;
 use self::zone::{TTL_S, Zone};
 use super::sockets::Sockets;
@@ -67,8 +67,29 @@ struct State {
     upstreams: Option<(Option<Vec<SocketAddr>>, Vec<IpAddr>)>,
     /// As told last.
     spec: Option<DnsSpec>,
+    /// By `namespace/name` of headless Services: endpoints that they do not stand for now.
+    absent: HashMap<String, BTreeSet<IpAddr>>,
     /// Of the zones: grows with each.
     serial: u32,
+}
+
+impl State {
+    /// What a Service's name stands for now.
+    fn present(&self, service: &Arc<ServiceRecords>) -> Arc<ServiceRecords> {
+        let ServiceTarget::Headless { endpoints, not_ready: false } = &service.target else {
+            return Arc::clone(service);
+        };
+        let absent = if self.absent.is_empty() { None } else { self.absent.get(&service.full_name()) };
+        let Some(absent) = absent.filter(|absent| !absent.is_empty()) else { return Arc::clone(service) };
+        let present = |endpoint: &EndpointRecords| {
+            let mut endpoint = endpoint.clone();
+            endpoint.addresses.retain(|address| !absent.contains(address));
+            (!endpoint.addresses.is_empty()).then_some(endpoint)
+        };
+        let target =
+            ServiceTarget::Headless { endpoints: endpoints.iter().filter_map(present).collect(), not_ready: false };
+        Arc::new(ServiceRecords { target, ..ServiceRecords::clone(service) })
+    }
 }
 
 struct Served {
@@ -163,10 +184,15 @@ impl Dns {
                 addresses: port.addresses().collect(),
             });
         }
+        if !state.absent.is_empty() {
+            let there: HashSet<String> = spec.services.iter().map(|service| service.full_name()).collect();
+            state.absent.retain(|name, _| there.contains(name));
+        }
         state.served.retain(|name, _| networks.iter().any(|network| network.name == *name));
         for network in networks {
             let of_services = spec.service_ranges.iter().filter(|range| range.network == network.name);
-            let services = spec.services.iter().filter(|service| service.network == network.name).cloned();
+            let services = spec.services.iter().filter(|service| service.network == network.name);
+            let services = services.map(|service| state.present(service));
             let input = ZoneInput {
                 domain: spec.domain.clone(),
                 gateways: gateways(network).collect(),
@@ -176,6 +202,27 @@ impl Dns {
                 services: services.collect(),
             };
             self.serve(&mut state, &network.name, input);
+        }
+    }
+
+    /// From now on the names of these headless Services, `namespace/name`, do not stand for these of their endpoints, and for all others.
+    /// Zones with such a name are built anew.
+    pub fn set_absent(&self, news: Vec<(Arc<str>, BTreeSet<IpAddr>)>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed: HashMap<String, ZoneInput> = HashMap::new();
+        for (name, absent) in news {
+            state.absent.insert(name.as_ref().to_owned(), absent);
+            let services = state.spec.as_ref().map(|spec| Arc::clone(&spec.services)).unwrap_or_default();
+            let wanted = name.split_once('/').unwrap_or_default();
+            let key = |of: &Arc<ServiceRecords>| (&*of.namespace, &*of.name).cmp(&wanted);
+            let Some(told) = services.binary_search_by(key).ok().and_then(|at| services.get(at)) else { continue };
+            let Some(served) = state.served.get(&told.network) else { continue };
+            let input = changed.entry(told.network.clone()).or_insert_with(|| served.input.clone());
+            let Ok(at) = input.services.binary_search_by(key) else { continue };
+            input.services[at] = state.present(told);
+        }
+        for (network, input) in changed {
+            self.serve(&mut state, &network, input);
         }
     }
 

@@ -73,6 +73,13 @@ pub struct ServiceRecords {
     pub ports: Vec<ServicePort>,
 }
 
+impl ServiceRecords {
+    /// `namespace/name`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
 /// What a Service's name stands for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ServiceTarget {

@@ -429,3 +429,39 @@ fn every_record_is_listed_once() {
         assert!(lines.iter().any(|have| have == line), "{line} is not in {lines:#?}");
     }
 }
+
+/// SEMANTICS SV2 and DN3: a headless Service has no name while none of its backends is healthy.
+#[test]
+fn a_headless_name_does_not_stand_for_the_absent() {
+    let mut state = super::State::default();
+    let answers = |state: &super::State, name: &str, kind| {
+        let mut input = input();
+        input.services = input.services.iter().map(|service| state.present(service)).collect();
+        let server = server();
+        server.zone.store(Arc::new(Zone::new(&input, 8)));
+        ask(&server, name, kind)
+    };
+    let (db, early) = ("db.shop.svc.cluster.local.", "early.shop.svc.cluster.local.");
+    let before = answers(&state, db, RecordType::A);
+    assert!(before.contains("192.0.2.31"), "{before}");
+    state.absent.insert("shop/db".to_owned(), addresses(&["192.0.2.31"]).into_iter().collect());
+    assert!(!answers(&state, db, RecordType::A).contains("192.0.2.31"));
+    assert!(
+        answers(&state, "db-0.db.shop.svc.cluster.local.", RecordType::A).starts_with("NOERROR"),
+        "its other address"
+    );
+    assert_eq!(answers(&state, "db-0.db.shop.svc.cluster.local.", RecordType::AAAA), "NOERROR 2001:db8:1::31");
+    let everybody: Vec<IpAddr> = match &input().services.iter().find(|service| service.name == "db").unwrap().target {
+        ServiceTarget::Headless { endpoints, .. } => endpoints.iter().flat_map(|it| it.addresses.clone()).collect(),
+        _ => panic!(),
+    };
+    state.absent.insert("shop/db".to_owned(), everybody.into_iter().collect());
+    for (name, kind) in
+        [(db, RecordType::A), (db, RecordType::AAAA), ("_http._tcp.db.shop.svc.cluster.local.", RecordType::SRV)]
+    {
+        assert_eq!(answers(&state, name, kind), "NXDOMAIN", "{name}");
+    }
+    // `publishNotReadyAddresses`: whatever becomes of them.
+    state.absent.insert("shop/early".to_owned(), addresses(&["192.0.2.41"]).into_iter().collect());
+    assert_eq!(answers(&state, early, RecordType::A), "NOERROR 192.0.2.41");
+}

@@ -113,7 +113,7 @@ fn one_of_each(texts: &[&str], path: &Path, problems: &mut Vec<Problem>) -> Vec<
     wanted
 }
 
-pub(super) fn families(raw: &raw::ServiceSpec, problems: &mut Vec<Problem>) -> Families {
+pub(super) fn families(raw: &raw::ServiceSpec, form: &Form, problems: &mut Vec<Problem>) -> Families {
     let path = Path::of("spec.ipFamilies");
     let families = raw.ip_families.as_deref().unwrap_or_default();
     let both = matches!(families, [first, second] if first != second);
@@ -131,6 +131,10 @@ pub(super) fn families(raw: &raw::ServiceSpec, problems: &mut Vec<Problem>) -> F
             Families::Any
         }
         (_, [first, ..]) => Families::One(*first == raw::IpFamily::IPv4),
+        // As in Kubernetes: nobody can tell of which family the endpoints will be.
+        (None, []) if *form == Form::Headless && raw.selector.as_ref().is_none_or(|all| all.is_empty()) => {
+            Families::Prefer
+        }
         (_, []) => Families::Any,
     }
 }

@@ -178,7 +178,7 @@ impl Service {
         };
         let mut service = Self {
             network: network(metadata, problems),
-            families: addresses::families(raw, problems),
+            families: addresses::families(raw, &form, problems),
             ipv6_first: addresses::ipv6_first(raw, &cluster_wanted),
             cluster_wanted,
             cluster_wanted_at,
@@ -198,7 +198,14 @@ impl Service {
         } else {
             check_effect(raw, &service.form, problems);
             service.check_families(problems);
-            health::check_ports(&service, problems);
+            if service.has_backends() {
+                health::check_ports(&service, problems);
+            }
+        }
+        service.ignore_annotations(metadata, problems);
+        if service.form == Form::Headless {
+            // Nobody sees its connections: they go to its backends themselves.
+            service.balancing.outlier = None;
         }
         service
     }
@@ -213,6 +220,37 @@ impl Service {
                 problems.push(Problem::value(path, "conflict", message).label("not of that family"));
             }
         }
+    }
+
+    /// Annotations that mean nothing with this form.
+    fn ignore_annotations(&self, metadata: &Metadata, problems: &mut Vec<Problem>) {
+        let why = match &self.form {
+            Form::ClusterIp | Form::LoadBalancer => return,
+            Form::Headless => "a headless Service is a name only: clients connect to its backends themselves",
+            Form::ExternalName(_) => "an ExternalName has no backends",
+            Form::Attach => "the address is one port's, which gets all connections",
+        };
+        let of_backends = (self.form != Form::Headless).then_some(annotations::HEALTH_CHECK);
+        let of_connections = [annotations::OUTLIER_DETECTION, annotations::ALL_DOWN, annotations::DRAIN];
+        for key in of_backends.into_iter().chain(of_connections) {
+            if metadata.annotations.contains_key(key) {
+                problems.push(ignored_field(&annotations::path_of(key), why));
+            }
+        }
+    }
+
+    /// Whether the name of a headless Service stands for addresses of an IP version, in a network that has IPv4 or not.
+    pub fn names(&self, ipv4: bool, network_has_v4: bool) -> bool {
+        match self.families {
+            Families::One(one) => one == ipv4,
+            Families::Prefer | Families::Both => true,
+            Families::Any => ipv4 == network_has_v4,
+        }
+    }
+
+    /// Whether somebody stands behind it, of whom it matters how they are.
+    pub fn has_backends(&self) -> bool {
+        self.balances() || self.form == Form::Headless
     }
 
     /// Whether it has addresses of a pool.
