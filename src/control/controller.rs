@@ -9,8 +9,8 @@
 //!
 //! Everything here blocks on the disk: call it off the runtime's threads.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -20,23 +20,23 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
-use super::draft::{Draft, orphans, record};
+use super::draft::{Draft, record};
 use super::error::{ErrorKind, RpcError};
+use super::initial::{Initial, with_files};
 use super::nat_ledger::{NatLease, NatLedger};
-use super::plan::{self, Before, Identity, Objects, Plan, Stored};
+use super::plan::{self, Before, Objects, Plan, Stored};
 use super::selector::Selector;
 use super::service_view::{ADDRESSES_ASSIGNED, ATTACHED, BACKENDS_IN_NETWORK};
 use super::transitions::Transitions;
-use crate::config::checked::{Object, Origin};
+use crate::config::checked::Object;
 use crate::config::desired::system_node;
 use crate::config::outside::ServiceAddresses;
 use crate::config::{Assignments, Diagnostic, Diagnostics, Kind, ObjectKey, ObjectSet, load_paths, services};
 use crate::fabric::balance::known::Drained;
-use crate::fabric::balance::remembered::Remembered;
 use crate::fabric::spec::Desired;
 use crate::fabric::{Fabric, Impact, Picture};
 use crate::observe::events::{EventLog, EventType};
-use crate::store::{Batch, Contents, Store};
+use crate::store::{Batch, Store};
 
 /// Changes of objects that a watcher may be behind.
 const CHANGES_BACKLOG_MAX: usize = 4096;
@@ -532,74 +532,6 @@ impl Controller {
         // The objects are replaced in one assignment: a panic leaves the old or the new ones.
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What the daemon begins with.
-pub struct Initial {
-    /// Objects of files and store.
-    pub objects: Objects,
-    /// What follows from them.
-    pub plan: Plan,
-    /// Stored objects that files took over.
-    batch: Batch,
-    /// Addresses given before.
-    assignments: Assignments,
-    /// Addresses of Services given before.
-    services: ServiceAddresses,
-    /// Backends drained before.
-    drained: BTreeSet<Drained>,
-    /// What is remembered of backends, by Service.
-    backends: BTreeMap<String, Remembered>,
-    /// Who had which L4 ports of NAT addresses.
-    nat_leases: BTreeMap<u64, NatLease>,
-    revision: u64,
-}
-
-impl Initial {
-    /// Puts files and store together.
-    ///
-    /// # Errors
-    /// A stored object is not valid any more, a file claims one without `adopt`, or objects contradict each other.
-    pub fn new(files: Vec<Object>, contents: Contents, adopt: bool, runtime: &Path) -> Result<Self, RpcError> {
-        let mut stored = Stored::default();
-        for (key, record) in contents.objects {
-            let (object, _) = Object::from_json(&record.object, Origin::Store)?;
-            let identity = Identity { uid: record.uid, revision: record.revision };
-            stored.insert_mut(key, (Arc::new(object), identity));
-        }
-        let (objects, batch) = with_files(files.into_iter().map(Arc::new).collect(), stored, adopt)?;
-        let Contents { assignments, services, drained, backends, nat_leases, revision, .. } = contents;
-        let before = Before { assignments: &assignments, services: &services, told: Default::default() };
-        let plan = plan::plan(&objects, before, runtime)?;
-        Ok(Self { objects, plan, batch, assignments, services, drained, backends, nat_leases, revision })
-    }
-}
-
-/// Objects of files and store together; a file claims a stored object only with `adopt`.
-fn with_files(files: Vec<Arc<Object>>, mut stored: Stored, adopt: bool) -> Result<(Objects, Batch), RpcError> {
-    let claimed: Vec<&Arc<Object>> = files.iter().filter(|object| stored.contains_key(&object.key)).collect();
-    if !claimed.is_empty() && !adopt {
-        let claim = |object: &&Arc<Object>| {
-            let message = format!("{} claims an object that was applied at run time", object.origin);
-            Diagnostic::error("hostweave::config::origin", message).with_object(&object.key).with_help(format!(
-                "start the daemon with --adopt to let the file own it, or remove it first: hostweave delete {} {}",
-                object.key.kind,
-                object.key.path(),
-            ))
-        };
-        let diagnostics = Diagnostics(claimed.iter().map(claim).collect());
-        return Err(RpcError::diagnostics(ErrorKind::Conflict, diagnostics));
-    }
-    let mut objects_gone: Vec<ObjectKey> = claimed.into_iter().map(|object| object.key.clone()).collect();
-    for key in &objects_gone {
-        stored.remove_mut(key);
-    }
-    for key in orphans(&files, &stored) {
-        tracing::warn!("{key} is deleted: its namespace is gone");
-        stored.remove_mut(&key);
-        objects_gone.push(key);
-    }
-    Ok((Objects { files: Arc::new(files), stored }, Batch { objects_gone, ..Batch::default() }))
 }
 
 /// Objects that were read again; what means the same as before shares what was made of it.

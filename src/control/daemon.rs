@@ -16,8 +16,9 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::connection::{Server, serve};
-use super::controller::{Controller, Initial, Parts};
+use super::controller::{Controller, Parts};
 use super::error::{ErrorKind, RpcError};
+use super::initial::Initial;
 use super::paths::{Paths, observe_of};
 use super::rpc::Response;
 use super::socket::{Client, ControlSocket, GROUP, Permissions};

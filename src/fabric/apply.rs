@@ -38,10 +38,7 @@ impl Fabric {
         if state.stopping {
             bail!("the daemon is shutting down");
         }
-        state.timeouts = desired.timeouts;
-        state.loose_tcp = desired.loose_tcp;
-        state.established = desired.established;
-        state.local = desired.local;
+        state.take_settings(desired);
         if state.asks_the_same(desired) {
             if !state.wanted.as_ref().is_some_and(|wanted| wanted.has_addresses_of(&desired.services)) {
                 check(desired)?;
@@ -106,6 +103,16 @@ impl Fabric {
             }
         }
         Ok(())
+    }
+}
+
+impl State {
+    /// Takes over what is said of connections and local services of the whole host.
+    fn take_settings(&mut self, desired: &Desired) {
+        self.timeouts = desired.timeouts;
+        self.loose_tcp = desired.loose_tcp;
+        self.established = desired.established;
+        self.local = desired.local;
     }
 }
 

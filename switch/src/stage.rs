@@ -167,20 +167,21 @@ drop_reasons! {
     NatTableFull = "nat_table_full",
     /// A protocol that cannot share an address with others.
     NatUnsupported = "nat_unsupported",
-    /// Another connection already has the outside tuple that this one would have.
+    /// Another connection, which is not over, already has the outside tuple that this one would have.
     NatTupleTaken = "nat_tuple_taken",
     /// To a Service's address, on a protocol or L4 port that the Service does not have. It is answered, and never routed on.
     ServiceNoPort = "service_no_port",
     /// No backend of the Service takes connections: none is there, ready and healthy. It is answered at once.
     ServiceNoBackend = "service_no_backend",
     /// A segment of a connection to a Service that has ended, with its backend (`hostweave.dev/drain: reset`) or long ago. A client of this host
-    /// is answered with a reset.
+    /// is answered with a reset; one beyond the uplink once, if this host had the connection.
     ServiceEnded = "service_ended",
     /// The Service takes local backends only (`internalTrafficPolicy`, `externalTrafficPolicy`), and none of this host takes connections.
     ServiceNoLocalBackend = "service_no_local_backend",
     /// The Service has `loadBalancerSourceRanges`, and the sender is in none of them.
     ServiceSource = "service_source",
-    /// The chosen backend is no port of this host, and the network of the sender does not lead to it.
+    /// The chosen backend is no port of this host, and the network of the sender does not lead to it; or the sender is beyond the uplink, as
+    /// the backend is.
     ServiceBackendUnreachable = "service_backend_unreachable",
     /// About to leave by the uplink with a source address that is not the host's to use. Nothing else stands behind this check.
     SourceNotOwned = "source_not_owned",

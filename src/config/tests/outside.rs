@@ -426,7 +426,11 @@ fn an_attached_address_of_a_family_that_the_network_lacks_is_nobodys_and_is_name
                 (Kind::Service, Some("default"), "s"),
                 (Kind::Network, None, "default"),
             ] {
-                assert_eq!(said(&text, &services, kind, namespace, name), [doubt.clone()], "{kind:?}{mode}");
+                assert_eq!(
+                    said(&text, &services, kind, namespace, name),
+                    std::slice::from_ref(&doubt),
+                    "{kind:?}{mode}"
+                );
             }
             assert!(said(&text, &services, Kind::Port, Some("default"), "q").is_empty());
         }
