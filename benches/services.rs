@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hostweave::config::{ObjectKey, Source, load_sources};
-use hostweave::control::controller::{Controller, Edit, EditOptions, Initial, Parts};
+use hostweave::control::controller::{Controller, Edit, EditOptions, Parts};
+use hostweave::control::initial::Initial;
 use hostweave::fabric::Fabric;
 use hostweave::fabric::balance::known::Drained;
 use hostweave::fabric::spec::{

@@ -630,6 +630,8 @@ mod tests {
     use super::*;
     use crate::config::ipam::learn;
     use crate::config::{Kind, Source, load_sources, policies};
+    use crate::control::draft::orphans;
+    use crate::control::plan::Identity;
     use crate::fabric::spec::FabricConfig;
 
     const NETWORK: &str = "\

@@ -19,7 +19,7 @@ pub mod endpoint;
 pub mod error;
 mod fabric_events;
 mod http;
-mod initial;
+pub mod initial;
 pub mod matrix;
 pub mod method;
 mod methods;

@@ -307,15 +307,20 @@ fn flood(flood: Flood, flows_max: u32, counted: &[DropReason]) -> Vec<u64> {
          of its rate (worst round {worst:.3}) and began {}",
         neighbor.opened
     );
+    assert!(sent > 5_000, "{sent} frames are no flood");
+    neighbour_was_left_alone(&host, share);
+    counted.iter().map(|reason| host.dropped("flooder", *reason)).collect()
+}
+
+/// Nothing of the neighbour's was refused, and it kept this share of its rate.
+fn neighbour_was_left_alone(host: &Host, share: f64) {
     for name in ["a", "b"] {
         for reason in LIMITS {
             assert_eq!(host.dropped(name, reason), 0, "{name}: {reason:?}");
         }
     }
-    assert!(sent > 5_000, "{sent} frames are no flood");
     let wanted = if std::env::var_os("HOSTWEAVE_STRICT").is_some() { STRICT } else { SHARE };
     assert!(share >= wanted, "the neighbour keeps {share:.3} of its rate");
-    counted.iter().map(|reason| host.dropped("flooder", *reason)).collect()
 }
 
 /// Says that it is over, also when an assertion fails.

@@ -203,7 +203,7 @@ fn na10_segments_that_are_too_long_and_may_be_cut_arrive_in_fragments() {
     // It takes segments whole, and none of these.
     let mut guest_b = host.guest(&b).up();
     for path in paths(&a, &b) {
-        let data: Vec<u8> = (0..20_001_u32).map(|at| (at * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..20_001_u32).map(|at| ((at * 7) >> 3) as u8).collect();
         let tcp = handshake(&mut guest_a, &mut guest_b, &path, 1, 2);
         let mut datagrams = path.udp(1, 2, &data);
         let udp = frames::partial_checksum(&mut datagrams).unwrap();
