@@ -12,6 +12,9 @@ use hostweave_switch::limits::BURST;
 use super::outside;
 use crate::datapath::{Context, Lookup};
 
+/// No chain of mappings has this number.
+const NO_CHAIN: usize = usize::MAX;
+
 /// Asks for the tags of a packet's flow: the first pass, as soon as its hash is known.
 #[inline(always)]
 pub fn tags(cache: &FlowCache, lookup: &Lookup) {
@@ -64,20 +67,18 @@ fn newcomers(
     let is_unknown = |index: &usize| unknown >> index & 1 != 0;
     let has_pool = [V4, V6].map(|family| ctx.pools.serves(ctx.port.id, family));
     let services = !ctx.services.is_empty();
-    let mut chains = [None; BURST];
+    let mut chains = [NO_CHAIN; BURST];
     for index in (0..lookups.len()).filter(is_unknown) {
         let Lookup { key, hash, .. } = &lookups[index];
         let may_leave = has_pool[family(key.src())];
         cache.prefetch_room(*hash, round(ctx.now), may_leave || services);
         if may_leave {
-            chains[index] = Some(nat.ask(&outside::endpoint(ctx.port, ctx.network.vni, key)));
+            chains[index] = nat.ask(&outside::endpoint(ctx.port, ctx.network.vni, key));
         }
     }
     for index in (0..lookups.len()).filter(is_unknown) {
         connections.prefetch_chain(lookups[index].hash);
-        if let Some(chain) = chains[index] {
-            nat.ask_chain(chain);
-        }
+        nat.ask_chain(chains[index]);
     }
 }
 

@@ -53,6 +53,8 @@ pub(super) fn decide<'a, R: Recorder>(
     packet: &mut Packet,
     record: &mut R,
 ) -> Result<Option<Step>, DropReason> {
+    // What was told of one that is gone is not this one's.
+    flows.opened = None;
     let side = match begins(ctx, packet, &lookup.key) {
         Err(reason) => {
             return Err(if has_ended(ctx, flows, &lookup.key, packet) { DropReason::ServiceEnded } else { reason });

@@ -352,6 +352,8 @@ fn segment(
         Outcome::Pass(side) => {
             connection.set_side(direction, &sender, &side);
             if (side.flags | receiver.flags) & (Side::FIN | Side::RST) != 0 {
+                // When it ends counts from now.
+                connection.touch(direction, ctx.now, ctx.queue);
                 ending(ctx, flows, flow, [sender, side, receiver]);
             }
             Ok(true)

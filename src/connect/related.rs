@@ -69,7 +69,7 @@ pub(super) fn related<R: Recorder>(
     // Only the addressee knows whether anybody listens there; a router on the way does not.
     let refuses = found.direction == 0 && key.proto() == proto::UDP && outer.src() == key.dst();
     if refuses && !R::MASKED && !connection.is_replied() && is_port_unreachable(packet) {
-        connection.refuse();
+        flows.connections.refuse(found.index, found.generation);
         super::failed(ctx, flows, &found);
     }
     let queue = if found.direction == 0 { connection.queue(0) } else { connection.queue(1) };

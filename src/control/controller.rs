@@ -983,6 +983,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_port_that_contradicts_its_pod_is_refused_whichever_comes_second() {
+        let host = host(tempfile::tempdir().unwrap());
+        let port = |labels: &str| {
+            format!(
+                "{{apiVersion: hostweave.dev/v1alpha1, kind: Port, metadata: {{name: a, namespace: shop, labels: {labels}}}, spec: {{}}}}\n---\n"
+            )
+        };
+        let pod = |app: &str| {
+            format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: a, namespace: shop, labels: {{app: {app}}}}}}}\n---\n"
+            )
+        };
+        host.apply(&[&namespace("shop"), "---\n", &port("{team: t}"), &pod("a")].concat()).unwrap();
+        let error = host.apply(&port("{team: t, app: b}")).unwrap_err();
+        assert!(error.to_string().contains("label app is"), "{error}");
+        host.apply(&port("{team: t, app: a}")).unwrap();
+        assert!(host.apply(&pod("b")).is_err());
+        // Everything is planned for this.
+        host.apply(&namespace("other")).unwrap();
+    }
+
     /// What workers have is what they would have if everything had been put in force at once.
     #[track_caller]
     fn is_in_force(host: &Host, desired: &Desired) {

@@ -110,14 +110,15 @@ pub fn recommend(plane: &Plane, entries: &[Arc<Entry>], live: &[Live], namespace
         let Entry::Flow(record) = &**entry else { continue };
         let FlowEventKind::Opened { egress, ingress, .. } = record.event.kind else { continue };
         let key = record.event.key;
-        logged.insert((record.event.vni, key));
+        logged.insert((record.event.vni, key, record.event.there.unwrap_or(key)));
         let ends = [&*record.source, &*record.destination];
         seen.push(Seen { ends, key, there: record.event.there.unwrap_or(key), basis: [egress, ingress] });
     }
     let other = Party::default();
     for Live { key, there, vni, ports, basis } in live {
         let key = key.unscoped();
-        if !logged.contains(&(*vni, key)) {
+        // One L4 port may have served a Service's client twice, and have got to two backends.
+        if !logged.contains(&(*vni, key, there.unwrap_or(key))) {
             let ends = ports.map(|port| parties.get(&port).unwrap_or(&other));
             seen.push(Seen { ends, key, there: there.unwrap_or(key), basis: *basis });
         }

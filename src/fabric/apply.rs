@@ -38,11 +38,11 @@ impl Fabric {
         if state.stopping {
             bail!("the daemon is shutting down");
         }
-        state.take_settings(desired);
         if state.asks_the_same(desired) {
             if !state.wanted.as_ref().is_some_and(|wanted| wanted.has_addresses_of(&desired.services)) {
                 check(desired)?;
             }
+            state.take_settings(desired);
             inner.update_services(&mut state, desired);
             let update = state.compile(&desired.policy);
             state.bump(&update);
@@ -61,6 +61,7 @@ impl Fabric {
         inner.check_outside(&state, desired)?;
         // What can fail of it fails here, before anything has changed; that addresses are known then harms nobody.
         inner.compile_pools(&state, &desired.nat_pools)?;
+        state.take_settings(desired);
         inner.metadata.withdraw(desired);
         let changed = inner.update_networks(&mut state, &desired.networks);
         let gone = inner.remove_ports(&mut state, &desired.ports);
@@ -128,11 +129,14 @@ impl Inner {
             // What can fail of it fails here.
             self.compile_pools(state, &desired.nat_pools)?;
         }
+        state.take_settings(desired);
         if changes.places {
             self.metadata.withdraw(desired);
         }
         let gone = state.take_out(&changes);
         let gone_ids: Vec<PortId> = gone.iter().map(PortRuntime::id).collect();
+        // Pools know ports by their slots: one with another attachment has another.
+        let others_served = others_served || !gone.is_empty();
         if !gone.is_empty() {
             self.publish(state);
             state.wait_for_workers();

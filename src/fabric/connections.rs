@@ -44,7 +44,9 @@ pub(super) fn boot_id() -> u128 {
 
 /// Has blocks allocated up to a number of records, so that touching one can never fail.
 fn allocate(connections: &Connections, records: u32) -> std::io::Result<()> {
-    connections.file().allocate(0..connections.file_len(records))?;
+    let before = connections.available();
+    let start = if before == 0 { 0 } else { connections.file_len(before) };
+    connections.file().allocate(start..connections.file_len(records))?;
     connections.make_available(records);
     Ok(())
 }
@@ -54,8 +56,9 @@ fn allocate(connections: &Connections, records: u32) -> std::io::Result<()> {
 pub(super) fn allocate_translations(connections: &Connections) {
     loop {
         let records = connections.available();
-        let (offset, len) = connections.translations_at(records);
-        if let Err(error) = connections.file().allocate(offset..offset + len) {
+        let [(offset, before), (_, len)] =
+            [connections.translatable(), records].map(|records| connections.translations_at(records));
+        if let Err(error) = connections.file().allocate(offset + before..offset + len) {
             let (room, wanted) = (connections.translatable(), records);
             tracing::warn!(%error, "the runtime directory has room for {room} connections to the outside only, not {wanted}");
             return;

@@ -42,7 +42,9 @@ pub(super) fn open(config: &FabricConfig, now: u32) -> anyhow::Result<Nat> {
 
 /// Has blocks allocated up to a number of mappings, so that touching one can never fail.
 fn allocate(nat: &Nat, mappings: u32) -> std::io::Result<()> {
-    nat.file().allocate(0..nat.file_len(mappings))?;
+    let before = nat.available();
+    let start = if before == 0 { 0 } else { nat.file_len(before) };
+    nat.file().allocate(start..nat.file_len(mappings))?;
     nat.make_available(mappings);
     Ok(())
 }

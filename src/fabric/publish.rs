@@ -23,18 +23,23 @@ pub(super) fn addresses_of(port: &Port) -> impl Iterator<Item = (AddressKey, Por
     v4.chain(port.v6.iter().map(|address| AddressKey::v6(port.network, *address))).map(|key| (key, port.id))
 }
 
+impl State {
+    /// Writes what is said of connections and local services of the whole host.
+    fn settings(&self, tables: &mut Tables) {
+        tables.revision = self.revision;
+        tables.timeouts = self.timeouts;
+        tables.loose_tcp = self.loose_tcp;
+        tables.local = self.local;
+        tables.keep_established = self.established == Established::Keep;
+    }
+}
+
 impl Inner {
     /// Builds a plane from what exists, swaps the pointer and tells the workers.
     pub(super) fn publish(&self, state: &mut State) {
         state.revision += 1;
-        let mut tables = Tables {
-            revision: state.revision,
-            timeouts: state.timeouts,
-            loose_tcp: state.loose_tcp,
-            local: state.local,
-            keep_established: state.established == Established::Keep,
-            ..Tables::default()
-        };
+        let mut tables = Tables::default();
+        state.settings(&mut tables);
         let (mut outputs, mut sources) = (Vec::new(), vec![Vec::new(); self.workers.len()]);
         let mut addresses = AddressTable::default();
         for runtime in state.networks.values() {
@@ -69,11 +74,7 @@ impl Inner {
     pub(super) fn publish_policy(&self, state: &mut State) {
         state.revision += 1;
         let mut plane = Plane::clone(&self.plane.load());
-        plane.tables.revision = state.revision;
-        plane.tables.timeouts = state.timeouts;
-        plane.tables.loose_tcp = state.loose_tcp;
-        plane.tables.local = state.local;
-        plane.tables.keep_established = state.established == Established::Keep;
+        state.settings(&mut plane.tables);
         self.swap(state, plane);
     }
 
@@ -82,10 +83,7 @@ impl Inner {
     pub(super) fn publish_ports(&self, state: &mut State, changes: &PortChanges<'_>) {
         state.revision += 1;
         let mut plane = Plane::clone(&self.plane.load());
-        plane.tables.revision = state.revision;
-        plane.tables.timeouts = state.timeouts;
-        plane.tables.local = state.local;
-        plane.tables.keep_established = state.established == Established::Keep;
+        state.settings(&mut plane.tables);
         let changed = changes.come.iter().filter_map(|spec| state.ports.get(&spec.full_name()));
         plane.tables.set_ports(changed.map(|runtime| Arc::clone(runtime.port())));
         self.swap(state, plane);

@@ -16,7 +16,7 @@ use hostweave_switch::tcp_reset::tcp_reset;
 use hostweave_switch::wire::proto;
 
 use super::delivery::{Delivery, Outcome};
-use super::ended::Teller;
+use super::ended::{self, Teller};
 use super::oversize::{self, Released};
 use super::pace::Pace;
 use super::stash::Stash;
@@ -169,19 +169,20 @@ impl Path {
                 let lookup = Lookup::new(shared.connections.keys(), key, network.vni);
                 let (connections, nat) = (&shared.connections, &shared.nat);
                 let mut flows = Flows { cache, connections, nat, free, denied: None, opened: None };
-                match datapath::forward(&ctx, &mut flows, &lookup, packet, arena, &mut Unwatched) {
+                let verdict = datapath::forward(&ctx, &mut flows, &lookup, packet, arena, &mut Unwatched);
+                let (opened, denied) = (flows.opened, flows.denied);
+                let is_cut = verdict == Verdict::Drop(DropReason::MtuExceeded) && piece.is_none();
+                if opened.is_some() || matches!(verdict, Verdict::Drop(_)) && !is_cut {
+                    ended::judged(shared, teller.may(port), (&ctx, &lookup, packet), verdict, opened, denied);
+                }
+                match verdict {
                     Verdict::Forward => {}
                     // What waited for its first fragment may be cut as that may.
-                    Verdict::Drop(reason @ DropReason::MtuExceeded) if piece.is_none() => {
+                    Verdict::Drop(reason @ DropReason::MtuExceeded) if is_cut => {
                         released.extend(oversize::cut(packet, arena, narrow(&ctx, packet)).ok_or(reason)?);
                         return Ok(Done::Cut);
                     }
-                    Verdict::Drop(reason) => {
-                        if teller.may(port) {
-                            shared.log(FlowEvent::dropped(&ctx, &lookup.key, packet, reason, flows.denied));
-                        }
-                        return Err(reason);
-                    }
+                    Verdict::Drop(reason) => return Err(reason),
                     _ => return Err(DropReason::Internal),
                 }
                 let to = packet.meta.out_port;
@@ -299,6 +300,9 @@ impl Path {
         watcher.spoken(&self.shared.connections, lookup, denied);
         if opened.is_some() || matches!(verdict, Verdict::Drop(_)) {
             if verdict == Verdict::Drop(DropReason::MtuExceeded) && self.cut(ctx, index) {
+                if opened.is_some() {
+                    self.log(ctx, index, Verdict::Queued, opened, denied, now);
+                }
                 return Verdict::Queued;
             }
             self.log(ctx, index, verdict, opened, denied, now);
@@ -327,18 +331,9 @@ impl Path {
         denied: Option<Denied>,
         now: Instant,
     ) {
-        self.shared.stats.verdicts.count(opened.as_ref(), denied.as_ref());
-        if !self.may_log(ctx.port.id, now) {
-            return;
-        }
-        let (lookup, packet) = (&self.lookups[index], &self.burst.packets()[index]);
-        match (opened, verdict) {
-            (Some(opened), _) => self.shared.log(FlowEvent::opened(ctx, lookup, packet, &opened)),
-            (None, Verdict::Drop(reason)) => {
-                self.shared.log(FlowEvent::dropped(ctx, &lookup.key, packet, reason, denied));
-            }
-            _ => {}
-        }
+        let may = self.may_log(ctx.port.id, now);
+        let packet = (ctx, &self.lookups[index], &self.burst.packets()[index]);
+        ended::judged(&self.shared, may, packet, verdict, opened, denied);
     }
 
     /// A packet that ended in the first half.

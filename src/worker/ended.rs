@@ -6,11 +6,13 @@ use std::time::Instant;
 
 use hostweave_switch::flow::FlowKey;
 use hostweave_switch::packet::Packet;
-use hostweave_switch::stage::DropReason;
+use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::PortId;
 
 use super::pace::Pace;
 use super::{Shared, add};
+use crate::connect::{Denied, Opened};
+use crate::datapath::{Context, Lookup};
 use crate::fabric::plane::Plane;
 use crate::observe::flow_event::FlowEvent;
 
@@ -24,6 +26,28 @@ pub(super) struct Teller<'a> {
     pub plane: &'a Plane,
     /// Now.
     pub now: Instant,
+}
+
+/// Counts what stages said of a packet that began a connection or ended, and tells the flow log, if that may hear of it.
+#[cold]
+pub(super) fn judged(
+    shared: &Shared,
+    may: bool,
+    (ctx, lookup, packet): (&Context<'_>, &Lookup, &Packet),
+    verdict: Verdict,
+    opened: Option<Opened>,
+    denied: Option<Denied>,
+) {
+    shared.stats.verdicts.count(opened.as_ref(), denied.as_ref());
+    if !may {
+        return;
+    }
+    if let Some(opened) = &opened {
+        shared.log(FlowEvent::opened(ctx, lookup, packet, opened));
+    }
+    if let Verdict::Drop(reason) = verdict {
+        shared.log(FlowEvent::dropped(ctx, &lookup.key, packet, reason, denied));
+    }
 }
 
 impl Teller<'_> {

@@ -17,7 +17,7 @@
 //! RFC 3128, RFC 7112). Time is an argument, in milliseconds of any clock that does not go back.
 
 use std::hash::BuildHasher;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -33,7 +33,7 @@ use crate::limits::{
 use crate::packet::{L3, Meta, Packet};
 use crate::payload::Segment;
 use crate::stage::DropReason;
-use crate::tables::{Owned, PortId, Tables, mapped};
+use crate::tables::{AddressKey, Owned, PortId, Tables, Uplink, mapped};
 use crate::wire::be32;
 use crate::wire::ethernet;
 use crate::wire::ipv4::Ipv4;
@@ -223,6 +223,13 @@ impl Default for Fragments {
     }
 }
 
+/// The port that has an address of a range that is routed to the host.
+fn routed_to(tables: &Tables, uplink: &Uplink, address: u128) -> Option<PortId> {
+    let ip = Ipv6Addr::from(address).to_canonical();
+    let networks = uplink.routed.iter().filter(|(range, _)| range.contains(&ip)).map(|(_, network)| *network);
+    networks.filter_map(|network| tables.owner(AddressKey { address, network })).next()
+}
+
 impl Fragments {
     /// Nothing remembered.
     pub fn new() -> Self {
@@ -260,7 +267,7 @@ impl Fragments {
                 let hash = self.keys.hash_one((key.src, key.dst)) as u32;
                 Of::Shared(hash % FRAGMENT_SHARED_RECEIVERS)
             }
-            None => Of::Nobody,
+            None => routed_to(tables, uplink, key.dst).map_or(Of::Nobody, Of::Receiver),
         };
         Payer { port, of }
     }

@@ -164,8 +164,12 @@ impl SharedFile {
     /// The file system is full.
     pub fn allocate(&self, range: Range<usize>) -> io::Result<()> {
         let end = range.end.next_multiple_of(HUGE_PAGE).min(self.len);
-        let (start, end) = (range.start.min(end), end);
-        let whole = start / HUGE_PAGE * HUGE_PAGE..end / HUGE_PAGE * HUGE_PAGE;
+        let start = range.start.min(end);
+        if start == end {
+            return Ok(());
+        }
+        // The page in which it begins was made, or was not, when what lies before was allocated.
+        let whole = start.next_multiple_of(HUGE_PAGE)..end / HUGE_PAGE * HUGE_PAGE;
         if !whole.is_empty() {
             // SAFETY: the range lies in the mapping, and what is in it stays. Only advice: other file systems and older kernels refuse it,
             // and then small pages serve. JUSTIFICATION: no crate that this one uses has a form for it.

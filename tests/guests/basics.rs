@@ -1,6 +1,7 @@
 //! Two well-behaved guests.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hostweave_switch::stage::DropReason;
 
@@ -96,5 +97,20 @@ fn a_changed_network_is_advertised_at_once() {
         if frame[54] == 134 && advertised(&frame) {
             return;
         }
+    }
+}
+
+/// What is said of the whole host is in force whatever else changes with it.
+#[test]
+fn settings_that_change_together_with_a_port_are_in_force() {
+    let mut host = Host::new(1);
+    let _port = host.port("a", 10);
+    host.apply();
+    for (at, loose) in [true, false].into_iter().enumerate() {
+        host.desired.loose_tcp = loose;
+        let spec = Arc::make_mut(host.desired.ports.last_mut().unwrap());
+        spec.labels.insert("at".into(), at.to_string().into());
+        host.apply();
+        assert_eq!(host.fabric.plane().tables.loose_tcp, loose);
     }
 }

@@ -226,6 +226,24 @@ fn a_capture_sees_both_directions_with_verdict_and_rule() {
     assert!(capture.fetch().is_empty());
 }
 
+/// IPv6 packets are never cut by the way (RFC 8200 §5).
+#[test]
+fn a_connection_whose_first_packet_is_cut_is_told() {
+    let mut host = Host::new(1);
+    let (a, b) = (host.port("a", 10), host.port("b", 11));
+    let (mut guest, _receiver) = (host.guest(&a).mtu(9_000).up(), host.guest(&b).up());
+    let path = paths(&a, &b).into_iter().find(|path| path.src.is_ipv4()).unwrap();
+    let mut frame = path.udp(5_000, 9, &[7; 3_000]);
+    frame[18..22].copy_from_slice(&[0, 1, 0, 0]);
+    hostweave_switch::wire::ipv4::fill_checksum(frame[14..].first_chunk_mut().unwrap());
+    guest.send_frame(&frame, &VnetHeader::default()).unwrap();
+    let begun = |entry: &Arc<Entry>| {
+        let Entry::Flow(record) = &**entry else { return false };
+        matches!(record.event.kind, FlowEventKind::Opened { .. }) && record.event.key.src_port() == 5_000
+    };
+    eventually("it is told", || host.fabric.flow_log().entries().iter().any(begun));
+}
+
 /// What ends behind the stages, or in a queue: each with both ports and the L4 port that was asked for.
 #[test]
 fn what_its_receiver_does_not_take_is_in_the_flow_log() {

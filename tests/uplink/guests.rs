@@ -76,7 +76,7 @@ impl Scene {
     }
 }
 
-fn network() -> Network {
+pub(super) fn network() -> Network {
     Network {
         name: "default".into(),
         vni: 1,
@@ -94,7 +94,7 @@ fn network() -> Network {
     }
 }
 
-fn port(dir: &std::path::Path, name: &str, n: u8, queues: u16) -> PortSpec {
+pub(super) fn port(dir: &std::path::Path, name: &str, n: u8, queues: u16) -> PortSpec {
     PortSpec {
         uid: Uuid::new_v4(),
         namespace: "test".into(),

@@ -43,8 +43,12 @@ pub(super) fn fit<'a>(
         if index == OBJECTS_MAX {
             return false;
         }
+        if !gone
+            && let Some(pod) = set.get(&ObjectKey::new(Kind::Pod, object.key.namespace.as_deref(), &object.key.name))
+        {
+            check_pod(set, pod, &mut found);
+        }
         match &object.spec {
-            Spec::Pod if !gone => check_pod(set, object, &mut found),
             Spec::Port(port) if !gone && before.get(&object.key).is_none() => {
                 new = true;
                 let mut claims = Claims::default();

@@ -243,7 +243,7 @@ impl Record {
     }
 
     /// The answering side said that nobody is there (ICMP port unreachable). Not for TCP, which says it itself.
-    pub fn refuse(&self) {
+    pub(super) fn refuse(&self) {
         self.flags[1].fetch_or(Side::RST, Relaxed);
     }
 

@@ -23,6 +23,7 @@ use crate::prefetch::prefetch;
 use crate::shared::{Anonymous, SharedFile};
 use crate::tcp_track::Side;
 use crate::wheel::{NONE, Wheel};
+use crate::wire::proto;
 
 /// Locks of the table. Each guards the chains and the wheel of the buckets that belong to it.
 const SHARDS: usize = 64;
@@ -493,6 +494,16 @@ impl Connections {
         if self.get(index, generation).is_some() {
             wheel.remove(self.records(), index);
             wheel.insert(self.records(), index, deadline(record, timeouts.of(record)));
+        }
+    }
+
+    /// The answering side said that nobody is there (ICMP port unreachable), over UDP.
+    pub fn refuse(&self, index: u32, generation: u32) {
+        let Some(record) = self.get(index, generation) else { return };
+        let bucket = self.bucket(self.keys.hash(&record.key(), record.vni()));
+        let _wheel = self.shard(bucket).lock();
+        if self.get(index, generation).is_some() && record.key().proto() == proto::UDP {
+            record.refuse();
         }
     }
 

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// A network whose range is routed to the host.
+const NETWORK: crate::tables::NetworkId = crate::tables::NetworkId(3);
+
 /// The port from which the outside comes.
 const UPLINK: PortId = PortId(77);
 
@@ -25,7 +28,7 @@ fn from_outside(v6: bool, from: u8, to: u8, of: Piece) -> Vec<u8> {
     frame
 }
 
-/// A host that has for 1 and 2 a port each, NAT behind 3 and a Service at 4.
+/// A host that has for 1 and 2 a port each, NAT behind 3 and a Service at 4, and the range of a network with ports at 5 and 6 routed to it.
 fn with_uplink(v6: bool) -> Tables {
     let attached = |port| Owned::Attached { port: PortId(port), inside: None };
     let owned = [attached(1), attached(2), Owned::Nat, Owned::Service];
@@ -42,11 +45,13 @@ fn with_uplink(v6: bool) -> Tables {
         owned,
         public: Default::default(),
         kept: Default::default(),
-        routed: Vec::new(),
+        routed: vec![(ipnet::IpNet::new(outside(v6, 0), if v6 { 120 } else { 24 }).unwrap(), NETWORK)],
         unsettled: Default::default(),
         heard: Default::default(),
     };
-    Tables { uplink: Some(std::sync::Arc::new(uplink)), ..Tables::default() }
+    let mut addresses = crate::tables::AddressTable::default();
+    addresses.extend([5, 6].map(|last| (AddressKey::new(NETWORK, outside(v6, last)), PortId(last.into()))));
+    Tables { uplink: Some(std::sync::Arc::new(uplink)), addresses: std::sync::Arc::new(addresses), ..Tables::default() }
 }
 
 #[test]
@@ -55,7 +60,7 @@ fn ct11_a_flood_from_outside_pushes_out_its_receivers_own_only() {
         let (tables, fragments) = (with_uplink(v6), Fragments::new());
         let send = |from, to, of| admit_of(&fragments, &tables, UPLINK, &from_outside(v6, from, to, of), 0);
         // To each address one waits, also to the one that is flooded.
-        for to in 1..=4 {
+        for to in 1..=6 {
             assert!(matches!(send(100, to, piece(v6, 1, 8, 16, false)), Admit::Queued));
         }
         assert!(matches!(admit(&fragments, piece(v6, 1, 8, 16, false)), Admit::Queued));
@@ -66,7 +71,7 @@ fn ct11_a_flood_from_outside_pushes_out_its_receivers_own_only() {
             let _ = send(200, 99, piece(v6, ident, 8, 16, true));
         }
         assert!(first(send(100, 1, piece(v6, 1, 0, 8, true))).is_empty(), "it was pushed out");
-        for to in 2..=4 {
+        for to in 2..=6 {
             assert_eq!(first(send(100, to, piece(v6, 1, 0, 8, true))).len(), 1, "{to}");
         }
         assert_eq!(first(admit(&fragments, piece(v6, 1, 0, 8, true))).len(), 1);
