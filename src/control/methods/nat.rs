@@ -233,7 +233,9 @@ pub fn lease_of(call: &Call<'_>, address: IpAddr, l4: u16, at: Option<SystemTime
     if let Some(view) = controller.parts.fabric.nat_lookup(address, l4, at) {
         return Some(lease(&view, names));
     }
-    controller.nat_ledger.at(address, Some(l4), at?).last().map(|kept| kept_lease(kept, names))
+    // Where clocks were set in between, entries may overlap: who got it last had it.
+    let had = controller.nat_ledger.at(address, Some(l4), at?);
+    had.iter().max_by_key(|kept| kept.since).map(|kept| kept_lease(kept, names))
 }
 
 /// Blocks of an address and who has them, or had them at a time.
