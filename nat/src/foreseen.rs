@@ -28,9 +28,13 @@ impl Nat {
     }
 
     fn foresee(&self, of: &Tenancy) -> Option<u32> {
+        self.own_address(of).or_else(|| self.returns(of)).or_else(|| self.choose(of))
+    }
+
+    /// The address at which a workload has blocks and gets new ones.
+    pub(crate) fn own_address(&self, of: &Tenancy) -> Option<u32> {
         let has_block = |at: u32| of.tenant.leases().any(|lease| self.leased_at(lease) == Some(at));
-        let own = of.tenant.address().filter(|at| of.is_open(*at) && has_block(*at));
-        own.or_else(|| self.returns(of)).or_else(|| self.choose(of))
+        of.tenant.address().filter(|at| of.is_open(*at) && has_block(*at))
     }
 
     fn leased_at(&self, lease: u32) -> Option<u32> {

@@ -204,21 +204,20 @@ impl Nat {
                 let outside = Outside { address: place.address, l4: place.l4 };
                 Ok(Mapped { outside, mapping: record.reference(index), bound: place.bound, new: true })
             }
-            Err(refused) => {
-                self.refuse(ask, shard, index, refused);
-                Err(refused)
-            }
+            Err(refused) => Err(self.refuse(ask, shard, index, refused)),
         }
     }
 
+    /// Counts and tells what is refused for good: whoever shares an L4 port instead was not refused.
     #[cold]
-    fn refuse(&self, ask: &Ask, shard: &mut Shard, index: u32, refused: Refused) {
-        // Exhaustion was counted where it was found.
-        if refused == Refused::PortLimit {
-            self.refused(ask.pool, &refused);
-        }
+    fn refuse(&self, ask: &Ask, shard: &mut Shard, index: u32, refused: Refused) -> Refused {
+        self.refused(ask.pool, &refused);
         self.give_back(shard, index);
         ask.tenant.end(&self.shared);
+        match refused {
+            Refused::Exhausted { .. } => self.exhausted(ask),
+            refused => refused,
+        }
     }
 
     /// Becomes a mapping at a place.
@@ -365,13 +364,14 @@ impl Nat {
         if address.is_none() {
             pool.exhausted[family].store(ask.now.wrapping_add(1), Relaxed);
         }
-        let at = address.or_else(|| pool.open[family].first().copied()).or(pool.first[family]);
-        Err(self.exhausted(ask.pool, at, ask.inside.uid, ask.now))
+        Err(Refused::Exhausted { biggest: 0 })
     }
 
     /// Says, at most once a second for an address, that it has no block left and who has most of them (SEMANTICS NA40).
-    fn exhausted(&self, pool: &Pool, at: Option<u32>, uid: u128, now: u32) -> Refused {
-        self.refused(pool, &Refused::Exhausted { biggest: 0 });
+    fn exhausted(&self, ask: &Ask) -> Refused {
+        let (pool, family, now) = (ask.pool, family(ask.inside.address), ask.now);
+        let any = || pool.open[family].first().copied().or(pool.first[family]);
+        let at = self.own_address(&ask.tenancy()).or_else(any);
         let Some((at, address)) = at.and_then(|at| Some((at, self.registry.address(at)?))) else {
             return Refused::Exhausted { biggest: 0 };
         };
@@ -379,7 +379,7 @@ impl Nat {
             let (biggest, ports) = self.biggest(at, address);
             crate::record::store(&address.biggest, biggest);
             self.registry.blocks().say(NatEvent::Exhausted {
-                uid,
+                uid: ask.inside.uid,
                 address: address.address(),
                 biggest,
                 ports,

@@ -1,9 +1,11 @@
 //! Who may have how much of the table (RFC 6888 REQ-4; SEMANTICS NA25): half of it is guaranteed to workloads in equal parts, and
 //! what they have beyond comes out of the rest. So the mappings of one, however many, never take another's share.
 
+use std::sync::Mutex;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::table::{Nat, lock};
 use crate::workload::Workload;
 
 /// Mappings beyond guaranteed shares.
@@ -11,6 +13,17 @@ use crate::workload::Workload;
 pub(crate) struct Shared {
     used: AtomicU32,
     max: AtomicU32,
+    /// Whoever shares out reads what there is to share under it: what one read is not written after what another read later.
+    sharing: Mutex<()>,
+}
+
+impl Nat {
+    /// Shares the table out to the workloads that pools serve now.
+    pub(crate) fn share_out(&self) {
+        let _sharing = lock(&self.shared.sharing);
+        let workloads: Vec<_> = self.registry.workloads().map(|(_, workload)| workload).collect();
+        self.shared.share(self.available(), &workloads);
+    }
 }
 
 impl Shared {
@@ -47,5 +60,38 @@ impl Shared {
     #[inline]
     pub(crate) fn give_back(&self) {
         let _ = self.used.fetch_update(Relaxed, Relaxed, |used| Some(used.saturating_sub(1)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::SeqCst;
+
+    use super::*;
+    use crate::table::Options;
+    use crate::{Timers, V4};
+
+    /// The file grows while pools are compiled: what was shared out last is what there is.
+    #[test]
+    fn the_last_share_is_that_of_all_that_is_available() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options { capacity: 1 << 12, boot: 7, now: 1, timers: Timers::default(), seed: Some(1) };
+        let nat = Nat::open(&folder.path().join("nat"), &options).unwrap();
+        // Workloads, so that it takes time to share.
+        (0..500).for_each(|uid| assert!(nat.tenant(uid, V4).is_some()));
+        for round in 0..1000 {
+            let grown = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !grown.load(SeqCst) {
+                        nat.share_out();
+                    }
+                });
+                (1..=8).for_each(|step| nat.make_available(step * nat.capacity() / 8));
+                grown.store(true, SeqCst);
+            });
+            assert_eq!(nat.shared.max.load(SeqCst), nat.capacity(), "round {round}");
+        }
     }
 }

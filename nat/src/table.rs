@@ -174,12 +174,6 @@ impl Nat {
         self.share_out();
     }
 
-    /// Shares the table out to the workloads that pools serve now.
-    pub(crate) fn share_out(&self) {
-        let workloads: Vec<_> = self.registry.workloads().map(|(_, workload)| workload).collect();
-        self.shared.share(self.available(), &workloads);
-    }
-
     /// See [`Nat::make_available`].
     pub fn available(&self) -> u32 {
         self.available.load(Relaxed)

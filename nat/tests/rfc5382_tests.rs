@@ -146,6 +146,30 @@ fn na17_overload_only_when_full_only_tcp_only_towards_other_remotes_and_flagged(
 }
 
 #[test]
+fn na17_who_shares_an_l4_port_was_not_refused_for_want_of_one() {
+    for family in FAMILIES {
+        // As many blocks as workloads: nobody gets a second one.
+        let workloads = (0..63).map(|port| Workload { port, uid: 100 + u128::from(port) }).collect();
+        let addresses = vec![family.pool(1)];
+        let mut world = World::new(PoolSpec { addresses, workloads, block_size: 1024, overload: true, ..spec() });
+        let out = |world: &World, proto, port, l4| world.out(&inside(family, proto, port, l4), remote(family, l4, 80));
+        (0..63).for_each(|port| assert!(out(&world, UDP, port, 1).is_ok()));
+        (0..1024).for_each(|l4| assert!(!out(&world, TCP, 0, l4).unwrap().bound));
+        world.events();
+        assert!(out(&world, TCP, 0, 3000).unwrap().bound);
+        let stats = world.nat.stats();
+        assert_eq!((stats.refused, stats.overloaded), (RefusedCounts::default(), 1));
+        assert_eq!(world.events(), [], "nobody is told that somebody went without");
+        // UDP shares nothing.
+        let refused = (2..1500).filter(|l4| out(&world, UDP, 0, *l4).is_err()).count() as u64;
+        assert_eq!(refused, 1498 - 1023);
+        assert_eq!(world.nat.stats().refused, RefusedCounts { exhausted: refused, ..Default::default() });
+        let told = world.events();
+        assert!(matches!(told[..], [NatEvent::Exhausted { uid: 100, ports: 1024, .. }]), "{told:?}");
+    }
+}
+
+#[test]
 fn na17_a_mapping_that_serves_all_does_not_use_what_another_has_towards_a_remote() {
     for family in FAMILIES {
         let world = full(family, Filtering::default());

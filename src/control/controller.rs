@@ -16,9 +16,11 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use hostweave_switch::tables::Network;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
+use uuid::Uuid;
 
 use super::draft::{Draft, record};
 use super::error::{ErrorKind, RpcError};
@@ -33,7 +35,7 @@ use crate::config::desired::system_node;
 use crate::config::outside::ServiceAddresses;
 use crate::config::{Assignments, Diagnostic, Diagnostics, Kind, ObjectKey, ObjectSet, load_paths, services};
 use crate::fabric::balance::known::Drained;
-use crate::fabric::spec::Desired;
+use crate::fabric::spec::{Desired, internal_uid};
 use crate::fabric::{Fabric, Impact, Picture};
 use crate::observe::events::{EventLog, EventType};
 use crate::store::{Batch, Store};
@@ -65,6 +67,13 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Names of ports, `namespace/name`, by uid. Those of the host itself, for its health checks, too.
+    pub fn port_names(&self) -> HashMap<Uuid, String> {
+        let ports = self.assignments.iter().map(|(key, assignment)| (assignment.uid, key.path()));
+        let internal = |network: &Network| (internal_uid(network.vni), format!("network/{}/internal", network.name));
+        ports.chain(self.desired.networks.iter().map(internal)).collect()
+    }
+
     /// What is said about a Service that selects ports of other networks (SEMANTICS SV24); `None` if it does not.
     pub fn foreign(&self, key: &ObjectKey) -> Option<&str> {
         let all = self.foreign.get_or_init(|| services::foreign(&self.set, &self.desired.ports));
@@ -205,8 +214,7 @@ impl Controller {
 
     /// What became of L4 ports of NAT addresses while no daemon ran.
     fn recall_nat_leases(&self) {
-        let names: HashMap<_, _> =
-            self.snapshot().assignments.iter().map(|(key, assignment)| (assignment.uid, key.path())).collect();
+        let names = self.snapshot().port_names();
         let known = self.parts.fabric.nat_history();
         let known = known.iter().map(|view| NatLease::new(view, names.get(&view.port).cloned())).collect();
         self.nat_ledger.reconcile(&self.parts.store, known, SystemTime::now());
@@ -435,7 +443,12 @@ impl Controller {
         if backends.is_empty() {
             return Ok(());
         }
-        self.parts.store.commit(&Batch { backends, revision: self.snapshot().revision, ..Batch::default() })
+        let batch = Batch { backends, revision: self.snapshot().revision, ..Batch::default() };
+        let written = self.parts.store.commit(&batch);
+        if written.is_err() {
+            self.parts.fabric.backends_not_stored(batch.backends);
+        }
+        written
     }
 
     /// Writes, hands to the packet path, publishes, tells.

@@ -74,19 +74,10 @@ fn handle(controller: &Controller, events: Vec<FabricEvent>, budgets: &mut Budge
             }
             event => event,
         };
-        let Some(port) = port_of(&event) else {
-            let service = service_of(&event);
-            let (event_type, message, data) = describe(event);
-            tell(controller, budgets, event_type, service.as_ref(), message, data);
-            continue;
-        };
-        let Some(key) = key_of(port) else { continue };
-        if let FabricEvent::AddressSeen { address, .. } = event {
-            seen.push((key, address));
-            continue;
+        match &event {
+            FabricEvent::AddressSeen { port, address, .. } => seen.extend(key_of(port).map(|key| (key, *address))),
+            _ => tell_event(&controller.parts.events, budgets, event),
         }
-        let (event_type, message, data) = describe(event);
-        tell(controller, budgets, event_type, Some(&key), message, data);
     }
     controller.nat_ledger.record(&controller.parts.store, leases);
     if seen.is_empty() {
@@ -110,15 +101,15 @@ fn handle(controller: &Controller, events: Vec<FabricEvent>, budgets: &mut Budge
             (_, Ok(false) | Err(LearnError::NoPort)) => {}
             (Ok(()), Ok(true)) => {
                 let message = format!("the guest formed {address} and may use it");
-                tell(controller, budgets, EventType::AddressLearned, Some(&key), message, data);
+                tell(&controller.parts.events, budgets, EventType::AddressLearned, Some(&key), message, data);
             }
             (Err(error), Ok(true)) => {
                 let message = format!("the guest formed {address}, which could not be remembered: {error:#}");
-                tell(controller, budgets, EventType::AddressRefused, Some(&key), message, data);
+                tell(&controller.parts.events, budgets, EventType::AddressRefused, Some(&key), message, data);
             }
             (_, Err(reason)) => {
                 let message = format!("the guest formed {address} and may not use it: {reason}");
-                tell(controller, budgets, EventType::AddressRefused, Some(&key), message, data);
+                tell(&controller.parts.events, budgets, EventType::AddressRefused, Some(&key), message, data);
             }
         }
     }
@@ -158,8 +149,22 @@ fn tell_block(events: &EventLog, lease: &NatLease) {
     events.add(event_type, key.as_ref(), message, data);
 }
 
+/// An event of the packet path, with the object that it is about.
+fn tell_event(events: &EventLog, budgets: &mut Budgets, event: FabricEvent) {
+    let key = match port_of(&event) {
+        Some(port) => key_of(port),
+        None => service_of(&event),
+    };
+    // Of internal ports nothing is told, but that the host, or a port that is gone, goes without L4 ports.
+    let is_told = key.is_some() || port_of(&event).is_none() || matches!(event, FabricEvent::NatExhausted { .. });
+    if is_told {
+        let (event_type, message, data) = describe(event);
+        tell(events, budgets, event_type, key.as_ref(), message, data);
+    }
+}
+
 fn tell(
-    controller: &Controller,
+    events: &EventLog,
     budgets: &mut Budgets,
     event_type: EventType,
     key: Option<&ObjectKey>,
@@ -168,9 +173,9 @@ fn tell(
 ) {
     let whose = key.map_or(Whose::Uplink(event_type), |key| Whose::Object(key.clone()));
     if budgets.take(&whose, Instant::now()) {
-        controller.parts.events.add(event_type, key, message, data);
+        events.add(event_type, key, message, data);
     } else {
-        controller.parts.events.count_lost(1);
+        events.count_lost(1);
     }
 }
 
@@ -256,9 +261,10 @@ fn describe(event: FabricEvent) -> (EventType, String, Value) {
         FabricEvent::LeaseConfirmed { address, .. } => {
             (EventType::LeaseConfirmed, format!("the guest leased {address}"), json!({"address": address}))
         }
-        FabricEvent::NatExhausted { pool, address, biggest, ports, .. } => {
+        FabricEvent::NatExhausted { port, pool, address, biggest, ports } => {
+            let whom = if key_of(&port).is_some() { "it" } else { &port };
             let message = format!(
-                "NAT pool {pool} has no more L4 ports of {address} for it (largest user: {biggest}, {ports} L4 ports)"
+                "NAT pool {pool} has no more L4 ports of {address} for {whom} (largest user: {biggest}, {ports} L4 ports)"
             );
             let data = json!({"pool": pool, "address": address, "biggest": biggest, "ports": ports});
             (EventType::NatExhausted, message, data)
@@ -455,6 +461,35 @@ mod tests {
             assert_eq!(last.data["uid"], data["uid"]);
         }
         assert_eq!(events.count(), 2 * (4 * u64::from(EVENTS_PER_WINDOW) + 1));
+    }
+
+    /// The host itself, for its checks of backends beyond it, and a port that was deleted meanwhile.
+    #[test]
+    fn exhaustion_is_told_of_whom_has_no_object_too() {
+        let events = EventLog::default();
+        let mut budgets = Budgets::default();
+        let ports = ["shop/web-0", "network/default/internal", "00000000-0000-0000-0000-000000000007"];
+        for address in ["203.0.113.7", "2001:db8::7"] {
+            for port in ports {
+                let (port, pool, biggest) = (port.to_owned(), "out".to_owned(), "shop/web-1".to_owned());
+                let address = address.parse().unwrap();
+                tell_event(
+                    &events,
+                    &mut budgets,
+                    FabricEvent::NatExhausted { port, pool, address, biggest, ports: 512 },
+                );
+            }
+            let told = events.list(&Default::default(), 3);
+            let told: Vec<_> = told.iter().map(|event| (event.object(), event.message.as_str())).collect();
+            let message = |whom| {
+                format!(
+                    "NAT pool out has no more L4 ports of {address} for {whom} (largest user: shop/web-1, 512 L4 ports)"
+                )
+            };
+            let [own, host, gone] = ["it", ports[1], ports[2]].map(message);
+            let object = Some("Port shop/web-0".to_owned());
+            assert_eq!(told, [(object, &*own), (None, &*host), (None, &*gone)]);
+        }
     }
 
     #[test]

@@ -19,6 +19,10 @@ use crate::store::Store;
 /// days, and the log of the daemon has them all.
 pub const LEASES_MAX: usize = 1 << 15;
 
+/// Seconds by which two accounts of one beginning may differ: the packet path counts seconds of the monotonic clock. A block that was
+/// given back stays empty for longer than that (`hostweave_nat::HOLD_S`).
+const SAME_TIME_S: u64 = 5;
+
 /// A block of L4 ports of one port.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -69,6 +73,11 @@ impl NatLease {
     fn is_same_block(&self, other: &Self) -> bool {
         (self.uid, self.address, self.first) == (other.uid, other.address, other.first)
     }
+
+    /// Whether both began at the same time, of one block and port.
+    fn is_same_time(&self, other: &Self) -> bool {
+        self.since.abs_diff(other.since) <= SAME_TIME_S
+    }
 }
 
 fn seconds(time: SystemTime) -> u64 {
@@ -77,7 +86,16 @@ fn seconds(time: SystemTime) -> u64 {
 
 /// See the file's head.
 #[derive(Default)]
-pub struct NatLedger(Mutex<BTreeMap<u64, NatLease>>);
+pub struct NatLedger(Mutex<Book>);
+
+/// The entries.
+#[derive(Default)]
+struct Book {
+    /// By number, which grows.
+    leases: BTreeMap<u64, NatLease>,
+    /// Numbers of those that are in force, by outside address and first L4 port.
+    open: BTreeMap<(IpAddr, u16), u64>,
+}
 
 /// What is to be written.
 #[derive(Default)]
@@ -89,39 +107,45 @@ struct Changes {
 impl NatLedger {
     /// As the store has it, by number.
     pub fn new(leases: BTreeMap<u64, NatLease>) -> Self {
-        Self(Mutex::new(leases))
+        let in_force = leases.iter().filter(|(_, lease)| lease.until.is_none());
+        let open = in_force.map(|(number, lease)| ((lease.address, lease.first), *number)).collect();
+        Self(Mutex::new(Book { leases, open }))
     }
 
     /// Writes what began (`until` is `None`) and what ended, in one go. A failure of the disk is logged: what happened is in the log
     /// of events, and traffic goes on.
     pub fn record(&self, store: &Store, happened: Vec<NatLease>) {
-        let mut leases = self.lock();
+        let mut book = self.lock();
         let mut changes = Changes::default();
         for lease in happened {
-            enter(&mut leases, lease, &mut changes);
+            match lease.until {
+                None => book.begin(lease, &mut changes),
+                Some(until) => book.end(lease, until, &mut changes),
+            }
         }
         write(store, &changes);
     }
 
-    /// Puts in order what happened while nobody listened: `known` is every lease, in force or ended, that the packet path knows. What was
-    /// in force before and is not known any more was lost with the host, some time before `now`.
-    pub fn reconcile(&self, store: &Store, known: Vec<NatLease>, now: SystemTime) {
-        let mut leases = self.lock();
+    /// Puts in order what happened while nobody listened: `known` is every lease, in force or ended, that the packet path knows, in any
+    /// order. What was in force before and is not known any more was lost with the host, some time before `now`.
+    pub fn reconcile(&self, store: &Store, mut known: Vec<NatLease>, now: SystemTime) {
+        known.sort_by_key(|lease| lease.since);
+        let mut book = self.lock();
         let mut changes = Changes::default();
-        let in_force: Vec<NatLease> = known.iter().filter(|lease| lease.until.is_none()).cloned().collect();
-        for lease in known.into_iter().filter(|lease| lease.until.is_some()) {
-            if leases.values().any(|open| open.until.is_none() && open.is_same_block(&lease)) {
-                enter(&mut leases, lease, &mut changes);
+        let (ended, in_force): (Vec<NatLease>, Vec<NatLease>) =
+            known.into_iter().partition(|lease| lease.until.is_some());
+        for lease in ended {
+            // A block has many owners in turn, and one owner may have it many times: only its beginning tells which time that was.
+            if let Some(until) = lease.until
+                && book.open_of(&lease).is_some_and(|(_, open)| open.is_same_time(&lease))
+            {
+                book.end(lease, until, &mut changes);
             }
         }
-        let lost = |lease: &NatLease| lease.until.is_none() && !in_force.iter().any(|known| known.is_same_block(lease));
-        let ended: Vec<NatLease> = leases.values().filter(|lease| lost(lease)).cloned().collect();
-        for lease in ended {
-            enter(&mut leases, NatLease { until: Some(seconds(now)), ..lease }, &mut changes);
-        }
+        book.end_lost(&in_force, seconds(now), &mut changes);
         for lease in in_force {
-            if !leases.values().any(|open| open.until.is_none() && open.is_same_block(&lease)) {
-                enter(&mut leases, lease, &mut changes);
+            if book.open_of(&lease).is_none() {
+                book.begin(lease, &mut changes);
             }
         }
         write(store, &changes);
@@ -136,42 +160,120 @@ impl NatLedger {
                 && lease.since <= at
                 && lease.until.is_none_or(|until| at < until)
         };
-        let mut found: Vec<NatLease> = self.lock().values().filter(right).cloned().collect();
+        let mut found: Vec<NatLease> = self.lock().leases.values().filter(right).cloned().collect();
         found.sort_by_key(|lease| lease.first);
         found
     }
 
     /// Name that a port had last, deleted or not.
     pub fn name(&self, uid: Uuid) -> Option<String> {
-        self.lock().values().rev().find(|lease| lease.uid == uid)?.port.clone()
+        self.lock().leases.values().rev().find(|lease| lease.uid == uid)?.port.clone()
     }
 
     /// Every name that is known.
     pub fn names(&self) -> HashMap<Uuid, String> {
-        self.lock().values().filter_map(|lease| Some((lease.uid, lease.port.clone()?))).collect()
+        self.lock().leases.values().filter_map(|lease| Some((lease.uid, lease.port.clone()?))).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, NatLease>> {
+    fn lock(&self) -> MutexGuard<'_, Book> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A lease begins, or the one that is in force ends.
-fn enter(leases: &mut BTreeMap<u64, NatLease>, lease: NatLease, changes: &mut Changes) {
-    // What begins ends nothing: a block is free before it is given out again.
-    let is_open = |open: &NatLease| open.until.is_none() && open.is_same_block(&lease);
-    let open = lease.until.and_then(|_| leases.iter().rev().find(|(_, open)| is_open(open)));
-    let (number, entry) = match open {
-        Some((number, open)) => (*number, NatLease { until: lease.until, ..open.clone() }),
-        None => (leases.last_key_value().map_or(0, |(last, _)| last + 1), lease),
-    };
-    leases.insert(number, entry.clone());
-    changes.put.insert(number, entry);
-    while leases.len() > LEASES_MAX
-        && let Some((number, _)) = leases.pop_first()
-    {
-        changes.put.remove(&number);
-        changes.gone.push(number);
+impl Book {
+    /// The entry in force of the block of a lease, if the same port has it.
+    fn open_of(&self, lease: &NatLease) -> Option<(u64, &NatLease)> {
+        let number = self.open.get(&(lease.address, lease.first))?;
+        let open = self.leases.get(number)?;
+        open.is_same_block(lease).then_some((*number, open))
+    }
+
+    /// A lease begins. What a daemon hears while it starts it may have read from the packet path already: that is entered once.
+    fn begin(&mut self, mut lease: NatLease, changes: &mut Changes) {
+        if self.open_of(&lease).is_some_and(|(_, open)| open.is_same_time(&lease)) {
+            return;
+        }
+        // Entries in force do not overlap: those before the first that ends too early end earlier still.
+        let before = self.open.range(..=(lease.address, lease.last)).rev();
+        let before = before.filter_map(|(_, number)| Some((*number, self.leases.get(number)?.clone())));
+        let overlaps = |other: &NatLease| other.address == lease.address && other.last >= lease.first;
+        let overlapping: Vec<_> = before.take_while(|(_, other)| overlaps(other)).collect();
+        for (number, other) in overlapping {
+            if other.since <= lease.since {
+                // Nobody heard of its end, which was before this.
+                self.put(number, NatLease { until: Some(lease.since), ..other }, changes);
+            } else {
+                // Heard late: it has ended, and whoever came after it is known.
+                lease.until = Some(lease.until.map_or(other.since, |until| until.min(other.since)));
+            }
+        }
+        self.add(lease, changes);
+    }
+
+    /// A lease has ended. Its times are those that the packet path tells now: both by the same clock.
+    fn end(&mut self, lease: NatLease, until: u64, changes: &mut Changes) {
+        let open = self.open_of(&lease).filter(|(_, open)| until.saturating_add(SAME_TIME_S) >= open.since);
+        // Told twice, or after somebody else had the block.
+        let told = || {
+            let mut latest = self.leases.iter().rev();
+            latest.find(|(_, other)| other.is_same_block(&lease) && other.is_same_time(&lease))
+        };
+        match open.or_else(|| told().map(|(number, told)| (*number, told))) {
+            Some((number, entry)) => {
+                let port = entry.port.clone().or_else(|| lease.port.clone());
+                self.put(number, NatLease { port, ..lease }, changes);
+            }
+            None => self.add(lease, changes),
+        }
+    }
+
+    /// Ends what is in force here and nowhere else.
+    fn end_lost(&mut self, in_force: &[NatLease], now: u64, changes: &mut Changes) {
+        let in_force: HashMap<_, u64> =
+            in_force.iter().map(|lease| ((lease.uid, lease.address, lease.first), lease.since)).collect();
+        let mut lost = Vec::new();
+        for (number, entry) in self.leases.iter().filter(|(_, entry)| entry.until.is_none()) {
+            let later = self.open.get(&(entry.address, entry.first)).filter(|later| *later != number);
+            let later = later.and_then(|later| self.leases.get(later)).map(|later| later.since);
+            let known = in_force.get(&(entry.uid, entry.address, entry.first)).copied();
+            let goes_on = known.is_some_and(|since| since <= entry.since.saturating_add(SAME_TIME_S));
+            if later.is_some() || !goes_on {
+                let until = later.or(known).unwrap_or(now).max(entry.since);
+                lost.push((*number, NatLease { until: Some(until), ..entry.clone() }));
+            }
+        }
+        for (number, entry) in lost {
+            self.put(number, entry, changes);
+        }
+    }
+
+    fn add(&mut self, lease: NatLease, changes: &mut Changes) {
+        let number = self.leases.last_key_value().map_or(0, |(last, _)| last + 1);
+        self.put(number, lease, changes);
+        while self.leases.len() > LEASES_MAX
+            && let Some((number, entry)) = self.leases.pop_first()
+        {
+            self.close(number, &entry);
+            changes.put.remove(&number);
+            changes.gone.push(number);
+        }
+    }
+
+    fn put(&mut self, number: u64, entry: NatLease, changes: &mut Changes) {
+        match entry.until {
+            None => drop(self.open.insert((entry.address, entry.first), number)),
+            Some(_) => self.close(number, &entry),
+        }
+        changes.put.insert(number, entry.clone());
+        self.leases.insert(number, entry);
+    }
+
+    /// An entry is not in force any more.
+    fn close(&mut self, number: u64, entry: &NatLease) {
+        let place = (entry.address, entry.first);
+        if self.open.get(&place) == Some(&number) {
+            self.open.remove(&place);
+        }
     }
 }
 
@@ -232,6 +334,10 @@ mod tests {
         ledger.record(&store, vec![lease(1, v4, 1024, 100), lease(1, v6, 1024, 100), lease(2, v4, 2048, 100)]);
         let known = vec![
             NatLease { until: Some(150), ..lease(1, v4, 1024, 100) },
+            // It had the block before, too, which is told last: no order.
+            NatLease { until: Some(60), ..lease(1, v4, 1024, 20) },
+            NatLease { until: Some(60), ..lease(1, v6, 1024, 20) },
+            NatLease { until: Some(60), ..lease(2, v4, 2048, 20) },
             lease(2, v4, 2048, 101),
             lease(3, v6, 4096, 140),
         ];
@@ -246,12 +352,97 @@ mod tests {
     }
 
     #[test]
+    fn an_older_lease_of_a_block_does_not_end_the_one_in_force() {
+        for [older, newer] in [[0, 1], [1, 0]] {
+            let (store, _) = Store::in_memory().unwrap();
+            let ledger = NatLedger::default();
+            for address in ADDRESSES {
+                ledger.record(&store, vec![lease(1, address, 1024, 1000)]);
+                let both = [(100, Some(300)), (1000, Some(1700))];
+                let known = [older, newer].map(|at: usize| {
+                    let (since, until) = both[at];
+                    NatLease { until, ..lease(1, address, 1024, since) }
+                });
+                ledger.reconcile(&store, known.to_vec(), time(5000));
+                let had = ledger.at(address.parse().unwrap(), Some(1024), time(1500));
+                assert_eq!(had, [NatLease { until: Some(1700), ..lease(1, address, 1024, 1000) }]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_told_twice_while_the_daemon_starts_is_entered_once() {
+        let (store, _) = Store::in_memory().unwrap();
+        let ledger = NatLedger::default();
+        for address in ADDRESSES {
+            let block = |since, until| NatLease { until, ..lease(1, address, 1024, since) };
+            ledger.reconcile(&store, vec![block(100, Some(250)), block(400, None)], time(500));
+            // The events of the same wait in their queue.
+            ledger.record(&store, vec![block(101, None), block(100, Some(250)), block(401, None)]);
+            let at = |second| ledger.at(address.parse().unwrap(), Some(1024), time(second));
+            assert_eq!(at(200), [block(100, Some(250))]);
+            assert_eq!((at(300), at(450)), (Vec::new(), vec![block(400, None)]));
+            ledger.record(&store, vec![block(401, Some(700)), block(401, Some(700))]);
+            assert_eq!(at(650), [block(401, Some(700))]);
+            assert!(at(800).is_empty(), "none stays open");
+        }
+        assert!(ledger.lock().open.is_empty());
+        assert_eq!(ledger.lock().leases.len(), 4);
+    }
+
+    #[test]
+    fn a_lease_whose_end_nobody_heard_of_ends_where_the_next_begins() {
+        let (store, _) = Store::in_memory().unwrap();
+        let ledger = NatLedger::default();
+        for address in ADDRESSES {
+            let whole = NatLease { last: 2047, ..lease(1, address, 1024, 100) };
+            ledger.record(&store, vec![whole, lease(2, address, 2048, 100)]);
+            // Of another size: a part of it.
+            ledger.record(&store, vec![lease(3, address, 1536, 900)]);
+            let had = |l4, second| -> Vec<Uuid> {
+                let had = ledger.at(address.parse().unwrap(), Some(l4), time(second));
+                had.iter().map(|lease| lease.uid).collect()
+            };
+            assert_eq!(had(1600, 899), [Uuid::from_u128(1)]);
+            assert_eq!((had(1600, 900), had(1100, 900)), (vec![Uuid::from_u128(3)], vec![]));
+            assert_eq!(had(2048, 2000), [Uuid::from_u128(2)], "the neighbour's");
+        }
+    }
+
+    #[test]
+    fn entries_that_an_earlier_version_left_open_twice_end_at_the_next_start() {
+        let (store, _) = Store::in_memory().unwrap();
+        let [v4, v6] = ADDRESSES;
+        let left = [lease(1, v4, 1024, 100), lease(1, v6, 1024, 100), lease(1, v4, 1024, 101), lease(1, v6, 1024, 101)];
+        let ledger = NatLedger::new((0..).zip(left).collect());
+        ledger.reconcile(&store, vec![lease(1, v4, 1024, 100), lease(1, v6, 1024, 100)], time(500));
+        for address in ADDRESSES {
+            assert_eq!(ledger.at(address.parse().unwrap(), None, time(600)), [lease(1, address, 1024, 101)]);
+        }
+    }
+
+    #[test]
+    fn an_end_has_its_times_by_one_clock() {
+        let (store, _) = Store::in_memory().unwrap();
+        let ledger = NatLedger::default();
+        for address in ADDRESSES {
+            ledger.record(&store, vec![lease(1, address, 1024, 100)]);
+            // The clock was set an hour on in between.
+            let ended = NatLease { port: None, until: Some(3900), ..lease(1, address, 1024, 3700) };
+            ledger.record(&store, vec![ended]);
+            let kept = NatLease { until: Some(3900), ..lease(1, address, 1024, 3700) };
+            assert_eq!(ledger.at(address.parse().unwrap(), None, time(3800)), [kept]);
+            assert!(ledger.at(address.parse().unwrap(), None, time(200)).is_empty());
+        }
+    }
+
+    #[test]
     fn the_ledger_is_bounded_and_forgets_the_oldest() {
         let (store, _) = Store::in_memory().unwrap();
         let ledger = NatLedger::default();
         let all = (0..LEASES_MAX as u64 + 10).map(|n| lease(n.into(), "203.0.113.7", 1024, n));
         ledger.record(&store, all.collect());
-        assert_eq!(ledger.lock().len(), LEASES_MAX);
+        assert_eq!(ledger.lock().leases.len(), LEASES_MAX);
         assert!(ledger.at("203.0.113.7".parse().unwrap(), None, time(9)).is_empty());
         assert_eq!(ledger.at("203.0.113.7".parse().unwrap(), None, time(10)).len(), 1);
     }

@@ -327,12 +327,17 @@ fn records<T: DeserializeOwned>(
     Ok(records)
 }
 
+/// What is damaged is left out: backends are checked and ejected anew, and guests wait for their switch.
 fn backends(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<BTreeMap<String, Remembered>, Error> {
     let mut all = BTreeMap::new();
     for entry in table.iter().map_err(access)? {
         let (key, value) = entry.map_err(access)?;
-        let damaged = |source| Error::Record { key: key.value().to_owned(), source: Some(source) };
-        all.insert(key.value().to_owned(), serde_json::from_slice(value.value()).map_err(damaged)?);
+        match serde_json::from_slice(value.value()) {
+            Ok(remembered) => drop(all.insert(key.value().to_owned(), remembered)),
+            Err(error) => {
+                tracing::warn!(%error, "what the store has of the backends of Service {} is damaged", key.value());
+            }
+        }
     }
     Ok(all)
 }
@@ -478,6 +483,20 @@ mod tests {
         transaction.commit().unwrap();
         let error = store.read(PathBuf::new()).unwrap_err();
         assert!(error.to_string().contains("Network//default"), "{error}");
+    }
+
+    /// Of a later version, too: it may have put more into it.
+    #[test]
+    fn damaged_backends_are_no_reason_not_to_start() {
+        let (store, _) = Store::in_memory().unwrap();
+        store.commit(&batch()).unwrap();
+        let transaction = store.database.begin_write().unwrap();
+        for (name, text) in [("shop/a", "{"), ("shop/z", r#"{"vni": 7, "left": [], "ejected": [], "more": 1}"#)] {
+            transaction.open_table(BACKENDS).unwrap().insert(name, text.as_bytes()).unwrap();
+        }
+        transaction.commit().unwrap();
+        let contents = store.read(PathBuf::new()).unwrap();
+        assert_eq!(contents.backends, [("shop/web".to_owned(), remembered())].into());
     }
 
     #[test]

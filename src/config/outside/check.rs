@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use hostweave_switch::tables::Egress;
 use ipnet::IpNet;
 
-use super::{address_pools, attach_path, attachments, egress_of, nat_pools, service, services};
+use super::{address_pools, attach_path, attachments, egress_of, nat_pools, routed_range, service, services};
 use crate::config::checked::{Form, Object, PoolChoice, PoolType, Service, Spec, annotations};
 use crate::config::diagnostic::Diagnostic;
 use crate::config::kind::{Kind, ObjectKey};
@@ -24,6 +24,7 @@ pub fn check(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
     check_services(set, found);
     check_attachments(set, found);
     check_egress(set, found);
+    check_routed(set, found);
 }
 
 /// Addresses that somebody has.
@@ -272,6 +273,36 @@ fn check_egress(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
                 format!("{path} {range} has no effect: no {family} packet that leaves the network is translated");
             found.push(object.diagnose(Problem::value(&path, "no_effect", warning).label("no effect").warning()));
         }
+    }
+}
+
+/// Ranges that are routed to this host belong to one network each: by the destination alone a packet from the uplink finds its network.
+fn check_routed(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
+    let mut routed: Vec<(IpNet, &Object, Egress)> = Vec::new();
+    for object in set.of_kind(Kind::Network) {
+        let Spec::Network(network) = &object.spec else { continue };
+        let name = &object.key.name;
+        for ipv4 in [true, false] {
+            let range = routed_range(set, name, network, ipv4).map(|range| range.trunc());
+            routed.extend(range.map(|range| (range, &**object, egress_of(set, name, network, ipv4))));
+        }
+    }
+    // Prefixes lie in each other or apart: what overlaps others lies in the one before that reaches farthest.
+    routed.sort_by_key(|(range, object, _)| (range.network(), range.prefix_len(), &object.key));
+    let mut outer: Option<(IpNet, &Object, Egress)> = None;
+    for this in routed {
+        let Some(other) = outer.filter(|(range, ..)| range.contains(&this.0)) else {
+            outer = Some(this);
+            continue;
+        };
+        let (late, early) = if other.1.key > this.1.key { (other, this) } else { (this, other) };
+        let message = format!(
+            "{} of {} and {} of {} ({}) overlap, and both are routed to this host: nobody could tell whose a packet to there is",
+            late.0, late.1.key, early.0, early.1.key, early.1.origin
+        );
+        let path = Path::of("spec.egress").key(if late.2 == Egress::Nat { "untranslated" } else { "ipv6" });
+        let problem = Problem::key(&path, "conflict", message).label("routed twice");
+        found.push(late.1.diagnose(problem.help("translate all that leaves one of them, or give it another range")));
     }
 }
 

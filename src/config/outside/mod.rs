@@ -20,7 +20,7 @@ use super::set::ObjectSet;
 pub use addresses::{Given, GivenOf, ServiceAddresses, ServicePlan};
 pub(super) use check::{check, check_service};
 pub use dubious::dubious;
-pub use resolve::egress_of;
+pub use resolve::{egress_of, routed_range};
 pub(super) use resolve::{pool_type, pools_of, resolve};
 
 /// A port that has the address of a Service.

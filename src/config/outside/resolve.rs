@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use hostweave_policy::model::{Labels, Selector};
 use hostweave_switch::tables::Egress;
+use ipnet::IpNet;
 
 use super::{Given, ServiceAddresses, attach_path, attachments, nat_pools};
 use crate::config::checked::{NatPool, Network, Object, PoolType, Spec};
@@ -32,6 +33,21 @@ pub fn egress_of(set: &ObjectSet, name: &str, network: &Network, ipv4: bool) -> 
     written.unwrap_or_else(|| if served() { Egress::Nat } else { Egress::None })
 }
 
+/// A range of a network whose packets leave as they are, wherever they go or for some destinations, as
+/// [`routed`](crate::fabric::uplink::routed) has it: it is routed to this host.
+pub fn routed_range(set: &ObjectSet, name: &str, network: &Network, ipv4: bool) -> Option<IpNet> {
+    let range = match ipv4 {
+        true => network.v4.map(|(net, _)| IpNet::V4(net)),
+        false => network.v6.map(|(net, _)| IpNet::V6(net)),
+    };
+    let exempt = || network.untranslated.iter().any(|range| range.addr().is_ipv4() == ipv4);
+    range.filter(|_| match egress_of(set, name, network, ipv4) {
+        Egress::Routed => true,
+        Egress::Nat => exempt(),
+        _ => false,
+    })
+}
+
 /// Adds uplink, pools and attached addresses; networks and ports are there already.
 pub fn resolve(set: &ObjectSet, given: &ServiceAddresses, desired: &mut Desired) -> Vec<Diagnostic> {
     desired.uplink = set.host().uplink.clone();
@@ -56,8 +72,8 @@ pub fn pools_of(
     let mut pools: Vec<NatPoolSpec> =
         nat_pools(set).map(|(object, pool)| pool_of(object, pool, &namespaces, ports)).collect();
     for network in networks {
-        for (spec, (_, pool)) in pools.iter_mut().zip(nat_pools(set)) {
-            if serves_host(set, pool, &network.name) {
+        for (spec, pool) in pools.iter_mut().zip(nat_pools(set)) {
+            if serves_host(set, pool, network) {
                 spec.ports.push(internal_uid(network.vni));
             }
         }
@@ -66,13 +82,27 @@ pub fn pools_of(
 }
 
 /// Whether the host's own connections out of a network (health checks) leave by a pool: as those of anybody there, by one that is for
-/// everybody; where there is none, by those for some.
-fn serves_host(set: &ObjectSet, pool: &NatPool, network: &str) -> bool {
+/// everybody; where there is none, by those for some. A pool serves with all its addresses, and of several the first by name: one for
+/// some must not come before the one for everybody in either family. Where it would, the host does without it.
+fn serves_host(
+    set: &ObjectSet,
+    (object, pool): (&Object, &NatPool),
+    network: &hostweave_switch::tables::Network,
+) -> bool {
     let for_all = |pool: &NatPool| pool.namespaces.requirements.is_empty() && pool.selector.requirements.is_empty();
-    [true, false].into_iter().any(|ipv4| {
-        let another = || nat_pools(set).any(|(_, pool)| pool.serves(network, ipv4) && for_all(pool));
-        pool.serves(network, ipv4) && (for_all(pool) || !another())
-    })
+    let mut needed = false;
+    for (ipv4, has) in [(true, network.v4.is_some()), (false, network.v6.is_some())] {
+        if !has || !pool.serves(&network.name, ipv4) {
+            continue;
+        }
+        let mut others = nat_pools(set).filter(|(_, other)| other.serves(&network.name, ipv4) && for_all(other));
+        match others.next().filter(|_| !for_all(pool)) {
+            None => needed = true,
+            Some((other, _)) if object.key.name < other.key.name => return false,
+            Some(_) => {}
+        }
+    }
+    needed
 }
 
 fn pool_of(

@@ -77,7 +77,8 @@ pub struct NetworkEgress {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<EgressV6>,
     /// CIDRs to which nothing is translated where the family is `nat`, at most 64: ports reach them with their own addresses, as with `routed`, and who
-    /// answers there needs a route for the network's range to this host.
+    /// answers there needs a route for the network's range to this host. At the uplink the range is this host's, for all networks: what comes for it is the network's,
+    /// and no other network with such ranges may overlap it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub untranslated: Vec<String>,

@@ -1,6 +1,7 @@
 //! Files in, objects or diagnostics out: one table of what is refused, one of what passes, and the examples.
 
 mod cluster_policies;
+mod egress;
 mod host_access;
 mod ipam;
 mod outside;

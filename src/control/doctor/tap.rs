@@ -52,7 +52,7 @@ struct Plan<'a> {
     uplink: &'a UplinkSpec,
     /// Prefixes that come to the device.
     routed: Vec<IpNet>,
-    /// Those of them that nobody outside answers.
+    /// Those of them that nobody outside answers, apart from ranges that only some destinations see.
     masqueraded: Vec<IpNet>,
     /// Addresses in subnets of other interfaces, by interface and family (IPv4 or not).
     proxied: BTreeMap<(String, bool), Vec<IpAddr>>,
@@ -64,12 +64,17 @@ impl<'a> Plan<'a> {
     fn new(set: &ObjectSet, uplink: &'a UplinkSpec, owned: &[IpAddr], held: &[Held]) -> Self {
         let ranges = ranges(set);
         let mut routed: Vec<IpNet> = ranges.iter().flat_map(subnets).collect();
+        let mut exempt = Vec::new();
         for (name, network) in set.networks() {
-            if let (Some((net, _)), Egress::Routed) = (network.v6, outside::egress_of(set, name, network, false)) {
-                routed.push(net.into());
+            for ipv4 in [true, false] {
+                let range = outside::routed_range(set, name, network, ipv4);
+                let routed_all = outside::egress_of(set, name, network, ipv4) == Egress::Routed;
+                if routed_all { &mut routed } else { &mut exempt }.extend(range);
             }
         }
         let masqueraded = routed.iter().copied().filter(|net| is_private(*net)).collect();
+        // Whom they reach untranslated is not to see another address after all.
+        routed.append(&mut exempt);
         let early = ranges.iter().filter(|range| range.count() <= PROXIED_MAX).flat_map(Range::addresses);
         let mut proxied: BTreeMap<_, Vec<IpAddr>> = BTreeMap::new();
         for address in early.chain(owned.iter().copied()) {
@@ -281,6 +286,12 @@ mod tests {
 ---
 {apiVersion: hostweave.dev/v1alpha1, kind: Network, metadata: {name: r}, \
  spec: {cidrs: [10.1.0.0/24, \"2001:db8:1::/64\"], egress: {ipv6: routed}}}
+---
+{apiVersion: hostweave.dev/v1alpha1, kind: Network, metadata: {name: u}, \
+ spec: {cidrs: [10.2.0.0/24, \"fd00:2::/64\"], egress: {untranslated: [172.31.0.0/16, \"fd00:31::/64\"]}}}
+---
+{apiVersion: hostweave.dev/v1alpha1, kind: Network, metadata: {name: w}, \
+ spec: {cidrs: [10.3.0.0/24, \"fd00:3::/64\"], egress: {untranslated: [\"fd00:31::/64\"]}}}
 ";
         let source = Source { name: "t".to_owned(), text: text.to_owned() };
         let objects = load_sources(vec![source]).unwrap().objects.into_iter().map(Arc::new);
@@ -310,6 +321,9 @@ mod tests {
             "ip -6 route replace 2001:db8:f::8/126 via 2001:db8:9::2 dev hw0",
             "ip -6 route replace 2001:db8:f:1::/64 via 2001:db8:9::2 dev hw0",
             "ip -6 route replace 2001:db8:1::/64 via 2001:db8:9::2 dev hw0",
+            "ip -4 route replace 10.2.0.0/24 via 192.168.77.2 dev hw0",
+            "ip -6 route replace fd00:2::/64 via 2001:db8:9::2 dev hw0",
+            "ip -6 route replace fd00:3::/64 via 2001:db8:9::2 dev hw0",
             "sysctl -w net/ipv4/ip_forward=1",
             "sysctl -w net/ipv6/conf/all/forwarding=1",
             "for a in 203.0.113.4 203.0.113.5 203.0.113.6 203.0.113.7; do ip -4 neigh replace proxy $a dev eth0; done",

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use hostweave_nat::{Entry, Outside, unmapped};
-use hostweave_switch::tables::Network;
 use hostweave_switch::wire::proto;
 use ipnet::IpNet;
 use schemars::JsonSchema;
@@ -22,7 +21,6 @@ use crate::control::error::{ErrorKind, RpcError};
 use crate::control::method::Call;
 use crate::control::nat_ledger::{NatLease, NatLedger};
 use crate::fabric::nat_report::{LeaseView, MappingView};
-use crate::fabric::spec::internal_uid;
 use crate::observe::synthetic;
 use crate::observe::time::rfc3339;
 
@@ -67,11 +65,7 @@ pub struct Names<'a> {
 impl<'a> Names<'a> {
     /// The names of a snapshot, and those that the ledger remembers.
     pub fn new(snapshot: &'a Snapshot, ledger: &NatLedger) -> Self {
-        let ports = snapshot.assignments.iter().map(|(key, assignment)| (assignment.uid, key.path()));
-        // The host itself, for its health checks.
-        let internal = |network: &Network| (internal_uid(network.vni), format!("network/{}/internal", network.name));
-        let ports = ports.chain(snapshot.desired.networks.iter().map(internal)).collect();
-        Self { snapshot, ports, gone: ledger.names() }
+        Self { snapshot, ports: snapshot.port_names(), gone: ledger.names() }
     }
 
     /// `namespace/name` of a port, also of one that is gone; `None` if nobody remembers it.
@@ -82,6 +76,13 @@ impl<'a> Names<'a> {
     /// Whether there is no such port any more.
     pub fn is_gone(&self, uid: Uuid) -> bool {
         !self.ports.contains_key(&uid)
+    }
+
+    /// Name that a port had then, as far as anybody kept it, and whether there is no such port any more. Uids are given out again: that of the
+    /// host in a network follows from the network's VNI.
+    fn then<'b>(&'b self, uid: Uuid, kept: Option<&'b str>) -> (Option<&'b str>, bool) {
+        let now = self.ports.get(&uid).map(String::as_str);
+        (kept.or_else(|| self.port(uid)), now.is_none() || kept.is_some_and(|kept| now != Some(kept)))
     }
 
     /// The pool that has an address.
@@ -231,29 +232,32 @@ pub fn lookup(call: &Call<'_>, params: Lookup) -> Result<Value, RpcError> {
 pub fn lease_of(call: &Call<'_>, address: IpAddr, l4: u16, at: Option<SystemTime>, names: &Names<'_>) -> Option<Value> {
     let controller = call.controller;
     if let Some(view) = controller.parts.fabric.nat_lookup(address, l4, at) {
-        return Some(lease(&view, names));
+        let kept = at.map(|at| controller.nat_ledger.at(address, Some(l4), at)).unwrap_or_default();
+        return Some(lease(&view, &kept, names));
     }
-    controller.nat_ledger.at(address, Some(l4), at?).last().map(|kept| kept_lease(kept, names))
+    // Where clocks were set in between, entries may overlap: who got it last had it.
+    let had = controller.nat_ledger.at(address, Some(l4), at?);
+    had.iter().max_by_key(|kept| kept.since).map(|kept| kept_lease(kept, names))
 }
 
 /// Blocks of an address and who has them, or had them at a time.
 pub fn leases_of(call: &Call<'_>, address: IpAddr, at: Option<SystemTime>, names: &Names<'_>) -> Vec<Value> {
     let controller = call.controller;
     let known = controller.parts.fabric.nat_leases(address, at);
-    match at {
-        Some(at) if known.is_empty() => {
-            controller.nat_ledger.at(address, None, at).iter().map(|kept| kept_lease(kept, names)).collect()
-        }
-        _ => known.iter().map(|view| lease(view, names)).collect(),
+    let kept = at.map(|at| controller.nat_ledger.at(address, None, at)).unwrap_or_default();
+    if known.is_empty() {
+        return kept.iter().map(|kept| kept_lease(kept, names)).collect();
     }
+    known.iter().map(|view| lease(view, &kept, names)).collect()
 }
 
 /// A block that is remembered, and who had it.
 fn kept_lease(kept: &NatLease, names: &Names<'_>) -> Value {
+    let (port, gone) = names.then(kept.uid, kept.port.as_deref());
     json!({
-        "port": names.port(kept.uid).or(kept.port.as_deref()),
+        "port": port,
         "uid": kept.uid,
-        "gone": names.is_gone(kept.uid),
+        "gone": gone,
         "address": kept.address,
         "pool": names.pool(kept.address).map(|(name, _)| name),
         "firstPort": kept.first,
@@ -264,14 +268,16 @@ fn kept_lease(kept: &NatLease, names: &Names<'_>) -> Value {
     })
 }
 
-/// A block and who has it.
-fn lease(view: &LeaseView, names: &Names<'_>) -> Value {
+/// A block and who has it, or had it at the time of which `kept` is remembered.
+fn lease(view: &LeaseView, kept: &[NatLease], names: &Names<'_>) -> Value {
     let block = &view.lease.block;
     let address = unmapped(block.address);
+    let same = kept.iter().find(|kept| (kept.uid, kept.first) == (view.port, block.first));
+    let (port, gone) = names.then(view.port, same.and_then(|kept| kept.port.as_deref()));
     json!({
-        "port": names.port(view.port),
+        "port": port,
         "uid": view.port,
-        "gone": names.is_gone(view.port),
+        "gone": gone,
         "address": address,
         "pool": names.pool(address).map(|(name, _)| name),
         "firstPort": block.first,
@@ -280,4 +286,51 @@ fn lease(view: &LeaseView, names: &Names<'_>) -> Value {
         "until": view.until.map(rfc3339),
         "mappings": view.lease.mappings,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::{Assignment, ObjectKey};
+
+    /// The uid of the host in a network follows from the VNI, which another network gets when the first is gone.
+    #[test]
+    fn history_keeps_the_name_that_a_port_had() {
+        let uid = Uuid::from_u128(7);
+        let assignment = Assignment {
+            uid,
+            network: "default".to_owned(),
+            mac: Default::default(),
+            v4: None,
+            v6: None,
+            learned: Vec::new(),
+        };
+        let mut snapshot = Snapshot::default();
+        snapshot.assignments = Arc::new([(ObjectKey::port("shop", "new"), assignment)].into());
+        for address in ["203.0.113.7", "2001:db8::7"] {
+            let kept = |port: Option<&str>| NatLease {
+                uid,
+                port: port.map(str::to_owned),
+                address: address.parse().unwrap(),
+                first: 1024,
+                last: 1535,
+                since: 100,
+                until: Some(200),
+            };
+            let ledger = NatLedger::new(BTreeMap::from([(0, kept(Some("shop/old")))]));
+            let names = Names::new(&snapshot, &ledger);
+            let told = |kept: NatLease| {
+                let told = kept_lease(&kept, &names);
+                (told["port"].clone(), told["gone"].clone())
+            };
+            assert_eq!(told(kept(Some("shop/old"))), (json!("shop/old"), json!(true)));
+            assert_eq!(told(kept(Some("shop/new"))), (json!("shop/new"), json!(false)));
+            assert_eq!(told(kept(None)), (json!("shop/new"), json!(false)));
+            let gone = NatLease { uid: Uuid::from_u128(8), ..kept(Some("shop/x")) };
+            assert_eq!(told(gone), (json!("shop/x"), json!(true)));
+        }
+    }
 }

@@ -45,9 +45,11 @@ pub fn run(call: &Call<'_>, params: Run) -> Result<Value, RpcError> {
     owners.extend(networks(&snapshot, asked));
     owners.extend(uplink(&snapshot, asked));
     let names = Names::new(&snapshot, &call.controller.nat_ledger);
-    if let Some((pool, _)) = names.pool(asked) {
-        owners.push(nat_pool(call, &names, pool, (asked, params.l4_port), at));
-    }
+    let of = names.pool(asked).map(|(pool, _)| pool);
+    owners.extend(match params.l4_port {
+        None => shared(of, leases_of(call, asked, at, &names), at),
+        Some(l4) => single(of, l4, lease_of(call, asked, l4, at, &names), at),
+    });
     // An address of a pool that a Service has is the Service's.
     if owners.is_empty() {
         owners.extend(pool(&snapshot, asked));
@@ -59,31 +61,33 @@ pub fn run(call: &Call<'_>, params: Run) -> Result<Value, RpcError> {
     Ok(json!({"address": asked, "l4Port": params.l4_port, "at": at.map(rfc3339), "owners": owners}))
 }
 
-/// Who has an address of a NAT pool, or an L4 port of it, or had it at a time.
-fn nat_pool(
-    call: &Call<'_>,
-    names: &Names<'_>,
-    pool: &str,
-    (asked, l4): (IpAddr, Option<u16>),
-    at: Option<SystemTime>,
-) -> Value {
-    let mut owner = json!({"kind": "natPool", "name": pool});
-    let Some(l4) = l4 else {
-        let leases = leases_of(call, asked, at, names);
-        let users: BTreeSet<_> = leases.iter().filter_map(|lease| lease["uid"].as_str()).collect();
-        let share = if at.is_some() { "shared" } else { "share" };
-        owner["text"] = json!(format!("{} ports {share} it", users.len()));
-        owner["leases"] = leases.into();
-        return owner;
-    };
-    let found = lease_of(call, asked, l4, at, names);
+/// Who shares an address of a NAT pool, or shared it at a time; also one that its pool has no more, of which somebody has or had L4 ports.
+fn shared(pool: Option<&str>, leases: Vec<Value>, at: Option<SystemTime>) -> Option<Value> {
+    if pool.is_none() && leases.is_empty() {
+        return None;
+    }
+    let users: BTreeSet<_> = leases.iter().filter_map(|lease| lease["uid"].as_str()).collect();
+    let share = if at.is_some() { "shared" } else { "share" };
+    let text = format!("{} ports {share} it{}", users.len(), left(pool));
+    Some(json!({"kind": "natPool", "name": pool, "text": text, "leases": leases}))
+}
+
+/// Who has an L4 port of such an address, or had it at a time.
+fn single(pool: Option<&str>, l4: u16, found: Option<Value>, at: Option<SystemTime>) -> Option<Value> {
+    if pool.is_none() && found.is_none() {
+        return None;
+    }
     let had = if at.is_some() { "had" } else { "has" };
-    owner["text"] = json!(match &found {
-        Some(lease) => format!("port {} {had} L4 port {l4}", port_name(lease)),
+    let text = match &found {
+        Some(lease) => format!("port {} {had} L4 port {l4}{}", port_name(lease), left(pool)),
         None => format!("nobody {had} L4 port {l4}"),
-    });
-    owner["lease"] = json!(found);
-    owner
+    };
+    Some(json!({"kind": "natPool", "name": pool, "text": text, "lease": found}))
+}
+
+/// What is said of an address that its pool has no more.
+fn left(pool: Option<&str>) -> &'static str {
+    if pool.is_some() { "" } else { "; it is of no NatPool any more" }
 }
 
 /// The name of a lease's port, and whether it is gone.
@@ -203,4 +207,27 @@ fn pool(snapshot: &Snapshot, asked: IpAddr) -> Option<Value> {
     let (object, pool) = address_pools(&snapshot.set).find(|(_, pool)| pool.contains(asked))?;
     let word = if pool.pool_type == PoolType::Public { "public" } else { "private" };
     Some(json!({"kind": "addressPool", "name": object.key.name, "text": format!("{word}, given to no Service")}))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    #[test]
+    fn who_had_l4_ports_of_an_address_is_known_when_its_pool_has_it_no_more() {
+        let lease = json!({"uid": "u", "port": "shop/web-0", "gone": true});
+        let at = Some(UNIX_EPOCH);
+        let text = |owner: Option<Value>| owner.map(|owner| (owner["name"].clone(), owner["text"].clone()));
+        let said = |name: Option<&str>, text: &str| Some((json!(name), json!(text)));
+        let (all, one) = (vec![lease.clone()], Some(lease));
+        assert_eq!(text(shared(Some("out"), all.clone(), at)), said(Some("out"), "1 ports shared it"));
+        assert_eq!(text(shared(None, all, at)), said(None, "1 ports shared it; it is of no NatPool any more"));
+        let had = "port shop/web-0, which is gone, had L4 port 1024";
+        assert_eq!(text(single(Some("out"), 1024, one.clone(), at)), said(Some("out"), had));
+        assert_eq!(text(single(None, 1024, one, at)), said(None, &format!("{had}; it is of no NatPool any more")));
+        assert_eq!(text(single(Some("out"), 1024, None, None)), said(Some("out"), "nobody has L4 port 1024"));
+        assert_eq!((shared(None, vec![], at), single(None, 1024, None, at)), (None, None));
+    }
 }

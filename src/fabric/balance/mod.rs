@@ -197,6 +197,13 @@ impl Balance {
         std::mem::take(&mut self.to_store)
     }
 
+    /// What was taken could not be written: it is to be remembered the next time, unless there is something newer.
+    pub fn put_back_to_store(&mut self, taken: Vec<(Arc<str>, Option<Remembered>)>) {
+        let newer = std::mem::take(&mut self.to_store);
+        let all: BTreeMap<_, _> = taken.into_iter().chain(newer).collect();
+        self.to_store = all.into_iter().collect();
+    }
+
     fn update_one(&mut self, spec: &Arc<ServiceSpec>) {
         let Some(vni) = self.networks.get(&spec.network).copied() else { return self.remove(&spec.name) };
         let held = self.services.get(spec.name.as_str());

@@ -145,6 +145,11 @@ impl Fabric {
         self.inner.lock().balance.take_to_store()
     }
 
+    /// What [`Fabric::backends_to_store`] gave could not be written.
+    pub fn backends_not_stored(&self, taken: Vec<(Arc<str>, Option<Remembered>)>) {
+        self.inner.lock().balance.put_back_to_store(taken);
+    }
+
     /// All that was drained.
     pub fn drained(&self) -> Vec<Drained> {
         self.inner.lock().balance.drained().iter().cloned().collect()

@@ -195,3 +195,16 @@ fn who_is_ejected_still_is_after_a_restart() {
     let told: Vec<_> = other.balance.take_to_store();
     assert!(matches!(&told[..], [(name, None)] if **name == *"shop/gone"), "{told:?}");
 }
+
+#[test]
+fn what_could_not_be_written_is_written_later_unless_there_is_something_newer() {
+    let of = |vni| Some(remembered::Remembered { vni, left: vec![], ejected: vec![] });
+    let mut world = World::default();
+    let taken = vec![("shop/a".into(), of(1)), ("shop/a".into(), of(2)), ("shop/b".into(), of(1))];
+    world.balance.put_back_to_store(taken);
+    world.balance.to_store.push(("shop/b".into(), None));
+    let taken = world.balance.take_to_store();
+    world.balance.put_back_to_store(taken);
+    let told: Vec<_> = world.balance.take_to_store();
+    assert_eq!(told, [("shop/a".into(), of(2)), ("shop/b".into(), None)]);
+}

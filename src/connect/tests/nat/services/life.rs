@@ -65,6 +65,21 @@ fn sv9_a_syn_that_nobody_has_answered_selects_again_when_its_backend_drains() {
 }
 
 #[test]
+fn sv9_a_syn_that_was_sent_again_without_an_answer_selects_again_too() {
+    both(|v6| {
+        let mut host = Host::serving(v6, &[backend(B, v6)]);
+        let syn = out(A, vip(v6)).tcp(&tcp(4000, 80, SYN, 100, 0), b"");
+        for wait in [0, 1, 2] {
+            host.now += wait;
+            assert_eq!(host.through(0, A, &syn).unwrap().0, B);
+        }
+        host.serve(v6, &[drained(B, v6), backend(C, v6)], |_| {});
+        assert_eq!(host.through(0, A, &syn).unwrap().0, C);
+        assert_eq!(host.entries().len(), 1);
+    });
+}
+
+#[test]
 fn sv9_what_goes_to_a_backend_that_is_gone_ends_and_its_syn_selects_again() {
     both(|v6| {
         let mut host = Host::serving(v6, &[backend(B, v6)]);
