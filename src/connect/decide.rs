@@ -429,7 +429,7 @@ pub(super) fn again<R: Recorder>(
 ) -> Result<(), DropReason> {
     let key = connection.key();
     let ports = [connection.port(0), connection.port(1)];
-    let asked = ends(ctx, &key, ports, translation.as_ref(), connection.is_assured())?;
+    let asked = ends(ctx, &key, ports, translation.as_ref(), connection.is_replied())?;
     let epoch = if translation.is_some() { ctx.crossing_epoch } else { ctx.epoch };
     // What an earlier run allowed (epoch 0) is judged even where established connections are kept.
     if ctx.tables.keep_established && connection.epoch() != 0 {
