@@ -363,6 +363,7 @@ fn services(scenario: &Scenario, six: bool, vni: u32) -> Services {
         l4: Some(6000 + i as u16),
         weight: 1,
         active: true,
+        ejected: false,
     };
     let spec = |service: u32| FrontendSpec {
         service: format!("default/web-{service}").into(),

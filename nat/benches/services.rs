@@ -25,7 +25,7 @@ fn spec(i: u32, rename: Option<u32>) -> FrontendSpec {
             _ => format!("ns-{}/web-{i}-{k}", i % 100),
         };
         let address = address(0x0a00_0000, i * BACKENDS + k);
-        Backend { name: name.into(), address, l4: Some(8080), weight: 1, active: true }
+        Backend { name: name.into(), address, l4: Some(8080), weight: 1, active: true, ejected: false }
     };
     FrontendSpec {
         service: format!("ns-{}/web-{i}", i % 100).into(),

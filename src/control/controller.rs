@@ -29,7 +29,7 @@ use super::nat_ledger::{NatLease, NatLedger};
 use super::plan::{self, Before, Objects, Plan, Stored};
 use super::selector::Selector;
 use super::service_view::{ADDRESSES_ASSIGNED, ATTACHED, BACKENDS_IN_NETWORK};
-use super::transitions::Transitions;
+use super::transitions::{self, Transitions};
 use crate::config::checked::Object;
 use crate::config::desired::system_node;
 use crate::config::outside::ServiceAddresses;
@@ -511,6 +511,9 @@ impl Controller {
                 Action::Updated | Action::Unchanged => {}
             }
         }
+        for (key, condition, holds) in transitions::of_services(before, now, changes) {
+            self.transitions.note(&key, condition, holds);
+        }
         let named = |snapshot: &Snapshot| -> BTreeSet<String> {
             snapshot.problems.iter().filter_map(|problem| problem.object.clone()).collect()
         };
@@ -721,6 +724,36 @@ mod tests {
             };
             self.controller.with_assignments(change).unwrap();
             learned
+        }
+    }
+
+    #[test]
+    fn conditions_of_services_change_when_they_do_and_not_when_somebody_looks() {
+        let host = host(tempfile::tempdir().unwrap());
+        let other = NETWORK.replace("default", "other").replace("10.64", "10.65").replace(":64:", ":65:");
+        let port = |network: &str| {
+            format!(
+                "---\n{{apiVersion: hostweave.dev/v1alpha1, kind: Port, metadata: {{name: a, labels: {{app: web}}}}, \
+                 spec: {{network: {network}}}}}\n"
+            )
+        };
+        let service = "---\n{apiVersion: v1, kind: Service, metadata: {name: web}, \
+             spec: {selector: {app: web}, ports: [{port: 80}]}}\n";
+        host.apply(&format!("{NETWORK}---\n{other}{}{service}", port("default"))).unwrap();
+        let key = ObjectKey::new(Kind::Service, Some("default"), "web");
+        let foreign = |host: &Host| host.controller.snapshot().foreign(&key).is_some();
+        let since = |holds| host.controller.transitions.since(&key, BACKENDS_IN_NETWORK, holds);
+        assert!(!foreign(&host));
+        let gone = || vec![Edit::Delete { key: ObjectKey::port("default", "a"), must_exist: true }];
+        for (network, holds) in [("other", false), ("default", true)] {
+            host.controller.edit(gone(), &EditOptions::default()).unwrap();
+            let begin = SystemTime::now();
+            host.apply(&port(network)).unwrap();
+            let end = SystemTime::now();
+            assert_eq!(foreign(&host), !holds);
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            assert!(holds || (begin..=end).contains(&since(holds)), "{network}");
+            assert!(since(holds) <= end, "{network}");
         }
     }
 

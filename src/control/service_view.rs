@@ -253,7 +253,7 @@ impl<'a> ServiceView<'a> {
         }
         if let Some(health) = &self.health {
             let (reason, message) = (ready_reason(health), ready_message(health));
-            conditions.push(self.condition("BackendsReady", health.is_ready(), reason, message, health.since));
+            conditions.push(self.condition("BackendsReady", health.ready, reason, message, health.since));
         }
         if !self.service.selector.is_empty() {
             let foreign = self.snapshot.foreign(key);
@@ -300,7 +300,7 @@ fn ready_reason(health: &ServiceHealth) -> &'static str {
     let any = |states: &[BackendState]| states.iter().any(|state| health.count(*state) > 0);
     match health.healthy() {
         _ if health.total() == 0 => "NoBackends",
-        1.. if health.is_ready() => "Ready",
+        _ if health.ready => "Ready",
         1.. => "PortNotServed",
         0 if any(&[BackendState::Unhealthy, BackendState::Ejected, BackendState::Flapping]) => "NoneHealthy",
         0 if any(&[BackendState::Unchecked]) => "NotChecked",

@@ -1,10 +1,16 @@
 //! Since when conditions of objects are what they are: `lastTransitionTime` of `metav1.Condition`.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use crate::config::ObjectKey;
+use super::controller::{Action, Snapshot};
+use super::outside_view::split;
+use super::service_view::{ATTACHED, BACKENDS_IN_NETWORK};
+use crate::config::checked::Object;
+use crate::config::outside::{Attachment, attachment, attachments};
+use crate::config::services::{concerned_by_change, foreign_among};
+use crate::config::{Kind, ObjectKey};
 
 /// An object, and the type of its condition.
 type Condition = (ObjectKey, &'static str);
@@ -62,6 +68,57 @@ impl Transitions {
             known.remove(&(key.clone(), *condition));
         }
     }
+}
+
+/// What a change of objects made of conditions of Services that are there before and after it, whoever looks at them: whether each holds
+/// now. Looks only at those that the change can concern: it is made under control's lock.
+pub fn of_services(
+    before: &Snapshot,
+    now: &Snapshot,
+    changes: &[(Action, Arc<Object>)],
+) -> Vec<(ObjectKey, &'static str, bool)> {
+    let mut changed: Vec<(ObjectKey, &'static str, bool)> = attached(before, now, changes);
+    // Where there is one network, no port is of another.
+    if before.set.networks().count() < 2 && now.set.networks().count() < 2 {
+        return changed;
+    }
+    let keys: HashSet<ObjectKey> = changes.iter().map(|(_, object)| object.key.clone()).collect();
+    let concerned = concerned_by_change(&now.set, &before.desired.ports, &now.desired.ports, &keys);
+    if concerned.as_ref().is_some_and(HashSet::is_empty) {
+        return changed;
+    }
+    let wanted = |key: &ObjectKey| concerned.as_ref().is_none_or(|concerned| concerned.contains(key));
+    let of = |snapshot: &Snapshot| foreign_among(&snapshot.set, &snapshot.desired.ports, wanted);
+    let (old, new) = (of(before), of(now));
+    let is_there = |key: &&ObjectKey| before.set.get(key).is_some() && now.set.get(key).is_some();
+    let began = new.keys().filter(|key| !old.contains_key(*key)).map(|key| (key, false));
+    let ended = old.keys().filter(|key| !new.contains_key(*key)).map(|key| (key, true));
+    let other = began.chain(ended).filter(|(key, _)| is_there(key));
+    changed.extend(other.map(|(key, holds)| (key.clone(), BACKENDS_IN_NETWORK, holds)));
+    changed
+}
+
+/// Of Services whose addresses a port has: whether all are of use there.
+fn attached(
+    before: &Snapshot,
+    now: &Snapshot,
+    changes: &[(Action, Arc<Object>)],
+) -> Vec<(ObjectKey, &'static str, bool)> {
+    // What else changes may have any of them given other addresses.
+    let all = changes.iter().any(|(_, object)| !matches!(object.key.kind, Kind::Port | Kind::Pod));
+    let holds = |snapshot: &Snapshot| -> HashMap<ObjectKey, bool> {
+        let of = |attachment: Attachment<'_>| (attachment.service_key(), split(snapshot, &attachment).1.is_empty());
+        match all {
+            true => attachments(&snapshot.set).map(of).collect(),
+            false => changes.iter().filter_map(|(_, object)| attachment(&snapshot.set, &object.key)).map(of).collect(),
+        }
+    };
+    if all && now.services.is_empty() && before.services.is_empty() {
+        return Vec::new();
+    }
+    let (old, new) = (holds(before), holds(now));
+    let other = new.into_iter().filter(|(key, holds)| old.get(key) != Some(holds) && before.set.get(key).is_some());
+    other.map(|(key, holds)| (key, ATTACHED, holds)).collect()
 }
 
 #[cfg(test)]

@@ -104,8 +104,14 @@ impl Host {
     fn serve(&mut self, v6: bool) {
         let plane = std::sync::Arc::make_mut(&mut self.picture.plane);
         let vni = plane.tables.network(NetworkId(0)).unwrap().vni;
-        let backend =
-            Backend { name: "shop/db-0".into(), address: mapped(db(v6)), l4: Some(5432), weight: 1, active: true };
+        let backend = Backend {
+            name: "shop/db-0".into(),
+            address: mapped(db(v6)),
+            l4: Some(5432),
+            weight: 1,
+            active: true,
+            ejected: false,
+        };
         let spec = FrontendSpec {
             service: "shop/db".into(),
             port_name: "sql".into(),

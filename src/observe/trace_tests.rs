@@ -304,6 +304,7 @@ fn served(at: &str, backend: &str) -> Host {
         l4: Some(5432),
         weight: 1,
         active,
+        ejected: false,
     };
     let spec = FrontendSpec {
         service: "shop/db".into(),

@@ -133,6 +133,7 @@ fn services() -> Services {
         l4: Some(80),
         weight: 1,
         active: true,
+        ejected: false,
     };
     let families: [(IpAddr, [IpAddr; 2]); 2] = [
         ([192, 0, 2, 99].into(), [GUEST_A, GUEST_B].map(|guest| v4(guest).into())),

@@ -1,8 +1,8 @@
 //! Services and the guests behind them: who takes connections follows what guests and their VMMs do.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use hostweave::fabric::Fabric;
 use hostweave::fabric::balance::choice::BackendState;
@@ -163,29 +163,30 @@ fn a_backend_that_refuses_clients_is_ejected_and_back_in_time() {
     host.apply();
     are(&host, &["test/a", "test/b"]);
     let running = backends.map(|guest| guest.spawn("backend", false).unwrap());
-    eventually("a is out in both families", || {
+    // Each family by itself: on a busy machine the first is back before the second is out.
+    let mut out = BTreeSet::new();
+    eventually("a was out in both families", || {
         clients.iter_mut().for_each(connect);
-        active(&host.fabric).iter().all(|names| *names == ["test/b"])
+        let status = host.fabric.service_status("test/web").unwrap();
+        for backend in status.backends.iter().filter(|backend| backend.state == BackendState::Ejected) {
+            assert_eq!((&*backend.name, backend.internal), ("test/a", false));
+            assert!(backend.ejection.as_ref().unwrap().reason.contains("in a row failed"), "{backend:?}");
+        }
+        let ejections = status.changes.iter().filter(|change| change.to == Some(BackendState::Ejected));
+        out.extend(ejections.map(|change| change.address.is_ipv4()));
+        out.len() == 2
     });
-    let status = host.fabric.service_status("test/web").unwrap();
-    for backend in status.backends.iter().filter(|backend| backend.name == "test/a") {
-        assert_eq!((backend.state, backend.internal), (BackendState::Ejected, false));
-        let ejection = backend.ejection.as_ref().unwrap();
-        assert!(ejection.reason.contains("in a row failed") && ejection.until > SystemTime::now(), "{ejection:?}");
-    }
     assert!(host.fabric.service_counts()[0].ejections >= 2);
-    let mut kinds = Vec::new();
-    for _ in 0..2 {
+    let mut told = BTreeSet::new();
+    while told.len() < 2 {
         host.event("an ejection", |event| match event {
             FabricEvent::ServiceBackend { change, .. } if change.to == Some(BackendState::Ejected) => {
-                kinds.push((change.address.is_ipv4(), change.reason.is_some()));
-                true
+                assert!(change.reason.is_some());
+                told.insert(change.address.is_ipv4())
             }
             _ => false,
         });
     }
-    kinds.sort_unstable();
-    assert_eq!(kinds, [(false, true), (true, true)]);
     are(&host, &["test/a", "test/b"]);
     let changes = host.fabric.service_status("test/web").unwrap().changes;
     let back = changes.iter().find(|change| change.from == Some(BackendState::Ejected)).unwrap();

@@ -71,6 +71,8 @@ pub enum Standing {
     Active,
     /// Its backend takes no new ones: what is established over TCP or SCTP goes on, everything else selects again (SEMANTICS SV5, SV9).
     Draining,
+    /// Its backend takes no new ones for a while, because clients could not connect to it: what it has answered goes on.
+    Ejected,
     /// The Service, its L4 port or its backend is gone.
     Gone,
 }
@@ -145,13 +147,14 @@ impl Frontend {
     pub fn backend(&self, l4: u16, address: u128, backend_l4: u16) -> Option<&Backend> {
         // One address may be listed twice, by two names.
         let of = self.group.at(address).filter(|(_, backend)| backend.l4.unwrap_or(l4) == backend_l4);
-        of.map(|(_, backend)| backend).max_by_key(|backend| backend.active)
+        of.map(|(_, backend)| backend).max_by_key(|backend| (backend.active, backend.ejected))
     }
 
     /// How a connection to L4 port `l4` of the frontend stands that goes to a backend's `address` and L4 port `backend_l4`.
     pub fn standing(&self, l4: u16, address: u128, backend_l4: u16) -> Standing {
         match self.backend(l4, address, backend_l4) {
             Some(backend) if backend.active => Standing::Active,
+            Some(backend) if backend.ejected => Standing::Ejected,
             Some(_) => Standing::Draining,
             None => Standing::Gone,
         }
@@ -164,6 +167,7 @@ impl Standing {
     pub fn goes_on(self, proto: u8, established: bool) -> bool {
         match self {
             Self::Active => true,
+            Self::Ejected => established,
             Self::Draining => matches!(proto, proto::TCP | proto::SCTP) && established,
             Self::Gone => false,
         }

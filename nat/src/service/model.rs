@@ -75,6 +75,9 @@ pub struct Backend {
     /// Whether new connections go there. One that takes none is drained: its TCP connections go on, other flows select again
     /// (SEMANTICS SV5).
     pub active: bool,
+    /// Whether it takes none only because clients could not connect lately, and is back soon: then whatever it has answered goes on,
+    /// over UDP as well.
+    pub ejected: bool,
 }
 
 /// What a client gets when there is no backend.

@@ -87,9 +87,18 @@ fn of_other_networks(ports: &[&PortSpec], service: &Service) -> Option<String> {
 
 /// The Services that select ports of other networks than theirs, with what is said about that (SEMANTICS SV24).
 pub fn foreign(set: &ObjectSet, ports: &[Arc<PortSpec>]) -> HashMap<ObjectKey, String> {
+    foreign_among(set, ports, |_| true)
+}
+
+/// The same of the Services that are `wanted`.
+pub fn foreign_among(
+    set: &ObjectSet,
+    ports: &[Arc<PortSpec>],
+    wanted: impl Fn(&ObjectKey) -> bool,
+) -> HashMap<ObjectKey, String> {
     let backends = Backends::new(set, "", ports);
     let of = |(object, service): (&Object, &Service)| {
-        if service.selector.is_empty() {
+        if service.selector.is_empty() || !wanted(&object.key) {
             return None;
         }
         let mut selected = backends.selected(&object.key, &service.selector);

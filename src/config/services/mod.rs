@@ -21,8 +21,8 @@ use crate::fabric::spec::{Desired, PortSpec, ServiceSpec};
 use crate::services::dns::spec::{ServiceRange, ServiceRecords};
 
 pub use backends::{Backend, Backends};
-pub use dubious::{dubious, foreign};
-pub use selection::concerned_by;
+pub use dubious::{dubious, foreign, foreign_among};
+pub use selection::{concerned as concerned_by_change, concerned_by};
 
 /// The label of a HostConfig that says in which zone the host stands, as Kubernetes has it on nodes.
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";

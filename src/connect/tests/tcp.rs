@@ -278,6 +278,7 @@ fn who_does_not_take_connections_is_noted() {
             port: B,
             address: address(B, v6),
             l4: 80,
+            asked: address(B, v6),
             proto: hostweave_switch::wire::proto::TCP,
             client_port: A,
             client: address(A, v6),

@@ -169,7 +169,10 @@ pub fn backends(
         .iter()
         .zip(active)
         .filter(|((_, state), active)| *active || service.drain == Drain::Keep || goes_on(*state))
-        .map(|((endpoint, _), active)| backend(endpoint, active))
+        .map(|((endpoint, state), active)| Backend {
+            ejected: !active && *state == BackendState::Ejected,
+            ..backend(endpoint, active)
+        })
         .chain(left.iter().filter(|endpoint| endpoint.address.is_ipv4() == ipv4).map(|left| backend(left, false)))
         .collect();
     backends.sort_unstable_by(|a, b| (&a.name, a.address, a.l4).cmp(&(&b.name, b.address, b.l4)));
@@ -184,11 +187,16 @@ fn goes_on(state: BackendState) -> bool {
 
 fn backend(endpoint: &EndpointSpec, active: bool) -> Backend {
     let EndpointSpec { name, address, l4, weight, .. } = endpoint;
-    Backend { name: name.as_str().into(), address: mapped(*address), l4: *l4, weight: *weight, active }
+    Backend { name: name.as_str().into(), address: mapped(*address), l4: *l4, weight: *weight, active, ejected: false }
 }
 
-/// Whether any endpoint of an IP version takes connections, of whatever client.
-pub fn is_active(service: &ServiceSpec, endpoints: &[(&EndpointSpec, BackendState)], ipv4: bool) -> bool {
+/// Whether any endpoint of an IP version takes connections of `audience`.
+pub fn is_active(
+    service: &ServiceSpec,
+    endpoints: &[(&EndpointSpec, BackendState)],
+    ipv4: bool,
+    audience: Audience,
+) -> bool {
     let family: Vec<_> = endpoints.iter().filter(|(endpoint, _)| endpoint.address.is_ipv4() == ipv4).copied().collect();
-    [Audience::Internal, Audience::External].iter().any(|audience| active(service, &family, *audience).contains(&true))
+    active(service, &family, audience).contains(&true)
 }

@@ -69,6 +69,7 @@ fn failures(tables: &Tables, failed: &[Failed]) -> HashMap<Located, Vec<Failure>
             from: failed.client_port,
             // A port is one client, whatever addresses it has.
             client: outside.then(|| client(failed.client)),
+            asked: failed.asked,
             refused: failed.refused,
             created: failed.created,
         };
@@ -89,8 +90,8 @@ fn kind(tables: &Tables, slot: u32) -> Option<PortKind> {
     tables.port(PortId(slot)).map(|port| port.kind)
 }
 
-/// The latest seconds in which connections that were answered began, by backends that are sought. Checks do not count: that a backend
-/// answers the gateway is known.
+/// The latest seconds in which backends that are sought took connections: over TCP when the latest one began that was answered, over UDP
+/// when anything was answered, because a session there may be older than any failure. Checks do not count: that a backend answers the gateway is known.
 fn answered(entries: impl Iterator<Item = Entry>, tables: &Tables, sought: &[Sought]) -> HashMap<Located, u32> {
     let places = |sought: &Sought| {
         let vni = sought.vni;
@@ -102,7 +103,8 @@ fn answered(entries: impl Iterator<Item = Entry>, tables: &Tables, sought: &[Sou
         if let Some(second) = latest.get_mut(&(vni, address, l4, entry.key.proto()))
             && kind(tables, entry.in_port) != Some(PortKind::Internal)
         {
-            *second = (*second).max(Some(entry.created));
+            let udp = entry.key.proto() == proto::UDP;
+            *second = (*second).max(Some(if udp { entry.seen[1] } else { entry.created }));
         }
     }
     latest.into_iter().filter_map(|(place, second)| Some((place, second?))).collect()
@@ -272,8 +274,20 @@ mod tests {
             let of = |entry: Entry| answered([entry].into_iter(), &tables, &sought);
             let asked = entry(family, proto::UDP, 2, 50, 0);
             assert_eq!(of(Entry { seen: [55, 0], ..asked }), HashMap::new());
-            assert_eq!(of(Entry { seen: [55, 51], ..asked }), HashMap::from([((7, udp.0, udp.1, udp.2), 50)]));
+            assert_eq!(of(Entry { seen: [55, 51], ..asked }), HashMap::from([((7, udp.0, udp.1, udp.2), 51)]));
             assert_eq!(of(entry(family, proto::TCP, 2, 50, Side::SEEN)), HashMap::new());
+        }
+    }
+
+    /// A client that floods a backend with junk, and has another answer: whoever the backend serves since long is what decides.
+    #[test]
+    fn a_session_over_udp_that_goes_on_speaks_for_its_backend_however_old_it_is() {
+        for family in [0, 1] {
+            let udp = (ip(SERVER[family]), 80, proto::UDP);
+            let sought = [Sought { service: "shop/web".into(), vni: 7, places: vec![udp] }];
+            let session = Entry { seen: [1_000, 999], ..entry(family, proto::UDP, 2, 50, 0) };
+            let answered = answered([session].into_iter(), &Tables::default(), &sought);
+            assert_eq!(answered, HashMap::from([((7, udp.0, udp.1, udp.2), 999)]));
         }
     }
 

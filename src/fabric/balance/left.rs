@@ -7,6 +7,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::super::spec::{Drain, EndpointSpec, ServicePortSpec, ServiceSpec};
+use super::outlier::Place;
 
 /// Endpoints that an L4 port of a Service remembers; the connections of those that left before them end.
 pub const LEFT_MAX: usize = 256;
@@ -23,6 +24,8 @@ pub struct Was {
     pub spec: Arc<ServiceSpec>,
     /// Who has left it.
     pub left: Arc<Left>,
+    /// Whom clients keep out.
+    pub ejected: HashSet<Place>,
 }
 
 /// Who has left a Service when it becomes `spec`. A port is there or not; an address outside cannot be seen, and is.

@@ -18,14 +18,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::super::connections::allocate_translations;
 use super::super::spec::{Desired, FabricEvent};
 use super::super::{Inner, State};
-use super::News;
+use super::{News, Told};
 use crate::services::health;
 
 /// Verdicts taken at once.
 const BATCH_MAX: usize = 1024;
 
-/// Changes of the packet path in a second that guests and checks may cause: each has every connection to a Service looked at again. What
-/// comes alone is in force at once; what comes soon after waits, and is taken together.
+/// Changes of the packet path or of names in a second that guests and checks may cause: each has every connection to a Service looked at
+/// again, or the zone of a network built anew. What comes alone is in force at once; what comes soon after waits, and is taken together.
 const PUBLICATIONS_MAX: u32 = 10;
 
 /// How long guests of an earlier run are awaited: a VMM connects again every second or so.
@@ -105,15 +105,15 @@ fn run(inner: &Weak<Inner>, news: &PortNews, runtime: &Handle, mut verdicts: Unb
         (told, held_until) = inner.hear(&batch, &news.take());
         batch.clear();
         drop(inner);
-        if told {
+        if told.anybody() {
             std::thread::sleep(Duration::from_secs(1) / PUBLICATIONS_MAX);
         }
     }
 }
 
 impl Inner {
-    /// Takes in what became of backends. Returns whether the packet path was told, and when somebody who is held out may come back.
-    fn hear(&self, verdicts: &[health::Change], ports: &HashSet<String>) -> (bool, Option<Instant>) {
+    /// Takes in what became of backends. Returns who was told, and when somebody who is held out may come back.
+    fn hear(&self, verdicts: &[health::Change], ports: &HashSet<String>) -> (Told, Option<Instant>) {
         let mut state = self.lock();
         let now = Instant::now();
         let State { ports: runtimes, balance, .. } = &mut *state;
@@ -130,10 +130,10 @@ impl Inner {
         (told, state.balance.facts().next_release())
     }
 
-    /// Works out what is new, and publishes it with everything else as it is. Returns whether there was something.
-    pub(in crate::fabric) fn republish_services(&self, state: &mut State) -> bool {
+    /// Works out what is new, and publishes it with everything else as it is. Returns for whom there was something.
+    pub(in crate::fabric) fn republish_services(&self, state: &mut State) -> Told {
         let told = self.settle_services(state);
-        if told {
+        if told.packet_path {
             self.publish_services(state);
         }
         told
@@ -169,8 +169,8 @@ impl Inner {
         running.into_iter().for_each(|(port, runs)| balance.set_running(port, runs, now));
     }
 
-    /// Works out what is new about Services. Returns whether the packet path must be told.
-    fn settle_services(&self, state: &mut State) -> bool {
+    /// Works out what is new about Services, and tells DNS. Returns who was told or, the packet path, must be.
+    fn settle_services(&self, state: &mut State) -> Told {
         let mut settled = state.balance.settle(SystemTime::now());
         if !settled.start.is_empty() || !settled.stop.is_empty() {
             self.health.replace(state.balance.targets().map(|target| health::Target::clone(target)));
@@ -182,7 +182,8 @@ impl Inner {
             }
             settled.add(state.balance.settle(SystemTime::now()));
         }
-        if settled.is_visible() {
+        let told = settled.told();
+        if told.packet_path {
             let old = &state.services;
             state.services = if settled.gone {
                 let all: Vec<_> = state.balance.frontends().cloned().collect();
@@ -196,11 +197,11 @@ impl Inner {
                 allocate_translations(&self.connections);
             }
         }
-        if !settled.absent.is_empty() {
+        if told.names {
             self.dns.set_absent(std::mem::take(&mut settled.absent));
         }
         settled.news.drain(..).for_each(|news| self.event(event_of(news)));
-        settled.is_visible()
+        told
     }
 }
 

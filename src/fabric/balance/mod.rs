@@ -60,7 +60,7 @@ struct Held {
     frontends: Vec<FrontendSpec>,
     /// Where somebody takes connections; `None` while that is not known yet.
     serving: Option<Serving>,
-    /// Whether every client finds a healthy backend, and since when that is so.
+    /// Whether every client finds somebody, healthy ones among them, and since when that is so.
     ready: (bool, SystemTime),
     /// Whom its name does not stand for.
     absent: BTreeSet<IpAddr>,
@@ -89,6 +89,8 @@ pub struct Balance {
     observed: HashSet<Arc<str>>,
     /// Second in which connections were looked through for them.
     looked: u32,
+    /// Headless Services that are gone, whose names did not stand for all of their endpoints.
+    present: Vec<Arc<str>>,
     /// Whether somebody had a place that nobody has any more.
     gone: bool,
     /// Targets that came and went since the last time somebody asked.
@@ -118,6 +120,22 @@ pub struct Settled {
     pub absent: Vec<(Arc<str>, BTreeSet<IpAddr>)>,
 }
 
+/// Who was told of something. Each costs as much as there is: a new plane, or a new zone of the network.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Told {
+    /// The packet path.
+    pub packet_path: bool,
+    /// DNS.
+    pub names: bool,
+}
+
+impl Told {
+    /// Whether anybody was: then the next news wait for a moment.
+    pub fn anybody(self) -> bool {
+        self.packet_path || self.names
+    }
+}
+
 impl Settled {
     /// What came out a moment later.
     fn add(&mut self, later: Settled) {
@@ -136,6 +154,11 @@ impl Settled {
     /// Whether the packet path must be told.
     pub fn is_visible(&self) -> bool {
         !self.frontends.is_empty() || self.gone
+    }
+
+    /// Who must be told.
+    pub fn told(&self) -> Told {
+        Told { packet_path: self.is_visible(), names: !self.absent.is_empty() }
     }
 }
 
@@ -270,6 +293,10 @@ impl Balance {
         if let Some(held) = self.services.remove(name) {
             self.leave(&held);
             self.gone |= !held.frontends.is_empty();
+            // Its name may be that of a Service of another form meanwhile, and stands for everybody if it comes back.
+            if !held.absent.is_empty() {
+                self.present.push(Arc::clone(&held.name));
+            }
             self.marked.remove(name);
             self.to_store.extend(held.stored.is_some().then(|| (Arc::clone(&held.name), None)));
         }
@@ -350,6 +377,7 @@ impl Balance {
     /// Works out what all the news mean.
     pub fn settle(&mut self, now: SystemTime) -> Settled {
         let mut settled = Settled { gone: std::mem::take(&mut self.gone), ..Settled::default() };
+        settled.absent.extend(self.present.drain(..).map(|name| (name, BTreeSet::new())));
         let mut marked: Vec<Arc<str>> = self.marked.drain().collect();
         marked.sort_unstable();
         for name in marked {
@@ -394,7 +422,12 @@ impl Balance {
 
 impl Held {
     fn was(&self) -> Was {
-        Was { vni: self.vni, spec: Arc::clone(&self.spec), left: Arc::clone(&self.left) }
+        Was {
+            vni: self.vni,
+            spec: Arc::clone(&self.spec),
+            left: Arc::clone(&self.left),
+            ejected: self.outliers.places(),
+        }
     }
 
     fn settle(&mut self, facts: &Facts, now: SystemTime, settled: &mut Settled) {
@@ -422,7 +455,7 @@ impl Held {
             settled.news.push(News::Backend { service: Arc::clone(&self.name), change });
         }
         self.tell_serving(&view, now, settled);
-        let absent = serving::absent(&view);
+        let absent = serving::absent(&view, facts.awaiting());
         if absent != self.absent {
             settled.absent.push((Arc::clone(&self.name), absent.clone()));
             self.absent = absent;
@@ -440,7 +473,7 @@ impl Held {
     fn tell_serving(&mut self, view: &View, now: SystemTime, settled: &mut Settled) {
         let serving = serving::serving(view);
         let healthy = view.states.iter().flatten().filter(|state| **state == BackendState::Healthy).count();
-        let ready = serving::is_ready(Some(&serving), healthy);
+        let ready = serving == Serving::Everywhere && healthy > 0;
         if self.view.is_none() || self.ready.0 != ready {
             self.ready = (ready, now);
         }
@@ -475,8 +508,12 @@ pub fn draft(
             each.map(|(endpoint, check)| facts.supposed(&spec.name, endpoint, check).state(endpoint.condition))
                 .collect()
         };
-        let states: Vec<Vec<BackendState>> = spec.ports.iter().zip(&checks).map(of).collect();
-        let left = left::left(known.get(spec.name.as_str()), *vni, spec, |port| facts.has_port(port));
+        let mut states: Vec<Vec<BackendState>> = spec.ports.iter().zip(&checks).map(of).collect();
+        let was = known.get(spec.name.as_str()).filter(|was| was.vni == *vni);
+        if let Some(was) = was {
+            outlier::eject(spec, &mut states, |place| was.ejected.contains(place));
+        }
+        let left = left::left(was, *vni, spec, |port| facts.has_port(port));
         frontends.extend(frontend::frontends(spec, *vni, &states, &left, &Begun::default()));
     }
     frontends
@@ -502,7 +539,7 @@ fn endpoints<'a>(
 }
 
 /// How each endpoint is checked: on the first L4 port of a range, where nothing else is said. A check does not speak the protocol of every L4
-/// port: a backend is asked at its first one of that protocol then, and that speaks for the others.
+/// port: a backend is asked at its first one of that protocol then, and that speaks for the others. One that has none is not asked.
 fn checks(spec: &ServiceSpec) -> Vec<Vec<Check>> {
     let network: Arc<str> = spec.network.as_str().into();
     let health = spec.health.clone().map(Arc::new);
@@ -523,7 +560,9 @@ fn checks(spec: &ServiceSpec) -> Vec<Vec<Check>> {
             false => asked_at.get(&(&*endpoint.name, endpoint.address)).copied(),
         };
         let target = Target::new(Arc::clone(&network), endpoint.address, l4, Arc::clone(health));
-        target.map_or(Check::Impossible, |target| Check::Target(Arc::new(target.of_port(endpoint.port))))
+        // Where the check reaches no L4 port of a backend at all, whether that runs decides: it would be out for ever.
+        let without = if is_asked(port) { Check::Impossible } else { Check::None };
+        target.map_or(without, |target| Check::Target(Arc::new(target.of_port(endpoint.port))))
     };
     let port = |port: &ServicePortSpec| port.endpoints.iter().map(|endpoint| of(port, endpoint)).collect();
     spec.ports.iter().map(port).collect()

@@ -20,6 +20,7 @@ use hostweave_switch::wire::proto;
 
 use super::super::spec::{EndpointSpec, OutlierSpec, ServicePortSpec, ServiceSpec};
 use super::choice::BackendState;
+use super::frontend::addresses;
 use super::remembered::Ejected;
 
 /// Failures of one client alone that are as good as one of several.
@@ -53,6 +54,8 @@ pub struct Failure {
     pub from: u32,
     /// The client's address, where that tells clients of the port apart.
     pub client: Option<IpAddr>,
+    /// The address that the client asked: the Service's, or the backend's own.
+    pub asked: IpAddr,
     /// Whether it was refused; else nobody answered.
     pub refused: bool,
     /// Second in which it began.
@@ -215,17 +218,25 @@ impl Outliers {
         all
     }
 
-    /// Takes in connections that failed, by backend. Those of others than `spec`'s backends are nothing to it.
+    /// Takes in connections that failed, by backend. Those of others than `spec`'s backends are nothing to it, nor are those to a backend
+    /// itself, past the Service: what is asked of it there is the client's choice. Only a headless Service has no other way.
     pub fn note(&mut self, spec: &ServiceSpec, failures: &HashMap<Place, &[Failure]>, now: u32) {
         if spec.outlier.is_none() {
             return;
         }
-        let failed =
-            spec.ports.iter().flat_map(observed).map(|(_, place)| place).filter(|place| failures.contains_key(place));
+        let own: HashSet<IpAddr> = addresses(spec).map(|at| at.address).collect();
+        let came_by = |failure: &Failure| own.is_empty() || own.contains(&failure.asked);
+        let failed = spec
+            .ports
+            .iter()
+            .flat_map(observed)
+            .map(|(_, place)| place)
+            .filter(|place| failures.get(place).is_some_and(|of| of.iter().any(came_by)));
         // Once each: several L4 ports of the Service may lead to one backend.
         for place in failed.collect::<HashSet<Place>>() {
             let track = self.tracks.entry(place).or_default();
-            failures.get(&place).iter().flat_map(|failures| **failures).for_each(|failure| track.note(failure, now));
+            let failures = failures.get(&place).copied().unwrap_or_default().iter();
+            failures.filter(|failure| came_by(failure)).for_each(|failure| track.note(failure, now));
         }
     }
 
@@ -334,15 +345,12 @@ impl Outliers {
             track.restored &= !healthy.contains(place);
             healthy.contains(place) || track.restored && unknown.contains(place)
         });
-        for (port, states) in spec.ports.iter().zip(states) {
-            for (at, place) in observed(port) {
-                if let Some(state) = states.get_mut(at).filter(|state| **state == BackendState::Healthy)
-                    && self.ejection(&place).is_some()
-                {
-                    *state = BackendState::Ejected;
-                }
-            }
-        }
+        eject(spec, states, |place| self.ejection(place).is_some());
+    }
+
+    /// Who is out now.
+    pub fn places(&self) -> HashSet<Place> {
+        self.tracks.iter().filter(|(_, track)| track.ejected.is_some()).map(|(place, _)| *place).collect()
     }
 
     /// Why a backend is out, if clients are the reason.
@@ -353,6 +361,22 @@ impl Outliers {
     /// Whether nothing is known of anybody.
     pub fn is_empty(&self) -> bool {
         self.tracks.is_empty()
+    }
+}
+
+/// Marks those healthy backends that are `out`; none of a Service that ejects nobody.
+pub fn eject(spec: &ServiceSpec, states: &mut [Vec<BackendState>], out: impl Fn(&Place) -> bool) {
+    if spec.outlier.is_none() {
+        return;
+    }
+    for (port, states) in spec.ports.iter().zip(states) {
+        for (at, place) in observed(port) {
+            if let Some(state) = states.get_mut(at).filter(|state| **state == BackendState::Healthy)
+                && out(&place)
+            {
+                *state = BackendState::Ejected;
+            }
+        }
     }
 }
 

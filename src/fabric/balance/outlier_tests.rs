@@ -75,11 +75,12 @@ impl World {
 
     /// The same over UDP, with as many failures as asked for, of two clients, that nobody answered.
     fn is_silent(&mut self, n: u8, count: u32) {
-        let now = self.now;
+        let (now, v6) = (self.now, self.v6);
         let silent = |connection: u32| Failure {
             connection: (1_000 * now + connection, 1),
             from: connection % 2,
             client: None,
+            asked: address(n, v6),
             refused: false,
             created: now,
         };
@@ -97,6 +98,7 @@ impl World {
                     connection: (self.connection, 1),
                     from: *from,
                     client: None,
+                    asked: address(n, self.v6),
                     refused: true,
                     created: self.now,
                 }
@@ -241,8 +243,9 @@ fn never_all_of_them_nor_more_than_the_share() {
 #[test]
 fn one_connection_counts_once_and_what_is_old_not_at_all() {
     World::both(2, |mut world| {
+        let asked = address(0, world.v6);
         let silent =
-            |n: u32, created| Failure { connection: (n, 1), from: n % 2, client: None, refused: false, created };
+            |n: u32, created| Failure { connection: (n, 1), from: n % 2, client: None, asked, refused: false, created };
         // A SYN comes again after 3, 7, 15 and 31 seconds.
         for wait in [3, 4, 8, 16] {
             world.tick(wait);
@@ -355,4 +358,33 @@ fn over_udp_silence_counts_where_others_answer_and_refusals_always() {
         assert_eq!(world.outliers.ejection(&(address(0, world.v6), 80, proto::UDP)), None);
         assert!(world.outliers.ejection(&world.place(0)).is_some());
     });
+}
+
+/// Junk straight to a backend's address is its sender's choice: the Service's other clients have nothing to do with it.
+#[test]
+fn what_did_not_come_by_the_service_is_no_failure_of_its_backend() {
+    for proto in [proto::TCP, proto::UDP] {
+        World::both(2, |mut world| {
+            world.spec.ports[0].proto = proto;
+            world.spec.cluster = vec![address(100, world.v6), address(100, !world.v6)];
+            for _ in 0..50 {
+                world.answer(1);
+                world.fail(0, &[1, 2, 3, 1, 2, 3]);
+            }
+            assert!(world.outliers.is_empty() && world.out().is_empty(), "{proto}");
+            // By the Service it is.
+            let (asked, created) = (address(100, world.v6), world.now);
+            let of = |n: u32| Failure {
+                connection: (5_000 + n, 1),
+                from: n % 2,
+                client: None,
+                asked,
+                refused: true,
+                created,
+            };
+            world.note(0, &Vec::from_iter((0..5).map(of)));
+            world.tick(1);
+            assert_eq!(world.out(), [0], "{proto}");
+        });
+    }
 }

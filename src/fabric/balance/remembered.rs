@@ -1,6 +1,7 @@
 //! What must be known of a Service's backends when the daemon starts anew: who left it and may have connections, and whom clients keep
 //! out. Control writes it to the store and gives it back; who is drained it keeps itself.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -110,6 +111,11 @@ impl Remembered {
         };
         let left = self.left.iter().map(|port| port.endpoints.iter().map(endpoint).collect()).collect();
         let ports = self.left.iter().map(port).collect();
-        Was { vni: self.vni, spec: Arc::new(ServiceSpec { ports, ..spec.clone() }), left: Arc::new(left) }
+        Was {
+            vni: self.vni,
+            spec: Arc::new(ServiceSpec { ports, ..spec.clone() }),
+            left: Arc::new(left),
+            ejected: HashSet::new(),
+        }
     }
 }

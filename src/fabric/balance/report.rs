@@ -128,7 +128,7 @@ impl Fabric {
     pub fn drain(&self, what: Drained, drained: bool) -> bool {
         let mut state = self.inner.lock();
         let news = state.balance.set_drained(what, drained);
-        if self.inner.republish_services(&mut state) {
+        if self.inner.republish_services(&mut state).packet_path {
             self.inner.wait_until_in_force(state.revision);
         }
         news
@@ -207,6 +207,7 @@ impl Balance {
         Some(ServiceHealth {
             backends: counts.into_iter().collect(),
             serving: held.serving.clone(),
+            ready: held.ready.0,
             since: held.ready.1,
         })
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use super::super::spec::{ANY_PROTO, EndpointSpec, ServicePortSpec, ServiceSpec};
-use super::choice::{BackendState, is_active};
+use super::choice::{Audience, BackendState, is_active};
 use super::frontend::addresses;
 use super::history::View;
 use crate::observe::synthetic::protocol_name;
@@ -39,7 +39,10 @@ pub struct ServiceHealth {
     pub backends: Vec<(BackendState, usize)>,
     /// `None` while that is not known yet.
     pub serving: Option<Serving>,
-    /// Since when [`ServiceHealth::is_ready`] is what it is.
+    /// Whether every client finds somebody, healthy ones among them: somebody serves everywhere, and an endpoint is healthy. A backend may be
+    /// and count as ill for another L4 port of its own.
+    pub ready: bool,
+    /// Since when that is what it is.
     pub since: SystemTime,
 }
 
@@ -54,20 +57,10 @@ impl ServiceHealth {
         self.count(BackendState::Healthy)
     }
 
-    /// Whether every client finds a healthy backend.
-    pub fn is_ready(&self) -> bool {
-        is_ready(self.serving.as_ref(), self.healthy())
-    }
-
     /// How many are like this.
     pub fn count(&self, state: BackendState) -> usize {
         self.backends.iter().find(|(other, _)| *other == state).map_or(0, |(_, count)| *count)
     }
-}
-
-/// See [`ServiceHealth::is_ready`].
-pub fn is_ready(serving: Option<&Serving>, healthy: usize) -> bool {
-    serving == Some(&Serving::Everywhere) && healthy > 0
 }
 
 /// Where somebody takes connections, of whatever client.
@@ -79,10 +72,14 @@ pub fn serving(view: &View) -> Serving {
     for (port, states) in spec.ports.iter().zip(&view.states) {
         let endpoints: Vec<(&EndpointSpec, BackendState)> = port.endpoints.iter().zip(states.iter().copied()).collect();
         for ipv4 in &families {
-            if is_active(spec, &endpoints, *ipv4) {
-                served = true;
-            } else {
+            let audiences = audiences(spec, *ipv4);
+            let unserved = |audience: &&Audience| !is_active(spec, &endpoints, *ipv4, **audience);
+            let without: Vec<&Audience> = audiences.iter().filter(unserved).collect();
+            served |= without.len() < audiences.len();
+            if without.len() == audiences.len() {
                 gaps.push(place(port, *ipv4));
+            } else if let Some(text) = whose(&without) {
+                gaps.push(format!("{} for clients {text}", place(port, *ipv4)));
             }
         }
     }
@@ -100,6 +97,24 @@ fn families(spec: &ServiceSpec) -> Vec<bool> {
     let known: Vec<bool> = of_addresses.collect();
     let known = if known.is_empty() { of_endpoints.collect() } else { known };
     [true, false].into_iter().filter(|ipv4| known.contains(ipv4)).collect()
+}
+
+/// The kinds of clients that have an address of a Service in this IP version. Who resolves the name of a headless one is in its network.
+fn audiences(spec: &ServiceSpec, ipv4: bool) -> Vec<Audience> {
+    let has = |wanted| addresses(spec).any(|at| at.address.is_ipv4() == ipv4 && at.audience == wanted);
+    let all = [Audience::Internal, Audience::External, Audience::Any];
+    let found: Vec<Audience> = all.into_iter().filter(|audience| has(*audience)).collect();
+    if found.is_empty() { vec![Audience::Internal] } else { found }
+}
+
+/// Which clients have nobody, in words; `None` where all have somebody.
+fn whose(without: &[&Audience]) -> Option<&'static str> {
+    match without {
+        [] => None,
+        [Audience::Internal] => Some("of the cluster address"),
+        [Audience::External] => Some("from outside"),
+        _ => Some("of addresses out of pools"),
+    }
 }
 
 /// An L4 port and an IP version in words.
@@ -122,13 +137,17 @@ fn place(port: &ServicePortSpec, ipv4: bool) -> String {
 }
 
 /// Whom the name of a headless Service does not stand for now: those that are not healthy. Who was there before the daemon started
-/// again, for all we know, keeps its name for as long as it may still come back.
-pub fn absent(view: &View) -> BTreeSet<IpAddr> {
+/// again, for all we know (`awaiting`), keeps its name for as long as it may still come back, and is not out meanwhile for not having been asked.
+pub fn absent(view: &View, awaiting: bool) -> BTreeSet<IpAddr> {
     if !view.spec.names_healthy {
         return BTreeSet::new();
     }
     let endpoints =
         view.spec.ports.iter().zip(&view.states).flat_map(|(port, states)| port.endpoints.iter().zip(states));
-    let is_absent = |state: BackendState| !matches!(state, BackendState::Healthy | BackendState::Awaited);
+    let is_absent = |state: BackendState| match state {
+        BackendState::Healthy | BackendState::Awaited => false,
+        BackendState::Unchecked => !awaiting,
+        _ => true,
+    };
     endpoints.filter(|(_, state)| is_absent(**state)).map(|(endpoint, _)| endpoint.address).collect()
 }

@@ -211,7 +211,11 @@ impl Dns {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changed: HashMap<String, ZoneInput> = HashMap::new();
         for (name, absent) in news {
-            state.absent.insert(name.as_ref().to_owned(), absent);
+            if absent.is_empty() {
+                state.absent.remove(&*name);
+            } else {
+                state.absent.insert(name.as_ref().to_owned(), absent);
+            }
             let services = state.spec.as_ref().map(|spec| Arc::clone(&spec.services)).unwrap_or_default();
             let wanted = name.split_once('/').unwrap_or_default();
             let key = |of: &Arc<ServiceRecords>| (&*of.namespace, &*of.name).cmp(&wanted);

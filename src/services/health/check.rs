@@ -5,7 +5,7 @@ use std::future::Future;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
@@ -20,8 +20,39 @@ use crate::services::sockets::Sockets;
 /// What a check found, for people: why it succeeded, or why it failed.
 pub type Finding = Result<Cow<'static, str>, Cow<'static, str>>;
 
+/// A check that is over.
+pub struct Checked {
+    /// What it found.
+    pub finding: Finding,
+    /// How long the target was asked, without what the check waited for room.
+    pub took: Duration,
+}
+
 /// A check that is under way.
-pub type Checking<'a> = Pin<Box<dyn Future<Output = Finding> + Send + 'a>>;
+pub type Checking<'a> = Pin<Box<dyn Future<Output = Checked> + Send + 'a>>;
+
+/// Since when a target is asked.
+pub struct Stopwatch {
+    started: Instant,
+    room: OnceLock<Instant>,
+}
+
+impl Stopwatch {
+    /// From now on, unless the check must wait for room.
+    pub fn new() -> Self {
+        Self { started: Instant::now(), room: OnceLock::new() }
+    }
+
+    /// There is room for the check: it begins now.
+    pub fn begin(&self) {
+        let _ = self.room.set(Instant::now());
+    }
+
+    /// The check is over.
+    pub fn over(&self, finding: Finding) -> Checked {
+        Checked { finding, took: self.room.get().unwrap_or(&self.started).elapsed() }
+    }
+}
 
 /// Who checks.
 pub type Prober = Arc<dyn Check>;
@@ -49,16 +80,20 @@ impl Checks {
 impl Check for Checks {
     fn check<'a>(&'a self, target: &'a Target, silent: bool) -> Checking<'a> {
         let Self { sockets, dialer, tls } = self;
-        let dialer = Dial { dialer, silent };
+        let watch = Stopwatch::new();
         match &target.spec.check {
-            HealthCheck::Tcp => Box::pin(tcp::check(sockets, target)),
-            HealthCheck::Icmp => Box::pin(ping::check(sockets, target)),
-            HealthCheck::Udp { send, expect } => Box::pin(udp::check(sockets, target, send, expect)),
-            HealthCheck::Http { tls: secure, path, host, statuses } => {
-                let tls = secure.then_some(tls);
-                Box::pin(http::check(dialer, target, tls, path, host.as_deref(), statuses))
+            HealthCheck::Tcp => Box::pin(async move { watch.over(tcp::check(sockets, target).await) }),
+            HealthCheck::Icmp => Box::pin(async move { watch.over(ping::check(sockets, target).await) }),
+            HealthCheck::Udp { send, expect } => {
+                Box::pin(async move { watch.over(udp::check(sockets, target, send, expect).await) })
             }
-            HealthCheck::Grpc { service } => Box::pin(grpc::check(dialer, target, service)),
+            HealthCheck::Http { tls: secure, path, host, statuses } => Box::pin(async move {
+                let (tls, dial) = (secure.then_some(tls), Dial { dialer, silent, watch: &watch });
+                watch.over(http::check(dial, target, tls, path, host.as_deref(), statuses).await)
+            }),
+            HealthCheck::Grpc { service } => Box::pin(async move {
+                watch.over(grpc::check(Dial { dialer, silent, watch: &watch }, target, service).await)
+            }),
         }
     }
 }

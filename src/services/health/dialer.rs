@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
-use super::check::{Deadline, explain};
+use super::check::{Deadline, Stopwatch, explain};
 use super::{Target, lock, tcp};
 use crate::services::sockets::{Sockets, Stream};
 
@@ -83,6 +83,8 @@ pub struct Dial<'a> {
     pub dialer: &'a Dialer,
     /// Whether the backend said nothing the last time.
     pub silent: bool,
+    /// Who must know when there is room.
+    pub watch: &'a Stopwatch,
 }
 
 impl Dial<'_> {
@@ -97,6 +99,7 @@ impl Dial<'_> {
             tcp::check(sockets, target).await?;
         }
         let slot = slots.take(self.silent).await.map_err(|_| "the host stops")?;
+        self.watch.begin();
         let deadline = Deadline::new(target);
         let to = SocketAddr::new(target.address, target.l4);
         let connect = sockets.connect_briefly(&target.network, to);

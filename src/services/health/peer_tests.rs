@@ -62,7 +62,7 @@ async fn request(stream: &mut (impl AsyncRead + Unpin)) -> String {
 async fn once(lab: &Lab, target: &Target) -> (Finding, Duration) {
     let checks = Checks::new(lab.sockets.clone());
     let started = Instant::now();
-    (timeout(LIMIT, checks.check(target, false)).await.expect("a check ends"), started.elapsed())
+    (timeout(LIMIT, checks.check(target, false)).await.expect("a check ends").finding, started.elapsed())
 }
 
 async fn finding(lab: &Lab, address: IpAddr, l4: u16, check: HealthCheck) -> Finding {
@@ -185,7 +185,7 @@ async fn backends_that_take_connections_and_say_nothing_do_not_stop_others() {
     let checks = Arc::new(Checks::new(lab.sockets.clone()));
     let ask = |address: IpAddr, timeout_ms| {
         let (checks, target) = (Arc::clone(&checks), target(address, 80, timeout_ms, http(false, None)));
-        tokio::spawn(async move { checks.check(&target, false).await })
+        tokio::spawn(async move { checks.check(&target, false).await.finding })
     };
     // Nobody is there: 200 find a slot, the others learn that without one.
     let frozen: Vec<_> = (0..2_000).map(|index| ask([192, 0, 2, 20 + (index % 200) as u8].into(), 1_000)).collect();
@@ -222,7 +222,7 @@ async fn frozen_backends_that_accept_do_not_delay_those_that_answer() {
     let ask = |address, port, silent| {
         // Far longer than the test: whoever waited for one of those would wait for all of it.
         let (checks, target) = (Arc::clone(&checks), target(address, port, 300_000, http(false, None)));
-        tokio::spawn(async move { checks.check(&target, silent).await })
+        tokio::spawn(async move { checks.check(&target, silent).await.finding })
     };
     let frozen: Vec<_> = (0..FROZEN).map(|number| ask(BOTH[number % 2], 81, true)).collect();
     // They have all that they may have.

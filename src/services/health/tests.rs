@@ -24,7 +24,7 @@ fn target(address: IpAddr, l4: u16, check: HealthCheck) -> Target {
 /// Asks once.
 async fn once(sockets: &Sockets, target: &Target) -> Finding {
     let checks = Checks::new(sockets.clone());
-    timeout(LIMIT, checks.check(target, false)).await.expect("a check ends")
+    timeout(LIMIT, checks.check(target, false)).await.expect("a check ends").finding
 }
 
 fn udp(expect: &[u8]) -> HealthCheck {
@@ -149,26 +149,43 @@ async fn a_guest_that_stops_and_one_that_starts_again() {
 struct Told {
     fails: AtomicBool,
     hangs: AtomicBool,
+    /// There is no room for it for longer than its timeout.
+    waits: AtomicBool,
+    /// Checks of those that said nothing the last time.
+    silent: AtomicUsize,
     asked: AtomicUsize,
     under_way: AtomicUsize,
 }
 
 impl Check for Told {
-    fn check<'a>(&'a self, target: &'a Target, _silent: bool) -> Checking<'a> {
+    fn check<'a>(&'a self, target: &'a Target, silent: bool) -> Checking<'a> {
         self.asked.fetch_add(1, Ordering::Relaxed);
-        Box::pin(async {
-            self.under_way.fetch_add(1, Ordering::Relaxed);
-            let deadline = check::Deadline::new(target);
-            let answer = async {
-                if self.hangs.load(Ordering::Relaxed) {
-                    std::future::pending::<()>().await;
-                }
-            };
-            let finding = deadline.step("no answer", answer).await;
-            self.under_way.fetch_sub(1, Ordering::Relaxed);
-            finding?;
-            if self.fails.load(Ordering::Relaxed) { Err("told to fail".into()) } else { Ok("told so".into()) }
+        self.silent.fetch_add(silent.into(), Ordering::Relaxed);
+        Box::pin(async move {
+            let watch = check::Stopwatch::new();
+            let finding = self.answer(target, &watch).await;
+            watch.over(finding)
         })
+    }
+}
+
+impl Told {
+    async fn answer(&self, target: &Target, watch: &check::Stopwatch) -> Finding {
+        if self.waits.load(Ordering::Relaxed) {
+            tokio::time::sleep(2 * target.timeout()).await;
+        }
+        watch.begin();
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        let deadline = check::Deadline::new(target);
+        let answer = async {
+            if self.hangs.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        let finding = deadline.step("no answer", answer).await;
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
+        finding?;
+        if self.fails.load(Ordering::Relaxed) { Err("told to fail".into()) } else { Ok("told so".into()) }
     }
 }
 
@@ -200,6 +217,26 @@ async fn a_backend_that_falls_silent_is_out_after_interval_times_fall_and_the_ti
         assert!(last >= Duration::from_secs(2 * 5 * 15 / 16 + 2), "after {last:?}");
     }
     assert!(last <= Duration::from_secs(3 * 5 + 2), "after {last:?}");
+}
+
+/// A host full of frozen guests has others wait, too: that is no silence of theirs.
+#[tokio::test(start_paused = true)]
+async fn what_a_check_waits_for_room_is_no_silence_of_the_backend() {
+    let told = Arc::new(Told::default());
+    let (health, _changes) = Health::with(Arc::clone(&told) as Prober);
+    told.fails.store(true, Ordering::Relaxed);
+    told.waits.store(true, Ordering::Relaxed);
+    health.replace(some(1));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(told.asked.load(Ordering::Relaxed) > 5);
+    assert_eq!(told.silent.load(Ordering::Relaxed), 0);
+    let target = &some(1)[0];
+    assert_eq!(health.target(target).unwrap().last.unwrap().took, Duration::ZERO);
+    // One that says nothing is silent.
+    told.waits.store(false, Ordering::Relaxed);
+    told.hangs.store(true, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(told.silent.load(Ordering::Relaxed) > 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::check::Prober;
+use super::check::{Checked, Prober};
 use super::verdict::State;
 use super::{Change, Target, lock, schedule};
 
@@ -37,7 +37,7 @@ impl Watch {
         loop {
             sleep_until(begin).await;
             let started = Instant::now();
-            let doubted = self.check(started).await;
+            let doubted = self.check().await;
             // Xorshift32: only to drift apart.
             random ^= random << 13;
             random ^= random >> 17;
@@ -57,11 +57,11 @@ impl Watch {
     }
 
     /// Asks once. Whether the answer speaks against the verdict, or others before it did.
-    async fn check(&self, started: Instant) -> bool {
+    async fn check(&self) -> bool {
         let silent = lock(&self.state).is_silent();
-        let finding = self.prober.check(&self.target, silent).await;
+        let Checked { finding, took } = self.prober.check(&self.target, silent).await;
         let mut state = lock(&self.state);
-        let change = state.note(&self.target.spec, finding, started.elapsed(), SystemTime::now());
+        let change = state.note(&self.target.spec, finding, took, SystemTime::now());
         let doubted = state.is_doubted();
         drop(state);
         if let Some(entry) = change {

@@ -39,6 +39,8 @@ pub struct Failed {
     pub address: IpAddr,
     /// Its L4 port.
     pub l4: u16,
+    /// The address that the client asked: its own, or that of a Service.
+    pub asked: IpAddr,
     /// IP protocol: TCP or UDP.
     pub proto: u8,
     /// Slot of the client's port.
@@ -87,6 +89,7 @@ impl Failed {
             port: entry.out_port,
             address,
             l4,
+            asked: unmapped(entry.key.dst()),
             proto: entry.key.proto(),
             client_port: entry.in_port,
             client: unmapped(entry.key.src()),

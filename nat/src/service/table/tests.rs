@@ -22,7 +22,7 @@ fn addr(text: &str) -> u128 {
 }
 
 fn backend(name: &str, address: &str, l4: u16) -> Backend {
-    Backend { name: name.into(), address: addr(address), l4: Some(l4), weight: 1, active: true }
+    Backend { name: name.into(), address: addr(address), l4: Some(l4), weight: 1, active: true, ejected: false }
 }
 
 fn drained(name: &str, address: &str, l4: u16) -> Backend {
@@ -230,7 +230,8 @@ fn sv18_source_ranges_are_the_clients() {
 
 #[test]
 fn sv5_sv9_what_is_drained_keeps_established_tcp_and_sctp_and_nothing_else() {
-    let backends = [backend("a/one", "10.64.1.1", 80), drained("a/two", "10.64.1.2", 80)];
+    let ejected = Backend { ejected: true, ..drained("a/four", "10.64.1.4", 80) };
+    let backends = [backend("a/one", "10.64.1.1", 80), drained("a/two", "10.64.1.2", 80), ejected];
     let specs = [TCP, UDP].map(|proto| spec("a/web", "10.96.0.1", proto, 80..=80, &backends));
     let services = Services::compile(&specs, None);
     let standing = |address, proto, to: &str| standing(&services, address, proto, (to, 80));
@@ -242,6 +243,11 @@ fn sv5_sv9_what_is_drained_keeps_established_tcp_and_sctp_and_nothing_else() {
     assert!(Standing::Active.goes_on(UDP, false) && Standing::Draining.goes_on(TCP, true));
     assert!(!Standing::Draining.goes_on(TCP, false) && !Standing::Draining.goes_on(UDP, true));
     assert!(Standing::Draining.goes_on(SCTP, true) && !Standing::Draining.goes_on(SCTP, false));
+    // One that is ejected has not left: also over UDP what it answers is not broken.
+    assert_eq!(standing("10.96.0.1", UDP, "10.64.1.4"), Standing::Ejected);
+    for proto in [TCP, UDP, SCTP] {
+        assert!(Standing::Ejected.goes_on(proto, true) && !Standing::Ejected.goes_on(proto, false), "{proto}");
+    }
     assert!(!Standing::Gone.goes_on(TCP, true) && !Standing::Gone.goes_on(SCTP, true));
 }
 

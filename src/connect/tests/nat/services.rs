@@ -27,7 +27,7 @@ fn gateway(v6: bool) -> IpAddr {
 
 pub(super) fn backend(port: u32, v6: bool) -> Backend {
     let name = format!("test/{port}").into();
-    Backend { name, address: mapped(address(port, v6)), l4: Some(8080), weight: 1, active: true }
+    Backend { name, address: mapped(address(port, v6)), l4: Some(8080), weight: 1, active: true, ejected: false }
 }
 
 fn drained(port: u32, v6: bool) -> Backend {

@@ -11,6 +11,7 @@ impl World {
             connection: (n, now),
             from: *from,
             client: None,
+            asked: ip(VIP),
             refused: true,
             created: now,
         });
@@ -44,6 +45,10 @@ fn a_backend_that_clients_cannot_connect_to_is_out_for_a_while_and_keeps_its_con
     assert!(settled.is_visible());
     // What it has goes on, although connections of those that leave are reset.
     assert_eq!(world.behind(VIP), "(web-1) web-2");
+    let ejected = |world: &World| -> Vec<bool> {
+        world.balance.frontends().flat_map(|spec| spec.backends.iter().map(|backend| backend.ejected)).collect()
+    };
+    assert_eq!(ejected(&world), [true, false], "over UDP, too");
     let status = world.balance.status("shop/web").unwrap();
     assert_eq!(&*status.backends[0].ejection.as_ref().unwrap().reason, reason);
     assert!(status.backends[1].ejection.is_none());
@@ -63,6 +68,7 @@ fn an_ejected_backend_is_better_than_nobody_and_worse_than_one_that_ends() {
     world.fail(4096, 1, &[1, 2, 1], false);
     assert_eq!(told(&world.run(2, false)), ["shop/web-2 healthy -> stopped"], "somebody serves yet");
     assert_eq!(world.behind(VIP), "web-1");
+    assert!(world.balance.frontends().all(|spec| spec.backends.iter().all(|backend| !backend.ejected)));
     world.run(2, true);
     assert_eq!(world.behind(VIP), "(web-1) web-2");
     let ends = EndpointSpec { condition: Condition::Terminating, ..endpoint(2) };
@@ -207,4 +213,19 @@ fn what_could_not_be_written_is_written_later_unless_there_is_something_newer() 
     world.balance.put_back_to_store(taken);
     let told: Vec<_> = world.balance.take_to_store();
     assert_eq!(told, [("shop/a".into(), of(2)), ("shop/b".into(), None)]);
+}
+
+#[test]
+fn a_draft_knows_who_is_ejected() {
+    let mut world = World::of(outlier());
+    world.fail(4096, 1, &[1, 2, 1], false);
+    let drafted = |world: &World, vni| -> Vec<(bool, bool)> {
+        let specs = [Arc::new(ServiceSpec { affinity_s: Some(60), ..outlier() })];
+        let drafts = draft(world.balance.facts(), &world.balance.services(), &[network("default", vni)], &specs);
+        drafts[0].backends.iter().map(|backend| (backend.active, backend.ejected)).collect()
+    };
+    assert_eq!(drafted(&world, 4096), [(false, true), (true, false)]);
+    assert_eq!(drafted(&world, 4098), [(true, false); 2], "in another network it is another");
+    world.pass(35);
+    assert_eq!(drafted(&world, 4096), [(true, false); 2]);
 }

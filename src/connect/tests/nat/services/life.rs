@@ -23,6 +23,28 @@ fn sv5_a_drained_backend_keeps_its_tcp_connections_and_gets_no_new_ones() {
     });
 }
 
+/// It has not left, and is back soon: what it serves over UDP goes on, and what it never answered finds another.
+#[test]
+fn an_ejected_backend_keeps_what_it_has_answered_over_udp_and_nothing_else() {
+    both(|v6| {
+        let mut host = Host::serving(v6, &[backend(B, v6)]);
+        for port in [4000, 4001] {
+            assert_eq!(host.asks(A, vip(v6), port).unwrap().0, B);
+        }
+        let answer = path(B, A, v6).udp(8080, 4000, b"answer");
+        assert_eq!(host.through(1, B, &answer).unwrap().0, A);
+        // That one asks again and again is no answer.
+        host.now += 3;
+        assert_eq!(host.asks(A, vip(v6), 4001).unwrap().0, B);
+        host.serve(v6, &[Backend { ejected: true, ..drained(B, v6) }, backend(C, v6)], |_| {});
+        for _ in 0..2 {
+            assert_eq!(host.asks(A, vip(v6), 4000).unwrap().0, B);
+            assert_eq!(host.asks(A, vip(v6), 4001).unwrap().0, C);
+        }
+        assert_eq!(host.asks(A, vip(v6), 4002).unwrap().0, C);
+    });
+}
+
 /// An association has state at its backend alone, as a TCP connection has.
 #[test]
 fn sv5_a_drained_backend_keeps_the_sctp_associations_that_it_has_answered() {
