@@ -28,7 +28,7 @@ impl Fabric {
     /// Makes the running state equal to `desired`. What did not change goes on undisturbed.
     ///
     /// A port whose device or socket cannot be set up now does not fail the call: it is reported as
-    /// [`FabricEvent::AttachFailed`] and tried again every second.
+    /// [`AttachFailed`](super::spec::FabricEvent::AttachFailed) and tried again every second.
     ///
     /// # Errors
     /// When `desired` contradicts itself or a limit of the host is reached; nothing has changed then.

@@ -9,7 +9,7 @@
 //!
 //! Everything is bounded, and a port can only push out its own: at a port's limit its oldest datagram goes, at the
 //! host's limit too, and a port that has none is refused. What comes from outside, where nobody's limit would bound a
-//! sender, counts for whoever has its destination ([`Payer`]), and has a limit of the host of its own. Frames that waited and
+//! sender, counts for whoever has its destination (`Payer`), and has a limit of the host of its own. Frames that waited and
 //! end without an answer to `admit` are told by [`Fragments::expire`]. Locks are per group of ports, and only fragments
 //! take them.
 //!

@@ -109,7 +109,7 @@ fn settings_that_change_together_with_a_port_are_in_force() {
     for (at, loose) in [true, false].into_iter().enumerate() {
         host.desired.loose_tcp = loose;
         let spec = Arc::make_mut(host.desired.ports.last_mut().unwrap());
-        spec.labels.insert("at".into(), at.to_string().into());
+        spec.labels.insert("at".into(), at.to_string());
         host.apply();
         assert_eq!(host.fabric.plane().tables.loose_tcp, loose);
     }

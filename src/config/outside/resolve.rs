@@ -34,7 +34,7 @@ pub fn egress_of(set: &ObjectSet, name: &str, network: &Network, ipv4: bool) -> 
 }
 
 /// A range of a network whose packets leave as they are, wherever they go or for some destinations, as
-/// [`routed`](crate::fabric::uplink::routed) has it: it is routed to this host.
+/// `fabric::uplink::owned` has it: it is routed to this host.
 pub fn routed_range(set: &ObjectSet, name: &str, network: &Network, ipv4: bool) -> Option<IpNet> {
     let range = match ipv4 {
         true => network.v4.map(|(net, _)| IpNet::V4(net)),

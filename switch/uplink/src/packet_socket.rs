@@ -5,7 +5,7 @@
 //! out of the frame before we see it, so nobody could tell afterwards.
 //!
 //! Several of them make a *group* (`PACKET_FANOUT`): each frame is received by one, chosen by a program in the kernel from where it is
-//! going, not from where it comes from ([`crate::steering`]).
+//! going, not from where it comes from (`steering.rs`).
 //!
 //! Frames that leave go through the interface's queueing discipline. To go past it (`PACKET_QDISC_BYPASS`) would be
 //! cheaper, but there the kernel drops each GSO frame that the interface cannot segment itself, and whatever does not

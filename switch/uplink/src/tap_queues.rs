@@ -1,5 +1,5 @@
 //! A TAP device with several queues (`IFF_MULTI_QUEUE`), for an uplink that several workers receive from: each frame that the
-//! kernel sends there comes to one of them, chosen by where it goes ([`crate::steering`]). Any of them takes what we send.
+//! kernel sends there comes to one of them, chosen by where it goes (`steering.rs`). Any of them takes what we send.
 //!
 //! A device that exists keeps the kind that it was made with. One with a single queue (made by `ip tuntap`, or by a version of
 //! hostweave that knew no other) is used as it is: it has addresses and routes that somebody gave it.
