@@ -483,7 +483,7 @@ def mixed_protocols(case):
     scene.start().wait(4)
     for number, address in enumerate(CLUSTER):
         assert ask(scene.client, address)[1] == scene.client.families[number]
-    assert {b["state"] for b in scene.backends_of()} == {"healthy"}
+    until(lambda: {b["state"] for b in scene.backends_of()} == {"healthy"}, "every L4 port of every backend is healthy", 20)
     process.kill(scene.spaces["a"].nginx)
     scene.wait(2)
     for address in CLUSTER:
