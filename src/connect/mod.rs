@@ -352,8 +352,6 @@ fn segment(
         Outcome::Pass(side) => {
             connection.set_side(direction, &sender, &side);
             if (side.flags | receiver.flags) & (Side::FIN | Side::RST) != 0 {
-                // When it ends counts from now.
-                connection.touch(direction, ctx.now, ctx.queue);
                 ending(ctx, flows, flow, [sender, side, receiver]);
             }
             Ok(true)
@@ -403,6 +401,10 @@ fn found(flow: &Flow) -> Found {
 /// A connection that has begun to end may be forgotten sooner.
 #[cold]
 fn ending(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, [before, after, receiver]: [Side; 3]) {
+    // When it ends counts from now.
+    if let Some(connection) = flows.connections.get(flow.connection, flow.generation) {
+        connection.touch(flow.direction(), ctx.now, ctx.queue);
+    }
     let state = tcp_track::state(&after, &receiver);
     if state != State::Established && state != tcp_track::state(&before, &receiver) {
         flows.connections.reschedule(flow.connection, flow.generation, &ctx.tables.timeouts);
