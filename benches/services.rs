@@ -16,8 +16,7 @@ use hostweave::control::initial::Initial;
 use hostweave::fabric::Fabric;
 use hostweave::fabric::balance::known::Drained;
 use hostweave::fabric::spec::{
-    AllDown, BackendSpec, Condition, Desired, Drain, EndpointSpec, FabricConfig, PortSpec, Refusal, ServicePortSpec,
-    ServiceSpec, SocketMode,
+    BackendSpec, Condition, Desired, EndpointSpec, FabricConfig, PortSpec, ServicePortSpec, ServiceSpec, SocketMode,
 };
 use hostweave::store::Store;
 use hostweave_switch::MacAddr;
@@ -88,22 +87,9 @@ fn service(i: u32) -> Arc<ServiceSpec> {
     let [_, _, a, b] = i.to_be_bytes();
     let endpoints = (i * BACKENDS..(i + 1) * BACKENDS).map(endpoint).collect();
     Arc::new(ServiceSpec {
-        name: format!("shop/s{i}"),
-        network: "default".into(),
         cluster: vec![IpAddr::from([10, 104, a, b])],
-        load_balancer: Vec::new(),
         ports: vec![ServicePortSpec { name: "http".into(), proto: 6, l4: 80..=80, endpoints }],
-        names_healthy: false,
-        internal_local: false,
-        external_local: false,
-        affinity_s: None,
-        sources: Vec::new(),
-        refusal_internal: Refusal::Reject,
-        refusal_external: Refusal::Reject,
-        health: None,
-        outlier: None,
-        all_down: AllDown::Reject,
-        drain: Drain::Keep,
+        ..ServiceSpec::bare(&format!("shop/s{i}"))
     })
 }
 

@@ -112,7 +112,6 @@ impl Nat {
         let leases = adopt::leases_of(capacity);
         let file = adopt::open_file(path, capacity, options)?;
         let count = (capacity / 64).next_power_of_two().clamp(1, SHARDS_MAX);
-        let heads = heads((capacity as usize).next_power_of_two().max(count as usize))?;
         let keep = (capacity / count / 4).clamp(1, KEEP) as usize;
         let shard = |stream: u32| Shard {
             wheel: Wheel::new(options.now),
@@ -129,7 +128,7 @@ impl Nat {
             timers: options.timers,
             remote_key: [word(), word()],
             keys: HashKeys::new([word(), word(), word(), word()]),
-            heads,
+            heads: Anonymous::filled((capacity as usize).next_power_of_two().max(count as usize), NONE)?,
             shards: (0..count).map(|stream| CachePadded::new(Mutex::new(shard(stream)))).collect(),
             keep,
             free: Mutex::new(Free { first: NONE, fresh: 0 }),
@@ -478,14 +477,6 @@ impl Nat {
         let found = known.iter().any(|own| (own.load(Relaxed) ^ mark) & mask == 0);
         if found || count <= REMOTES_MAX { Some(found) } else { None }
     }
-}
-
-/// So many empty chains.
-fn heads(count: usize) -> io::Result<Anonymous<AtomicU32>> {
-    let heads = Anonymous::<AtomicU32>::new(count)?;
-    heads.advise_random(count);
-    heads.iter().for_each(|head| head.store(NONE, Relaxed));
-    Ok(heads)
 }
 
 /// A panic under a lock ends the process (the fabric sees to it).

@@ -271,7 +271,6 @@ pub struct ServiceSpec {
     pub drain: Drain,
 }
 
-#[cfg(test)]
 impl ServiceSpec {
     /// One of the network `default` without addresses, ports and checks, that refuses clients by rejecting them.
     pub fn bare(name: &str) -> Self {

@@ -352,11 +352,7 @@ impl Path {
     }
 
     fn may_log(&mut self, port: PortId, now: Instant) -> bool {
-        let may = self.pace.flow_event(port, now);
-        if !may {
-            add(&self.shared.stats.flows_lost, 1);
-        }
-        may
+        ended::may_log(&self.shared, &mut self.pace, port, now)
     }
 }
 

@@ -50,14 +50,19 @@ pub(super) fn judged(
     }
 }
 
+/// Whether the flow log may hear of another packet of a port; if not, that is counted.
+pub(super) fn may_log(shared: &Shared, pace: &mut Pace, port: PortId, now: Instant) -> bool {
+    let may = pace.flow_event(port, now);
+    if !may {
+        add(&shared.stats.flows_lost, 1);
+    }
+    may
+}
+
 impl Teller<'_> {
-    /// Whether the log may hear of another packet of a port; if not, that is counted.
+    /// See [`may_log`].
     pub fn may(&mut self, port: PortId) -> bool {
-        let may = self.pace.flow_event(port, self.now);
-        if !may {
-            add(&self.shared.stats.flows_lost, 1);
-        }
-        may
+        may_log(self.shared, self.pace, port, self.now)
     }
 
     /// Of a packet that `to` did not take, or of which its sender may send no more. `key` is as which it was sent; without one

@@ -16,6 +16,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
 use memmap2::{MmapMut, MmapOptions};
 
@@ -101,6 +103,19 @@ impl<T: Plain> Anonymous<T> {
     pub fn advise_random(&self, len: usize) {
         // Only advice: a kernel without transparent huge pages refuses it.
         let _ = self.map.advise_range(memmap2::Advice::HugePage, 0, len.min(self.len) * size_of::<T>());
+    }
+}
+
+impl Anonymous<AtomicU32> {
+    /// That many words of one value, which will be used at random.
+    ///
+    /// # Errors
+    /// The kernel refuses the mapping.
+    pub fn filled(len: usize, value: u32) -> io::Result<Self> {
+        let words = Self::new(len)?;
+        words.advise_random(len);
+        words.iter().for_each(|word| word.store(value, Relaxed));
+        Ok(words)
     }
 }
 
@@ -229,7 +244,7 @@ fn map(file: &File, len: usize) -> io::Result<NonNull<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::Ordering;
 
     #[test]
     fn what_was_written_is_there_for_the_next_one_who_opens_it() {

@@ -9,7 +9,7 @@ use hostweave::fabric::balance::choice::BackendState;
 use hostweave::fabric::balance::known::Drained;
 use hostweave::fabric::balance::serving::Serving;
 use hostweave::fabric::spec::{
-    AllDown, Condition, Drain, EndpointSpec, FabricEvent, OutlierSpec, PortSpec, Refusal, ServicePortSpec, ServiceSpec,
+    Condition, EndpointSpec, FabricEvent, OutlierSpec, PortSpec, ServicePortSpec, ServiceSpec,
 };
 use hostweave_guest::Guest;
 use hostweave_nat::service::{Backend, Lookup};
@@ -43,22 +43,9 @@ fn service(ports: &[&PortSpec]) -> Arc<ServiceSpec> {
         })
     });
     Arc::new(ServiceSpec {
-        name: "test/web".into(),
-        network: "default".into(),
         cluster: VIPS.map(|vip| vip.parse().unwrap()).to_vec(),
-        load_balancer: Vec::new(),
         ports: vec![ServicePortSpec { name: "http".into(), proto: 6, l4: 80..=80, endpoints: endpoints.collect() }],
-        names_healthy: false,
-        internal_local: false,
-        external_local: false,
-        affinity_s: None,
-        sources: Vec::new(),
-        refusal_internal: Refusal::Reject,
-        refusal_external: Refusal::Reject,
-        health: None,
-        outlier: None,
-        all_down: AllDown::Reject,
-        drain: Drain::Keep,
+        ..ServiceSpec::bare("test/web")
     })
 }
 

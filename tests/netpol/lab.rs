@@ -10,8 +10,8 @@ use anyhow::{Context, bail};
 use hostweave::fabric::Fabric;
 use hostweave::fabric::balance::serving::Serving;
 use hostweave::fabric::spec::{
-    AllDown, BackendSpec, Condition, Desired, Drain, EndpointSpec, FabricConfig, FabricEvent, PortSpec, Refusal,
-    ServicePortSpec, ServiceSpec, SocketMode,
+    BackendSpec, Condition, Desired, EndpointSpec, FabricConfig, FabricEvent, PortSpec, ServicePortSpec, ServiceSpec,
+    SocketMode,
 };
 use hostweave_guest::features::VERSION_1;
 use hostweave_guest::frames::{Frame, Path};
@@ -168,22 +168,10 @@ impl Lab {
             }],
         };
         Ok(ServiceSpec {
-            name: pod.to_owned(),
             network: NETWORK.to_owned(),
             cluster: vec![self.service_address(pod)?],
-            load_balancer: Vec::new(),
             ports: l4.iter().map(port).collect(),
-            names_healthy: false,
-            internal_local: false,
-            external_local: false,
-            affinity_s: None,
-            sources: Vec::new(),
-            refusal_internal: Refusal::Reject,
-            refusal_external: Refusal::Reject,
-            health: None,
-            outlier: None,
-            all_down: AllDown::Reject,
-            drain: Drain::Keep,
+            ..ServiceSpec::bare(pod)
         })
     }
 

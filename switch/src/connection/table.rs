@@ -151,15 +151,12 @@ impl Connections {
         let capacity = options.capacity.clamp(1, CONNECTIONS_MAX);
         let file = super::adopt::open_file(path, capacity, options)?;
         let buckets = (capacity as usize).next_power_of_two();
-        let heads = Anonymous::<AtomicU32>::new(buckets)?;
-        heads.advise_random(buckets);
-        heads.iter().for_each(|head| head.store(NONE, Relaxed));
         Ok(Self {
             file,
             capacity,
             available: AtomicU32::new(0),
             keys: HashKeys::random(),
-            heads,
+            heads: Anonymous::filled(buckets, NONE)?,
             shards: (0..SHARDS).map(|_| CachePadded::new(Shard::new(options.now))).collect(),
             free: Mutex::new(Free { first: NONE, listed: 0, fresh: 0 }),
             quotas: Quotas::new(),
