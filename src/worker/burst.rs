@@ -137,6 +137,7 @@ impl Path {
             }
         }
         out.finish(&mut self.uring);
+        self.load.add(octets);
         account(count, [self.burst.len() as u64, octets, forwarded, replied]);
     }
 

@@ -16,6 +16,7 @@ pub mod capture;
 pub mod clock;
 pub mod delivery;
 mod ended;
+mod idle;
 mod oversize;
 pub mod pace;
 pub mod probe;
@@ -52,6 +53,7 @@ use crate::services::{ALL_NODES, LocalNote, MULTICAST_ALL_NODES, router_advertis
 use burst::{teller, why_ended};
 use clock::Clock;
 use delivery::{Delivery, Outcome, counters};
+use idle::Load;
 use oversize::Released;
 use pace::Pace;
 use sources::Sources;
@@ -171,6 +173,7 @@ impl Worker {
             released: Vec::new(),
             stash: Stash::new(),
             pace: Pace::default(),
+            load: Load::default(),
         };
         Self { path, sources: Sources::default(), messages: Vec::new(), events: Vec::new() }
     }
@@ -194,11 +197,21 @@ impl Worker {
             let after = now();
             self.path.account(packets, after.saturating_duration_since(before));
             before = after;
-            if packets == 0 && self.path.stash.is_empty() && self.sources.may_sleep() {
-                let poll_only = self.sources.poll_only();
-                before = self.path.sleep(before, poll_only.then_some(pace::POLL_INTERVAL));
+            if packets == 0
+                && self.path.stash.is_empty()
+                && let Some(timeout) = self.may_wait()
+            {
+                before = self.path.sleep(before, timeout);
             }
         }
+    }
+
+    /// Whether a worker that found nothing may sleep, and how long at most.
+    fn may_wait(&self) -> Option<Option<Duration>> {
+        if self.sources.may_sleep() {
+            return Some(self.sources.poll_only().then_some(idle::POLL_INTERVAL));
+        }
+        self.path.load.is_bulk().then_some(Some(idle::NAP))
     }
 
     /// One loop over everything that may have packets. Returns how many there were.
@@ -315,15 +328,17 @@ struct Path {
     released: Vec<Released>,
     stash: Stash,
     pace: Pace,
+    load: Load,
 }
 
 impl Path {
-    fn account(&self, packets: usize, spent: Duration) {
+    fn account(&mut self, packets: usize, spent: Duration) {
         let stats = &self.shared.stats;
         let spent = u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX);
         if packets > 0 {
             add(&stats.busy_ns, spent);
             add(&stats.packets, packets as u64);
+            self.load.moved(packets);
         } else {
             add(&stats.polling_ns, spent);
         }

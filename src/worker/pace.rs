@@ -2,7 +2,7 @@
 //!
 //! Token buckets, one set per port and worker, refilled from the burst's clock reading.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hostweave_switch::tables::PortId;
 use hostweave_switch::wire::proto;
@@ -157,15 +157,10 @@ impl Pace {
     }
 }
 
-/// How long a source without packets is polled before the worker waits for its kick: a guest's kick costs it a VM
-/// exit, so flapping is worse than a little polling (PERFORMANCE T7).
-pub const HOT: Duration = Duration::from_micros(100);
-
-/// How long a worker sleeps when all that is left to poll are rings without a kick (VIRTIO poll mode).
-pub const POLL_INTERVAL: Duration = Duration::from_micros(100);
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

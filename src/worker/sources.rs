@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use hostweave_uplink::uring::Uring;
 
-use super::pace::HOT;
+use super::idle::HOT;
 use crate::fabric::plane::{Source, SourceKey};
 
 /// Whether a source is polled.

@@ -7,7 +7,7 @@
 use crate::MacAddr;
 use crate::connection::Change;
 use crate::packet::{L3, Packet};
-use crate::rewriting::Rewriting;
+use crate::rewriting::{self, Rewriting};
 use crate::route::{self, destination, source};
 use crate::stage::DropReason;
 use crate::tables::{Egress, NetworkId, NextHop, Owned, Port, PortKind, Tables, Uplink};
@@ -41,6 +41,7 @@ pub fn cross(
 ) -> Result<Option<Rewriting>, DropReason> {
     let uplink = if out.kind == PortKind::Uplink { Some(uplink(tables)?) } else { None };
     let hop = may_cross(packet, tables, uplink, out, hash)?;
+    let before = rewriting::shared_of(packet);
     if let Some(change) = change {
         translate(packet, change)?;
     }
@@ -67,7 +68,7 @@ pub fn cross(
     }
     // What arrives at the host keeps its TTL.
     let change = change.filter(|_| out.kind != PortKind::Internal);
-    Ok(change.and_then(|change| Rewriting::of(packet, change, hop.mtu, mtu != hop.mtu)))
+    Ok(change.and_then(|change| Rewriting::of(packet, before, change, hop.mtu, mtu != hop.mtu)))
 }
 
 /// Whether a packet may go to `out` now, and which way.

@@ -18,8 +18,8 @@ use crate::wire::{array, ethernet, ipv4, ipv6, proto, tcp};
 ///
 /// Words as they are loaded and stored on this machine: the first octet in memory is the lowest. Counted in words from the start of the
 /// frame, the first four are 3 and 4 of an IPv4 packet, or 3 to 6 of an IPv6 packet, with zeros where the packet's own octets stay. The fifth
-/// holds what words 2 and 7 of an IPv6 packet become in part, or the difference of an IPv4 header's checksum; then what a partial checksum
-/// changes by, and any other. The sixth is word 0.
+/// holds the bits of words 2 and 7 of an IPv6 packet that change ([`shared`]), or the difference of an IPv4 header's checksum; then what a
+/// partial checksum changes by, and any other. The sixth is word 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Rewriting(Line);
 
@@ -44,8 +44,8 @@ type Frame = [u8; 72];
 
 impl Rewriting {
     /// For packets like this one, which [`crate::cross::cross`] has just let go: what it wrote, and what of that stands in a packet's own
-    /// octets is not looked at again. `None` when the next one may need another look.
-    pub(crate) fn of(packet: &mut Packet, change: &Change, mtu: u16, clamps: bool) -> Option<Self> {
+    /// octets is not looked at again. `before` is what [`shared_of`] said of it until then. `None` when the next one may need another look.
+    pub(crate) fn of(packet: &mut Packet, before: u32, change: &Change, mtu: u16, clamps: bool) -> Option<Self> {
         let meta = packet.meta;
         let tcp = match meta.proto {
             proto::TCP => TCP,
@@ -67,7 +67,7 @@ impl Rewriting {
             ([word(frame, 3) >> 16 << 16, word(frame, 4) << 16 >> 16, 0, 0], u64::from(header) << 16, 0)
         } else {
             let words = [word(frame, 3), word(frame, 4), word(frame, 5), word(frame, 6)];
-            (words, word(frame, 2) >> 48 | (word(frame, 7) & 0xffff) << 16, V6)
+            (words, (before ^ shared(frame)).into(), V6)
         };
         let [a, b, c, d] = words;
         let sums = [change.address_sum, combine(change.address_sum, change.port_sum)].map(|sum| u64::from(sum.to_be()));
@@ -139,22 +139,33 @@ impl Rewriting {
         let Some(frame) = like_the_others::<IS_TCP>(packet, more, L4_V6, HOP_LIMIT) else { return false };
         let [first, second, third, fourth, rest, link, ..] = self.0.0;
         set_link(frame, link, more);
-        set_word(frame, 2, word(frame, 2).wrapping_sub(1 << 40) << 16 >> 16 | rest << 48);
+        set_word(frame, 2, word(frame, 2).wrapping_sub(1 << 40) ^ rest << 48);
         set_word(frame, 3, first);
         set_word(frame, 4, second);
         set_word(frame, 5, third);
         set_word(frame, 6, fourth);
-        let (old, dst_port) = (word(frame, 7), rest >> 16 & 0xffff);
+        let old = word(frame, 7) ^ (rest >> 16 & 0xffff);
         if IS_TCP {
-            set_word(frame, 7, old >> 16 << 16 | dst_port);
+            set_word(frame, 7, old);
             let old = word(frame, 8);
             set_word(frame, 8, old << 16 >> 16 | u64::from(covered((old >> 48) as u16, rest, partial)) << 48);
         } else {
-            let new = udp_covered((old >> 32) as u16, rest, partial);
-            set_word(frame, 7, old & !0xffff_0000_ffff | dst_port | u64::from(new) << 32);
+            let checksum = (old >> 32) as u16;
+            set_word(frame, 7, old ^ u64::from(checksum ^ udp_covered(checksum, rest, partial)) << 32);
         }
         true
     }
+}
+
+/// What changes in words that an IPv6 packet has octets of its own in, before it is changed ([`shared`]).
+pub(crate) fn shared_of(packet: &mut Packet) -> u32 {
+    packet.slot()[HEADROOM..].first_chunk().map_or(0, shared)
+}
+
+/// The first octets of the source address, in word 2 of an IPv6 packet, and its L4 destination port, in word 7. All packets of a flow have
+/// the same, so their difference turns each into what it has to become.
+fn shared(frame: &Frame) -> u32 {
+    (word(frame, 2) >> 48) as u32 | (word(frame, 7) as u32) << 16
 }
 
 /// The octets of a packet that its [`Rewriting`] suits. `ttl` is where the TTL stands, or the hop limit.
@@ -345,7 +356,7 @@ mod tests {
             // Between networks of different MTUs a SYN is looked at, and only a SYN.
             let clamps = after(six, true, &sample(0x10), |packet| {
                 long_way(packet).unwrap();
-                Rewriting::of(packet, &translated(packet), 1400, true)
+                Rewriting::of(packet, 0, &translated(packet), 1400, true)
             });
             for (flags, passes) in [(0x02, false), (0x12, false), (0x10, true)] {
                 let applied = after(six, true, &sample(flags), |packet| clamps.1.unwrap().apply_tcp(packet));
