@@ -74,7 +74,8 @@ fn prepare_worker(seat: Seat) -> anyhow::Result<(Arc<Shared>, Uring, FlowCache)>
             .with_context(|| format!("worker {index}: this process may not run on CPU {cpu}"))?;
     }
     // Else the kernel may let a nap of microseconds last 50 longer.
-    nix::sys::prctl::set_timerslack(1_000).with_context(|| format!("worker {index}: the kernel refused exact timers"))?;
+    nix::sys::prctl::set_timerslack(1_000)
+        .with_context(|| format!("worker {index}: the kernel refused exact timers"))?;
     let uring = Uring::new().with_context(|| format!("worker {index}: the kernel refused an io_uring"))?;
     // Both directions of each connection, wherever they are seen; workers share them more or less evenly.
     let flows = (2 * connections.capacity() as usize).div_ceil(count);

@@ -7,7 +7,7 @@
 //! it had packets during the last 100 µs: it is polled in every loop and its guest is told not to kick. When it cools
 //! down, notifications are turned on, the ring is looked at once more, and its kick eventfd is handed to the
 //! `io_uring`: a cold queue costs nothing. A worker without hot queues blocks in the `io_uring`, where kicks, devices'
-//! frames, its mailbox and nothing else wake it.
+//! frames, its mailbox and nothing else wake it. While it moves bulk data it naps between two looks (`idle`).
 //!
 //! The loop reads the clock once. It never allocates, blocks, or waits for a lock on behalf of a packet.
 
@@ -197,21 +197,22 @@ impl Worker {
             let after = now();
             self.path.account(packets, after.saturating_duration_since(before));
             before = after;
-            if packets == 0
-                && self.path.stash.is_empty()
-                && let Some(timeout) = self.may_wait()
-            {
-                before = self.path.sleep(before, timeout);
+            if packets == 0 && self.path.stash.is_empty() {
+                before = self.rest_from(before);
             }
         }
     }
 
-    /// Whether a worker that found nothing may sleep, and how long at most.
-    fn may_wait(&self) -> Option<Option<Duration>> {
+    /// Waits for more to do, if there is nothing to poll, or a stream that may wait. Returns the time.
+    fn rest_from(&mut self, since: Instant) -> Instant {
         if self.sources.may_sleep() {
-            return Some(self.sources.poll_only().then_some(idle::POLL_INTERVAL));
+            let poll_only = self.sources.poll_only();
+            return self.path.sleep(since, |uring| uring.wait(poll_only.then_some(idle::POLL_INTERVAL)));
         }
-        self.path.load.is_bulk().then_some(Some(idle::NAP))
+        if self.path.load.is_bulk() {
+            return self.path.sleep(since, |uring| uring.nap(idle::NAP));
+        }
+        since
     }
 
     /// One loop over everything that may have packets. Returns how many there were.
@@ -237,6 +238,10 @@ impl Worker {
         }
         if !self.path.shared.fragments.is_idle() {
             self.path.expire_fragments(plane, now);
+        }
+        if self.path.load.is_bulk() {
+            // A stream is acknowledged as soon as it was sent: the guest hears of both at once.
+            packets += self.completions(plane, now);
         }
         self.path.uring.submit();
         packets
@@ -344,9 +349,9 @@ impl Path {
         }
     }
 
-    /// Blocks in the `io_uring` until something arrives. Returns the time it woke.
-    fn sleep(&mut self, since: Instant, timeout: Option<Duration>) -> Instant {
-        self.uring.wait(timeout);
+    /// Blocks in the `io_uring`. Returns the time it woke.
+    fn sleep(&mut self, since: Instant, wait: impl FnOnce(&mut Uring)) -> Instant {
+        wait(&mut self.uring);
         let woke = now();
         let asleep = woke.saturating_duration_since(since).as_nanos();
         add(&self.shared.stats.asleep_ns, u64::try_from(asleep).unwrap_or(u64::MAX));

@@ -398,11 +398,24 @@ impl Ring {
         let result = match wait {
             None => self.io.submit(),
             Some(Duration::MAX) => self.io.submit_and_wait(1),
-            Some(time) => {
-                let time = Timespec::new().sec(time.as_secs()).nsec(time.subsec_nanos());
-                self.io.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))
-            }
+            Some(time) => self.wait(1, time),
         };
+        self.entered(result)
+    }
+
+    /// Submits what was queued, then sleeps for `time`, whatever completes meanwhile.
+    pub(crate) fn nap(&mut self, time: Duration) -> io::Result<()> {
+        // More than there ever are: the kernel takes as many as fit its queue for it.
+        let result = self.wait(i32::MAX as usize, time);
+        self.entered(result)
+    }
+
+    fn wait(&self, completions: usize, time: Duration) -> io::Result<usize> {
+        let time = Timespec::new().sec(time.as_secs()).nsec(time.subsec_nanos());
+        self.io.submitter().submit_with_args(completions, &SubmitArgs::new().timespec(&time))
+    }
+
+    fn entered(&mut self, result: io::Result<usize>) -> io::Result<()> {
         let backlog = std::mem::take(&mut self.backlog);
         for entry in backlog {
             if !(self.backlog.is_empty() && self.try_push(&entry)) {

@@ -325,6 +325,17 @@ impl Uring {
         self.waker.woke();
     }
 
+    /// Submits, then sleeps for `time`, whatever arrives meanwhile: who has more than a few frames to move every time does not
+    /// want to be woken for each.
+    pub fn nap(&mut self, time: Duration) {
+        self.submit();
+        if let Some(ring) = self.ring.as_mut()
+            && ring.nap(time).is_err()
+        {
+            std::thread::sleep(time);
+        }
+    }
+
     /// Gives a frame's buffer back for the next.
     #[inline]
     pub fn release(&mut self, frame: Frame) {

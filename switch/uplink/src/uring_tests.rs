@@ -70,6 +70,23 @@ fn an_eventfd_that_was_written_before_tells_at_once() {
 }
 
 #[test]
+fn a_nap_is_not_ended_by_what_arrives_and_loses_none_of_it() {
+    let mut uring = Uring::new().unwrap();
+    let (eventfd, shared) = eventfd();
+    uring.arm_kick(7, shared);
+    uring.submit();
+    eventfd.write(1).unwrap();
+    let nap = Duration::from_millis(20);
+    let started = Instant::now();
+    uring.nap(nap);
+    // A lower bound only: nobody wakes too early.
+    assert!(started.elapsed() >= nap);
+    assert_eq!(kicks(&mut uring), [7]);
+    uring.nap(Duration::from_micros(1));
+    assert_eq!(kicks(&mut uring), []);
+}
+
+#[test]
 fn arming_again_is_free_and_keeps_a_kick_that_came_before() {
     let mut uring = Uring::new().unwrap();
     let (eventfd, shared) = eventfd();
