@@ -10,8 +10,8 @@ pub const HOT: Duration = Duration::from_micros(100);
 pub const POLL_INTERVAL: Duration = Duration::from_micros(100);
 
 /// How long a worker sleeps between two looks at hot rings while it moves bulk data: what a stream sends in that time fits a ring many
-/// times over, and nobody waits for one frame of it.
-pub const NAP: Duration = Duration::from_micros(50);
+/// times over. Short, because somebody may wait for each large frame, too: who reads a file block by block.
+pub const NAP: Duration = Duration::from_micros(25);
 
 /// Octets of a frame from which on frames are bulk data, on average of both directions: segments and their acknowledgements.
 const BULK_MIN: u64 = 4_096;
