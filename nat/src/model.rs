@@ -208,8 +208,6 @@ pub enum End {
     /// It never began: what came after the mapping refused it. A mapping that was made for it alone goes at once, another lives no longer
     /// for it.
     Refused,
-    /// Its port is gone: a mapping that nobody else holds goes at once.
-    Gone,
 }
 
 /// A block that begins or ends to be a workload's (SEMANTICS NA28; the fields of RFC 8158 §5.6.3).

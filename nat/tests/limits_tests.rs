@@ -67,7 +67,8 @@ fn shares_follow_workloads_that_come_and_go() {
         world.change(without);
         let share = CAPACITY / 2 / 18;
         assert_eq!(udp(&world, family, 1, 60_000), share, "the rest is held by who is gone");
-        held.into_iter().for_each(|mapping| world.end(mapping, End::Gone));
+        held.into_iter().for_each(|mapping| world.end(mapping, End::Closed));
+        world.nat.forget(|uid| uid == 100, world.now);
         assert_eq!(udp(&world, family, 2, 60_000), CAPACITY - 17 * share);
         assert_eq!(udp(&world, family, 3, 60_000), share);
     }
