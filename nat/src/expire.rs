@@ -81,7 +81,10 @@ impl Nat {
     fn take_events(&self, mut taker: impl FnMut(NatEvent)) {
         // One by one: the lock is not held while somebody writes a log.
         loop {
-            let Some(event) = self.registry.blocks().take_event() else { return };
+            let Some(mut event) = self.registry.blocks().take_event() else { return };
+            if let NatEvent::Full { biggest, mappings, .. } = &mut event {
+                (*biggest, *mappings) = self.biggest_of_all();
+            }
             taker(event);
         }
     }

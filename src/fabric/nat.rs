@@ -191,6 +191,9 @@ impl Inner {
                     biggest: name(biggest),
                     ports,
                 },
+                NatEvent::Full { uid, biggest, mappings, .. } => {
+                    FabricEvent::NatTableFull { port: name(uid), biggest: name(biggest), mappings }
+                }
             });
         }
     }
