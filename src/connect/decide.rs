@@ -131,7 +131,9 @@ fn begin<'a, R: Recorder>(
         Some(asked) => judge(ctx, &mut flows.denied, &asked, record)?,
         None => allowed,
     };
-    if told_apart && is_answered_otherwise::<R>(ctx, flows, &translation) {
+    // By 1:1 NAT several addresses of a port have one, and each keeps its L4 port: also what has come in there may have these answers.
+    let may_meet = told_apart || matches!(source, Source::Public(_));
+    if may_meet && is_answered_otherwise::<R>(ctx, flows, &translation) {
         return Err(taken(Refused::Taken));
     }
     let step = commit(ctx, flows, lookup, missed, out, allowed, side, Some(translation), record).map_err(taken)?;
