@@ -57,11 +57,12 @@ impl Nat {
         budget
     }
 
-    /// Ends the mappings of a port that is gone, except those that connections hold: they go with them. Looks at every mapping.
-    pub fn forget(&self, uid: u128, now: u32) {
+    /// Ends the mappings of ports that are gone, by their uids, at once: their timers are for somebody who may go on. Those that connections
+    /// hold stay, so that connections are to end first. Looks at every mapping, and locks only the shards of those that it ends.
+    pub fn forget(&self, is_gone: impl Fn(u128) -> bool, now: u32) {
         let used = self.fresh().min(self.capacity());
         for (index, record) in (0..used).zip(self.records()) {
-            if record.is_valid() && record.uid() == uid {
+            if record.is_valid() && is_gone(record.uid()) {
                 self.end_unheld(MappingRef { index, generation: record.generation() }, now);
             }
         }
@@ -80,7 +81,10 @@ impl Nat {
     fn take_events(&self, mut taker: impl FnMut(NatEvent)) {
         // One by one: the lock is not held while somebody writes a log.
         loop {
-            let Some(event) = self.registry.blocks().take_event() else { return };
+            let Some(mut event) = self.registry.blocks().take_event() else { return };
+            if let NatEvent::Full { biggest, mappings, .. } = &mut event {
+                (*biggest, *mappings) = self.biggest_of_all();
+            }
             taker(event);
         }
     }

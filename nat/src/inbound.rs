@@ -203,7 +203,7 @@ impl Nat {
         if holds > 0 {
             return;
         }
-        if how == End::Gone || how == End::Refused && fresh {
+        if how == End::Refused && fresh {
             self.free(&mut shard, bucket, mapping.index, now);
         } else if !record.has(TIMED) {
             self.set_timer(&mut shard, mapping.index);

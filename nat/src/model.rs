@@ -182,7 +182,8 @@ pub enum Refused {
     },
     /// The workload has used up its blocks or another of its limits, or the inside endpoint has [`BOUND_MAX`] mappings.
     PortLimit,
-    /// There is no room for another mapping on this host, beyond what is kept for other workloads.
+    /// There is no room for another mapping on this host, beyond what is kept for other workloads. An event names the biggest user
+    /// ([`NatEvent::Full`]).
     Full,
     /// A protocol without ports that somebody else speaks with this remote from the same outside address, or one whose
     /// checksum covers addresses in a way that cannot be translated.
@@ -208,8 +209,6 @@ pub enum End {
     /// It never began: what came after the mapping refused it. A mapping that was made for it alone goes at once, another lives no longer
     /// for it.
     Refused,
-    /// Its port is gone: a mapping that nobody else holds goes at once.
-    Gone,
 }
 
 /// A block that begins or ends to be a workload's (SEMANTICS NA28; the fields of RFC 8158 §5.6.3).
@@ -254,6 +253,17 @@ pub enum NatEvent {
         biggest: u128,
         /// How many those are.
         ports: u32,
+        /// Second of the monotonic clock.
+        at: u32,
+    },
+    /// A workload needed a mapping and there was no room for it in the table; at most once a second.
+    Full {
+        /// Uid of the workload that went without.
+        uid: u128,
+        /// Uid of the workload that has most mappings, in both families, when this is told.
+        biggest: u128,
+        /// How many those are.
+        mappings: u32,
         /// Second of the monotonic clock.
         at: u32,
     },

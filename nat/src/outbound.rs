@@ -180,13 +180,11 @@ impl Nat {
     #[inline(always)]
     fn make(&self, ask: &Ask, shard: &mut Shard, bucket: usize, beside: bool) -> Result<Mapped, Refused> {
         if let Err(refused) = ask.tenant.begin(&self.shared, ask.pool.rate_max, ask.now) {
-            self.refused(ask.pool, &refused);
-            return Err(refused);
+            return Err(self.turn_away(ask, refused));
         }
         let Some((index, record)) = self.take_record(shard) else {
             ask.tenant.end(&self.shared);
-            self.refused(ask.pool, &Refused::Full);
-            return Err(Refused::Full);
+            return Err(self.turn_away(ask, Refused::Full));
         };
         let placed = match ask.class {
             Class::Addresses => self.place_addresses(ask, index, record),
@@ -206,6 +204,16 @@ impl Nat {
             }
             Err(refused) => Err(self.refuse(ask, shard, index, refused)),
         }
+    }
+
+    /// Counts and tells what has not even got a record.
+    #[cold]
+    fn turn_away(&self, ask: &Ask, refused: Refused) -> Refused {
+        self.refused(ask.pool, &refused);
+        if refused == Refused::Full {
+            self.say_full(ask.inside.uid, ask.now);
+        }
+        refused
     }
 
     /// Counts and tells what is refused for good: whoever shares an L4 port instead was not refused.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::model::{PoolSpec, Refused, RefusedCounts};
+use crate::model::{NatEvent, PoolSpec, Refused, RefusedCounts};
 use crate::pools::Pool;
 use crate::table::{Nat, lock};
 
@@ -41,6 +41,23 @@ impl Nat {
     pub(crate) fn refused(&self, pool: &Pool, refused: &Refused) {
         pool.refused.count(refused);
         self.counts.refused.count(refused);
+    }
+
+    /// Says, at most once a second, that there is no room for a workload (SEMANTICS NA40). Who has most is found out by whoever tells it: a
+    /// worker has no time to look at all.
+    pub(crate) fn say_full(&self, uid: u128, now: u32) {
+        if self.counts.full_said.swap(now.wrapping_add(1), Relaxed) != now.wrapping_add(1) {
+            self.registry.blocks().say(NatEvent::Full { uid, biggest: 0, mappings: 0, at: now });
+        }
+    }
+
+    /// The workload that has most mappings, and how many.
+    pub(crate) fn biggest_of_all(&self) -> (u128, u32) {
+        let mut mappings = BTreeMap::<u128, u32>::new();
+        for (_, workload) in self.registry.workloads() {
+            *mappings.entry(workload.uid()).or_default() += workload.mappings.load(Relaxed);
+        }
+        mappings.into_iter().max_by_key(|(_, mappings)| *mappings).unwrap_or_default()
     }
 
     /// What was refused by each pool that there is, by its name.

@@ -96,6 +96,8 @@ struct Free {
 pub(crate) struct Counts {
     pub(crate) mappings: AtomicU64,
     pub(crate) refused: Refusals,
+    /// Second in which it was said that the table is full, plus one.
+    pub(crate) full_said: AtomicU32,
     pub(crate) overloaded: AtomicU64,
     pub(crate) filtered: AtomicU64,
 }

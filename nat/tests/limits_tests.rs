@@ -67,7 +67,8 @@ fn shares_follow_workloads_that_come_and_go() {
         world.change(without);
         let share = CAPACITY / 2 / 18;
         assert_eq!(udp(&world, family, 1, 60_000), share, "the rest is held by who is gone");
-        held.into_iter().for_each(|mapping| world.end(mapping, End::Gone));
+        held.into_iter().for_each(|mapping| world.end(mapping, End::Closed));
+        world.nat.forget(|uid| uid == 100, world.now);
         assert_eq!(udp(&world, family, 2, 60_000), CAPACITY - 17 * share);
         assert_eq!(udp(&world, family, 3, 60_000), share);
     }
@@ -132,6 +133,35 @@ fn exhausted(events: Vec<NatEvent>) -> Vec<(u128, u32)> {
         _ => None,
     };
     events.into_iter().filter_map(biggest).collect()
+}
+
+/// SEMANTICS NA40: the host's table is something that can be exhausted, too.
+#[test]
+fn na40_a_full_table_names_the_biggest_user_once_a_second() {
+    for family in FAMILIES {
+        let mut world = world(wide());
+        let half = udp(&world, family, 3, 20_000);
+        assert!(half < 20_000);
+        let told = |world: &mut World| {
+            let full = |event| if let NatEvent::Full { .. } = event { Some(event) } else { None };
+            world.events().into_iter().filter_map(full).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&mut world), [NatEvent::Full { uid: 103, biggest: 103, mappings: half, at: T0 }]);
+        // The others have their shares, and no more.
+        for port in [5, 6] {
+            assert_eq!(udp(&world, family, port, SHARE + 10), SHARE);
+        }
+        assert_eq!(told(&mut world), [], "once in this second");
+        world.now += 1;
+        let refused = world.out(&inside(family, UDP, 5, 60_000), remote(family, 1, 80));
+        assert_eq!(refused, Err(Refused::Full));
+        assert_eq!(told(&mut world), [NatEvent::Full { uid: 105, biggest: 103, mappings: half, at: T0 + 1 }]);
+        // A limit of the workload's own says nothing about the host.
+        world.change(|specs| specs[0].limits.mappings = Some(SHARE));
+        world.now += 1;
+        let refused = world.out(&inside(family, UDP, 5, 60_000), remote(family, 1, 80));
+        assert_eq!((refused, told(&mut world)), (Err(Refused::PortLimit), vec![]));
+    }
 }
 
 /// SEMANTICS NA40: who has most of the address that has no more, wherever else workloads have blocks.

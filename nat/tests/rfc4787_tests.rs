@@ -119,7 +119,7 @@ fn rfc4787_req5_the_timer_counts_from_the_last_packet_of_the_last_connection() {
 }
 
 #[test]
-fn rfc4787_req5a_dns_alone_is_forgotten_sooner() {
+fn rfc4787_req5a_a_mapping_towards_dns_alone_outlives_its_connections_by_30_s() {
     for family in FAMILIES {
         let mut world = World::new(spec());
         let [dns, both] = [5000, 5001].map(|l4| inside(family, UDP, 0, l4));

@@ -404,10 +404,36 @@ fn a_port_that_took_over_a_slot_or_an_address_gets_nothing_of_the_one_before() {
         assert_eq!(world.back(UDP, after.outside, remote(family, 1, 80)).unwrap().inside, new);
         let block = |outside: Outside| world.nat.lookup(outside.address, outside.l4, None).unwrap().block.uid;
         assert_eq!((block(before.outside), block(after.outside)), (100, 555));
-        world.nat.forget(100, world.now);
         assert!(world.nat.get(before.mapping).is_some(), "held");
-        world.end(before.mapping, End::Gone);
-        assert!(world.nat.get(before.mapping).is_none());
+    }
+}
+
+/// Not even TCP that was established keeps a block for a port that is gone, beyond the quarantine (SEMANTICS NA27).
+#[test]
+fn a_port_that_is_gone_leaves_its_block_to_others_after_120_s() {
+    for family in FAMILIES {
+        let mut world = World::new(spec());
+        let [gone, other, stays] = [0, 1, 2].map(|port| inside(family, TCP, port, 5000));
+        let ends = [gone, other, stays].map(|from| world.to(&from, remote(family, 1, 80)).mapping);
+        world.events();
+        ends.into_iter().for_each(|mapping| world.end(mapping, End::Established));
+        let held = world.to(&other, remote(family, 2, 80)).mapping;
+        world.nat.forget(|uid| [gone.uid, other.uid].contains(&uid), world.now);
+        assert_eq!(ends.map(|mapping| world.nat.get(mapping).is_some()), [false, true, true]);
+        // What a connection holds waits for its end.
+        world.end(held, End::Established);
+        world.nat.forget(|uid| uid == other.uid, world.now);
+        assert_eq!(ends.map(|mapping| world.nat.get(mapping).is_some()), [false, false, true]);
+        world.wait(HOLD_S - 1);
+        assert_eq!(world.events(), []);
+        world.wait(2);
+        let released = |event: NatEvent| match event {
+            NatEvent::Released { block, .. } => block.uid,
+            other => panic!("{other:?}"),
+        };
+        let mut released: Vec<u128> = world.events().into_iter().map(released).collect();
+        released.sort_unstable();
+        assert_eq!(released, [gone.uid, other.uid]);
     }
 }
 

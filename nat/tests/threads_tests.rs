@@ -28,7 +28,7 @@ fn worker(world: &World, family: Family, seed: u64, now: &AtomicU32, holders: &H
             let (mapping, key) = held.swap_remove(random(held.len() as u64) as usize);
             let_go(holders, &key);
             let now = now.load(Relaxed);
-            world.nat.release(mapping, now, now, if random(2) == 0 { End::Gone } else { End::Closed });
+            world.nat.release(mapping, now, now, if random(2) == 0 { End::Refused } else { End::Closed });
             continue;
         }
         // All workers work for the same few ports, as those of a guest with several queues.

@@ -12,7 +12,7 @@ use hostweave_switch::flow::{CROSSES, Flow, FlowKey, Kind, NO_QUEUE, TCP, round}
 use hostweave_switch::packet::Packet;
 use hostweave_switch::route;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{AddressKey, Port, PortId, PortKind};
+use hostweave_switch::tables::{AddressKey, Owned, Port, PortId, PortKind};
 use hostweave_switch::tcp_track::{self, Side};
 use hostweave_switch::wire::proto;
 
@@ -56,9 +56,7 @@ pub(super) fn decide<'a, R: Recorder>(
     // What was told of one that is gone is not this one's.
     flows.opened = None;
     let side = match begins(ctx, packet, &lookup.key) {
-        Err(reason) => {
-            return Err(if has_ended(ctx, flows, &lookup.key, packet) { DropReason::ServiceEnded } else { reason });
-        }
+        Err(reason) => return Err(why_not(ctx, flows, &lookup.key, packet, reason)),
         Ok(side) => side,
     };
     let mut attempt = 0;
@@ -131,7 +129,9 @@ fn begin<'a, R: Recorder>(
         Some(asked) => judge(ctx, &mut flows.denied, &asked, record)?,
         None => allowed,
     };
-    if told_apart && is_answered_otherwise::<R>(ctx, flows, &translation) {
+    // By 1:1 NAT several addresses of a port have one, and each keeps its L4 port: also what has come in there may have these answers.
+    let may_meet = told_apart || matches!(source, Source::Public(_));
+    if may_meet && is_answered_otherwise::<R>(ctx, flows, &translation) {
         return Err(taken(Refused::Taken));
     }
     let step = commit(ctx, flows, lookup, missed, out, allowed, side, Some(translation), record).map_err(taken)?;
@@ -181,6 +181,18 @@ fn begins(ctx: &Context<'_>, packet: &Packet, key: &FlowKey) -> Result<Side, Dro
     // To which backend of a Service a connection went nobody knows any more.
     let loose = ctx.tables.loose_tcp && service::scope(ctx, ctx.port, key.dst()).is_none();
     tcp_track::first(&segment, loose).ok_or(DropReason::NoConnection)
+}
+
+/// What a packet that cannot begin a connection ended of, where there is more to say than `reason`.
+#[cold]
+fn why_not(ctx: &Context<'_>, flows: &Flows<'_>, key: &FlowKey, packet: &Packet, reason: DropReason) -> DropReason {
+    if has_ended(ctx, flows, key, packet) {
+        return DropReason::ServiceEnded;
+    }
+    let owner = || ctx.tables.uplink.as_deref()?.owned.get(&key.dst());
+    // Of whatever comes to an address of a pool it is true that nobody there has asked for it (SEMANTICS NA36).
+    let unasked = ctx.port.kind == PortKind::Uplink && owner() == Some(&Owned::Nat);
+    if unasked { DropReason::NatNoMapping } else { reason }
 }
 
 /// What a client beyond the uplink is told of its connection to a Service which has just been found to have ended: this host had it, so no

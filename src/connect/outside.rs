@@ -304,7 +304,7 @@ pub(super) fn expect(ctx: &Context<'_>, flows: &Flows<'_>, key: &FlowKey, plan: 
     }
 }
 
-/// As whom a port's packets from `src` leave its network for `dst`.
+/// As whom a port's packets from `src`, one of its own addresses, leave its network for `dst`.
 ///
 /// # Errors
 /// `EgressNone`.
@@ -315,8 +315,8 @@ pub(super) fn source(tables: &Tables, port: &Port, src: u128, dst: u128) -> Resu
     {
         return Ok(Source::Own);
     }
-    if let Some(public) = uplink.public.get(&(port.id, src)) {
-        return Ok(Source::Public(*public));
+    if let Some(public) = uplink.public_of(port.id, src) {
+        return Ok(Source::Public(public));
     }
     match egress(tables, port, dst) {
         Egress::None | Egress::Forbidden => Err(DropReason::EgressNone),
@@ -488,7 +488,8 @@ pub(super) fn still_shows(
     let by_pool = pooled && egress(tables, from, dst) == Egress::Nat;
     // Nor does one from an address that was given up while it was in use.
     let kept = match uplink.kept.get(&there.src()) {
-        Some(Owned::Attached { port, inside }) => *port == from.id && inside.unwrap_or(there.src()) == key.src(),
+        // By 1:1 NAT it stands for every address of the port, which this one is.
+        Some(Owned::Attached { port, inside }) => *port == from.id && (inside.is_some() || there.src() == key.src()),
         _ => false,
     };
     if kept {

@@ -156,7 +156,8 @@ fn tell_event(events: &EventLog, budgets: &mut Budgets, event: FabricEvent) {
         None => service_of(&event),
     };
     // Of internal ports nothing is told, but that the host, or a port that is gone, goes without L4 ports.
-    let is_told = key.is_some() || port_of(&event).is_none() || matches!(event, FabricEvent::NatExhausted { .. });
+    let went_without = matches!(event, FabricEvent::NatExhausted { .. } | FabricEvent::NatTableFull { .. });
+    let is_told = key.is_some() || port_of(&event).is_none() || went_without;
     if is_told {
         let (event_type, message, data) = describe(event);
         tell(events, budgets, event_type, key.as_ref(), message, data);
@@ -208,7 +209,8 @@ fn port_of(event: &FabricEvent) -> Option<&str> {
         | FabricEvent::AddressSeen { port, .. }
         | FabricEvent::AddressDeclined { port, .. }
         | FabricEvent::LeaseConfirmed { port, .. }
-        | FabricEvent::NatExhausted { port, .. } => Some(port),
+        | FabricEvent::NatExhausted { port, .. }
+        | FabricEvent::NatTableFull { port, .. } => Some(port),
         FabricEvent::DnsUpstream { .. }
         | FabricEvent::NatBlockAllocated { .. }
         | FabricEvent::NatBlockReleased { .. }
@@ -268,6 +270,13 @@ fn describe(event: FabricEvent) -> (EventType, String, Value) {
             );
             let data = json!({"pool": pool, "address": address, "biggest": biggest, "ports": ports});
             (EventType::NatExhausted, message, data)
+        }
+        FabricEvent::NatTableFull { port, biggest, mappings } => {
+            let whom = if key_of(&port).is_some() { "it" } else { &port };
+            let message = format!(
+                "the host has no room for more NAT mappings for {whom} (largest user: {biggest}, {mappings} mappings)"
+            );
+            (EventType::NatTableFull, message, json!({"biggest": biggest, "mappings": mappings}))
         }
         FabricEvent::DnsUpstream { server, failure: Some(reason) } => {
             let message = format!("DNS server {server} does not answer: {reason}");
@@ -489,6 +498,16 @@ mod tests {
             let [own, host, gone] = ["it", ports[1], ports[2]].map(message);
             let object = Some("Port shop/web-0".to_owned());
             assert_eq!(told, [(object, &*own), (None, &*host), (None, &*gone)]);
+        }
+        for port in ports {
+            let (port, biggest) = (port.to_owned(), "shop/web-1".to_owned());
+            tell_event(&events, &mut budgets, FabricEvent::NatTableFull { port, biggest, mappings: 9 });
+        }
+        let told = events.list(&Default::default(), 3);
+        for (event, whom) in told.iter().zip(["it", ports[1], ports[2]]) {
+            let message =
+                format!("the host has no room for more NAT mappings for {whom} (largest user: shop/web-1, 9 mappings)");
+            assert_eq!((event.message.as_str(), &event.data["biggest"]), (&*message, &json!("shop/web-1")));
         }
     }
 

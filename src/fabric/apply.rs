@@ -63,6 +63,7 @@ impl Fabric {
         inner.compile_pools(&state, &desired.nat_pools)?;
         state.take_settings(desired);
         inner.metadata.withdraw(desired);
+        let mut left = state.slots();
         let changed = inner.update_networks(&mut state, &desired.networks);
         let gone = inner.remove_ports(&mut state, &desired.ports);
         let mut gone_ids: Vec<PortId> = gone.iter().map(PortRuntime::id).collect();
@@ -89,7 +90,12 @@ impl Fabric {
         inner.share_connections(&state);
         inner.publish(&mut state);
         inner.wait_until_in_force(state.revision);
+        let there = state.slots();
+        left.retain(|uid, _| !there.contains_key(uid));
+        // Of networks that are gone, the host's own ports in them.
+        gone_ids.extend(left.values().map(|slot| PortId(*slot)));
         inner.forget_connections_of(&gone_ids);
+        inner.forget_mappings_of(&left.into_keys().collect());
         inner.dns.update(desired);
         inner.metadata.update(desired);
         inner.external_dns.update(desired.external_dns.as_ref());
@@ -166,6 +172,7 @@ impl Inner {
         }
         self.wait_until_in_force(state.revision);
         self.forget_connections_of(&gone_ids);
+        self.forget_mappings_of(&changes.uids_gone());
         match changes.places {
             true => self.dns.update(desired),
             false => self.dns.update_spec(desired),
@@ -181,8 +188,7 @@ impl Inner {
     /// Looks at ports that changed: whether they run.
     fn look_at(state: &mut State, changes: &PortChanges<'_>) {
         let State { ports, balance, .. } = state;
-        let there: HashSet<Uuid> = changes.come.iter().map(|spec| spec.uid).collect();
-        let gone: HashSet<Uuid> = changes.gone.iter().map(|spec| spec.uid).filter(|uid| !there.contains(uid)).collect();
+        let gone = changes.uids_gone();
         if !gone.is_empty() {
             balance.retain_ports(|port| !gone.contains(port));
         }

@@ -1,7 +1,7 @@
 //! NAT as the fabric keeps it: where its file lies, which pools serve whom, what an earlier run left, and that mappings are given back
 //! when connections end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,6 +28,9 @@ const EXPIRE_BUDGET: usize = 1024;
 
 /// Mappings whose blocks of the file are allocated in one go.
 const STEP: u32 = 1 << 14;
+
+/// What fails when pools cannot be.
+pub(super) const POOLS: &str = "setting up the NAT pools";
 
 /// Opens the table of mappings under the runtime directory.
 pub(super) fn open(config: &FabricConfig, now: u32) -> anyhow::Result<Nat> {
@@ -88,18 +91,32 @@ fn mapping_of(Hold { index, generation }: Hold) -> MappingRef {
     MappingRef { index, generation }
 }
 
+impl State {
+    /// Slots of the ports that there are, and of the host itself in each network, by the uids by which NAT knows them.
+    pub(super) fn slots(&self) -> HashMap<Uuid, u32> {
+        let ports = self.ports.values().filter_map(|port| Some((port.uid()?, port.id().0)));
+        let internal = self.networks.values().map(|of| (internal_uid(of.network.vni), of.port.id().0));
+        ports.chain(internal).collect()
+    }
+}
+
 impl Inner {
     /// Compiles the pools for the ports that there are.
     pub(super) fn compile_pools(&self, state: &State, pools: &[NatPoolSpec]) -> anyhow::Result<Arc<Pools>> {
-        let ports = state.ports.values().filter_map(|port| Some((port.uid()?, port.id().0)));
-        let internal = state.networks.values().map(|of| (internal_uid(of.network.vni), of.port.id().0));
-        let slots: HashMap<Uuid, u32> = ports.chain(internal).collect();
+        let slots = state.slots();
         // What somebody else at the uplink has takes no new connections.
         let lost = state.uplink.as_ref().map(|uplink| uplink.lost_addresses()).unwrap_or_default();
         let specs: Vec<PoolSpec> =
             pools.iter().map(|pool| pool_spec(pool, &lost, |uid| slots.get(&uid).copied())).collect();
         let now = self.clock.seconds(Instant::now());
-        Ok(Arc::new(Pools::compile(&self.nat, &specs, now).context("setting up the NAT pools")?))
+        Ok(Arc::new(Pools::compile(&self.nat, &specs, now).context(POOLS)?))
+    }
+
+    /// Ends the mappings of ports that are gone, for whose connections nobody waits any more. After those have ended.
+    pub(super) fn forget_mappings_of(&self, gone: &HashSet<Uuid>) {
+        if !gone.is_empty() {
+            self.nat.forget(|uid| gone.contains(&Uuid::from_u128(uid)), self.clock.seconds(Instant::now()));
+        }
     }
 
     /// Takes over the mappings of an earlier run whose ports are there and still have their addresses. Before the connections
@@ -174,6 +191,9 @@ impl Inner {
                     biggest: name(biggest),
                     ports,
                 },
+                NatEvent::Full { uid, biggest, mappings, .. } => {
+                    FabricEvent::NatTableFull { port: name(uid), biggest: name(biggest), mappings }
+                }
             });
         }
     }

@@ -627,6 +627,8 @@ pub enum FabricEvent {
     NatBlockReleased { lease: LeaseView, port: Option<String> },
     /// A port wanted more and there were none; `biggest` is the port that has most of the address, `ports` how many.
     NatExhausted { port: String, pool: String, address: IpAddr, biggest: String, ports: u32 },
+    /// A port wanted another NAT mapping and the host's table had no room; `biggest` is the port that has most, `mappings` how many.
+    NatTableFull { port: String, biggest: String, mappings: u32 },
     /// A backend of a Service, by `namespace/name`, is otherwise than before.
     ServiceBackend { service: Arc<str>, change: Change },
     /// No backend of a Service takes connections, or one does again; with its backends by how they are.

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use hostweave_switch::tables::Network;
+use uuid::Uuid;
 
 use super::spec::{Desired, PortSpec, Ports, ServiceSpec};
 
@@ -74,6 +75,14 @@ pub(super) struct PortChanges<'a> {
     pub places: bool,
     /// Whether how many connections they may begin is.
     pub limits: bool,
+}
+
+impl PortChanges<'_> {
+    /// Uids of ports that are gone for good; another port of the same name is another one.
+    pub fn uids_gone(&self) -> HashSet<Uuid> {
+        let there: HashSet<Uuid> = self.come.iter().map(|spec| spec.uid).collect();
+        self.gone.iter().map(|spec| spec.uid).filter(|uid| !there.contains(uid)).collect()
+    }
 }
 
 /// What two lists have between their common beginning and their common end.

@@ -9,6 +9,7 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use anyhow::Context as _;
 use hostweave_nat::service::Services;
 use hostweave_nat::{Nat, Pools};
 use hostweave_policy::compile::Compiler;
@@ -21,7 +22,7 @@ use hostweave_switch::tables::{Network, NetworkId, Port, PortId, Tables, Uplink}
 
 use super::balance::known::Facts;
 use super::balance::left::Was;
-use super::nat::pool_spec;
+use super::nat::{POOLS, pool_spec};
 use super::plane::Plane;
 use super::port::{internal_port, port_of};
 use super::publish::addresses_of;
@@ -51,7 +52,10 @@ pub struct Picture {
 
 impl Picture {
     /// The tables of a host that has nothing but what `desired` says.
-    pub fn of(desired: &Desired) -> Self {
+    ///
+    /// # Errors
+    /// `desired` contradicts itself.
+    pub fn of(desired: &Desired) -> anyhow::Result<Self> {
         Known::default().draft(desired, None)
     }
 }
@@ -128,7 +132,7 @@ impl Fabric {
     pub fn draft(&self, desired: &Desired) -> anyhow::Result<Picture> {
         check(desired)?;
         let known = Known::of(&self.inner.lock());
-        Ok(known.draft(desired, Some(&self.inner.nat)))
+        known.draft(desired, Some(&self.inner.nat))
     }
 
     /// A picture beside the live connections, now.
@@ -319,8 +323,6 @@ struct Known {
     uplink: Option<(Uplink, Arc<Network>, Arc<Port>)>,
     /// Addresses that somebody else there has: a draft does not get them back.
     lost: Lost,
-    /// NAT pools as they are.
-    pools: Arc<Pools>,
     /// What is known of Services' backends.
     facts: Facts,
     known: HashMap<Arc<str>, Was>,
@@ -345,13 +347,12 @@ impl Known {
             (uplink.table(), Arc::clone(network), Arc::clone(uplink.port()))
         });
         let lost = state.uplink.as_ref().map(|uplink| uplink.lost_addresses()).unwrap_or_default();
-        let (pools, facts) = (Arc::clone(&state.pools), state.balance.facts().clone());
-        let known = state.balance.services();
+        let (facts, known) = (state.balance.facts().clone(), state.balance.services());
         let services = Arc::clone(&state.services);
-        Self { networks, ports, epoch, crossings, specs, uplink, lost, pools, facts, known, services }
+        Self { networks, ports, epoch, crossings, specs, uplink, lost, facts, known, services }
     }
 
-    fn draft(&self, desired: &Desired, nat: Option<&Nat>) -> Picture {
+    fn draft(&self, desired: &Desired, nat: Option<&Nat>) -> anyhow::Result<Picture> {
         let outside = self.uplink.as_ref().map(|(uplink, ..)| (uplink.network.0, uplink.port.0));
         let internal = self.networks.values().map(|(_, port)| port.0);
         let taken = internal.chain(self.ports.values().map(|(id, _)| id.0)).chain(outside.map(|(_, port)| port));
@@ -410,14 +411,13 @@ impl Known {
         self.add_uplink(&mut tables, desired, &lost);
         let pool = |pool| pool_spec(pool, &lost, |uid| slots.get(&uid).copied());
         let specs: Vec<_> = desired.nat_pools.iter().map(pool).collect();
-        // Pools that cannot be are said where the draft is checked.
-        let pools = Pools::draft(nat, &specs).map_or_else(|_| Arc::clone(&self.pools), Arc::new);
+        let pools = Arc::new(Pools::draft(nat, &specs).context(POOLS)?);
         let frontends = balance::draft(&self.facts, &self.known, &desired.networks, &desired.services);
         let services = Arc::new(Services::compile(&frontends, Some(&self.services)));
         tables.epochs = vec![self.epoch; tables.networks.len()];
         tables.crossings = self.crossings;
         let plane = Plane { tables, policy, pools, services, ..Plane::default() };
-        Picture { plane: Arc::new(plane), world: Arc::new(world) }
+        Ok(Picture { plane: Arc::new(plane), world: Arc::new(world) })
     }
 
     /// The uplink as it is, with what the host would own there. One that is not there yet leads nowhere.
@@ -443,5 +443,33 @@ impl Known {
         tables.set_addresses(addresses_of(port));
         tables.set_ports([Arc::clone(port)]);
         tables.uplink = Some(Arc::new(new));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fabric::spec::{Filtering, NatPoolSpec};
+
+    #[test]
+    fn what_apply_would_refuse_of_pools_a_draft_refuses_in_the_same_words() {
+        let pool = |blocks| NatPoolSpec {
+            name: "a".to_owned(),
+            addresses: vec!["203.0.113.1".parse().unwrap()],
+            draining: Vec::new(),
+            ports: Vec::new(),
+            block_size: 64,
+            blocks,
+            filtering: Filtering::default(),
+            overload: false,
+            limits: Default::default(),
+        };
+        let draft = |blocks| Picture::of(&Desired { nat_pools: vec![pool(blocks)], ..Desired::default() });
+        assert!(draft(1..=64).is_ok());
+        let error = format!("{:#}", draft(1..=65).err().unwrap());
+        assert_eq!(
+            error,
+            "setting up the NAT pools: NAT pool a gives a workload 1 to 65 blocks; it must be 1 to 64, the smaller first"
+        );
     }
 }

@@ -116,6 +116,8 @@ event_types! {
     NatBlockReleased Normal,
     /// A port wanted more L4 ports of a NAT address than there are.
     NatExhausted Warning,
+    /// A port wanted another NAT mapping and the host's table had no room.
+    NatTableFull Warning,
     /// A backend of a Service is new, gone, or otherwise than before.
     ServiceBackendChanged Normal,
     /// A backend of a Service fails its checks.

@@ -72,7 +72,7 @@ impl Host {
         let options =
             hostweave_nat::Options { capacity: 16, boot: 1, now: 0, timers: Default::default(), seed: Some(1) };
         let nat = Nat::open(&dir.path().join("nat"), &options).unwrap();
-        Self { picture: Picture::of(&desired), connections, nat, unchosen: None, _dir: dir }
+        Self { picture: Picture::of(&desired).unwrap(), connections, nat, unchosen: None, _dir: dir }
     }
 
     fn scene(&self) -> Scene<'_> {

@@ -185,8 +185,9 @@ pub struct Uplink {
     pub v6: Vec<NextHop>,
     /// Every single address that the host owns there, IPv4-mapped for IPv4. Only these are answered for.
     pub owned: HashMap<u128, Owned, RandomState>,
-    /// Of those that are attached by 1:1 NAT, the public one by port and inside address ([`Uplink::one_to_one`]).
-    pub public: HashMap<(PortId, u128), u128, RandomState>,
+    /// Of those that are attached by 1:1 NAT, the public one by port and family (`ipv4`): whichever of its addresses the port sends from
+    /// ([`Uplink::one_to_one`]).
+    pub public: HashMap<(PortId, bool), u128, RandomState>,
     /// Addresses that were given up while they were in use: connections that began with them go on, none begins.
     pub kept: HashMap<u128, Owned, RandomState>,
     /// Prefixes that are routed to the host, with the network they belong to (`egress: routed`).
@@ -198,13 +199,22 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// What [`Uplink::public`] is for these addresses.
-    pub fn one_to_one(owned: &HashMap<u128, Owned, RandomState>) -> HashMap<(PortId, u128), u128, RandomState> {
-        let public = |(address, owner): (&u128, &Owned)| match *owner {
-            Owned::Attached { port, inside: Some(inside) } => Some(((port, inside), *address)),
-            _ => None,
-        };
-        owned.iter().filter_map(public).collect()
+    /// What [`Uplink::public`] is for these addresses. Of several of a port the lowest: it must not depend on the order of the map.
+    pub fn one_to_one(owned: &HashMap<u128, Owned, RandomState>) -> HashMap<(PortId, bool), u128, RandomState> {
+        let mut public = HashMap::default();
+        for (&address, owner) in owned {
+            if let Owned::Attached { port, inside: Some(_) } = *owner {
+                let lowest = public.entry((port, is_ipv4(address))).or_insert(address);
+                *lowest = address.min(*lowest);
+            }
+        }
+        public
+    }
+
+    /// The address as which a port's packets from `src` leave, if it has one by 1:1 NAT.
+    #[inline]
+    pub fn public_of(&self, port: PortId, src: u128) -> Option<u128> {
+        self.public.get(&(port, is_ipv4(src))).copied()
     }
 
     /// Whose an address is, or was when connections began that still use it.
@@ -298,6 +308,11 @@ pub fn mapped(address: IpAddr) -> u128 {
 /// The address that tables and keys have so.
 pub fn unmapped(address: u128) -> IpAddr {
     Ipv6Addr::from(address).to_canonical()
+}
+
+/// Whether that is one of IPv4.
+fn is_ipv4(address: u128) -> bool {
+    address >> 32 == 0xffff
 }
 
 /// Key of the address table: IPv4 addresses are IPv4-mapped, one key type for both families.

@@ -116,6 +116,8 @@ def unasked(case):
     host.server.peer("reflect", port=REFLECT)
     before = host.drops("nat_no_mapping")
     sent = 0
+    mac = host.router.sh("cat /sys/class/net/host0/address").strip()
+    up0 = host.host.sh("cat /sys/class/net/up0/address").strip()
     for number, server in enumerate(SERVER):
         # With a mapping that is in use: others who know it do not get in, not even by the same port.
         a.peer("bind", name="own", host=a.families[number], port=6000)
@@ -134,8 +136,14 @@ def unasked(case):
                 assert found == {"opened": 0, "failed": {"timeout": 1}}, "TCP to %s: %s" % (to, found)
             assert node.peer("take", name="prober", timeout=0.5) is None, "a datagram was answered"
             assert node.sh("ping -c 1 -W 1 %s" % udp[0], check=False).returncode == 1, "an echo was answered"
+            # What can begin nothing: a segment in mid-stream, and an answer to an echo that nobody sent.
+            protocol, kind = ((1, 0), (58, 129))[number]
+            answer = packets.with_checksum(own[number], udp[0], protocol, struct.pack(">BBHHH", kind, 0, 0, udp[1], 1), 2)
+            frames = [packets.tcp_frame(mac, up0, own[number], tcp[0], (5000, tcp[1]), 7, 7, ACK),
+                      packets.ip_frame(mac, up0, own[number], udp[0], protocol, answer)]
+            host.router.peer("frames", device="host0", frames=[frame.hex() for frame in frames])
             # Two SYNs each within the time that they were given, at least.
-            sent += 4 + 4 + 1
+            sent += 4 + 4 + 1 + len(frames)
         # The server itself, from a port that was not asked: address and port decide (REQ-8).
         host.server.peer("bind", name="other", host=server, port=5001)
         host.server.peer("send", name="other", to=udp)

@@ -26,15 +26,15 @@ const OWN_PORT: u16 = 6_000;
 const PORT: u16 = 7_000;
 
 /// A router, a host whose ports leave by NAT, and somebody at the other end of its cable.
-struct Scene {
-    host: Host,
-    outside: Outside,
-    router: Router,
+pub(super) struct Scene {
+    pub(super) host: Host,
+    pub(super) outside: Outside,
+    pub(super) router: Router,
 }
 
 impl Scene {
     /// With one port for each name and number of queue pairs. `change` has the last word about them.
-    fn new(scenario: &str, ports: &[(&str, u16)], change: impl Fn(&mut PortSpec)) -> Self {
+    pub(super) fn new(scenario: &str, ports: &[(&str, u16)], change: impl Fn(&mut PortSpec)) -> Self {
         let router = Router::new(scenario);
         // What it cannot send on ends there without a word.
         router.ip("-4 route add blackhole default");
@@ -58,11 +58,11 @@ impl Scene {
         Self { host, outside, router }
     }
 
-    fn port(&self, n: usize) -> PortSpec {
+    pub(super) fn port(&self, n: usize) -> PortSpec {
         (*self.host.desired.ports[n]).clone()
     }
 
-    fn guest(&self, n: usize) -> Guest {
+    pub(super) fn guest(&self, n: usize) -> Guest {
         let spec = &self.host.desired.ports[n];
         let BackendSpec::VhostUser { socket, queues, .. } = &spec.backend else { unreachable!() };
         let builder = Guest::builder().profile(Profile::Dpdk).socket(socket).mac(spec.mac.0).timeout(PATIENCE);
@@ -122,7 +122,7 @@ pub(super) fn port(dir: &std::path::Path, name: &str, n: u8, queues: u16) -> Por
 }
 
 /// Who sees every frame on the cable, and sends by another socket.
-struct Outside {
+pub(super) struct Outside {
     device: Device,
     uring: Uring,
     sender: Liar,
@@ -156,21 +156,21 @@ impl Outside {
     }
 
     /// What of it is to or from an L4 port, and where it comes from and goes to.
-    fn datagrams(&mut self, port: u16) -> Vec<Seen> {
+    pub(super) fn datagrams(&mut self, port: u16) -> Vec<Seen> {
         let seen = |(offload, frame): (Offload, Vec<u8>)| Seen::of(&offload, &frame);
         self.take().into_iter().filter_map(seen).filter(|seen| [seen.from.1, seen.to.1].contains(&port)).collect()
     }
 
     /// Sends a frame to the host from beyond the router.
-    fn send(&mut self, router: MacAddr, make: impl Fn(&Path) -> Vec<u8>, from: IpAddr, to: IpAddr) {
+    pub(super) fn send(&mut self, router: MacAddr, make: impl Fn(&Path) -> Vec<u8>, from: IpAddr, to: IpAddr) {
         self.sender.send(&make(&Path::new(router.0, super::ours().0, from, to)));
     }
 }
 
 /// A packet. Its checksum is right, or left to the next device.
 #[derive(Debug, Clone)]
-struct Seen {
-    from: (IpAddr, u16),
+pub(super) struct Seen {
+    pub(super) from: (IpAddr, u16),
     to: (IpAddr, u16),
     payload: Vec<u8>,
     tcp: Option<Segment>,
@@ -200,7 +200,7 @@ impl Seen {
 }
 
 /// The nth of the remotes: none of them is in the subnet of the uplink.
-fn remote(ipv4: bool, n: u16) -> IpAddr {
+pub(super) fn remote(ipv4: bool, n: u16) -> IpAddr {
     let [high, low] = n.to_be_bytes();
     match ipv4 {
         true => Ipv4Addr::new(198, 18, high, low).into(),
@@ -208,13 +208,13 @@ fn remote(ipv4: bool, n: u16) -> IpAddr {
     }
 }
 
-fn path(from: &PortSpec, to: IpAddr) -> Path {
+pub(super) fn path(from: &PortSpec, to: IpAddr) -> Path {
     let src = from.addresses().find(|own| own.is_ipv4() == to.is_ipv4()).unwrap();
     Path::new(from.mac.0, MacAddr::ROUTER.0, src, to)
 }
 
 /// Datagrams that a guest has got, as [`Seen`].
-fn received(guest: &mut Guest) -> Vec<Seen> {
+pub(super) fn received(guest: &mut Guest) -> Vec<Seen> {
     let (mut all, mut frame) = (Vec::new(), Vec::new());
     while let Some((_, header)) = guest.nic().recv_frame(&mut frame).unwrap() {
         let offload = Offload { flags: header.flags, ..Offload::default() };

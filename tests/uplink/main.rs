@@ -39,6 +39,7 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("a_tap_device_leads_through_the_kernel", tap),
     ("a_flood_of_neighbours_costs_nothing_else", flood),
     ("a_port_with_another_attachment_is_still_behind_its_pool", ports::replaced),
+    ("a_port_that_is_deleted_leaves_no_nat_mapping_and_one_that_moves_keeps_its_own", ports::deleted),
     ("one_socket_on_four_queues_and_two_workers_has_one_outside_port", guests::queues),
     ("spoofed_frames_reach_neither_the_uplink_nor_another_port", guests::spoofed),
     ("limits_of_the_uplink_concern_the_uplink_only", guests::rates),

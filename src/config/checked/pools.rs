@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use hostweave_nat::{Limits, MAPPINGS_MAX};
+use hostweave_nat::{BLOCKS_MAX, Limits, MAPPINGS_MAX};
 use hostweave_policy::model::Selector;
 
 use super::{range, selector};
@@ -212,6 +212,15 @@ fn blocks(raw: Option<&raw_nat::PortBlock>, path: &Path, problems: &mut Vec<Prob
         let path = path.key("max");
         let message = format!("{path} {max} is less than min, {min}");
         problems.push(Problem::value(&path, "out_of_range", message).label("less than min"));
+    }
+    let most = size * u32::from(BLOCKS_MAX);
+    if max > most {
+        // Without max, min is what is written.
+        let path = path.key(if raw.max.is_some() { "max" } else { "min" });
+        let message = format!("{path} {max} is {} blocks of {size}; a workload has at most {BLOCKS_MAX}", max / size);
+        let larger = max.div_ceil(u32::from(BLOCKS_MAX)).next_power_of_two();
+        let problem = Problem::value(&path, "out_of_range", message).label(format!("at most {most}"));
+        problems.push(problem.help(format!("write size: {larger}")));
     }
     // At most 4096, and 64512 / 64.
     let small = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);

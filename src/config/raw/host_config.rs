@@ -250,7 +250,8 @@ pub struct Connections {
     pub timeouts: Option<Timeouts>,
 }
 
-/// When a connection without packets is forgotten, in seconds, 1 to 2678400 (31 days) each.
+/// When a connection without packets is forgotten, in seconds, 1 to 2678400 (31 days) each. What leaves the network lives longer where NAT must
+/// remember it: TCP 7440 (not established 240), UDP 300 (to port 53 30), ICMP echo 60, other protocols 600 at least.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Timeouts {

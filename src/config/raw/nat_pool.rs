@@ -58,7 +58,7 @@ pub struct NatPoolSpec {
     pub draining: Vec<String>,
 }
 
-/// How many L4 ports of an address a workload gets, in blocks of equal size.
+/// How many L4 ports of an address a workload gets, in blocks of equal size, at most 64 of them.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PortBlock {

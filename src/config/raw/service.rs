@@ -35,7 +35,9 @@ use super::port::Protocol;
 /// `{name: attach, port: 1, targetPort: attach}` the Service only holds an address. The Port, or the Pod of its name, whose annotation
 /// `net.coreweave.cloud/attachLoadbalancerIP` names the Service has it on its own NIC: DHCP hands it out instead of the private one,
 /// DHCPv6 besides it. With the annotation `hostweave.dev/attach-mode: nat` on either, the guest keeps its private address, and packets
-/// are translated 1:1.
+/// are translated 1:1: whichever of its own addresses of that family the guest sends from (an IPv6 guest forms new ones by itself), it
+/// leaves as the public one with its L4 port unchanged; what comes unasked goes to the Port's first address. Two addresses of one guest
+/// cannot use the same L4 port towards the same remote endpoint: the second connection is refused (`nat_tuple_taken`).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Service {

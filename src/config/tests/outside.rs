@@ -160,6 +160,12 @@ fn pools_that_are_refused() {
         (nat("{addresses: [203.0.113.1], portBlock: {size: 8192}}"), &["out_of_range 9 8192"]),
         (nat("{addresses: [203.0.113.1], portBlock: {min: 700}}"), &["out_of_range 9 700"]),
         (nat("{addresses: [203.0.113.1], portBlock: {min: 1024, max: 512}}"), &["out_of_range 9 512"]),
+        // 64 blocks at most, of whatever size.
+        (nat("{addresses: [203.0.113.1], portBlock: {size: 64, max: 8192}}"), &["out_of_range 9 8192"]),
+        (nat("{addresses: [203.0.113.1], portBlock: {size: 64, min: 8192}}"), &["out_of_range 9 8192"]),
+        (nat("{addresses: [203.0.113.1], portBlock: {max: 64512}}"), &["out_of_range 9 64512"]),
+        (nat("{addresses: [203.0.113.1], portBlock: {size: 64, max: 4096}}"), &[]),
+        (nat("{addresses: [203.0.113.1], portBlock: {size: 1024, min: 64512}}"), &[]),
         (nat("{addresses: [203.0.113.1], limits: {mappings: 0}}"), &["out_of_range 9 0"]),
         (nat("{addresses: [203.0.113.1], limits: {mappings: 4194305}}"), &["out_of_range 9 4194305"]),
         (nat("{addresses: [203.0.113.1], limits: {newMappingsPerSecond: 0}}"), &["out_of_range 9 0"]),
@@ -178,6 +184,20 @@ fn pools_that_are_refused() {
         (address_pool("a", "{type: open, addresses: [203.0.113.1]}"), &["unknown_value 4 open"]),
         (address_pool("a", "{type: public, addresses: [x]}"), &["invalid_address 4 x"]),
     ]);
+}
+
+#[test]
+fn too_many_blocks_are_refused_with_a_size_that_is_large_enough() {
+    for (block, help) in [
+        ("{size: 64, max: 4160}", "Write size: 128"),
+        ("{max: 64512}", "Write size: 1024"),
+        ("{size: 64, min: 64512}", "Write size: 1024"),
+    ] {
+        let spec = format!("{{addresses: [203.0.113.1], portBlock: {block}}}");
+        let problems = validate(&(host(UPLINK) + "---\n" + &nat_pool("a", &spec))).unwrap_err();
+        let [problem] = &problems.0[..] else { panic!("{problems}") };
+        assert!(problem.help.as_ref().is_some_and(|told| told.ends_with(help)), "{problem:?}");
+    }
 }
 
 #[test]

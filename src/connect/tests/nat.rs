@@ -250,6 +250,10 @@ fn out_and_back_through_a_pool() {
             inward(server, pool).udp(53, l4 ^ 1, b"?"),
             inward(server, pool).tcp(&TcpHeader { src_port: 53, dst_port: l4, flags: SYN, ..Default::default() }, b""),
             inward(server, pool).echo_request(l4, 1, b"?"),
+            // Nor what can begin nothing (SEMANTICS NA36).
+            inward(server, pool).tcp(&TcpHeader { src_port: 80, dst_port: l4, flags: ACK, ..Default::default() }, b""),
+            inward(server, pool).tcp(&TcpHeader { src_port: 80, dst_port: l4, flags: RST, ..Default::default() }, b""),
+            inward(server, pool).icmp(if v6 { 129 } else { 0 }, 0, [0, 7, 0, 1], b"?"),
         ] {
             assert_eq!(refused(&mut host, &frame), DropReason::NatNoMapping);
         }
@@ -375,7 +379,7 @@ fn tcp_through_a_pool_and_simultaneous_open() {
         assert_eq!(host.through(0, UPLINK, &out_of_window), Err(DropReason::TcpOutOfWindow));
         assert_eq!(host.entries().len(), 1);
         let unasked = inward(server, pool).tcp(&segment(81, l4, ACK, 1, 1), b"");
-        assert_eq!(host.through(0, UPLINK, &unasked), Err(DropReason::NoConnection), "never picked up in the middle");
+        assert_eq!(host.through(0, UPLINK, &unasked), Err(DropReason::NatNoMapping), "never picked up in the middle");
     });
 }
 

@@ -11,7 +11,7 @@ use super::Finding;
 use crate::config::ObjectKey;
 use crate::config::checked::{AddressPool, NatPool};
 use crate::config::outside::{address_pools, nat_pools};
-use crate::observe::events::{EventType, Filter};
+use crate::observe::events::{EventLog, EventType, Filter};
 use crate::observe::time::rfc3339;
 
 /// From which part on a pool is nearly empty.
@@ -37,7 +37,7 @@ pub fn examine(controller: &Controller, snapshot: &Snapshot) -> Vec<Finding> {
         any = true;
         findings.extend(addresses(&object.key, pool, &used));
     }
-    findings.extend(refused(controller));
+    findings.extend(refused(&controller.parts.events, SystemTime::now()));
     if findings.is_empty() && any {
         findings.push(Finding::ok("pool", "every pool has room"));
     }
@@ -85,14 +85,23 @@ fn addresses(key: &ObjectKey, pool: &AddressPool, used: &HashSet<IpAddr>) -> Vec
     findings
 }
 
-/// Connections that were refused lately because a pool had no L4 ports left.
-fn refused(controller: &Controller) -> Option<Finding> {
-    let filter = Filter { types: vec![EventType::NatExhausted], ..Filter::default() };
-    let events = controller.parts.events.list(&filter, 1);
-    let last = events.first().filter(|event| is_recent(&event.time, SystemTime::now()))?;
-    let who = last.object().map(|object| format!("{object}: ")).unwrap_or_default();
-    let message = format!("connections were refused at {}: {who}{}", last.time, last.message);
-    Some(Finding::warning("pool", message, "see the biggest users: hostweave nat stats"))
+/// Connections that were refused lately because a pool had no L4 ports left, or the host no room for another mapping.
+fn refused(events: &EventLog, now: SystemTime) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (what, help) in [
+        (EventType::NatExhausted, "see the biggest users: hostweave nat stats"),
+        (
+            EventType::NatTableFull,
+            "raise HostConfig.spec.connections.max, or lower NatPool.spec.limits.mappings. See: hostweave nat stats",
+        ),
+    ] {
+        let events = events.list(&Filter { types: vec![what], ..Filter::default() }, 1);
+        let Some(last) = events.first().filter(|event| is_recent(&event.time, now)) else { continue };
+        let who = last.object().map(|object| format!("{object}: ")).unwrap_or_default();
+        let message = format!("connections were refused at {}: {who}{}", last.time, last.message);
+        findings.push(Finding::warning("pool", message, help));
+    }
+    findings
 }
 
 /// Times of one form are in the order of their letters.
@@ -175,6 +184,21 @@ mod tests {
             ["AddressPool p is nearly empty: 7 of 8 IPv4 addresses are given"]
         );
         assert!(addresses(&key, &pool, &used(&seven[..6])).is_empty());
+    }
+
+    #[test]
+    fn what_was_refused_for_want_of_ports_or_of_room_is_found() {
+        let (log, now) = (EventLog::default(), SystemTime::now());
+        assert!(refused(&log, now).is_empty());
+        let key = ObjectKey::port("shop", "web-0");
+        for kind in [EventType::NatTableFull, EventType::NatExhausted, EventType::NatTableFull] {
+            log.add(kind, Some(&key), format!("{kind:?}"), serde_json::Value::Null);
+        }
+        let found = refused(&log, now);
+        let ends: Vec<_> = messages(&found).iter().filter_map(|message| message.rsplit(": ").next()).collect();
+        assert_eq!(ends, ["NatExhausted", "NatTableFull"]);
+        assert!(messages(&found).iter().all(|message| message.contains("Port shop/web-0")));
+        assert!(refused(&log, now + RECENT + Duration::from_secs(2)).is_empty());
     }
 
     #[test]

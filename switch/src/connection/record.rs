@@ -44,7 +44,7 @@ pub struct Record {
     /// Queue pair on which the direction was last sent, plus one; 0 for none.
     queue: [AtomicU8; 2],
     status: AtomicU8,
-    /// [`CROSSES`], [`RECEIVER_PAYS`].
+    /// [`CROSSES`], [`RECEIVER_PAYS`], [`MAPPED`].
     traits: AtomicU8,
     epoch: AtomicU32,
     /// Second in which it began.
@@ -85,6 +85,8 @@ const VALID: u8 = 1;
 const CROSSES: u8 = 1;
 /// It counts for the port that did not begin it.
 const RECEIVER_PAYS: u8 = 2;
+/// It holds a NAT mapping.
+const MAPPED: u8 = 4;
 
 /// A record's plain values, for lists and events.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -161,6 +163,12 @@ impl Record {
     #[inline]
     pub fn crosses(&self) -> bool {
         self.traits.load(Relaxed) & CROSSES != 0
+    }
+
+    /// Whether it holds a NAT mapping, which ends with it or later.
+    #[inline]
+    pub(super) fn is_mapped(&self) -> bool {
+        self.traits.load(Relaxed) & MAPPED != 0
     }
 
     /// Slot of the port for whose quota it counts.
@@ -305,9 +313,12 @@ impl Record {
         self.l4.store(new.key.l4 & !0xffff, Relaxed);
         self.vni.store(new.vni, Relaxed);
         self.ports.store(new.in_port << 16 | new.out_port & 0xffff, Relaxed);
-        let traits =
-            if new.translation.is_some() { CROSSES } else { 0 } | if new.receiver_pays { RECEIVER_PAYS } else { 0 };
-        self.traits.store(traits, Relaxed);
+        let crosses = match &new.translation {
+            None => 0,
+            Some(translation) if translation.is_mapped() => CROSSES | MAPPED,
+            Some(_) => CROSSES,
+        };
+        self.traits.store(crosses | if new.receiver_pays { RECEIVER_PAYS } else { 0 }, Relaxed);
         self.set_epoch(new.epoch, new.basis);
         self.created.store(now, Relaxed);
         for (direction, side) in [new.side, Side::default()].into_iter().enumerate() {

@@ -430,7 +430,8 @@ impl Connections {
         let record = &records[index as usize];
         record.fill(new, now);
         let alone = timeouts.of_new(new.key.proto(), &new.side);
-        let lives = if new.translation.is_some() { timeouts.crossing(new.key.proto(), alone) } else { alone };
+        let crossing = |translation: &Translation| timeouts.crossing(&new.key, translation.is_mapped(), alone);
+        let lives = new.translation.as_ref().map_or(alone, crossing);
         let deadline = now.saturating_add(lives).saturating_add(1);
         self.link(shard, &mut wheel, bucket, records, index, deadline);
         // The next one of this worker, in all likelihood.

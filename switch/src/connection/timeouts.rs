@@ -2,6 +2,7 @@
 
 use super::record::Record;
 use super::table::deadline;
+use crate::flow::FlowKey;
 use crate::tcp_track::{self, Side, State};
 use crate::wire::proto;
 
@@ -31,11 +32,20 @@ pub struct Timeouts {
     /// UDP from one network into another: as long as a NAT mapping lives (RFC 4787 REQ-5), which must not outlive it (SEMANTICS
     /// NA16).
     pub crossing_udp: u32,
+    /// The same towards the L4 port of DNS: many are asked once and answered at once (REQ-5a).
+    pub crossing_dns: u32,
     /// TCP from one network into another that is not established (RFC 5382 REQ-5).
     pub crossing_tcp: u32,
     /// ICMP queries from one network into another (RFC 5508 REQ-2).
     pub crossing_icmp: u32,
+    /// Established TCP that holds a NAT mapping, whatever others are given (RFC 5382 REQ-5).
+    pub mapped_tcp_established: u32,
+    /// Protocols of which NAT translates addresses only, SCTP among them, that hold a mapping.
+    pub mapped_other: u32,
 }
+
+/// L4 port of DNS.
+const DNS_L4: u16 = 53;
 
 impl Default for Timeouts {
     fn default() -> Self {
@@ -51,8 +61,11 @@ impl Default for Timeouts {
             sctp: 210,
             other: 600,
             crossing_udp: 300,
+            crossing_dns: 30,
             crossing_tcp: 240,
             crossing_icmp: 60,
+            mapped_tcp_established: 7440,
+            mapped_other: 600,
         }
     }
 }
@@ -61,7 +74,7 @@ impl Timeouts {
     /// Seconds that a connection may live from its last packet.
     pub fn of(&self, record: &Record) -> u32 {
         let alone = self.within(record);
-        if record.crosses() { self.crossing(record.key().proto(), alone) } else { alone }
+        if record.crosses() { self.crossing(&record.key(), record.is_mapped(), alone) } else { alone }
     }
 
     /// Whether nothing of a connection is to be expected any more: TCP has ended, or there was no packet for as long as one within a
@@ -71,20 +84,29 @@ impl Timeouts {
         record.key().proto() == proto::TCP && ended() || deadline(record, self.within(record)) <= now
     }
 
-    /// Seconds that a connection which crosses lives from its last packet, where within a network it would live `alone`.
-    pub(super) fn crossing(&self, protocol: u8, alone: u32) -> u32 {
-        match protocol {
+    /// Seconds that a connection which crosses lives from its last packet, where within a network it would live `alone`. `mapped`: it
+    /// holds a NAT mapping.
+    #[inline]
+    pub(super) fn crossing(&self, key: &FlowKey, mapped: bool, alone: u32) -> u32 {
+        match key.proto() {
             proto::TCP => alone.max(self.crossing_tcp),
+            proto::UDP if key.dst_port() == DNS_L4 => alone.max(self.crossing_dns),
             proto::UDP => alone.max(self.crossing_udp),
             proto::ICMPV4 | proto::ICMPV6 => alone.max(self.crossing_icmp),
+            _ if mapped => alone.max(self.mapped_other),
             _ => alone,
         }
     }
 
-    /// Of one within a network.
+    /// Of one within a network. Established TCP that holds a NAT mapping is owed more, whatever it may stand in the way of.
     fn within(&self, record: &Record) -> u32 {
         match record.key().proto() {
-            proto::TCP => self.tcp(&record.side(0), &record.side(1)),
+            proto::TCP => {
+                let (side, other) = (record.side(0), record.side(1));
+                let alone = self.tcp(&side, &other);
+                let owed = record.is_mapped() && tcp_track::state(&side, &other) == State::Established;
+                if owed { alone.max(self.mapped_tcp_established) } else { alone }
+            }
             proto::UDP if record.is_replied() => self.udp_stream,
             other => self.of_new(other, &Side::default()),
         }

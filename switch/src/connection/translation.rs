@@ -26,6 +26,14 @@ pub struct Translation {
     pub held: [Option<Hold>; 2],
 }
 
+impl Translation {
+    /// Whether the connection holds a NAT mapping.
+    #[inline]
+    pub(super) fn is_mapped(&self) -> bool {
+        self.held.iter().any(Option::is_some)
+    }
+}
+
 /// Names a record of somebody else's table, which one connection holds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Hold {

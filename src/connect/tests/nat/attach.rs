@@ -108,6 +108,91 @@ fn one_to_one_nat_translates_addresses_and_nothing_else() {
     });
 }
 
+/// Another address of B, such as one that it has formed by itself (RFC 8981).
+fn another(v6: bool) -> IpAddr {
+    if v6 { Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0xabcd, 0, 0, 7).into() } else { [192, 0, 2, 77].into() }
+}
+
+fn one_to_one_with_another() -> Host {
+    let mut host = one_to_one();
+    let mut port = (**host.plane.tables.ports[B as usize].as_ref().unwrap()).clone();
+    let [IpAddr::V4(v4), IpAddr::V6(v6)] = [false, true].map(another) else { unreachable!() };
+    (port.v4, port.v6) = ([port.v4, vec![v4]].concat(), [port.v6, vec![v6]].concat());
+    host.plane.tables.set_addresses([false, true].map(|v6| (AddressKey::new(NETWORK, another(v6)), PortId(B))));
+    host.plane.tables.set_ports([Arc::new(port)]);
+    host.publish();
+    host
+}
+
+#[test]
+fn one_to_one_nat_is_for_every_address_of_the_guest() {
+    both(|v6| {
+        let mut host = one_to_one_with_another();
+        let (server, own, inside) = (remote(v6, 1), public(v6, PUBLIC), another(v6));
+        let (sent, back) = (Path { src: inside, ..out(B, server) }, inward(server, own));
+        for worker in [0, 1] {
+            assert_eq!(host.through(worker, B, &sent.udp(4000, 53, b"data")), Ok((UPLINK, (own, server, 4000, 53))));
+            let answer = back.udp(53, 4000, b"answer");
+            assert_eq!(host.through(worker, UPLINK, &answer), Ok((B, (server, inside, 53, 4000))));
+        }
+        assert_eq!(host.through(0, B, &sent.echo_request(7, 1, b"?")), Ok((UPLINK, (own, server, 7, 0))));
+        let reply = back.icmp(if v6 { 129 } else { 0 }, 0, [0, 7, 0, 1], b"?");
+        assert_eq!(host.through(1, UPLINK, &reply), Ok((B, (server, inside, 7, 0))));
+        assert_eq!(host.nat.stats().mappings, 0, "no pool has a part in it");
+        // What comes unasked is for the first one, even from who talks to the other.
+        let first = address(B, v6);
+        assert_eq!(host.through(0, UPLINK, &back.udp(9, 10, b"hello")), Ok((B, (server, first, 9, 10))));
+        // Whose it is not may not use it.
+        let stolen = Path { src: inside, ..out(A, server) };
+        assert_eq!(host.to(A, &stolen.udp(1, 2, b"data")), Err(DropReason::SpoofedIp));
+        // An address that is given up is in use until its connections end, whichever address inside they have.
+        host.edit_uplink(|uplink| {
+            let owner = uplink.owned.remove(&mapped(own)).unwrap();
+            uplink.kept.insert(mapped(own), owner);
+        });
+        assert_eq!(host.through(0, B, &sent.udp(4000, 53, b"data")), Ok((UPLINK, (own, server, 4000, 53))));
+        let answer = back.udp(53, 4000, b"answer");
+        assert_eq!(host.through(1, UPLINK, &answer), Ok((B, (server, inside, 53, 4000))));
+    });
+}
+
+/// L4 ports stay as they are, so two addresses of a guest can want the same outside endpoint towards one remote: one of them has it.
+#[test]
+fn two_addresses_behind_one_public_address_are_never_mixed_up() {
+    both(|v6| {
+        let mut host = one_to_one_with_another();
+        let (server, own, first, second) = (remote(v6, 1), public(v6, PUBLIC), address(B, v6), another(v6));
+        let way = |src, to| Path { src, ..out(B, to) };
+        let syn =
+            |src_port| TcpHeader { src_port, dst_port: 80, seq: 1, flags: SYN, window: 1000, ..Default::default() };
+        let shapes: [&dyn Fn(&Path) -> Vec<u8>; 4] = [
+            &|path| path.udp(4000, 53, b"data"),
+            &|path| path.tcp(&syn(4000), b""),
+            &|path| path.echo_request(7, 1, b"ping"),
+            &|path| path.ip(47, b"any protocol!"),
+        ];
+        for shape in shapes {
+            assert_eq!(host.to(B, &shape(&way(second, server))), Ok(UPLINK));
+            let before = host.entries().len();
+            assert_eq!(host.traced(B, &shape(&way(first, server))), Err(DropReason::NatTupleTaken));
+            for _ in 0..2 {
+                assert_eq!(host.to(B, &shape(&way(first, server))), Err(DropReason::NatTupleTaken));
+            }
+            assert_eq!(host.entries().len(), before);
+            assert_eq!(host.to(B, &shape(&way(first, remote(v6, 2)))), Ok(UPLINK), "towards another it is free");
+            assert_eq!(host.to(B, &shape(&way(second, server))), Ok(UPLINK), "and what goes on goes on");
+        }
+        let back = inward(server, own);
+        assert_eq!(host.through(1, UPLINK, &back.udp(53, 4000, b"x")), Ok((B, (server, second, 53, 4000))));
+        // What has come in to the first has its answers, and the other none of them.
+        assert_eq!(host.through(0, UPLINK, &back.udp(9, 10, b"hello")), Ok((B, (server, first, 9, 10))));
+        assert_eq!(host.to(B, &way(second, server).udp(10, 9, b"mine")), Err(DropReason::NatTupleTaken));
+        let answer = way(first, server).udp(10, 9, b"answer");
+        assert_eq!(host.through(1, B, &answer), Ok((UPLINK, (own, server, 10, 9))));
+        assert_eq!(host.through(0, UPLINK, &back.udp(9, 10, b"more")), Ok((B, (server, first, 9, 10))));
+    });
+}
+
 #[test]
 fn a_routed_range_leaves_as_it_is_and_nothing_unasked_comes_in() {
     both(|v6| {

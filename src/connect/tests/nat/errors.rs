@@ -47,7 +47,7 @@ fn na18_echo_through_a_pool() {
         // To another remote by the same identifier outside.
         let (_, other) = host.through(1, A, &out(A, remote(v6, 2)).echo_request(77, 1, b"ping")).unwrap();
         assert_eq!(other.2, ident);
-        assert_eq!(host.through(0, UPLINK, &reply(ident ^ 1)), Err(DropReason::NoConnection));
+        assert_eq!(host.through(0, UPLINK, &reply(ident ^ 1)), Err(DropReason::NatNoMapping));
     });
 }
 

@@ -10,9 +10,9 @@ fn mappings_are_given_back_when_connections_end_whoever_ends_them() {
         let told = Arc::clone(&nat);
         host.connections
             .on_release(Box::new(move |hold, entry| told.lock().unwrap().push((hold, entry.key.src_port()))));
-        host.leaves(A, remote(v6, 1), (4000, 53));
+        host.leaves(A, remote(v6, 1), (4000, 7000));
         let held = host.entry().translation.unwrap().held[0].unwrap();
-        host.leaves(A, remote(v6, 1), (4001, 53));
+        host.leaves(A, remote(v6, 1), (4001, 7000));
         let entry = host.entries().into_iter().find(|entry| entry.key.src_port() == 4000).unwrap();
         assert!(host.connections.remove(entry.index, entry.generation, Ending::Flushed));
         assert_eq!(*nat.lock().unwrap(), [(held, 4000)]);
@@ -28,9 +28,9 @@ fn mappings_are_given_back_when_connections_end_whoever_ends_them() {
         assert_eq!((nat.lock().unwrap().len(), host.entries().len()), (2, 0));
         // By its own port at its limit, of those that nobody answered.
         host.connections.share([(A, 1)].into_iter());
-        host.leaves(A, remote(v6, 1), (4002, 53));
+        host.leaves(A, remote(v6, 1), (4002, 7000));
         for port in 4003..5000 {
-            let _ = host.to(A, &out(A, remote(v6, 1)).udp(port, 53, b"data"));
+            let _ = host.to(A, &out(A, remote(v6, 1)).udp(port, 7000, b"data"));
         }
         let told = nat.lock().unwrap().len();
         assert!(host.connections.evicted() > 0);

@@ -110,6 +110,83 @@ fn rfc4787_req5_a_mapping_outlives_each_of_its_connections() {
     });
 }
 
+/// Most guests ask many questions once each: they must not take L4 ports for five minutes.
+#[test]
+fn rfc4787_req5a_towards_dns_a_connection_lives_as_within_a_network_and_30_s_at_least() {
+    both(|v6| {
+        let (server, pool) = (remote(v6, 1), public(v6, POOL));
+        let mut timed = Timed::new(Host::outside());
+        timed.host.leaves(A, server, (4000, 53));
+        timed.lives(30);
+        // What is answered lives as long as any stream, and no shorter than it is told to.
+        let l4 = timed.host.leaves(A, server, (4000, 53));
+        timed.host.through(1, UPLINK, &inward(server, pool).udp(53, l4, b"answer")).unwrap();
+        timed.lives(180);
+        timed.host.plane.tables.timeouts.udp_unreplied = 50;
+        timed.host.leaves(A, server, (4000, 53));
+        timed.lives(50);
+        // By an L4 port that is not that of DNS the mapping is one as any other.
+        let l4 = timed.host.leaves(A, server, (4000, 53));
+        assert_eq!(timed.host.leaves(A, server, (4000, 5353)), l4);
+        timed.wait(100);
+        assert_eq!(timed.host.entries().len(), 1);
+        timed.lives(200);
+        // And so is one whose source is: it is somebody who answers.
+        timed.host.leaves(A, server, (53, 4000));
+        timed.lives(300);
+    });
+}
+
+/// What is written down for connections within networks must not cut those behind NAT short (SEMANTICS NA16).
+#[test]
+fn rfc5382_req5_timeouts_that_are_configured_shorter_end_no_connection_behind_nat() {
+    both(|v6| {
+        let sctp = |host: &mut Host| {
+            let packet = [&4000u16.to_be_bytes()[..], &80u16.to_be_bytes(), &[0; 28]].concat();
+            host.to(A, &out(A, remote(v6, 1)).ip(hostweave_switch::wire::proto::SCTP, &packet)).unwrap();
+        };
+        let other = |host: &mut Host| _ = host.to(A, &out(A, remote(v6, 1)).ip(47, &[0; 16])).unwrap();
+        let tcp = |host: &mut Host| _ = Tcp::establish(host, v6);
+        let shapes: [(&dyn Fn(&mut Host), u32); 3] = [(&tcp, 7440), (&sctp, 600), (&other, 600)];
+        for (begin, lives) in shapes {
+            let mut timed = Timed::new(Host::outside());
+            let timeouts = &mut timed.host.plane.tables.timeouts;
+            (timeouts.tcp_established, timeouts.sctp, timeouts.other) = (600, 20, 20);
+            begin(&mut timed.host);
+            timed.lives(lives);
+        }
+        // A 1:1 address has no mapping that could be somebody else's: there, and within a network, what is written counts.
+        let mut timed = Timed::new(Host::outside());
+        timed.host.edit_uplink(|uplink| {
+            let attached = Owned::Attached { port: PortId(A), inside: Some(mapped(address(A, v6))) };
+            uplink.owned.insert(mapped(public(v6, POOL)), attached);
+        });
+        timed.host.plane.tables.timeouts.tcp_established = 600;
+        Tcp::establish(&mut timed.host, v6);
+        timed.wait(599);
+        assert_eq!((timed.host.entries().len(), timed.mappings()), (1, 0));
+        timed.wait(TRUST_S + 4);
+        assert_eq!(timed.host.entries().len(), 0);
+    });
+}
+
+/// The table of connections knows nothing of NAT, and must not forget what that remembers.
+#[test]
+fn connections_behind_nat_live_as_long_as_nat_says() {
+    let (nat, timeouts) = (hostweave_nat::Timers::default(), hostweave_switch::connection::Timeouts::default());
+    assert_eq!(
+        hostweave_nat::Timers {
+            udp: timeouts.crossing_udp,
+            dns: timeouts.crossing_dns,
+            tcp_established: timeouts.mapped_tcp_established,
+            tcp_transitory: timeouts.crossing_tcp,
+            icmp: timeouts.crossing_icmp,
+            other: timeouts.mapped_other,
+        },
+        nat
+    );
+}
+
 #[test]
 fn rfc5382_req5_a_connection_behind_nat_lives_as_long_as_its_mapping_must() {
     both(|v6| {
