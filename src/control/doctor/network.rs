@@ -24,6 +24,7 @@ pub fn examine(controller: &Controller, snapshot: &Snapshot) -> Vec<Finding> {
     findings.extend(wants_out(snapshot, status.is_some()));
     if let Some(status) = &status {
         findings.push(uplink(status));
+        findings.extend(missed(status));
         findings.extend(gateways(snapshot, status));
         findings.extend(mtu(snapshot, status));
         findings.extend(conflicts(status));
@@ -68,6 +69,16 @@ fn uplink(status: &UplinkStatus) -> Finding {
     let reason = status.reason.as_deref().unwrap_or("it is down");
     let help = format!("look at: ip -d link show {name}");
     Finding::error("uplink", format!("nothing passes {name}: {reason}"), help)
+}
+
+/// Frames that came when no worker had time for them.
+fn missed(status: &UplinkStatus) -> Option<Finding> {
+    (status.missed > 0).then(|| {
+        let (count, name) = (status.missed, &status.spec.interface);
+        let message = format!("the kernel has dropped {count} frames from outside at {name} that no worker took in time");
+        let help = "if uplink get shows more and more of them: give the workers CPUs of their own, or add some (HostConfig.spec.workers)";
+        Finding::note("uplink", message, help)
+    })
 }
 
 fn gateways(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
