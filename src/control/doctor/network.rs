@@ -7,6 +7,7 @@ use super::{Finding, pools, tap};
 use crate::config::outside::{attachments, egress_of, nat_pools};
 use crate::fabric::spec::{PortStatus, UplinkDriver};
 use crate::fabric::uplink::UplinkStatus;
+use crate::fabric::uplink::owned::cure;
 
 /// Ports that a finding names.
 const PORTS_NAMED_MAX: usize = 5;
@@ -154,10 +155,9 @@ fn conflicts(status: &UplinkStatus) -> Vec<Finding> {
         findings.push(Finding::error("address", message, help));
     }
     let held = hostweave_uplink::netlink::interfaces::addresses().unwrap_or_default();
-    for held in held.iter().filter(|held| status.owned.iter().any(|(address, _)| *address == held.address)) {
-        let message = format!("the kernel holds {} on {}: both answer for it", held.address, held.interface);
-        let help = format!("ip address delete {}/{} dev {}", held.address, held.prefix, held.interface);
-        findings.push(Finding::error("address", message, help));
+    for one in held.iter().filter(|held| status.owned.iter().any(|(address, _)| *address == held.address)) {
+        let message = format!("the kernel holds {} on {}: both answer for it", one.address, one.interface);
+        findings.push(Finding::error("address", message, cure(one, &held, status.spec.driver)));
     }
     if findings.is_empty() {
         findings.push(Finding::ok("address", format!("nobody else claims one of {} addresses", status.owned.len())));
