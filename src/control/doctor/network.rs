@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::super::controller::{Controller, Snapshot};
 use super::{Finding, pools, tap};
 use crate::config::outside::{attachments, egress_of, nat_pools};
-use crate::fabric::spec::{PortStatus, UplinkDriver};
+use crate::fabric::spec::{PortStatus, UplinkDriver, UplinkSpec};
 use crate::fabric::uplink::UplinkStatus;
 use crate::fabric::uplink::owned::cure;
 
@@ -84,13 +84,12 @@ fn missed(status: &UplinkStatus) -> Option<Finding> {
 
 fn gateways(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (ipv4, family) in [(true, "IPv4"), (false, "IPv6")] {
+    for ipv4 in [true, false] {
         let hops: Vec<_> = status.gateways.iter().filter(|hop| hop.address.is_ipv4() == ipv4).collect();
         let leaves = |(name, network)| egress_of(&snapshot.set, name, network, ipv4).leaves();
         let attached = status.owned.iter().any(|(address, _)| address.is_ipv4() == ipv4 && !own(status, *address));
-        if hops.is_empty() && (snapshot.set.networks().any(leaves) || attached) {
-            let message = format!("{family} packets would leave, and there is no {family} router");
-            findings.push(Finding::error("gateway", message, "add one to HostConfig.spec.uplink.gateways"));
+        if hops.is_empty() {
+            findings.extend(no_gateway(&status.spec, ipv4, snapshot.set.networks().any(leaves) || attached));
         }
         for hop in hops {
             let address = hop.address;
@@ -111,6 +110,21 @@ fn gateways(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Where there is no router of a family. Neighbours are reached through one, too: nothing is delivered on the link itself.
+fn no_gateway(spec: &UplinkSpec, ipv4: bool, wanted: bool) -> Option<Finding> {
+    let family = if ipv4 { "IPv4" } else { "IPv6" };
+    let subnet = spec.addresses.iter().find(|net| net.addr().is_ipv4() == ipv4 && net.prefix_len() < net.max_prefix_len());
+    let neighbours = subnet.map(|net| format!("; neighbours in {} are reached through it as well", net.trunc()));
+    let help = format!("add one to HostConfig.spec.uplink.gateways{}", neighbours.unwrap_or_default());
+    if wanted {
+        let message = format!("{family} packets would leave, and there is no {family} router");
+        return Some(Finding::error("gateway", message, help));
+    }
+    let net = subnet?;
+    let message = format!("the uplink has {net}, and there is no {family} router: nobody in that subnet is reached");
+    Some(Finding::warning("gateway", message, help))
 }
 
 /// Whether an address is one of the host's own, written in its configuration.
