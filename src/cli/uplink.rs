@@ -31,10 +31,12 @@ pub fn run(session: &Session, command: &Command) -> Result<(), Failure> {
 fn screen(uplink: &Value, wide: bool) -> String {
     let state = if uplink["link"] == true { "up" } else { "down" };
     let reason = uplink["reason"].as_str().map(|reason| format!(" ({})", printable(reason))).unwrap_or_default();
+    let missed = uplink["missedPackets"].as_u64().filter(|missed| *missed > 0);
+    let missed = missed.map(|missed| format!("   missed: {missed} (the kernel dropped them)")).unwrap_or_default();
     let vlan = uplink["vlan"].as_u64().map(|vlan| format!(", VLAN {vlan}")).unwrap_or_default();
     let mut text = format!(
         "{} {state}{reason}, driver {}, MAC {}, MTU {}{vlan}\naddresses: {}   routed here: {}\n\
-         received: {} packets, {} octets   sent: {} packets, {} octets\ndropped: {}\n",
+         received: {} packets, {} octets   sent: {} packets, {} octets{missed}\ndropped: {}\n",
         cell(uplink, "/interface"),
         cell(uplink, "/driver"),
         cell(uplink, "/mac"),
@@ -81,9 +83,9 @@ mod tests {
 
     #[test]
     fn one_screen() {
-        let uplink = json!({
+        let mut uplink = json!({
             "interface": "eth1", "driver": "afPacket", "link": false, "reason": "no carrier", "mac": "02:00:00:00:00:01",
-            "mtu": 1500, "vlan": 7, "addresses": ["198.51.100.2/24"], "routed": [], "counters": {"dropped": {}},
+            "mtu": 1500, "vlan": 7, "addresses": ["198.51.100.2/24"], "routed": [], "counters": {"dropped": {}}, "missedPackets": 12,
             "conflicts": [{"type": "Conflict", "address": "198.51.100.9", "mac": "02:00:00:00:00:66", "used": false}],
             "gateways": [{"address": "198.51.100.1", "mac": null, "state": "unresolved"}],
             "owned": [{"address": "198.51.100.2", "owner": "host"},
@@ -94,6 +96,7 @@ mod tests {
         for part in [
             "eth1 down (no carrier)",
             "VLAN 7",
+            "missed: 12 (",
             "198.51.100.1   unresolved",
             "shop/a   direct",
             "and 1 NAT",
@@ -102,5 +105,7 @@ mod tests {
             assert!(text.contains(part), "{part}\n{text}");
         }
         assert!(screen(&uplink, true).contains("ord1"));
+        uplink["missedPackets"] = 0.into();
+        assert!(!screen(&uplink, true).contains("missed"));
     }
 }

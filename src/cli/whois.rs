@@ -18,7 +18,7 @@ pub struct Args {
     /// ADDRESS, or ADDRESS:PORT for an L4 port of a NAT address
     #[arg(value_name = "ADDRESS[:PORT]")]
     place: Place,
-    /// At this time, such as 2026-11-23T12:03:00Z, or so long ago, such as 5m; of L4 ports of NAT addresses
+    /// At this time, such as 2026-11-23T12:03:00Z, or so long ago, such as 5m; of L4 ports of NAT addresses (other owners are those of now)
     #[arg(long, value_name = "TIME", value_parser = observe::moment)]
     at: Option<SystemTime>,
 }
@@ -58,9 +58,8 @@ pub fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         Format::Name => owners.iter().try_for_each(|owner| print(&format!("{}\n", named(owner))))?,
         _ => print(&table(owners))?,
     }
-    let nat = owners.iter().any(|owner| owner["kind"] == "natPool");
-    if args.at.is_some() && !nat {
-        hint("only L4 ports of NAT addresses have a past: this is as it is now");
+    if owners.iter().any(|owner| owner["at"] == "now") {
+        hint("only L4 ports of NAT addresses have a past: what begins with \"now\" need not have been so then");
     }
     Ok(())
 }

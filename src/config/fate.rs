@@ -39,6 +39,12 @@ const ONE_KIND: &[(Kind, &str, Fate)] = &[
     (Kind::HostConfig, "spec.nat", Fate::NotYet),
     (Kind::HostConfig, "spec.limits", Fate::NotYet),
     (Kind::Network, "spec.bridged", Fate::NotYet),
+    // SEMANTICS CW11.
+    (Kind::Network, "spec.hostPrefixes", Fate::NotYet),
+    (Kind::Network, "spec.ipam", Fate::NotYet),
+    (Kind::Network, "spec.gatewayAddressPolicy", Fate::NotYet),
+    (Kind::Network, "spec.egress.disablePublicAccess", Fate::Refused("write egress: {ipv4: none, ipv6: none}")),
+    (Kind::Network, "spec.ingress", Fate::NotYet),
     (Kind::Port, "spec.limits.txMbps", Fate::Refused("write egress: {bitsPerSecond: …}")),
     (Kind::Port, "spec.limits.rxMbps", Fate::Refused("write ingress: {bitsPerSecond: …}")),
     (Kind::Port, "spec.workload", Fate::NotYet),
@@ -62,7 +68,12 @@ const ONE_KIND: &[(Kind, &str, Fate)] = &[
 const OLDER_PORTS: Fate = Fate::Refused("v1alpha2 writes protocols: [{tcp: {destinationPort: {number: 80}}}]");
 
 /// Kinds that exist, by name, with their `apiVersion`, but are not supported yet.
-pub const KINDS_NOT_YET: &[(&str, &str)] = &[("Secret", "v1"), ("Ingress", "networking.k8s.io/v1")];
+pub const KINDS_NOT_YET: &[(&str, &str)] = &[
+    ("Secret", "v1"),
+    ("Ingress", "networking.k8s.io/v1"),
+    // SEMANTICS CW5.
+    ("VirtualServer", "virtualservers.coreweave.com/v1alpha1"),
+];
 
 /// What becomes of a field that the strict types do not have; `None` for one that nobody knows.
 pub fn of_field(kind: Kind, path: &str) -> Option<Fate> {

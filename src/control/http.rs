@@ -198,6 +198,7 @@ fn uplink_sample(status: UplinkStatus) -> UplinkSample {
         up: status.link,
         gateways: status.gateways.iter().map(|hop| (hop.address, hop.mac.is_some())).collect(),
         totals: status.totals,
+        missed: status.missed,
     }
 }
 

@@ -73,6 +73,8 @@ pub struct UplinkSample {
     pub gateways: Vec<(IpAddr, bool)>,
     /// Its counters.
     pub totals: PortTotals,
+    /// Frames from outside that the kernel dropped.
+    pub missed: u64,
 }
 
 /// Everything that a scrape reads.
@@ -265,6 +267,12 @@ impl Sample {
             ("uplink_receive_packets", "Frames from outside", None, totals.received),
             ("uplink_transmit", "Octets to the outside", Some(Unit::Bytes), totals.transmitted_bytes),
             ("uplink_transmit_packets", "Frames to the outside", None, totals.transmitted),
+            (
+                "uplink_missed_packets",
+                "Frames from outside that the kernel dropped because no worker took them in time",
+                None,
+                uplink.missed,
+            ),
         ] {
             let mut metric = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
             ConstCounter::new(count).encode(metric.encode_family(&[interface])?)?;
@@ -425,6 +433,7 @@ mod tests {
                     tx_dropped: vec![(DropReason::SpoofedIp, 3)],
                     ..PortTotals::default()
                 },
+                missed: 12,
             }),
         }
     }
@@ -473,6 +482,7 @@ mod tests {
             "hostweave_uplink_up{interface=\"eth1\"} 1",
             "hostweave_uplink_gateway_up{interface=\"eth1\",gateway=\"198.51.100.1\"} 0",
             "hostweave_uplink_receive_packets_total{interface=\"eth1\"} 7",
+            "hostweave_uplink_missed_packets_total{interface=\"eth1\"} 12",
             "hostweave_uplink_drops_total{interface=\"eth1\",direction=\"egress\",reason=\"spoofed_ip\"} 3",
             "# EOF",
         ] {

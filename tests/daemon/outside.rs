@@ -190,6 +190,17 @@ fn whois_and_nat_answer_or_say_what_to_ask() {
         let answer = daemon.json(&["whois", asked]);
         let owner = &answer["owners"][0];
         assert_eq!((owner["kind"].as_str(), owner["name"].as_str()), (Some(kind), Some(name)), "{asked}: {answer}");
+        // Who has it now need not have had it then; of L4 ports it is known.
+        let present = kind != "natPool";
+        assert!(owner.get("at").is_none(), "{answer}");
+        let (then, shown) = (daemon.json(&["whois", asked, "--at", "5m"]), daemon.cli(&["whois", asked, "--at", "5m"]));
+        for owner in then["owners"].as_array().unwrap() {
+            let marked = owner["at"] == "now" && owner["text"].as_str().unwrap().starts_with("now: ");
+            assert_eq!(marked, owner["kind"] != "natPool", "{asked}: {then}");
+        }
+        assert_eq!(shown.stdout.contains("now: ") && shown.stderr.contains("need not have been"), present, "{}", shown.stdout);
+        let future = daemon.json(&["whois", asked, "--at", "2999-01-01T00:00:00Z"]);
+        assert!(future["owners"].as_array().unwrap().iter().all(|owner| owner.get("at").is_none()), "{future}");
     }
     let nobody = daemon.cli(&["whois", "192.0.2.1"]);
     assert!(nobody.code == 3 && nobody.stderr.contains("192.0.2.1 is nobody's"), "{}", nobody.stderr);

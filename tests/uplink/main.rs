@@ -379,24 +379,32 @@ fn held() {
     let router = Router::new("held");
     let mut host = Host::new();
     host.up();
-    ip("addr add 203.0.113.8/24 dev up0");
-    let before = host.desired.clone();
-    host.desired.nat_pools[0].addresses.push("203.0.113.8".parse().unwrap());
-    let error = host.fabric.apply(&host.desired).unwrap_err().to_string();
-    assert!(error.contains("`ip address del 203.0.113.8/24 dev up0`"), "{error}");
-    assert_eq!(host.status().owned.len(), 4, "nothing has changed");
-    host.fabric.apply(&before).unwrap();
-    // After a restart it is no reason not to start, but the uplink waits.
-    let wanted = host.desired.clone();
-    host.fabric.shutdown();
-    (host.fabric, host.events) = start(&host.runtime, host.dir.path());
-    host.fabric.apply(&wanted).unwrap();
-    let failed = host.event("UplinkFailed", |event| matches!(event, FabricEvent::UplinkFailed { .. }));
-    let FabricEvent::UplinkFailed { reason, .. } = failed else { unreachable!() };
-    assert!(reason.contains("203.0.113.8") && host.status().reason == Some(reason));
-    ip("addr del 203.0.113.8/24 dev up0");
-    host.up();
-    eventually("taken away, it works", || router.ping(OWN[0]) && router.ping(OWN[1]));
+    for (address, other) in [("203.0.113.8", "203.0.113.9"), ("2001:db8:f::8", "2001:db8:f::9")] {
+        let (length, nodad) = if address.contains(':') { (64, " nodad") } else { (24, "") };
+        ip(&format!("addr add {address}/{length} dev up0{nodad}"));
+        let (before, owned) = (host.desired.clone(), host.status().owned.len());
+        host.desired.nat_pools[0].addresses.push(address.parse().unwrap());
+        let wanted = host.desired.clone();
+        let refused = |host: &Host| host.fabric.apply(&wanted).unwrap_err().to_string();
+        let error = refused(&host);
+        assert!(error.contains("use `driver: tap`") && !error.contains("address del"), "the only one: {error}");
+        ip(&format!("addr add {other}/{length} dev up0{nodad}"));
+        let error = refused(&host);
+        assert!(error.contains(&format!("`ip address del {address}/{length} dev up0`")), "{error}");
+        assert_eq!(host.status().owned.len(), owned, "nothing has changed");
+        host.fabric.apply(&before).unwrap();
+        // After a restart it is no reason not to start, but the uplink waits.
+        host.fabric.shutdown();
+        (host.fabric, host.events) = start(&host.runtime, host.dir.path());
+        host.fabric.apply(&wanted).unwrap();
+        let failed = host.event("UplinkFailed", |event| matches!(event, FabricEvent::UplinkFailed { .. }));
+        let FabricEvent::UplinkFailed { reason, .. } = failed else { unreachable!() };
+        assert!(reason.contains(address) && host.status().reason == Some(reason));
+        ip(&format!("addr del {address}/{length} dev up0"));
+        ip(&format!("addr del {other}/{length} dev up0"));
+        host.up();
+        eventually("taken away, it works", || router.ping(OWN[0]) && router.ping(OWN[1]));
+    }
 }
 
 fn tap() {

@@ -7,8 +7,14 @@ use crate::config::problem::Problem;
 
 use super::Metadata;
 
-/// Begins every annotation of ours.
-const PREFIX: &str = "hostweave.dev/";
+/// What begins annotations that are for us: ours, CoreWeave's, and those of MetalLB that CoreWeave's documentation has.
+const PREFIXES: [&str; 5] = [
+    "hostweave.dev/",
+    "net.coreweave.cloud/",
+    "vpc.coreweave.cloud/",
+    "service.beta.kubernetes.io/coreweave-",
+    "metallb.universe.tf/",
+];
 
 /// On a Namespace: `allow` or `deny`, instead of `HostConfig.spec.defaultPolicy`.
 pub const DEFAULT_POLICY: &str = "hostweave.dev/default-policy";
@@ -27,6 +33,15 @@ pub const SHARE: &str = "metallb.universe.tf/allow-shared-ip";
 
 /// On a Service: the addresses that it asks for, one of each family, separated by commas.
 pub const ADDRESSES: &str = "metallb.universe.tf/loadBalancerIPs";
+
+/// On a Service: MetalLB's own note of where its addresses came from, which says nothing here.
+const ALLOCATED_FROM: &str = "metallb.universe.tf/ip-allocated-from-pool";
+
+/// On a Port or Pod: VPCs in which it has one more NIC each (SEMANTICS CW12).
+const VPC_NAME: &str = "vpc.coreweave.cloud/name";
+
+/// On a Port or Pod: whether it has its ordinary NIC besides (SEMANTICS CW12).
+const KUBERNETES_NETWORKING: &str = "vpc.coreweave.cloud/kubernetes-networking";
 
 /// On a Port or Pod: the Service whose address it has (SEMANTICS CW4).
 pub const ATTACH: &str = "net.coreweave.cloud/attachLoadbalancerIP";
@@ -62,23 +77,58 @@ pub const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source
 pub const WEIGHT_DEFAULT: u16 = 100;
 const WEIGHT_MAX: u16 = 1000;
 
-/// Warns of annotations with our prefix that mean nothing on this kind: a misspelt one would silently not close what it
-/// is meant to close.
+/// Warns of annotations for us that mean nothing on this kind: a misspelt one would silently not close what it is meant to
+/// close. Refuses those whose meaning is known and that are not carried out yet.
 pub(super) fn check_known(kind: Kind, metadata: &Metadata, problems: &mut Vec<Problem>) {
     let known: &[&str] = match kind {
         Kind::Namespace => &[DEFAULT_POLICY],
         Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => &[AUDIT],
-        Kind::Port | Kind::Pod => &[ATTACH_MODE, WEIGHT],
-        Kind::Service => &[ATTACH_MODE, NETWORK, PORT_RANGE, HEALTH_CHECK, OUTLIER_DETECTION, ALL_DOWN, DRAIN],
+        Kind::Port | Kind::Pod => &[ATTACH, ATTACH_MODE, WEIGHT, VPC_NAME, KUBERNETES_NETWORKING],
+        Kind::Service => &[
+            LOAD_BALANCER_TYPE,
+            POOL,
+            SHARE,
+            ADDRESSES,
+            ALLOCATED_FROM,
+            ATTACH_MODE,
+            NETWORK,
+            PORT_RANGE,
+            HEALTH_CHECK,
+            OUTLIER_DETECTION,
+            ALL_DOWN,
+            DRAIN,
+        ],
         Kind::HostConfig | Kind::Network | Kind::NatPool | Kind::AddressPool | Kind::EndpointSlice => &[],
     };
-    for key in metadata.annotations.keys().filter(|key| key.starts_with(PREFIX) && !known.contains(&key.as_str())) {
+    let for_us = |key: &&String| PREFIXES.iter().any(|prefix| key.starts_with(prefix));
+    for key in metadata.annotations.keys().filter(for_us).filter(|key| !known.contains(&key.as_str())) {
         let message = format!("annotation {key} means nothing on a {kind}");
         let label = match closest(key, known.iter().copied()) {
             Some(similar) => format!("did you mean {similar}?"),
             None => "ignored".to_owned(),
         };
         problems.push(Problem::key(&path_of(key), "ignored_field", message).label(label).warning());
+    }
+    if matches!(kind, Kind::Port | Kind::Pod) {
+        refuse_vpc(metadata, problems);
+    }
+}
+
+/// Refuses other NICs than the ordinary one: a workload that is to be in a VPC, and perhaps nowhere else, must not be left in
+/// its network alone.
+fn refuse_vpc(metadata: &Metadata, problems: &mut Vec<Problem>) {
+    let not_yet = |key: &str, message: &str| {
+        let problem = Problem::key(&path_of(key), "not_yet_supported", format!("annotation {key}: {message}"));
+        let help = "leave it out for now, and write one Port with a spec.network of its own for each NIC";
+        problem.label("not supported yet").help(help)
+    };
+    if metadata.annotations.contains_key(VPC_NAME) {
+        problems.push(not_yet(VPC_NAME, "further NICs of a workload are not supported yet by this version"));
+    }
+    let choices = [("true", true), ("false", false)];
+    if choice(metadata, KUBERNETES_NETWORKING, choices, problems) == Some(false) {
+        let message = "a workload without its ordinary NIC is not supported yet by this version";
+        problems.push(not_yet(KUBERNETES_NETWORKING, message));
     }
 }
 

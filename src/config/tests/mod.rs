@@ -154,6 +154,10 @@ fn networks_and_hosts_that_are_refused() {
         (network("{cidrs: [10.0.0.0/24], vni: 16777216}"), &["out_of_range 4 16777216"]),
         (network("{cidrs: [10.0.0.0/24], vni: 4096}"), &["conflict 4 4096"]),
         (network("{cidrs: [10.0.0.0/24], bridged: true}"), &["not_yet_supported 4 bridged"]),
+        (network("{cidrs: [10.0.0.0/24], hostPrefixes: []}"), &["not_yet_supported 4 hostPrefixes"]),
+        (network("{cidrs: [10.0.0.0/24], gatewayAddressPolicy: EUI64}"), &["not_yet_supported 4 gatewayAddressPolicy"]),
+        (network("{cidrs: [10.0.0.0/24], egress: {disablePublicAccess: true}}"), &["refused_field 4 disablePublicAccess"]),
+        (network("{cidrs: [10.0.0.0/24], ingress: {disablePublicServices: true}}"), &["not_yet_supported 4 ingress"]),
         (network("{cidrs: [10.0.0.0/24], addressLearning: maybe}"), &["unknown_value 4 maybe"]),
         (network("{cidrs: [10.0.0.0/24], dns: {servers: [dns.example]}}"), &["invalid_address 4 dns.example"]),
         (host("{store: {etcd: {endpoints: []}}}"), &["not_yet_supported 4 etcd"]),
@@ -200,6 +204,10 @@ fn documents_that_are_no_objects() {
             &["unknown_value 1 networking.k8s.io/v1beta1"],
         ),
         ("apiVersion: v1\nkind: Secret\n".to_owned(), &["not_yet_supported 2 Secret"]),
+        (
+            "apiVersion: virtualservers.coreweave.com/v1alpha1\nkind: VirtualServer\n".to_owned(),
+            &["not_yet_supported 2 VirtualServer"],
+        ),
     ];
     check(cases);
     for syntax in ["a: [b", "a: b: c", "a: *nowhere", "{a: 1, a: 2}", "%YAML 9\n---\na", "a: !evil b"] {

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use super::super::controller::{Controller, Snapshot};
 use super::{Finding, pools, tap};
 use crate::config::outside::{attachments, egress_of, nat_pools};
-use crate::fabric::spec::{PortStatus, UplinkDriver};
+use crate::fabric::spec::{PortStatus, UplinkDriver, UplinkSpec};
 use crate::fabric::uplink::UplinkStatus;
+use crate::fabric::uplink::owned::cure;
 
 /// Ports that a finding names.
 const PORTS_NAMED_MAX: usize = 5;
@@ -24,6 +25,7 @@ pub fn examine(controller: &Controller, snapshot: &Snapshot) -> Vec<Finding> {
     findings.extend(wants_out(snapshot, status.is_some()));
     if let Some(status) = &status {
         findings.push(uplink(status));
+        findings.extend(missed(status));
         findings.extend(gateways(snapshot, status));
         findings.extend(mtu(snapshot, status));
         findings.extend(conflicts(status));
@@ -70,15 +72,24 @@ fn uplink(status: &UplinkStatus) -> Finding {
     Finding::error("uplink", format!("nothing passes {name}: {reason}"), help)
 }
 
+/// Frames that came when no worker had time for them.
+fn missed(status: &UplinkStatus) -> Option<Finding> {
+    (status.missed > 0).then(|| {
+        let (count, name) = (status.missed, &status.spec.interface);
+        let message = format!("the kernel has dropped {count} frames from outside at {name} that no worker took in time");
+        let help = "if uplink get shows more and more of them: give the workers CPUs of their own, or add some (HostConfig.spec.workers)";
+        Finding::note("uplink", message, help)
+    })
+}
+
 fn gateways(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (ipv4, family) in [(true, "IPv4"), (false, "IPv6")] {
+    for ipv4 in [true, false] {
         let hops: Vec<_> = status.gateways.iter().filter(|hop| hop.address.is_ipv4() == ipv4).collect();
         let leaves = |(name, network)| egress_of(&snapshot.set, name, network, ipv4).leaves();
         let attached = status.owned.iter().any(|(address, _)| address.is_ipv4() == ipv4 && !own(status, *address));
-        if hops.is_empty() && (snapshot.set.networks().any(leaves) || attached) {
-            let message = format!("{family} packets would leave, and there is no {family} router");
-            findings.push(Finding::error("gateway", message, "add one to HostConfig.spec.uplink.gateways"));
+        if hops.is_empty() {
+            findings.extend(no_gateway(&status.spec, ipv4, snapshot.set.networks().any(leaves) || attached));
         }
         for hop in hops {
             let address = hop.address;
@@ -99,6 +110,21 @@ fn gateways(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Where there is no router of a family. Neighbours are reached through one, too: nothing is delivered on the link itself.
+fn no_gateway(spec: &UplinkSpec, ipv4: bool, wanted: bool) -> Option<Finding> {
+    let family = if ipv4 { "IPv4" } else { "IPv6" };
+    let subnet = spec.addresses.iter().find(|net| net.addr().is_ipv4() == ipv4 && net.prefix_len() < net.max_prefix_len());
+    let neighbours = subnet.map(|net| format!("; neighbours in {} are reached through it as well", net.trunc()));
+    let help = format!("add one to HostConfig.spec.uplink.gateways{}", neighbours.unwrap_or_default());
+    if wanted {
+        let message = format!("{family} packets would leave, and there is no {family} router");
+        return Some(Finding::error("gateway", message, help));
+    }
+    let net = subnet?;
+    let message = format!("the uplink has {net}, and there is no {family} router: nobody in that subnet is reached");
+    Some(Finding::warning("gateway", message, help))
 }
 
 /// Whether an address is one of the host's own, written in its configuration.
@@ -143,10 +169,9 @@ fn conflicts(status: &UplinkStatus) -> Vec<Finding> {
         findings.push(Finding::error("address", message, help));
     }
     let held = hostweave_uplink::netlink::interfaces::addresses().unwrap_or_default();
-    for held in held.iter().filter(|held| status.owned.iter().any(|(address, _)| *address == held.address)) {
-        let message = format!("the kernel holds {} on {}: both answer for it", held.address, held.interface);
-        let help = format!("ip address delete {}/{} dev {}", held.address, held.prefix, held.interface);
-        findings.push(Finding::error("address", message, help));
+    for one in held.iter().filter(|held| status.owned.iter().any(|(address, _)| *address == held.address)) {
+        let message = format!("the kernel holds {} on {}: both answer for it", one.address, one.interface);
+        findings.push(Finding::error("address", message, cure(one, &held, status.spec.driver)));
     }
     if findings.is_empty() {
         findings.push(Finding::ok("address", format!("nobody else claims one of {} addresses", status.owned.len())));

@@ -37,6 +37,7 @@ pub fn get(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
         "conflicts": conflicts(&status),
         "routed": status.routed,
         "counters": counters(&status.totals),
+        "missedPackets": status.missed,
     }))
 }
 

@@ -31,7 +31,8 @@ pub struct Run {
     /// L4 port of a NAT address.
     #[serde(default)]
     l4_port: Option<u16>,
-    /// RFC 3339 time, for L4 ports of NAT addresses; now if left out.
+    /// RFC 3339 time, for L4 ports of NAT addresses; now if left out. Of other owners only the present ones are known: they are marked
+    /// by `"at": "now"`.
     #[serde(default)]
     at: Option<String>,
 }
@@ -44,6 +45,10 @@ pub fn run(call: &Call<'_>, params: Run) -> Result<Value, RpcError> {
     owners.extend(service(call, &snapshot, asked));
     owners.extend(networks(&snapshot, asked));
     owners.extend(uplink(&snapshot, asked));
+    let past = at.is_some_and(|at| at < SystemTime::now());
+    if past {
+        owners.iter_mut().for_each(mark_present);
+    }
     let names = Names::new(&snapshot, &call.controller.nat_ledger);
     let of = names.pool(asked).map(|(pool, _)| pool);
     owners.extend(match params.l4_port {
@@ -53,12 +58,22 @@ pub fn run(call: &Call<'_>, params: Run) -> Result<Value, RpcError> {
     // An address of a pool that a Service has is the Service's.
     if owners.is_empty() {
         owners.extend(pool(&snapshot, asked));
+        if past {
+            owners.iter_mut().for_each(mark_present);
+        }
     }
     if owners.is_empty() {
-        let error = RpcError::new(ErrorKind::NotFound, "address", format!("{asked} is nobody's here"));
+        let now = if past { " now, and no L4 ports of it were somebody's then" } else { "" };
+        let error = RpcError::new(ErrorKind::NotFound, "address", format!("{asked} is nobody's here{now}"));
         return Err(error.help("hostweave knows the addresses of networks, ports, Services, pools and its uplink"));
     }
     Ok(json!({"address": asked, "l4Port": params.l4_port, "at": at.map(rfc3339), "owners": owners}))
+}
+
+/// Says of an owner that it is the present one, where somebody asked for the past: nobody may take it for the owner then.
+fn mark_present(owner: &mut Value) {
+    owner["at"] = json!("now");
+    owner["text"] = json!(format!("now: {}", owner["text"].as_str().unwrap_or_default()));
 }
 
 /// Who shares an address of a NAT pool, or shared it at a time; also one that its pool has no more, of which somebody has or had L4 ports.
@@ -214,6 +229,14 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
+
+    #[test]
+    fn a_present_owner_says_so_to_people_and_to_programs() {
+        let mut owner = json!({"kind": "port", "name": "shop/web-0", "text": "fixed address in network default"});
+        mark_present(&mut owner);
+        let marked = json!({"kind": "port", "name": "shop/web-0", "text": "now: fixed address in network default", "at": "now"});
+        assert_eq!(owner, marked);
+    }
 
     #[test]
     fn who_had_l4_ports_of_an_address_is_known_when_its_pool_has_it_no_more() {

@@ -16,6 +16,7 @@ pub mod announce;
 pub mod conflict;
 mod kernel;
 pub(super) mod lifecycle;
+mod missed;
 mod moved;
 pub mod neighbor;
 pub mod owned;
@@ -46,6 +47,7 @@ use crate::services::uplink::{Frame, announcement, question};
 use announce::Announcements;
 use conflict::Conflicts;
 use kernel::Hidden;
+use missed::Missed;
 use moved::Moved;
 use neighbor::{Change, Neighbors, Question, Said, Traffic};
 use owned::Outside;
@@ -109,6 +111,7 @@ pub struct UplinkRuntime {
     left: u64,
     announcements: Announcements,
     conflicts: Conflicts,
+    missed: Missed,
     /// Addresses that were lost or regained, which packets and NAT pools do not know yet.
     moved: Moved,
     owned: HashMap<u128, Owned>,
@@ -151,6 +154,7 @@ impl UplinkRuntime {
             left: 0,
             announcements: Announcements::default(),
             conflicts: Conflicts::default(),
+            missed: Missed::default(),
             moved: Moved::default(),
             owned: HashMap::new(),
             routed: Vec::new(),
@@ -179,6 +183,14 @@ impl UplinkRuntime {
         self.open.as_ref().map_or(&[], |open| &open.sources)
     }
 
+    fn count_missed(&mut self) {
+        let sources = self.open.iter().flat_map(|open| &open.sources);
+        self.missed.look(sources.filter_map(|(_, source)| match source {
+            Source::Device(device) => Some(&**device),
+            _ => None,
+        }));
+    }
+
     /// What it counted.
     pub fn totals(&self) -> PortTotals {
         PortTotals::of(&self.port.counters)
@@ -190,6 +202,7 @@ impl UplinkRuntime {
         let now = Instant::now();
         let other = |spec: &UplinkSpec| (spec.interface.clone(), spec.driver, spec.vlan);
         if other(spec) != other(&self.spec) {
+            self.count_missed();
             // Workers let go of the old device before a new one takes its name.
             self.open_after = self.open.take().map(|_| now + AGAIN);
             self.refused = 0;
@@ -207,6 +220,7 @@ impl UplinkRuntime {
     /// Looks at the interface and does what time asks for. `failed`: a worker said that the device brings nothing more.
     pub(super) fn attend(&mut self, inner: &Inner, failed: bool) -> Attended {
         let now = Instant::now();
+        self.count_missed();
         let mut attended = Attended { changed: self.look(inner, failed, now), ..Attended::default() };
         if self.link {
             let (mut questions, mut changes) = (Vec::new(), Vec::new());
@@ -388,6 +402,7 @@ impl UplinkRuntime {
         };
         let devices: Vec<Arc<Device>> = devices.into_iter().map(Arc::new).collect();
         let Some(first) = devices.first() else { return Ok(()) };
+        self.missed.opened(first);
         // Any worker writes to any of them.
         let output = Arc::new(Output::Device(Arc::clone(first)));
         let key = |pair| SourceKey { port: id, attachment: self.serial, pair };

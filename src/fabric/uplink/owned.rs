@@ -9,7 +9,7 @@ use hostweave_uplink::netlink::interfaces::{self, Held};
 use ipnet::IpNet;
 use uuid::Uuid;
 
-use super::super::spec::{AttachSpec, Desired, NatPoolSpec, PortSpec, UplinkSpec};
+use super::super::spec::{AttachSpec, Desired, NatPoolSpec, PortSpec, UplinkDriver, UplinkSpec};
 pub use hostweave_switch::tables::{mapped, unmapped};
 
 /// What is wanted outside of the networks.
@@ -174,21 +174,46 @@ pub fn refuse_addresses_of_the_kernel(outside: &Outside) -> anyhow::Result<()> {
 }
 
 fn refuse_held(outside: &Outside, held: &[Held]) -> anyhow::Result<()> {
+    let Some(uplink) = &outside.uplink else { return Ok(()) };
     for address in outside.addresses() {
         let Some(found) = held.iter().find(|held| held.address == address) else { continue };
-        let (interface, prefix) = (&found.interface, found.prefix);
+        let cure = cure(found, held, uplink.driver);
         bail!(
-            "address {address} cannot be hostweave's: the kernel of this host holds it on {interface}; take it away there \
-             (`ip address del {address}/{prefix} dev {interface}`), or give hostweave another one"
+            "address {address} cannot be hostweave's: the kernel of this host holds it on {}; {cure}",
+            found.interface
         );
     }
     Ok(())
 }
 
+/// What to do about an address of ours that the kernel holds, too. An interface without any address of that family would be of no
+/// use to the host, and whoever is logged in by it would be cut off.
+pub fn cure(found: &Held, held: &[Held], driver: UplinkDriver) -> String {
+    let Held { address, prefix, interface } = found;
+    let link_local = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let another = |other: &&Held| {
+        other.interface == *interface
+            && other.address != *address
+            && other.address.is_ipv4() == address.is_ipv4()
+            && !link_local(&other.address)
+    };
+    if held.iter().any(|other| another(&other)) {
+        return format!(
+            "take it away there (`ip address del {address}/{prefix} dev {interface}`), or give hostweave another one"
+        );
+    }
+    let driver = if driver == UplinkDriver::Tap { "" } else { "use `driver: tap`, and " };
+    let (family, private) = if address.is_ipv4() { ("IPv4", "RFC 1918") } else { ("IPv6", "RFC 4193") };
+    format!(
+        "it is the only {family} address there: {driver}give hostweave private ones ({private}), which the kernel translates to its own; \
+         `hostweave doctor` prints the commands"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fabric::spec::{BackendSpec, UplinkDriver};
+    use crate::fabric::spec::BackendSpec;
 
     fn outside() -> Outside {
         Outside {
@@ -306,14 +331,43 @@ mod tests {
         assert_eq!(from(&outside, "fe80::1"), None);
     }
 
+    fn held(address: &str, interface: &str) -> Held {
+        Held { address: address.parse().unwrap(), prefix: 24, interface: interface.to_owned() }
+    }
+
+    const OURS: [&str; 5] = ["203.0.113.9", "203.0.113.2", "203.0.113.7", "203.0.113.8", "2001:db8::2"];
+
     #[test]
     fn an_address_of_the_kernel_is_refused_with_the_cure() {
-        let outside = outside();
-        let held = |address: &str| Held { address: address.parse().unwrap(), prefix: 24, interface: "eth0".to_owned() };
-        assert!(refuse_held(&outside, &[held("203.0.113.10"), held("127.0.0.1")]).is_ok());
-        for address in ["203.0.113.9", "203.0.113.2", "203.0.113.7", "203.0.113.8", "2001:db8::2"] {
-            let error = refuse_held(&outside, &[held(address)]).unwrap_err().to_string();
-            assert!(error.contains(&format!("`ip address del {address}/24 dev eth0`")), "{error}");
+        let mut outside = outside();
+        let others = [held("203.0.113.10", "eth0"), held("2001:db8::10", "eth0"), held("127.0.0.1", "lo")];
+        assert!(refuse_held(&outside, &others).is_ok());
+        // In whatever VLAN: the kernel takes packets for its addresses by any interface, and sends from them by any.
+        for vlan in [None, Some(7)] {
+            outside.uplink.as_mut().unwrap().vlan = vlan;
+            for (address, interface) in OURS.iter().flat_map(|address| [(address, "eth0"), (address, "eth1.8")]) {
+                let kernels: Vec<Held> =
+                    others.iter().cloned().map(|other| Held { interface: interface.to_owned(), ..other }).collect();
+                let error = refuse_held(&outside, &[&kernels[..], &[held(address, interface)]].concat());
+                let error = error.unwrap_err().to_string();
+                assert!(error.contains(&format!("`ip address del {address}/24 dev {interface}`")), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_is_told_to_take_away_the_only_address_of_an_interface() {
+        let mut outside = outside();
+        for address in OURS {
+            // Of the other family, of another interface, or of the link alone.
+            let family = if address.contains(':') { "203.0.113.10" } else { "2001:db8::10" };
+            let held = [held(address, "eth0"), held(family, "eth0"), held("203.0.113.11", "eth1"), held("fe80::1", "eth0")];
+            for driver in [UplinkDriver::AfPacket, UplinkDriver::AfXdp, UplinkDriver::Tap] {
+                outside.uplink.as_mut().unwrap().driver = driver;
+                let error = refuse_held(&outside, &held).unwrap_err().to_string();
+                assert!(!error.contains("ip address del") && error.contains("`hostweave doctor`"), "{error}");
+                assert_eq!(error.contains("use `driver: tap`"), driver != UplinkDriver::Tap, "{error}");
+            }
         }
     }
 }

@@ -37,6 +37,8 @@ pub struct UplinkStatus {
     pub routed: Vec<IpNet>,
     /// What its port counted.
     pub totals: PortTotals,
+    /// Frames from outside that the kernel dropped because no worker took them in time; its port has not received them.
+    pub missed: u64,
 }
 
 impl Fabric {
@@ -64,6 +66,7 @@ impl UplinkRuntime {
             contested: self.contested(),
             routed: self.routed.iter().map(|(prefix, _)| *prefix).collect(),
             totals: self.totals(),
+            missed: self.missed.total(),
         }
     }
 }

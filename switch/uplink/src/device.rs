@@ -8,6 +8,7 @@
 //! A device may have a VLAN tag (IEEE 802.1Q). It is written into each frame that leaves; of those that come, the
 //! kernel has taken the tag out already and let only ours pass.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -98,6 +99,18 @@ impl Device {
     /// and open it anew. Reads the file system: not for workers.
     pub fn namespace_is_current(&self) -> bool {
         self.namespace.as_ref().is_none_or(Namespace::is_current)
+    }
+
+    /// Frames that the kernel dropped since this was last asked, because nobody read them as fast as they came. `None` for a TAP
+    /// device, whose interface counts them ([`crate::netlink::interfaces::send_drops`]). A system call: not for workers.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn take_missed(&self) -> io::Result<Option<u32>> {
+        match self.stream.kind {
+            Kind::Socket => sys::packet_drops(self.stream.fd.as_fd()).map(Some),
+            Kind::File => Ok(None),
+        }
     }
 
     /// Whether the device takes UDP segmentation offload. It takes partial checksums and TCP segmentation always.

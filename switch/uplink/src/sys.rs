@@ -627,15 +627,31 @@ pub(crate) fn set_number(socket: BorrowedFd<'_>, level: i32, name: i32, value: i
     set_option(socket, level, name, &value)
 }
 
-/// An option that is a number.
-pub(crate) fn number(socket: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
-    let (mut value, mut len) = (0_i32, size_of::<i32>() as libc::socklen_t);
-    // SAFETY: the kernel writes at most `len` octets to `value`. JUSTIFICATION: `nix` does not know these options.
+/// Reads an option into `value`, which any octets are a value of.
+fn option<T>(socket: BorrowedFd<'_>, level: i32, name: i32, mut value: T) -> io::Result<T> {
+    let mut len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: private function; the kernel writes at most `len` octets to `value`, and every caller below asks for numbers.
+    // JUSTIFICATION: `nix` does not know these options.
     let result = unsafe {
         libc::getsockopt(socket.as_raw_fd(), level, name, std::ptr::from_mut(&mut value).cast(), &raw mut len)
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
+
+/// An option that is a number.
+pub(crate) fn number(socket: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
+    option(socket, level, name, 0)
+}
+
+/// Frames that a packet socket had no room for since this was last asked (`PACKET_STATISTICS`).
+pub(crate) fn packet_drops(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    // `struct tpacket_stats`: frames, and those of them that were dropped.
+    let [_, drops] = option(socket, libc::SOL_PACKET, PACKET_STATISTICS, [0_u32; 2])?;
+    Ok(drops)
+}
+
+/// `linux/if_packet.h`.
+const PACKET_STATISTICS: i32 = 6;
 
 /// Has the program choose among the packet sockets of a group (`PACKET_FANOUT_DATA`).
 pub(crate) fn steer(socket: BorrowedFd<'_>, program: &mut [libc::sock_filter]) -> io::Result<()> {

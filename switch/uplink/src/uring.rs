@@ -115,7 +115,7 @@ pub(crate) enum Kind {
 pub(crate) struct Stream {
     port: PortId,
     pub(crate) fd: Arc<OwnedFd>,
-    kind: Kind,
+    pub(crate) kind: Kind,
     /// Octets of a write that are not the packet's.
     overhead: usize,
     /// Frames given to the kernel and not yet taken, by all workers.

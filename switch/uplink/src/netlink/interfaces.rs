@@ -53,6 +53,17 @@ pub(crate) fn tap_queues(name: &str) -> Result<u32, Error> {
     found.ok_or_else(|| about(name, io::Error::other("it is no TAP device with several queues")))
 }
 
+/// Frames that the kernel sent by the interface with this name, since that was made, and that were dropped there. For a TAP device those
+/// that nobody read as fast.
+///
+/// # Errors
+/// When the kernel refuses the question, or there is no such interface.
+pub fn send_drops(name: &str) -> Result<u64, Error> {
+    let answers = ask(name).map_err(|source| about(name, source))?;
+    let found = answers.iter().find_map(|answer| read_send_drops(&answer.body));
+    found.ok_or_else(|| about(name, io::Error::other("it has no counters")))
+}
+
 fn about(name: &str, source: io::Error) -> Error {
     Error::Interface { name: name.to_owned(), action: "ask the kernel about it".into(), source }
 }
@@ -145,6 +156,12 @@ fn read_link(body: &[u8]) -> Option<Interface> {
     Some(Interface { index, mac: mac?, mtu: mtu?, up, carrier })
 }
 
+/// The eighth counter of `struct rtnl_link_stats64`.
+fn read_send_drops(body: &[u8]) -> Option<u64> {
+    let (_, counters) = Attributes(body.get(LINK_HEADER..)?).find(|(kind, _)| *kind == IFLA_STATS64)?;
+    Some(u64::from_ne_bytes(*counters.get(7 * 8..)?.first_chunk()?))
+}
+
 /// Queues of a TAP device, those that are switched off included.
 fn read_queues(body: &[u8]) -> Option<u32> {
     let find =
@@ -155,6 +172,7 @@ fn read_queues(body: &[u8]) -> Option<u32> {
 }
 
 /// `linux/if_link.h`.
+const IFLA_STATS64: u16 = 23;
 const IFLA_TUN_NUM_QUEUES: u16 = 8;
 const IFLA_TUN_NUM_DISABLED_QUEUES: u16 = 9;
 
@@ -206,6 +224,7 @@ mod tests {
         for len in 0..link.len() {
             assert_eq!(read_link(&link[..len]), None, "{len}");
             assert_eq!(read_queues(&link[..len]), None, "{len}");
+            assert_eq!(read_send_drops(&link[..len]), None, "{len}");
             assert_eq!(read_address(&link[..len.min(ADDRESS_HEADER)], &HashMap::new()), None);
         }
     }
