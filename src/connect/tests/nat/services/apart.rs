@@ -191,3 +191,33 @@ fn another_workers_first_packet_of_the_same_connection_is_no_other_connection() 
         }
     });
 }
+
+/// Once the connection to the Service is over, what the backend sends to the client from those L4 ports is its own.
+#[test]
+fn a_backend_that_begins_with_the_reverse_of_what_was_told_apart_is_told_apart_too() {
+    both(|v6| {
+        let mut host = Host::serving(v6, &[backend(B, v6)]);
+        assert_eq!(host.asks(A, vip(v6), 4000).unwrap().0, B);
+        let direct = out(A, address(B, v6)).udp(4000, 8080, b"question");
+        let (to, seen) = host.through(0, A, &direct).unwrap();
+        assert!(to == B && seen.2 >= 49152, "{seen:?}");
+        let served = host.entries().into_iter().find(|entry| entry.key.dst() == mapped(vip(v6))).unwrap();
+        assert!(host.connections.remove(served.index, served.generation, Ending::Flushed));
+        let own = out(B, address(A, v6)).udp(8080, 4000, b"its own question");
+        let (to, its) = host.through(1, B, &own).unwrap();
+        assert_eq!((to, its.0, its.1, its.3), (A, address(B, v6), address(A, v6), 4000));
+        assert!(its.2 >= 49152, "another L4 port: {}", its.2);
+        for worker in [0, 1] {
+            assert_eq!(host.through(worker, A, &direct), Ok((B, seen)));
+            assert_eq!(host.through(worker, B, &own), Ok((A, its)));
+            let answer = out(B, address(A, v6)).udp(8080, seen.2, b"answer");
+            let back = (A, (address(B, v6), address(A, v6), 8080, 4000));
+            assert_eq!(host.through(worker, B, &answer), Ok(back));
+            let answer = out(A, address(B, v6)).udp(4000, its.2, b"answer");
+            let back = (B, (address(A, v6), address(B, v6), 4000, 8080));
+            assert_eq!(host.through(worker, A, &answer), Ok(back));
+            host.publish();
+        }
+        assert_eq!(host.entries().len(), 2);
+    });
+}
