@@ -62,7 +62,7 @@ pub(super) fn decide<'a, R: Recorder>(
     let mut attempt = 0;
     loop {
         match begin(ctx, flows, lookup, missed, packet, side, attempt, record) {
-            // Two connections of a client to a backend, one or both by a Service, may not be one there.
+            // Two connections of a client to a backend, by a Service and by its own addresses, may not be one there.
             Err(Refused::Taken) if attempt + 1 < service::ATTEMPTS => attempt += 1,
             Err(Refused::Taken) => return Err(DropReason::NatTupleTaken),
             Err(Refused::Begun) => return Ok(None),
@@ -111,8 +111,7 @@ fn begin<'a, R: Recorder>(
     if !out.up {
         return Err(DropReason::PortDown.into());
     }
-    let told_apart = plan.service.is_some() || plan.l4.is_some() || plan.source.is_none();
-    let may_differ = told_apart && lookup.key.kind() == Kind::Ports;
+    let may_differ = plan.may_differ();
     let taken = |refused| match refused {
         Refused::Taken if !may_differ => Refused::Drop(DropReason::NatTupleTaken),
         refused => refused,
@@ -130,8 +129,8 @@ fn begin<'a, R: Recorder>(
         None => allowed,
     };
     // By 1:1 NAT several addresses of a port have one, and each keeps its L4 port: also what has come in there may have these answers.
-    let may_meet = told_apart || matches!(source, Source::Public(_));
-    if may_meet && is_answered_otherwise::<R>(ctx, flows, &translation) {
+    let may_meet = may_differ || matches!(source, Source::Public(_));
+    if may_meet && is_answered_otherwise::<R>(ctx, flows, &lookup.key, &translation) {
         return Err(taken(Refused::Taken));
     }
     let step = commit(ctx, flows, lookup, missed, out, allowed, side, Some(translation), record).map_err(taken)?;
@@ -150,11 +149,21 @@ fn begin<'a, R: Recorder>(
 }
 
 /// Whether another connection has the tuple of the answers: one that the client began by the backend's own address, or by another of its
-/// Services. One that is over makes room.
-fn is_answered_otherwise<R: Recorder>(ctx: &Context<'_>, flows: &Flows<'_>, translation: &Translation) -> bool {
+/// Services. One that is over makes room. The very same one, which another worker has just begun, is found by `commit`.
+fn is_answered_otherwise<R: Recorder>(
+    ctx: &Context<'_>,
+    flows: &Flows<'_>,
+    key: &FlowKey,
+    translation: &Translation,
+) -> bool {
     let (reply, vni) = (&translation.reply, translation.vni);
     let hash = flows.connections.keys().hash(reply, vni);
-    flows.connections.find(reply, hash, vni).is_some_and(|found| !makes_room::<R>(ctx, flows, found))
+    let Some(found) = flows.connections.find(reply, hash, vni) else { return false };
+    let is_it = flows.connections.get(found.index, found.generation).is_some_and(|record| {
+        let same = record.key() == key.unscoped() && record.vni() == ctx.network.vni;
+        same && flows.connections.translation(found.index).as_ref() == Some(translation)
+    });
+    !is_it && !makes_room::<R>(ctx, flows, found)
 }
 
 /// Whether a connection is over, and does not stand in the way of another: then it is forgotten. Linux does the same with TCP

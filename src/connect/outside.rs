@@ -42,6 +42,16 @@ pub(super) struct Plan<'a> {
     pub admitted: Option<u128>,
 }
 
+impl Plan<'_> {
+    /// Whether its receiver may see its sender with another L4 port, where its own would make two connections one there. Not what leaves
+    /// for the world, nor by a mapping: that is how others know it (RFC 4787 REQ-1).
+    pub fn may_differ(&self) -> bool {
+        let stays = || self.to.is_ok_and(|to| to.kind != PortKind::Uplink);
+        let mapped = || self.source == Some(Source::Pool) || self.held.mapping.is_some();
+        self.asked.kind() == Kind::Ports && (self.service.is_some() || stays() && !mapped())
+    }
+}
+
 /// As whom a packet leaves its network.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Source {
@@ -97,8 +107,8 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Where a packet goes for which there is no connection. `attempt` counts plans before this one, to a Service or to its backend itself, that
-/// would have had the answers of another connection.
+/// Where a packet goes for which there is no connection. `attempt` counts plans before this one that would have had the answers of another
+/// connection, and that may differ ([`Plan::may_differ`]).
 pub(super) fn plan<'a, R: Recorder>(
     ctx: &Context<'a>,
     flows: &Flows<'a>,
@@ -108,6 +118,8 @@ pub(super) fn plan<'a, R: Recorder>(
     record: &mut R,
 ) -> Plan<'a> {
     let of_service = || service::scope(ctx, ctx.port, key.dst());
+    // The client has another connection to the same backend, and the same L4 port there: its answers would be these.
+    let l4 = (attempt > 0).then(|| other_l4(key, attempt));
     let dst = destination(key);
     let held = Held::none(flows);
     let stays = |to| Plan { to, dst, source: None, l4: None, asked: *key, service: None, held, admitted: None };
@@ -116,7 +128,7 @@ pub(super) fn plan<'a, R: Recorder>(
             return service::plan(ctx, flows, key, scope, attempt, record);
         }
         let to = receiver::<R>(ctx, flows, key, destination_of_remote(key));
-        return crossing(ctx, flows, key, to, Source::Own, record);
+        return Plan { l4, ..crossing(ctx, flows, key, to, Source::Own, record) };
     }
     let routed = route::route(ctx.tables, ctx.port.network, packet);
     // No address is a port's and a Service's.
@@ -128,14 +140,12 @@ pub(super) fn plan<'a, R: Recorder>(
     match routed {
         Ok(id) => {
             let plan = stays(ctx.tables.port(id).ok_or(DropReason::Internal));
-            // The client's connection to a Service has the same backend, and the same L4 port there: its answers would be these.
-            let told_apart = attempt > 0;
-            if told_apart { Plan { source: Some(Source::Own), l4: Some(other_l4(key, attempt)), ..plan } } else { plan }
+            Plan { source: l4.map(|_| Source::Own), l4, ..plan }
         }
         Err(DropReason::NoRoute) if route::leads_out(ctx.network, packet) => {
             let source = source(ctx.tables, ctx.port, key.src(), key.dst());
             let to = source.and_then(|source| leave::<R>(ctx, flows, key, source));
-            crossing(ctx, flows, key, to, source.unwrap_or(Source::Own), record)
+            Plan { l4, ..crossing(ctx, flows, key, to, source.unwrap_or(Source::Own), record) }
         }
         Err(reason) => stays(Err(reason)),
     }

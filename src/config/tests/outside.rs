@@ -302,11 +302,16 @@ fn annotations_for_us_that_mean_nothing_are_named_and_a_misspelt_one_is_told_apa
     let network = network("{cidrs: [10.0.0.0/24]}");
     let on = |kind: &str, annotation: &str| kind.replace("name: n", &format!("name: n, annotations: {{{annotation}}}"));
     check(&[
-        (service("net.coreweave.cloud/attachLoadbalancerIP: x"), &["ignored_field 5 net.coreweave.cloud/attachLoadbalancerIP"]),
+        (
+            service("net.coreweave.cloud/attachLoadbalancerIP: x"),
+            &["ignored_field 5 net.coreweave.cloud/attachLoadbalancerIP"],
+        ),
         (on(&network, "vpc.coreweave.cloud/name: x"), &["ignored_field 3 vpc.coreweave.cloud/name"]),
     ]);
     // Somebody else's, and what MetalLB itself writes.
-    valid(&service("metallb.universe.tf/ip-allocated-from-pool: x, coreweave.cloud/x: y, service.beta.kubernetes.io/aws-x: y"));
+    valid(&service(
+        "metallb.universe.tf/ip-allocated-from-pool: x, coreweave.cloud/x: y, service.beta.kubernetes.io/aws-x: y",
+    ));
 }
 
 #[test]
@@ -322,7 +327,9 @@ fn cw12_other_nics_than_the_ordinary_one_are_refused() {
             (with("vpc.coreweave.cloud/kubernetes-networking: flase"), &["unknown_value 3 flase"]),
         ]);
         let text = with("vpc.coreweave.cloud/kubernetes-networking: 'true'");
-        assert!(validate(&text).is_ok_and(|(_, warnings)| warnings.iter().all(|warning| !warning.message.contains("vpc"))));
+        assert!(
+            validate(&text).is_ok_and(|(_, warnings)| warnings.iter().all(|warning| !warning.message.contains("vpc")))
+        );
     }
 }
 

@@ -6,10 +6,17 @@ use hostweave_switch::tcp_track::Side;
 use super::*;
 
 /// Commits a connection each time that another one was looked for and not found.
-struct Between {
+pub(super) struct Between {
     connections: Arc<Connections>,
     new: NewConnection,
+    now: u32,
     committed: usize,
+}
+
+impl Between {
+    pub(super) fn new(host: &Host, new: NewConnection) -> Self {
+        Self { connections: Arc::clone(&host.connections), new, now: host.now, committed: 0 }
+    }
 }
 
 impl Recorder for Between {
@@ -17,7 +24,7 @@ impl Recorder for Between {
     fn stage(&mut self, name: &'static str, detail: Detail) {
         if name == "conn" && matches!(detail, Detail::Miss) {
             let mut free = FreeRecords::new();
-            self.connections.commit(&self.new, &Timeouts::default(), &mut free, self.new.epoch).unwrap();
+            self.connections.commit(&self.new, &Timeouts::default(), &mut free, self.now).unwrap();
             self.committed += 1;
         }
     }
@@ -27,18 +34,22 @@ impl Recorder for Between {
 fn begun_by_b(host: &Host, frame: &[u8]) -> NewConnection {
     let mut other = Host::new();
     assert_eq!(other.to(B, frame), Ok(A));
-    let entry = other.entry();
+    new_connection(host, &other.entry())
+}
+
+/// The same connection as in the table of another host.
+pub(super) fn new_connection(host: &Host, entry: &Entry) -> NewConnection {
     NewConnection {
         key: entry.key,
         hash: host.connections.keys().hash(&entry.key, entry.vni),
         vni: entry.vni,
-        in_port: B,
-        out_port: A,
+        in_port: entry.in_port,
+        out_port: entry.out_port,
         basis: entry.basis,
         epoch: host.plane.tables.epochs[0],
         queue: 0,
         side: entry.sides[0],
-        translation: None,
+        translation: entry.translation,
         receiver_pays: false,
     }
 }
@@ -47,7 +58,7 @@ fn begun_by_b(host: &Host, frame: &[u8]) -> NewConnection {
 fn at_once(of_a: &[u8], of_b: &[u8]) -> Host {
     let mut host = Host::new();
     let new = begun_by_b(&host, of_b);
-    let mut between = Between { connections: Arc::clone(&host.connections), new, committed: 0 };
+    let mut between = Between::new(&host, new);
     assert_eq!(host.send_with(0, A, of_a, &mut between).map(|way| way.0), Ok(B), "its first packet");
     assert_eq!(between.committed, 1);
     let entry = host.entry();
@@ -102,7 +113,7 @@ fn a_reverse_that_comes_and_goes_is_looked_for_once() {
         let mut new = begun_by_b(&host, &udp(B, A, v6, (2, 1)));
         // Of a port that has these addresses no more: whoever finds it ends it, and looks no further.
         (new.in_port, new.out_port) = (C, C);
-        let mut between = Between { connections: Arc::clone(&host.connections), new, committed: 0 };
+        let mut between = Between::new(&host, new);
         let sent = host.send_with(0, A, &udp(A, B, v6, (1, 2)), &mut between);
         assert_eq!(sent, Err(DropReason::NatTupleTaken));
         assert_eq!(between.committed, 2);

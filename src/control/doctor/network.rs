@@ -115,7 +115,8 @@ fn gateways(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
 /// Where there is no router of a family. Neighbours are reached through one, too: nothing is delivered on the link itself.
 fn no_gateway(spec: &UplinkSpec, ipv4: bool, wanted: bool) -> Option<Finding> {
     let family = if ipv4 { "IPv4" } else { "IPv6" };
-    let subnet = spec.addresses.iter().find(|net| net.addr().is_ipv4() == ipv4 && net.prefix_len() < net.max_prefix_len());
+    let subnet =
+        spec.addresses.iter().find(|net| net.addr().is_ipv4() == ipv4 && net.prefix_len() < net.max_prefix_len());
     let neighbours = subnet.map(|net| format!("; neighbours in {} are reached through it as well", net.trunc()));
     let help = format!("add one to HostConfig.spec.uplink.gateways{}", neighbours.unwrap_or_default());
     if wanted {

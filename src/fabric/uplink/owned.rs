@@ -361,7 +361,8 @@ mod tests {
         for address in OURS {
             // Of the other family, of another interface, or of the link alone.
             let family = if address.contains(':') { "203.0.113.10" } else { "2001:db8::10" };
-            let held = [held(address, "eth0"), held(family, "eth0"), held("203.0.113.11", "eth1"), held("fe80::1", "eth0")];
+            let held =
+                [held(address, "eth0"), held(family, "eth0"), held("203.0.113.11", "eth1"), held("fe80::1", "eth0")];
             for driver in [UplinkDriver::AfPacket, UplinkDriver::AfXdp, UplinkDriver::Tap] {
                 outside.uplink.as_mut().unwrap().driver = driver;
                 let error = refuse_held(&outside, &held).unwrap_err().to_string();

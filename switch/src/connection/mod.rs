@@ -30,6 +30,7 @@ mod challenge;
 mod crossing;
 mod ending;
 mod failure;
+mod find;
 mod quota;
 mod record;
 mod shard;

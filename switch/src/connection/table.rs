@@ -1,4 +1,4 @@
-//! The table of connections: find, commit, free, expire.
+//! The table of connections: commit, free, expire. How one is found: `find`.
 
 use std::io;
 use std::path::Path;
@@ -19,7 +19,6 @@ use super::timeouts::Timeouts;
 use super::translation::Translation;
 use crate::flow::{FlowKey, HashKeys, Kind, TRUST_S};
 use crate::limits::{CONNECTIONS_MAX, PORTS_MAX};
-use crate::prefetch::prefetch;
 use crate::shared::{Anonymous, SharedFile};
 use crate::tcp_track::Side;
 use crate::wheel::{NONE, Wheel};
@@ -37,9 +36,6 @@ const KEEP_PART: u32 = 128;
 
 /// Records looked at for one to give up.
 const EVICT_LOOKS: usize = 16;
-
-/// Records of a chain looked at without the lock: a longer way means that chains change under the reader.
-const WALK_MAX: usize = 64;
 
 /// How a table is made.
 #[derive(Clone, Debug)]
@@ -122,7 +118,7 @@ pub struct Connections {
     available: AtomicU32,
     keys: HashKeys,
     /// First record of each chain.
-    heads: Anonymous<AtomicU32>,
+    pub(super) heads: Anonymous<AtomicU32>,
     shards: Box<[CachePadded<Shard>]>,
     free: Mutex<Free>,
     quotas: Quotas,
@@ -269,103 +265,6 @@ impl Connections {
         ((first..end).filter_map(|index| self.entry_at(index)), end == used)
     }
 
-    /// Looks a packet's connection up.
-    pub fn find(&self, key: &FlowKey, hash: u64, vni: u32) -> Option<Found> {
-        self.look(key, hash, vni).ok()
-    }
-
-    /// As [`Connections::find`]. A miss spares [`Connections::commit_after`] of the same key another look, if nothing has changed
-    /// by then.
-    ///
-    /// # Errors
-    /// There is no such connection.
-    pub fn look(&self, key: &FlowKey, hash: u64, vni: u32) -> Result<Found, Miss> {
-        let bucket = self.bucket(hash);
-        let shard = self.shard(bucket);
-        let read = shard.read(|| self.walk(bucket, key, vni, WALK_MAX));
-        let (found, miss) = read.unwrap_or_else(|| self.look_locked(bucket, key, vni));
-        match found {
-            Some(found) if found.direction == 1 && self.crosses(found) => {
-                self.answers_of(bucket, key, vni).or(Some(found))
-            }
-            Some(found) => Some(found),
-            None => self.find_reply(bucket, key, vni),
-        }
-        .ok_or(miss)
-    }
-
-    fn crosses(&self, found: Found) -> bool {
-        self.records().get(found.index as usize).is_some_and(Record::crosses)
-    }
-
-    /// The connection whose answers have this tuple. The reverse of what one that crosses began with is not what its answers are like: they
-    /// may be another's.
-    #[cold]
-    fn answers_of(&self, bucket: usize, key: &FlowKey, vni: u32) -> Option<Found> {
-        self.find_reply(bucket, key, vni).filter(|found| found.direction == 1)
-    }
-
-    #[cold]
-    fn look_locked(&self, bucket: usize, key: &FlowKey, vni: u32) -> (Option<Found>, Miss) {
-        let shard = self.shard(bucket);
-        let _wheel = shard.lock();
-        (self.find_in(bucket, key, vni), shard.miss())
-    }
-
-    /// Asks for what a look for a hash reads first.
-    #[inline]
-    pub fn prefetch(&self, hash: u64) {
-        let bucket = self.bucket(hash);
-        prefetch(&self.heads[bucket]);
-        self.prefetch_reply(bucket);
-    }
-
-    /// Asks for a record.
-    #[inline]
-    pub fn prefetch_record(&self, index: u32) {
-        if let Some(record) = self.records().get(index as usize) {
-            record.prefetch();
-        }
-    }
-
-    /// Asks for the first record of the chain of a hash, which should have been asked for.
-    #[inline]
-    pub fn prefetch_chain(&self, hash: u64) {
-        self.prefetch_record(self.heads[self.bucket(hash)].load(Relaxed));
-    }
-
-    /// The connection of a key, under the lock.
-    #[cold]
-    fn find_in(&self, bucket: usize, key: &FlowKey, vni: u32) -> Option<Found> {
-        // No chain is longer than the table.
-        self.walk(bucket, key, vni, usize::MAX).flatten()
-    }
-
-    /// The same among the first `most` records of the chain; `None` when there are more.
-    #[inline(always)]
-    fn walk(&self, bucket: usize, key: &FlowKey, vni: u32, most: usize) -> Option<Option<Found>> {
-        let mut index = self.heads[bucket].load(Relaxed);
-        if index == NONE {
-            return Some(None);
-        }
-        let (same, reverse) = (key.unscoped(), key.reversed());
-        let records = self.records();
-        for _ in 0..most {
-            let record = &records[index as usize];
-            let found = record.key();
-            if record.vni() == vni && (found == same || found == reverse) {
-                // Of a query, the direction is in the kind.
-                let direction = usize::from(found != same);
-                return Some(Some(Found { index, generation: record.generation(), direction }));
-            }
-            index = record.next.load(Relaxed);
-            if index == NONE {
-                return Some(None);
-            }
-        }
-        None
-    }
-
     /// Adds a connection, or finds the one that another worker has just added.
     ///
     /// # Errors
@@ -399,7 +298,7 @@ impl Connections {
         let bucket = self.bucket(new.hash);
         let shard = self.shard(bucket);
         let mut wheel = shard.lock();
-        let known = if shard.is_unchanged_since(miss) { None } else { self.find_in(bucket, &new.key, new.vni) };
+        let known = if shard.is_unchanged_since(miss) { None } else { self.find_for(bucket, new) };
         // What looks like the packets of another behind its translation has answers of its own, if it is translated too.
         let is_it = |found: &Found| found.direction == 1 || new.translation.is_none();
         if let Some(found) = known.or_else(|| self.find_reply(bucket, &new.key, new.vni).filter(is_it)) {
@@ -642,7 +541,7 @@ impl Connections {
     }
 
     #[inline]
-    fn shard(&self, bucket: usize) -> &CachePadded<Shard> {
+    pub(super) fn shard(&self, bucket: usize) -> &CachePadded<Shard> {
         &self.shards[bucket % SHARDS]
     }
 

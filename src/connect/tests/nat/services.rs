@@ -11,6 +11,7 @@ use super::errors::{about, quoted, unreachable};
 use super::shape::{fragments, offload, partial, reassembled};
 use super::*;
 
+mod apart;
 mod life;
 mod outside;
 
