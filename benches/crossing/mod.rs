@@ -153,6 +153,7 @@ fn pool(number: u16) -> PoolSpec {
         addresses,
         draining: vec![],
         workloads,
+        in_family: Default::default(),
         block_size: 64,
         blocks: 1..=4,
         filtering: Filtering::default(),

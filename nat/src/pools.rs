@@ -207,7 +207,7 @@ fn served(
             if !spec.addresses.iter().any(|address| crate::family(mapped(*address)) == family) {
                 continue;
             }
-            for workload in &spec.workloads {
+            for workload in spec.workloads.iter().chain(&spec.in_family[family]) {
                 let too_many = || PoolError::TooManyWorkloads(spec.name.clone());
                 let slot = Some(workload.port as usize).filter(|slot| *slot < PORTS_MAX).ok_or_else(too_many)?;
                 if served.len() <= slot {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use hostweave_nat::{
-    Claim, End, Filtering, Lease, MappingRef, Nat, NatEvent, Options, PoolSpec, Pools, Timers, Workload,
+    Claim, End, Filtering, Lease, MappingRef, Nat, NatEvent, Options, PoolSpec, Pools, Timers, V4, V6, Workload,
 };
 use hostweave_switch::connection::{Connections, Entry, Hold};
 use hostweave_switch::tcp_track::{self, State as TcpState};
@@ -182,11 +182,13 @@ impl Inner {
 /// A pool as the NAT knows it, with the ports that `slot` knows, and without new connections from addresses that are `lost`.
 pub(super) fn pool_spec(pool: &NatPoolSpec, lost: &Lost, slot: impl Fn(Uuid) -> Option<u32>) -> PoolSpec {
     let workload = |uid: &Uuid| Some(Workload { port: slot(*uid)?, uid: uid.as_u128() });
+    let workloads = |uids: &[Uuid]| uids.iter().filter_map(workload).collect();
     let mut spec = PoolSpec {
         name: pool.name.clone(),
         addresses: pool.addresses.clone(),
         draining: pool.draining.clone(),
-        workloads: pool.ports.iter().filter_map(workload).collect(),
+        workloads: workloads(&pool.ports),
+        in_family: [workloads(&pool.hosts[V4]), workloads(&pool.hosts[V6])],
         block_size: pool.block_size,
         blocks: pool.blocks.clone(),
         filtering: match pool.filtering {

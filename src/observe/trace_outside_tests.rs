@@ -49,6 +49,7 @@ impl Host {
             addresses: vec![public(false, 7), public(true, 7)],
             draining: Vec::new(),
             workloads: [db_0, web_0].map(workload).to_vec(),
+            in_family: Default::default(),
             block_size: 64,
             blocks: 1..=4,
             filtering: Filtering::EndpointIndependent,

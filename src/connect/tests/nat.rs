@@ -93,6 +93,7 @@ fn pool() -> PoolSpec {
         addresses: [false, true].map(|v6| public(v6, POOL)).to_vec(),
         draining: Vec::new(),
         workloads: [A, B, C, D].map(workload).to_vec(),
+        in_family: Default::default(),
         block_size: 64,
         blocks: 1..=4,
         filtering: Filtering::default(),
