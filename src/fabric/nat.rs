@@ -89,6 +89,12 @@ fn mapping_of(Hold { index, generation }: Hold) -> MappingRef {
 }
 
 impl Inner {
+    /// Does what can fail of [`Inner::compile_pools`]; that addresses are known then harms nobody.
+    pub(super) fn prepare_pools(&self, pools: &[NatPoolSpec]) -> anyhow::Result<()> {
+        let specs: Vec<PoolSpec> = pools.iter().map(|pool| pool_spec(pool, &Lost::default(), |_| None)).collect();
+        Pools::prepare(&self.nat, &specs).context("setting up the NAT pools")
+    }
+
     /// Compiles the pools for the ports that there are.
     pub(super) fn compile_pools(&self, state: &State, pools: &[NatPoolSpec]) -> anyhow::Result<Arc<Pools>> {
         let ports = state.ports.values().filter_map(|port| Some((port.uid()?, port.id().0)));
