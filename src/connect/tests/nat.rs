@@ -166,20 +166,10 @@ impl Host {
             .into_iter()
             .flat_map(|v6| [(mapped(public(v6, HOST)), Owned::Host), (mapped(public(v6, POOL)), Owned::Nat)]);
         tables.uplink = Some(Arc::new(Uplink {
-            port: PortId(UPLINK),
-            network: OUTSIDE,
-            mac: UPLINK_MAC,
-            vlan: None,
-            mtu: 1500,
-            link: true,
             v4: vec![gateway(false)],
             v6: vec![gateway(true)],
             owned: owned.collect(),
-            public: Default::default(),
-            kept: Default::default(),
-            routed: Vec::new(),
-            unsettled: Default::default(),
-            heard: Default::default(),
+            ..Uplink::bare(PortId(UPLINK), OUTSIDE, UPLINK_MAC)
         }));
     }
 
