@@ -120,6 +120,11 @@ impl World {
         self.nat.release(mapping, self.now, self.now, how);
     }
 
+    /// As [`World::end`], of a connection that was let in and answered just now.
+    pub fn end_unasked(&self, mapping: MappingRef, how: End) {
+        self.nat.release_unasked(mapping, Some(self.now), self.now, how);
+    }
+
     /// Time passes, second by second.
     pub fn wait(&mut self, seconds: u32) {
         for _ in 0..seconds {

@@ -21,6 +21,7 @@ mod seen;
 mod services;
 mod shape;
 mod traced;
+mod unasked;
 
 /// The way out, and a guest of another network that has the same addresses as `A`.
 const UPLINK: u32 = 4;
