@@ -153,6 +153,7 @@ fn pool(number: u16) -> PoolSpec {
         addresses,
         draining: vec![],
         workloads,
+        in_family: Default::default(),
         block_size: 64,
         blocks: 1..=4,
         filtering: Filtering::default(),
@@ -176,22 +177,8 @@ fn add_uplink(tables: &mut Tables, case: Case, others: u16) {
     tables.networks[0] = Some(Arc::new(first));
     tables.networks.push(Some(Arc::new(outside)));
     let gateway = |six| NextHop { address: public(six, 254), mac: Some(GATEWAY_MAC) };
-    let mut uplink = Uplink {
-        port: UPLINK,
-        network: OUTSIDE,
-        mac: UPLINK_MAC,
-        vlan: None,
-        mtu: 1500,
-        link: true,
-        v4: vec![gateway(false)],
-        v6: vec![gateway(true)],
-        owned: Default::default(),
-        public: Default::default(),
-        kept: Default::default(),
-        routed: Vec::new(),
-        unsettled: Default::default(),
-        heard: Default::default(),
-    };
+    let mut uplink =
+        Uplink { v4: vec![gateway(false)], v6: vec![gateway(true)], ..Uplink::bare(UPLINK, OUTSIDE, UPLINK_MAC) };
     for six in [false, true] {
         uplink.owned.insert(mapped(public(six, 7)), Owned::Nat);
         if matches!(case, Case::AttachedOut | Case::AttachedIn) {

@@ -37,6 +37,7 @@ impl Bench {
                 addresses: of(pool).map(|i| IpAddr::from(Ipv4Addr::from(0xc633_0000 + i))).collect(),
                 draining: vec![],
                 workloads: of(pool).map(|port| Workload { port, uid: 1 + u128::from(port) }).collect(),
+                in_family: Default::default(),
                 block_size: 64,
                 blocks: 2..=8,
                 filtering: Filtering::default(),

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::model::*;
 use crate::pools::{Pools, Use};
-use crate::record::{RESTORED, Record, TIMED, TRACKED};
+use crate::record::{DNS, RESTORED, Record, TIMED, TRACKED};
 use crate::table::{Nat, Shard};
 
 /// Compares the address of a remote only ([`Nat::remote_mark`]).
@@ -89,6 +89,7 @@ impl Nat {
             return Err(Unmapped::NoMapping);
         }
         record.holds.store(record.holds.load(Relaxed) + 1, Relaxed);
+        record.count_unasked(1);
         Ok(Mapping { inside, mapping: record.reference(index) })
     }
 
@@ -113,9 +114,9 @@ impl Nat {
         if !expected {
             self.filter(pools, index, record, used, from)?;
         }
-        // Its time may be over although nobody has ended it yet.
+        // Its time may be over although nobody has ended it yet, or others that were let in hold it: they do not keep it open (RFC 7857 §7).
         let over = used.draining || record.until.load(Relaxed) <= now;
-        if record.holds.load(Relaxed) == 0 && over || record.holds_too_many() {
+        if record.holds.load(Relaxed) <= record.unasked() && over || record.holds_too_many() {
             return Err(Unmapped::NoMapping);
         }
         let l4 = if class == Class::Addresses { to.l4 } else { inside.l4 };
@@ -184,8 +185,31 @@ impl Nat {
         (record.uid() == inside.uid).then_some(Outside { l4, ..outside })
     }
 
-    /// A connection has ended and gives its hold back. `seen` is the second of its last packet, from which the timer counts.
+    /// A connection that the inside began has ended and gives its hold back. `seen` is the second of its last packet, from which the timer counts.
     pub fn release(&self, mapping: MappingRef, seen: u32, now: u32, how: End) {
+        // What was refused is no traffic: it makes nothing live longer (RFC 4787 REQ-6).
+        self.give_back_hold(mapping, Some(seen).filter(|_| how != End::Refused), now, how, false);
+    }
+
+    /// The same of one that was let in ([`Nat::inbound`], [`Nat::hairpin`]). `heard` is the second of the last packet that the inside sent on it, from
+    /// which the timer counts: what others send prolongs nothing (RFC 7857 §7).
+    pub fn release_unasked(&self, mapping: MappingRef, heard: Option<u32>, now: u32, how: End) {
+        self.give_back_hold(mapping, heard.filter(|_| how != End::Refused), now, how, true);
+    }
+
+    /// The inside has sent on a connection that was let in, at the second `heard` (RFC 4787 REQ-6): more may be let in for as long as a mapping lives.
+    pub fn refresh(&self, mapping: MappingRef, heard: u32) {
+        let Some(record) = self.valid(mapping) else { return };
+        let _shard = self.lock(self.bucket(&record.inside()));
+        if self.valid(mapping).is_some() {
+            // Whoever it answers is no DNS server.
+            record.set_state(0, DNS);
+            let until = heard.saturating_add(self.timer(record, End::Closed));
+            record.until.store(until.max(record.until.load(Relaxed)), Relaxed);
+        }
+    }
+
+    fn give_back_hold(&self, mapping: MappingRef, seen: Option<u32>, now: u32, how: End, unasked: bool) {
         let Some(record) = self.valid(mapping) else { return };
         let bucket = self.bucket(&record.inside());
         let mut shard = self.lock(bucket);
@@ -194,24 +218,35 @@ impl Nat {
         }
         let holds = record.holds.load(Relaxed).saturating_sub(1);
         record.holds.store(holds, Relaxed);
+        if unasked {
+            record.count_unasked(-1);
+        }
         let fresh = record.until.load(Relaxed) == 0;
-        // What was refused is no traffic: it makes nothing live longer (RFC 4787 REQ-6).
-        if how != End::Refused {
+        if let Some(seen) = seen {
             let until = seen.saturating_add(self.timer(record, how));
             record.until.store(until.max(record.until.load(Relaxed)).max(1), Relaxed);
         }
         if holds > 0 {
             return;
         }
-        if how == End::Refused && fresh {
+        if seen.is_none() && fresh {
             self.free(&mut shard, bucket, mapping.index, now);
         } else if !record.has(TIMED) {
             self.set_timer(&mut shard, mapping.index);
         }
     }
 
-    /// Takes a hold for a connection of an earlier run, whose mapping is to be this one. False: it is not, forget the connection.
-    pub fn hold(&self, pools: &Pools, mapping: MappingRef, inside: &Inside, outside: Outside, remote: Outside) -> bool {
+    /// Takes a hold for a connection of an earlier run, whose mapping is to be this one; `unasked`: one that was let in. False: it is not, forget the
+    /// connection.
+    pub fn hold(
+        &self,
+        pools: &Pools,
+        mapping: MappingRef,
+        inside: &Inside,
+        outside: Outside,
+        remote: Outside,
+        unasked: bool,
+    ) -> bool {
         let (Some(record), Some(class)) = (self.valid(mapping), Class::of(inside.proto)) else { return false };
         let (inside, outside, remote) = (&class.inside(inside), class.endpoint(outside), class.endpoint(remote));
         let mut shard = self.lock(self.bucket(&record.inside()));
@@ -239,6 +274,7 @@ impl Nat {
             record.until.store(0, Relaxed);
         }
         record.holds.store(record.holds.load(Relaxed) + 1, Relaxed);
+        record.count_unasked(i32::from(unasked));
         true
     }
 

@@ -74,18 +74,22 @@ impl Pools {
     /// # Errors
     /// See [`PoolError`].
     pub fn compile(nat: &Nat, specs: &[PoolSpec], now: u32) -> Result<Self, PoolError> {
-        let address = |address| {
-            nat.register_address(mapped(address)).map(Some).map_err(|full| match full {
-                Some(_) => PoolError::Memory(address),
-                None => PoolError::TooManyAddresses(address),
-            })
-        };
         let workload = |workload: &Workload, family, spec: &PoolSpec| nat.register_workload(workload, family, spec);
-        let this = Self::build(specs, address, |name| nat.refusals_of(name), workload)?;
+        let this = Self::build(specs, |address| register(nat, address), |name| nat.refusals_of(name), workload)?;
         nat.retire(&this.by_address, &this.served, now);
         nat.share_out();
         nat.keep_refusals(specs);
         Ok(this)
+    }
+
+    /// Does what can fail of [`Pools::compile`], before it is known which ports there will be: `nat` has room for the addresses afterwards, and
+    /// is else as it was.
+    ///
+    /// # Errors
+    /// See [`PoolError`].
+    pub fn prepare(nat: &Nat, specs: &[PoolSpec]) -> Result<(), PoolError> {
+        check(specs)?;
+        specs.iter().flat_map(|spec| &spec.addresses).try_for_each(|address| register(nat, *address).map(drop))
     }
 
     /// What [`Pools::compile`] would make of `specs`, for those who only ask: `nat` stays as it is. Nobody has mappings at addresses
@@ -196,6 +200,14 @@ impl Served {
     pub(crate) const NOBODY: Self = Self { pool: NONE, workload: NONE };
 }
 
+/// Index of an address in the NAT, which knows it from now on.
+fn register(nat: &Nat, address: IpAddr) -> Result<Option<u32>, PoolError> {
+    nat.register_address(mapped(address)).map(Some).map_err(|full| match full {
+        Some(_) => PoolError::Memory(address),
+        None => PoolError::TooManyAddresses(address),
+    })
+}
+
 /// Who serves each port: the first pool by name that has an address of the family.
 fn served(
     specs: &[&PoolSpec],
@@ -207,7 +219,7 @@ fn served(
             if !spec.addresses.iter().any(|address| crate::family(mapped(*address)) == family) {
                 continue;
             }
-            for workload in &spec.workloads {
+            for workload in spec.workloads.iter().chain(&spec.in_family[family]) {
                 let too_many = || PoolError::TooManyWorkloads(spec.name.clone());
                 let slot = Some(workload.port as usize).filter(|slot| *slot < PORTS_MAX).ok_or_else(too_many)?;
                 if served.len() <= slot {

@@ -31,6 +31,12 @@ pub(crate) const DETACHED: u32 = 4;
 /// All its remotes are noted, so that its L4 port may be shared.
 pub(crate) const TRACKED: u32 = 8;
 
+/// From this bit on: connections that hold it and were begun by others ([`Record::unasked`]).
+const UNASKED_SHIFT: u32 = 8;
+
+/// As many as can be counted.
+const UNASKED_MAX: u32 = u32::MAX >> UNASKED_SHIFT;
+
 /// It was held when an earlier run ended: `until` is for the case that none of its connections is taken over.
 pub(crate) const RESTORED: u32 = 16;
 
@@ -219,10 +225,22 @@ impl Record {
         self.state.load(Relaxed) & state != 0
     }
 
-    /// More holds than there can be connections: something counts wrongly.
+    /// More holds than can be counted.
     #[inline]
     pub(crate) fn holds_too_many(&self) -> bool {
-        self.holds.load(Relaxed) >= u32::MAX / 2
+        self.holds.load(Relaxed) >= u32::MAX / 2 || self.unasked() == UNASKED_MAX
+    }
+
+    /// Of its holds, those of connections that others began, by its filter: they do not keep it open for more of them.
+    #[inline]
+    pub(crate) fn unasked(&self) -> u32 {
+        self.state.load(Relaxed) >> UNASKED_SHIFT
+    }
+
+    /// One more of them, or one less. Under the lock of its shard.
+    pub(crate) fn count_unasked(&self, more: i32) {
+        let unasked = self.unasked().saturating_add_signed(more).min(UNASKED_MAX);
+        self.set_state(unasked << UNASKED_SHIFT, UNASKED_MAX << UNASKED_SHIFT);
     }
 
     #[inline]

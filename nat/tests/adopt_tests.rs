@@ -39,7 +39,7 @@ fn in_use(family: Family) -> (World, Vec<Held>) {
 }
 
 fn hold(world: &World, held: &Held) -> bool {
-    world.nat.hold(&world.pools, held.mapping, &held.inside, held.outside, held.remote)
+    world.nat.hold(&world.pools, held.mapping, &held.inside, held.outside, held.remote, false)
 }
 
 #[test]
@@ -89,7 +89,9 @@ fn a_hold_must_be_of_the_same_connection() {
     let (mut world, held) = in_use(family);
     world.restart(|_| Claim::Keep);
     let right = held.iter().find(|held| held.inside.proto == UDP).unwrap();
-    let is = |mapping, inside: &Inside, outside, remote| world.nat.hold(&world.pools, mapping, inside, outside, remote);
+    let is = |mapping, inside: &Inside, outside, remote| {
+        world.nat.hold(&world.pools, mapping, inside, outside, remote, false)
+    };
     let Held { mapping, inside, outside, remote } = *right;
     assert!(!is(MappingRef { generation: mapping.generation + 1, ..mapping }, &inside, outside, remote));
     assert!(!is(MappingRef { index: u32::MAX, ..mapping }, &inside, outside, remote));

@@ -74,6 +74,8 @@ struct Known {
     bound: Option<Outside>,
     reference: MappingRef,
     holds: u32,
+    /// Of them, those of connections that were let in.
+    unasked: u32,
     until: u32,
     dns: bool,
     remotes: BTreeSet<(u128, u16)>,
@@ -85,6 +87,7 @@ struct Connection {
     inside: Inside,
     outside: Outside,
     remote: Outside,
+    unasked: bool,
 }
 
 struct Oracle {
@@ -174,7 +177,8 @@ impl Oracle {
         known.holds += 1;
         known.dns &= to.l4 == 53;
         known.remotes.insert((to.address, to.l4));
-        let connection = Connection { mapping: mapped.mapping, inside: *from, outside: mapped.outside, remote: to };
+        let connection =
+            Connection { mapping: mapped.mapping, inside: *from, outside: mapped.outside, remote: to, unasked: false };
         // No two connections look alike from outside.
         let tuple = |it: &Connection| (it.inside.proto, it.outside, it.remote);
         let twin = self.connections.iter().find(|other| tuple(other) == tuple(&connection));
@@ -220,6 +224,7 @@ impl Oracle {
             bound: mapped.bound.then_some(to),
             reference: mapped.mapping,
             holds: 0,
+            unasked: 0,
             until: 0,
             dns: from.proto == UDP,
             remotes: BTreeSet::new(),
@@ -270,15 +275,18 @@ impl Oracle {
         };
         if !passes {
             assert_eq!(answer, Err(Unmapped::Filtered), "{meant:?}");
-        } else if meant.holds == 0 && (self.is_draining(meant.outside.address) || meant.until <= self.world.now) {
+        } else if meant.holds == meant.unasked
+            && (self.is_draining(meant.outside.address) || meant.until <= self.world.now)
+        {
             assert_eq!(answer, Err(Unmapped::NoMapping));
         } else {
             let found = answer.unwrap();
             assert_eq!((found.inside, found.mapping), (meant.inside, meant.reference));
             let (inside, mapping, outside) = (meant.inside, meant.reference, meant.outside);
-            self.connections.push(Connection { mapping, inside, outside, remote: from });
+            self.connections.push(Connection { mapping, inside, outside, remote: from, unasked: true });
             let at = self.find(mapping).unwrap();
             self.known[at].holds += 1;
+            self.known[at].unasked += 1;
             if self.spec().overload && inside.proto == TCP {
                 self.known[at].remotes.insert((from.address, from.l4));
             }
@@ -291,10 +299,14 @@ impl Oracle {
         }
         let connection = self.connections.swap_remove(at % self.connections.len());
         let now = self.world.now;
-        self.world.end(connection.mapping, how);
+        match connection.unasked {
+            true => self.world.end_unasked(connection.mapping, how),
+            false => self.world.end(connection.mapping, how),
+        }
         let at = self.find(connection.mapping).unwrap();
         let known = &mut self.known[at];
         known.holds -= 1;
+        known.unasked -= u32::from(connection.unasked);
         let first = known.until == 0;
         let timer = match known.inside.proto {
             UDP if known.dns => 30,
@@ -330,8 +342,9 @@ impl Oracle {
         let adopted = self.world.restart(|_| Claim::Keep);
         assert_eq!((adopted.kept as usize, adopted.forgotten), (self.known.len(), 0));
         for connection in &self.connections {
-            let Connection { mapping, inside, outside, remote } = connection;
-            assert!(self.world.nat.hold(&self.world.pools, *mapping, inside, *outside, *remote), "{connection:?}");
+            let Connection { mapping, inside, outside, remote, unasked } = connection;
+            let held = self.world.nat.hold(&self.world.pools, *mapping, inside, *outside, *remote, *unasked);
+            assert!(held, "{connection:?}");
         }
         for known in &mut self.known {
             let mine = self.connections.iter().filter(|connection| connection.mapping == known.reference);

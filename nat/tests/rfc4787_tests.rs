@@ -151,6 +151,48 @@ fn rfc4787_req6_outbound_traffic_refreshes() {
     }
 }
 
+/// Connections that were let in hold a mapping, so that its L4 port is nobody else's, and keep it open for more of them only as far as the inside
+/// answers.
+#[test]
+fn rfc7857_7_what_is_let_in_does_not_keep_a_mapping_open() {
+    for family in FAMILIES {
+        let mut world = World::new(PoolSpec { filtering: Filtering::EndpointIndependent, ..spec() });
+        let from = inside(family, UDP, 0, 5000);
+        let out = world.to(&from, remote(family, 1, 4000));
+        let stranger = |world: &World, host| world.back(UDP, out.outside, remote(family, host, 9));
+        let silent = stranger(&world, 2).unwrap().mapping;
+        world.wait(1000);
+        let answered = stranger(&world, 3).unwrap().mapping;
+        // The inside's own connection ends; from now on those that were let in hold it alone.
+        world.end(out.mapping, End::Closed);
+        world.wait(299);
+        assert!(stranger(&world, 4).is_ok(), "as long as a mapping lives");
+        world.nat.release_unasked(silent, None, world.now, End::Closed);
+        world.wait(1);
+        assert_eq!(stranger(&world, 5), Err(Unmapped::NoMapping));
+        assert!(world.nat.get(out.mapping).is_some(), "held");
+        world.nat.refresh(answered, world.now);
+        assert!(stranger(&world, 6).is_ok());
+        world.wait(301);
+        assert_eq!(stranger(&world, 7), Err(Unmapped::NoMapping));
+        // A connection of its own opens it again.
+        let again = world.to(&from, remote(family, 8, 4000)).mapping;
+        assert_eq!(again, out.mapping);
+        assert!(stranger(&world, 9).is_ok());
+        world.end(again, End::Refused);
+        assert_eq!(stranger(&world, 10), Err(Unmapped::NoMapping));
+        // Those of 3, 4, 6 and 9: the last one ends it, and what one heard from the inside counts.
+        for heard in [None, None, Some(world.now - 200), None] {
+            world.nat.release_unasked(answered, heard, world.now, End::Closed);
+        }
+        world.wait(99);
+        assert!(stranger(&world, 11).is_ok());
+        world.nat.release_unasked(answered, None, world.now, End::Refused);
+        world.wait(2);
+        assert_eq!(world.nat.stats().mappings, 0);
+    }
+}
+
 #[test]
 fn rfc4787_req7_networks_that_overlap() {
     for family in FAMILIES {

@@ -85,7 +85,7 @@ fn sctp_keeps_its_ports() {
         assert_eq!(world.nat.outside_of(&from), Some(mapped.outside));
         assert_eq!(world.to(&Inside { l4: 5001, ..from }, to).mapping, mapped.mapping);
         assert_eq!(world.back(SCTP, Outside { l4: 6000, ..mapped.outside }, to).unwrap().inside.l4, 6000);
-        assert!(world.nat.hold(&world.pools, mapped.mapping, &from, mapped.outside, to));
+        assert!(world.nat.hold(&world.pools, mapped.mapping, &from, mapped.outside, to, false));
     }
 }
 

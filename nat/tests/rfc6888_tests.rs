@@ -372,11 +372,14 @@ fn the_first_pool_by_name_that_has_the_family_serves_a_port() {
         workloads: ports.map(|port| Workload { port, uid: 100 + u128::from(port) }).collect(),
         ..spec()
     };
-    let specs = vec![
+    let mut specs = vec![
         pool("c", vec![v4.pool(5), v6.pool(5)], 0..10),
         pool("a", vec![v4.pool(3)], 0..2),
         pool("b", vec![v6.pool(4)], 1..3),
     ];
+    // And, in one family, whom it serves in that one.
+    specs[1].in_family[V4] = vec![Workload { port: 11, uid: 111 }];
+    specs[0].in_family[V6] = vec![Workload { port: 11, uid: 111 }];
     let world = World::with(specs, &options(T0));
     let name = |family, port| {
         let outside = world.to(&inside(family, UDP, port, 1), remote(family, 1, 80)).outside;
@@ -384,6 +387,7 @@ fn the_first_pool_by_name_that_has_the_family_serves_a_port() {
     };
     assert_eq!([0, 1, 2, 3].map(|port| name(v4, port)), ["a", "a", "c", "c"]);
     assert_eq!([0, 1, 2, 3].map(|port| name(v6, port)), ["c", "b", "b", "c"]);
+    assert_eq!([v4, v6].map(|family| name(family, 11)), ["a", "c"]);
     assert_eq!(world.out(&inside(v4, UDP, 10, 1), remote(v4, 1, 80)), Err(Refused::NoPool));
     assert!(!world.pools.serves(hostweave_switch::tables::PortId(10), V4));
 }

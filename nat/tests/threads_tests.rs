@@ -46,7 +46,8 @@ fn worker(world: &World, family: Family, seed: u64, now: &AtomicU32, holders: &H
                 assert!(world.nat.get(mapped.mapping).is_some_and(|entry| entry.outside == mapped.outside));
                 if let Ok(back) = world.nat.inbound(&world.pools, proto, mapped.outside, to, now.load(Relaxed)) {
                     assert!(back.inside == from || !mapped.bound);
-                    world.nat.release(back.mapping, now.load(Relaxed), now.load(Relaxed), End::Closed);
+                    let now = now.load(Relaxed);
+                    world.nat.release_unasked(back.mapping, Some(now), now, End::Closed);
                 }
                 held.push((mapped.mapping, key));
             }

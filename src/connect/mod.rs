@@ -20,11 +20,13 @@ mod related;
 mod seen;
 mod service;
 
-use hostweave_nat::Nat;
+use hostweave_nat::{MappingRef, Nat};
 use hostweave_switch::MacAddr;
-use hostweave_switch::connection::{Connections, Direction, Ending, Found, FreeRecords, Miss, Record, UNANSWERED_S};
+use hostweave_switch::connection::{
+    Connections, Direction, Ending, Found, FreeRecords, Hold, Miss, Record, UNANSWERED_S,
+};
 use hostweave_switch::flow::{
-    ASSURED, CROSSES, Flow, FlowCache, FlowKey, NO_QUEUE, REPLY, TCP, is_icmp_error, round, stamp,
+    ASSURED, CROSSES, Flow, FlowCache, FlowKey, NO_QUEUE, REPLY, TCP, TRUST_S, is_icmp_error, round, stamp,
 };
 use hostweave_switch::guard;
 use hostweave_switch::packet::{L3, Packet};
@@ -306,7 +308,7 @@ fn still_allowed<R: Recorder>(
 #[inline]
 fn seen_now(ctx: &Context<'_>, flows: &Flows<'_>, flow: &mut Flow, connection: &Record) {
     let direction = flow.direction();
-    connection.touch(direction, ctx.now, ctx.queue);
+    touch(ctx, flows, flow, connection);
     flow.epoch = if flow.flags & CROSSES == 0 { ctx.epoch } else { ctx.crossing_epoch };
     flow.round = round(ctx.now);
     flow.queue = connection.queue(1 - direction);
@@ -316,6 +318,37 @@ fn seen_now(ctx: &Context<'_>, flows: &Flows<'_>, flow: &mut Flow, connection: &
     }
     if !connection.is_replied() && (flow.flags & TCP != 0 || flow.key.proto() == proto::UDP) {
         unanswered(ctx, flows, flow, connection);
+    }
+}
+
+/// A packet of a connection came.
+#[inline]
+fn touch(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, connection: &Record) {
+    let direction = flow.direction();
+    if direction == 1 && connection.is_kept_by_answers() {
+        let (protocol, side) = (flow.key.proto(), connection.side(1));
+        let wants_none = protocol == proto::TCP && side.flags & Side::RST != 0;
+        if wants_none || !has_answered(protocol, &side) {
+            return;
+        }
+        refresh(ctx, flows, flow);
+    }
+    connection.touch(direction, ctx.now, ctx.queue);
+}
+
+/// Whether the side that a connection was let in to has said more than that it wants none: that keeps neither the connection nor its NAT mapping (RFC
+/// 7857 §7.1).
+pub fn has_answered(protocol: u8, side: &Side) -> bool {
+    protocol != proto::TCP || side.flags & Side::SEEN != 0
+}
+
+/// The inside sends on a connection that its NAT mapping let in: the mapping lives on (RFC 4787 REQ-6).
+#[cold]
+fn refresh(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow) {
+    let held = flows.connections.translation(flow.connection).and_then(|translation| translation.held[1]);
+    if let Some(Hold { index, generation }) = held {
+        // What the cache answers by itself for a while is not seen here.
+        flows.nat.refresh(MappingRef { index, generation }, ctx.now.saturating_add(TRUST_S));
     }
 }
 
@@ -403,7 +436,7 @@ fn found(flow: &Flow) -> Found {
 fn ending(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow, [before, after, receiver]: [Side; 3]) {
     // When it ends counts from now.
     if let Some(connection) = flows.connections.get(flow.connection, flow.generation) {
-        connection.touch(flow.direction(), ctx.now, ctx.queue);
+        touch(ctx, flows, flow, connection);
     }
     let state = tcp_track::state(&after, &receiver);
     if state != State::Established && state != tcp_track::state(&before, &receiver) {

@@ -70,17 +70,25 @@ pub(super) struct Held<'a> {
     nat: &'a Nat,
     mapping: Option<MappingRef>,
     now: u32,
+    /// It is that of the destination: the packet was let in.
+    unasked: bool,
     /// Whether it lies on an L4 port that others use too (SEMANTICS NA17).
     shared: bool,
 }
 
 impl<'a> Held<'a> {
     pub fn none(flows: &Flows<'a>) -> Self {
-        Self { nat: flows.nat, mapping: None, now: 0, shared: false }
+        Self { nat: flows.nat, mapping: None, now: 0, unasked: false, shared: false }
     }
 
-    fn one(flows: &Flows<'a>, mapping: MappingRef, now: u32) -> Self {
-        Self { nat: flows.nat, mapping: Some(mapping), now, shared: false }
+    /// That of the source.
+    fn asked(flows: &Flows<'a>, mapping: MappingRef, now: u32) -> Self {
+        Self { nat: flows.nat, mapping: Some(mapping), now, unasked: false, shared: false }
+    }
+
+    /// That of the destination.
+    fn unasked(flows: &Flows<'a>, mapping: MappingRef, now: u32) -> Self {
+        Self { nat: flows.nat, mapping: Some(mapping), now, unasked: true, shared: false }
     }
 
     /// Whether it lies on an L4 port that others use too (SEMANTICS NA17).
@@ -101,8 +109,10 @@ impl<'a> Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if let Some(mapping) = self.mapping.take() {
-            self.nat.release(mapping, self.now, self.now, End::Refused);
+        match self.mapping.take() {
+            Some(mapping) if self.unasked => self.nat.release_unasked(mapping, None, self.now, End::Refused),
+            Some(mapping) => self.nat.release(mapping, self.now, self.now, End::Refused),
+            None => {}
         }
     }
 }
@@ -187,7 +197,7 @@ fn crossing<'a, R: Recorder>(
             if inside != dst {
                 record.stage("dnat", Detail::Destination(inside.address, inside.l4));
             }
-            let held = mapping.map_or(Held::none(flows), |mapping| Held::one(flows, mapping, ctx.now));
+            let held = mapping.map_or(Held::none(flows), |mapping| Held::unasked(flows, mapping, ctx.now));
             plan(Ok(port), inside, held, admitted)
         }
         Err(reason) => {
@@ -243,7 +253,7 @@ fn receiver<'a, R: Recorder>(
         None if uplink.is_routed(key.dst()) => return Err(DropReason::NatNoMapping),
         None => return Err(DropReason::NotOurs),
     };
-    let held = mapping.map(|mapping| Held::one(flows, mapping, ctx.now));
+    let held = mapping.map(|mapping| Held::unasked(flows, mapping, ctx.now));
     let to = ctx.tables.port(port).ok_or(DropReason::NatNoMapping)?;
     // Who answers the host itself is part of a connection already; nobody else reaches what it serves in a network.
     if to.kind == PortKind::Internal || !has(ctx.tables, to, inside.address) {
@@ -373,7 +383,7 @@ pub(super) fn snat<'a, R: Recorder>(
             let remote = destination(&plan.asked);
             let mapped = flows.nat.outbound(ctx.pools, &inside, remote, ctx.now).map_err(refusal);
             let mapped = mapped.inspect_err(|reason| record.stage("snat", Detail::Verdict(Verdict::Drop(*reason))))?;
-            held = Held::one(flows, mapped.mapping, ctx.now);
+            held = Held::asked(flows, mapped.mapping, ctx.now);
             // Another worker took the place that was foreseen: whom the filter let in is not who comes.
             if plan.admitted.is_some_and(|address| address != mapped.outside.address) {
                 return Err(DropReason::NatNoMapping);

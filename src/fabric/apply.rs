@@ -59,8 +59,8 @@ impl Fabric {
         }
         check(desired)?;
         inner.check_outside(&state, desired)?;
-        // What can fail of it fails here, before anything has changed; that addresses are known then harms nobody.
-        inner.compile_pools(&state, &desired.nat_pools)?;
+        // Before anything has changed.
+        inner.prepare_pools(&desired.nat_pools)?;
         state.take_settings(desired);
         inner.metadata.withdraw(desired);
         let mut left = state.slots();
@@ -132,8 +132,7 @@ impl Inner {
         }
         let others_served = state.outside.as_ref().is_none_or(|outside| outside.nat_pools != desired.nat_pools);
         if others_served {
-            // What can fail of it fails here.
-            self.compile_pools(state, &desired.nat_pools)?;
+            self.prepare_pools(&desired.nat_pools)?;
         }
         state.take_settings(desired);
         if changes.places {

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use anyhow::Context;
 use hostweave_nat::{
-    Claim, End, Filtering, Lease, MappingRef, Nat, NatEvent, Options, PoolSpec, Pools, Timers, Workload,
+    Claim, End, Filtering, Lease, MappingRef, Nat, NatEvent, Options, PoolSpec, Pools, Timers, V4, V6, Workload,
 };
-use hostweave_switch::connection::{Connections, Entry, Hold};
+use hostweave_switch::connection::{Connections, Direction, Entry, Hold};
 use hostweave_switch::tcp_track::{self, State as TcpState};
 use hostweave_switch::wire::proto;
 use uuid::Uuid;
@@ -67,15 +67,21 @@ pub(super) fn allocate_all(nat: &Nat) {
 /// Has each mapping that a connection held given back when the connection ends, whoever ends it.
 pub(super) fn give_back(nat: &Arc<Nat>, connections: &Connections, clock: Clock) {
     let nat = Arc::clone(nat);
-    connections.on_release(Box::new(move |hold, entry| {
-        release(&nat, hold, entry, clock.seconds(Instant::now()));
+    connections.on_release(Box::new(move |side, hold, entry| {
+        release(&nat, side, hold, entry, clock.seconds(Instant::now()));
     }));
 }
 
-/// Gives back what a connection held that has ended.
-pub(crate) fn release(nat: &Nat, hold: Hold, entry: &Entry, now: u32) {
-    let seen = entry.seen[0].max(entry.seen[1]);
-    nat.release(mapping_of(hold), seen, now, how(entry));
+/// Gives back the mapping of one side that a connection held which has ended.
+pub(crate) fn release(nat: &Nat, side: Direction, hold: Hold, entry: &Entry, now: u32) {
+    let [began, answered] = entry.seen;
+    match side {
+        0 => nat.release(mapping_of(hold), began.max(answered), now, how(entry)),
+        _ => {
+            let heard = answered != 0 && connect::has_answered(entry.key.proto(), &entry.sides[1]);
+            nat.release_unasked(mapping_of(hold), heard.then_some(answered), now, how(entry));
+        }
+    }
 }
 
 /// How a connection ended, as mappings want to know it.
@@ -101,6 +107,12 @@ impl State {
 }
 
 impl Inner {
+    /// Does what can fail of [`Inner::compile_pools`]; that addresses are known then harms nobody.
+    pub(super) fn prepare_pools(&self, pools: &[NatPoolSpec]) -> anyhow::Result<()> {
+        let specs: Vec<PoolSpec> = pools.iter().map(|pool| pool_spec(pool, &Lost::default(), |_| None)).collect();
+        Pools::prepare(&self.nat, &specs).context("setting up the NAT pools")
+    }
+
     /// Compiles the pools for the ports that there are.
     pub(super) fn compile_pools(&self, state: &State, pools: &[NatPoolSpec]) -> anyhow::Result<Arc<Pools>> {
         let slots = state.slots();
@@ -141,16 +153,17 @@ impl Inner {
     pub(super) fn hold_again(&self, pools: &Pools, uplink: Option<u32>, entry: &Entry) -> bool {
         let Some(translation) = &entry.translation else { return true };
         let ends = connect::held_ends(entry, translation, uplink, |slot| self.connections.port_id(slot));
-        let mut taken = Vec::with_capacity(2);
-        for (hold, end) in translation.held.iter().zip(&ends) {
+        let mut taken = None;
+        for (unasked, (hold, end)) in [false, true].into_iter().zip(translation.held.iter().zip(&ends)) {
             let Some(hold) = *hold else { continue };
             let mapping = mapping_of(hold);
-            if !self.nat.hold(pools, mapping, &end.inside, end.outside, end.remote) {
+            if !self.nat.hold(pools, mapping, &end.inside, end.outside, end.remote, unasked) {
+                // If there is one by now, it is the source's.
                 let now = self.clock.seconds(Instant::now());
-                taken.into_iter().for_each(|mapping| self.nat.release(mapping, now, now, End::Refused));
+                taken.inspect(|mapping| self.nat.release(*mapping, now, now, End::Refused));
                 return false;
             }
-            taken.push(mapping);
+            taken = Some(mapping);
         }
         true
     }
@@ -202,11 +215,13 @@ impl Inner {
 /// A pool as the NAT knows it, with the ports that `slot` knows, and without new connections from addresses that are `lost`.
 pub(super) fn pool_spec(pool: &NatPoolSpec, lost: &Lost, slot: impl Fn(Uuid) -> Option<u32>) -> PoolSpec {
     let workload = |uid: &Uuid| Some(Workload { port: slot(*uid)?, uid: uid.as_u128() });
+    let workloads = |uids: &[Uuid]| uids.iter().filter_map(workload).collect();
     let mut spec = PoolSpec {
         name: pool.name.clone(),
         addresses: pool.addresses.clone(),
         draining: pool.draining.clone(),
-        workloads: pool.ports.iter().filter_map(workload).collect(),
+        workloads: workloads(&pool.ports),
+        in_family: [workloads(&pool.hosts[V4]), workloads(&pool.hosts[V6])],
         block_size: pool.block_size,
         blocks: pool.blocks.clone(),
         filtering: match pool.filtering {

@@ -202,6 +202,9 @@ pub struct NatPoolSpec {
     /// Uids of the ports that it serves; control has resolved networks and selectors. The first pool by name that serves
     /// a port, with an address of the family, has it.
     pub ports: Vec<Uuid>,
+    /// By family of addresses ([`V4`](hostweave_nat::V4), [`V6`](hostweave_nat::V6)): who the host itself is in networks that it leaves by this
+    /// pool ([`internal_uid`]).
+    pub hosts: [Vec<Uuid>; 2],
     /// L4 ports per block, a power of two, 64 to 4096.
     pub block_size: u16,
     /// Blocks that a workload gets at once, and at most.

@@ -49,6 +49,7 @@ impl Host {
             addresses: vec![public(false, 7), public(true, 7)],
             draining: Vec::new(),
             workloads: [db_0, web_0].map(workload).to_vec(),
+            in_family: Default::default(),
             block_size: 64,
             blocks: 1..=4,
             filtering: Filtering::EndpointIndependent,
@@ -80,20 +81,10 @@ impl Host {
         });
         let gateway = |v6| NextHop { address: public(v6, 254), mac: Some(GATEWAY_MAC) };
         let mut uplink = Uplink {
-            port: UPLINK,
-            network: OUTSIDE,
-            mac: UPLINK_MAC,
-            vlan: None,
-            mtu: 1500,
-            link: true,
             v4: vec![gateway(false)],
             v6: vec![gateway(true)],
-            public: Default::default(),
             owned: owned.collect(),
-            kept: Default::default(),
-            routed: Vec::new(),
-            unsettled: Default::default(),
-            heard: Default::default(),
+            ..Uplink::bare(UPLINK, OUTSIDE, UPLINK_MAC)
         };
         uplink.public = Uplink::one_to_one(&uplink.owned);
         tables.uplink = Some(std::sync::Arc::new(uplink));

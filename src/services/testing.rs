@@ -130,20 +130,8 @@ impl World {
 /// An uplink that owns these addresses and knows no router.
 pub fn uplink(owned: impl IntoIterator<Item = (u128, Owned)>) -> Uplink {
     Uplink {
-        port: PortId(9),
-        network: NetworkId(3),
-        mac: MacAddr([0x02, 0, 0, 0, 0, 0x77]),
-        vlan: None,
-        mtu: 1500,
-        link: true,
-        v4: Vec::new(),
-        v6: Vec::new(),
         owned: owned.into_iter().collect(),
-        public: Default::default(),
-        kept: Default::default(),
-        routed: Vec::new(),
-        unsettled: Default::default(),
-        heard: Default::default(),
+        ..Uplink::bare(PortId(9), NetworkId(3), MacAddr([0x02, 0, 0, 0, 0, 0x77]))
     }
 }
 

@@ -50,20 +50,11 @@ fn ask_with(known: Option<MacAddr>, unsettled: &[u128], frame: &[u8]) -> End {
         (u128::from(NAT_V6), Owned::Nat),
     ];
     tables.uplink = Some(Arc::new(Uplink {
-        port: PortId(9),
-        network: NetworkId(3),
-        mac: OURS,
-        vlan: None,
-        mtu: 1500,
-        link: true,
         v4: vec![NextHop { address: ROUTER_V4.into(), mac: known }],
         v6: vec![NextHop { address: ROUTER_V6.into(), mac: known }],
         owned: owned.into_iter().collect(),
-        public: Default::default(),
-        kept: Default::default(),
-        routed: Vec::new(),
         unsettled: unsettled.iter().map(|address| (*address, Default::default())).collect(),
-        heard: Default::default(),
+        ..Uplink::bare(PortId(9), NetworkId(3), OURS)
     }));
     let world = World::new();
     let port = Port { id: PortId(9), kind: PortKind::Uplink, mac: OURS, ..world.port };

@@ -199,6 +199,26 @@ pub struct Uplink {
 }
 
 impl Uplink {
+    /// One with a carrier that owns nothing and knows no router, for packets of 1500 octets.
+    pub fn bare(port: PortId, network: NetworkId, mac: MacAddr) -> Self {
+        Self {
+            port,
+            network,
+            mac,
+            vlan: None,
+            mtu: 1500,
+            link: true,
+            v4: Vec::new(),
+            v6: Vec::new(),
+            owned: Default::default(),
+            public: Default::default(),
+            kept: Default::default(),
+            routed: Vec::new(),
+            unsettled: Default::default(),
+            heard: Default::default(),
+        }
+    }
+
     /// What [`Uplink::public`] is for these addresses. Of several of a port the lowest: it must not depend on the order of the map.
     pub fn one_to_one(owned: &HashMap<u128, Owned, RandomState>) -> HashMap<(PortId, bool), u128, RandomState> {
         let mut public = HashMap::default();

@@ -159,14 +159,20 @@ def external_policy(case):
     scene.finish()
 
 
-@suite.test("trafficDistribution: endpoints of this node, or of this zone, come first; where none is there, the others are used",
-            cases={"node": "PreferSameNode", "zone": "PreferSameZone"})
-def distribution(case, prefer):
+def zoned(case):
+    """A host in the zone `here`, its endpoint, and one beyond it."""
     scene = Sliced(case, "a", pool=POOL)
     scene.daemon.objects[0]["metadata"]["labels"] = {"topology.kubernetes.io/zone": "here"}
     scene.start()
     scene.serve(scene.host.server)
-    (a,), away = scene.backends, scene.host.server
+    (a,) = scene.backends
+    return scene, a, scene.host.server
+
+
+@suite.test("trafficDistribution: endpoints of this node, or of this zone, come first; where none is there, the others are used",
+            cases={"node": "PreferSameNode", "zone": "PreferSameZone"})
+def distribution(case, prefer):
+    scene, a, away = zoned(case)
     here, there = {"zone": "here"}, {"zone": "there"}
     scene.become((a, here), (away, there))
     assert scene.answering() == {"a", "server"}
@@ -319,11 +325,7 @@ def checked_elsewhere(case):
 @suite.test("trafficDistribution: where the endpoints that come first fail their checks, or are drained, the others are used",
             cases={"node": "PreferSameNode", "zone": "PreferSameZone"})
 def distribution_overflows(case, prefer):
-    scene = Sliced(case, "a", pool=POOL)
-    scene.daemon.objects[0]["metadata"]["labels"] = {"topology.kubernetes.io/zone": "here"}
-    scene.start()
-    scene.serve(scene.host.server)
-    (a,), away = scene.backends, scene.host.server
+    scene, a, away = zoned(case)
     scene.become((a, {"zone": "here"}), (away, {"zone": "there"}), trafficDistribution=prefer,
                  annotations={"hostweave.dev/health-check": CHECK % ("http", HTTP)})
     states = lambda *names: {b["state"] for b in scene.backends_of() if b["portName"] == "http" and b["backend"] in (names or [b["backend"]])}

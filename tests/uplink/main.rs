@@ -192,6 +192,7 @@ fn pool(addresses: &[&str]) -> NatPoolSpec {
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         draining: Vec::new(),
         ports: Vec::new(),
+        hosts: Default::default(),
         block_size: 64,
         blocks: 1..=1,
         filtering: Filtering::default(),

@@ -65,6 +65,7 @@ pub fn spec() -> PoolSpec {
         addresses: FAMILIES.iter().flat_map(|family| [family.pool(1), family.pool(2)]).collect(),
         draining: vec![],
         workloads: (0..10).map(|port| Workload { port, uid: 100 + u128::from(port) }).collect(),
+        in_family: Default::default(),
         block_size: 64,
         blocks: 1..=4,
         filtering: Filtering::AddressAndPortDependent,
@@ -117,6 +118,11 @@ impl World {
 
     pub fn end(&self, mapping: MappingRef, how: End) {
         self.nat.release(mapping, self.now, self.now, how);
+    }
+
+    /// As [`World::end`], of a connection that was let in and answered just now.
+    pub fn end_unasked(&self, mapping: MappingRef, how: End) {
+        self.nat.release_unasked(mapping, Some(self.now), self.now, how);
     }
 
     /// Time passes, second by second.

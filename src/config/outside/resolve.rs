@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hostweave_nat::{V4, V6};
 use hostweave_policy::model::{Labels, Selector};
 use hostweave_switch::tables::Egress;
 use ipnet::IpNet;
@@ -72,37 +73,23 @@ pub fn pools_of(
     let mut pools: Vec<NatPoolSpec> =
         nat_pools(set).map(|(object, pool)| pool_of(object, pool, &namespaces, ports)).collect();
     for network in networks {
-        for (spec, pool) in pools.iter_mut().zip(nat_pools(set)) {
-            if serves_host(set, pool, network) {
-                spec.ports.push(internal_uid(network.vni));
+        for (spec, (_, pool)) in pools.iter_mut().zip(nat_pools(set)) {
+            for (family, has) in [(V4, network.v4.is_some()), (V6, network.v6.is_some())] {
+                if has && serves_host(set, pool, &network.name, family == V4) {
+                    spec.hosts[family].push(internal_uid(network.vni));
+                }
             }
         }
     }
     pools
 }
 
-/// Whether the host's own connections out of a network (health checks) leave by a pool: as those of anybody there, by one that is for
-/// everybody; where there is none, by those for some. A pool serves with all its addresses, and of several the first by name: one for
-/// some must not come before the one for everybody in either family. Where it would, the host does without it.
-fn serves_host(
-    set: &ObjectSet,
-    (object, pool): (&Object, &NatPool),
-    network: &hostweave_switch::tables::Network,
-) -> bool {
+/// Whether the host's own connections out of a network (health checks) may leave by a pool in a family: as those of anybody there, by one that is for
+/// everybody; where there is none, by those for some. Of several the first by name has them.
+fn serves_host(set: &ObjectSet, pool: &NatPool, network: &str, ipv4: bool) -> bool {
     let for_all = |pool: &NatPool| pool.namespaces.requirements.is_empty() && pool.selector.requirements.is_empty();
-    let mut needed = false;
-    for (ipv4, has) in [(true, network.v4.is_some()), (false, network.v6.is_some())] {
-        if !has || !pool.serves(&network.name, ipv4) {
-            continue;
-        }
-        let mut others = nat_pools(set).filter(|(_, other)| other.serves(&network.name, ipv4) && for_all(other));
-        match others.next().filter(|_| !for_all(pool)) {
-            None => needed = true,
-            Some((other, _)) if object.key.name < other.key.name => return false,
-            Some(_) => {}
-        }
-    }
-    needed
+    let any_for_all = || nat_pools(set).any(|(_, other)| other.serves(network, ipv4) && for_all(other));
+    pool.serves(network, ipv4) && (for_all(pool) || !any_for_all())
 }
 
 fn pool_of(
@@ -124,6 +111,7 @@ fn pool_of(
         addresses: pool.addresses.clone(),
         draining: pool.draining.clone(),
         ports: ports.iter().filter(serves).map(|port| port.uid).collect(),
+        hosts: Default::default(),
         block_size: pool.block_size,
         blocks: pool.blocks.clone(),
         filtering: pool.filtering,

@@ -1,5 +1,7 @@
 //! What leaves networks, by which pool, and what is routed to this host.
 
+use hostweave_nat::{V4, V6};
+
 use super::outside::{UPLINK, all, desired};
 use super::*;
 use crate::config::outside::ServiceAddresses;
@@ -39,22 +41,38 @@ fn the_hosts_own_connections_leave_by_the_pool_for_everybody_in_each_family() {
     let some = ", selector: {matchLabels: {app: x}}";
     let (v4, v6) = ("203.0.113.1", "'2001:db8:aa::1'");
     let (v4_too, v6_too) = ("203.0.113.2", "'2001:db8:aa::2'");
-    let serving = |pools: [(&str, String, &str); 2], cidrs: &str| -> Vec<String> {
+    let serving = |pools: [(&str, String, &str); 2], cidrs: &str| -> [Vec<String>; 2] {
         let pools = pools.map(|(name, of, more)| nat_pool(name, &format!("{{addresses: [{of}]{more}}}")));
         let network = network(&format!("{{cidrs: [{cidrs}]}}"));
         let (told, ..) = desired(&all(&[host(UPLINK), network, all(&pools)]), &ServiceAddresses::new());
         let host = internal_uid(told.networks.iter().find(|network| network.name == "n").unwrap().vni);
-        let serving = told.nat_pools.iter().filter(|pool| pool.ports.contains(&host));
-        serving.map(|pool| pool.name.clone()).collect()
+        [V4, V6].map(|family| {
+            let serving = told.nat_pools.iter().filter(|pool| pool.hosts[family].contains(&host));
+            serving.map(|pool| pool.name.clone()).collect()
+        })
     };
     let dual = "10.1.0.0/24, '2001:db8:1::/64'";
     let all_v4 = |name| (name, v4.to_owned(), "");
+    let all_v6 = |name| (name, v6.to_owned(), "");
+    let all_dual = |name| (name, "203.0.113.3, '2001:db8:aa::3'".to_owned(), "");
+    let some_v4 = |name| (name, "203.0.113.4".to_owned(), some);
     let some_dual = |name| (name, format!("{v4_too}, {v6_too}"), some);
-    // The first by name serves: before the one for everybody, one for some must not serve at all.
-    assert_eq!(serving([some_dual("a"), all_v4("b")], dual), ["b"]);
-    assert_eq!(serving([all_v4("a"), some_dual("b")], dual), ["a", "b"]);
-    let all_v6 = ("b", v6.to_owned(), "");
-    assert_eq!(serving([some_dual("a"), all_v6.clone()], dual), ["b"]);
-    // A family that the network has not is of no matter.
-    assert_eq!(serving([some_dual("a"), all_v6], "10.1.0.0/24"), ["a"]);
+    // By that for everybody, whichever name comes first; in a family that it has not, by that for some.
+    let [a, b, none]: [&[&str]; 3] = [&["a"], &["b"], &[]];
+    for (pools, cidrs, expected) in [
+        ([some_dual("a"), all_v4("b")], dual, [b, a]),
+        ([all_v4("a"), some_dual("b")], dual, [a, b]),
+        ([some_dual("a"), all_v6("b")], dual, [a, b]),
+        ([all_v6("a"), some_dual("b")], dual, [b, a]),
+        ([some_dual("a"), all_dual("b")], dual, [b, b]),
+        ([some_v4("a"), all_v6("b")], dual, [a, b]),
+        ([some_v4("a"), all_v4("b")], dual, [b, none]),
+        ([all_v4("a"), all_dual("b")], dual, [&["a", "b"], b]),
+        ([some_v4("a"), some_dual("b")], dual, [&["a", "b"], b]),
+        // A family that the network has not is of no matter.
+        ([some_dual("a"), all_v6("b")], "10.1.0.0/24", [a, none]),
+        ([all_v4("a"), some_dual("b")], "'2001:db8:1::/64'", [none, b]),
+    ] {
+        assert_eq!(serving(pools.clone(), cidrs), expected, "{pools:?}");
+    }
 }

@@ -544,7 +544,10 @@ fn pools_serve_the_ports_that_they_name() {
             Some(port) => port.name.clone(),
             None => format!("@{}", host(uid).unwrap().name),
         };
-        assert_eq!(told.nat_pools[0].ports.iter().map(name).collect::<Vec<_>>(), expected, "{spec}");
+        let pool = &told.nat_pools[0];
+        for hosts in &pool.hosts {
+            assert_eq!(pool.ports.iter().chain(hosts).map(name).collect::<Vec<_>>(), expected, "{spec}");
+        }
     }
     let pool = &told(
         ", portBlock: {size: 256, min: 512, max: 1024}, filtering: addressDependent, overload: false, \

@@ -21,6 +21,7 @@ mod seen;
 mod services;
 mod shape;
 mod traced;
+mod unasked;
 
 /// The way out, and a guest of another network that has the same addresses as `A`.
 const UPLINK: u32 = 4;
@@ -93,6 +94,7 @@ fn pool() -> PoolSpec {
         addresses: [false, true].map(|v6| public(v6, POOL)).to_vec(),
         draining: Vec::new(),
         workloads: [A, B, C, D].map(workload).to_vec(),
+        in_family: Default::default(),
         block_size: 64,
         blocks: 1..=4,
         filtering: Filtering::default(),
@@ -165,20 +167,10 @@ impl Host {
             .into_iter()
             .flat_map(|v6| [(mapped(public(v6, HOST)), Owned::Host), (mapped(public(v6, POOL)), Owned::Nat)]);
         tables.uplink = Some(Arc::new(Uplink {
-            port: PortId(UPLINK),
-            network: OUTSIDE,
-            mac: UPLINK_MAC,
-            vlan: None,
-            mtu: 1500,
-            link: true,
             v4: vec![gateway(false)],
             v6: vec![gateway(true)],
             owned: owned.collect(),
-            public: Default::default(),
-            kept: Default::default(),
-            routed: Vec::new(),
-            unsettled: Default::default(),
-            heard: Default::default(),
+            ..Uplink::bare(PortId(UPLINK), OUTSIDE, UPLINK_MAC)
         }));
     }
 

@@ -204,20 +204,9 @@ mod tests {
 
     fn tables(owned: &[(IpAddr, Owned)], unsettled: &[IpAddr]) -> Tables {
         let uplink = Uplink {
-            port: PortId(9),
-            network: NetworkId(3),
-            mac: Default::default(),
-            vlan: None,
-            mtu: 1500,
-            link: true,
-            v4: Vec::new(),
-            v6: Vec::new(),
             owned: owned.iter().map(|(address, owner)| (mapped(*address), *owner)).collect(),
-            public: Default::default(),
-            kept: Default::default(),
-            routed: Vec::new(),
             unsettled: unsettled.iter().map(|address| (mapped(*address), Default::default())).collect(),
-            heard: Default::default(),
+            ..Uplink::bare(PortId(9), NetworkId(3), Default::default())
         };
         Tables { uplink: Some(Arc::new(uplink)), ..Tables::default() }
     }

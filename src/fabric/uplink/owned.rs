@@ -44,8 +44,8 @@ impl Outside {
     /// As [`Outside::is_of`], whomever the pools serve.
     pub fn has_places_of(&self, desired: &Desired) -> bool {
         let place = |pool: &NatPoolSpec| {
-            let NatPoolSpec { name, addresses, draining, ports: _, block_size, blocks, filtering, overload, limits } =
-                pool;
+            let NatPoolSpec { name, addresses, draining, block_size, blocks, filtering, overload, limits, .. } = pool;
+            let NatPoolSpec { ports: _, hosts: _, .. } = pool;
             (
                 name.clone(),
                 addresses.clone(),
@@ -233,6 +233,7 @@ mod tests {
                 addresses: ["203.0.113.7", "203.0.113.8"].map(|address| address.parse().unwrap()).to_vec(),
                 draining: Vec::new(),
                 ports: Vec::new(),
+                hosts: Default::default(),
                 block_size: 64,
                 blocks: 1..=1,
                 filtering: Default::default(),

@@ -182,6 +182,7 @@ mod tests {
                 addresses: vec![ours[v6], given_up[v6]],
                 draining: Vec::new(),
                 workloads: Vec::new(),
+                in_family: Default::default(),
                 block_size: 64,
                 blocks: 1..=1,
                 filtering: Default::default(),

@@ -16,8 +16,8 @@ use crate::shared::Anonymous;
 /// Locks of the chains.
 const LOCKS: usize = 64;
 
-/// Told what a connection held when it ends.
-pub type OnRelease = Box<dyn Fn(Hold, &Entry) + Send + Sync>;
+/// Told what a connection held when it ends: the mapping of the side that began it (0), or of the other (1).
+pub type OnRelease = Box<dyn Fn(Direction, Hold, &Entry) + Send + Sync>;
 
 /// Chains of the translations, and who is told when one ends.
 pub(super) struct Crossings {
@@ -177,7 +177,9 @@ impl Connections {
     pub(super) fn unlink_reply(&self, index: u32) {
         let Some(translation) = self.forget_reply(index) else { return };
         let (Some(told), Some(entry)) = (self.crossings.released.get(), self.entry_at(index)) else { return };
-        translation.held.into_iter().flatten().for_each(|hold| told(hold, &entry));
+        for (side, hold) in translation.held.into_iter().enumerate() {
+            hold.inspect(|hold| told(side, *hold, &entry));
+        }
     }
 
     /// Takes the translation of a connection out of its chain.

@@ -44,7 +44,7 @@ pub struct Record {
     /// Queue pair on which the direction was last sent, plus one; 0 for none.
     queue: [AtomicU8; 2],
     status: AtomicU8,
-    /// [`CROSSES`], [`RECEIVER_PAYS`], [`MAPPED`].
+    /// [`CROSSES`], [`RECEIVER_PAYS`], [`MAPPED`], [`KEPT_BY_ANSWERS`].
     traits: AtomicU8,
     epoch: AtomicU32,
     /// Second in which it began.
@@ -87,6 +87,8 @@ const CROSSES: u8 = 1;
 const RECEIVER_PAYS: u8 = 2;
 /// It holds a NAT mapping.
 const MAPPED: u8 = 4;
+/// It came in by a NAT mapping of its destination, unasked: only what that end sends keeps it (RFC 4787 REQ-6, RFC 7857 §7).
+const KEPT_BY_ANSWERS: u8 = 8;
 
 /// A record's plain values, for lists and events.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -169,6 +171,12 @@ impl Record {
     #[inline]
     pub(super) fn is_mapped(&self) -> bool {
         self.traits.load(Relaxed) & MAPPED != 0
+    }
+
+    /// Whether only answers keep it: it came in by a NAT mapping of its destination, which it holds.
+    #[inline]
+    pub fn is_kept_by_answers(&self) -> bool {
+        self.traits.load(Relaxed) & KEPT_BY_ANSWERS != 0
     }
 
     /// Slot of the port for whose quota it counts.
@@ -313,12 +321,13 @@ impl Record {
         self.l4.store(new.key.l4 & !0xffff, Relaxed);
         self.vni.store(new.vni, Relaxed);
         self.ports.store(new.in_port << 16 | new.out_port & 0xffff, Relaxed);
-        let crosses = match &new.translation {
-            None => 0,
-            Some(translation) if translation.is_mapped() => CROSSES | MAPPED,
-            Some(_) => CROSSES,
-        };
-        self.traits.store(crosses | if new.receiver_pays { RECEIVER_PAYS } else { 0 }, Relaxed);
+        let is_mapped = new.translation.is_some_and(|translation| translation.is_mapped());
+        let unasked = new.translation.is_some_and(|translation| translation.held[1].is_some());
+        let traits = if new.translation.is_some() { CROSSES } else { 0 }
+            | if is_mapped { MAPPED } else { 0 }
+            | if new.receiver_pays { RECEIVER_PAYS } else { 0 }
+            | if unasked { KEPT_BY_ANSWERS } else { 0 };
+        self.traits.store(traits, Relaxed);
         self.set_epoch(new.epoch, new.basis);
         self.created.store(now, Relaxed);
         for (direction, side) in [new.side, Side::default()].into_iter().enumerate() {

@@ -554,7 +554,8 @@ impl Connections {
 pub(super) fn deadline(record: &Record, lives: u32) -> u32 {
     // What a flow cache trusts it does not tell of: packets of the last round are not seen here.
     let unseen = if record.is_assured() { TRUST_S } else { 0 };
-    let seen = record.last_seen(0).max(record.last_seen(1));
+    let by_sender = if record.is_kept_by_answers() { record.created() } else { record.last_seen(0) };
+    let seen = by_sender.max(record.last_seen(1));
     seen.saturating_add(lives).saturating_add(1 + unseen)
 }
 

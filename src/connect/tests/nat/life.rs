@@ -9,7 +9,7 @@ fn mappings_are_given_back_when_connections_end_whoever_ends_them() {
         let nat = Arc::new(std::sync::Mutex::new(Vec::new()));
         let told = Arc::clone(&nat);
         host.connections
-            .on_release(Box::new(move |hold, entry| told.lock().unwrap().push((hold, entry.key.src_port()))));
+            .on_release(Box::new(move |_, hold, entry| told.lock().unwrap().push((hold, entry.key.src_port()))));
         host.leaves(A, remote(v6, 1), (4000, 7000));
         let held = host.entry().translation.unwrap().held[0].unwrap();
         host.leaves(A, remote(v6, 1), (4001, 7000));

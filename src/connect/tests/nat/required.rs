@@ -9,20 +9,21 @@ use super::*;
 use crate::fabric::nat::release;
 
 /// A host in which time ends connections and mappings, as the daemon's maintenance does.
-struct Timed {
-    host: Host,
+pub(super) struct Timed {
+    pub(super) host: Host,
     now: Arc<AtomicU32>,
 }
 
 impl Timed {
-    fn new(host: Host) -> Self {
+    pub(super) fn new(host: Host) -> Self {
         let now = Arc::new(AtomicU32::new(host.now));
         let (nat, clock) = (Arc::clone(&host.nat), Arc::clone(&now));
-        host.connections.on_release(Box::new(move |hold, entry| release(&nat, hold, entry, clock.load(Relaxed))));
+        let told = move |side, hold, entry: &Entry| release(&nat, side, hold, entry, clock.load(Relaxed));
+        host.connections.on_release(Box::new(told));
         Self { host, now }
     }
 
-    fn wait(&mut self, seconds: u32) {
+    pub(super) fn wait(&mut self, seconds: u32) {
         self.host.now += seconds;
         self.now.store(self.host.now, Relaxed);
         for shard in 0..Connections::shards() {
@@ -31,7 +32,7 @@ impl Timed {
         while self.host.nat.expire(self.host.now, 1000, drop) {}
     }
 
-    fn mappings(&self) -> u64 {
+    pub(super) fn mappings(&self) -> u64 {
         self.host.nat.stats().mappings
     }
 

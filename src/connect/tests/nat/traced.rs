@@ -1,9 +1,10 @@
 //! A trace changes nothing, whatever it is of: mappings, blocks, timers, connections, counters, affinity (`observe::trace` asks the same
 //! stages, masked).
 
-use hostweave_nat::{End, Entry as Mapping, Lease, Stats};
+use hostweave_nat::{Entry as Mapping, Lease, Stats};
 
 use super::*;
+use crate::fabric::nat::release;
 
 /// Everything that packets change.
 #[derive(PartialEq, Debug)]
@@ -54,9 +55,8 @@ impl Host {
     pub(super) fn end_connections(&mut self) {
         for entry in self.entries() {
             assert!(self.connections.remove(entry.index, entry.generation, Ending::Flushed));
-            for hold in entry.translation.into_iter().flat_map(|translation| translation.held).flatten() {
-                let mapping = hostweave_nat::MappingRef { index: hold.index, generation: hold.generation };
-                self.nat.release(mapping, self.now, self.now, End::Closed);
+            for (side, hold) in entry.translation.into_iter().flat_map(|translation| translation.held).enumerate() {
+                hold.inspect(|hold| release(&self.nat, side, *hold, &entry, self.now));
             }
         }
     }

@@ -34,20 +34,9 @@ fn with_uplink(v6: bool) -> Tables {
     let owned = [attached(1), attached(2), Owned::Nat, Owned::Service];
     let owned = (1..).zip(owned).map(|(last, owned)| (mapped(outside(v6, last)), owned)).collect();
     let uplink = crate::tables::Uplink {
-        port: UPLINK,
-        network: crate::tables::NetworkId(0),
-        mac: crate::MacAddr([2; 6]),
-        vlan: None,
-        mtu: 1500,
-        link: true,
-        v4: Vec::new(),
-        v6: Vec::new(),
         owned,
-        public: Default::default(),
-        kept: Default::default(),
         routed: vec![(ipnet::IpNet::new(outside(v6, 0), if v6 { 120 } else { 24 }).unwrap(), NETWORK)],
-        unsettled: Default::default(),
-        heard: Default::default(),
+        ..crate::tables::Uplink::bare(UPLINK, crate::tables::NetworkId(0), crate::MacAddr([2; 6]))
     };
     let mut addresses = crate::tables::AddressTable::default();
     addresses.extend([5, 6].map(|last| (AddressKey::new(NETWORK, outside(v6, last)), PortId(last.into()))));
