@@ -198,7 +198,12 @@ fn whois_and_nat_answer_or_say_what_to_ask() {
             let marked = owner["at"] == "now" && owner["text"].as_str().unwrap().starts_with("now: ");
             assert_eq!(marked, owner["kind"] != "natPool", "{asked}: {then}");
         }
-        assert_eq!(shown.stdout.contains("now: ") && shown.stderr.contains("need not have been"), present, "{}", shown.stdout);
+        assert_eq!(
+            shown.stdout.contains("now: ") && shown.stderr.contains("need not have been"),
+            present,
+            "{}",
+            shown.stdout
+        );
         let future = daemon.json(&["whois", asked, "--at", "2999-01-01T00:00:00Z"]);
         assert!(future["owners"].as_array().unwrap().iter().all(|owner| owner.get("at").is_none()), "{future}");
     }

@@ -1,5 +1,6 @@
 //! Files in, objects or diagnostics out: one table of what is refused, one of what passes, and the examples.
 
+mod annotations;
 mod cluster_policies;
 mod egress;
 mod host_access;
@@ -156,7 +157,10 @@ fn networks_and_hosts_that_are_refused() {
         (network("{cidrs: [10.0.0.0/24], bridged: true}"), &["not_yet_supported 4 bridged"]),
         (network("{cidrs: [10.0.0.0/24], hostPrefixes: []}"), &["not_yet_supported 4 hostPrefixes"]),
         (network("{cidrs: [10.0.0.0/24], gatewayAddressPolicy: EUI64}"), &["not_yet_supported 4 gatewayAddressPolicy"]),
-        (network("{cidrs: [10.0.0.0/24], egress: {disablePublicAccess: true}}"), &["refused_field 4 disablePublicAccess"]),
+        (
+            network("{cidrs: [10.0.0.0/24], egress: {disablePublicAccess: true}}"),
+            &["refused_field 4 disablePublicAccess"],
+        ),
         (network("{cidrs: [10.0.0.0/24], ingress: {disablePublicServices: true}}"), &["not_yet_supported 4 ingress"]),
         (network("{cidrs: [10.0.0.0/24], addressLearning: maybe}"), &["unknown_value 4 maybe"]),
         (network("{cidrs: [10.0.0.0/24], dns: {servers: [dns.example]}}"), &["invalid_address 4 dns.example"]),

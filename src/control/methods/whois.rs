@@ -234,7 +234,8 @@ mod tests {
     fn a_present_owner_says_so_to_people_and_to_programs() {
         let mut owner = json!({"kind": "port", "name": "shop/web-0", "text": "fixed address in network default"});
         mark_present(&mut owner);
-        let marked = json!({"kind": "port", "name": "shop/web-0", "text": "now: fixed address in network default", "at": "now"});
+        let marked =
+            json!({"kind": "port", "name": "shop/web-0", "text": "now: fixed address in network default", "at": "now"});
         assert_eq!(owner, marked);
     }
 
