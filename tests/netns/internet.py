@@ -668,6 +668,14 @@ def gateway_dies(case):
     host.finish()
 
 
+def flood_stopped(host, address, sent):
+    """While the daemon is stopped, the server sends so many datagrams."""
+    host.daemon.process.send_signal(signal.SIGSTOP)
+    host.server.sh("python3 -c 'import socket as s; u = s.socket(s.AF_INET%s, s.SOCK_DGRAM); [u.sendto(bytes(1400), (\"%s\", 9)) for _ in range(%d)]'"
+                   % ("6" if family(address) else "", address, sent))
+    host.daemon.process.send_signal(signal.SIGCONT)
+
+
 @suite.test("frames that come while no worker runs: what the kernel drops is counted by uplink get, /metrics and doctor; the rest is received",
             cases=DRIVERS)
 def missed(case, driver):
@@ -686,14 +694,11 @@ def missed(case, driver):
     assert counted()[0] == 0 and "missed" not in host.daemon.cli("uplink", "get")
     for address in pool:
         before, sent = counted(), 40000
-        host.daemon.process.send_signal(signal.SIGSTOP)
-        host.server.sh("python3 -c 'import socket as s; u = s.socket(s.AF_INET%s, s.SOCK_DGRAM); [u.sendto(bytes(1400), (\"%s\", 9)) for _ in range(%d)]'"
-                       % ("6" if family(address) else "", address, sent))
-        host.daemon.process.send_signal(signal.SIGCONT)
+        flood_stopped(host, address, sent)
         until(lambda: counted()[0] > before[0], "the kernel drops what does not fit", 20)
-        # Queues on the way may lose some as well, and neighbours say a little.
-        until(lambda: sent * 9 / 10 < sum(counted()) - sum(before) < sent + 1000, "each frame counts once", 20)
-        assert counted()[1] > before[1], "what fitted is received"
+        until(lambda: counted()[1] > before[1] + 1000, "what fitted is received", 20)
+        # Neighbours say a little; queues on the way lose more than a few on a machine that is busy, and nobody here counts that.
+        assert sum(counted()) - sum(before) < sent + 1000, "each frame counts once: %s, %s" % (before, counted())
     total = counted()[0]
     assert "missed: %d (" % total in host.daemon.cli("uplink", "get")
     assert 'hostweave_uplink_missed_packets_total{interface="up0"} %d' % total in host.daemon.http("/metrics")[1].splitlines()
@@ -1293,7 +1298,13 @@ def tap_driver(case, pool):
         host.host.sh(commands)
         assert tap_finding(host)[0] == "note"
     if pool == POOL:
+        for cidr in pool:
+            missed = host.uplink_status()["missedPackets"]
+            flood_stopped(host, addresses(cidr)[0], 20000)
+            until(lambda: host.uplink_status()["missedPackets"] > missed, "what the TAP device drops is counted", 20)
         both_workers_receive(host, a)
+        # Another run has missed nothing yet, whatever the device has.
+        assert host.uplink_status()["missedPackets"] == 0
     host.finish()
 
 
