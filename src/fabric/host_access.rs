@@ -49,7 +49,7 @@ fn plan(spec: &PortSpec, routes: &[HostRoute], has_ipv6: bool) -> (Vec<IpAddr>, 
 
 /// A route to a network takes precedence over the host's own subnet around it, and is none for a subnet within it.
 fn refuse_overlap(network: &str, device: &str, routes: &[HostRoute], held: &[Held]) -> anyhow::Result<()> {
-    for Held { address, prefix, interface } in held.iter().filter(|held| held.interface != device) {
+    for Held { address, prefix, interface, .. } in held.iter().filter(|held| held.interface != device) {
         let Ok(subnet) = IpNet::new(*address, *prefix) else { continue };
         let overlaps = |to: &IpNet| to.contains(&subnet.network()) || subnet.contains(&to.network());
         if let Some(route) = routes.iter().find(|route| overlaps(&route.to)) {
@@ -79,7 +79,8 @@ mod tests {
     #[test]
     fn subnets_of_the_host_that_a_network_would_cut_off_are_named() {
         let refused = |address: &str, prefix, interface: &str| {
-            let held = Held { address: address.parse().unwrap(), prefix, interface: interface.to_owned() };
+            let (address, interface) = (address.parse().unwrap(), interface.to_owned());
+            let held = Held { address, prefix, interface, secondary: false };
             refuse_overlap("vms", "hostweave0", &routes(), &[held]).map_err(|error| error.to_string())
         };
         for (address, prefix) in

@@ -13,7 +13,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from harness import packets, process, requirements  # noqa: E402
 from harness.internet import (  # noqa: E402
-    CUSTOMER, GATEWAY, INSIDE, KERNEL, OWN, POOL, ROUTER, SERVER, Node, addresses, family, product_only, requires, world,
+    CUSTOMER, GATEWAY, INSIDE, KERNEL, OWN, POOL, PUBLIC, ROUTER, SERVER, Node, addresses, family, product_only, requires, world,
 )
 from harness.namespace import UDHCPC_SCRIPT  # noqa: E402
 from harness.process import until  # noqa: E402
@@ -198,6 +198,58 @@ def routed(case, driver):
     host.restart("kill")
     assert a.peer("echo", group="kept", timeout=30) == {"ok": 20}
     assert {remote for remote, _ in host.server.peer("remotes", port=ECHO)} == {own}
+    host.finish()
+
+
+# Beside everything else
+
+
+@suite.test("an attached address, a LoadBalancer Service with an address of the same pool, and NAT, side by side, while the attachment moves from "
+            "port to port and away: each keeps its address, and what is not moved goes on")
+def side_by_side(case):
+    product_only("Services")
+    host, a, b, backend, plain = world(case, "a", "b", "backend", "plain", start=False)
+    shared = addresses(PUBLIC[0])[4], addresses(PUBLIC[1])[4]
+    host.public()
+    host.daemon.set("v1", "Service", "web", {
+        "type": "LoadBalancer", "selector": {"name": "backend"}, "ipFamilyPolicy": "RequireDualStack", "externalTrafficPolicy": "Local",
+        "ports": [{"name": "tells", "port": TELLS}, {"name": "echo", "port": ECHO}],
+    }, {"service.beta.kubernetes.io/coreweave-load-balancer-type": "public", "metallb.universe.tf/loadBalancerIPs": ",".join(shared)})
+    host.start()
+    host.server.peer("serve", port=ECHO)
+    backend.peer("serve", port=ECHO)
+    for space in (a, b, backend):
+        space.peer("serve", port=TELLS, mode="tells")
+    kept = []
+    for number, server in enumerate(SERVER):
+        kept += [(plain, server), (backend, server), (host.customer, shared[number]), (plain, shared[number])]
+    for space, to in kept:
+        until(lambda: space.peer("open", group="kept" + to, host=to, port=ECHO, count=1)["opened"] == 1, "%s reaches %s" % (space.short, to), 15)
+    had = None
+    for owner in (a, b, a, None):
+        host.attach(owner, *FIRST_PUBLIC)
+        for number, (public, server) in enumerate(zip(FIRST_PUBLIC, SERVER)):
+            if had:
+                had.drop(public)
+            if owner:
+                owner.carry(public)
+                until(lambda: outside_of(host.customer, owner, public)[0] == CUSTOMER[number], "%s reaches %s" % (public, owner.short), 15)
+                assert outside(host, owner, server)[0] == public
+                assert outside_of(plain, owner, public)[0] == plain.families[number], "a neighbour is who it is"
+            else:
+                assert host.customer.peer("open", group="none-%d" % number, host=public, port=TELLS, timeout=2)["opened"] == 0
+            # The Service's address is nobody's but the Service's, and NAT has its own.
+            assert outside_of(host.customer, backend, shared[number])[0] == CUSTOMER[number]
+            assert outside_of(plain, backend, shared[number])[0] == plain.families[number]
+            for space in {a, b, backend, plain} - {owner}:
+                assert in_pool(outside(host, space, server)[0]), space.short
+        for space, to in kept:
+            assert space.peer("echo", group="kept" + to) == {"ok": 1}, (owner and owner.short, space.short, to)
+        owned = {entry["address"]: (entry["owner"], entry.get("port")) for entry in host.uplink_status()["owned"]}
+        for number in (0, 1):
+            assert owned.get(FIRST_PUBLIC[number], ("none", None)) == (("service", "default/" + owner.short) if owner else ("none", None)), owned
+            assert owned[shared[number]] == ("service", None) and owned[addresses(POOL[number])[0]] == ("natPool", None), owned
+        had = owner
     host.finish()
 
 

@@ -543,7 +543,7 @@ def killed(case, how):
             assert in_pool(told[space.short, server][0])
     before = sorted(map(tuple, host.server.peer("remotes", port=ECHO)))
     assert len(set(before)) == count
-    for how in ("kill", "stop", "kill"):
+    for times, how in enumerate(("kill", "stop", "kill"), 1):
         host.restart(how)
         for space in (a, b):
             for number, server in enumerate(SERVER):
@@ -552,7 +552,7 @@ def killed(case, how):
                 assert again == told[space.short, server], (how, again, told)
                 # Nobody new gets an outside port that is in use.
                 assert space.peer("open", group="new" + server, host=server, port=ECHO, count=20)["failed"] == {}
-                assert space.peer("echo", group="new" + server) == {"ok": 20 * (1 + ("kill", "stop", "kill").index(how))} or how == "kill"
+                assert space.peer("echo", group="new" + server) == {"ok": 20 * times}, (how, space.short, server)
         after = list(map(tuple, host.server.peer("remotes", port=ECHO)))
         assert len(after) == len(set(after)) and set(before) <= set(after), "the same connections, all different"
     host.finish()
@@ -676,6 +676,14 @@ def gateway_dies(case):
     host.finish()
 
 
+def flood_stopped(host, address, sent):
+    """While the daemon is stopped, the server sends so many datagrams."""
+    host.daemon.process.send_signal(signal.SIGSTOP)
+    host.server.sh("python3 -c 'import socket as s; u = s.socket(s.AF_INET%s, s.SOCK_DGRAM); [u.sendto(bytes(1400), (\"%s\", 9)) for _ in range(%d)]'"
+                   % ("6" if family(address) else "", address, sent))
+    host.daemon.process.send_signal(signal.SIGCONT)
+
+
 @suite.test("frames that come while no worker runs: what the kernel drops is counted by uplink get, /metrics and doctor; the rest is received",
             cases=DRIVERS)
 def missed(case, driver):
@@ -683,8 +691,9 @@ def missed(case, driver):
     host, a = world_with(case, driver, "a")
     host.server.peer("serve", port=ECHO)
     pool = [addresses(cidr)[0] for cidr in POOL]
-    # Routers queue only a few while they ask who has it.
-    host.server.sh("; ".join("ping -c 1 -W 1 %s" % address for address in pool), check=False)
+    # The router asks nobody who cannot answer.
+    mac = host.host.sh("cat /sys/class/net/up0/address").strip()
+    host.router.sh("; ".join("ip neigh replace %s lladdr %s dev host0 nud permanent" % (address, mac) for address in pool))
 
     def counted():
         status = host.uplink_status()
@@ -693,14 +702,11 @@ def missed(case, driver):
     assert counted()[0] == 0 and "missed" not in host.daemon.cli("uplink", "get")
     for address in pool:
         before, sent = counted(), 40000
-        host.daemon.process.send_signal(signal.SIGSTOP)
-        host.server.sh("python3 -c 'import socket as s; u = s.socket(s.AF_INET%s, s.SOCK_DGRAM); [u.sendto(bytes(1400), (\"%s\", 9)) for _ in range(%d)]'"
-                       % ("6" if family(address) else "", address, sent))
-        host.daemon.process.send_signal(signal.SIGCONT)
+        flood_stopped(host, address, sent)
         until(lambda: counted()[0] > before[0], "the kernel drops what does not fit", 20)
-        # Queues on the way may lose some as well, and neighbours say a little.
-        until(lambda: sent / 2 < sum(counted()) - sum(before) < sent + 1000, "each frame counts once", 20)
-        assert counted()[1] > before[1], "what fitted is received"
+        until(lambda: counted()[1] > before[1] + 1000, "what fitted is received", 20)
+        # Neighbours say a little; queues on the way lose more than a few on a machine that is busy, and nobody here counts that.
+        assert sum(counted()) - sum(before) < sent + 1000, "each frame counts once: %s, %s" % (before, counted())
     total = counted()[0]
     assert "missed: %d (" % total in host.daemon.cli("uplink", "get")
     assert 'hostweave_uplink_missed_packets_total{interface="up0"} %d' % total in host.daemon.http("/metrics")[1].splitlines()
@@ -913,6 +919,8 @@ def kernel_stays_out(case, driver):
             host.server.sh("ping -c 1 -W 3 %s" % KERNEL[number])
 
     def observed():
+        # Nobody knows where anybody is.
+        host.router.sh("ip neigh flush dev host0")
         listener = host.router.capture("host0")
         talk()
         return listener.stop()
@@ -921,11 +929,19 @@ def kernel_stays_out(case, driver):
     wrong = foreign(host, frames, up0)
     assert wrong == [], wrong[:10]
     # Each question is answered once.
-    owned = addresses(POOL[0])[:1] + [FIRST_PUBLIC[0]]
-    for address in owned:
-        asked = [s for s in frames if s.ethertype == 0x0806 and s.operation == 1 and s.dst == address and s.src_mac != up0]
-        told = [s for s in frames if s.ethertype == 0x0806 and s.operation == 2 and s.src == address and s.dst != address]
-        assert len(told) <= len(asked), (address, asked, told)
+    for number in (0, 1):
+        answered = set()
+        for address in addresses(POOL[number]) + [FIRST_PUBLIC[number]]:
+            if number:
+                asked = [s for s in frames if s.neighbour == (135, address) and s.src_mac != up0]
+                # Solicited ones: the others are announcements.
+                told = [s for s in frames if s.neighbour == (136, address) and s.body[4] & 0x40]
+            else:
+                asked = [s for s in frames if s.ethertype == 0x0806 and s.operation == 1 and s.dst == address and s.src_mac != up0]
+                told = [s for s in frames if s.ethertype == 0x0806 and s.operation == 2 and s.src == address and s.dst != address]
+            assert len(told) <= len(asked), (address, asked, told)
+            answered.update({address} if told else {})
+        assert answered >= {addresses(POOL[number])[3], FIRST_PUBLIC[number]}, answered
     # Nothing twice: a TCP segment of ours with data appears once (retransmissions are rare where nothing is lost).
     segments = [s.data[14:] for s in frames if s.src_mac == up0 and s.protocol == 6 and len(s.data) > 100]
     assert len(segments) - len(set(segments)) <= len(segments) // 50, "%d of %d twice" % (len(segments) - len(set(segments)), len(segments))
@@ -957,7 +973,7 @@ def kernel_holds_a_pool_address(case):
                 assert [other for other in cures if other in str(error)] == [cure], "%s: %s" % (why, error)
             else:
                 raise AssertionError("it was accepted: %s" % address)
-            host.host.sh("ip addr add %s dev up0" % ("198.51.100.4/24", "2001:db8:100::4/64 nodad")[number], check=False)
+            host.host.sh("ip addr add %s dev up0" % ("192.0.2.4/24", "2001:db8:104::4/64 nodad")[number], check=False)
     host.pool(addresses=list(POOL))
     host.reload()
     host.finish()
@@ -1008,7 +1024,15 @@ def exhausted(case):
     host, *spaces = world(case, *("c%d" % i for i in range(17)), block={"size": 4096, "min": 4096, "max": 8192}, overload=False,
                           pool=[addresses(POOL[0])[0], addresses(POOL[1])[0]])
     host.server.peer("reflect", port=REFLECT)
+    heavy = spaces[7]
     for number, server in enumerate(SERVER):
+        # One has two blocks: a mapping for each of more L4 ports than one holds.
+        heavy.sh("python3 - <<'END'\nimport socket, time\nfor port in range(20000, 24600):\n"
+                 "    time.sleep(0.001 * (not port & 7))\n"
+                 "    with socket.socket(socket.AF_INET%s, socket.SOCK_DGRAM) as one:\n"
+                 "        one.bind(('%s', port))\n        one.sendto(b'?', ('%s', 9))\nEND" % ("6" if number else "", heavy.families[number], server))
+        users = host.daemon.rpc("nat.stats")["users"]
+        assert (users[0]["port"], users[0]["leasedPorts"]) == ("default/c7", 8192 * (number + 1)), users
         served, refused = [], []
         for space in spaces:
             listener = space.capture(space.device, "icmp or icmp6")
@@ -1018,11 +1042,14 @@ def exhausted(case):
                 continue
             refused.append(space)
             assert {s.icmp for s in listener.stop()} & UNREACHABLE, "it hears of it: %s" % listener.frames()
-        assert len(served) == 15 and len(refused) == 2, (len(served), len(refused))
+        assert len(served) == 14 and len(refused) == 3 and heavy in served, (len(served), len(refused))
         for space in served:
             assert space.peer("ask", name=server, to=[server, REFLECT]), "what is there goes on"
-    assert host.drops("nat_exhausted") >= 4
-    until(lambda: "largest user: default/c" in open(case.log("daemon.log")).read(), "the event names the biggest user", 5)
+    assert host.drops("nat_exhausted") >= 6
+    for cidr in POOL:
+        told = "has no more L4 ports of %s for " % addresses(cidr)[0]
+        said = until(lambda: [line for line in open(case.log("daemon.log")) if told in line], "the event", 5)
+        assert all("largest user: default/c7, 8192 L4 ports)" in line for line in said), said
     host.finish()
 
 
@@ -1279,7 +1306,13 @@ def tap_driver(case, pool):
         host.host.sh(commands)
         assert tap_finding(host)[0] == "note"
     if pool == POOL:
+        for cidr in pool:
+            missed = host.uplink_status()["missedPackets"]
+            flood_stopped(host, addresses(cidr)[0], 20000)
+            until(lambda: host.uplink_status()["missedPackets"] > missed, "what the TAP device drops is counted", 20)
         both_workers_receive(host, a)
+        # Another run has missed nothing yet, whatever the device has.
+        assert host.uplink_status()["missedPackets"] == 0
     host.finish()
 
 
@@ -1368,14 +1401,19 @@ def who_had_it(case):
             case.note("%s: %s%s" % (command, said.stdout, said.stderr))
             assert said.returncode == 0 and "default/a" in said.stdout, (command, said.stdout, said.stderr)
         assert inside in host.daemon.cli("nat", "list"), "the inside address"
-        for command in (["nat", "stats"], ["uplink", "get"]):
-            said = host.daemon.cli(*command)
+        # One TCP connection, one block of 512 L4 ports out of 64512; its address among those that the host owns.
+        rows = {"nat stats": [address, "out", "512", "of", "64512", "(1%)", "1", "0", "0", "-"], "uplink get -o wide": [address, "natPool", "out"]}
+        for command, row in rows.items():
+            said = host.daemon.cli(*command.split())
             case.note("%s: %s" % (command, said))
-            assert said.strip(), command
+            assert [line.split()[:len(row)] for line in said.splitlines() if line.startswith(address + " ")] == [row], said
+        _, metrics = host.daemon.http("/metrics")
+        lines = metrics.splitlines()
+        labels = 'pool="out",address="%s"' % address
+        for line in ('nat_ports_in_use{%s,protocol="tcp"} 1', 'nat_ports_in_use{%s,protocol="udp"} 0', "nat_ports_leased{%s} 512", "nat_ports{%s} 64512"):
+            assert "hostweave_" + line % labels in lines, (line, metrics)
         said = host.daemon.cli("trace", "--from", "default/a", "--to", "%s:80" % ("[%s]" % server if number else server))
         assert "snat" in said and "NAT pool" in said and "uplink" in said, said
-    status, body = host.daemon.http("/metrics")
-    assert status == 200 and "hostweave_nat" in body, body[:2000]
     host.finish()
 
 

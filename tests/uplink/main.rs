@@ -273,7 +273,7 @@ fn comes_and_goes() {
     eventually("the gateways answer", || host.both_gateways() == [Some(router.mac()); 2]);
     router.ip("link set eth0 down");
     host.down("the interface has no carrier");
-    assert_eq!(host.both_gateways(), [None; 2]);
+    eventually("no gateway is known", || host.both_gateways() == [None; 2]);
     router.ip("link set eth0 up");
     router.ip(&format!("addr replace {}/64 dev eth0 nodad", ROUTER[1]));
     host.up();
@@ -318,17 +318,23 @@ fn gateways() {
     let (us, nobody) = (ours(), MacAddr::default());
     let end = Instant::now() + Duration::from_secs(5);
     while Instant::now() < end {
-        liar.arp(2, us, (evil, ROUTER[0]), (us, OWN[0]));
-        liar.arp(2, MacAddr::BROADCAST, (evil, ROUTER[0]), (MacAddr::BROADCAST, ROUTER[0]));
-        liar.arp(1, MacAddr::BROADCAST, (evil, ROUTER[0]), (nobody, ROUTER[0]));
-        assert_eq!(host.gateway(ROUTER[0]), Some(good), "a router that answers keeps its address");
+        for (router, own) in ROUTER.iter().zip(OWN) {
+            liar.says(2, us, (evil, router), (us, own));
+            liar.says(2, MacAddr::BROADCAST, (evil, router), (MacAddr::BROADCAST, router));
+            liar.says(1, MacAddr::BROADCAST, (evil, router), (nobody, router));
+            // A question says where its sender is, too.
+            liar.says(1, MacAddr::BROADCAST, (evil, router), (nobody, own));
+        }
+        assert_eq!(host.both_gateways(), [Some(good); 2], "a router that answers keeps its address");
         std::thread::sleep(Duration::from_millis(5));
     }
-    // What is said in a flood is heard in part; later it is heard at once.
-    std::thread::sleep(Duration::from_secs(1));
-    liar.arp(1, MacAddr::BROADCAST, (evil, POOL[0]), (nobody, POOL[0]));
-    let conflict = host.event("a conflict", |event| matches!(event, FabricEvent::UplinkAddressConflict { .. }));
-    assert_eq!(conflict, FabricEvent::UplinkAddressConflict { address: POOL[0].parse().unwrap(), mac: evil });
+    for pool in POOL {
+        // What is said in a flood is heard in part; later it is heard at once.
+        std::thread::sleep(Duration::from_secs(1));
+        liar.says(1, MacAddr::BROADCAST, (evil, pool), (nobody, pool));
+        let conflict = host.event("a conflict", |event| matches!(event, FabricEvent::UplinkAddressConflict { .. }));
+        assert_eq!(conflict, FabricEvent::UplinkAddressConflict { address: pool.parse().unwrap(), mac: evil });
+    }
     // The router gets another link address and says so.
     router.sysctl("ipv4/conf/eth0/arp_notify", "1");
     router.sysctl("ipv6/conf/eth0/ndisc_notify", "1");
@@ -337,11 +343,16 @@ fn gateways() {
     eventually("its successor is found", || host.both_gateways() == [Some(new); 2]);
     // It falls silent.
     router.sysctl("ipv4/conf/eth0/arp_ignore", "8");
-    liar.arp(1, MacAddr::BROADCAST, (evil, ROUTER[0]), (nobody, ROUTER[0]));
-    let dead: IpAddr = ROUTER[0].parse().unwrap();
-    host.event("death", |event| *event == FabricEvent::GatewayUnreachable { address: dead });
+    router.ip(&format!("addr del {}/64 dev eth0", ROUTER[1]));
+    for address in ROUTER {
+        liar.says(1, MacAddr::BROADCAST, (evil, address), (nobody, address));
+        let dead: IpAddr = address.parse().unwrap();
+        host.event("death", |event| *event == FabricEvent::GatewayUnreachable { address: dead });
+        eventually("it is not used", || host.gateway(address).is_none());
+    }
     router.sysctl("ipv4/conf/eth0/arp_ignore", "0");
-    eventually("it is back", || host.gateway(ROUTER[0]) == Some(new));
+    router.ip(&format!("addr add {}/64 dev eth0 nodad", ROUTER[1]));
+    eventually("it is back", || host.both_gateways() == [Some(new); 2]);
 }
 
 fn kernel() {
@@ -350,29 +361,37 @@ fn kernel() {
     host.up();
     let remembered = host.dir.path().join("uplink-hidden");
     assert_eq!(std::fs::read_to_string(&remembered).unwrap(), "up0");
-    // Our own kernel gets the address, too, and could answer: it must not.
+    // Our own kernel gets the addresses, too, and could answer: it must not. It answers ARP for all that it has, and neighbour
+    // discovery for what the interface has.
     ip("route add 203.0.113.0/24 dev up0");
-    ip(&format!("addr add {}/32 dev lo", POOL[0]));
-    assert!(!router.ping(POOL[0]), "hidden");
-    assert_eq!(router.knows(POOL[0]), Some(ours()));
+    ip("route add 2001:db8:f::/64 dev up0");
+    let kernels = |what: &str| {
+        ip(&format!("addr {what} {}/32 dev lo", POOL[0]));
+        ip(&format!("addr {what} {}/128 dev up0{}", POOL[1], if what == "add" { " nodad" } else { "" }));
+    };
+    kernels("add");
+    for address in POOL {
+        assert!(!router.ping(address), "hidden");
+        assert_eq!(router.knows(address), Some(ours()));
+    }
     host.desired.uplink = None;
     host.desired.nat_pools.clear();
     host.fabric.apply(&host.desired).unwrap();
     assert!(host.fabric.uplink_status().is_none() && host.fabric.plane().tables.uplink.is_none());
     assert!(!remembered.exists());
-    eventually("given back", || router.ping(POOL[0]));
+    eventually("given back", || POOL.iter().all(|address| router.ping(address)));
     // A daemon that was killed leaves it hidden; the next one without an uplink finds that.
-    ip(&format!("addr del {}/32 dev lo", POOL[0]));
+    kernels("del");
     host.desired = Desired { uplink: Some(spec()), nat_pools: vec![pool(&POOL)], ..Desired::default() };
     host.fabric.apply(&host.desired).unwrap();
     let left = std::fs::read(&remembered).unwrap();
     let other = tempfile::tempdir().unwrap();
     std::fs::write(other.path().join("uplink-hidden"), left).unwrap();
-    ip(&format!("addr add {}/32 dev lo", POOL[0]));
-    assert!(!router.ping(POOL[0]));
+    kernels("add");
+    assert!(!POOL.iter().any(|address| router.ping(address)));
     let (next, _events) = start(&host.runtime, other.path());
     next.apply(&Desired::default()).unwrap();
-    eventually("the kernel answers again", || router.ping(POOL[0]));
+    eventually("the kernel answers again", || POOL.iter().all(|address| router.ping(address)));
     next.shutdown();
 }
 
@@ -380,7 +399,7 @@ fn held() {
     let router = Router::new("held");
     let mut host = Host::new();
     host.up();
-    for (address, other) in [("203.0.113.8", "203.0.113.9"), ("2001:db8:f::8", "2001:db8:f::9")] {
+    for (address, other) in [("203.0.113.8", "192.0.2.9"), ("2001:db8:f::8", "2001:db8:e::9")] {
         let (length, nodad) = if address.contains(':') { (64, " nodad") } else { (24, "") };
         ip(&format!("addr add {address}/{length} dev up0{nodad}"));
         let (before, owned) = (host.desired.clone(), host.status().owned.len());
@@ -389,6 +408,12 @@ fn held() {
         let refused = |host: &Host| host.fabric.apply(&wanted).unwrap_err().to_string();
         let error = refused(&host);
         assert!(error.contains("use `driver: tap`") && !error.contains("address del"), "the only one: {error}");
+        if address.parse::<IpAddr>().unwrap().is_ipv4() {
+            // One that goes with it.
+            ip("addr add 203.0.113.9/24 dev up0");
+            assert!(refused(&host).contains("use `driver: tap`"));
+            ip("addr del 203.0.113.9/24 dev up0");
+        }
         ip(&format!("addr add {other}/{length} dev up0{nodad}"));
         let error = refused(&host);
         assert!(error.contains(&format!("`ip address del {address}/{length} dev up0`")), "{error}");
@@ -413,8 +438,11 @@ fn tap() {
     let spec = UplinkSpec { interface: "hw-up".to_owned(), driver: UplinkDriver::Tap, ..spec() };
     let mut host = Host::with(spec);
     host.up();
-    ip(&format!("addr add {}/24 dev hw-up", ROUTER[0]));
-    ip(&format!("addr add {}/64 dev hw-up nodad", ROUTER[1]));
+    let addresses = || {
+        ip(&format!("addr add {}/24 dev hw-up", ROUTER[0]));
+        ip(&format!("addr add {}/64 dev hw-up nodad", ROUTER[1]));
+    };
+    addresses();
     let kernel = interface("hw-up").unwrap().unwrap().mac;
     eventually("the kernel answers", || host.both_gateways() == [Some(kernel); 2]);
     let ours = host.status().mac.unwrap();
@@ -425,14 +453,16 @@ fn tap() {
         command.status().unwrap().success()
     };
     eventually("the host answers", || ping(OWN[0]) && ping(OWN[1]));
-    assert!(!ping(POOL[0]));
-    let output = Command::new("ip").args(["neigh", "show", "to", POOL[0]]).output().unwrap();
-    assert!(String::from_utf8_lossy(&output.stdout).contains(&ours.to_string()));
+    for address in POOL {
+        assert!(!ping(address));
+        let output = Command::new("ip").args(["neigh", "show", "to", address]).output().unwrap();
+        assert!(String::from_utf8_lossy(&output.stdout).contains(&ours.to_string()), "{address}");
+    }
     ip("link del hw-up");
     host.event("UplinkDown", |event| matches!(event, FabricEvent::UplinkDown { .. }));
     host.up();
-    ip(&format!("addr add {}/24 dev hw-up", ROUTER[0]));
-    eventually("made again", || ping(OWN[0]));
+    addresses();
+    eventually("made again", || ping(OWN[0]) && ping(OWN[1]));
 }
 
 fn flood() {
@@ -446,9 +476,10 @@ fn flood() {
     let started = Instant::now();
     for round in 0..20_000u32 {
         let evil = MacAddr([2, 1, (round >> 16) as u8, (round >> 8) as u8, round as u8, 1]);
-        let (from, target) =
-            [("203.0.113.50", "203.0.113.60"), (POOL[0], POOL[0]), (ROUTER[0], POOL[0])][round as usize % 3];
-        liar.arp(1, MacAddr::BROADCAST, (evil, from), (nobody, target));
+        let v6 = round as usize % 2;
+        let strangers = [("203.0.113.50", "203.0.113.60"), ("2001:db8:f::50", "2001:db8:f::60")][v6];
+        let (from, target) = [strangers, (POOL[v6], POOL[v6]), (ROUTER[v6], POOL[v6])][round as usize % 3];
+        liar.says(1, MacAddr::BROADCAST, (evil, from), (nobody, target));
     }
     // On a machine that has no time for the workers, what came before is still in the way, and a full socket loses what comes then.
     eventually("still there", || router.ping(OWN[0]) && router.ping(OWN[1]));
@@ -458,7 +489,7 @@ fn flood() {
         assert!(!believed, "{event:?}");
     }
     // Four questions a second at most about each router that is claimed, and as many about addresses of ours.
-    let most = 100 + 16 * started.elapsed().as_secs();
+    let most = 100 + 32 * started.elapsed().as_secs();
     let after = host.fabric.totals().iter().map(|totals| totals.originated).sum::<u64>();
     assert!(after - before < most, "{} of {most}", after - before);
 }

@@ -1,6 +1,7 @@
 //! The other end of the cable: a router's kernel in a namespace of its own, and somebody who lies.
 
 use std::fs::File;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
@@ -94,6 +95,11 @@ impl Drop for Router {
     }
 }
 
+/// Flags of a neighbour advertisement.
+const ROUTER_FLAG: u8 = 0x80;
+const SOLICITED: u8 = 0x40;
+const OVERRIDE: u8 = 0x20;
+
 /// Sends whatever frames it likes.
 pub(super) struct Liar {
     pub(super) device: Device,
@@ -110,9 +116,48 @@ impl Liar {
         self.uring.poll_completions(&mut drop);
     }
 
+    /// A question (1) or an answer (2), in the protocol of the addresses' family. Who asks for or tells his own address announces it.
+    pub(super) fn says(&mut self, operation: u8, link: MacAddr, from: (MacAddr, &str), to: (MacAddr, &str)) {
+        if from.1.contains(':') { self.nd(operation, link, from, to.1) } else { self.arp(operation, link, from, to) }
+    }
+
+    /// A neighbour solicitation or advertisement (RFC 4861 §4.3, §4.4).
+    fn nd(&mut self, operation: u8, link: MacAddr, from: (MacAddr, &str), to: &str) {
+        let octets = |address: &str| address.parse::<Ipv6Addr>().unwrap().octets();
+        let (source, target) = (octets(from.1), octets(to));
+        let (kind, flags, about, option, destination) = if source == target {
+            (136, ROUTER_FLAG | OVERRIDE, source, 2, octets("ff02::1"))
+        } else if operation == 2 {
+            (136, ROUTER_FLAG | SOLICITED | OVERRIDE, source, 2, target)
+        } else {
+            let mut group = octets("ff02::1:ff00:0");
+            group[13..].copy_from_slice(&target[13..]);
+            (135, 0, target, 1, group)
+        };
+        let mut message = vec![kind, 0, 0, 0, flags, 0, 0, 0];
+        message.extend(about);
+        message.extend([option, 1]);
+        message.extend(from.0.0);
+        let pseudo = [&source[..], &destination, &[0, 0, 0, message.len() as u8, 0, 0, 0, 58], &message].concat();
+        let sum: u32 = pseudo.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+        message[2..4].copy_from_slice(&checksum.to_be_bytes());
+        let [.., a, b, c, d] = destination;
+        let link = if destination[0] == 0xff { MacAddr([0x33, 0x33, a, b, c, d]) } else { link };
+        let mut frame = Vec::new();
+        frame.extend(link.0);
+        frame.extend(from.0.0);
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, message.len() as u8, 58, 255]);
+        frame.extend(source);
+        frame.extend(destination);
+        frame.extend(message);
+        self.send(&frame);
+    }
+
     /// An ARP message.
-    pub(super) fn arp(&mut self, operation: u8, link: MacAddr, from: (MacAddr, &str), to: (MacAddr, &str)) {
-        let octets = |address: &str| address.parse::<std::net::Ipv4Addr>().unwrap().octets();
+    fn arp(&mut self, operation: u8, link: MacAddr, from: (MacAddr, &str), to: (MacAddr, &str)) {
+        let octets = |address: &str| address.parse::<Ipv4Addr>().unwrap().octets();
         let mut frame = Vec::new();
         frame.extend(link.0);
         frame.extend(from.0.0);

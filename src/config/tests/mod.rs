@@ -1,5 +1,6 @@
 //! Files in, objects or diagnostics out: one table of what is refused, one of what passes, and the examples.
 
+mod annotations;
 mod cluster_policies;
 mod egress;
 mod host_access;

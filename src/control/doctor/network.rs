@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use hostweave_uplink::netlink::offloads::{self, Offloads};
+
 use super::super::controller::{Controller, Snapshot};
 use super::{Finding, pools, tap};
 use crate::config::outside::{attachments, egress_of, nat_pools};
@@ -29,7 +31,8 @@ pub fn examine(controller: &Controller, snapshot: &Snapshot) -> Vec<Finding> {
         findings.extend(gateways(snapshot, status));
         findings.extend(mtu(snapshot, status));
         findings.extend(conflicts(status));
-        findings.extend(offloads(status));
+        let name = &status.spec.interface;
+        findings.extend(offloads::of(name).ok().map(|has| offload(name, has)));
         if status.spec.driver == UplinkDriver::Tap {
             findings.push(tap::examine(&snapshot.set, status));
         }
@@ -181,9 +184,7 @@ fn conflicts(status: &UplinkStatus) -> Vec<Finding> {
 }
 
 /// What the uplink's own device leaves to the CPU. Frames of 64 KiB are cut, and checksums filled in, in front of a device that cannot.
-fn offloads(status: &UplinkStatus) -> Vec<Finding> {
-    let name = &status.spec.interface;
-    let Ok(has) = hostweave_uplink::netlink::offloads::of(name) else { return Vec::new() };
+fn offload(name: &str, has: Offloads) -> Finding {
     let off = [
         (has.tx_checksum, "tx", "checksums are filled in by the CPU"),
         (has.scatter_gather, "sg", "frames are copied together"),
@@ -192,12 +193,12 @@ fn offloads(status: &UplinkStatus) -> Vec<Finding> {
     ];
     let off: Vec<_> = off.iter().filter(|(on, ..)| !on).collect();
     if off.is_empty() {
-        return vec![Finding::ok("offload", format!("{name} takes large frames and partial checksums"))];
+        return Finding::ok("offload", format!("{name} takes large frames and partial checksums"));
     }
     let what: Vec<&str> = off.iter().map(|(.., what)| *what).collect();
     let switches: Vec<String> = off.iter().map(|(_, switch, _)| format!("{switch} on")).collect();
     let message = format!("offload mismatch at the uplink {name}: {}", what.join("; "));
-    vec![Finding::note("offload", message, format!("ethtool -K {name} {}", switches.join(" ")))]
+    Finding::note("offload", message, format!("ethtool -K {name} {}", switches.join(" ")))
 }
 
 /// What guests negotiated that costs the host, and where their memory lies.
@@ -235,4 +236,110 @@ fn named(ports: &[&str]) -> String {
     let more = ports.len().saturating_sub(PORTS_NAMED_MAX);
     let names = ports.iter().take(PORTS_NAMED_MAX).copied().collect::<Vec<_>>().join(", ");
     if more > 0 { format!("{names} and {more} more") } else { names }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::doctor::Severity;
+    use crate::fabric::spec::AttachmentStatus;
+
+    #[test]
+    fn each_offload_that_is_off_is_named_with_its_switch() {
+        let all = Offloads { tx_checksum: true, scatter_gather: true, tso: true, gro: true };
+        let good = offload("eth1", all);
+        assert_eq!((good.severity, good.help.as_deref()), (Severity::Ok, None), "{good:?}");
+        for (has, words, command) in [
+            (Offloads { tx_checksum: false, ..all }, "checksums are filled in", "ethtool -K eth1 tx on"),
+            (Offloads { scatter_gather: false, ..all }, "copied together", "ethtool -K eth1 sg on"),
+            (Offloads { tso: false, ..all }, "TCP segments are cut", "ethtool -K eth1 tso on"),
+            (Offloads { gro: false, ..all }, "not put together", "ethtool -K eth1 gro on"),
+            (
+                Offloads { tso: false, gro: false, ..all },
+                "cut by the CPU; what comes in",
+                "ethtool -K eth1 tso on gro on",
+            ),
+        ] {
+            let found = offload("eth1", has);
+            assert_eq!((found.check.as_str(), found.severity), ("offload", Severity::Note), "{found:?}");
+            assert!(found.message.contains(words) && found.message.contains("eth1"), "{found:?}");
+            assert_eq!(found.help.as_deref(), Some(command));
+        }
+    }
+
+    /// A port whose guest negotiated these features and has its memory in such pages.
+    fn guest(name: &str, features: u64, huge: bool) -> (String, PortStatus) {
+        let attachment = AttachmentStatus {
+            active: true,
+            queue_pairs: 1,
+            features,
+            memory: Some((1 << 30, huge)),
+            ..Default::default()
+        };
+        (name.to_owned(), PortStatus { attachments: vec![attachment], ..PortStatus::default() })
+    }
+
+    #[test]
+    fn guests_that_cost_more_than_they_must_are_named() {
+        let good = GUEST_CSUM | GUEST_TSO | HOST_TSO;
+        let ipv6_only = GUEST_CSUM | 1 << 8 | 1 << 12;
+        for (features, huge, expected) in [
+            (good, true, &[][..]),
+            (ipv6_only, true, &[]),
+            (good & !GUEST_CSUM, true, &["take no large frames"]),
+            (good & !GUEST_TSO, true, &["take no large frames"]),
+            (good & !HOST_TSO, true, &["send no large frames"]),
+            (good, false, &["small pages"]),
+            (1 << 32, false, &["take no large frames", "send no large frames", "small pages"]),
+            // Nothing is negotiated yet.
+            (0, true, &[]),
+        ] {
+            let found = guests(&[guest("shop/good", good, true), guest("shop/other", features, huge)]);
+            let said = |finding: &Finding, words: &str| finding.message.contains(words);
+            assert!(
+                found.len() == expected.len() && found.iter().zip(expected).all(|(one, words)| said(one, words)),
+                "{found:?}"
+            );
+            for finding in &found {
+                assert!(finding.severity == Severity::Note && finding.help.is_some(), "{finding:?}");
+                assert!(said(finding, "shop/other") && !said(finding, "shop/good"), "{finding:?}");
+            }
+        }
+        // Containers have no guest, and an attachment that is not used does not count.
+        let mut others = [guest("shop/tap", 1 << 32, false), guest("shop/idle", 1 << 32, false)];
+        others[0].1.attachments[0].queue_pairs = 0;
+        others[1].1.attachments[0].active = false;
+        assert_eq!(guests(&others), []);
+        let many: Vec<_> = (0..7).map(|number| guest(&format!("shop/{number}"), good, false)).collect();
+        let found = guests(&many);
+        assert!(found[0].message.contains("shop/0, shop/1, shop/2, shop/3, shop/4 and 2 more"), "{found:?}");
+    }
+
+    #[test]
+    fn a_family_without_router_is_an_error_where_packets_leave_and_a_warning_where_neighbours_are() {
+        let spec = |addresses: &[&str]| UplinkSpec {
+            interface: "eth1".to_owned(),
+            driver: UplinkDriver::AfPacket,
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            gateways: Vec::new(),
+            vlan: None,
+            mtu: None,
+            on_conflict: Default::default(),
+        };
+        for (ipv4, subnet, within, host, other) in [
+            (true, "198.51.100.2/24", "198.51.100.0/24", "198.51.100.2/32", "2001:db8::2/64"),
+            (false, "2001:db8::2/64", "2001:db8::/64", "2001:db8::2/128", "198.51.100.2/24"),
+        ] {
+            let found = |addresses: &[&str], wanted| no_gateway(&spec(addresses), ipv4, wanted);
+            assert_eq!(found(&[other, host], false), None);
+            let warning = found(&[other, subnet], false).unwrap();
+            assert!(warning.severity == Severity::Warning && warning.message.contains(subnet), "{warning:?}");
+            let error = found(&[host], true).unwrap();
+            assert!(error.severity == Severity::Error && !error.help.unwrap().contains("neighbours"));
+            for wanted in [true, false] {
+                let help = found(&[subnet], wanted).unwrap().help.unwrap();
+                assert!(help.contains(&format!("neighbours in {within} are reached through it")), "{help}");
+            }
+        }
+    }
 }

@@ -301,6 +301,7 @@ mod tests {
             address: address.parse().unwrap(),
             prefix,
             interface: interface.to_owned(),
+            secondary: false,
         };
         let held = [
             held("192.168.77.1", 30, "hw0"),

@@ -187,15 +187,21 @@ fn refuse_held(outside: &Outside, held: &[Held]) -> anyhow::Result<()> {
 }
 
 /// What to do about an address of ours that the kernel holds, too. An interface without any address of that family would be of no
-/// use to the host, and whoever is logged in by it would be cut off.
+/// use to the host, and whoever is logged in by it would be cut off. The first IPv4 address of a subnet takes the others with it
+/// (`net.ipv4.conf.*.promote_secondaries` is 0 by default).
 pub fn cure(found: &Held, held: &[Held], driver: UplinkDriver) -> String {
-    let Held { address, prefix, interface } = found;
+    let Held { address, prefix, interface, secondary } = found;
+    let subnet = IpNet::new(*address, *prefix).map(|net| net.trunc()).ok();
+    let goes_with_it = |other: &Held| {
+        !secondary && other.secondary && subnet == IpNet::new(other.address, other.prefix).map(|net| net.trunc()).ok()
+    };
     let link_local = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
     let another = |other: &&Held| {
         other.interface == *interface
             && other.address != *address
             && other.address.is_ipv4() == address.is_ipv4()
             && !link_local(&other.address)
+            && !goes_with_it(other)
     };
     if held.iter().any(|other| another(&other)) {
         return format!(
@@ -333,7 +339,7 @@ mod tests {
     }
 
     fn held(address: &str, interface: &str) -> Held {
-        Held { address: address.parse().unwrap(), prefix: 24, interface: interface.to_owned() }
+        Held { address: address.parse().unwrap(), prefix: 24, interface: interface.to_owned(), secondary: false }
     }
 
     const OURS: [&str; 5] = ["203.0.113.9", "203.0.113.2", "203.0.113.7", "203.0.113.8", "2001:db8::2"];
@@ -370,6 +376,13 @@ mod tests {
                 assert!(!error.contains("ip address del") && error.contains("`hostweave doctor`"), "{error}");
                 assert_eq!(error.contains("use `driver: tap`"), driver != UplinkDriver::Tap, "{error}");
             }
+        }
+        // What goes with it does not stay; what it goes with does.
+        for (ours_is_first, alone) in [(true, true), (false, false)] {
+            let mut held = [held("203.0.113.7", "eth0"), held("203.0.113.10", "eth0")];
+            held[usize::from(ours_is_first)].secondary = true;
+            let error = refuse_held(&outside, &held).unwrap_err().to_string();
+            assert_eq!(!error.contains("ip address del"), alone, "{error}");
         }
     }
 }

@@ -86,6 +86,8 @@ pub struct Held {
     pub prefix: u8,
     /// Where it is.
     pub interface: String,
+    /// Of IPv4: it goes with the first address of its subnet there.
+    pub secondary: bool,
 }
 
 /// Every address that the kernel holds in the calling thread's namespace.
@@ -195,7 +197,10 @@ fn read_address(body: &[u8], names: &HashMap<u32, String>) -> Option<Held> {
     // On a point-to-point interface the other one is the peer's.
     let address = find(libc::IFA_LOCAL).or_else(|| find(libc::IFA_ADDRESS))?;
     let index = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
-    Some(Held { address, prefix: header[1], interface: names.get(&index).cloned().unwrap_or_default() })
+    let interface = names.get(&index).cloned().unwrap_or_default();
+    // Of IPv6 the same flag means a temporary address.
+    let secondary = address.is_ipv4() && header[2] & libc::IFA_F_SECONDARY as u8 != 0;
+    Some(Held { address, prefix: header[1], interface, secondary })
 }
 
 #[cfg(test)]
@@ -204,7 +209,8 @@ mod tests {
 
     #[test]
     fn the_loopback_interface_has_its_address_and_is_no_ethernet() {
-        let wanted = Held { address: Ipv4Addr::LOCALHOST.into(), prefix: 8, interface: "lo".to_owned() };
+        let wanted =
+            Held { address: Ipv4Addr::LOCALHOST.into(), prefix: 8, interface: "lo".to_owned(), secondary: false };
         assert!(addresses().unwrap().contains(&wanted));
         assert!(interface("lo").is_err());
         assert_eq!(interface("hw-none").unwrap(), None);

@@ -30,6 +30,10 @@ pub fn hidden() {
     scene.host.ip("route add 203.0.113.0/24 via 198.51.100.1 dev right");
     scene.host.ip("neigh add 198.51.100.1 lladdr 02:00:00:00:00:09 dev right");
     scene.host.ip("route add default via 192.0.2.1 dev left");
+    scene.host.ip("addr add 2001:db8:2::254/64 dev right nodad");
+    scene.host.ip("route add 2001:db8:3::/64 via 2001:db8:2::1 dev right");
+    scene.host.ip("neigh add 2001:db8:2::1 lladdr 02:00:00:00:00:09 dev right");
+    scene.host.ip("route add default via 2001:db8:1::1 dev left");
     scene.a.ip("addr add 192.0.2.1/24 dev eth0");
     scene.a.ip("addr add 2001:db8:1::1/64 dev eth0 nodad");
     let mac = scene.host.inside(|| interface("left").unwrap().unwrap().mac).join().unwrap();
@@ -38,7 +42,7 @@ pub fn hidden() {
     peer.start(&mut uring, 0);
     uring.submit();
     let ours: IpAddr = "203.0.113.7".parse().unwrap();
-    let ours6: IpAddr = "2001:db8:1::7".parse().unwrap();
+    let ours6: [IpAddr; 2] = ["2001:db8:1::7", "2001:db8:3::7"].map(|address| address.parse().unwrap());
     // An ARP request for the address, which proxy ARP answers, and a TCP segment to it, which is forwarded or redirected.
     let mut request = oddity(42);
     request[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
@@ -51,23 +55,35 @@ pub fn hidden() {
         answers(&peer, uring, &request).iter().any(|frame| frame[12..14] == [8, 6] && frame[21] == 2)
     };
     assert!(answered(&mut uring), "the kernel would answer");
-    let segment = to_pool(mac.0, [203, 0, 113, 7]);
+    let segments = [to_pool(mac.0, [203, 0, 113, 7]), to_pool6(mac.0, Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 7))];
     let watch = scene.b.open("eth0", None);
     let mut behind = Uring::new().unwrap();
     watch.start(&mut behind, 0);
     behind.submit();
+    // By sender and destination.
+    let same = |frame: &[u8], segment: &[u8]| {
+        let addresses = if segment[12..14] == [8, 0] { 26..34 } else { 22..54 };
+        frame[12..14] == segment[12..14] && frame.get(addresses.clone()) == segment.get(addresses)
+    };
     let forwarded = |uring: &mut Uring, behind: &mut Uring| {
         arrived(behind, &watch);
-        send(&peer, uring, &segment);
-        arrived(behind, &watch).iter().any(|frame| frame.get(30..34) == Some(&[203, 0, 113, 7]))
+        segments.iter().for_each(|segment| send(&peer, uring, segment));
+        let came = arrived(behind, &watch);
+        [0, 1].map(|v6| came.iter().any(|frame| same(frame, &segments[v6])))
     };
-    assert!(forwarded(&mut uring, &mut behind), "the kernel would forward");
-    let prefixes = move || [ours.into(), ours6.into()];
+    assert_eq!(forwarded(&mut uring, &mut behind), [true; 2], "the kernel would forward");
+    let prefixes = move || [ours.into(), ours6[0].into(), ours6[1].into()];
     scene.host.inside(move || hide::install("left", None, &prefixes()).unwrap()).join().unwrap();
     assert!(!answered(&mut uring), "no answer");
-    assert!(!forwarded(&mut uring, &mut behind), "not forwarded");
-    let after = answers(&peer, &mut uring, &segment);
-    assert!(after.iter().all(|frame| frame[12..14] != [8, 0]), "no redirect, no reset: {after:?}");
+    assert_eq!(forwarded(&mut uring, &mut behind), [false; 2], "not forwarded");
+    let after: Vec<_> = segments.iter().flat_map(|segment| answers(&peer, &mut uring, segment)).collect();
+    // Of IPv6 the kernel asks for neighbours, and reports its groups.
+    let quiet = |frame: &Vec<u8>| match frame[12..14] {
+        [8, 0] => false,
+        [0x86, 0xdd] => frame[20] == 0 || frame[20] == 58 && (133..=136).contains(&frame[54]),
+        _ => true,
+    };
+    assert!(after.iter().all(quiet), "no redirect, no reset: {after:?}");
     // What is not ours goes on, both families.
     assert!(scene.a.ping("192.0.2.254") && scene.a.ping("2001:db8:1::254"));
     // An address of the kernel's own, were it ours: the whole family is looked at.
@@ -81,8 +97,10 @@ pub fn hidden() {
     left.start(&mut inside, 0);
     inside.submit();
     scene.host.inside(move || hide::install("left", None, &prefixes()).unwrap()).join().unwrap();
-    send(&peer, &mut uring, &segment);
-    assert!(arrives(&mut inside, &left, |frame| frame == segment));
+    for segment in &segments {
+        send(&peer, &mut uring, segment);
+        assert!(arrives(&mut inside, &left, |frame| frame == segment.as_slice()));
+    }
     scene.host.inside(|| hide::remove("left").unwrap()).join().unwrap();
     assert!(answered(&mut uring), "given back");
     scene.host.inside(|| hide::remove("left").unwrap()).join().unwrap();
@@ -104,14 +122,36 @@ fn to_pool(mac: [u8; 6], to: [u8; 4]) -> Vec<u8> {
     frame
 }
 
+/// The same over IPv6, from a neighbour.
+fn to_pool6(mac: [u8; 6], to: Ipv6Addr) -> Vec<u8> {
+    let mut frame = vec![0; 74];
+    frame[..6].copy_from_slice(&mac);
+    frame[6..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 0x86, 0xdd]);
+    frame[14..22].copy_from_slice(&[0x60, 0, 0, 0, 0, 20, 6, 64]);
+    frame[22..38].copy_from_slice(&Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1).octets());
+    frame[38..54].copy_from_slice(&to.octets());
+    frame[54..68].copy_from_slice(&[0x13, 0x88, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2]);
+    frame
+}
+
 pub fn hidden_ranges() {
-    let scene = Scene::new("range");
+    for v6 in [false, true] {
+        ranges(v6);
+    }
+}
+
+fn ranges(v6: bool) {
+    let scene = Scene::new(if v6 { "range6" } else { "range4" });
+    let address = |last: u32| if v6 { format!("2001:db8::{last:x}") } else { format!("192.0.2.{last}") };
+    let (subnet, all) = if v6 { ("64", 128) } else { ("24", 32) };
+    let prefix = |last: u32, bits: u32| format!("{}/{}", address(last), all - bits);
+    let nodad = if v6 { " nodad" } else { "" };
     // The kernel holds every second address of a small range.
     for last in (2..32).step_by(2) {
-        scene.host.ip(&format!("addr add 192.0.2.{last}/24 dev left"));
+        scene.host.ip(&format!("addr add {}/{subnet} dev left{nodad}", address(last)));
     }
-    scene.a.ip("addr add 192.0.2.200/24 dev eth0");
-    let hide = |prefixes: &[&str]| {
+    scene.a.ip(&format!("addr add {}/{subnet} dev eth0{nodad}", address(200)));
+    let hide = |prefixes: &[String]| {
         let prefixes: Vec<ipnet::IpNet> = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
         scene.host.inside(move || hide::install("left", None, &prefixes).unwrap()).join().unwrap();
     };
@@ -121,26 +161,23 @@ pub fn hidden_ranges() {
             .map(|last| {
                 let arguments = ["-n", "-c", "1", "-W", "1"].map(str::to_owned);
                 let mut command = Command::new("ip");
-                command.args(["netns", "exec", &scene.a.0, "ping"]).args(arguments).arg(format!("192.0.2.{last}"));
+                command.args(["netns", "exec", &scene.a.0, "ping"]).args(arguments).arg(address(last));
                 (last, command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
             })
             .collect();
         pings.into_iter().filter_map(|(last, mut ping)| ping.wait().unwrap().success().then_some(last)).collect()
     };
     assert_eq!(visible(), (2..32).step_by(2).collect::<Vec<_>>());
-    hide(&["192.0.2.4/32", "192.0.2.8/30", "192.0.2.12/32", "192.0.2.13/32", "192.0.2.24/29"]);
+    hide(&[prefix(4, 0), prefix(8, 2), prefix(12, 0), prefix(13, 0), prefix(24, 3)]);
     assert_eq!(visible(), [2, 6, 14, 16, 18, 20, 22]);
-    hide(&["0.0.0.0/0", "::/0"]);
+    hide(&["0.0.0.0/0".to_owned(), "::/0".to_owned()]);
     assert_eq!(visible(), [0; 0]);
     hide(&[]);
     assert_eq!(visible().len(), 15);
     // More than fit one message.
-    let many: Vec<String> = (0..3_000).map(|n| format!("10.{}.{}.1/32", n / 250, n % 250)).collect();
-    let mut many: Vec<&str> = many.iter().map(String::as_str).collect();
-    many.push("192.0.2.6");
-    let many: Vec<String> =
-        many.into_iter().map(|one| if one.contains('/') { one.to_owned() } else { format!("{one}/32") }).collect();
-    hide(&many.iter().map(String::as_str).collect::<Vec<_>>());
+    let other = |n| if v6 { format!("2001:db8:1:{n:x}::1/128") } else { format!("10.{}.{}.1/32", n / 250, n % 250) };
+    let many: Vec<String> = (0..3_000).map(other).chain([prefix(6, 0)]).collect();
+    hide(&many);
     assert!(!visible().contains(&6) && visible().len() == 14);
 }
 

@@ -26,6 +26,7 @@ use hostweave_uplink::uring::{Event, Uring, Waker};
 use nix::sched::{CloneFlags, setns};
 
 mod hiding;
+mod missed;
 mod queues;
 mod steering;
 mod xdp;
@@ -35,7 +36,7 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("only_frames_with_our_tag_pass_and_all_of_ours_have_it", tags),
     ("what_we_send_we_do_not_receive", own_frames),
     ("an_interface_that_goes_down_or_away_ends_the_socket", down_and_gone),
-    ("frames_that_nobody_reads_in_time_are_counted", missed),
+    ("frames_that_nobody_reads_in_time_are_counted", missed::by_sockets),
     ("a_frame_that_is_too_long_for_the_interface_is_refused", too_long),
     ("interfaces_and_addresses_as_the_kernel_has_them", interfaces),
     ("what_is_hidden_the_kernel_neither_answers_nor_forwards", hiding::hidden),
@@ -43,7 +44,7 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("what_is_hidden_is_hidden_in_our_vlan_only", hiding::hidden_in_one_vlan),
     ("what_is_for_one_block_of_ports_comes_to_one_socket_of_a_group", steering::by_destination),
     ("what_is_for_one_block_of_ports_comes_to_one_queue_of_a_tap_device", queues::by_destination),
-    ("frames_of_a_tap_device_that_nobody_reads_are_counted_by_its_interface", queues::missed),
+    ("frames_of_a_tap_device_that_nobody_reads_are_counted_by_its_interface", missed::by_interface),
     ("a_tap_device_with_several_queues_has_one_owner", queues::one_owner),
     ("a_tap_device_with_one_queue_is_used_as_it_is", queues::single_queue),
     ("small_frames_leave_by_af_xdp_and_all_stay_in_order", xdp::order),
@@ -460,45 +461,6 @@ fn own_frames() {
     let is_arp = |frame: &[u8]| frame[12..14] == [8, 6];
     assert!(!arrived(&mut uring, &left).iter().any(|frame| is_arp(frame)));
     assert!(arrives(&mut other, &peer, is_arp));
-}
-
-/// Neighbours that do not answer, one of each family.
-const SILENT: [&str; 2] = ["192.0.2.77", "2001:db8::77"];
-
-/// Has `a` send datagrams by its `eth0` to a neighbour, who need not be there, until it is `enough`.
-fn flood(a: &Netns, neighbour: &str, mut enough: impl FnMut() -> bool) {
-    a.ip(&format!("neigh replace {neighbour} lladdr 02:00:00:00:00:77 dev eth0"));
-    let stop = Arc::new(AtomicBool::new(false));
-    let (stopped, address) = (Arc::clone(&stop), neighbour.parse::<IpAddr>().unwrap());
-    let sender = a.inside(move || {
-        let socket = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
-        while !stopped.load(Ordering::Relaxed) {
-            // A queue that is full is what is wanted.
-            let _ = socket.send_to(&[0; 1_400], (address, 9));
-        }
-    });
-    let end = Instant::now() + PATIENCE;
-    let mut done = enough();
-    while !done && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(20));
-        done = enough();
-    }
-    stop.store(true, Ordering::Relaxed);
-    sender.join().unwrap();
-    assert!(done, "{neighbour}");
-}
-
-fn missed() {
-    let scene = Scene::new("missed");
-    let sockets = scene.host.open_group("left", None, 2);
-    scene.addresses("eth0");
-    let take = || sockets.iter().map(|socket| u64::from(socket.take_missed().unwrap().unwrap())).sum::<u64>();
-    assert_eq!(take(), 0);
-    for neighbour in SILENT {
-        flood(&scene.a, neighbour, || take() > 0);
-        take();
-        assert_eq!(take(), 0, "what was told is not told again");
-    }
 }
 
 fn fails(uring: &mut Uring, token: u64) -> bool {

@@ -1,17 +1,16 @@
 //! TAP devices with several queues.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hostweave_switch::MacAddr;
 use hostweave_switch::tables::PortId;
 use hostweave_uplink::Error;
 use hostweave_uplink::device::Device;
-use hostweave_uplink::netlink::interfaces::{interface, send_drops};
+use hostweave_uplink::netlink::interfaces::interface;
 use hostweave_uplink::netns::{TapRequest, open_tap};
 use hostweave_uplink::tap_queues::{TapQueues, open_tap_queues};
 
-use super::{Netns, PATIENCE, SILENT, flood, steering};
+use super::{Netns, PATIENCE, steering};
 
 fn request() -> TapRequest {
     TapRequest { name: "eth0".to_owned(), netns: None, mac: MacAddr([2, 0, 0, 0, 0, 9]), mtu: 1_500 }
@@ -33,7 +32,7 @@ fn devices(opened: TapQueues) -> Vec<Device> {
 }
 
 /// A namespace whose kernel sends by a TAP device with that many queues.
-fn scene(name: &str, count: usize) -> (Netns, Vec<Device>) {
+pub fn scene(name: &str, count: usize) -> (Netns, Vec<Device>) {
     let a = Netns::new(name);
     let opened = open(&a, count).unwrap();
     assert!(opened.fewer.is_none(), "{:?}", opened.fewer);
@@ -57,20 +56,6 @@ pub fn by_destination() {
         steering::check(&devices(opened), &a);
     }
     assert!(a.inside(|| std::net::UdpSocket::bind("[2001:db8::1]:0").is_ok()).join().unwrap());
-}
-
-pub fn missed() {
-    let (a, devices) = scene("missed-tap", 1);
-    assert_eq!(devices[0].take_missed().unwrap(), None);
-    let drops = || a.inside(|| send_drops("eth0").unwrap()).join().unwrap();
-    for neighbour in SILENT {
-        let before = drops();
-        flood(&a, neighbour, || drops() > before);
-    }
-    let arguments = ["netns", "exec", a.name(), "cat", "/sys/class/net/eth0/statistics/tx_dropped"];
-    let output = Command::new("ip").args(arguments).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), drops().to_string());
-    assert!(a.inside(|| send_drops("hw-none").is_err()).join().unwrap());
 }
 
 pub fn one_owner() {
