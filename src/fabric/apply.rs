@@ -6,7 +6,7 @@
 //! rest ([`Wanted`](super::wanted)). Policies and Services alone, or a few ports beside them, are taken over by themselves; whatever else
 //! changed, or is doubtful about ports, goes the long way, which compares and builds all.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -63,7 +63,7 @@ impl Fabric {
         inner.prepare_pools(&desired.nat_pools)?;
         state.take_settings(desired);
         inner.metadata.withdraw(desired);
-        let mut left = state.slots();
+        let known = state.slots();
         let changed = inner.update_networks(&mut state, &desired.networks);
         let gone = inner.remove_ports(&mut state, &desired.ports);
         let mut gone_ids: Vec<PortId> = gone.iter().map(PortRuntime::id).collect();
@@ -90,12 +90,7 @@ impl Fabric {
         inner.share_connections(&state);
         inner.publish(&mut state);
         inner.wait_until_in_force(state.revision);
-        let there = state.slots();
-        left.retain(|uid, _| !there.contains_key(uid));
-        // Of networks that are gone, the host's own ports in them.
-        gone_ids.extend(left.values().map(|slot| PortId(*slot)));
-        inner.forget_connections_of(&gone_ids);
-        inner.forget_mappings_of(&left.into_keys().collect());
+        inner.forget_left(&state, known, gone_ids);
         inner.dns.update(desired);
         inner.metadata.update(desired);
         inner.external_dns.update(desired.external_dns.as_ref());
@@ -182,6 +177,16 @@ impl Inner {
         let opened = changes.come.iter().filter_map(|spec| state.ports.get(&spec.full_name()));
         opened.for_each(PortRuntime::open_gate);
         Ok(true)
+    }
+
+    /// Ends what is left of ports that were taken out, which are `gone`, and of those that were `known` before and are there no more: they,
+    /// and the host's own ports in networks that are gone, do not only move.
+    fn forget_left(&self, state: &State, mut known: HashMap<Uuid, u32>, mut gone: Vec<PortId>) {
+        let there = state.slots();
+        known.retain(|uid, _| !there.contains_key(uid));
+        gone.extend(known.values().map(|slot| PortId(*slot)));
+        self.forget_connections_of(&gone);
+        self.forget_mappings_of(&known.into_keys().collect());
     }
 
     /// Looks at ports that changed: whether they run.

@@ -165,13 +165,12 @@ fn two_addresses_behind_one_public_address_are_never_mixed_up() {
         let way = |src, to| Path { src, ..out(B, to) };
         let syn =
             |src_port| TcpHeader { src_port, dst_port: 80, seq: 1, flags: SYN, window: 1000, ..Default::default() };
-        let shapes: [&dyn Fn(&Path) -> Vec<u8>; 4] = [
-            &|path| path.udp(4000, 53, b"data"),
-            &|path| path.tcp(&syn(4000), b""),
-            &|path| path.echo_request(7, 1, b"ping"),
-            &|path| path.ip(47, b"any protocol!"),
-        ];
-        for shape in shapes {
+        let shapes = |path: Path| {
+            let tcp = path.tcp(&syn(4000), b"");
+            [path.udp(4000, 53, b"data"), tcp, path.echo_request(7, 1, b"ping"), path.ip(47, b"any protocol!")]
+        };
+        for at in 0..4 {
+            let shape = |path: &Path| shapes(*path)[at].clone();
             assert_eq!(host.to(B, &shape(&way(second, server))), Ok(UPLINK));
             let before = host.entries().len();
             assert_eq!(host.traced(B, &shape(&way(first, server))), Err(DropReason::NatTupleTaken));

@@ -148,8 +148,8 @@ fn rfc5382_req5_timeouts_that_are_configured_shorter_end_no_connection_behind_na
         };
         let other = |host: &mut Host| _ = host.to(A, &out(A, remote(v6, 1)).ip(47, &[0; 16])).unwrap();
         let tcp = |host: &mut Host| _ = Tcp::establish(host, v6);
-        let shapes: [(&dyn Fn(&mut Host), u32); 3] = [(&tcp, 7440), (&sctp, 600), (&other, 600)];
-        for (begin, lives) in shapes {
+        let shapes: [&dyn Fn(&mut Host); 3] = [&tcp, &sctp, &other];
+        for (begin, lives) in shapes.into_iter().zip([7440, 600, 600]) {
             let mut timed = Timed::new(Host::outside());
             let timeouts = &mut timed.host.plane.tables.timeouts;
             (timeouts.tcp_established, timeouts.sctp, timeouts.other) = (600, 20, 20);
