@@ -32,6 +32,7 @@ mod ending;
 mod failure;
 mod quota;
 mod record;
+mod room;
 mod shard;
 mod table;
 mod timeouts;

@@ -44,7 +44,7 @@ pub struct Record {
     /// Queue pair on which the direction was last sent, plus one; 0 for none.
     queue: [AtomicU8; 2],
     status: AtomicU8,
-    /// [`CROSSES`], [`RECEIVER_PAYS`].
+    /// [`CROSSES`], [`RECEIVER_PAYS`], [`MAPPED`].
     traits: AtomicU8,
     epoch: AtomicU32,
     /// Second in which it began.
@@ -85,6 +85,8 @@ const VALID: u8 = 1;
 const CROSSES: u8 = 1;
 /// It counts for the port that did not begin it.
 const RECEIVER_PAYS: u8 = 2;
+/// Its translation holds a NAT mapping.
+const MAPPED: u8 = 4;
 
 /// A record's plain values, for lists and events.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -161,6 +163,12 @@ impl Record {
     #[inline]
     pub fn crosses(&self) -> bool {
         self.traits.load(Relaxed) & CROSSES != 0
+    }
+
+    /// Whether it holds a NAT mapping.
+    #[inline]
+    pub(super) fn is_mapped(&self) -> bool {
+        self.traits.load(Relaxed) & MAPPED != 0
     }
 
     /// Slot of the port for whose quota it counts.
@@ -305,8 +313,12 @@ impl Record {
         self.l4.store(new.key.l4 & !0xffff, Relaxed);
         self.vni.store(new.vni, Relaxed);
         self.ports.store(new.in_port << 16 | new.out_port & 0xffff, Relaxed);
-        let traits =
-            if new.translation.is_some() { CROSSES } else { 0 } | if new.receiver_pays { RECEIVER_PAYS } else { 0 };
+        let traits = [
+            (new.translation.is_some(), CROSSES),
+            (new.receiver_pays, RECEIVER_PAYS),
+            (new.is_mapped(), MAPPED),
+        ];
+        let traits = traits.iter().fold(0, |traits, (has, bit)| if *has { traits | bit } else { traits });
         self.traits.store(traits, Relaxed);
         self.set_epoch(new.epoch, new.basis);
         self.created.store(now, Relaxed);

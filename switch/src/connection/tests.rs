@@ -12,6 +12,8 @@ use crate::flow::{FlowKey, Kind, NO_QUEUE, TRUST_S};
 use crate::tcp_track::Side;
 use crate::wire::proto;
 
+mod room;
+
 struct Host {
     connections: Connections,
     path: PathBuf,

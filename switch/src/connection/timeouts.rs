@@ -28,12 +28,11 @@ pub struct Timeouts {
     pub sctp: u32,
     /// Any other protocol.
     pub other: u32,
-    /// UDP from one network into another: as long as a NAT mapping lives (RFC 4787 REQ-5), which must not outlive it (SEMANTICS
-    /// NA16).
+    /// UDP that holds a NAT mapping: as long as that lives (RFC 4787 REQ-5), which must not outlive it (SEMANTICS NA16).
     pub crossing_udp: u32,
-    /// TCP from one network into another that is not established (RFC 5382 REQ-5).
+    /// TCP that holds a NAT mapping and is not established (RFC 5382 REQ-5).
     pub crossing_tcp: u32,
-    /// ICMP queries from one network into another (RFC 5508 REQ-2).
+    /// ICMP queries that hold a NAT mapping (RFC 5508 REQ-2).
     pub crossing_icmp: u32,
 }
 
@@ -61,17 +60,18 @@ impl Timeouts {
     /// Seconds that a connection may live from its last packet.
     pub fn of(&self, record: &Record) -> u32 {
         let alone = self.within(record);
-        if record.crosses() { self.crossing(record.key().proto(), alone) } else { alone }
+        if record.is_mapped() { self.crossing(record.key().proto(), alone) } else { alone }
     }
 
     /// Whether nothing of a connection is to be expected any more: TCP has ended, or there was no packet for as long as one within a
-    /// network lives. One that crosses is remembered for longer only for the sake of its NAT mapping.
+    /// network lives. One that holds a NAT mapping is remembered for longer only for the sake of that.
     pub fn is_over(&self, record: &Record, now: u32) -> bool {
         let ended = || matches!(tcp_track::state(&record.side(0), &record.side(1)), State::TimeWait | State::Closed);
         record.key().proto() == proto::TCP && ended() || deadline(record, self.within(record)) <= now
     }
 
-    /// Seconds that a connection which crosses lives from its last packet, where within a network it would live `alone`.
+    /// Seconds that a connection which holds a NAT mapping lives from its last packet, where without one it would live `alone`. No
+    /// other: what comes from outside to a public address is anybody's, and fills the quota of whoever has it.
     pub(super) fn crossing(&self, protocol: u8, alone: u32) -> u32 {
         match protocol {
             proto::TCP => alone.max(self.crossing_tcp),
@@ -81,7 +81,7 @@ impl Timeouts {
         }
     }
 
-    /// Of one within a network.
+    /// Of one without a mapping.
     fn within(&self, record: &Record) -> u32 {
         match record.key().proto() {
             proto::TCP => self.tcp(&record.side(0), &record.side(1)),
