@@ -388,11 +388,11 @@ fn committed_otherwise(
     first: Result<Committed, CommitError>,
 ) -> Result<Committed, Refused> {
     let is_it = |flows: &Flows<'_>, found: &Found| {
-        found.direction == 0 && flows.connections.translation(found.index) == new.translation
+        found.direction == 0 && flows.connections.translation(found.index, found.generation) == new.translation
     };
     // Its other end was first.
     let is_begun = |flows: &Flows<'_>, found: &Found| {
-        new.translation.is_none() && flows.connections.translation(found.index).is_none()
+        new.translation.is_none() && flows.connections.translation(found.index, found.generation).is_none()
     };
     let taken = |error| matches!(error, CommitError::Taken);
     let committed = match first {

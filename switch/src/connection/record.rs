@@ -152,6 +152,15 @@ impl Record {
         self.generation.load(Acquire)
     }
 
+    /// Whether what was read of it before this is of the connection that had it under this generation. Whoever gives a record to
+    /// another connection changes its generation before anything else.
+    #[inline]
+    pub fn is_still(&self, generation: u32) -> bool {
+        // Whatever was read of another connection, this reads the generation of that one or a later one.
+        fence(Acquire);
+        self.generation.load(Relaxed) == generation
+    }
+
     /// Slot of the port that sends a direction.
     #[inline]
     pub fn port(&self, direction: Direction) -> u32 {
@@ -293,7 +302,7 @@ impl Record {
             sides: [self.side(0), self.side(1)],
             translation: None,
         };
-        (self.generation() == generation).then_some(entry)
+        self.is_still(generation).then_some(entry)
     }
 
     /// Asks for both of its lines.
@@ -305,7 +314,8 @@ impl Record {
 
     /// Becomes a connection. Only under the lock of its shard, and only while it is free.
     pub(super) fn fill(&self, new: &super::NewConnection, now: u32) {
-        // Who still walks over it in the chain that it was in before (`super::shard`) must learn that it left that.
+        // Who still reads what it was before must learn that it is that no more: by the version of the chain that it was in
+        // (`super::shard`), or by its generation ([`Record::is_still`]).
         fence(Release);
         for (word, value) in self.addresses.iter().zip(new.key.addresses) {
             word.store(value, Relaxed);
@@ -313,11 +323,8 @@ impl Record {
         self.l4.store(new.key.l4 & !0xffff, Relaxed);
         self.vni.store(new.vni, Relaxed);
         self.ports.store(new.in_port << 16 | new.out_port & 0xffff, Relaxed);
-        let traits = [
-            (new.translation.is_some(), CROSSES),
-            (new.receiver_pays, RECEIVER_PAYS),
-            (new.is_mapped(), MAPPED),
-        ];
+        let traits =
+            [(new.translation.is_some(), CROSSES), (new.receiver_pays, RECEIVER_PAYS), (new.is_mapped(), MAPPED)];
         let traits = traits.iter().fold(0, |traits, (has, bit)| if *has { traits | bit } else { traits });
         self.traits.store(traits, Relaxed);
         self.set_epoch(new.epoch, new.basis);
