@@ -109,6 +109,9 @@ fn translate(
     // Ports, or the identifier, and the checksum of TCP if that is there.
     const TRANSPORT: usize = 18;
     let end = end_of_quote(packet, quote.at);
+    if end < quote.l4 + QUOTED {
+        return Err(DropReason::IcmpUnrelated);
+    }
     packet.extend_head((quote.l4 + TRANSPORT).min(end), arena)?;
     is_right(packet, arena, quote)?;
     // RFC 5508 REQ-5: what an inside host complains of comes from where its peer knows it. A router outside is known by itself.
