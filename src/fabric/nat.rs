@@ -171,6 +171,7 @@ impl Inner {
                 NatEvent::Released { block, since, at } => {
                     FabricEvent::NatBlockReleased { lease: lease(block, since, Some(at)), port: known(block.uid) }
                 }
+                NatEvent::Lost => FabricEvent::NatEventsLost,
                 NatEvent::Exhausted { uid, address, biggest, ports, .. } => FabricEvent::NatExhausted {
                     port: name(uid),
                     pool: plane.pools.pool_of(address).unwrap_or_default().to_owned(),

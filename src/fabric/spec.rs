@@ -625,6 +625,8 @@ pub enum FabricEvent {
     NatBlockAllocated { lease: LeaseView, port: Option<String> },
     /// They are free again.
     NatBlockReleased { lease: LeaseView, port: Option<String> },
+    /// More happened to L4 ports than was told: `Fabric::nat_history` knows.
+    NatEventsLost,
     /// A port wanted more and there were none; `biggest` is the port that has most of the address, `ports` how many.
     NatExhausted { port: String, pool: String, address: IpAddr, biggest: String, ports: u32 },
     /// A backend of a Service, by `namespace/name`, is otherwise than before.
