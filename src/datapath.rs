@@ -198,16 +198,14 @@ fn cross<R: Recorder>(
         None => return Verdict::Drop(DropReason::Internal),
     };
     let of = match part {
-        Part::Flow(place) => {
-            let flow = flows.cache.get(place);
-            Some((flow.connection, flow.direction()))
-        }
-        Part::Connection(connection, direction) => Some((connection, direction)),
+        Part::Flow(place) => Some(connect::found(&flows.cache.get(place))),
+        Part::Connection(found) => Some(found),
         Part::Done => None,
     };
-    let change = of.map(|(connection, direction)| flows.connections.change(connection, direction));
+    let change = of.map(|found| flows.connections.change(&found));
     if change == Some(None) {
-        return Verdict::Drop(DropReason::Internal);
+        // Another worker has given it up since this one looked at it.
+        return Verdict::Drop(DropReason::NoConnection);
     }
     let hash = lookup.hash as u32;
     match cross::cross(packet, ctx.tables, ctx.port.network, out, hash, change.flatten().as_ref()) {

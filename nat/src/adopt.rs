@@ -215,14 +215,14 @@ impl Nat {
         record.until.store(until.max(1), Relaxed);
         let bucket = self.bucket(inside);
         let mut shard = self.lock(bucket);
-        if self.adopt_places(bucket, index, record, entry, class, at).is_none() {
+        let Some(taken) = self.adopt_place(bucket, index, record, entry, class, at) else {
             drop(shard);
             self.leave(lease, now);
             return None;
-        }
-        if class != Class::Addresses {
-            let first = address.first(class, outside.l4) == Some(index);
-            state.used[class as usize].fetch_add(u32::from(first), SeqCst);
+        };
+        // One that is shared is taken once, by whichever of them stands first in the file.
+        if taken {
+            state.used[class as usize].fetch_add(1, SeqCst);
         }
         tenant.mappings.fetch_add(1, Relaxed);
         self.link(bucket, index, record);
@@ -230,8 +230,9 @@ impl Nat {
         Some(())
     }
 
-    /// Puts a mapping at its outside endpoint, if nobody is there, or only such as it may share it with.
-    fn adopt_places(
+    /// Puts a mapping at its outside endpoint, if nobody is there, or only such as it may share it with. Returns whether it took an L4
+    /// port that was free.
+    fn adopt_place(
         &self,
         bucket: usize,
         index: u32,
@@ -239,7 +240,7 @@ impl Nat {
         entry: &Entry,
         class: Class,
         at: u32,
-    ) -> Option<()> {
+    ) -> Option<bool> {
         let (inside, outside) = (&entry.inside, entry.outside);
         let remote = entry.remote.unwrap_or(Outside { address: 0, l4: 0 });
         // Of two for one inside endpoint and remote, the second is forgotten. One that serves all and one that is bound may be beside
@@ -256,11 +257,11 @@ impl Nat {
             }
             record.next_outside.store(self.address_heads[bucket].load(Relaxed), Relaxed);
             self.address_heads[bucket].store(index, Relaxed);
-            return Some(());
+            return Some(false);
         }
         if address.take(class, outside.l4) {
             address.set_first(class, outside.l4, Some(index));
-            return Some(());
+            return Some(true);
         }
         let head = address.first(class, outside.l4).and_then(|first| self.record(first))?;
         // Who shares an L4 port has the same block, hence the same workload.
@@ -281,7 +282,7 @@ impl Nat {
             record.next_outside.store(address.first(class, outside.l4)?, Relaxed);
             address.set_first(class, outside.l4, Some(index));
         }
-        Some(())
+        Some(false)
     }
 }
 

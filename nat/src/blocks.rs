@@ -69,6 +69,8 @@ pub(crate) struct Blocks {
     active: u32,
     events: VecDeque<NatEvent>,
     events_lost: u64,
+    /// Some were lost, and nobody was told.
+    untold: bool,
     random: Random,
 }
 
@@ -94,6 +96,7 @@ impl Registry {
             active: 0,
             events: VecDeque::with_capacity(EVENTS_MAX),
             events_lost: 0,
+            untold: false,
             random: Random::new(seed, u64::MAX),
         };
         Self {
@@ -154,12 +157,13 @@ impl Blocks {
             self.events.push_back(event);
         } else {
             self.events_lost += 1;
+            self.untold = true;
         }
     }
 
     /// The event that has waited longest.
     pub(crate) fn take_event(&mut self) -> Option<NatEvent> {
-        self.events.pop_front()
+        self.events.pop_front().or_else(|| std::mem::take(&mut self.untold).then_some(NatEvent::Lost))
     }
 }
 
@@ -412,5 +416,24 @@ impl Nat {
     pub(crate) fn block_counts(&self) -> (u64, u64) {
         let blocks = self.registry.blocks();
         (blocks.active.into(), blocks.events_lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_takes_events_hears_once_that_some_were_lost() {
+        let registry = Registry::new(1, Some(1));
+        let mut blocks = registry.blocks();
+        let block = Block { uid: 1, address: 2, first: 1024, size: 64 };
+        for round in 1..=2 {
+            (0..EVENTS_MAX).for_each(|_| blocks.say(NatEvent::Allocated { block, at: 3 }));
+            (0..5).for_each(|_| blocks.say(NatEvent::Released { block, since: 3, at: 4 }));
+            let told: Vec<_> = std::iter::from_fn(|| blocks.take_event()).collect();
+            assert!(told[..EVENTS_MAX].iter().all(|event| *event == NatEvent::Allocated { block, at: 3 }));
+            assert_eq!((&told[EVENTS_MAX..], blocks.events_lost), (&[NatEvent::Lost][..], 5 * round));
+        }
     }
 }

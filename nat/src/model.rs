@@ -269,6 +269,8 @@ pub enum NatEvent {
         /// Second of the monotonic clock.
         at: u32,
     },
+    /// Before this were others, of which there was no room for: what became of blocks [`Nat::history`](crate::Nat::history) tells.
+    Lost,
 }
 
 /// Who has, or had, an outside L4 port.

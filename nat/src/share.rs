@@ -42,18 +42,18 @@ impl Shared {
         self.used.store(used, Relaxed);
     }
 
+    /// Mappings beyond shares.
+    #[cfg(test)]
+    pub(crate) fn used(&self) -> u32 {
+        self.used.load(Relaxed)
+    }
+
     /// One more mapping beyond a share; false: there is no room.
     #[inline]
     pub(crate) fn take(&self) -> bool {
         // A flood comes here for every packet: what is full is told without a locked operation.
-        if self.used.load(Relaxed) >= self.max.load(Relaxed) {
-            return false;
-        }
-        if self.used.fetch_add(1, Relaxed) >= self.max.load(Relaxed) {
-            self.give_back();
-            return false;
-        }
-        true
+        let max = self.max.load(Relaxed);
+        self.used.fetch_update(Relaxed, Relaxed, |used| (used < max).then_some(used + 1)).is_ok()
     }
 
     /// One less. `share` may have counted anew in between: never below zero.

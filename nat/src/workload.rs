@@ -132,16 +132,28 @@ impl Workload {
     /// `PortLimit`, or `Full` when it has its share and the rest of the table is taken.
     #[inline]
     pub(crate) fn begin(&self, shared: &Shared, rate_max: Option<u32>, now: u32) -> Result<(), Refused> {
-        let before = self.mappings.fetch_add(1, Relaxed);
-        if before >= self.max.load(Relaxed) || !self.is_in_time(rate_max, now) {
-            self.mappings.fetch_sub(1, Relaxed);
+        let max = self.max.load(Relaxed);
+        let mut before = self.mappings.load(Relaxed);
+        if before >= max || !self.is_in_time(rate_max, now) {
             return Err(Refused::PortLimit);
         }
-        if before >= self.guaranteed.load(Relaxed) && !shared.take() {
-            self.mappings.fetch_sub(1, Relaxed);
-            return Err(Refused::Full);
+        // Never more for a moment than there may be: whoever ends one meanwhile would take it for one beyond the share.
+        loop {
+            if before >= max {
+                return Err(Refused::PortLimit);
+            }
+            let beyond = before >= self.guaranteed.load(Relaxed);
+            if beyond && !shared.take() {
+                return Err(Refused::Full);
+            }
+            match self.mappings.compare_exchange_weak(before, before + 1, Relaxed, Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(now) => before = now,
+            }
+            if beyond {
+                shared.give_back();
+            }
         }
-        Ok(())
     }
 
     /// Whether it may make one more in this second.
@@ -200,5 +212,37 @@ mod tests {
         assert_eq!(begin(Some(1), 5), Err(Refused::PortLimit), "one in second 5");
         assert_eq!(begin(Some(1), 6), Ok(()));
         assert_eq!(workload.mappings.load(Relaxed), 3);
+    }
+
+    /// What three workers do at once at a limit leaves every count as if one had done it after the other.
+    #[test]
+    fn na25_counts_are_exact_whatever_happens_at_once() {
+        // At its own limit, which is its share; and at its share, when the rest of the table is taken.
+        for (max, others) in [(16, 16 + 10), (64, 48)] {
+            let workloads = [max, 64].map(|max| {
+                let workload = Workload::new(7);
+                workload.port.store(0, Relaxed);
+                workload.max.store(max, Relaxed);
+                workload
+            });
+            let shared = Shared::default();
+            let [workload, other] = &workloads;
+            shared.share(64, &[workload, other]);
+            assert!((0..others).all(|_| other.begin(&shared, None, 0).is_ok()));
+            assert!((0..15).all(|_| workload.begin(&shared, None, 0).is_ok()));
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        for _ in 0..3_000_000 {
+                            if workload.begin(&shared, None, 0).is_ok() {
+                                workload.end(&shared);
+                            }
+                        }
+                    });
+                }
+            });
+            assert_eq!((workload.mappings.load(Relaxed), other.mappings.load(Relaxed)), (15, others));
+            assert_eq!(shared.used(), others - 16, "beyond shares");
+        }
     }
 }

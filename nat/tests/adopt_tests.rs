@@ -73,6 +73,60 @@ fn na38_mappings_and_blocks_survive_a_crash() {
     }
 }
 
+/// A block of which each L4 port is taken over TCP, and one of them twice: by a mapping for all remotes and by one that is bound. Which of
+/// the two comes first in the file is `bound_first`. Every mapping is held, by the remote that is told.
+fn shared(family: Family, bound_first: bool) -> (World, Vec<(Inside, Outside, Mapped)>) {
+    let mut world = World::new(PoolSpec { overload: true, blocks: 1..=1, ..spec() });
+    let before: Vec<_> = (0..60).map(|i| world.to(&inside(family, UDP, 1, 2000 + i), remote(family, 1, 53))).collect();
+    let mut all = Vec::new();
+    for i in 0..64 {
+        let (from, to) = (inside(family, TCP, 0, 3000 + i), remote(family, 1, 80));
+        all.push((from, to, world.to(&from, to)));
+    }
+    assert!(all.iter().all(|(.., mapped)| !mapped.bound));
+    if bound_first {
+        before.iter().for_each(|mapped| world.end(mapped.mapping, End::Closed));
+        world.wait(301);
+    }
+    for i in 0..200 {
+        let (from, to) = (inside(family, TCP, 0, 4000 + i), remote(family, 2 + i, 80));
+        let mapped = world.to(&from, to);
+        assert!(mapped.bound);
+        let (.., beside) = all.iter().find(|(.., other)| other.outside == mapped.outside).unwrap();
+        if (mapped.mapping.index < beside.mapping.index) == bound_first {
+            all.push((from, to, mapped));
+            return (world, all);
+        }
+        world.end(mapped.mapping, End::Closed);
+    }
+    panic!("none lies there");
+}
+
+#[test]
+fn an_l4_port_that_is_shared_counts_once_after_a_crash() {
+    for family in FAMILIES {
+        for bound_first in [false, true] {
+            let (mut world, all) = shared(family, bound_first);
+            world.restart(|_| Claim::Keep);
+            for (from, to, mapped) in &all {
+                assert!(world.nat.hold(&world.pools, mapped.mapping, from, mapped.outside, *to));
+            }
+            // All are taken, until one that is nobody else's goes: its L4 port is for whoever comes next, alone.
+            let (.., shared) = all.last().unwrap();
+            let (.., gone) = all.iter().find(|(.., mapped)| mapped.outside != shared.outside).unwrap();
+            let next = |world: &World, l4| {
+                let mapped = world.out(&inside(family, TCP, 0, l4), remote(family, 999, 80)).ok();
+                mapped.filter(|mapped| !mapped.bound).map(|mapped| mapped.outside)
+            };
+            assert_eq!(next(&world, 5000), None);
+            world.end(gone.mapping, End::Closed);
+            world.wait(301);
+            assert_eq!(next(&world, 5001), Some(gone.outside), "bound first: {bound_first}");
+            assert_eq!(next(&world, 5002), None);
+        }
+    }
+}
+
 #[test]
 fn what_no_connection_holds_after_a_crash_ends_by_its_timer() {
     for family in FAMILIES {

@@ -161,7 +161,7 @@ fn is_answered_otherwise<R: Recorder>(
     let Some(found) = flows.connections.find(reply, hash, vni) else { return false };
     let is_it = flows.connections.get(found.index, found.generation).is_some_and(|record| {
         let same = record.key() == key.unscoped() && record.vni() == ctx.network.vni;
-        same && flows.connections.translation(found.index).as_ref() == Some(translation)
+        same && flows.connections.translation(found.index, found.generation).as_ref() == Some(translation)
     });
     !is_it && !makes_room::<R>(ctx, flows, found)
 }
@@ -409,11 +409,11 @@ fn committed_otherwise(
     first: Result<Committed, CommitError>,
 ) -> Result<Committed, Refused> {
     let is_it = |flows: &Flows<'_>, found: &Found| {
-        found.direction == 0 && flows.connections.translation(found.index) == new.translation
+        found.direction == 0 && flows.connections.translation(found.index, found.generation) == new.translation
     };
     // Its other end was first.
     let is_begun = |flows: &Flows<'_>, found: &Found| {
-        new.translation.is_none() && flows.connections.translation(found.index).is_none()
+        new.translation.is_none() && flows.connections.translation(found.index, found.generation).is_none()
     };
     let taken = |error| matches!(error, CommitError::Taken);
     let committed = match first {

@@ -22,9 +22,7 @@ mod service;
 
 use hostweave_nat::{MappingRef, Nat};
 use hostweave_switch::MacAddr;
-use hostweave_switch::connection::{
-    Connections, Direction, Ending, Found, FreeRecords, Hold, Miss, Record, UNANSWERED_S,
-};
+use hostweave_switch::connection::{Connections, Ending, Found, FreeRecords, Hold, Miss, Record, UNANSWERED_S};
 use hostweave_switch::flow::{
     ASSURED, CROSSES, Flow, FlowCache, FlowKey, NO_QUEUE, REPLY, TCP, TRUST_S, is_icmp_error, round, stamp,
 };
@@ -128,7 +126,7 @@ pub enum Part {
     /// What the flow at this place of the cache becomes.
     Flow(usize),
     /// What this direction of this connection becomes.
-    Connection(u32, Direction),
+    Connection(Found),
     /// It is that already.
     Done,
 }
@@ -190,7 +188,7 @@ fn step(flow: &Flow, place: Option<usize>) -> Step {
     if flow.flags & CROSSES == 0 {
         return Step::Stay(way);
     }
-    let part = place.map_or(Part::Connection(flow.connection, flow.direction()), Part::Flow);
+    let part = place.map_or(Part::Connection(found(flow)), Part::Flow);
     Step::Cross { way, part }
 }
 
@@ -252,6 +250,9 @@ fn looked_at<R: Recorder>(
     }
     if !R::MASKED {
         seen_now(ctx, flows, &mut flow, connection);
+        if !connection.is_still(flow.generation) {
+            return None;
+        }
         flows.cache.set(place, &flow);
         delivered(ctx, packet);
     }
@@ -288,7 +289,7 @@ fn still_allowed<R: Recorder>(
     let connection = flows.connections.get(flow.connection, flow.generation)?;
     let (translation, epoch) = match flow.flags & CROSSES {
         0 => (None, ctx.epoch),
-        _ => (Some(flows.connections.translation(flow.connection)?), ctx.crossing_epoch),
+        _ => (Some(flows.connections.translation(flow.connection, flow.generation)?), ctx.crossing_epoch),
     };
     if connection.epoch() != epoch
         && let Err(reason) = decide::again(ctx, flows, connection, translation, record)
@@ -345,7 +346,8 @@ pub fn has_answered(protocol: u8, side: &Side) -> bool {
 /// The inside sends on a connection that its NAT mapping let in: the mapping lives on (RFC 4787 REQ-6).
 #[cold]
 fn refresh(ctx: &Context<'_>, flows: &Flows<'_>, flow: &Flow) {
-    let held = flows.connections.translation(flow.connection).and_then(|translation| translation.held[1]);
+    let held =
+        flows.connections.translation(flow.connection, flow.generation).and_then(|translation| translation.held[1]);
     if let Some(Hold { index, generation }) = held {
         // What the cache answers by itself for a while is not seen here.
         flows.nat.refresh(MappingRef { index, generation }, ctx.now.saturating_add(TRUST_S));
@@ -427,7 +429,8 @@ fn both_anew(
     Some(Ok(true))
 }
 
-fn found(flow: &Flow) -> Found {
+/// The direction of a connection that a flow is.
+pub fn found(flow: &Flow) -> Found {
     Found { index: flow.connection, generation: flow.generation, direction: flow.direction() }
 }
 
@@ -471,7 +474,10 @@ fn is_part(flows: &Flows<'_>, connection: &Record, found: &Found, key: &FlowKey)
     let key = key.unscoped();
     match found.direction {
         0 => key == connection.key(),
-        _ => flows.connections.translation(found.index).is_some_and(|translation| translation.reply == key),
+        _ => {
+            let translation = flows.connections.translation(found.index, found.generation);
+            translation.is_some_and(|translation| translation.reply == key)
+        }
     }
 }
 
@@ -567,6 +573,9 @@ fn standing<R: Recorder>(
             continue;
         }
         seen_now(ctx, flows, &mut flow, connection);
+        if !connection.is_still(found.generation) {
+            continue;
+        }
         delivered(ctx, packet);
         let place = flows.cache.put(place, &flow, lookup.hash);
         return Ok(Ok(step(&flow, Some(place))));

@@ -259,8 +259,7 @@ fn receiver<'a, R: Recorder>(
     if to.kind == PortKind::Internal || !has(ctx.tables, to, inside.address) {
         return Err(DropReason::NatNoMapping);
     }
-    // Nobody outside has an address of the network that the packet is about to enter: its policies could not tell.
-    if ctx.port.kind == PortKind::Uplink && is_within(ctx.tables, to.network, key.src()) {
+    if is_impostor(ctx.tables, ctx.port, to, from.address) {
         return Err(DropReason::SpoofedIp);
     }
     if let Some(held) = held {
@@ -312,6 +311,12 @@ pub(super) fn is_within(tables: &Tables, network: NetworkId, address: u128) -> b
         Some(address) => network.v4.is_some_and(|(range, _)| range.contains(&address)),
         None => network.v6.is_some_and(|(range, _)| range.contains(&address)),
     }
+}
+
+/// Whether the sender of a packet, seen as `address`, would enter another network as somebody of that one: nobody outside has its
+/// addresses, and its policies could not tell.
+pub(super) fn is_impostor(tables: &Tables, from: &Port, to: &Port, address: u128) -> bool {
+    to.kind != PortKind::Uplink && from.network != to.network && is_within(tables, to.network, address)
 }
 
 /// A packet to a NAT address of the host that nobody has let in: it went no further, but its sender has a mapping by it, which lets the
@@ -403,6 +408,9 @@ pub(super) fn snat<'a, R: Recorder>(
         record.stage("snat", Detail::Source(Some((outside.address, outside.l4))));
     }
     // Who had no address of a pool before this has one now.
+    if is_impostor(ctx.tables, ctx.port, to, outside.address) {
+        return Err(DropReason::SpoofedIp);
+    }
     if outside != NOBODY && plan.service.is_some_and(|service| !service.admits(outside.address)) {
         return Err(DropReason::ServiceSource);
     }
@@ -571,7 +579,7 @@ pub(super) fn still<'a>(
             Some(Owned::Attached { port, inside }) => *port == to.id && inside.unwrap_or(key.dst()) == there.dst(),
             _ => false,
         };
-        attached && owns(to, there.dst())
+        attached && owns(to, there.dst()) && !is_impostor(tables, from, to, there.src())
     };
     if right { Ok((from, to)) } else { Err(DropReason::NoConnection) }
 }

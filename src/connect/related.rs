@@ -55,12 +55,17 @@ pub(super) fn related<R: Recorder>(
     let hash = flows.connections.keys().hash(&key, ctx.network.vni);
     let found = flows.connections.find(&key, hash, ctx.network.vni).ok_or(DropReason::IcmpUnrelated)?;
     let connection = flows.connections.get(found.index, found.generation).ok_or(DropReason::IcmpUnrelated)?;
+    // As it was at one time: another worker may give its record to another connection meanwhile.
+    let entry = flows.connections.entry(found.index, found.generation).ok_or(DropReason::IcmpUnrelated)?;
+    let (to, complains) = match found.direction {
+        0 => (entry.in_port, entry.out_port),
+        _ => (entry.out_port, entry.in_port),
+    };
     // The direction is right: the quoted packet went to the port that now complains, and the complaint to its sender.
-    let complains = connection.port(1 - found.direction) == ctx.port.id.0;
-    if !complains || outer.dst() != key.src() {
+    if complains != ctx.port.id.0 || outer.dst() != key.src() {
         return Err(DropReason::IcmpUnrelated);
     }
-    let translation = flows.connections.translation(found.index);
+    let translation = entry.translation;
     let epoch = if translation.is_some() { ctx.crossing_epoch } else { ctx.epoch };
     if connection.epoch() != epoch {
         super::decide::again(ctx, flows, connection, translation, record)?;
@@ -74,10 +79,10 @@ pub(super) fn related<R: Recorder>(
     }
     let queue = if found.direction == 0 { connection.queue(0) } else { connection.queue(1) };
     let queue = if R::MASKED { NO_QUEUE } else { queue };
-    let way = Way { out_port: PortId(connection.port(found.direction)), queue };
+    let way = Way { out_port: PortId(to), queue };
     let Some(translation) = translation else { return Ok(Step::Stay(way)) };
     if !R::MASKED {
-        let sent = if found.direction == 0 { connection.key() } else { translation.reply };
+        let sent = if found.direction == 0 { entry.key } else { translation.reply };
         translate(ctx, packet, arena, &outer, &quote, &sent)?;
     }
     Ok(Step::Cross { way, part: Part::Done })
@@ -104,6 +109,9 @@ fn translate(
     // Ports, or the identifier, and the checksum of TCP if that is there.
     const TRANSPORT: usize = 18;
     let end = end_of_quote(packet, quote.at);
+    if end < quote.l4 + QUOTED {
+        return Err(DropReason::IcmpUnrelated);
+    }
     packet.extend_head((quote.l4 + TRANSPORT).min(end), arena)?;
     is_right(packet, arena, quote)?;
     // RFC 5508 REQ-5: what an inside host complains of comes from where its peer knows it. A router outside is known by itself.

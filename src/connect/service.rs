@@ -174,9 +174,10 @@ fn way<'a>(
             return Err(UNREACHABLE);
         }
         let source = outside::source(tables, ctx.port, key.src(), backend.address).map_err(|_| UNREACHABLE)?;
-        let unseen = admitted(ctx, flows, frontend, key, if own { Source::Own } else { source })?;
         let uplink = tables.uplink.as_ref().and_then(|uplink| tables.port(uplink.port));
-        return Ok(Way { to: uplink.ok_or(UNREACHABLE)?, source, asked, unseen });
+        let to = uplink.ok_or(UNREACHABLE)?;
+        let unseen = admitted(ctx, flows, frontend, key, if own { Source::Own } else { source }, to)?;
+        return Ok(Way { to, source, asked, unseen });
     };
     let to = tables.port(to).ok_or(DropReason::Internal)?;
     // What the host answers itself is for its own network: DNS behind a public address would be an open resolver.
@@ -187,31 +188,32 @@ fn way<'a>(
         // Nobody takes a packet from himself (SEMANTICS SV19).
         Source::Gateway(gateway(tables, network, backend.address).ok_or(UNREACHABLE)?)
     } else if own || outside {
-        // Nobody outside has an address of the network that the packet is about to enter: its policies could not tell.
-        if outside && outside::is_within(tables, network, key.src()) {
-            return Err(DropReason::SpoofedIp);
-        }
         Source::Own
     } else {
         outside::source(tables, ctx.port, key.src(), key.dst())?
     };
-    let unseen = admitted(ctx, flows, frontend, key, if own { Source::Own } else { source })?;
+    let unseen = admitted(ctx, flows, frontend, key, if own { Source::Own } else { source }, to)?;
     Ok(Way { to, source, asked: *key, unseen })
 }
 
-/// Whether the client, as the Service sees it, may use it (SEMANTICS SV18). `Ok(true)` when that is to be asked once more: a pool may
-/// give it another address than is foreseen.
+/// Whether the client, as the Service sees it, may use it (SEMANTICS SV18), and its backend, behind `to`, may see it so. `Ok(true)` when
+/// that is to be asked once more: a pool may give it another address than is foreseen.
 fn admitted(
     ctx: &Context<'_>,
     flows: &Flows<'_>,
     frontend: &Frontend,
     key: &FlowKey,
     source: Source,
+    to: &Port,
 ) -> Result<bool, DropReason> {
     // A backend out there changes nothing about whose mapping it is.
-    let address = seen::address(ctx, flows, key, source, outside::destination(key));
-    if address.is_some_and(|address| !frontend.admits(address)) {
-        return Err(DropReason::ServiceSource);
+    if let Some(address) = seen::address(ctx, flows, key, source, outside::destination(key)) {
+        if outside::is_impostor(ctx.tables, ctx.port, to, address) {
+            return Err(DropReason::SpoofedIp);
+        }
+        if !frontend.admits(address) {
+            return Err(DropReason::ServiceSource);
+        }
     }
     Ok(source == Source::Pool)
 }
@@ -274,7 +276,7 @@ pub(super) fn still<'a>(
         let foreign = tables.uplink.as_ref().is_some_and(|uplink| {
             uplink.port == from.id && !uplink.owned.contains_key(&key.src()) && !uplink.is_routed(key.src())
         });
-        foreign && !outside::is_within(tables, network, key.src()) && there.src() == key.src()
+        foreign && there.src() == key.src()
     } else if own && to.id == from.id {
         gateway(tables, network, there.dst()) == Some(there.src())
     } else if own && to.kind != PortKind::Uplink {
@@ -286,5 +288,5 @@ pub(super) fn still<'a>(
     };
     let admits = frontend.admits(if own { key.src() } else { there.src() });
     let goes_on = standing.goes_on(key.proto(), answered);
-    Ok(goes_on && reaches && shows && admits)
+    Ok(goes_on && reaches && shows && admits && !outside::is_impostor(tables, from, to, there.src()))
 }

@@ -208,16 +208,16 @@ impl Controller {
             }
             controller.settle(&mut writer, initial.objects, initial.plan, initial.batch, &[])?;
         }
-        controller.recall_nat_leases();
+        controller.recall_nat_leases(false);
         Ok(Arc::new(controller))
     }
 
-    /// What became of L4 ports of NAT addresses while no daemon ran.
-    fn recall_nat_leases(&self) {
+    /// What became of L4 ports of NAT addresses while no daemon ran, or `unheard`: while one ran that did not hear of it.
+    pub(super) fn recall_nat_leases(&self, unheard: bool) {
         let names = self.snapshot().port_names();
         let known = self.parts.fabric.nat_history();
         let known = known.iter().map(|view| NatLease::new(view, names.get(&view.port).cloned())).collect();
-        self.nat_ledger.reconcile(&self.parts.store, known, SystemTime::now());
+        self.nat_ledger.reconcile(&self.parts.store, known, unheard, SystemTime::now());
     }
 
     /// What exists now.

@@ -63,9 +63,13 @@ fn handle(controller: &Controller, events: Vec<FabricEvent>, budgets: &mut Budge
     {
         tracing::warn!(%error, "backends that are ejected will not be after a restart");
     }
-    let mut leases = Vec::new();
+    let (mut leases, mut lost) = (Vec::new(), false);
     for event in events {
         let event = match event {
+            FabricEvent::NatEventsLost => {
+                lost = true;
+                continue;
+            }
             FabricEvent::NatBlockAllocated { lease, port } | FabricEvent::NatBlockReleased { lease, port } => {
                 let lease = named(controller, &leases, NatLease::new(&lease, port));
                 tell_block(&controller.parts.events, &lease);
@@ -80,6 +84,9 @@ fn handle(controller: &Controller, events: Vec<FabricEvent>, budgets: &mut Budge
         }
     }
     controller.nat_ledger.record(&controller.parts.store, leases);
+    if lost {
+        controller.recall_nat_leases(true);
+    }
     if seen.is_empty() {
         return;
     }
@@ -214,6 +221,7 @@ fn port_of(event: &FabricEvent) -> Option<&str> {
         FabricEvent::DnsUpstream { .. }
         | FabricEvent::NatBlockAllocated { .. }
         | FabricEvent::NatBlockReleased { .. }
+        | FabricEvent::NatEventsLost
         | FabricEvent::ServiceBackend { .. }
         | FabricEvent::ServiceServing { .. }
         | FabricEvent::ExternalName { .. }

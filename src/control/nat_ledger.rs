@@ -4,7 +4,7 @@
 //!
 //! The packet path's own table knows the leases of this boot to the second, and is asked first for those that are in force.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,8 +15,8 @@ use uuid::Uuid;
 use crate::fabric::nat_report::LeaseView;
 use crate::store::Store;
 
-/// Leases that are kept; the oldest goes first. A block that nobody uses goes back after two minutes: of a busy host these are
-/// days, and the log of the daemon has them all.
+/// Leases that are kept; the one that ended first goes first. A block that nobody uses goes back after two minutes: of a busy host
+/// these are days, and the log of the daemon has them all.
 pub const LEASES_MAX: usize = 1 << 15;
 
 /// Seconds by which two accounts of one beginning may differ: the packet path counts seconds of the monotonic clock. A block that was
@@ -95,6 +95,10 @@ struct Book {
     leases: BTreeMap<u64, NatLease>,
     /// Numbers of those that are in force, by outside address and first L4 port.
     open: BTreeMap<(IpAddr, u16), u64>,
+    /// Those that have ended, by their end and number: which goes first.
+    ended: BTreeSet<(u64, u64)>,
+    /// All, by outside address, first L4 port, beginning and number.
+    begun: BTreeSet<(IpAddr, u16, u64, u64)>,
 }
 
 /// What is to be written.
@@ -107,9 +111,9 @@ struct Changes {
 impl NatLedger {
     /// As the store has it, by number.
     pub fn new(leases: BTreeMap<u64, NatLease>) -> Self {
-        let in_force = leases.iter().filter(|(_, lease)| lease.until.is_none());
-        let open = in_force.map(|(number, lease)| ((lease.address, lease.first), *number)).collect();
-        Self(Mutex::new(Book { leases, open }))
+        let mut book = Book::default();
+        leases.into_iter().for_each(|(number, lease)| book.enter(number, lease));
+        Self(Mutex::new(book))
     }
 
     /// Writes what began (`until` is `None`) and what ended, in one go. A failure of the disk is logged: what happened is in the log
@@ -127,8 +131,9 @@ impl NatLedger {
     }
 
     /// Puts in order what happened while nobody listened: `known` is every lease, in force or ended, that the packet path knows, in any
-    /// order. What was in force before and is not known any more was lost with the host, some time before `now`.
-    pub fn reconcile(&self, store: &Store, mut known: Vec<NatLease>, now: SystemTime) {
+    /// order. What was in force before and is not known any more was lost with the host, some time before `now`. Of what has begun and
+    /// ended meanwhile it must be said that it was `unheard`: a clock that was set makes what is known look like that.
+    pub fn reconcile(&self, store: &Store, mut known: Vec<NatLease>, unheard: bool, now: SystemTime) {
         known.sort_by_key(|lease| lease.since);
         let mut book = self.lock();
         let mut changes = Changes::default();
@@ -136,9 +141,9 @@ impl NatLedger {
             known.into_iter().partition(|lease| lease.until.is_some());
         for lease in ended {
             // A block has many owners in turn, and one owner may have it many times: only its beginning tells which time that was.
-            if let Some(until) = lease.until
-                && book.open_of(&lease).is_some_and(|(_, open)| open.is_same_time(&lease))
-            {
+            let Some(until) = lease.until else { continue };
+            let open = book.open_of(&lease).is_some_and(|(_, open)| open.is_same_time(&lease));
+            if open || unheard && book.has_room_for(until) && book.known(&lease).is_none() {
                 book.end(lease, until, &mut changes);
             }
         }
@@ -188,9 +193,24 @@ impl Book {
         open.is_same_block(lease).then_some((*number, open))
     }
 
-    /// A lease begins. What a daemon hears while it starts it may have read from the packet path already: that is entered once.
+    /// The entry of a lease, in force or ended.
+    fn known(&self, lease: &NatLease) -> Option<u64> {
+        let at = |since, number| (lease.address, lease.first, since, number);
+        let first = at(lease.since.saturating_sub(SAME_TIME_S), 0);
+        let last = at(lease.since.saturating_add(SAME_TIME_S), u64::MAX);
+        let mut numbers = self.begun.range(first..=last).rev().map(|(.., number)| *number);
+        numbers.find(|number| self.leases.get(number).is_some_and(|other| other.is_same_block(lease)))
+    }
+
+    /// Whether a lease that ended then would not be the first that goes.
+    fn has_room_for(&self, until: u64) -> bool {
+        self.leases.len() < LEASES_MAX || self.ended.first().is_some_and(|(oldest, _)| *oldest < until)
+    }
+
+    /// A lease begins. What a daemon hears while it starts, or has lost events, it may have read from the packet path already: that is
+    /// entered once.
     fn begin(&mut self, mut lease: NatLease, changes: &mut Changes) {
-        if self.open_of(&lease).is_some_and(|(_, open)| open.is_same_time(&lease)) {
+        if self.known(&lease).is_some() {
             return;
         }
         // Entries in force do not overlap: those before the first that ends too early end earlier still.
@@ -212,15 +232,12 @@ impl Book {
 
     /// A lease has ended. Its times are those that the packet path tells now: both by the same clock.
     fn end(&mut self, lease: NatLease, until: u64, changes: &mut Changes) {
-        let open = self.open_of(&lease).filter(|(_, open)| until.saturating_add(SAME_TIME_S) >= open.since);
         // Told twice, or after somebody else had the block.
-        let told = || {
-            let mut latest = self.leases.iter().rev();
-            latest.find(|(_, other)| other.is_same_block(&lease) && other.is_same_time(&lease))
-        };
-        match open.or_else(|| told().map(|(number, told)| (*number, told))) {
-            Some((number, entry)) => {
-                let port = entry.port.clone().or_else(|| lease.port.clone());
+        let told = self.known(&lease);
+        let open = self.open_of(&lease).filter(|(_, open)| until.saturating_add(SAME_TIME_S) >= open.since);
+        match told.or(open.map(|(number, _)| number)) {
+            Some(number) => {
+                let port = self.leases.get(&number).and_then(|entry| entry.port.clone()).or_else(|| lease.port.clone());
                 self.put(number, NatLease { port, ..lease }, changes);
             }
             None => self.add(lease, changes),
@@ -250,26 +267,41 @@ impl Book {
     fn add(&mut self, lease: NatLease, changes: &mut Changes) {
         let number = self.leases.last_key_value().map_or(0, |(last, _)| last + 1);
         self.put(number, lease, changes);
-        while self.leases.len() > LEASES_MAX
-            && let Some((number, entry)) = self.leases.pop_first()
-        {
-            self.close(number, &entry);
+        while self.leases.len() > LEASES_MAX {
+            // What is in force is asked for most, and goes only where nothing has ended.
+            let first = self.ended.first().map(|(_, number)| *number);
+            let Some(number) = first.or_else(|| self.leases.first_key_value().map(|(number, _)| *number)) else {
+                return;
+            };
+            self.remove(number);
             changes.put.remove(&number);
             changes.gone.push(number);
         }
     }
 
     fn put(&mut self, number: u64, entry: NatLease, changes: &mut Changes) {
+        changes.put.insert(number, entry.clone());
+        self.enter(number, entry);
+    }
+
+    /// An entry is there, or is otherwise than it was.
+    fn enter(&mut self, number: u64, entry: NatLease) {
+        self.remove(number);
         match entry.until {
             None => drop(self.open.insert((entry.address, entry.first), number)),
-            Some(_) => self.close(number, &entry),
+            Some(until) => drop(self.ended.insert((until, number))),
         }
-        changes.put.insert(number, entry.clone());
+        self.begun.insert((entry.address, entry.first, entry.since, number));
         self.leases.insert(number, entry);
     }
 
-    /// An entry is not in force any more.
-    fn close(&mut self, number: u64, entry: &NatLease) {
+    fn remove(&mut self, number: u64) {
+        let Some(entry) = self.leases.remove(&number) else { return };
+        self.begun.remove(&(entry.address, entry.first, entry.since, number));
+        if let Some(until) = entry.until {
+            self.ended.remove(&(until, number));
+        }
+        // Another may be in force there by now.
         let place = (entry.address, entry.first);
         if self.open.get(&place) == Some(&number) {
             self.open.remove(&place);
@@ -341,7 +373,7 @@ mod tests {
             lease(2, v4, 2048, 101),
             lease(3, v6, 4096, 140),
         ];
-        ledger.reconcile(&store, known, time(500));
+        ledger.reconcile(&store, known, false, time(500));
         let until = |address: &str, l4, at| {
             ledger.at(address.parse().unwrap(), Some(l4), time(at)).first().map(|lease| (lease.since, lease.until))
         };
@@ -363,7 +395,7 @@ mod tests {
                     let (since, until) = both[at];
                     NatLease { until, ..lease(1, address, 1024, since) }
                 });
-                ledger.reconcile(&store, known.to_vec(), time(5000));
+                ledger.reconcile(&store, known.to_vec(), false, time(5000));
                 let had = ledger.at(address.parse().unwrap(), Some(1024), time(1500));
                 assert_eq!(had, [NatLease { until: Some(1700), ..lease(1, address, 1024, 1000) }]);
             }
@@ -376,7 +408,7 @@ mod tests {
         let ledger = NatLedger::default();
         for address in ADDRESSES {
             let block = |since, until| NatLease { until, ..lease(1, address, 1024, since) };
-            ledger.reconcile(&store, vec![block(100, Some(250)), block(400, None)], time(500));
+            ledger.reconcile(&store, vec![block(100, Some(250)), block(400, None)], false, time(500));
             // The events of the same wait in their queue.
             ledger.record(&store, vec![block(101, None), block(100, Some(250)), block(401, None)]);
             let at = |second| ledger.at(address.parse().unwrap(), Some(1024), time(second));
@@ -415,7 +447,7 @@ mod tests {
         let [v4, v6] = ADDRESSES;
         let left = [lease(1, v4, 1024, 100), lease(1, v6, 1024, 100), lease(1, v4, 1024, 101), lease(1, v6, 1024, 101)];
         let ledger = NatLedger::new((0..).zip(left).collect());
-        ledger.reconcile(&store, vec![lease(1, v4, 1024, 100), lease(1, v6, 1024, 100)], time(500));
+        ledger.reconcile(&store, vec![lease(1, v4, 1024, 100), lease(1, v6, 1024, 100)], false, time(500));
         for address in ADDRESSES {
             assert_eq!(ledger.at(address.parse().unwrap(), None, time(600)), [lease(1, address, 1024, 101)]);
         }
@@ -445,5 +477,59 @@ mod tests {
         assert_eq!(ledger.lock().leases.len(), LEASES_MAX);
         assert!(ledger.at("203.0.113.7".parse().unwrap(), None, time(9)).is_empty());
         assert_eq!(ledger.at("203.0.113.7".parse().unwrap(), None, time(10)).len(), 1);
+    }
+
+    #[test]
+    fn na32_what_is_in_force_is_kept_when_newer_ones_have_ended() {
+        let (store, _) = Store::in_memory().unwrap();
+        let ledger = NatLedger::default();
+        for address in ADDRESSES {
+            // Had for months.
+            ledger.record(&store, vec![lease(1, address, 1024, 100)]);
+        }
+        let ended = |n: u64| NatLease { until: Some(309 + n), ..lease(2, ADDRESSES[0], 2048, 300 + n) };
+        ledger.record(&store, (0..LEASES_MAX as u64).map(|n| ended(10 * n)).collect());
+        // One that ended first of all is heard of last.
+        ledger.record(&store, vec![NatLease { until: Some(250), ..lease(3, ADDRESSES[1], 2048, 200) }]);
+        assert_eq!(ledger.lock().leases.len(), LEASES_MAX);
+        let had = |address: &str, l4, at| ledger.at(address.parse().unwrap(), Some(l4), time(at)).len();
+        for address in ADDRESSES {
+            assert_eq!(had(address, 1024, 1_000_000), 1, "in force");
+        }
+        assert_eq!([305, 315, 325].map(|at| had(ADDRESSES[0], 2048, at)), [0, 0, 1], "the first two ended first");
+        assert_eq!(had(ADDRESSES[1], 2048, 220), 0);
+        // Where nothing has ended, the oldest goes.
+        let ledger = NatLedger::default();
+        let all = (0..LEASES_MAX as u64 + 1).map(|n| {
+            let address = std::net::Ipv4Addr::from(0xc633_6400 + n as u32);
+            NatLease { address: address.into(), ..lease(1, ADDRESSES[0], 1024, n) }
+        });
+        ledger.record(&store, all.collect());
+        assert_eq!(ledger.lock().leases.len(), LEASES_MAX);
+        assert!(!ledger.lock().leases.contains_key(&0) && ledger.lock().open.len() == LEASES_MAX);
+    }
+
+    #[test]
+    fn na32_what_nobody_heard_of_is_entered_afterwards() {
+        let (store, _) = Store::in_memory().unwrap();
+        let ledger = NatLedger::default();
+        for address in ADDRESSES {
+            let block = |uid, since, until| NatLease { until, ..lease(uid, address, 1024, since) };
+            ledger.record(&store, vec![block(1, 100, None)]);
+            // Lost: its end, another port's turn, and that it has it again.
+            let known = vec![block(1, 700, None), block(2, 300, Some(600)), block(1, 100, Some(250))];
+            for _ in 0..2 {
+                ledger.reconcile(&store, known.clone(), true, time(900));
+                let at = |second| ledger.at(address.parse().unwrap(), Some(1024), time(second));
+                assert_eq!((at(200), at(275)), (vec![block(1, 100, Some(250))], vec![]));
+                assert_eq!((at(400), at(650)), (vec![block(2, 300, Some(600))], vec![]));
+                assert_eq!(at(1000), [block(1, 700, None)]);
+            }
+            // What waited in the queue is heard late.
+            ledger.record(&store, vec![block(2, 301, None), block(2, 301, Some(601)), block(1, 701, None)]);
+            let at = |second| ledger.at(address.parse().unwrap(), Some(1024), time(second)).len();
+            assert_eq!((at(200), at(400), at(650), at(1000)), (1, 1, 0, 1));
+        }
+        assert_eq!(ledger.lock().leases.len(), 6);
     }
 }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use hostweave_nat::{
     Claim, End, Filtering, Lease, MappingRef, Nat, NatEvent, Options, PoolSpec, Pools, Timers, V4, V6, Workload,
 };
-use hostweave_switch::connection::{Connections, Direction, Entry, Hold};
+use hostweave_switch::connection::{Connections, Direction, Entry, Hold, Translation};
 use hostweave_switch::tcp_track::{self, State as TcpState};
 use hostweave_switch::wire::proto;
 use uuid::Uuid;
@@ -149,9 +149,13 @@ impl Inner {
         }
     }
 
-    /// Takes hold of the mappings that a connection of an earlier run held; `uplink` is the slot of that port. False, and none is held: they are not its own.
+    /// Takes hold of the mappings that a connection of an earlier run held; `uplink` is the slot of that port. False, and none is held: they are not its own,
+    /// or it has one at an address of a pool without any.
     pub(super) fn hold_again(&self, pools: &Pools, uplink: Option<u32>, entry: &Entry) -> bool {
         let Some(translation) = &entry.translation else { return true };
+        if lacks_hold(pools, entry, translation) {
+            return false;
+        }
         let ends = connect::held_ends(entry, translation, uplink, |slot| self.connections.port_id(slot));
         let mut taken = None;
         for (unasked, (hold, end)) in [false, true].into_iter().zip(translation.held.iter().zip(&ends)) {
@@ -197,6 +201,7 @@ impl Inner {
                 NatEvent::Released { block, since, at } => {
                     FabricEvent::NatBlockReleased { lease: lease(block, since, Some(at)), port: known(block.uid) }
                 }
+                NatEvent::Lost => FabricEvent::NatEventsLost,
                 NatEvent::Exhausted { uid, address, biggest, ports, .. } => FabricEvent::NatExhausted {
                     port: name(uid),
                     pool: plane.pools.pool_of(address).unwrap_or_default().to_owned(),
@@ -210,6 +215,12 @@ impl Inner {
             });
         }
     }
+}
+
+/// Whether a connection says that it uses an address of a pool, and holds no mapping there: of another's L4 port, or of nobody's.
+fn lacks_hold(pools: &Pools, entry: &Entry, translation: &Translation) -> bool {
+    let ends = [translation.reply.dst(), entry.key.dst()];
+    ends.iter().zip(translation.held).any(|(address, held)| held.is_none() && pools.pool_of(*address).is_some())
 }
 
 /// A pool as the NAT knows it, with the ports that `slot` knows, and without new connections from addresses that are `lost`.
@@ -234,4 +245,73 @@ pub(super) fn pool_spec(pool: &NatPoolSpec, lost: &Lost, slot: impl Fn(Uuid) -> 
     };
     lost.drain(&mut spec);
     spec
+}
+
+#[cfg(test)]
+mod tests {
+    use hostweave_switch::flow::{FlowKey, Kind};
+
+    use super::*;
+
+    const POOL: [&str; 2] = ["203.0.113.7", "2001:db8:f::7"];
+    const GUEST: [&str; 2] = ["192.0.2.1", "2001:db8:0:1::1"];
+    const REMOTE: [&str; 2] = ["198.51.100.1", "2001:db8:e::1"];
+
+    fn mapped(address: &str) -> u128 {
+        hostweave_nat::mapped(address.parse().unwrap())
+    }
+
+    fn key(from: &str, to: &str) -> FlowKey {
+        FlowKey::new(mapped(from), mapped(to), 4000, 53, proto::UDP, Kind::Ports)
+    }
+
+    #[test]
+    fn na38_an_address_of_a_pool_is_nobodys_without_a_mapping() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { capacity: 1024, boot: 1, now: 1, timers: Timers::default(), seed: Some(1) };
+        let nat = Nat::open(&dir.path().join("nat"), &options).unwrap();
+        let spec = PoolSpec {
+            name: "pool".to_owned(),
+            addresses: POOL.map(|address| address.parse().unwrap()).to_vec(),
+            draining: Vec::new(),
+            workloads: Vec::new(),
+            in_family: Default::default(),
+            block_size: 64,
+            blocks: 1..=1,
+            filtering: Filtering::default(),
+            overload: false,
+            limits: hostweave_nat::Limits::default(),
+        };
+        let pools = Pools::compile(&nat, &[spec], 1).unwrap();
+        let hold = Some(Hold { index: 1, generation: 1 });
+        for family in 0..2 {
+            let (pool, guest, remote) = (POOL[family], GUEST[family], REMOTE[family]);
+            // As it is sent, as it arrives, and which of the two ends need a mapping.
+            for (sent, arrives, needs) in [
+                (key(guest, remote), key(pool, remote), [true, false]),
+                (key(remote, pool), key(remote, guest), [false, true]),
+                (key(guest, pool), key(pool, guest), [true, true]),
+                (key(guest, remote), key(guest, remote), [false, false]),
+            ] {
+                for held in [[hold, hold], [hold, None], [None, hold], [None, None]] {
+                    let translation = Translation { reply: arrives.reversed(), vni: 1, held };
+                    let entry = Entry {
+                        index: 0,
+                        generation: 0,
+                        key: sent,
+                        vni: 7,
+                        in_port: 1,
+                        out_port: 2,
+                        basis: [0; 2],
+                        created: 0,
+                        seen: [0; 2],
+                        sides: Default::default(),
+                        translation: Some(translation),
+                    };
+                    let lacks = needs.iter().zip(held).any(|(needs, held)| *needs && held.is_none());
+                    assert_eq!(lacks_hold(&pools, &entry, &translation), lacks, "{sent:?} {arrives:?} {held:?}");
+                }
+            }
+        }
+    }
 }

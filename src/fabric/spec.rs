@@ -628,6 +628,8 @@ pub enum FabricEvent {
     NatBlockAllocated { lease: LeaseView, port: Option<String> },
     /// They are free again.
     NatBlockReleased { lease: LeaseView, port: Option<String> },
+    /// More happened to L4 ports than was told: `Fabric::nat_history` knows.
+    NatEventsLost,
     /// A port wanted more and there were none; `biggest` is the port that has most of the address, `ports` how many.
     NatExhausted { port: String, pool: String, address: IpAddr, biggest: String, ports: u32 },
     /// A port wanted another NAT mapping and the host's table had no room; `biggest` is the port that has most, `mappings` how many.

@@ -458,6 +458,7 @@ mod tests {
             addresses: vec!["203.0.113.1".parse().unwrap()],
             draining: Vec::new(),
             ports: Vec::new(),
+            hosts: Default::default(),
             block_size: 64,
             blocks,
             filtering: Filtering::default(),

@@ -31,7 +31,7 @@ pub mod uplink;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hostweave_nat::service::Services;
-use hostweave_switch::packet::{L3, Packet};
+use hostweave_switch::packet::{L3, Meta, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{Network, Owned, Port, PortKind, Tables};
@@ -104,6 +104,12 @@ pub fn is_for_others(packet: &Packet) -> bool {
     let meta = &packet.meta;
     let dhcp = if meta.l3 == L3::V4 { wire::dhcp4::SERVER_PORT } else { wire::dhcp6::SERVER_PORT };
     meta.l3 != L3::Arp && (meta.proto == PROTO_TCP || (meta.proto == PROTO_UDP && meta.dst_port != dhcp))
+}
+
+/// Whether what is asked is ARP or neighbour discovery.
+pub fn is_of_neighbours(meta: &Meta) -> bool {
+    let discovery = ndp::ROUTER_SOLICITATION..=ndp::REDIRECT;
+    meta.l3 == L3::Arp || meta.proto == PROTO_ICMPV6 && discovery.contains(&((meta.dst_port >> 8) as u8))
 }
 
 #[cold]

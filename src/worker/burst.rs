@@ -95,7 +95,7 @@ impl Path {
                     forwarded += 1;
                     packet.meta.out_port
                 }
-                Verdict::Reply if self.pace.local(port, now) => {
+                Verdict::Reply if self.pace.local(port, &packet.meta, now) => {
                     replied += 1;
                     // The answer goes to the queue on which the question came.
                     packet.meta.queue = queue;
@@ -109,7 +109,8 @@ impl Path {
                 Verdict::Drop(reason) => {
                     count.dropped.add(reason, 1);
                     teller(&self.shared, &mut self.pace, plane, now).limited(packet, &self.lookups[index].key, reason);
-                    if !error_reply(packet, arena, &ctx, reason) || !self.pace.error(port, packet.meta.proto, now) {
+                    let made = error_reply(packet, arena, &ctx, reason);
+                    if !made || !self.pace.error(port, packet.meta.proto, reason, now) {
                         continue;
                     }
                     count.originated.add(1);

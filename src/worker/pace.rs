@@ -4,17 +4,31 @@
 
 use std::time::Instant;
 
+use hostweave_switch::packet::Meta;
+use hostweave_switch::stage::DropReason;
 use hostweave_switch::tables::PortId;
 use hostweave_switch::wire::proto;
+
+use crate::services;
 
 /// Answers of `local` a port may ask for, per second and worker; a flood of pings to the gateway costs no more.
 const LOCAL_PER_S: u32 = 10_000;
 /// Burst of answers.
 const LOCAL_BURST: u32 = 1_000;
+/// Answers to ARP and neighbour discovery, per second and worker. On their own: at the uplink anybody on the Internet may ask for
+/// echoes, and whoever does must not make the host's addresses vanish from its link.
+const NEIGHBOURS_PER_S: u32 = 10_000;
+/// Burst of those.
+const NEIGHBOURS_BURST: u32 = 1_000;
 /// ICMP errors sent to a port, per second and worker (RFC 1812 §4.3.2.8, RFC 4443 §2.4 (f)).
 const ICMP_ERRORS_PER_S: u32 = 100;
 /// Burst of ICMP errors.
 const ICMP_ERRORS_BURST: u32 = 50;
+/// ICMP errors which say how long a packet may be, per second and worker. On their own, because paths do not work without (RFC 1191,
+/// RFC 8201), whoever has other errors sent; and more, because behind the uplink are many. None is longer than what it is about.
+const TOO_BIG_PER_S: u32 = 1_000;
+/// Burst of those.
+const TOO_BIG_BURST: u32 = 1_000;
 /// TCP resets to a port, per second and worker. One is no longer than what it answers, and who asks waits for it; behind the uplink
 /// are many.
 const RESETS_PER_S: u32 = 10_000;
@@ -82,7 +96,9 @@ impl Bucket {
 #[derive(Clone, Copy)]
 struct Buckets {
     local: Bucket,
+    neighbours: Bucket,
     icmp_errors: Bucket,
+    too_big: Bucket,
     resets: Bucket,
     notes: Bucket,
     conflicts: Bucket,
@@ -102,17 +118,21 @@ impl Pace {
         self.ports.resize(count, None);
     }
 
-    /// Whether `local` may work for this port now.
+    /// Whether the answer of `local` to a packet of this port may be sent now.
     #[inline]
-    pub fn local(&mut self, port: PortId, now: Instant) -> bool {
-        self.buckets(port, now).is_none_or(|buckets| buckets.local.take(now, LOCAL_PER_S, LOCAL_BURST))
+    pub fn local(&mut self, port: PortId, meta: &Meta, now: Instant) -> bool {
+        self.buckets(port, now).is_none_or(|buckets| match services::is_of_neighbours(meta) {
+            true => buckets.neighbours.take(now, NEIGHBOURS_PER_S, NEIGHBOURS_BURST),
+            false => buckets.local.take(now, LOCAL_PER_S, LOCAL_BURST),
+        })
     }
 
-    /// Whether an ICMP error, or a reset if `proto` is TCP, may be sent to this port now.
+    /// Whether an ICMP error about a packet that ended for `reason`, or a reset if `proto` is TCP, may be sent to this port now.
     #[inline]
-    pub fn error(&mut self, port: PortId, proto: u8, now: Instant) -> bool {
-        self.buckets(port, now).is_some_and(|buckets| match proto {
-            proto::TCP => buckets.resets.take(now, RESETS_PER_S, RESETS_BURST),
+    pub fn error(&mut self, port: PortId, proto: u8, reason: DropReason, now: Instant) -> bool {
+        self.buckets(port, now).is_some_and(|buckets| match (proto, reason) {
+            (proto::TCP, _) => buckets.resets.take(now, RESETS_PER_S, RESETS_BURST),
+            (_, DropReason::MtuExceeded) => buckets.too_big.take(now, TOO_BIG_PER_S, TOO_BIG_BURST),
             _ => buckets.icmp_errors.take(now, ICMP_ERRORS_PER_S, ICMP_ERRORS_BURST),
         })
     }
@@ -147,7 +167,9 @@ impl Pace {
         let slot = self.ports.get_mut(port.0 as usize)?;
         Some(slot.get_or_insert_with(|| Buckets {
             local: full(LOCAL_BURST),
+            neighbours: full(NEIGHBOURS_BURST),
             icmp_errors: full(ICMP_ERRORS_BURST),
+            too_big: full(TOO_BIG_BURST),
             resets: full(RESETS_BURST),
             notes: full(NOTES_BURST),
             conflicts: full(CONFLICTS_BURST),
@@ -161,19 +183,47 @@ impl Pace {
 mod tests {
     use std::time::Duration;
 
+    use hostweave_switch::packet::L3;
+
     use super::*;
+
+    const TTL: DropReason = DropReason::TtlExceeded;
+
+    /// An ICMP message as `parse` sees it, or ARP.
+    fn question(l3: L3, proto: u8, kind: u8) -> Meta {
+        Meta { l3, proto, dst_port: u16::from(kind) << 8, ..Meta::default() }
+    }
+
+    #[test]
+    fn a_flood_of_pings_or_of_short_lived_packets_leaves_what_links_and_paths_need() {
+        let mut pace = Pace::default();
+        pace.resize(1);
+        let (port, now) = (PortId(0), Instant::now());
+        let pings = [question(L3::V4, proto::ICMPV4, 8), question(L3::V6, proto::ICMPV6, 128)];
+        let answered = (0..100_000).filter(|i| pace.local(port, &pings[i % 2], now)).count();
+        assert_eq!(answered, LOCAL_BURST as usize);
+        let arp = question(L3::Arp, 0, 0);
+        let solicitation = question(L3::V6, proto::ICMPV6, 135);
+        assert!(pace.local(port, &arp, now) && pace.local(port, &solicitation, now));
+        let dhcp = Meta { l3: L3::V4, proto: proto::UDP, dst_port: 67, ..Meta::default() };
+        assert!(!pace.local(port, &dhcp, now), "what else there is shares");
+        let errors = (0..10_000).filter(|_| pace.error(port, proto::ICMPV4, TTL, now)).count();
+        assert_eq!(errors, ICMP_ERRORS_BURST as usize);
+        let too_big = (0..10_000).filter(|_| pace.error(port, proto::ICMPV4, DropReason::MtuExceeded, now)).count();
+        assert_eq!(too_big, TOO_BIG_BURST as usize);
+    }
 
     #[test]
     fn bucket_empties_and_refills_with_time() {
         let mut pace = Pace::default();
         pace.resize(1);
         let start = Instant::now();
-        let taken = (0..200).filter(|_| pace.error(PortId(0), proto::ICMPV4, start)).count();
+        let taken = (0..200).filter(|_| pace.error(PortId(0), proto::ICMPV4, TTL, start)).count();
         assert_eq!(taken, ICMP_ERRORS_BURST as usize);
         let later = start + Duration::from_millis(100);
-        let taken = (0..200).filter(|_| pace.error(PortId(0), proto::ICMPV4, later)).count();
+        let taken = (0..200).filter(|_| pace.error(PortId(0), proto::ICMPV4, TTL, later)).count();
         assert_eq!(taken, (ICMP_ERRORS_PER_S / 10) as usize);
-        assert!(!pace.error(PortId(9), proto::TCP, later), "an unknown port gets nothing");
+        assert!(!pace.error(PortId(9), proto::TCP, TTL, later), "an unknown port gets nothing");
     }
 
     #[test]

@@ -144,4 +144,20 @@ mod tests {
             assert_eq!(packet.head()[34..46], [0, 7, 0, 8, 1, 2, 3, 4, 0, 0, 0, 0]);
         });
     }
+
+    #[test]
+    fn a_first_fragment_that_is_refused_stays_as_it_was_sent() {
+        let octets = packet([1, 2], b"the first half of something");
+        for frame in [
+            ipv4_frame(v4(GUEST_A), v4(GUEST_B), 132, 64, &octets),
+            ipv6_frame(v6(GUEST_A), v6(GUEST_B), 132, 64, &octets),
+        ] {
+            testing::with(&frame, |packet, arena| {
+                assert_eq!(parse(packet, arena), Verdict::Continue);
+                packet.meta.fragment = true;
+                assert_eq!(crate::translate::translate(packet, &to([7, 8])), Err(DropReason::NatUnsupported));
+                assert_eq!(packet.head(), &frame[..packet.head().len()]);
+            });
+        }
+    }
 }

@@ -73,7 +73,7 @@ drop_reasons! {
     L4Malformed = "l4_malformed",
     /// The source MAC is not the port's.
     SpoofedMac = "spoofed_mac",
-    /// The source IPv4 or IPv6 address does not belong to the port.
+    /// The source IPv4 or IPv6 address does not belong to the port, or is one of the network that the packet would enter.
     SpoofedIp = "spoofed_ip",
     /// An ARP message whose sender address or MAC is not the port's.
     SpoofedArp = "spoofed_arp",

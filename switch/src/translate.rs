@@ -33,12 +33,17 @@ const IPV6_ADDRESSES: usize = 8;
 /// Makes a parsed packet what `change` says.
 ///
 /// # Errors
-/// `Internal` when its headers are not where `parse` said; `NatUnsupported` of an SCTP fragment that should get other ports.
+/// `Internal` when its headers are not where `parse` said; `NatUnsupported` of an SCTP fragment that should get other ports, which is
+/// left as it is.
 #[inline]
 pub fn translate(packet: &mut Packet, change: &Change) -> Result<(), DropReason> {
     let meta = &packet.meta;
     let (l3, l4, protocol) = (meta.l3, usize::from(meta.layers.l4), meta.proto);
     let (later, partial) = (meta.later_fragment, meta.offload.needs_csum());
+    // First, because it may refuse: whoever hears of it has to recognise the packet. Its checksum covers no addresses.
+    if protocol == proto::SCTP && !later {
+        sctp::translate(packet, change)?;
+    }
     let head = packet.head_mut();
     head.get_mut(ethernet::HEADER_LEN..)
         .and_then(|packet| addresses(packet, l3, change))
@@ -58,7 +63,7 @@ pub fn translate(packet: &mut Packet, change: &Change) -> Result<(), DropReason>
             ports(&mut header[..4], change);
             udp_covered(&mut header[usize::from(udp::CHECKSUM_OFFSET)..], partial, change);
         }
-        proto::SCTP => sctp::translate(packet, change)?,
+        proto::SCTP => {}
         _ => other(transport, l3, protocol, partial, change)?,
     }
     Ok(())

@@ -17,6 +17,7 @@ mod hairpin;
 mod kept;
 mod life;
 mod required;
+mod reused;
 mod seen;
 mod services;
 mod shape;

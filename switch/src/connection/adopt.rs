@@ -26,7 +26,7 @@ use crate::limits::PORTS_MAX;
 use crate::shared::{SharedFile, plain_struct};
 
 /// "HWCONN" and a version of the layout that this file and `record.rs` describe.
-const MAGIC: u64 = 0x4857_434f_4e4e_0002;
+const MAGIC: u64 = 0x4857_434f_4e4e_0003;
 
 const PORTS_AT: usize = 4096;
 pub(super) const RECORDS_AT: usize = PORTS_AT + PORTS_MAX * size_of::<PortName>();

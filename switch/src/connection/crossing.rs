@@ -75,17 +75,25 @@ impl Connections {
         self.file.slice(super::adopt::translations_at(self.capacity), self.capacity as usize)
     }
 
-    /// What a packet of a direction of a connection that crosses has to become. Its record may have been freed since it was
-    /// looked at: who may trust it trusts this.
+    /// What a packet of a direction of a connection that crosses has to become. `None` when it is gone: since it was looked at, its
+    /// record may have become another's.
     #[inline]
-    pub fn change(&self, index: u32, direction: Direction) -> Option<Change> {
-        let record = self.records().get(index as usize)?;
-        let line = self.lines().get(index as usize)?;
-        Some(line.change(record, direction))
+    pub fn change(&self, found: &Found) -> Option<Change> {
+        let record = self.records().get(found.index as usize)?;
+        let line = self.lines().get(found.index as usize)?;
+        let change = line.change(record, found.direction);
+        record.is_still(found.generation).then_some(change)
     }
 
-    /// How a connection crosses, if it does.
-    pub fn translation(&self, index: u32) -> Option<Translation> {
+    /// How a connection crosses, if it does, and is still there.
+    pub fn translation(&self, index: u32, generation: u32) -> Option<Translation> {
+        let record = self.records().get(index as usize)?;
+        let translation = self.translation_at(index);
+        translation.filter(|_| record.is_still(generation))
+    }
+
+    /// The same of whatever connection has a record.
+    fn translation_at(&self, index: u32) -> Option<Translation> {
         let record = self.records().get(index as usize)?;
         record.crosses().then(|| self.lines().get(index as usize).map(TranslationLine::read)).flatten()
     }
@@ -97,8 +105,9 @@ impl Connections {
 
     pub(super) fn entry_at(&self, index: u32) -> Option<Entry> {
         let record = self.records().get(index as usize)?;
-        let entry = Entry { translation: self.translation(index), ..record.entry(index)? };
-        (record.generation() == entry.generation).then_some(entry)
+        let entry = record.entry(index)?;
+        let entry = Entry { translation: self.translation_at(index), ..entry };
+        record.is_still(entry.generation).then_some(entry)
     }
 
     /// Asks for what [`Connections::find_reply`] reads first.
@@ -184,7 +193,7 @@ impl Connections {
 
     /// Takes the translation of a connection out of its chain.
     pub(super) fn forget_reply(&self, index: u32) -> Option<Translation> {
-        let translation = self.translation(index)?;
+        let translation = self.translation_at(index)?;
         let bucket = self.reply_bucket(&translation);
         let _chain = self.crossings.lock(bucket);
         let lines = self.lines();

@@ -33,6 +33,7 @@ mod failure;
 mod find;
 mod quota;
 mod record;
+mod room;
 mod shard;
 mod table;
 mod timeouts;

@@ -69,23 +69,36 @@ impl Quotas {
     pub(super) fn take(&self, port: u32) -> Result<(), Refusal> {
         let quota = &self.ports[port as usize % PORTS_MAX];
         let max = quota.max.load(Relaxed);
-        // A flood comes here for every packet: what is full is told without a locked operation.
-        if quota.used.load(Relaxed) >= max {
-            return Err(Refusal::Quota);
+        let mut before = quota.used.load(Relaxed);
+        // Never more for a moment than there may be: whoever gives one back meanwhile would take it for one beyond the share. A flood
+        // comes here for every packet: what is full is told without a locked operation.
+        loop {
+            if before >= max {
+                return Err(Refusal::Quota);
+            }
+            let beyond = before >= self.guaranteed.load(Relaxed);
+            if beyond && !self.take_shared() {
+                return Err(Refusal::Shared);
+            }
+            match quota.used.compare_exchange_weak(before, before + 1, Relaxed, Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(now) => before = now,
+            }
+            if beyond {
+                self.give_back_shared();
+            }
         }
-        let before = quota.used.fetch_add(1, Relaxed);
-        if before >= max {
-            quota.used.fetch_sub(1, Relaxed);
-            return Err(Refusal::Quota);
-        }
-        if before >= self.guaranteed.load(Relaxed)
-            && self.shared_used.fetch_add(1, Relaxed) >= self.shared_max.load(Relaxed)
-        {
-            self.shared_used.fetch_sub(1, Relaxed);
-            quota.used.fetch_sub(1, Relaxed);
-            return Err(Refusal::Shared);
-        }
-        Ok(())
+    }
+
+    /// One more beyond guarantees, if there is room.
+    fn take_shared(&self) -> bool {
+        let max = self.shared_max.load(Relaxed);
+        self.shared_used.fetch_update(Relaxed, Relaxed, |used| (used < max).then_some(used + 1)).is_ok()
+    }
+
+    fn give_back_shared(&self) {
+        // `share` may have counted anew in between: never below zero.
+        let _ = self.shared_used.fetch_update(Relaxed, Relaxed, |used| Some(used.saturating_sub(1)));
     }
 
     /// One more for a port, whatever the limits: the connection is there already.
@@ -100,9 +113,7 @@ impl Quotas {
     pub(super) fn give_back(&self, port: u32) {
         let before = self.ports[port as usize % PORTS_MAX].used.fetch_sub(1, Relaxed);
         if before > self.guaranteed.load(Relaxed) {
-            // `share` may have counted anew in between: never below zero.
-            let less = |used: u32| Some(used.saturating_sub(1));
-            let _ = self.shared_used.fetch_update(Relaxed, Relaxed, less);
+            self.give_back_shared();
         }
     }
 
@@ -138,5 +149,31 @@ mod tests {
         (0..167).for_each(|_| quotas.give_back(1));
         assert_eq!(quotas.used(1), 0);
         assert_eq!(quotas.take(0), Ok(()));
+    }
+
+    /// What three workers do at once at a limit leaves every count as if one had done it after the other.
+    #[test]
+    fn ct11_counts_are_exact_whatever_happens_at_once() {
+        const BEYOND: u32 = 10;
+        // At its own limit, which is its share; and at its share, when the rest of the table is taken.
+        for (max, others) in [(16, 16 + BEYOND), (64, 46)] {
+            let quotas = Quotas::new();
+            quotas.share(64, [(0, max), (1, 64)].into_iter());
+            assert!((0..others).all(|_| quotas.take(1).is_ok()));
+            assert!((0..15).all(|_| quotas.take(0).is_ok()));
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        for _ in 0..3_000_000 {
+                            if quotas.take(0).is_ok() {
+                                quotas.give_back(0);
+                            }
+                        }
+                    });
+                }
+            });
+            assert_eq!((quotas.used(0), quotas.used(1)), (15, others));
+            assert_eq!(quotas.shared_used.load(Relaxed), others - 16, "beyond shares");
+        }
     }
 }

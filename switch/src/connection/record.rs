@@ -154,6 +154,15 @@ impl Record {
         self.generation.load(Acquire)
     }
 
+    /// Whether what was read of it before this is of the connection that had it under this generation. Whoever gives a record to
+    /// another connection changes its generation before anything else.
+    #[inline]
+    pub fn is_still(&self, generation: u32) -> bool {
+        // Whatever was read of another connection, this reads the generation of that one or a later one.
+        fence(Acquire);
+        self.generation.load(Relaxed) == generation
+    }
+
     /// Slot of the port that sends a direction.
     #[inline]
     pub fn port(&self, direction: Direction) -> u32 {
@@ -301,7 +310,7 @@ impl Record {
             sides: [self.side(0), self.side(1)],
             translation: None,
         };
-        (self.generation() == generation).then_some(entry)
+        self.is_still(generation).then_some(entry)
     }
 
     /// Asks for both of its lines.
@@ -313,7 +322,8 @@ impl Record {
 
     /// Becomes a connection. Only under the lock of its shard, and only while it is free.
     pub(super) fn fill(&self, new: &super::NewConnection, now: u32) {
-        // Who still walks over it in the chain that it was in before (`super::shard`) must learn that it left that.
+        // Who still reads what it was before must learn that it is that no more: by the version of the chain that it was in
+        // (`super::shard`), or by its generation ([`Record::is_still`]).
         fence(Release);
         for (word, value) in self.addresses.iter().zip(new.key.addresses) {
             word.store(value, Relaxed);
@@ -321,12 +331,14 @@ impl Record {
         self.l4.store(new.key.l4 & !0xffff, Relaxed);
         self.vni.store(new.vni, Relaxed);
         self.ports.store(new.in_port << 16 | new.out_port & 0xffff, Relaxed);
-        let is_mapped = new.translation.is_some_and(|translation| translation.is_mapped());
         let unasked = new.translation.is_some_and(|translation| translation.held[1].is_some());
-        let traits = if new.translation.is_some() { CROSSES } else { 0 }
-            | if is_mapped { MAPPED } else { 0 }
-            | if new.receiver_pays { RECEIVER_PAYS } else { 0 }
-            | if unasked { KEPT_BY_ANSWERS } else { 0 };
+        let traits = [
+            (new.translation.is_some(), CROSSES),
+            (new.receiver_pays, RECEIVER_PAYS),
+            (new.is_mapped(), MAPPED),
+            (unasked, KEPT_BY_ANSWERS),
+        ];
+        let traits = traits.iter().fold(0, |traits, (has, bit)| if *has { traits | bit } else { traits });
         self.traits.store(traits, Relaxed);
         self.set_epoch(new.epoch, new.basis);
         self.created.store(now, Relaxed);

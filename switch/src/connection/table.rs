@@ -34,9 +34,6 @@ const KEEP: usize = 64;
 /// See [`KEEP`].
 const KEEP_PART: u32 = 128;
 
-/// Records looked at for one to give up.
-const EVICT_LOOKS: usize = 16;
-
 /// How a table is made.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -73,6 +70,14 @@ pub struct NewConnection {
     pub translation: Option<Translation>,
     /// Whether it counts for the port that did not begin it: one that came from outside.
     pub receiver_pays: bool,
+}
+
+impl NewConnection {
+    /// Whether it holds a NAT mapping.
+    #[inline]
+    pub(super) fn is_mapped(&self) -> bool {
+        self.translation.as_ref().is_some_and(Translation::is_mapped)
+    }
 }
 
 /// What became of a new connection.
@@ -121,7 +126,7 @@ pub struct Connections {
     pub(super) heads: Anonymous<AtomicU32>,
     shards: Box<[CachePadded<Shard>]>,
     free: Mutex<Free>,
-    quotas: Quotas,
+    pub(super) quotas: Quotas,
     challenges: Challenges,
     listener: Listener,
     failures: Failures,
@@ -315,8 +320,8 @@ impl Connections {
         };
         let index = match taken {
             Ok(index) => index,
-            // One of its own that nobody has answered and that would end soonest makes room, if there is one.
-            Err(error) => self.evict(shard, &mut wheel, payer).ok_or(error)?,
+            // One of its own makes room, if there is one that may.
+            Err(error) => self.evict(shard, &mut wheel, payer, now).ok_or(error)?,
         };
         if let Some(translation) = &new.translation
             && let Err(error) = self.link_reply(index, &new.key, translation)
@@ -329,8 +334,7 @@ impl Connections {
         let record = &records[index as usize];
         record.fill(new, now);
         let alone = timeouts.of_new(new.key.proto(), &new.side);
-        let crossing = |translation: &Translation| timeouts.crossing(&new.key, translation.is_mapped(), alone);
-        let lives = new.translation.as_ref().map_or(alone, crossing);
+        let lives = if new.is_mapped() { timeouts.crossing(&new.key, alone) } else { alone };
         let deadline = now.saturating_add(lives).saturating_add(1);
         self.link(shard, &mut wheel, bucket, records, index, deadline);
         // The next one of this worker, in all likelihood.
@@ -437,7 +441,7 @@ impl Connections {
     }
 
     /// Takes a record out of its chain and clears it, all but its ports. Its shard is locked, and it is in no wheel.
-    fn unlink(&self, shard: &Shard, bucket: usize, index: u32, why: Ending) {
+    pub(super) fn unlink(&self, shard: &Shard, bucket: usize, index: u32, why: Ending) {
         let records = self.records();
         let mut at = &self.heads[bucket];
         while at.load(Relaxed) != index {
@@ -458,40 +462,6 @@ impl Connections {
             record.clear();
         });
         shard.count_more(-1);
-    }
-
-    /// Frees a connection of a port in this shard that nobody has answered, out of those that would end soonest. The port's
-    /// share of the table stays taken, for the one that comes in its place.
-    fn evict(&self, shard: &Shard, wheel: &mut Wheel, port: u32) -> Option<u32> {
-        let records = self.records();
-        let own = |record: &Record| record.payer() == port && !record.is_assured();
-        let index = wheel.soonest(records, EVICT_LOOKS, own)?;
-        self.evict_at(shard, wheel, index);
-        Some(index)
-    }
-
-    /// Frees a connection of the same kind of another port, which has more than its share, for one that has not: the table
-    /// had filled before this one was there.
-    #[cold]
-    fn evict_beyond(&self, shard: &Shard, wheel: &mut Wheel, port: u32) -> Option<u32> {
-        if !self.quotas.is_within_share(port) {
-            return None;
-        }
-        let records = self.records();
-        let beyond = |record: &Record| !record.is_assured() && !self.quotas.is_within_share(record.payer());
-        let index = wheel.soonest(records, EVICT_LOOKS, beyond)?;
-        let payer = records[index as usize].payer();
-        self.evict_at(shard, wheel, index);
-        self.quotas.give_back(payer);
-        Some(index)
-    }
-
-    fn evict_at(&self, shard: &Shard, wheel: &mut Wheel, index: u32) {
-        let records = self.records();
-        let record = &records[index as usize];
-        wheel.remove(records, index);
-        self.unlink(shard, self.bucket(self.keys.hash(&record.key(), record.vni())), index, Ending::Evicted);
-        shard.count_evicted();
     }
 
     #[cold]

@@ -13,6 +13,7 @@ use crate::tcp_track::Side;
 use crate::wire::proto;
 
 mod reverse;
+mod room;
 
 struct Host {
     connections: Connections,

@@ -29,14 +29,13 @@ pub struct Timeouts {
     pub sctp: u32,
     /// Any other protocol.
     pub other: u32,
-    /// UDP from one network into another: as long as a NAT mapping lives (RFC 4787 REQ-5), which must not outlive it (SEMANTICS
-    /// NA16).
+    /// UDP that holds a NAT mapping: as long as that lives (RFC 4787 REQ-5), which must not outlive it (SEMANTICS NA16).
     pub crossing_udp: u32,
     /// The same towards the L4 port of DNS: many are asked once and answered at once (REQ-5a).
     pub crossing_dns: u32,
-    /// TCP from one network into another that is not established (RFC 5382 REQ-5).
+    /// TCP that holds a NAT mapping and is not established (RFC 5382 REQ-5).
     pub crossing_tcp: u32,
-    /// ICMP queries from one network into another (RFC 5508 REQ-2).
+    /// ICMP queries that hold a NAT mapping (RFC 5508 REQ-2).
     pub crossing_icmp: u32,
     /// Established TCP that holds a NAT mapping, whatever others are given (RFC 5382 REQ-5).
     pub mapped_tcp_established: u32,
@@ -74,27 +73,26 @@ impl Timeouts {
     /// Seconds that a connection may live from its last packet.
     pub fn of(&self, record: &Record) -> u32 {
         let alone = self.within(record);
-        if record.crosses() { self.crossing(&record.key(), record.is_mapped(), alone) } else { alone }
+        if record.is_mapped() { self.crossing(&record.key(), alone) } else { alone }
     }
 
     /// Whether nothing of a connection is to be expected any more: TCP has ended, or there was no packet for as long as one within a
-    /// network lives. One that crosses is remembered for longer only for the sake of its NAT mapping.
+    /// network lives. One that holds a NAT mapping is remembered for longer only for the sake of that.
     pub fn is_over(&self, record: &Record, now: u32) -> bool {
         let ended = || matches!(tcp_track::state(&record.side(0), &record.side(1)), State::TimeWait | State::Closed);
         record.key().proto() == proto::TCP && ended() || deadline(record, self.within(record)) <= now
     }
 
-    /// Seconds that a connection which crosses lives from its last packet, where within a network it would live `alone`. `mapped`: it
-    /// holds a NAT mapping.
+    /// Seconds that a connection which holds a NAT mapping lives from its last packet, where without one it would live `alone`. No
+    /// other: what comes from outside to a public address is anybody's, and fills the quota of whoever has it.
     #[inline]
-    pub(super) fn crossing(&self, key: &FlowKey, mapped: bool, alone: u32) -> u32 {
+    pub(super) fn crossing(&self, key: &FlowKey, alone: u32) -> u32 {
         match key.proto() {
             proto::TCP => alone.max(self.crossing_tcp),
             proto::UDP if key.dst_port() == DNS_L4 => alone.max(self.crossing_dns),
             proto::UDP => alone.max(self.crossing_udp),
             proto::ICMPV4 | proto::ICMPV6 => alone.max(self.crossing_icmp),
-            _ if mapped => alone.max(self.mapped_other),
-            _ => alone,
+            _ => alone.max(self.mapped_other),
         }
     }
 

@@ -6,8 +6,8 @@
 //! direction's tuple. Where nothing is translated the two are each other's reverse and only the networks differ.
 //! Connections within a network have no line: the pages of the file stay untouched.
 
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 use super::record::{Direction, Record};
 use crate::flow::{FlowKey, Kind};
@@ -81,8 +81,10 @@ plain_struct!(TranslationLine { addresses, ports, scope, held, sums, next });
 const NO_MAPPING: u32 = u32::MAX;
 
 impl TranslationLine {
-    /// Only for a record that is free: nobody reads it yet.
+    /// Only for a record that is free.
     pub(super) fn write(&self, key: &FlowKey, translation: &Translation) {
+        // Who still reads what was here before must learn that its record has another generation ([`Record::is_still`]).
+        fence(Release);
         let reply = &translation.reply;
         self.addresses.iter().zip(reply.addresses).for_each(|(word, value)| word.store(value, Relaxed));
         self.ports.store(u32::from(reply.src_port()) << 16 | u32::from(reply.dst_port()), Relaxed);

@@ -238,3 +238,35 @@ fn a_connection_from_a_pool_goes_on_when_its_port_gets_an_address_of_its_own() {
         assert_eq!(host.through(0, B, &frame), Ok((UPLINK, (public(v6, PUBLIC), remote(v6, 1), 4000, 53))));
     });
 }
+
+#[test]
+fn nobody_of_another_network_comes_as_one_of_the_receivers() {
+    both(|v6| {
+        // D's network has the range of A's and B's.
+        let mut host = Host::outside();
+        let at = public(v6, PUBLIC);
+        host.edit_uplink(|uplink| {
+            let attached = Owned::Attached { port: PortId(D), inside: Some(mapped(address(A, v6))) };
+            uplink.owned.insert(mapped(at), attached);
+        });
+        let egress = |host: &mut Host, to| {
+            host.edit_network(NETWORK, |network| (network.egress_v4, network.egress_v6) = (to, to));
+        };
+        let frame = |port| out(B, at).udp(port, 53, b"data");
+        // As the pool's address it is a stranger.
+        let (to, seen) = host.through(0, B, &frame(4000)).unwrap();
+        assert_eq!((to, seen.0), (D, public(v6, POOL)));
+        egress(&mut host, Egress::Routed);
+        assert_eq!(host.to(B, &frame(4001)), Err(DropReason::SpoofedIp));
+        // Nor when the range comes to be the receiver's later.
+        let (v4, v6_range) = ("10.0.0.0/8".parse().unwrap(), "2001:db8:7::/64".parse().unwrap());
+        let before = host.plane.tables.networks[2].clone().unwrap();
+        host.edit_network(OTHER, |network| {
+            network.v4 = network.v4.map(|(_, gateway)| (v4, gateway));
+            network.v6 = network.v6.map(|(_, gateway)| (v6_range, gateway));
+        });
+        assert_eq!(host.through(0, B, &frame(4002)).unwrap().1.0, address(B, v6));
+        host.edit_network(OTHER, |network| (network.v4, network.v6) = (before.v4, before.v6));
+        assert_eq!(host.to(B, &frame(4002)), Err(DropReason::SpoofedIp));
+    });
+}

@@ -274,3 +274,20 @@ fn na20_quoted_extension_headers_and_options_are_walked() {
         }
     });
 }
+
+#[test]
+fn an_error_whose_quote_ends_before_its_ports_is_unrelated() {
+    both(|v6| {
+        let mut host = Host::outside();
+        let (server, pool) = (remote(v6, 1), public(v6, POOL));
+        let (_, outside) = host.frame_through(A, &out(A, server).udp(4000, 53, b"some data to be quoted"));
+        // RFC 4884 §4: where the quote ends, in units of 4 octets, or of 8.
+        let (enough, kind) = if v6 { ((40 + 8) / 8, 3) } else { ((20 + 8) / 4, 11) };
+        for units in 1..=enough {
+            let rest = if v6 { [units, 0, 0, 0] } else { [0, units, 0, 0] };
+            let error = inward(server, pool).icmp(kind, 0, rest, &outside[14..]);
+            let expected = if units < enough { Err(DropReason::IcmpUnrelated) } else { Ok(A) };
+            assert_eq!(host.to(UPLINK, &error), expected, "{units} units");
+        }
+    });
+}

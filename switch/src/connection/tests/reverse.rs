@@ -42,7 +42,7 @@ fn a_connection_that_crosses_is_not_refused_for_one_that_began_with_its_reverse(
         assert_eq!(host.find(there()), Some(first));
         assert_eq!(host.find(back), Some(second.found));
         for (found, new) in [(first, there()), (second.found, back)] {
-            let reply = host.connections.translation(found.index).unwrap().reply;
+            let reply = host.connections.translation(found.index, found.generation).unwrap().reply;
             assert_eq!(host.find(reply), Some(Found { direction: 1, ..found }), "{new:?}");
         }
         // Another worker that was too late finds it.
@@ -71,7 +71,7 @@ fn what_stays_in_its_network_and_what_began_with_its_reverse_are_one_connection(
 fn the_answers_of_one_that_crosses_are_known_to_a_late_worker() {
     let (host, stale, first) = begun();
     // What another began with the reverse of its answers' tuple: 2:5000 to 1:50000.
-    let answers = host.connections.translation(first.index).unwrap().reply;
+    let answers = host.connections.translation(first.index, first.generation).unwrap().reply;
     let other = commit_after(&host, Miss::UNKNOWN, &crossing(&host, answers.reversed(), 0, 40_000)).unwrap();
     assert!(other.new);
     let late = commit_after(&host, stale, &crossing(&host, answers, 3, 60_000)).unwrap();

@@ -175,3 +175,17 @@ fn a_backend_that_nobody_has_is_refused() {
         assert_eq!((host.entries().len(), host.nat.stats().mappings), (0, 0));
     });
 }
+
+#[test]
+fn a_client_of_another_network_never_comes_as_one_of_the_backends_network() {
+    both(|v6| {
+        // D's network has the range of the backends'.
+        let mut host = Host::serving(v6, &[backend(B, v6)]);
+        let at = public(v6, PUBLIC_VIP);
+        let (to, seen) = host.asks(D, at, 4000).unwrap();
+        assert_eq!((to, seen.0), (B, public(v6, POOL)));
+        host.edit_network(OTHER, |network| (network.egress_v4, network.egress_v6) = (Egress::Routed, Egress::Routed));
+        assert_eq!(host.asks(D, at, 4001), Err(DropReason::SpoofedIp));
+        assert_eq!(host.asks(A, at, 4002).unwrap().1.0, address(A, v6), "of the network itself");
+    });
+}
