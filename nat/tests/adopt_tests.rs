@@ -109,7 +109,7 @@ fn an_l4_port_that_is_shared_counts_once_after_a_crash() {
             let (mut world, all) = shared(family, bound_first);
             world.restart(|_| Claim::Keep);
             for (from, to, mapped) in &all {
-                assert!(world.nat.hold(&world.pools, mapped.mapping, from, mapped.outside, *to));
+                assert!(world.nat.hold(&world.pools, mapped.mapping, from, mapped.outside, *to, false));
             }
             // All are taken, until one that is nobody else's goes: its L4 port is for whoever comes next, alone.
             let (.., shared) = all.last().unwrap();
