@@ -38,8 +38,8 @@ impl Load {
     #[inline]
     pub fn moved(&mut self, frames: usize) {
         const SCALE: u64 = 8;
-        self.frames += SCALE * frames as u64 - self.frames / 8;
-        self.octets += SCALE * std::mem::take(&mut self.now) - self.octets / 8;
+        self.frames = self.frames - self.frames / 8 + SCALE * frames as u64;
+        self.octets = self.octets - self.octets / 8 + SCALE * std::mem::take(&mut self.now);
     }
 
     /// Whether it is bulk data.
