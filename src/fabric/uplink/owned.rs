@@ -354,7 +354,7 @@ mod tests {
             outside.uplink.as_mut().unwrap().vlan = vlan;
             for (address, interface) in OURS.iter().flat_map(|address| [(address, "eth0"), (address, "eth1.8")]) {
                 let kernels: Vec<Held> =
-                    others.iter().cloned().map(|other| Held { interface: interface.to_owned(), ..other }).collect();
+                    others.iter().map(|other| Held { interface: interface.to_owned(), ..*other }).collect();
                 let error = refuse_held(&outside, &[&kernels[..], &[held(address, interface)]].concat());
                 let error = error.unwrap_err().to_string();
                 assert!(error.contains(&format!("`ip address del {address}/24 dev {interface}`")), "{error}");

@@ -17,9 +17,8 @@ fn answers(peer: &Device, uring: &mut Uring, frame: &[u8]) -> Vec<Vec<u8>> {
     arrived(uring, peer)
 }
 
-pub fn hidden() {
-    let scene = Scene::new("hide");
-    // The host's kernel forwards between its two cables; the pool lies behind the left one.
+/// The host's kernel forwards between its two cables; the pool lies behind the left one.
+fn forwarding(scene: &Scene) {
     scene.host.ip("addr add 192.0.2.254/24 dev left");
     scene.host.ip("addr add 198.51.100.254/24 dev right");
     scene.host.ip("addr add 2001:db8:1::254/64 dev left nodad");
@@ -36,14 +35,10 @@ pub fn hidden() {
     scene.host.ip("route add default via 2001:db8:1::1 dev left");
     scene.a.ip("addr add 192.0.2.1/24 dev eth0");
     scene.a.ip("addr add 2001:db8:1::1/64 dev eth0 nodad");
-    let mac = scene.host.inside(|| interface("left").unwrap().unwrap().mac).join().unwrap();
-    let peer = scene.a.open("eth0", None);
-    let mut uring = Uring::new().unwrap();
-    peer.start(&mut uring, 0);
-    uring.submit();
-    let ours: IpAddr = "203.0.113.7".parse().unwrap();
-    let ours6: [IpAddr; 2] = ["2001:db8:1::7", "2001:db8:3::7"].map(|address| address.parse().unwrap());
-    // An ARP request for the address, which proxy ARP answers, and a TCP segment to it, which is forwarded or redirected.
+}
+
+/// An ARP request for an address of the pool, which proxy ARP answers.
+fn request() -> Vec<u8> {
     let mut request = oddity(42);
     request[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
     request[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
@@ -51,6 +46,20 @@ pub fn hidden() {
     request[28..32].copy_from_slice(&Ipv4Addr::new(192, 0, 2, 1).octets());
     request[32..38].fill(0);
     request[38..42].copy_from_slice(&Ipv4Addr::new(203, 0, 113, 7).octets());
+    request
+}
+
+pub fn hidden() {
+    let scene = Scene::new("hide");
+    forwarding(&scene);
+    let mac = scene.host.inside(|| interface("left").unwrap().unwrap().mac).join().unwrap();
+    let peer = scene.a.open("eth0", None);
+    let mut uring = Uring::new().unwrap();
+    peer.start(&mut uring, 0);
+    uring.submit();
+    let ours: IpAddr = "203.0.113.7".parse().unwrap();
+    let ours6: [IpAddr; 2] = ["2001:db8:1::7", "2001:db8:3::7"].map(|address| address.parse().unwrap());
+    let request = request();
     let answered = |uring: &mut Uring| {
         answers(&peer, uring, &request).iter().any(|frame| frame[12..14] == [8, 6] && frame[21] == 2)
     };
