@@ -59,7 +59,7 @@ pub struct PoolSpec {
     pub draining: Vec<IpAddr>,
     /// Ports that it serves. The first pool by name that serves a port, with an address of the family, has it.
     pub workloads: Vec<Workload>,
-    /// Ports that it serves in one family alone ([`V4`](crate::V4), [`V6`](crate::V6)), whatever addresses it has besides; likewise.
+    /// Ports that it serves in one family alone ([`V4`], [`V6`]), whatever addresses it has besides; likewise.
     pub in_family: [Vec<Workload>; 2],
     /// L4 ports per block, a power of two, [`BLOCK_SIZE_MIN`] to [`BLOCK_SIZE_MAX`].
     pub block_size: u16,

@@ -18,7 +18,7 @@ use crate::wire::{array, ethernet, ipv4, ipv6, proto, tcp};
 ///
 /// Words as they are loaded and stored on this machine: the first octet in memory is the lowest. Counted in words from the start of the
 /// frame, the first four are 3 and 4 of an IPv4 packet, or 3 to 6 of an IPv6 packet, with zeros where the packet's own octets stay. The fifth
-/// holds the bits of words 2 and 7 of an IPv6 packet that change ([`shared`]), or the difference of an IPv4 header's checksum; then what a
+/// holds the bits of words 2 and 7 of an IPv6 packet that change (`shared`), or the difference of an IPv4 header's checksum; then what a
 /// partial checksum changes by, and any other. The sixth is word 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Rewriting(Line);

@@ -103,7 +103,7 @@ pub struct Found {
 /// Why a connection cannot begin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CommitError {
-    /// The port has as many as it may, all of them answered.
+    /// The port has as many as it may, and none of those looked at may make room.
     Quota,
     /// The table is full.
     Full,
