@@ -1308,6 +1308,8 @@ def tap_driver(case, pool):
     if pool == POOL:
         for cidr in pool:
             missed = host.uplink_status()["missedPackets"]
+            # The kernel has to know the address: nobody tells it while the daemon is stopped. NAT answers no echo.
+            host.server.sh("ping -c 3 -i 0.3 -W 1 %s || true" % addresses(cidr)[0])
             flood_stopped(host, addresses(cidr)[0], 20000)
             until(lambda: host.uplink_status()["missedPackets"] > missed, "what the TAP device drops is counted", 20)
         both_workers_receive(host, a)
