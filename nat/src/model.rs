@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use hostweave_switch::tables::is_ipv4;
 pub use hostweave_switch::tables::{mapped, unmapped};
 use hostweave_switch::wire::proto;
 
@@ -404,7 +405,7 @@ pub const V6: usize = 1;
 /// Family of an address of a key.
 #[inline]
 pub const fn family(address: u128) -> usize {
-    if address >> 32 == 0xffff { V4 } else { V6 }
+    if is_ipv4(address) { V4 } else { V6 }
 }
 
 /// Spaces of L4 ports, each of its own (RFC 7857 §7; SEMANTICS NA30).

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use hostweave_switch::wire::DNS_L4;
+
 use crate::address::Address;
 use crate::model::*;
 use crate::pools::{Pool, Pools, Served};
@@ -9,8 +11,6 @@ use crate::record::{DNS, NewRecord, Record, TRACKED};
 use crate::table::{Nat, Shard};
 use crate::workload::Workload as Tenant;
 
-/// L4 port of DNS.
-const DNS_L4: u16 = 53;
 /// L4 ports looked at for one to share.
 const SHARE_LOOKS: u16 = 64;
 /// Mappings on one shared L4 port.

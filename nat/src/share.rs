@@ -1,66 +1,34 @@
 //! Who may have how much of the table (RFC 6888 REQ-4; SEMANTICS NA25): half of it is guaranteed to workloads in equal parts, and
 //! what they have beyond comes out of the rest. So the mappings of one, however many, never take another's share.
 
-use std::sync::Mutex;
-use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
+
+use hostweave_switch::quota::Shared;
 
 use crate::table::{Nat, lock};
 use crate::workload::Workload;
 
-/// Mappings beyond guaranteed shares.
-#[derive(Default)]
-pub(crate) struct Shared {
-    used: AtomicU32,
-    max: AtomicU32,
-    /// Whoever shares out reads what there is to share under it: what one read is not written after what another read later.
-    sharing: Mutex<()>,
-}
-
 impl Nat {
     /// Shares the table out to the workloads that pools serve now.
     pub(crate) fn share_out(&self) {
-        let _sharing = lock(&self.shared.sharing);
+        let _sharing = lock(&self.sharing);
         let workloads: Vec<_> = self.registry.workloads().map(|(_, workload)| workload).collect();
-        self.shared.share(self.available(), &workloads);
+        share(&self.shared, self.available(), &workloads);
     }
 }
 
-impl Shared {
-    /// Shares `capacity` mappings out anew: half of them in equal parts to the workloads that pools serve, to none more than its limit.
-    pub(crate) fn share(&self, capacity: u32, workloads: &[&Workload]) {
-        let served = workloads.iter().filter(|workload| workload.is_served()).count();
-        let part = capacity / 2 / u32::try_from(served).unwrap_or(u32::MAX).max(1);
-        let (mut reserved, mut used) = (0_u32, 0_u32);
-        for workload in workloads {
-            let guaranteed = if workload.is_served() { part.min(workload.max.load(Relaxed)) } else { 0 };
-            workload.guaranteed.store(guaranteed, Relaxed);
-            reserved += guaranteed;
-            used = used.saturating_add(workload.mappings.load(Relaxed).saturating_sub(guaranteed));
-        }
-        self.max.store(capacity.saturating_sub(reserved), Relaxed);
-        self.used.store(used, Relaxed);
+/// Shares `capacity` mappings out anew: half of them in equal parts to the workloads that pools serve, to none more than its limit.
+pub(crate) fn share(shared: &Shared, capacity: u32, workloads: &[&Workload]) {
+    let served = workloads.iter().filter(|workload| workload.is_served()).count();
+    let part = capacity / 2 / u32::try_from(served).unwrap_or(u32::MAX).max(1);
+    let (mut reserved, mut used) = (0_u32, 0_u32);
+    for workload in workloads {
+        let guaranteed = if workload.is_served() { part.min(workload.max.load(Relaxed)) } else { 0 };
+        workload.guaranteed.store(guaranteed, Relaxed);
+        reserved += guaranteed;
+        used = used.saturating_add(workload.mappings.load(Relaxed).saturating_sub(guaranteed));
     }
-
-    /// Mappings beyond shares.
-    #[cfg(test)]
-    pub(crate) fn used(&self) -> u32 {
-        self.used.load(Relaxed)
-    }
-
-    /// One more mapping beyond a share; false: there is no room.
-    #[inline]
-    pub(crate) fn take(&self) -> bool {
-        // A flood comes here for every packet: what is full is told without a locked operation.
-        let max = self.max.load(Relaxed);
-        self.used.fetch_update(Relaxed, Relaxed, |used| (used < max).then_some(used + 1)).is_ok()
-    }
-
-    /// One less. `share` may have counted anew in between: never below zero.
-    #[inline]
-    pub(crate) fn give_back(&self) {
-        let _ = self.used.fetch_update(Relaxed, Relaxed, |used| Some(used.saturating_sub(1)));
-    }
+    shared.set(used, capacity.saturating_sub(reserved));
 }
 
 #[cfg(test)]
@@ -91,7 +59,7 @@ mod tests {
                 (1..=8).for_each(|step| nat.make_available(step * nat.capacity() / 8));
                 grown.store(true, SeqCst);
             });
-            assert_eq!(nat.shared.max.load(SeqCst), nat.capacity(), "round {round}");
+            assert_eq!(nat.shared.max(), nat.capacity(), "round {round}");
         }
     }
 }

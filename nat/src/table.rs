@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crossbeam_utils::CachePadded;
 use hostweave_switch::flow::{FlowKey, HashKeys, Kind};
 use hostweave_switch::prefetch::prefetch;
+use hostweave_switch::quota::Shared;
 use hostweave_switch::shared::{Anonymous, SharedFile};
 use hostweave_switch::wheel::{NONE, Wheel};
 
@@ -18,7 +19,6 @@ use crate::model::*;
 use crate::random::{Random, siphash13};
 use crate::record::{DETACHED, DNS, LeaseRecord, Record, TIMED};
 use crate::refusals::{ByPool, Refusals};
-use crate::share::Shared;
 
 /// Mappings that a host may have room for.
 pub const MAPPINGS_MAX: u32 = 1 << 22;
@@ -70,7 +70,10 @@ pub struct Nat {
     /// By mapping: the remotes that its inside has sent to. Memory is taken where pools need it.
     remotes: Anonymous<[AtomicU64; REMOTES_MAX]>,
     pub(crate) registry: Registry,
+    /// Mappings beyond guaranteed shares.
     pub(crate) shared: Shared,
+    /// Whoever shares out reads what there is to share under it: what one read is not written after what another read later.
+    pub(crate) sharing: Mutex<()>,
     pub(crate) refusals: Mutex<ByPool>,
     pub(crate) counts: Counts,
 }
@@ -139,6 +142,7 @@ impl Nat {
             remotes: Anonymous::new(capacity as usize)?,
             registry: Registry::new(leases, options.seed),
             shared: Shared::default(),
+            sharing: Mutex::default(),
             refusals: Mutex::default(),
             counts: Counts::default(),
         })

@@ -3,9 +3,10 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
+use hostweave_switch::quota::{Refusal, Shared};
+
 use crate::model::{BLOCKS_MAX, CLASSES, NO_PORT, Refused};
 use crate::record::{load, store};
-use crate::share::Shared;
 
 /// A workload. Blocks are changed under the lock of the blocks, and read without it: a reader may miss one that has just
 /// come or see one that has just gone, and finds out when it claims it.
@@ -132,57 +133,37 @@ impl Workload {
     /// `PortLimit`, or `Full` when it has its share and the rest of the table is taken.
     #[inline]
     pub(crate) fn begin(&self, shared: &Shared, rate_max: Option<u32>, now: u32) -> Result<(), Refused> {
-        let max = self.max.load(Relaxed);
-        let mut before = self.mappings.load(Relaxed);
-        if before >= max || !self.is_in_time(rate_max, now) {
+        if rate_max.is_some_and(|max| self.made_in(now) >= max) {
             return Err(Refused::PortLimit);
         }
-        // Never more for a moment than there may be: whoever ends one meanwhile would take it for one beyond the share.
-        loop {
-            if before >= max {
-                return Err(Refused::PortLimit);
-            }
-            let beyond = before >= self.guaranteed.load(Relaxed);
-            if beyond && !shared.take() {
-                return Err(Refused::Full);
-            }
-            match self.mappings.compare_exchange_weak(before, before + 1, Relaxed, Relaxed) {
-                Ok(_) => return Ok(()),
-                Err(now) => before = now,
-            }
-            if beyond {
-                shared.give_back();
-            }
+        shared.take(&self.mappings, self.max.load(Relaxed), &self.guaranteed).map_err(|refusal| match refusal {
+            Refusal::Quota => Refused::PortLimit,
+            Refusal::Shared => Refused::Full,
+        })?;
+        if rate_max.is_some() {
+            self.rate.store(u64::from(now) << 32 | u64::from(self.made_in(now) + 1), Relaxed);
         }
+        Ok(())
     }
 
-    /// Whether it may make one more in this second.
+    /// Mappings that were made in this second.
     #[inline]
-    fn is_in_time(&self, rate_max: Option<u32>, now: u32) -> bool {
-        let Some(max) = rate_max else { return true };
+    fn made_in(&self, now: u32) -> u32 {
         let rate = self.rate.load(Relaxed);
-        if (rate >> 32) as u32 != now {
-            self.rate.store(u64::from(now) << 32 | 1, Relaxed);
-        } else if rate as u32 >= max {
-            return false;
-        } else {
-            self.rate.fetch_add(1, Relaxed);
-        }
-        true
+        if (rate >> 32) as u32 == now { rate as u32 } else { 0 }
     }
 
     /// One mapping less.
     #[inline]
     pub(crate) fn end(&self, shared: &Shared) {
-        if self.mappings.fetch_sub(1, Relaxed) > self.guaranteed.load(Relaxed) {
-            shared.give_back();
-        }
+        shared.give_back(&self.mappings, &self.guaranteed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::share::share;
 
     #[test]
     fn blocks_come_and_go() {
@@ -202,7 +183,7 @@ mod tests {
         workload.port.store(0, Relaxed);
         workload.max.store(3, Relaxed);
         let shared = Shared::default();
-        shared.share(6, &[&workload]);
+        share(&shared, 6, &[&workload]);
         let begin = |rate, now| workload.begin(&shared, rate, now);
         assert!((0..3).all(|_| begin(None, 0).is_ok()));
         assert_eq!(begin(None, 0), Err(Refused::PortLimit));
@@ -212,37 +193,5 @@ mod tests {
         assert_eq!(begin(Some(1), 5), Err(Refused::PortLimit), "one in second 5");
         assert_eq!(begin(Some(1), 6), Ok(()));
         assert_eq!(workload.mappings.load(Relaxed), 3);
-    }
-
-    /// What three workers do at once at a limit leaves every count as if one had done it after the other.
-    #[test]
-    fn na25_counts_are_exact_whatever_happens_at_once() {
-        // At its own limit, which is its share; and at its share, when the rest of the table is taken.
-        for (max, others) in [(16, 16 + 10), (64, 48)] {
-            let workloads = [max, 64].map(|max| {
-                let workload = Workload::new(7);
-                workload.port.store(0, Relaxed);
-                workload.max.store(max, Relaxed);
-                workload
-            });
-            let shared = Shared::default();
-            let [workload, other] = &workloads;
-            shared.share(64, &[workload, other]);
-            assert!((0..others).all(|_| other.begin(&shared, None, 0).is_ok()));
-            assert!((0..15).all(|_| workload.begin(&shared, None, 0).is_ok()));
-            std::thread::scope(|scope| {
-                for _ in 0..3 {
-                    scope.spawn(|| {
-                        for _ in 0..3_000_000 {
-                            if workload.begin(&shared, None, 0).is_ok() {
-                                workload.end(&shared);
-                            }
-                        }
-                    });
-                }
-            });
-            assert_eq!((workload.mappings.load(Relaxed), other.mappings.load(Relaxed)), (15, others));
-            assert_eq!(shared.used(), others - 16, "beyond shares");
-        }
     }
 }

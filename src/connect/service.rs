@@ -13,7 +13,7 @@ use hostweave_nat::service::{Asking, Backend, Chosen, Frontend, Lookup, Refusal}
 use hostweave_switch::connection::Translation;
 use hostweave_switch::flow::{FlowKey, Kind};
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{AddressKey, NetworkId, OUTSIDE_VNI, Owned, Port, PortKind, Tables};
+use hostweave_switch::tables::{AddressKey, NetworkId, OUTSIDE_VNI, Owned, Port, PortKind, Tables, is_ipv4};
 
 use super::Flows;
 use super::outside::{self, Held, Plan, Source};
@@ -242,8 +242,8 @@ fn is_beyond_host(tables: &Tables, network: NetworkId, address: u128) -> bool {
 /// The gateway's address in the family of `address`.
 fn gateway(tables: &Tables, network: NetworkId, address: u128) -> Option<u128> {
     let network_of = tables.network(network)?;
-    let v4 = address >> 32 == 0xffff;
-    let gateway = if v4 { network_of.v4.map(|(_, g)| g.into()) } else { network_of.v6.map(|(_, g)| g.into()) };
+    let gateway =
+        if is_ipv4(address) { network_of.v4.map(|(_, g)| g.into()) } else { network_of.v6.map(|(_, g)| g.into()) };
     gateway.map(|gateway| AddressKey::new(network, gateway).address)
 }
 

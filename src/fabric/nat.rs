@@ -110,7 +110,7 @@ impl Inner {
     /// Does what can fail of [`Inner::compile_pools`]; that addresses are known then harms nobody.
     pub(super) fn prepare_pools(&self, pools: &[NatPoolSpec]) -> anyhow::Result<()> {
         let specs: Vec<PoolSpec> = pools.iter().map(|pool| pool_spec(pool, &Lost::default(), |_| None)).collect();
-        Pools::prepare(&self.nat, &specs).context("setting up the NAT pools")
+        Pools::prepare(&self.nat, &specs).context(POOLS)
     }
 
     /// Compiles the pools for the ports that there are.

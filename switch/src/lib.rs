@@ -22,6 +22,7 @@ pub mod parse;
 pub mod payload;
 #[allow(unsafe_code, reason = "prefetch instructions")]
 pub mod prefetch;
+pub mod quota;
 pub mod rate;
 pub mod rewrite;
 pub mod rewriting;

@@ -331,7 +331,8 @@ pub fn unmapped(address: u128) -> IpAddr {
 }
 
 /// Whether that is one of IPv4.
-fn is_ipv4(address: u128) -> bool {
+#[inline]
+pub const fn is_ipv4(address: u128) -> bool {
     address >> 32 == 0xffff
 }
 

@@ -41,27 +41,25 @@ pub fn run(call: &Call<'_>, params: Run) -> Result<Value, RpcError> {
     let asked = address("address", &params.address)?;
     let at = moment("at", params.at.as_deref())?;
     let snapshot = call.controller.snapshot();
+    let names = Names::new(&snapshot, &call.controller.nat_ledger);
+    let of = names.pool(asked).map(|(pool, _)| pool);
+    let users = match params.l4_port {
+        None => shared(of, leases_of(call, asked, at, &names), at),
+        Some(l4) => single(of, l4, lease_of(call, asked, l4, at, &names), at),
+    };
     let mut owners = ports(&snapshot, asked);
     owners.extend(service(call, &snapshot, asked));
     owners.extend(networks(&snapshot, asked));
     owners.extend(uplink(&snapshot, asked));
+    // An address of a pool that a Service has is the Service's.
+    if owners.is_empty() && users.is_none() {
+        owners.extend(pool(&snapshot, asked));
+    }
     let past = at.is_some_and(|at| at < SystemTime::now());
     if past {
         owners.iter_mut().for_each(mark_present);
     }
-    let names = Names::new(&snapshot, &call.controller.nat_ledger);
-    let of = names.pool(asked).map(|(pool, _)| pool);
-    owners.extend(match params.l4_port {
-        None => shared(of, leases_of(call, asked, at, &names), at),
-        Some(l4) => single(of, l4, lease_of(call, asked, l4, at, &names), at),
-    });
-    // An address of a pool that a Service has is the Service's.
-    if owners.is_empty() {
-        owners.extend(pool(&snapshot, asked));
-        if past {
-            owners.iter_mut().for_each(mark_present);
-        }
-    }
+    owners.extend(users);
     if owners.is_empty() {
         let now = if past { " now, and no L4 ports of it were somebody's then" } else { "" };
         let error = RpcError::new(ErrorKind::NotFound, "address", format!("{asked} is nobody's here{now}"));

@@ -12,8 +12,9 @@ use super::ending::Ending;
 use super::record::Record;
 use super::shard::Shard;
 use super::table::Connections;
+use super::timeouts::has_ended;
 use crate::flow::TRUST_S;
-use crate::tcp_track::{self, Side, State};
+use crate::tcp_track::Side;
 use crate::wheel::Wheel;
 use crate::wire::proto;
 
@@ -32,8 +33,10 @@ impl Connections {
         let of = |wanted: fn(&Record, u32) -> bool| {
             wheel.soonest(records, LOOKS, |record: &Record| record.payer() == port && wanted(record, now))
         };
-        let index =
-            of(is_unanswered).or_else(|| of(has_ended)).or_else(|| of(is_half_open)).or_else(|| of(was_asked_once))?;
+        let index = of(is_unanswered)
+            .or_else(|| of(|record, _| has_ended(record)))
+            .or_else(|| of(is_half_open))
+            .or_else(|| of(was_asked_once))?;
         self.evict_at(shard, wheel, index);
         Some(index)
     }
@@ -65,12 +68,6 @@ impl Connections {
 
 fn is_unanswered(record: &Record, _now: u32) -> bool {
     !record.is_assured()
-}
-
-/// Over TCP: reset, or both ends have said that they have sent everything.
-fn has_ended(record: &Record, _now: u32) -> bool {
-    let state = || tcp_track::state(&record.side(0), &record.side(1));
-    is_tcp(record) && matches!(state(), State::Closed | State::TimeWait)
 }
 
 /// Over TCP: whoever began it may not be there at all.

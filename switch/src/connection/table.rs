@@ -12,13 +12,14 @@ use super::challenge::Challenges;
 use super::crossing::Crossings;
 use super::ending::{Ending, Listener, OnEnd};
 use super::failure::Failures;
-use super::quota::{Quotas, Refusal};
+use super::quota::Quotas;
 use super::record::{Direction, Entry, Record};
 use super::shard::{Miss, Shard};
 use super::timeouts::Timeouts;
 use super::translation::Translation;
 use crate::flow::{FlowKey, HashKeys, Kind, TRUST_S};
 use crate::limits::{CONNECTIONS_MAX, PORTS_MAX};
+use crate::quota::Refusal;
 use crate::shared::{Anonymous, SharedFile};
 use crate::tcp_track::Side;
 use crate::wheel::{NONE, Wheel};
@@ -334,7 +335,7 @@ impl Connections {
         let record = &records[index as usize];
         record.fill(new, now);
         let alone = timeouts.of_new(new.key.proto(), &new.side);
-        let lives = if new.is_mapped() { timeouts.crossing(&new.key, alone) } else { alone };
+        let lives = if new.is_mapped() { timeouts.mapped(&new.key, alone) } else { alone };
         let deadline = now.saturating_add(lives).saturating_add(1);
         self.link(shard, &mut wheel, bucket, records, index, deadline);
         // The next one of this worker, in all likelihood.

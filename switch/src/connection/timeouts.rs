@@ -4,7 +4,7 @@ use super::record::Record;
 use super::table::deadline;
 use crate::flow::FlowKey;
 use crate::tcp_track::{self, Side, State};
-use crate::wire::proto;
+use crate::wire::{DNS_L4, proto};
 
 /// Seconds without a packet after which a connection is forgotten (SEMANTICS CT12, NA14; RFC 5382, RFC 4787).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,21 +30,18 @@ pub struct Timeouts {
     /// Any other protocol.
     pub other: u32,
     /// UDP that holds a NAT mapping: as long as that lives (RFC 4787 REQ-5), which must not outlive it (SEMANTICS NA16).
-    pub crossing_udp: u32,
+    pub mapped_udp: u32,
     /// The same towards the L4 port of DNS: many are asked once and answered at once (REQ-5a).
-    pub crossing_dns: u32,
+    pub mapped_dns: u32,
     /// TCP that holds a NAT mapping and is not established (RFC 5382 REQ-5).
-    pub crossing_tcp: u32,
+    pub mapped_tcp: u32,
     /// ICMP queries that hold a NAT mapping (RFC 5508 REQ-2).
-    pub crossing_icmp: u32,
+    pub mapped_icmp: u32,
     /// Established TCP that holds a NAT mapping, whatever others are given (RFC 5382 REQ-5).
     pub mapped_tcp_established: u32,
     /// Protocols of which NAT translates addresses only, SCTP among them, that hold a mapping.
     pub mapped_other: u32,
 }
-
-/// L4 port of DNS.
-const DNS_L4: u16 = 53;
 
 impl Default for Timeouts {
     fn default() -> Self {
@@ -59,10 +56,10 @@ impl Default for Timeouts {
             icmp: 30,
             sctp: 210,
             other: 600,
-            crossing_udp: 300,
-            crossing_dns: 30,
-            crossing_tcp: 240,
-            crossing_icmp: 60,
+            mapped_udp: 300,
+            mapped_dns: 30,
+            mapped_tcp: 240,
+            mapped_icmp: 60,
             mapped_tcp_established: 7440,
             mapped_other: 600,
         }
@@ -73,25 +70,24 @@ impl Timeouts {
     /// Seconds that a connection may live from its last packet.
     pub fn of(&self, record: &Record) -> u32 {
         let alone = self.within(record);
-        if record.is_mapped() { self.crossing(&record.key(), alone) } else { alone }
+        if record.is_mapped() { self.mapped(&record.key(), alone) } else { alone }
     }
 
     /// Whether nothing of a connection is to be expected any more: TCP has ended, or there was no packet for as long as one within a
     /// network lives. One that holds a NAT mapping is remembered for longer only for the sake of that.
     pub fn is_over(&self, record: &Record, now: u32) -> bool {
-        let ended = || matches!(tcp_track::state(&record.side(0), &record.side(1)), State::TimeWait | State::Closed);
-        record.key().proto() == proto::TCP && ended() || deadline(record, self.within(record)) <= now
+        has_ended(record) || deadline(record, self.within(record)) <= now
     }
 
     /// Seconds that a connection which holds a NAT mapping lives from its last packet, where without one it would live `alone`. No
     /// other: what comes from outside to a public address is anybody's, and fills the quota of whoever has it.
     #[inline]
-    pub(super) fn crossing(&self, key: &FlowKey, alone: u32) -> u32 {
+    pub(super) fn mapped(&self, key: &FlowKey, alone: u32) -> u32 {
         match key.proto() {
-            proto::TCP => alone.max(self.crossing_tcp),
-            proto::UDP if key.dst_port() == DNS_L4 => alone.max(self.crossing_dns),
-            proto::UDP => alone.max(self.crossing_udp),
-            proto::ICMPV4 | proto::ICMPV6 => alone.max(self.crossing_icmp),
+            proto::TCP => alone.max(self.mapped_tcp),
+            proto::UDP if key.dst_port() == DNS_L4 => alone.max(self.mapped_dns),
+            proto::UDP => alone.max(self.mapped_udp),
+            proto::ICMPV4 | proto::ICMPV6 => alone.max(self.mapped_icmp),
             _ => alone.max(self.mapped_other),
         }
     }
@@ -131,4 +127,10 @@ impl Timeouts {
             State::Closed => self.tcp_closed,
         }
     }
+}
+
+/// Over TCP: reset, or both ends have said that they have sent everything.
+pub(super) fn has_ended(record: &Record) -> bool {
+    let state = || tcp_track::state(&record.side(0), &record.side(1));
+    record.key().proto() == proto::TCP && matches!(state(), State::Closed | State::TimeWait)
 }

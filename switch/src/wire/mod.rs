@@ -35,6 +35,9 @@ pub mod proto {
     pub const SCTP: u8 = 132;
 }
 
+/// L4 port of DNS (RFC 1035 §4.2).
+pub const DNS_L4: u16 = 53;
+
 /// Two octets in network order.
 ///
 /// # Panics

@@ -177,11 +177,11 @@ fn connections_behind_nat_live_as_long_as_nat_says() {
     let (nat, timeouts) = (hostweave_nat::Timers::default(), hostweave_switch::connection::Timeouts::default());
     assert_eq!(
         hostweave_nat::Timers {
-            udp: timeouts.crossing_udp,
-            dns: timeouts.crossing_dns,
+            udp: timeouts.mapped_udp,
+            dns: timeouts.mapped_dns,
             tcp_established: timeouts.mapped_tcp_established,
-            tcp_transitory: timeouts.crossing_tcp,
-            icmp: timeouts.crossing_icmp,
+            tcp_transitory: timeouts.mapped_tcp,
+            icmp: timeouts.mapped_icmp,
             other: timeouts.mapped_other,
         },
         nat
