@@ -52,10 +52,13 @@ fn screen(uplink: &Value, wide: bool) -> String {
     let list = |field: &str| uplink[field].as_array().cloned().unwrap_or_default();
     let gateways = list("gateways");
     if gateways.is_empty() {
-        text += "no routers: nothing leaves (HostConfig.spec.uplink.gateways)\n";
-    } else {
-        let row = |gateway: &Value| ["/address", "/state", "/mac"].map(|field| cell(gateway, field)).to_vec();
-        text += &format!("\n{}", output::table(&["GATEWAY", "STATE", "MAC"], gateways.iter().map(row).collect()));
+        text += "no routers: nobody but neighbours is reached (HostConfig.spec.uplink.gateways)\n";
+    }
+    for (heading, hops) in [("GATEWAY", gateways), ("NEIGHBOR", list("neighbors"))] {
+        let row = |hop: &Value| ["/address", "/state", "/mac"].map(|field| cell(hop, field)).to_vec();
+        if !hops.is_empty() {
+            text += &format!("\n{}", output::table(&[heading, "STATE", "MAC"], hops.iter().map(row).collect()));
+        }
     }
     let row = |conflict: &Value| ["/type", "/address", "/mac", "/used"].map(|field| cell(conflict, field)).to_vec();
     let conflicts: Vec<Vec<String>> = list("conflicts").iter().map(row).collect();
@@ -88,6 +91,7 @@ mod tests {
             "mtu": 1500, "vlan": 7, "addresses": ["198.51.100.2/24"], "routed": [], "counters": {"dropped": {}}, "missedPackets": 12,
             "conflicts": [{"type": "Conflict", "address": "198.51.100.9", "mac": "02:00:00:00:00:66", "used": false}],
             "gateways": [{"address": "198.51.100.1", "mac": null, "state": "unresolved"}],
+            "neighbors": [{"address": "198.51.100.77", "mac": "02:00:00:00:00:77", "state": "reachable"}],
             "owned": [{"address": "198.51.100.2", "owner": "host"},
                       {"address": "198.51.100.9", "owner": "natPool", "name": "ord1"},
                       {"address": "2001:db8:aa::7", "owner": "service", "name": "shop/ip", "port": "shop/a", "mode": "direct"}],
@@ -98,6 +102,8 @@ mod tests {
             "VLAN 7",
             "missed: 12 (",
             "198.51.100.1   unresolved",
+            "NEIGHBOR        STATE",
+            "198.51.100.77   reachable   02:00:00:00:00:77",
             "shop/a   direct",
             "and 1 NAT",
             "198.51.100.9   02:00:00:00:00:66   false",

@@ -121,7 +121,7 @@ fn begin<'a, R: Recorder>(
         return commit(ctx, flows, lookup, missed, out, allowed, side, None, record).map_err(taken);
     };
     let uplink = ctx.tables.uplink.as_deref().filter(|uplink| uplink.port == out.id);
-    cross::may_cross(packet, ctx.tables, uplink, out, lookup.hash as u32)?;
+    cross::may_cross(packet, ctx.tables, uplink, out, plan.dst.address, lookup.hash as u32)?;
     let (translation, held) = outside::snat(ctx, flows, &lookup.key, &plan, out, source, record)?;
     flows.connections.expect_reply(&translation);
     let allowed = match asked.seen_otherwise(source, &translation).filter(|_| !R::MASKED) {

@@ -53,7 +53,7 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
             let Some(inner) = inner.upgrade() else { return };
             let pause = take_flows(&inner, &mut drain);
             let noted = inner.workers.iter().any(|worker| !worker.notes.is_empty());
-            let links = inner.links_changed.swap(false, Ordering::AcqRel);
+            let links = inner.links_changed.swap(false, Ordering::AcqRel) | inner.sought.has_woken();
             let due = again.is_some_and(|at| at <= Instant::now());
             if pause != PERIOD && !(noted || links || due) && looked.elapsed() < PERIOD {
                 drop(inner);
@@ -129,7 +129,9 @@ fn handle(inner: &Arc<Inner>, note: Note, news: &mut News) {
             let Some(port) = plane.tables.port(id) else { return };
             let port = port.name.clone();
             inner.event(match note {
-                LocalNote::RouterHeard { .. } | LocalNote::AddressConflict(..) => return news.outside.push(note),
+                LocalNote::RouterHeard { .. } | LocalNote::NeighborHeard { .. } | LocalNote::AddressConflict(..) => {
+                    return news.outside.push(note);
+                }
                 LocalNote::AddressSeen(address) => FabricEvent::AddressSeen { port, address },
                 LocalNote::AddressDeclined(address) => FabricEvent::AddressDeclined { port, address },
                 LocalNote::LeaseConfirmed(address) => FabricEvent::LeaseConfirmed { port, address },

@@ -51,6 +51,7 @@ use hostweave_switch::connection::Connections;
 use hostweave_switch::counters::PortTotals;
 use hostweave_switch::fragment::Fragments;
 use hostweave_switch::limits::WORKERS_MAX;
+use hostweave_switch::on_link::Sought;
 use hostweave_switch::tables::{Network, NetworkId, Port, PortId};
 use tokio::sync::mpsc;
 
@@ -107,6 +108,8 @@ struct Inner {
     clock: Clock,
     flow_log: Arc<FlowLog>,
     watch: Arc<Watch>,
+    /// Neighbours at the uplink that packets are for.
+    sought: Arc<Sought>,
     /// Whether some interface of the host may have changed.
     links_changed: AtomicBool,
     /// Whether a thread listens for that.
@@ -224,6 +227,7 @@ impl Fabric {
             workers.push(shared);
             threads.push(thread);
         }
+        let sought = Arc::new(Sought::new(listener.thread().clone()));
         threads.push(listener);
         let state = Mutex::new(State::new(&connections));
         let sockets = Sockets::new().context("starting the host's own services")?;
@@ -236,7 +240,7 @@ impl Fabric {
         #[rustfmt::skip]
         let inner = Arc::new(Inner {
             config, plane, workers, state, events, sockets, dns, metadata, health, port_news, external_dns, connections, ended, nat,
-            fragments, clock, flow_log, watch, links_changed, links_watched, stopping,
+            fragments, clock, flow_log, watch, sought, links_changed, links_watched, stopping,
         });
         wait_for_inner.send(Arc::downgrade(&inner)).context("the maintenance thread ended at once")?;
         threads.push(balance::lifecycle::spawn(&inner, verdicts)?);

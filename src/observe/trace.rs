@@ -18,7 +18,7 @@ use hostweave_switch::flow::{FlowCache, FlowKey, NO_QUEUE};
 use hostweave_switch::packet::{Burst, Meta, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{AddressKey, Network, Owned, Port, PortId, PortKind, Tables, Uplink};
+use hostweave_switch::tables::{AddressKey, Network, Owned, Port, PortId, PortKind, Tables, Uplink, mapped};
 use serde::{Deserialize, Serialize};
 
 use super::balanced;
@@ -386,20 +386,26 @@ impl Narrator<'_> {
 
     fn leads_to(&self, id: PortId) -> String {
         match self.tables.port(id) {
-            Some(port) if port.kind == PortKind::Uplink => self.gateways(),
+            Some(port) if port.kind == PortKind::Uplink => self.out(),
             Some(port) if port.kind == PortKind::Internal => format!("the {}", self.name(id)),
             _ => format!("port {}", self.name(id)),
         }
     }
 
     /// The way out of the host, for the packet's family.
-    fn gateways(&self) -> String {
+    fn out(&self) -> String {
         let Some(uplink) = self.tables.uplink.as_deref() else { return "the uplink".to_owned() };
         let gateways = if self.tuple.dst.is_ipv4() { &uplink.v4 } else { &uplink.v6 };
         let names: Vec<String> = gateways.iter().map(|gateway| gateway.address.to_string()).collect();
-        match names.as_slice() {
-            [] => "the uplink, which has no gateway of this family".to_owned(),
-            names => format!("the uplink, by {}", names.join(" or ")),
+        let by = match names.as_slice() {
+            [] => "which has no gateway of this family".to_owned(),
+            names => format!("by {}", names.join(" or ")),
+        };
+        let dst = self.tuple.dst;
+        match uplink.on_link.mac_of(mapped(dst)) {
+            Some(mac) => format!("the uplink, to {dst} itself, which is at {mac}"),
+            None if uplink.on_link.has(mapped(dst)) => format!("the uplink, {by} until {dst} itself has answered"),
+            None => format!("the uplink, {by}"),
         }
     }
 

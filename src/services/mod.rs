@@ -81,6 +81,15 @@ pub enum LocalNote {
         /// Whether packets go to another one now.
         contradicts: bool,
     },
+    /// The same of another neighbour.
+    NeighborHeard {
+        /// Its address.
+        address: IpAddr,
+        /// The link address.
+        mac: MacAddr,
+        /// Whether it may be an answer.
+        answer: bool,
+    },
     /// At the uplink somebody else claims an address of ours.
     AddressConflict(IpAddr, MacAddr),
 }

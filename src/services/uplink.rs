@@ -89,13 +89,9 @@ fn arp(
         }
         return Err(DropReason::NeighborNoAnswer);
     }
-    if is_router(&uplink.v4, message.sender_ip.into()) {
-        let answer = message.operation == Operation::Reply
-            && to_us
-            && message.target_mac == uplink.mac
-            && owned(message.target_ip);
-        router_heard(&uplink.v4, message.sender_ip.into(), mac, answer, note);
-    }
+    let answer =
+        message.operation == Operation::Reply && to_us && message.target_mac == uplink.mac && owned(message.target_ip);
+    neighbor_heard(uplink, &uplink.v4, message.sender_ip.into(), mac, answer, note);
     if message.operation != Operation::Request || !owned(message.target_ip) {
         return Err(DropReason::NeighborNoAnswer);
     }
@@ -142,7 +138,7 @@ fn discovery(
             if uplink.owned.contains_key(&target) || uplink.unsettled.contains_key(&target) {
                 claimed(uplink, advert.target.into(), mac, note);
             } else {
-                router_heard(&uplink.v6, advert.target.into(), mac, advert.solicited && to_us, note);
+                neighbor_heard(uplink, &uplink.v6, advert.target.into(), mac, advert.solicited && to_us, note);
             }
             Err(DropReason::NeighborNoAnswer)
         }
@@ -193,16 +189,26 @@ fn claimed(uplink: &Uplink, address: IpAddr, mac: MacAddr, note: &mut Option<Loc
     *note = Some(LocalNote::AddressConflict(address, mac));
 }
 
-fn is_router(hops: &[NextHop], address: IpAddr) -> bool {
-    hops.iter().any(|hop| hop.address == address)
-}
-
-/// Control hears what routers answer, and what is said about their link addresses that is not so.
-fn router_heard(hops: &[NextHop], address: IpAddr, mac: MacAddr, answer: bool, note: &mut Option<LocalNote>) {
-    let Some(hop) = hops.iter().find(|hop| hop.address == address) else { return };
-    if answer || hop.mac != Some(mac) {
-        let contradicts = hop.mac.is_some_and(|known| known != mac);
-        *note = Some(LocalNote::RouterHeard { address, mac, answer, contradicts });
+/// Control hears what routers and other neighbours answer, and what is said about their link addresses that is not so. `hops` are the
+/// routers of the family.
+fn neighbor_heard(
+    uplink: &Uplink,
+    hops: &[NextHop],
+    address: IpAddr,
+    mac: MacAddr,
+    answer: bool,
+    note: &mut Option<LocalNote>,
+) {
+    if let Some(hop) = hops.iter().find(|hop| hop.address == address) {
+        if answer || hop.mac != Some(mac) {
+            let contradicts = hop.mac.is_some_and(|known| known != mac);
+            *note = Some(LocalNote::RouterHeard { address, mac, answer, contradicts });
+        }
+        return;
+    }
+    let of = tables::mapped(address);
+    if uplink.on_link.has(of) && (answer || uplink.on_link.mac_of(of).is_some_and(|known| known != mac)) {
+        *note = Some(LocalNote::NeighborHeard { address, mac, answer });
     }
 }
 

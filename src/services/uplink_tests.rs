@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hostweave_switch::limits::HEAD_FIRST;
+use hostweave_switch::on_link::{Neighbor, OnLink};
 use hostweave_switch::packet::{Burst, Meta};
 use hostweave_switch::parse;
 use hostweave_switch::tables::{NetworkId, Port, PortId, PortKind, Tables};
@@ -40,6 +41,15 @@ fn ask_knowing(known: Option<MacAddr>, frame: &[u8]) -> End {
 
 /// One some of whose addresses are not known to be its own. What is noted about a claim of these is marked where it has no budget, too.
 fn ask_with(known: Option<MacAddr>, unsettled: &[u128], frame: &[u8]) -> End {
+    ask_at(known, unsettled, OnLink::default(), frame)
+}
+
+/// One with these neighbours.
+fn ask_on_link(on_link: OnLink, frame: &[u8]) -> End {
+    ask_at(Some(ROUTER_MAC), &[], on_link, frame)
+}
+
+fn ask_at(known: Option<MacAddr>, unsettled: &[u128], on_link: OnLink, frame: &[u8]) -> End {
     let mut tables = Tables::default();
     let owned = [
         (mapped(HOST_V4), Owned::Host),
@@ -52,6 +62,7 @@ fn ask_with(known: Option<MacAddr>, unsettled: &[u128], frame: &[u8]) -> End {
     tables.uplink = Some(Arc::new(Uplink {
         v4: vec![NextHop { address: ROUTER_V4.into(), mac: known }],
         v6: vec![NextHop { address: ROUTER_V6.into(), mac: known }],
+        on_link,
         owned: owned.into_iter().collect(),
         unsettled: unsettled.iter().map(|address| (*address, Default::default())).collect(),
         ..Uplink::bare(PortId(9), NetworkId(3), OURS)
@@ -207,10 +218,39 @@ fn only_an_answer_to_us_is_an_answer() {
     ] {
         assert_eq!(ask(&not_to_us), (NO_ANSWER, heard(EVIL, false)));
     }
-    // Nobody else is a router.
+    // Nobody else is a router, nor a neighbour beyond the subnets.
     for mac in [ROUTER_MAC, EVIL] {
         assert_eq!(ask(&reply(OURS, (mac, OTHER_V4), (OURS, HOST_V4))), (NO_ANSWER, None));
     }
+}
+
+#[test]
+fn other_neighbours_are_heard_when_they_answer_and_when_they_are_said_to_be_elsewhere() {
+    let subnets = ["203.0.113.2/24".parse().unwrap(), "2001:db8:f::2/64".parse().unwrap()];
+    let ask = |known: bool, frame: &[u8]| {
+        let neighbors =
+            [OTHER_V4.into(), OTHER_V6.into()].map(|address| (address, Arc::new(Neighbor::new(ROUTER_MAC))));
+        ask_on_link(OnLink::new(&subnets, neighbors.into_iter().filter(|_| known), Arc::default()), frame)
+    };
+    let heard = |address: IpAddr, mac, answer| Some(LocalNote::NeighborHeard { address, mac, answer });
+    for known in [false, true] {
+        // What only may be an answer control tells apart: it knows whom it has asked.
+        for mac in [ROUTER_MAC, EVIL] {
+            assert_eq!(
+                ask(known, &reply(OURS, (mac, OTHER_V4), (OURS, HOST_V4))),
+                (NO_ANSWER, heard(OTHER_V4.into(), mac, true))
+            );
+            let advert = advert((mac, OURS), OTHER_V6, HOST_V6, OTHER_V6, true);
+            assert_eq!(ask(known, &advert), (NO_ANSWER, heard(OTHER_V6.into(), mac, true)));
+        }
+        let claims = |note: Option<LocalNote>| (NO_ANSWER, note.filter(|_| known));
+        assert_eq!(ask(known, &request((EVIL, OTHER_V4), ROUTER_V4)), claims(heard(OTHER_V4.into(), EVIL, false)));
+        let claim = advert((EVIL, MULTICAST_ALL_NODES), OTHER_V6, ALL_NODES, OTHER_V6, false);
+        assert_eq!(ask(known, &claim), claims(heard(OTHER_V6.into(), EVIL, false)));
+        assert_eq!(ask(known, &request((ROUTER_MAC, OTHER_V4), ROUTER_V4)), (NO_ANSWER, None), "as it is known");
+    }
+    let beyond = Ipv4Addr::new(198, 51, 100, 9);
+    assert_eq!(ask(false, &reply(OURS, (EVIL, beyond), (OURS, HOST_V4))), (NO_ANSWER, None));
 }
 
 #[test]

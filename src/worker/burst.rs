@@ -400,6 +400,7 @@ fn tell(shared: &Shared, pace: &mut Pace, port: PortId, note: Option<LocalNote>,
     let Some(note) = note else { return };
     let may = match note {
         LocalNote::RouterHeard { contradicts: false, .. } => pace.router(port, now),
+        LocalNote::NeighborHeard { .. } => pace.answer(port, now),
         LocalNote::AddressConflict(..) => pace.conflict(port, now),
         _ => pace.note(port, now),
     };

@@ -52,6 +52,11 @@ const ROUTERS_PER_S: u32 = 64;
 /// Burst of notes about routers.
 const ROUTERS_BURST: u32 = 128;
 
+/// Notes about what other neighbours at the uplink answer, per second and worker.
+const ANSWERS_PER_S: u32 = 128;
+/// Burst of those.
+const ANSWERS_BURST: u32 = 256;
+
 /// Events for the flow log that a port may cause, per second and worker: a flood of new connections or drops must not drown
 /// what others do. Each new connection is one.
 const FLOW_EVENTS_PER_S: u32 = 1_000;
@@ -103,6 +108,7 @@ struct Buckets {
     notes: Bucket,
     conflicts: Bucket,
     routers: Bucket,
+    answers: Bucket,
     flow_events: Bucket,
 }
 
@@ -155,6 +161,12 @@ impl Pace {
         self.buckets(port, now).is_some_and(|buckets| buckets.routers.take(now, ROUTERS_PER_S, ROUTERS_BURST))
     }
 
+    /// Whether control may hear of another neighbour at the uplink, behind this port, now.
+    #[cold]
+    pub fn answer(&mut self, port: PortId, now: Instant) -> bool {
+        self.buckets(port, now).is_some_and(|buckets| buckets.answers.take(now, ANSWERS_PER_S, ANSWERS_BURST))
+    }
+
     /// Whether the flow log may hear of another thing that happened to packets of this port.
     #[cold]
     pub fn flow_event(&mut self, port: PortId, now: Instant) -> bool {
@@ -174,6 +186,7 @@ impl Pace {
             notes: full(NOTES_BURST),
             conflicts: full(CONFLICTS_BURST),
             routers: full(ROUTERS_BURST),
+            answers: full(ANSWERS_BURST),
             flow_events: full(FLOW_EVENTS_BURST),
         }))
     }

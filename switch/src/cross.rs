@@ -10,7 +10,7 @@ use crate::packet::{L3, Packet};
 use crate::rewriting::{self, Rewriting};
 use crate::route::{self, destination, source};
 use crate::stage::DropReason;
-use crate::tables::{Egress, NetworkId, NextHop, Owned, Port, PortKind, Tables, Uplink};
+use crate::tables::{Egress, NetworkId, NextHop, Owned, Port, PortId, PortKind, Tables, Uplink, mapped};
 use crate::translate::translate;
 use crate::wire::{ethernet, ipv4, proto, tcp};
 
@@ -40,7 +40,8 @@ pub fn cross(
     change: Option<&Change>,
 ) -> Result<Option<Rewriting>, DropReason> {
     let uplink = if out.kind == PortKind::Uplink { Some(uplink(tables)?) } else { None };
-    let hop = may_cross(packet, tables, uplink, out, hash)?;
+    let to = change.map_or_else(|| destination(packet).map(mapped), |change| Some(change.dst()));
+    let hop = may_cross(packet, tables, uplink, out, to.ok_or(DropReason::Internal)?, hash)?;
     let before = rewriting::shared_of(packet);
     if let Some(change) = change {
         translate(packet, change)?;
@@ -71,7 +72,7 @@ pub fn cross(
     Ok(change.and_then(|change| Rewriting::of(packet, before, change, hop.mtu, mtu != hop.mtu)))
 }
 
-/// Whether a packet may go to `out` now, and which way.
+/// Whether a packet may go to `out` now, and which way; `to` is the address that it will have as its destination there.
 ///
 /// # Errors
 /// As [`cross`].
@@ -81,6 +82,7 @@ pub fn may_cross(
     tables: &Tables,
     uplink: Option<&Uplink>,
     out: &Port,
+    to: u128,
     hash: u32,
 ) -> Result<Hop, DropReason> {
     let mtu = tables.network(out.network).map_or(0, |network| network.mtu);
@@ -93,7 +95,7 @@ pub fn may_cross(
         }
     })?;
     let link = match uplink {
-        Some(uplink) => [next_hop(uplink, l3, hash)?, uplink.mac],
+        Some(uplink) => [next_hop(uplink, packet.meta.in_port, l3, to, hash)?, uplink.mac],
         None => [out.mac, MacAddr::ROUTER],
     };
     Ok(Hop { link, mtu })
@@ -103,11 +105,15 @@ fn uplink(tables: &Tables) -> Result<&Uplink, DropReason> {
     tables.uplink.as_deref().ok_or(DropReason::UplinkDown)
 }
 
-/// The gateway of a flow: one that has answered, chosen by hash.
+/// Where a flow of a port goes next: to the receiver itself if it is on the link and has answered, else by a gateway that has, chosen by
+/// hash.
 #[inline]
-fn next_hop(uplink: &Uplink, l3: L3, hash: u32) -> Result<MacAddr, DropReason> {
+fn next_hop(uplink: &Uplink, port: PortId, l3: L3, to: u128, hash: u32) -> Result<MacAddr, DropReason> {
     if !uplink.link {
         return Err(DropReason::UplinkDown);
+    }
+    if let Some(neighbor) = uplink.on_link.next_hop(port, to) {
+        return Ok(neighbor);
     }
     let gateways = if l3 == L3::V4 { &uplink.v4 } else { &uplink.v6 };
     match gateways.as_slice() {

@@ -16,6 +16,7 @@ pub mod icmp_error;
 pub mod limits;
 pub mod mac;
 pub mod offload;
+pub mod on_link;
 pub mod packet;
 pub mod parse;
 #[allow(unsafe_code, reason = "segments point into memory that somebody else may write")]

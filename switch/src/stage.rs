@@ -151,7 +151,7 @@ drop_reasons! {
     EgressNone = "egress_none",
     /// The uplink has no carrier, or its device is down.
     UplinkDown = "uplink_down",
-    /// No gateway of the uplink has answered ARP or neighbour discovery.
+    /// Neither a gateway of the uplink nor, on its own link, the receiver has answered ARP or neighbour discovery.
     NextHopUnresolved = "next_hop_unresolved",
     /// From the uplink, to an address that the host does not own.
     NotOurs = "not_ours",

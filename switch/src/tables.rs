@@ -15,6 +15,7 @@ use crate::claimed::Claimed;
 use crate::connection::Timeouts;
 use crate::counters::PortCounters;
 use crate::heard::Heard;
+use crate::on_link::OnLink;
 use crate::rate::RateLimits;
 
 /// Index of a port in [`Tables::ports`], below [`crate::limits::PORTS_MAX`]. Reused after a port is deleted.
@@ -183,6 +184,8 @@ pub struct Uplink {
     pub v4: Vec<NextHop>,
     /// Routers of IPv6, at equal cost.
     pub v6: Vec<NextHop>,
+    /// Who is reached without a router.
+    pub on_link: OnLink,
     /// Every single address that the host owns there, IPv4-mapped for IPv4. Only these are answered for.
     pub owned: HashMap<u128, Owned, RandomState>,
     /// Of those that are attached by 1:1 NAT, the public one by port and family (`ipv4`): whichever of its addresses the port sends from
@@ -210,6 +213,7 @@ impl Uplink {
             link: true,
             v4: Vec::new(),
             v6: Vec::new(),
+            on_link: OnLink::default(),
             owned: Default::default(),
             public: Default::default(),
             kept: Default::default(),

@@ -31,6 +31,7 @@ WAY = os.environ.get("HOSTWEAVE_INTERNET", "product")
 ROUTER = "198.51.100.1", "2001:db8:100::1"
 OWN = "198.51.100.2", "2001:db8:100::2"
 KERNEL = "198.51.100.3", "2001:db8:100::3"
+NEAR = "198.51.100.77", "2001:db8:100::77"
 POOL = "198.51.100.16/30", "2001:db8:100::10/126"
 PUBLIC = "198.51.100.32/29", "2001:db8:100::20/125"
 # Behind the host.
@@ -153,6 +154,14 @@ class Internet:
         """The MTU of the path between router and `server`, which no MSS tells."""
         for number, cidr in enumerate(("203.0.113.0/26", "2001:db8:201::/64")):
             self.router.sh("ip -{0} route del {1} dev server; ip -{0} route add {1} dev server mtu lock {2}".format((4, 6)[number], cidr, mtu))
+
+    def neighbour(self):
+        """Another machine on the segment between host and router, which the router itself cannot reach (macvlan): `near`."""
+        self.near = Node(self.case, "near")
+        self.near.addresses = NEAR
+        self.router.sh("ip link add link host0 name near0 type macvlan mode bridge; ip link set near0 netns %s" % self.near.name)
+        self.near.sh("ip addr add %s/24 dev near0; ip addr add %s/64 dev near0 nodad; ip link set near0 up" % NEAR)
+        return self.near
 
     # What the servers run
 
@@ -315,11 +324,11 @@ class Product(Internet):
         self.ready()
 
     def ready(self):
-        """Both gateways have answered."""
+        """The gateways have answered."""
 
         def resolved():
-            gateways = self.uplink_status()["gateways"]
-            return len(gateways) >= 2 and all(gateway.get("mac") for gateway in gateways)
+            status = self.uplink_status()
+            return status["link"] and all(gateway.get("mac") for gateway in status["gateways"])
 
         if "uplink" in self.daemon.objects[0]["spec"]:
             until(resolved, "the gateways are resolved", 20)

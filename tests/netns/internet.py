@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from harness import internet, packets, process, requirements  # noqa: E402
 from harness.daemon import ROUTER_MAC  # noqa: E402
 from harness.internet import (  # noqa: E402
-    CUSTOMER, GATEWAY, INSIDE, KERNEL, OWN, POOL, PUBLIC, ROUTER, SECOND, SERVER, SERVER_ALIAS, ZONE, addresses, family, product_only, world,
+    CUSTOMER, GATEWAY, INSIDE, KERNEL, NEAR, OWN, POOL, PUBLIC, ROUTER, SECOND, SERVER, SERVER_ALIAS, ZONE, addresses, family, product_only, world,
 )
 from harness.packets import ACK, RST, SYN  # noqa: E402
 from harness.process import until  # noqa: E402
@@ -673,6 +673,84 @@ def gateway_dies(case):
     host.router.sh("ip link set gw2 down")
     for server in SERVER:
         assert a.peer("echo", group=server, timeout=20) == {"ok": 40}, server
+    host.finish()
+
+
+def on_link(host):
+    """Neighbours at the uplink: state and MAC by address."""
+    return {one["address"]: (one["state"], one["mac"]) for one in host.uplink_status()["neighbors"]}
+
+
+@suite.test("a machine on the uplink's own link is reached without the router, by NAT and from an attached address, and found again when its MAC changes",
+            cases=DRIVERS)
+def neighbour(case, driver):
+    host, a = world_with(case, driver, "a")
+    near = host.neighbour()
+    near.peer("serve", port=ECHO)
+    a.peer("serve", port=ECHO)
+    mac = lambda: near.sh("cat /sys/class/net/near0/address").strip()
+    by_router = host.router.capture("host0", "tcp port %d" % ECHO)
+    for address in NEAR:
+        assert a.peer("open", group=address, host=address, port=ECHO, count=20) == {"opened": 20, "failed": {}}
+        assert a.peer("echo", group=address) == {"ok": 20}
+    assert all(in_pool(remote) for remote, _ in near.peer("remotes", port=ECHO)), "translated"
+    if internet.WAY == "product":
+        assert {on_link(host)[address] for address in NEAR} == {("reachable", mac())}
+        # What was sent before it answered went to the router, which is no way there.
+        router = host.router.sh("cat /sys/class/net/host0/address").strip()
+        late = [seen for seen in by_router.stop() if seen.dst_mac == router and not seen.tcp_flags & SYN]
+        assert not late, late[:3]
+        host.attach(a, *FIRST_PUBLIC, one_to_one=True)
+        for public in FIRST_PUBLIC:
+            assert near.peer("open", group=public, host=public, port=ECHO, count=20) == {"opened": 20, "failed": {}}
+    # Another network card, which says nothing.
+    near.sh("ip link set near0 address 02:00:00:00:01:77; ip addr replace %s/64 dev near0 nodad" % NEAR[1])
+    for address in NEAR:
+        assert a.peer("echo", group=address, timeout=30) == {"ok": 20}, address
+    host.finish()
+
+
+@suite.test("an uplink with a subnet and no router: neighbours are reached, one that does not answer is told to be unreachable, nobody else is looked for")
+def neighbours_only(case):
+    product_only("an uplink without gateways")
+    host, a = world(case, "a", start=False)
+    host.uplink(gateways=[])
+    near = host.neighbour()
+    near.peer("serve", port=ECHO)
+    host.start()
+    for number, address in enumerate(NEAR):
+        # The first packet asks for it, and is not kept.
+        until(lambda: a.sh("ping -c 1 -W 1 %s" % address, check=False).returncode == 0, "%s answers" % address, 10)
+        assert a.sh("ping -c 5 -i 0.2 -W 2 %s | grep -c 'bytes from'" % address).strip() == "5"
+        assert a.peer("open", group=address, host=address, port=ECHO, count=20)["opened"] == 20
+        nobody = NEAR[number].replace("77", "78")
+        said = a.sh("ping -c 5 -W 1 %s" % nobody, check=False).stdout
+        assert "nreachable" in said, said
+        until(lambda: on_link(host)[nobody] == ("unresolved", None), "%s is not found" % nobody, 10)
+        far = a.sh("ping -c 2 -W 1 %s" % SERVER[number], check=False).stdout
+        assert "nreachable" in far and SERVER[number] not in on_link(host), far
+    assert host.daemon.stats()["a"]["dropped"]["next_hop_unresolved"] >= 6
+    host.finish()
+
+
+@suite.test("a container that scans the uplink's subnet: few questions at once, and its neighbour's connections are as they were")
+def scans_the_link(case):
+    product_only("a guest against the switch")
+    host, a, b = world(case, "a", "b")
+    near = host.neighbour()
+    near.peer("serve", port=ECHO)
+    for address in NEAR:
+        assert b.peer("open", group=address, host=address, port=ECHO, count=20)["opened"] == 20
+    asked = near.capture("near0", "arp or icmp6")
+    a.sh("for i in $(seq 100 254); do for to in 198.51.100.$i 2001:db8:100::1$i; do ping -c 1 -W 0.01 $to >/dev/null; done; done; true")
+    for address in NEAR:
+        assert b.peer("echo", group=address) == {"ok": 20}
+        assert b.peer("open", group="more" + address, host=address, port=ECHO, count=20)["opened"] == 20
+    neighbours = on_link(host)
+    for address in NEAR:
+        assert neighbours[address][0] == "reachable"
+    asked = [seen for seen in asked.stop() if seen.src in OWN and (seen.ethertype == 0x0806 or seen.neighbour)]
+    assert 3 <= len(asked) < 200, len(asked)
     host.finish()
 
 

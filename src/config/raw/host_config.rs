@@ -95,8 +95,7 @@ pub struct Uplink {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver: Option<UplinkDriver>,
     /// hostweave's own addresses there, each with the length of its subnet, such as `[198.51.100.2/24, 2001:db8:9::2/64]`.
-    /// The kernel must not have them. They say who is a neighbour that may be a router; packets for other hosts in these subnets leave by a
-    /// router, too.
+    /// The kernel must not have them. They say who is a neighbour: a router, or a host that packets go to directly.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub addresses: Vec<String>,

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use hostweave_uplink::netlink::offloads::{self, Offloads};
+use ipnet::IpNet;
 
 use super::super::controller::{Controller, Snapshot};
 use super::{Finding, pools, tap};
@@ -115,20 +116,23 @@ fn gateways(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
     findings
 }
 
-/// Where there is no router of a family. Neighbours are reached through one, too: nothing is delivered on the link itself.
+/// Where there is no router of a family.
 fn no_gateway(spec: &UplinkSpec, ipv4: bool, wanted: bool) -> Option<Finding> {
     let family = if ipv4 { "IPv4" } else { "IPv6" };
     let subnet =
         spec.addresses.iter().find(|net| net.addr().is_ipv4() == ipv4 && net.prefix_len() < net.max_prefix_len());
-    let neighbours = subnet.map(|net| format!("; neighbours in {} are reached through it as well", net.trunc()));
-    let help = format!("add one to HostConfig.spec.uplink.gateways{}", neighbours.unwrap_or_default());
-    if wanted {
-        let message = format!("{family} packets would leave, and there is no {family} router");
-        return Some(Finding::error("gateway", message, help));
+    let help = "add one to HostConfig.spec.uplink.gateways";
+    match subnet.map(IpNet::trunc) {
+        None if wanted => {
+            let message = format!("{family} packets would leave, and there is no {family} router");
+            Some(Finding::error("gateway", message, help))
+        }
+        Some(net) => {
+            let message = format!("there is no {family} router: nobody beyond {net} is reached");
+            Some(Finding::warning("gateway", message, help))
+        }
+        None => None,
     }
-    let net = subnet?;
-    let message = format!("the uplink has {net}, and there is no {family} router: nobody in that subnet is reached");
-    Some(Finding::warning("gateway", message, help))
 }
 
 /// Whether an address is one of the host's own, written in its configuration.
@@ -316,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_without_router_is_an_error_where_packets_leave_and_a_warning_where_neighbours_are() {
+    fn a_family_without_router_is_an_error_where_packets_leave_and_a_warning_where_there_are_neighbours() {
         let spec = |addresses: &[&str]| UplinkSpec {
             interface: "eth1".to_owned(),
             driver: UplinkDriver::AfPacket,
@@ -332,13 +336,11 @@ mod tests {
         ] {
             let found = |addresses: &[&str], wanted| no_gateway(&spec(addresses), ipv4, wanted);
             assert_eq!(found(&[other, host], false), None);
-            let warning = found(&[other, subnet], false).unwrap();
-            assert!(warning.severity == Severity::Warning && warning.message.contains(subnet), "{warning:?}");
-            let error = found(&[host], true).unwrap();
-            assert!(error.severity == Severity::Error && !error.help.unwrap().contains("neighbours"));
+            assert_eq!(found(&[host], true).unwrap().severity, Severity::Error);
             for wanted in [true, false] {
-                let help = found(&[subnet], wanted).unwrap().help.unwrap();
-                assert!(help.contains(&format!("neighbours in {within} are reached through it")), "{help}");
+                let warning = found(&[subnet], wanted).unwrap();
+                let beyond = format!("nobody beyond {within} is reached");
+                assert!(warning.severity == Severity::Warning && warning.message.contains(&beyond), "{warning:?}");
             }
         }
     }

@@ -32,7 +32,8 @@ pub fn get(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
         "mtu": status.mtu,
         "vlan": status.spec.vlan,
         "addresses": status.spec.addresses,
-        "gateways": status.gateways.iter().map(gateway).collect::<Vec<_>>(),
+        "gateways": status.gateways.iter().map(hop).collect::<Vec<_>>(),
+        "neighbors": status.neighbors.iter().map(hop).collect::<Vec<_>>(),
         "owned": owned,
         "conflicts": conflicts(&status),
         "routed": status.routed,
@@ -41,7 +42,7 @@ pub fn get(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
     }))
 }
 
-fn gateway(hop: &NextHop) -> Value {
+fn hop(hop: &NextHop) -> Value {
     let state = if hop.mac.is_some() { "reachable" } else { "unresolved" };
     json!({"address": hop.address, "mac": hop.mac.map(|mac| mac.to_string()), "state": state})
 }

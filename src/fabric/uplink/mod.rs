@@ -19,6 +19,7 @@ pub(super) mod lifecycle;
 mod missed;
 mod moved;
 pub mod neighbor;
+mod on_link;
 pub mod owned;
 mod report;
 pub(super) mod settle;
@@ -50,6 +51,7 @@ use kernel::Hidden;
 use missed::Missed;
 use moved::Moved;
 use neighbor::{Change, Neighbors, Question, Said, Traffic};
+use on_link::OnLink;
 use owned::Outside;
 pub use report::UplinkStatus;
 
@@ -68,6 +70,9 @@ const ANNOUNCE_MAX: usize = 16;
 
 /// How soon the uplink is looked after again while more is to be sent there than goes in one go.
 const SOON: Duration = Duration::from_millis(10);
+
+/// How soon the uplink is looked after again while workers want to know neighbours.
+const SOUGHT_AGAIN: Duration = Duration::from_millis(50);
 
 /// How soon a device that failed is opened again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -105,7 +110,8 @@ pub struct UplinkRuntime {
     serial: u32,
     link: bool,
     neighbors: Neighbors,
-    /// Who of them delivers.
+    on_link: OnLink,
+    /// Who of both delivers.
     heard: Arc<Heard>,
     /// Packets that had left when that was last looked at.
     left: u64,
@@ -150,6 +156,7 @@ impl UplinkRuntime {
             serial: 0,
             link: false,
             neighbors: Neighbors::default(),
+            on_link: OnLink::new(Arc::clone(&inner.sought)),
             heard: Arc::default(),
             left: 0,
             announcements: Announcements::default(),
@@ -208,12 +215,13 @@ impl UplinkRuntime {
             self.refused = 0;
             self.link = false;
             self.interface = None;
-            self.neighbors.forget(now);
+            self.forget_neighbors(now);
             self.hidden.remove();
         }
         self.neighbors.set(&spec.gateways, now);
         self.set_addresses(spec, &owned, now);
         (self.spec, self.outside, self.owned, self.routed) = (spec.clone(), outside.clone(), owned, routed);
+        self.on_link.set(&self.spec.addresses, |address| is_other(&self.spec, &self.owned, address));
         self.set_network();
     }
 
@@ -226,7 +234,8 @@ impl UplinkRuntime {
             let (mut questions, mut changes) = (Vec::new(), Vec::new());
             attended.frames = self.settle(inner, &mut attended.changed, now);
             let moves = self.move_addresses(&mut attended, now);
-            self.tick(inner, now, &mut questions, &mut changes);
+            self.on_link.want(now, |address| is_other(&self.spec, &self.owned, address));
+            attended.changed |= self.tick(inner, now, &mut questions, &mut changes);
             attended.changed |= !changes.is_empty();
             changes.iter().for_each(|change| tell(inner, change));
             let mac = self.port.mac;
@@ -237,14 +246,16 @@ impl UplinkRuntime {
             let due = self.announcements.take(now, ANNOUNCE_MAX);
             attended.frames.extend(due.into_iter().flat_map(|address| announcement(mac, address)));
             let more = self.announcements.is_due(now).then_some(now + SOON);
-            let asks = |router| source_for(&self.outside, &self.conflicts, router).is_some();
-            let due = [more, self.neighbors.due(asks), self.conflicts.due(), moves];
+            let wanted = self.on_link.is_awaited().then_some(now + SOUGHT_AGAIN);
+            let asks = |neighbor| source_for(&self.outside, &self.conflicts, neighbor).is_some();
+            let due = [more, wanted, self.neighbors.due(asks), self.on_link.due(asks), self.conflicts.due(), moves];
             attended.again = due.into_iter().flatten().min().map(|at| at.max(now + SOON));
         }
         attended
     }
 
-    fn tick(&mut self, inner: &Inner, now: Instant, questions: &mut Vec<Question>, changes: &mut Vec<Change>) {
+    /// What is to be asked, and what has changed of routers. Returns whether something has of other neighbours.
+    fn tick(&mut self, inner: &Inner, now: Instant, questions: &mut Vec<Question>, changes: &mut Vec<Change>) -> bool {
         let totals = self.totals();
         // Not what we ask ourselves.
         let left = totals.transmitted.saturating_sub(totals.originated);
@@ -255,8 +266,10 @@ impl UplinkRuntime {
             Some(Duration::from_secs(ago.into()))
         };
         // What asks has an address of its own, that is ours.
-        let asks = |router| source_for(&self.outside, &self.conflicts, router).is_some();
-        self.neighbors.tick(now, &Traffic { leaves, delivered: &delivered, asks: &asks }, questions, changes);
+        let asks = |neighbor| source_for(&self.outside, &self.conflicts, neighbor).is_some();
+        let traffic = Traffic { leaves, delivered: &delivered, asks: &asks };
+        self.neighbors.tick(now, &traffic, questions, changes);
+        self.on_link.tick(now, &traffic, questions)
     }
 
     /// A neighbour said something. Returns whether the plane must be published anew.
@@ -266,6 +279,9 @@ impl UplinkRuntime {
                 let change = self.neighbors.heard(&Said { address, mac, answer }, Instant::now());
                 change.iter().for_each(|change| tell(inner, change));
                 change.is_some()
+            }
+            LocalNote::NeighborHeard { address, mac, answer } if self.link => {
+                self.on_link.heard(&Said { address, mac, answer }, Instant::now())
             }
             LocalNote::AddressConflict(address, mac) => {
                 self.claimed(inner, address, mac);
@@ -278,6 +294,7 @@ impl UplinkRuntime {
     /// As packets see it.
     pub fn table(&self) -> Uplink {
         let [owned, kept] = self.lost_addresses().split(&self.owned);
+        let [v4, v6] = [true, false].map(|ipv4| self.neighbors.hops(ipv4));
         Uplink {
             port: self.port.id,
             network: self.network_id,
@@ -285,8 +302,9 @@ impl UplinkRuntime {
             vlan: self.spec.vlan,
             mtu: self.network.mtu,
             link: self.link,
-            v4: self.neighbors.hops(true),
-            v6: self.neighbors.hops(false),
+            on_link: self.on_link.table(&[&v4[..], &v6].concat()),
+            v4,
+            v6,
             public: Uplink::one_to_one(&owned),
             kept,
             owned,
@@ -459,7 +477,7 @@ impl UplinkRuntime {
             return;
         }
         self.link = link;
-        self.neighbors.forget(now);
+        self.forget_neighbors(now);
         let interface = self.spec.interface.clone();
         if link {
             let all = self.owned.keys().map(|address| owned::unmapped(*address)).collect();
@@ -472,6 +490,11 @@ impl UplinkRuntime {
         }
     }
 
+    fn forget_neighbors(&mut self, now: Instant) {
+        self.neighbors.forget(now);
+        self.on_link.forget();
+    }
+
     fn why_down(&self) -> &'static str {
         match self.interface {
             None => "the interface does not exist",
@@ -482,9 +505,14 @@ impl UplinkRuntime {
     }
 }
 
-/// Where a question about a router comes from: an address of ours that is known to be nobody else's.
-fn source_for(outside: &Outside, conflicts: &Conflicts, router: IpAddr) -> Option<IpAddr> {
-    outside.source_for(router, |address| conflicts.is_settled(address))
+/// Whether an address is a router's or our own, and no other neighbour's.
+fn is_other(spec: &UplinkSpec, owned: &HashMap<u128, Owned>, address: IpAddr) -> bool {
+    spec.gateways.contains(&address) || owned.contains_key(&owned::mapped(address))
+}
+
+/// Where a question about a neighbour comes from: an address of ours that is known to be nobody else's.
+fn source_for(outside: &Outside, conflicts: &Conflicts, neighbor: IpAddr) -> Option<IpAddr> {
+    outside.source_for(neighbor, |address| conflicts.is_settled(address))
 }
 
 fn tell(inner: &Inner, change: &Change) {

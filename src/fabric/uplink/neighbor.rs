@@ -1,5 +1,5 @@
 //! The routers at the uplink, and which of them answer: ARP (RFC 826) and neighbour unreachability detection (RFC 4861
-//! §7.3) as one state machine. It sends nothing and knows no clock.
+//! §7.3) as one state machine. It sends nothing and knows no clock. Other neighbours ([`super::on_link`]) have the same.
 //!
 //! ```text
 //!            answer                silence while in use (5 s) or not (30 s), or somebody else claims the address
@@ -36,7 +36,7 @@ const AGAIN_CLAIMED: Duration = Duration::from_millis(250);
 const FRESH: Duration = Duration::from_secs(30);
 /// How long it holds while packets leave (RFC 4861 §10, `DELAY_FIRST_PROBE_TIME`). Longer than the round of seconds after which
 /// a flow is looked at again.
-const SILENT: Duration = Duration::from_secs(TRUST_S as u64 + 1);
+pub(super) const SILENT: Duration = Duration::from_secs(TRUST_S as u64 + 1);
 /// Questions without answer after which a router is dead (RFC 4861 §10, `MAX_UNICAST_SOLICIT`).
 const UNANSWERED_MAX: u32 = 3;
 
@@ -70,6 +70,7 @@ pub enum Change {
 }
 
 /// What is known beside what routers say.
+#[derive(Clone, Copy)]
 pub struct Traffic<'a> {
     /// Whether packets have left since the last time.
     pub leaves: bool,
@@ -79,8 +80,9 @@ pub struct Traffic<'a> {
     pub asks: &'a dyn Fn(IpAddr) -> bool,
 }
 
+/// What is known of one neighbour.
 #[derive(Clone, Copy, Debug)]
-enum State {
+pub(super) enum State {
     /// `dead`: somebody was told already.
     Asking {
         sent: u32,
@@ -102,16 +104,100 @@ enum State {
 }
 
 impl State {
-    fn begin(now: Instant) -> Self {
+    pub(super) fn begin(now: Instant) -> Self {
         State::Asking { sent: 0, next: now, dead: false }
     }
 
-    fn mac(&self) -> Option<MacAddr> {
+    pub(super) fn mac(&self) -> Option<MacAddr> {
         match self {
             State::Asking { .. } => None,
             State::Reachable { mac, .. } | State::Probing { mac, .. } => Some(*mac),
         }
     }
+
+    /// Takes note of what somebody said of this neighbour.
+    pub(super) fn heard(&mut self, heard: &Said, now: Instant) -> Option<Change> {
+        let fresh = State::Reachable { mac: heard.mac, answered: now, since: now };
+        match self {
+            State::Asking { .. } if heard.answer => {
+                *self = fresh;
+                return Some(Change::Reachable(heard.address, heard.mac));
+            }
+            // It is there: ask soon.
+            State::Asking { next, .. } => *next = (*next).min(now + AGAIN),
+            State::Reachable { mac, .. } | State::Probing { mac, .. } if *mac == heard.mac => {
+                if heard.answer {
+                    *self = fresh;
+                }
+            }
+            State::Reachable { mac, answered, .. } => {
+                let next = now.max(*answered + AGAIN);
+                *self = State::Probing { mac: *mac, sent: 0, next, apart: AGAIN_CLAIMED };
+            }
+            State::Probing { next, apart, .. } => {
+                *next = (*next).min(now + AGAIN_CLAIMED);
+                *apart = AGAIN_CLAIMED;
+            }
+        }
+        None
+    }
+
+    /// What is to be asked of the neighbour at `address` now, and whether it turned out to be dead.
+    pub(super) fn tick(&mut self, address: IpAddr, now: Instant, traffic: &Traffic<'_>) -> Asked {
+        let mut asked = Asked::default();
+        if let State::Reachable { mac, answered, mut since } = *self {
+            let ago = (traffic.delivered)(mac, address.is_ipv4());
+            since = ago.and_then(|ago| now.checked_sub(ago)).map_or(since, |at| at.max(since));
+            let silent = now.saturating_duration_since(since);
+            *self = if silent >= FRESH || silent >= SILENT && traffic.leaves {
+                State::Probing { mac, sent: 0, next: now, apart: AGAIN }
+            } else {
+                State::Reachable { mac, answered, since }
+            };
+        }
+        if let State::Probing { sent, next, .. } = *self
+            && now >= next
+            && sent >= UNANSWERED_MAX
+        {
+            *self = State::Asking { sent: 0, next: now, dead: true };
+            asked.died = true;
+        }
+        match self {
+            // It waits for an address to ask from.
+            State::Probing { .. } | State::Asking { .. } if !(traffic.asks)(address) => {}
+            State::Probing { mac, sent, next, apart } if now >= *next => {
+                asked.question = Some(Question { address, to: Some(*mac) });
+                (*sent, *next) = (*sent + 1, now + *apart);
+            }
+            State::Asking { sent, next, dead } if now >= *next => {
+                if *sent >= UNANSWERED_MAX && !*dead {
+                    *dead = true;
+                    asked.died = true;
+                }
+                asked.question = Some(Question { address, to: None });
+                *sent = sent.saturating_add(1);
+                *next = now + if *sent > UNANSWERED_MAX { AGAIN_DEAD } else { AGAIN };
+            }
+            _ => {}
+        }
+        asked
+    }
+
+    /// When there is something to ask, if that is known.
+    pub(super) fn due(&self) -> Option<Instant> {
+        match self {
+            State::Asking { next, .. } | State::Probing { next, .. } => Some(*next),
+            State::Reachable { .. } => None,
+        }
+    }
+}
+
+/// What [`State::tick`] found.
+#[derive(Default)]
+pub(super) struct Asked {
+    pub(super) question: Option<Question>,
+    /// It does not answer, which nobody has been told of.
+    pub(super) died: bool,
 }
 
 /// All routers.
@@ -134,29 +220,7 @@ impl Neighbors {
     /// Takes note of what somebody said.
     pub fn heard(&mut self, heard: &Said, now: Instant) -> Option<Change> {
         let (_, state) = self.0.iter_mut().find(|(address, _)| *address == heard.address)?;
-        let fresh = State::Reachable { mac: heard.mac, answered: now, since: now };
-        match state {
-            State::Asking { .. } if heard.answer => {
-                *state = fresh;
-                return Some(Change::Reachable(heard.address, heard.mac));
-            }
-            // It is there: ask soon.
-            State::Asking { next, .. } => *next = (*next).min(now + AGAIN),
-            State::Reachable { mac, .. } | State::Probing { mac, .. } if *mac == heard.mac => {
-                if heard.answer {
-                    *state = fresh;
-                }
-            }
-            State::Reachable { mac, answered, .. } => {
-                let next = now.max(*answered + AGAIN);
-                *state = State::Probing { mac: *mac, sent: 0, next, apart: AGAIN_CLAIMED };
-            }
-            State::Probing { next, apart, .. } => {
-                *next = (*next).min(now + AGAIN_CLAIMED);
-                *apart = AGAIN_CLAIMED;
-            }
-        }
-        None
+        state.heard(heard, now)
     }
 
     /// What is to be sent now, and what has changed by waiting.
@@ -168,51 +232,15 @@ impl Neighbors {
         changes: &mut Vec<Change>,
     ) {
         for (address, state) in &mut self.0 {
-            if let State::Reachable { mac, answered, mut since } = *state {
-                let ago = (traffic.delivered)(mac, address.is_ipv4());
-                since = ago.and_then(|ago| now.checked_sub(ago)).map_or(since, |at| at.max(since));
-                let silent = now.saturating_duration_since(since);
-                *state = if silent >= FRESH || silent >= SILENT && traffic.leaves {
-                    State::Probing { mac, sent: 0, next: now, apart: AGAIN }
-                } else {
-                    State::Reachable { mac, answered, since }
-                };
-            }
-            if let State::Probing { sent, next, .. } = *state
-                && now >= next
-                && sent >= UNANSWERED_MAX
-            {
-                *state = State::Asking { sent: 0, next: now, dead: true };
-                changes.push(Change::Unreachable(*address));
-            }
-            match state {
-                // It waits for an address to ask from.
-                State::Probing { .. } | State::Asking { .. } if !(traffic.asks)(*address) => {}
-                State::Probing { mac, sent, next, apart } if now >= *next => {
-                    questions.push(Question { address: *address, to: Some(*mac) });
-                    (*sent, *next) = (*sent + 1, now + *apart);
-                }
-                State::Asking { sent, next, dead } if now >= *next => {
-                    if *sent >= UNANSWERED_MAX && !*dead {
-                        *dead = true;
-                        changes.push(Change::Unreachable(*address));
-                    }
-                    questions.push(Question { address: *address, to: None });
-                    *sent = sent.saturating_add(1);
-                    *next = now + if *sent > UNANSWERED_MAX { AGAIN_DEAD } else { AGAIN };
-                }
-                _ => {}
-            }
+            let asked = state.tick(*address, now, traffic);
+            questions.extend(asked.question);
+            changes.extend(asked.died.then_some(Change::Unreachable(*address)));
         }
     }
 
     /// When [`Neighbors::tick`] has something to ask, if that is known; `asks` as in [`Traffic`].
     pub fn due(&self, asks: impl Fn(IpAddr) -> bool) -> Option<Instant> {
-        let next = self.0.iter().filter(|(address, _)| asks(*address)).filter_map(|(_, state)| match state {
-            State::Asking { next, .. } | State::Probing { next, .. } => Some(*next),
-            State::Reachable { .. } => None,
-        });
-        next.min()
+        self.0.iter().filter(|(address, _)| asks(*address)).filter_map(|(_, state)| state.due()).min()
     }
 
     /// The routers of one family, as packets see them.

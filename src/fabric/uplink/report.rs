@@ -27,6 +27,8 @@ pub struct UplinkStatus {
     pub mtu: u16,
     /// Routers of both families, with their link addresses.
     pub gateways: Vec<NextHop>,
+    /// Other neighbours that packets are for, with their link addresses; those that do not answer are reached by a router, if at all.
+    pub neighbors: Vec<NextHop>,
     /// Addresses that it answers for, in order.
     pub owned: Vec<(IpAddr, Owned)>,
     /// Those of them that somebody else has, so that they are not used, with that one's link address.
@@ -61,6 +63,7 @@ impl UplinkRuntime {
             mac: self.interface.map(|_| self.port.mac),
             mtu: self.network.mtu,
             gateways: self.neighbors.hops(true).into_iter().chain(self.neighbors.hops(false)).collect(),
+            neighbors: self.on_link.hops(),
             owned,
             lost: self.lost(),
             contested: self.contested(),

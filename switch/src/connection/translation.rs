@@ -58,6 +58,14 @@ pub struct Change {
     pub port_sum: u16,
 }
 
+impl Change {
+    /// Destination address afterwards.
+    #[inline]
+    pub fn dst(&self) -> u128 {
+        u128::from(self.addresses[2]) << 64 | u128::from(self.addresses[3])
+    }
+}
+
 /// A translation as it lies in the shared file.
 #[repr(C, align(64))]
 pub(super) struct TranslationLine {
