@@ -12,9 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use hostweave_switch::MacAddr;
@@ -24,12 +22,17 @@ use hostweave_switch::tables::PortId;
 use hostweave_uplink::Error;
 use hostweave_uplink::device::Device;
 use hostweave_uplink::netns::{TapRequest, delete_tap, open_tap, run_helper};
-use hostweave_uplink::uring::{Event, Uring, Waker};
-use nix::sched::{CloneFlags, setns};
+use hostweave_uplink::uring::{Event, Uring};
+
+mod support;
+
+use support::netns::{Netns, Scenario, ip, run};
+use support::traffic::{echo, transfer};
+use support::wire::Wire;
 
 const MAC_A: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x0a]);
 const MAC_B: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x0b]);
-const SCENARIOS: &[(&str, fn())] = &[
+const SCENARIOS: &[Scenario] = &[
     ("datagrams_and_tcp_with_offloads_between_two_namespaces", datagrams_and_tcp),
     ("a_device_survives_its_owner_and_keeps_its_connections", survives_its_owner),
     ("a_device_survives_kill_9_and_is_taken_over_at_once", survives_kill),
@@ -54,21 +57,11 @@ fn main() -> ExitCode {
         std::thread::sleep(Duration::from_secs(60));
         return ExitCode::SUCCESS;
     }
-    if let Some(missing) = missing() {
-        println!("tap: SKIPPED, this needs {missing}");
+    if File::options().read(true).write(true).open("/dev/net/tun").is_err() {
+        println!("tap: SKIPPED, this needs /dev/net/tun, and the right to open it");
         return ExitCode::SUCCESS;
     }
-    let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
-    let mut failed = 0;
-    for (name, scenario) in SCENARIOS {
-        if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
-            continue;
-        }
-        let result = std::panic::catch_unwind(scenario);
-        println!("test tap::{name} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
-        failed += u32::from(result.is_err());
-    }
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    run("tap", SCENARIOS)
 }
 
 fn helper(arguments: &[String]) -> ExitCode {
@@ -89,146 +82,14 @@ fn helper(arguments: &[String]) -> ExitCode {
     }
 }
 
-/// What this machine lacks.
-fn missing() -> Option<&'static str> {
-    if File::options().read(true).write(true).open("/dev/net/tun").is_err() {
-        return Some("/dev/net/tun, and the right to open it");
-    }
-    let name = format!("hw-up-{}-try", std::process::id());
-    let made = Command::new("ip").args(["netns", "add", &name]).stderr(Stdio::null()).status();
-    if !made.is_ok_and(|status| status.success()) {
-        return Some("root and `ip netns`");
-    }
-    let _ = Command::new("ip").args(["netns", "del", &name]).status();
-    None
-}
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split_whitespace()).status().unwrap();
-    assert!(status.success(), "ip {arguments}");
-}
-
 fn program() -> PathBuf {
     std::env::current_exe().unwrap()
 }
 
-/// A network namespace that goes away with the value.
-struct Netns(String);
-
 impl Netns {
-    fn new(scenario: &str) -> Self {
-        let name = format!("hw-up-{}-{scenario}", std::process::id());
-        ip(&format!("netns add {name}"));
-        ip(&format!("-n {name} link set lo up"));
-        Self(name)
-    }
-
-    fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.0)
-    }
-
-    fn ip(&self, arguments: &str) {
-        ip(&format!("-n {} {arguments}", self.0));
-    }
-
-    fn output(&self, arguments: &str) -> String {
-        let all = format!("netns exec {} {arguments}", self.0);
-        let output = Command::new("ip").args(all.split_whitespace()).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
     fn request(&self, mac: MacAddr) -> TapRequest {
         TapRequest { name: "eth0".to_owned(), netns: Some(self.path()), mac, mtu: 1500 }
     }
-
-    /// Runs `body` on a thread of its own inside the namespace.
-    fn inside<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        let file = File::open(self.path()).unwrap();
-        std::thread::spawn(move || {
-            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
-            body()
-        })
-    }
-}
-
-impl Drop for Netns {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).stderr(Stdio::null()).status();
-    }
-}
-
-#[derive(Default)]
-struct Seen {
-    frames: AtomicU64,
-    gso: AtomicU64,
-    partial: AtomicU64,
-    dropped: AtomicU64,
-}
-
-/// A wire between two devices, moved by one worker's ring.
-struct Wire {
-    stop: Arc<AtomicBool>,
-    waker: Waker,
-    thread: Option<JoinHandle<()>>,
-    seen: Arc<Seen>,
-}
-
-impl Wire {
-    fn new(a: Device, b: Device) -> Self {
-        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let thread = std::thread::spawn({
-            let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
-            move || {
-                let mut uring = Uring::new().unwrap();
-                sender.send(uring.waker()).unwrap();
-                carry(&mut uring, &[a, b], &stop, &seen);
-            }
-        });
-        Self { stop, waker: receiver.recv().unwrap(), thread: Some(thread), seen }
-    }
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        self.waker.wake();
-        let joined = self.thread.take().unwrap().join();
-        assert!(std::thread::panicking() || joined.is_ok());
-    }
-}
-
-fn carry(uring: &mut Uring, taps: &[Device; 2], stop: &AtomicBool, seen: &Seen) {
-    let mut burst = Burst::new();
-    taps[0].start(uring, 0);
-    taps[1].start(uring, 1);
-    let mut events = Vec::new();
-    while !stop.load(Ordering::SeqCst) {
-        uring.poll_completions(&mut |event| events.push(event));
-        if events.is_empty() {
-            uring.wait(Some(Duration::from_secs(1)));
-            continue;
-        }
-        for event in events.drain(..) {
-            let Event::Frame { token, frame } = event else { continue };
-            let (from, to) = (token as usize, 1 - token as usize);
-            let received = taps[from].receive(PortId(from as u32), &frame, &mut burst);
-            seen.frames.fetch_add(1, Ordering::Relaxed);
-            seen.dropped.fetch_add(u64::from(received.is_err()), Ordering::Relaxed);
-            for index in 0..burst.len() {
-                let (packet, arena) = burst.packet_mut(index);
-                seen.gso.fetch_add(u64::from(packet.meta.offload.is_gso()), Ordering::Relaxed);
-                seen.partial.fetch_add(u64::from(packet.meta.offload.needs_csum()), Ordering::Relaxed);
-                let sent = taps[to].transmit(packet, arena, uring);
-                seen.dropped.fetch_add(u64::from(sent.is_err()), Ordering::Relaxed);
-            }
-            burst.clear();
-            uring.release(frame);
-        }
-        uring.submit();
-    }
-    taps[0].stop(uring, 0);
-    taps[1].stop(uring, 1);
 }
 
 fn open(netns: &Netns, mac: MacAddr) -> Device {
@@ -240,55 +101,6 @@ fn addresses(a: &Netns, b: &Netns) {
         netns.ip(&format!("addr add 192.0.2.{host}/24 dev eth0"));
         netns.ip(&format!("addr add 2001:db8::{host}/64 dev eth0 nodad"));
     }
-}
-
-/// Sends a datagram of `len` octets from `a` to `b` and back.
-fn echo(a: &Netns, b: &Netns, to: &str, len: usize) {
-    let address: SocketAddr = to.parse().unwrap();
-    let (ready, listening) = std::sync::mpsc::channel();
-    let server = b.inside(move || {
-        let socket = UdpSocket::bind(address).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        ready.send(()).unwrap();
-        let mut octets = [0; 2_000];
-        let (len, peer) = socket.recv_from(&mut octets).unwrap();
-        socket.send_to(&octets[..len], peer).unwrap();
-    });
-    listening.recv().unwrap();
-    let client = a.inside(move || {
-        let socket = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let sent: Vec<u8> = (0..len).map(|index| index as u8).collect();
-        socket.send_to(&sent, address).unwrap();
-        let mut octets = [0; 2_000];
-        let received = socket.recv(&mut octets).unwrap();
-        assert!(octets[..received] == sent[..]);
-    });
-    client.join().unwrap();
-    server.join().unwrap();
-}
-
-/// Sends `len` octets of a pattern from `a` to `b` and compares them.
-fn transfer(a: &Netns, b: &Netns, to: &str, len: usize) {
-    let address: SocketAddr = to.parse().unwrap();
-    let (ready, listening) = std::sync::mpsc::channel();
-    let server = b.inside(move || {
-        let listener = TcpListener::bind(address).unwrap();
-        ready.send(()).unwrap();
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut octets = Vec::new();
-        stream.read_to_end(&mut octets).unwrap();
-        octets
-    });
-    listening.recv().unwrap();
-    let pattern: Vec<u8> = (0..len).map(|index| ((index * 31) >> 3) as u8).collect();
-    let sent = pattern.clone();
-    let client = a.inside(move || {
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap();
-        stream.write_all(&sent).unwrap();
-    });
-    client.join().unwrap();
-    assert!(server.join().unwrap() == pattern, "{to}: the octets differ");
 }
 
 fn datagrams_and_tcp() {

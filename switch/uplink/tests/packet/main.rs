@@ -5,14 +5,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::net::{IpAddr, UdpSocket};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use hostweave_switch::limits::HEAD_FIRST;
@@ -22,16 +17,21 @@ use hostweave_switch::tables::PortId;
 use hostweave_uplink::device::Device;
 use hostweave_uplink::netlink::interfaces::{Watch, addresses, interface};
 use hostweave_uplink::packet_socket::PacketSocket;
-use hostweave_uplink::uring::{Event, Uring, Waker};
-use nix::sched::{CloneFlags, setns};
+use hostweave_uplink::uring::{Event, Uring};
 
 mod hiding;
 mod missed;
 mod queues;
 mod steering;
+#[path = "../support/mod.rs"]
+mod support;
 mod xdp;
 
-const SCENARIOS: &[(&str, fn())] = &[
+use support::netns::{Netns, Scenario, run};
+use support::traffic::{echo, transfer};
+use support::wire::Wire;
+
+const SCENARIOS: &[Scenario] = &[
     ("datagrams_and_tcp_with_offloads_between_two_kernels", datagrams_and_tcp),
     ("only_frames_with_our_tag_pass_and_all_of_ours_have_it", tags),
     ("what_we_send_we_do_not_receive", own_frames),
@@ -57,83 +57,10 @@ const SCENARIOS: &[(&str, fn())] = &[
 ];
 
 fn main() -> ExitCode {
-    if let Some(missing) = missing() {
-        println!("packet: SKIPPED, this needs {missing}");
-        return ExitCode::SUCCESS;
-    }
-    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    let mut failed = 0;
-    for (name, scenario) in SCENARIOS {
-        if filter.as_ref().is_some_and(|filter| !name.contains(filter.as_str())) {
-            continue;
-        }
-        let result = std::panic::catch_unwind(scenario);
-        println!("test packet::{name} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
-        failed += u32::from(result.is_err());
-    }
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    run("packet", SCENARIOS)
 }
-
-/// What this machine lacks.
-fn missing() -> Option<&'static str> {
-    let name = format!("hw-pk-{}-try", std::process::id());
-    let made = Command::new("ip").args(["netns", "add", &name]).stderr(Stdio::null()).status();
-    if !made.is_ok_and(|status| status.success()) {
-        return Some("root and `ip netns`");
-    }
-    let _ = Command::new("ip").args(["netns", "del", &name]).status();
-    None
-}
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split_whitespace()).status().unwrap();
-    assert!(status.success(), "ip {arguments}");
-}
-
-/// A network namespace that goes away with the value.
-struct Netns(String);
 
 impl Netns {
-    fn new(scenario: &str) -> Self {
-        let name = format!("hw-pk-{}-{scenario}", std::process::id());
-        ip(&format!("netns add {name}"));
-        let netns = Self(name);
-        netns.ip("link set lo up");
-        netns
-    }
-
-    fn name(&self) -> &str {
-        &self.0
-    }
-
-    fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.0)
-    }
-
-    fn ip(&self, arguments: &str) {
-        ip(&format!("-n {} {arguments}", self.0));
-    }
-
-    fn ping(&self, target: &str) -> bool {
-        let arguments = ["netns", "exec", &self.0, "ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", target];
-        Command::new("ip").args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
-    }
-
-    /// Writes to a file below /proc/sys/net.
-    fn sysctl(&self, name: &str, value: &str) {
-        let (path, value) = (format!("/proc/sys/net/{name}"), value.to_owned());
-        self.inside(move || std::fs::write(path, value).unwrap()).join().unwrap();
-    }
-
-    /// Runs `body` on a thread of its own inside the namespace.
-    fn inside<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        let file = File::open(self.path()).unwrap();
-        std::thread::spawn(move || {
-            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
-            body()
-        })
-    }
-
     /// Opens a packet socket on an interface.
     fn open(&self, name: &'static str, vlan: Option<u16>) -> Device {
         self.open_group(name, vlan, 1).pop().unwrap()
@@ -149,12 +76,6 @@ impl Netns {
     }
 }
 
-impl Drop for Netns {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).stderr(Stdio::null()).status();
-    }
-}
-
 /// Connects `a` and `b`, as `left` and `right`.
 fn cable(a: &Netns, left: &str, b: &Netns, right: &str) {
     a.ip(&format!("link add {left} type veth peer name {right} netns {}", b.0));
@@ -164,87 +85,6 @@ fn cable(a: &Netns, left: &str, b: &Netns, right: &str) {
     for (netns, name) in [(a, left), (b, right)] {
         netns.sysctl(&format!("ipv6/conf/{name}/accept_dad"), "0");
     }
-}
-
-#[derive(Default)]
-struct Seen {
-    frames: AtomicU64,
-    gso: AtomicU64,
-    partial: AtomicU64,
-    dropped: AtomicU64,
-}
-
-/// A wire between two devices, moved by one worker's ring.
-struct Wire {
-    stop: Arc<AtomicBool>,
-    waker: Waker,
-    thread: Option<JoinHandle<()>>,
-    seen: Arc<Seen>,
-}
-
-impl Wire {
-    fn new(a: Device, b: Device) -> Self {
-        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let thread = std::thread::spawn({
-            let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
-            move || {
-                let mut uring = Uring::new().unwrap();
-                sender.send(uring.waker()).unwrap();
-                carry(&mut uring, &[a, b], &stop, &seen);
-            }
-        });
-        Self { stop, waker: receiver.recv().unwrap(), thread: Some(thread), seen }
-    }
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-        self.waker.wake();
-        let joined = self.thread.take().unwrap().join();
-        assert!(std::thread::panicking() || joined.is_ok());
-    }
-}
-
-fn carry(uring: &mut Uring, devices: &[Device; 2], stop: &AtomicBool, seen: &Seen) {
-    let mut burst = Burst::new();
-    devices[0].start(uring, 0);
-    devices[1].start(uring, 1);
-    let mut events = Vec::new();
-    while !stop.load(Ordering::SeqCst) {
-        uring.poll_completions(&mut |event| events.push(event));
-        if events.is_empty() {
-            uring.wait(Some(Duration::from_secs(1)));
-            continue;
-        }
-        for event in events.drain(..) {
-            let (token, frame) = match event {
-                Event::Frame { token, frame } => (token, frame),
-                Event::Refused { .. } | Event::Lost { .. } => {
-                    seen.dropped.fetch_add(1, Ordering::Relaxed);
-                    continue;
-                }
-                other => panic!("{other:?}"),
-            };
-            let (from, to) = (token as usize, 1 - token as usize);
-            let received = devices[from].receive(PortId(from as u32), &frame, &mut burst);
-            seen.frames.fetch_add(1, Ordering::Relaxed);
-            seen.dropped.fetch_add(u64::from(received.is_err()), Ordering::Relaxed);
-            for index in 0..burst.len() {
-                let (packet, arena) = burst.packet_mut(index);
-                seen.gso.fetch_add(u64::from(packet.meta.offload.is_gso()), Ordering::Relaxed);
-                seen.partial.fetch_add(u64::from(packet.meta.offload.needs_csum()), Ordering::Relaxed);
-                let sent = devices[to].transmit(packet, arena, uring);
-                seen.dropped.fetch_add(u64::from(sent.is_err()), Ordering::Relaxed);
-            }
-            burst.clear();
-            uring.release(frame);
-        }
-        uring.submit();
-    }
-    devices[0].stop(uring, 0);
-    devices[1].stop(uring, 1);
 }
 
 /// Two kernels, `a` and `b`, and a host between them whose wire is made of packet sockets. Its own kernel has no part.
@@ -272,55 +112,6 @@ impl Scene {
             netns.ip(&format!("addr add 2001:db8::{host}/64 dev {device} nodad"));
         }
     }
-}
-
-/// Sends a datagram of `len` octets from `a` to `b` and back.
-fn echo(a: &Netns, b: &Netns, to: &str, len: usize) {
-    let address: SocketAddr = to.parse().unwrap();
-    let (ready, listening) = std::sync::mpsc::channel();
-    let server = b.inside(move || {
-        let socket = UdpSocket::bind(address).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        ready.send(()).unwrap();
-        let mut octets = [0; 2_000];
-        let (len, peer) = socket.recv_from(&mut octets).unwrap();
-        socket.send_to(&octets[..len], peer).unwrap();
-    });
-    listening.recv().unwrap();
-    let client = a.inside(move || {
-        let socket = UdpSocket::bind(if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let sent: Vec<u8> = (0..len).map(|index| index as u8).collect();
-        socket.send_to(&sent, address).unwrap();
-        let mut octets = [0; 2_000];
-        let received = socket.recv(&mut octets).unwrap();
-        assert!(octets[..received] == sent[..]);
-    });
-    client.join().unwrap();
-    server.join().unwrap();
-}
-
-/// Sends `len` octets of a pattern from `a` to `b` and compares them.
-fn transfer(a: &Netns, b: &Netns, to: &str, len: usize) {
-    let address: SocketAddr = to.parse().unwrap();
-    let (ready, listening) = std::sync::mpsc::channel();
-    let server = b.inside(move || {
-        let listener = TcpListener::bind(address).unwrap();
-        ready.send(()).unwrap();
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut octets = Vec::new();
-        stream.read_to_end(&mut octets).unwrap();
-        octets
-    });
-    listening.recv().unwrap();
-    let pattern: Vec<u8> = (0..len).map(|index| ((index * 31) >> 3) as u8).collect();
-    let sent = pattern.clone();
-    let client = a.inside(move || {
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap();
-        stream.write_all(&sent).unwrap();
-    });
-    client.join().unwrap();
-    assert!(server.join().unwrap() == pattern, "{to}: the octets differ");
 }
 
 fn datagrams_and_tcp() {
