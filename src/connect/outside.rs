@@ -218,7 +218,7 @@ fn leave<'a, R: Recorder>(
     source: Source,
 ) -> Result<Receiver<'a>, DropReason> {
     let uplink = ctx.tables.uplink.as_deref().ok_or(DropReason::EgressNone)?;
-    if uplink.owned.contains_key(&key.dst()) || uplink.is_routed(key.dst()) {
+    if uplink.is_ours(key.dst()) {
         // Filters know senders by what they look like from outside.
         let from = sender(ctx, flows, key, source, destination(key));
         return receiver::<R>(ctx, flows, key, from);
@@ -562,14 +562,14 @@ pub(super) fn still<'a>(
     let uplink: &Uplink =
         tables.uplink.as_deref().ok_or(if stays { DropReason::NoConnection } else { DropReason::EgressNone })?;
     if from.kind == PortKind::Uplink {
-        if uplink.port != from.id || uplink.owned.contains_key(&key.src()) || uplink.is_routed(key.src()) {
+        if uplink.port != from.id || uplink.is_ours(key.src()) {
             return Err(DropReason::NoConnection);
         }
     } else if !owns(from, key.src()) || !still_shows(tables, from, key, &there, key.dst())? {
         return Err(DropReason::NoConnection);
     }
     let right = if to.kind == PortKind::Uplink {
-        let ours = uplink.owned.contains_key(&key.dst()) || uplink.is_routed(key.dst());
+        let ours = uplink.is_ours(key.dst());
         // Where the destination was given to a port of the network since, that one is meant.
         let local = tables.owner(AddressKey { address: key.dst(), network: from.network }).is_some();
         uplink.port == to.id && !ours && !local && there.dst() == key.dst()

@@ -236,7 +236,7 @@ fn network_of(ctx: &Context<'_>, frontend: &Frontend) -> Option<NetworkId> {
 /// Whether an address that no port has is to be looked for out there, whatever the network's egress is: not within the network, and nobody's on this host.
 fn is_beyond_host(tables: &Tables, network: NetworkId, address: u128) -> bool {
     let Some(uplink) = tables.uplink.as_deref() else { return false };
-    !outside::is_within(tables, network, address) && !uplink.owned.contains_key(&address) && !uplink.is_routed(address)
+    !outside::is_within(tables, network, address) && !uplink.is_ours(address)
 }
 
 /// The gateway's address in the family of `address`.
@@ -273,9 +273,7 @@ pub(super) fn still<'a>(
     };
     let own = from.kind != PortKind::Uplink && network == from.network;
     let shows = if from.kind == PortKind::Uplink {
-        let foreign = tables.uplink.as_ref().is_some_and(|uplink| {
-            uplink.port == from.id && !uplink.owned.contains_key(&key.src()) && !uplink.is_routed(key.src())
-        });
+        let foreign = tables.uplink.as_ref().is_some_and(|uplink| uplink.port == from.id && !uplink.is_ours(key.src()));
         foreign && there.src() == key.src()
     } else if own && to.id == from.id {
         gateway(tables, network, there.dst()) == Some(there.src())

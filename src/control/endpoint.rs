@@ -340,10 +340,8 @@ fn is_foreign(tables: &Tables, uplink: &Uplink, address: IpAddr) -> bool {
     };
     let known = (0..).map(NetworkId).zip(&tables.networks).filter(|(id, _)| *id != uplink.network);
     let mut known = known.filter_map(|(id, network)| Some((id, network.as_deref()?)));
-    let bits = mapped(address);
     !known.any(|(id, network)| within(network) || tables.owner(AddressKey::new(id, address)).is_some())
-        && !uplink.owned.contains_key(&bits)
-        && !uplink.is_routed(bits)
+        && !uplink.is_ours(mapped(address))
 }
 
 /// Addresses by which the outside knows a port: those that are attached to it, or else its own.

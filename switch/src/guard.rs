@@ -135,7 +135,7 @@ pub fn outside(uplink: &Uplink, packet: &Packet) -> Result<(), DropReason> {
     if martian {
         return Err(DropReason::AddressNotForwardable);
     }
-    if uplink.owned.contains_key(&src) || uplink.is_routed(src) {
+    if uplink.is_ours(src) {
         return Err(DropReason::SpoofedIp);
     }
     Ok(())

@@ -246,6 +246,11 @@ impl Uplink {
         self.owned.get(&address).or_else(|| self.kept.get(&address))
     }
 
+    /// Whether packets for an address are the host's to take at the uplink: it owns that, or the address's range is routed to it.
+    pub fn is_ours(&self, address: u128) -> bool {
+        self.owned.contains_key(&address) || self.is_routed(address)
+    }
+
     /// Whether an address lies in a range that is routed to the host.
     pub fn is_routed(&self, address: u128) -> bool {
         let address = Ipv6Addr::from(address).to_canonical();

@@ -51,7 +51,7 @@ use kernel::Hidden;
 use missed::Missed;
 use moved::Moved;
 use neighbor::{Change, Neighbors, Question, Said, Traffic};
-use on_link::OnLink;
+use on_link::OnLinkNeighbors;
 use owned::Outside;
 pub use report::UplinkStatus;
 
@@ -110,7 +110,7 @@ pub struct UplinkRuntime {
     serial: u32,
     link: bool,
     neighbors: Neighbors,
-    on_link: OnLink,
+    on_link: OnLinkNeighbors,
     /// Who of both delivers.
     heard: Arc<Heard>,
     /// Packets that had left when that was last looked at.
@@ -156,7 +156,7 @@ impl UplinkRuntime {
             serial: 0,
             link: false,
             neighbors: Neighbors::default(),
-            on_link: OnLink::new(Arc::clone(&inner.sought)),
+            on_link: OnLinkNeighbors::new(Arc::clone(&inner.sought)),
             heard: Arc::default(),
             left: 0,
             announcements: Announcements::default(),

@@ -53,13 +53,13 @@ impl Entry {
 
 /// All of them.
 #[derive(Default, Debug)]
-pub struct OnLink {
+pub struct OnLinkNeighbors {
     subnets: Vec<IpNet>,
     entries: HashMap<IpAddr, Entry>,
     sought: Arc<Sought>,
 }
 
-impl OnLink {
+impl OnLinkNeighbors {
     /// Nobody is known. Workers write to `sought`.
     pub fn new(sought: Arc<Sought>) -> Self {
         Self { sought, ..Self::default() }
@@ -78,7 +78,7 @@ impl OnLink {
         self.entries.clear();
     }
 
-    /// Begins to ask for those whom workers want; not for those of whom `is_other` is true, as in [`OnLink::set`].
+    /// Begins to ask for those whom workers want; not for those of whom `is_other` is true, as in [`OnLinkNeighbors::set`].
     pub fn want(&mut self, now: Instant, is_other: impl Fn(IpAddr) -> bool) {
         for (port, address) in self.sought.take() {
             let address = unmapped(address);
@@ -158,7 +158,7 @@ impl OnLink {
         changed
     }
 
-    /// When [`OnLink::tick`] has something to ask, if that is known; `asks` as in [`Traffic`].
+    /// When [`OnLinkNeighbors::tick`] has something to ask, if that is known; `asks` as in [`Traffic`].
     pub fn due(&self, asks: impl Fn(IpAddr) -> bool) -> Option<Instant> {
         let entries = self.entries.iter().filter(|(address, _)| asks(**address));
         entries.filter_map(|(_, entry)| entry.state()?.due()).min()
@@ -203,13 +203,13 @@ mod tests {
     const PORT: PortId = PortId(1);
 
     struct Scene {
-        link: OnLink,
+        link: OnLinkNeighbors,
         now: Instant,
     }
 
     impl Scene {
         fn new() -> Self {
-            let mut link = OnLink::default();
+            let mut link = OnLinkNeighbors::default();
             link.set(&["198.51.100.2/16".parse().unwrap(), "2001:db8::2/64".parse().unwrap()], |_| false);
             Self { link, now: Instant::now() }
         }
