@@ -7,8 +7,9 @@
 //! ```
 //!
 //! `rx` and `tx` are the worker's ([`crate::worker`]): they know rings and devices. What stands between them are these
-//! two functions, and only this file knows the order: [`classify`] looks at the packet alone, [`forward`] at what is
-//! known of its flow. A burst goes through the first as a whole before the second begins, so that the lines that the second
+//! two functions, and this file alone knows the order of what every packet meets: [`classify`] looks at the packet alone,
+//! [`forward`] at what is known of its flow. The order of what only a connection's first packet meets, `dnat` to `commit`, is
+//! that of `begin` in `connect/decide.rs`. A burst goes through the first as a whole before the second begins, so that the lines that the second
 //! needs are on their way by then. `trace` calls the same two with a [`Recorder`].
 
 use hostweave_nat::Pools;

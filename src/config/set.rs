@@ -30,7 +30,7 @@ use super::raw::{self, RawObject};
 
 mod lone;
 
-/// The built-in network: what UX §2 uses for IPv4, and a unique local prefix (RFC 4193) for IPv6.
+/// The built-in network: a private range (RFC 1918) for IPv4, and a unique local prefix (RFC 4193) for IPv6.
 const DEFAULT_V4: (Ipv4Net, Ipv4Addr) =
     (Ipv4Net::new_assert(Ipv4Addr::new(10, 64, 0, 0), 16), Ipv4Addr::new(10, 64, 0, 1));
 const DEFAULT_V6: (Ipv6Net, Ipv6Addr) = (

@@ -1,4 +1,4 @@
-//! Errors as they travel through the control socket (UX §3): a code and a kind that are stable, a sentence that is
+//! Errors as they travel through the control socket: a code and a kind that are stable, a sentence that is
 //! not, the field they are about, and full diagnostics where YAML is wrong.
 
 use serde::{Deserialize, Serialize};

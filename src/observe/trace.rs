@@ -1,4 +1,4 @@
-//! `trace`: what would become of a packet, stage by stage, and why (UX §5).
+//! `trace`: what would become of a packet, stage by stage, and why.
 //!
 //! The packet is made up ([`super::synthetic`]), the stages are the packet path's own ([`crate::datapath`]), run with a
 //! recorder that lets them change nothing. What they tell is put into words here: which policies select a port, which rule
@@ -142,7 +142,7 @@ impl Trace {
         self.verdict != Ended::Dropped
     }
 
-    /// The layout of UX §5.
+    /// A line for each stage, for people.
     pub fn text(&self) -> String {
         let mut text = String::new();
         for (number, stage) in (1..).zip(&self.stages) {

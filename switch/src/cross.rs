@@ -2,7 +2,7 @@
 //! What [`crate::rewrite`] is to a packet that stays.
 //!
 //! Whatever came before, no packet leaves by the uplink with a source address that is not the host's to use there
-//! (DESIGN §4, SEMANTICS NA35): that is looked up here, in what will be sent.
+//! (SEMANTICS NA35): that is looked up here, in what will be sent.
 
 use crate::MacAddr;
 use crate::connection::Change;

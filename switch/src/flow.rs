@@ -1,4 +1,4 @@
-//! Flows: the key of a packet, and each worker's own cache of what was decided about it (DESIGN §3).
+//! Flows: the key of a packet, and each worker's own cache of what was decided about it.
 //!
 //! # Theory of operation
 //!

@@ -1,5 +1,5 @@
 //! Memory mappings as typed slices: anonymous ones for flow caches, and files under the runtime directory for what
-//! must survive the process (DESIGN §3).
+//! must survive the process.
 //!
 //! All are used at random, so that a processor finds few of their small pages in its TLB: they ask for huge ones. Of a file in
 //! memory (tmpfs) nobody gets them by being asked beforehand unless the administrator has set `shmem_enabled`; what the kernel grants

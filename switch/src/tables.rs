@@ -31,7 +31,7 @@ impl PortId {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct NetworkId(pub u16);
 
-/// How ports get their addresses (DESIGN §6).
+/// How ports get their addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Addressing {
     /// The prefix length of the network's CIDR; the switch answers ARP and ND for every address in it.
@@ -101,14 +101,14 @@ impl Domain {
     }
 }
 
-/// What kind of thing is attached to a port. `guard` and `local` do not apply to the internal port.
+/// What kind of thing is attached to a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PortKind {
     /// A VM over vhost-user.
     VhostUser,
     /// A container over TAP.
     Tap,
-    /// The host's own services (DESIGN §3).
+    /// The host's own services.
     Internal,
     /// The way out of the host; see [`Uplink`].
     Uplink,

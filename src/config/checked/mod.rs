@@ -46,7 +46,7 @@ pub use service::{Balancing, Families, Form, PoolChoice, Prefer, Service, Servic
 /// Queue pairs of one port.
 const QUEUES_MAX: u32 = 16;
 
-/// Where an object comes from: the only place where it may be changed (UX §2).
+/// Where an object comes from: the only place where it may be changed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum Origin {
