@@ -266,14 +266,9 @@ impl Table {
         self.policies.iter()
     }
 
-    /// Number of a port's identity: ports of one namespace with the same labels share it.
+    /// Number of a port's identity: ports of one namespace with the same labels share it. `None` until its policy is compiled (SEMANTICS NP30).
     pub fn identity(&self, port: PortId) -> Option<u32> {
         self.port(port).map(|port| port.identity)
-    }
-
-    /// Whether a port's policy is compiled (SEMANTICS NP30).
-    pub fn is_known(&self, port: PortId) -> bool {
-        self.port(port).is_some()
     }
 
     /// The policies that have a say about a port's traffic of a direction, as they are asked: Admin, v1, Baseline.
@@ -406,7 +401,7 @@ mod tests {
             dst_port: Some(80),
         };
         assert_eq!(Table::default().decide(&flow), Decision::denied(Basis::NotCompiled));
-        assert!(!Table::default().is_known(PortId::NONE));
+        assert_eq!(Table::default().identity(PortId::NONE), None);
     }
 
     #[test]

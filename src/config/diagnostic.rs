@@ -100,13 +100,6 @@ impl Diagnostic {
         self
     }
 
-    /// Names the field.
-    #[must_use]
-    pub fn with_field(mut self, field: impl Into<String>) -> Self {
-        self.field = Some(field.into());
-        self
-    }
-
     /// Adds the place.
     #[must_use]
     pub fn with_place(mut self, place: Option<Place>) -> Self {
