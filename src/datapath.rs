@@ -171,10 +171,9 @@ pub fn forward<'a, R: Recorder>(
             }
         }
     };
-    let out = match ctx.tables.port(way.out_port) {
-        Some(out) if out.up => out,
-        Some(_) => return Verdict::Drop(DropReason::PortDown),
-        None => return Verdict::Drop(DropReason::Internal),
+    let out = match out_port(ctx, way) {
+        Ok(out) => out,
+        Err(reason) => return Verdict::Drop(reason),
     };
     if let Err(reason) = rewrite::rewrite(packet, ctx.network, out) {
         return Verdict::Drop(reason);
@@ -193,10 +192,9 @@ fn cross<R: Recorder>(
     packet: &mut Packet,
     record: &mut R,
 ) -> Verdict {
-    let out = match ctx.tables.port(way.out_port) {
-        Some(out) if out.up => out,
-        Some(_) => return Verdict::Drop(DropReason::PortDown),
-        None => return Verdict::Drop(DropReason::Internal),
+    let out = match out_port(ctx, way) {
+        Ok(out) => out,
+        Err(reason) => return Verdict::Drop(reason),
     };
     let of = match part {
         Part::Flow(place) => Some(connect::found(&flows.cache.get(place))),
@@ -219,6 +217,16 @@ fn cross<R: Recorder>(
         // What a trace shows was not really translated.
         Err(DropReason::SourceNotOwned) if R::MASKED => done(lookup, way, packet, record),
         Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// The port that a packet goes to, if it is up.
+#[inline(always)]
+fn out_port<'a>(ctx: &Context<'a>, way: Way) -> Result<&'a Port, DropReason> {
+    match ctx.tables.port(way.out_port) {
+        Some(out) if out.up => Ok(out),
+        Some(_) => Err(DropReason::PortDown),
+        None => Err(DropReason::Internal),
     }
 }
 

@@ -5,7 +5,6 @@
 //! says which of its rules matches first, looked up by the peer's identity and address, protocol and L4 port (`crate::tier`).
 //! (3) The tiers' answers are put together in [`Table::decide`]. Nothing here allocates or loops over policies, rules, ports.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use hostweave_switch::tables::{NetworkId, PortId};
@@ -235,18 +234,6 @@ impl Table {
     #[inline]
     fn tier(&self, id: u32) -> Option<&Tier> {
         self.tiers.get(id as usize)?.as_deref()
-    }
-
-    /// The built-in rule that lets traffic with the host's own services pass; see [`Infrastructure::builtin`].
-    pub fn builtin(
-        &self,
-        from_internal: bool,
-        to_internal: bool,
-        proto: u8,
-        dst_port: Option<u16>,
-        dst_address: IpAddr,
-    ) -> Option<BuiltIn> {
-        self.infrastructure.builtin(from_internal, to_internal, proto, dst_port, dst_address)
     }
 
     /// Which built-in rules are on.

@@ -300,7 +300,7 @@ fn judge<R: Recorder>(
     // Between workloads there is no built-in rule, and nearly all connections are.
     let builtin = to.filter(|to| internal(from) || internal(to)).and_then(|to| {
         let dst = Ipv6Addr::from(asked.dst).to_canonical();
-        ctx.policy.builtin(internal(from), internal(to), key.proto(), asked.dst_port, dst)
+        ctx.policy.infrastructure().builtin(internal(from), internal(to), key.proto(), asked.dst_port, dst)
     });
     if let Some(rule) = builtin {
         record.stage("egress", Detail::BuiltIn(rule));

@@ -322,6 +322,7 @@ pub const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 pub const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x254);
 
 /// An address as tables and keys have it: IPv4-mapped for IPv4.
+#[inline]
 pub fn mapped(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
@@ -353,10 +354,7 @@ impl AddressKey {
     /// Key of an address in a network.
     #[inline]
     pub fn new(network: NetworkId, address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(v4) => Self::v4(network, v4),
-            IpAddr::V6(v6) => Self::v6(network, v6),
-        }
+        Self { address: mapped(address), network }
     }
 
     /// Key of an IPv4 address.

@@ -36,7 +36,7 @@ use super::raw::{NameOrId, RawObject};
 pub use endpoint_slice::{Endpoint, EndpointPort, EndpointSlice, SERVICE_NAME};
 pub use host_config::{Connections, Defaults, HostAccess, HostConfig, Infrastructure};
 pub use meta::Metadata;
-pub use network::{Network, default_services_v4, default_services_v6};
+pub use network::{MTU_DEFAULT, Network, default_services_v4, default_services_v6};
 use network_policy::Places;
 pub use network_policy::protocol;
 pub use pools::{AddressPool, NatPool, PoolType};
