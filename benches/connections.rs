@@ -31,7 +31,7 @@ use hostweave_switch::fuzz::{GUEST_A, GUEST_B, NETWORK, mac, tables, v4, v6};
 use hostweave_switch::limits::{BURST, HEADROOM};
 use hostweave_switch::packet::Burst;
 use hostweave_switch::stage::Verdict;
-use hostweave_switch::tables::{AddressKey, PortId, Tables};
+use hostweave_switch::tables::{PortId, Tables, mapped};
 use hostweave_switch::{MacAddr, parse};
 
 type Failure = Box<dyn std::error::Error>;
@@ -348,10 +348,6 @@ fn vip(six: bool, service: u32) -> IpAddr {
     } else {
         Ipv4Addr::from(0x0a60_0000 + service).into()
     }
-}
-
-fn mapped(address: IpAddr) -> u128 {
-    AddressKey::new(NETWORK, address).address
 }
 
 /// The Services of a scenario. All backends of the first one are the other guest, at ten L4 ports.

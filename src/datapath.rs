@@ -7,8 +7,9 @@
 //! ```
 //!
 //! `rx` and `tx` are the worker's ([`crate::worker`]): they know rings and devices. What stands between them are these
-//! two functions, and only this file knows the order: [`classify`] looks at the packet alone, [`forward`] at what is
-//! known of its flow. A burst goes through the first as a whole before the second begins, so that the lines that the second
+//! two functions, and this file alone knows the order of what every packet meets: [`classify`] looks at the packet alone,
+//! [`forward`] at what is known of its flow. The order of what only a connection's first packet meets, `dnat` to `commit`, is
+//! that of `begin` in `connect/decide.rs`. A burst goes through the first as a whole before the second begins, so that the lines that the second
 //! needs are on their way by then. `trace` calls the same two with a [`Recorder`].
 
 use hostweave_nat::Pools;
@@ -170,10 +171,9 @@ pub fn forward<'a, R: Recorder>(
             }
         }
     };
-    let out = match ctx.tables.port(way.out_port) {
-        Some(out) if out.up => out,
-        Some(_) => return Verdict::Drop(DropReason::PortDown),
-        None => return Verdict::Drop(DropReason::Internal),
+    let out = match out_port(ctx, way) {
+        Ok(out) => out,
+        Err(reason) => return Verdict::Drop(reason),
     };
     if let Err(reason) = rewrite::rewrite(packet, ctx.network, out) {
         return Verdict::Drop(reason);
@@ -192,10 +192,9 @@ fn cross<R: Recorder>(
     packet: &mut Packet,
     record: &mut R,
 ) -> Verdict {
-    let out = match ctx.tables.port(way.out_port) {
-        Some(out) if out.up => out,
-        Some(_) => return Verdict::Drop(DropReason::PortDown),
-        None => return Verdict::Drop(DropReason::Internal),
+    let out = match out_port(ctx, way) {
+        Ok(out) => out,
+        Err(reason) => return Verdict::Drop(reason),
     };
     let of = match part {
         Part::Flow(place) => Some(connect::found(&flows.cache.get(place))),
@@ -218,6 +217,16 @@ fn cross<R: Recorder>(
         // What a trace shows was not really translated.
         Err(DropReason::SourceNotOwned) if R::MASKED => done(lookup, way, packet, record),
         Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// The port that a packet goes to, if it is up.
+#[inline(always)]
+fn out_port<'a>(ctx: &Context<'a>, way: Way) -> Result<&'a Port, DropReason> {
+    match ctx.tables.port(way.out_port) {
+        Some(out) if out.up => Ok(out),
+        Some(_) => Err(DropReason::PortDown),
+        None => Err(DropReason::Internal),
     }
 }
 

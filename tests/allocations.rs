@@ -1,4 +1,4 @@
-//! Nothing is allocated on the packet path (STYLE rule 11): every allocation of a worker thread is counted while
+//! Nothing is allocated on the packet path: every allocation of a worker thread is counted while
 //! guests send what takes every way through the switch.
 //!
 //! A test binary of its own, because it has an allocator of its own.

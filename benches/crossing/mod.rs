@@ -20,7 +20,7 @@ use hostweave_switch::limits::HEAD_FIRST;
 use hostweave_switch::packet::{Burst, Meta};
 use hostweave_switch::stage::Verdict;
 use hostweave_switch::tables::{
-    AddressKey, Egress, Network, NetworkId, NextHop, Owned, Port, PortId, PortKind, Tables, Uplink,
+    AddressKey, Egress, Network, NetworkId, NextHop, Owned, Port, PortId, PortKind, Tables, Uplink, mapped,
 };
 use hostweave_switch::tcp_track::Side;
 use hostweave_switch::wire::proto;
@@ -113,10 +113,6 @@ fn virtual_address(six: bool) -> IpAddr {
 
 fn inside(port: PortId, six: bool) -> IpAddr {
     if six { v6(port).into() } else { v4(port).into() }
-}
-
-fn mapped(address: IpAddr) -> u128 {
-    AddressKey::new(NETWORK, address).address
 }
 
 /// A plane of two guests, whose policies are compiled and isolate nobody, so that flows differ in nothing but their tuple, and of an

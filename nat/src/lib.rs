@@ -1,5 +1,5 @@
 //! NAT egress: workloads without a public address reach the outside from the addresses of a pool, one direction only
-//! (DESIGN §3, SEMANTICS §5; RFC 4787, 5382, 5508, 6888). It knows `switch` and nothing else of ours.
+//! (SEMANTICS §5; RFC 4787, 5382, 5508, 6888). It knows `switch` and nothing else of ours.
 //!
 //! # Theory of operation
 //!

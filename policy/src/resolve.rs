@@ -1,8 +1,8 @@
 //! A policy object, ready to be put into tiers: selectors and names replaced by numbers, address blocks by spans.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
+use hostweave_switch::tables::mapped;
 use ipnet::IpNet;
 
 use crate::class::PortRange;
@@ -321,15 +321,7 @@ pub(crate) fn spans(cidr: IpNet, except: &[IpNet]) -> Vec<(u128, u128)> {
 }
 
 fn bounds(cidr: &IpNet) -> (u128, u128) {
-    (address_bits(cidr.network()), address_bits(cidr.broadcast()))
-}
-
-/// An address in the common space: IPv4 is mapped.
-pub(crate) fn address_bits(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(address) => address.to_bits(),
-    }
+    (mapped(cidr.network()), mapped(cidr.broadcast()))
 }
 
 #[cfg(test)]
@@ -338,7 +330,7 @@ mod tests {
 
     fn written(cidr: &str, except: &[&str]) -> Vec<String> {
         let except: Vec<IpNet> = except.iter().map(|cidr| cidr.parse().unwrap()).collect();
-        let text = |bits: u128| IpAddr::from(std::net::Ipv6Addr::from_bits(bits)).to_canonical().to_string();
+        let text = |bits: u128| std::net::IpAddr::from(std::net::Ipv6Addr::from_bits(bits)).to_canonical().to_string();
         spans(cidr.parse().unwrap(), &except)
             .iter()
             .map(|(first, last)| format!("{}-{}", text(*first), text(*last)))

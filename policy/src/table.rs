@@ -5,7 +5,6 @@
 //! says which of its rules matches first, looked up by the peer's identity and address, protocol and L4 port (`crate::tier`).
 //! (3) The tiers' answers are put together in [`Table::decide`]. Nothing here allocates or loops over policies, rules, ports.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use hostweave_switch::tables::{NetworkId, PortId};
@@ -237,18 +236,6 @@ impl Table {
         self.tiers.get(id as usize)?.as_deref()
     }
 
-    /// The built-in rule that lets traffic with the host's own services pass; see [`Infrastructure::builtin`].
-    pub fn builtin(
-        &self,
-        from_internal: bool,
-        to_internal: bool,
-        proto: u8,
-        dst_port: Option<u16>,
-        dst_address: IpAddr,
-    ) -> Option<BuiltIn> {
-        self.infrastructure.builtin(from_internal, to_internal, proto, dst_port, dst_address)
-    }
-
     /// Which built-in rules are on.
     pub fn infrastructure(&self) -> Infrastructure {
         self.infrastructure
@@ -266,14 +253,9 @@ impl Table {
         self.policies.iter()
     }
 
-    /// Number of a port's identity: ports of one namespace with the same labels share it.
+    /// Number of a port's identity: ports of one namespace with the same labels share it. `None` until its policy is compiled (SEMANTICS NP30).
     pub fn identity(&self, port: PortId) -> Option<u32> {
         self.port(port).map(|port| port.identity)
-    }
-
-    /// Whether a port's policy is compiled (SEMANTICS NP30).
-    pub fn is_known(&self, port: PortId) -> bool {
-        self.port(port).is_some()
     }
 
     /// The policies that have a say about a port's traffic of a direction, as they are asked: Admin, v1, Baseline.
@@ -406,7 +388,7 @@ mod tests {
             dst_port: Some(80),
         };
         assert_eq!(Table::default().decide(&flow), Decision::denied(Basis::NotCompiled));
-        assert!(!Table::default().is_known(PortId::NONE));
+        assert_eq!(Table::default().identity(PortId::NONE), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Why a command failed: what the user reads, and the exit code (UX §1).
+//! Why a command failed: what the user reads, and the exit code.
 
 use crate::config::{Diagnostic, Diagnostics};
 use crate::control::error::{ErrorKind, RpcError};

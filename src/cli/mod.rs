@@ -1,7 +1,7 @@
 //! The command line. Each command is defined in one place: its arguments, its help and what it does stand in one file.
 //!
 //! Everything but `daemon`, `validate`, `explain`, `schema` and `completion` is a client of the control socket and
-//! nothing more (STYLE rule 34). Results go to stdout, everything else to stderr.
+//! nothing more. Results go to stdout, everything else to stderr.
 
 mod attach_netns;
 mod bugreport;

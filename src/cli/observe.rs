@@ -1,4 +1,4 @@
-//! `hostweave observe`: the flow log, live, past or from a file, with Hubble's flags (UX §1, §5).
+//! `hostweave observe`: the flow log, live, past or from a file, with Hubble's flags.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};

@@ -1,4 +1,4 @@
-//! How results look: tables for people, JSON and YAML for programs (UX §1).
+//! How results look: tables for people, JSON and YAML for programs.
 
 use std::io::{IsTerminal, Write};
 

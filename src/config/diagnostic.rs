@@ -1,4 +1,4 @@
-//! Diagnostics: what is wrong, where, why, and what to write instead (UX §4).
+//! Diagnostics: what is wrong, where, why, and what to write instead.
 //!
 //! A [`Diagnostic`] carries the source line itself, not the file: it travels through the control socket as JSON and
 //! the client renders it exactly as an offline `validate` would. Rendering is miette's; this file only feeds it.
@@ -100,13 +100,6 @@ impl Diagnostic {
         self
     }
 
-    /// Names the field.
-    #[must_use]
-    pub fn with_field(mut self, field: impl Into<String>) -> Self {
-        self.field = Some(field.into());
-        self
-    }
-
     /// Adds the place.
     #[must_use]
     pub fn with_place(mut self, place: Option<Place>) -> Self {
@@ -141,7 +134,7 @@ impl Diagnostic {
         // Writing to a String cannot fail; a renderer that fails anyway leaves what it wrote.
         let _ =
             GraphicalReportHandler::new_themed(theme).with_width(160).with_links(false).render_report(&mut body, self);
-        // miette leaves an empty line after the code; UX §4 does not.
+        // miette leaves an empty line after the code.
         let body = body.replacen("\n\n", "\n", 1);
         format!("{word}: {}\n", body.trim_end())
     }

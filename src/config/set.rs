@@ -15,7 +15,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use rpds::RedBlackTreeMapSync;
 
 use super::checked::{
-    Backend, EndpointSlice, Form, HostConfig, Network, Object, Origin, Port, Spec, default_services_v4,
+    Backend, EndpointSlice, Form, HostConfig, MTU_DEFAULT, Network, Object, Origin, Port, Spec, default_services_v4,
     default_services_v6,
 };
 use super::desired::{SOCKET_PATH_MAX, default_socket, incoming_socket};
@@ -30,14 +30,13 @@ use super::raw::{self, RawObject};
 
 mod lone;
 
-/// The built-in network: what UX §2 uses for IPv4, and a unique local prefix (RFC 4193) for IPv6.
+/// The built-in network: a private range (RFC 1918) for IPv4, and a unique local prefix (RFC 4193) for IPv6.
 const DEFAULT_V4: (Ipv4Net, Ipv4Addr) =
     (Ipv4Net::new_assert(Ipv4Addr::new(10, 64, 0, 0), 16), Ipv4Addr::new(10, 64, 0, 1));
 const DEFAULT_V6: (Ipv6Net, Ipv6Addr) = (
     Ipv6Net::new_assert(Ipv6Addr::new(0xfd68, 0x7700, 0x64, 0, 0, 0, 0, 0), 64),
     Ipv6Addr::new(0xfd68, 0x7700, 0x64, 0, 0, 0, 0, 1),
 );
-const DEFAULT_MTU: u16 = 1500;
 const DEFAULT_VNI: u32 = 4096;
 
 /// Objects that agree with each other, the built-in ones included. Cheap to clone, also to change a clone: what did not change is
@@ -318,7 +317,7 @@ fn built_in() -> [Object; 2] {
         metadata: metadata(DEFAULT_NETWORK),
         spec: raw::network::NetworkSpec {
             cidrs: vec![v4.0.to_string(), v6.0.to_string()],
-            mtu: Some(u32::from(DEFAULT_MTU)),
+            mtu: Some(u32::from(MTU_DEFAULT)),
             vni: Some(DEFAULT_VNI),
             ..raw::network::NetworkSpec::default()
         },
@@ -328,7 +327,7 @@ fn built_in() -> [Object; 2] {
         v6: Some(v6),
         services_v4: Some(default_services_v4(v4.0)),
         services_v6: Some(default_services_v6(v6.0)),
-        mtu: DEFAULT_MTU,
+        mtu: MTU_DEFAULT,
         vni: DEFAULT_VNI,
         addressing: Addressing::Network,
         learning: true,

@@ -1,5 +1,5 @@
 //! `egress`, `route`, `ingress`, `commit`: may a new connection begin, and where does it go? (`dnat` and `snat` around them:
-//! `outside`.) And the same question again, of
+//! `outside`.) [`begin`] is the order of the stages that a connection's first packet meets. And the same question again, of
 //! one that began under tables which are gone.
 
 use std::net::Ipv6Addr;
@@ -88,7 +88,7 @@ impl From<DropReason> for Refused {
     }
 }
 
-/// One attempt of [`decide`].
+/// One attempt of [`decide`]: `dnat`, `egress`, `route`, `ingress`, `snat`, `commit`, in this order.
 #[allow(clippy::too_many_arguments, reason = "what `decide` was given")]
 fn begin<'a, R: Recorder>(
     ctx: &Context<'a>,
@@ -271,7 +271,7 @@ impl<'a> Asked<'a> {
         (foreseen && src != self.src).then_some(Self { src, ..*self })
     }
 
-    /// One that crosses: policy sees the inside address of a destination and the real source (DESIGN §3), of the same network.
+    /// One that crosses: policy sees the inside address of a destination and the real source, of the same network.
     /// Addresses of another one mean nothing there: who is in it is seen as from outside.
     fn crossing(self, to: &Port, dst: u128, l4: u16, shown: impl FnOnce() -> u128) -> Self {
         let dst_port = self.dst_port.map(|_| l4);
@@ -300,7 +300,7 @@ fn judge<R: Recorder>(
     // Between workloads there is no built-in rule, and nearly all connections are.
     let builtin = to.filter(|to| internal(from) || internal(to)).and_then(|to| {
         let dst = Ipv6Addr::from(asked.dst).to_canonical();
-        ctx.policy.builtin(internal(from), internal(to), key.proto(), asked.dst_port, dst)
+        ctx.policy.infrastructure().builtin(internal(from), internal(to), key.proto(), asked.dst_port, dst)
     });
     if let Some(rule) = builtin {
         record.stage("egress", Detail::BuiltIn(rule));
@@ -393,7 +393,7 @@ fn commit<R: Recorder>(
         round: round(ctx.now),
         out_port: out.id.0 as u16,
         queue: NO_QUEUE,
-        // Whoever answers, or goes on for a while, is assured (`refresh`).
+        // Whoever answers, or goes on for a while, is assured (`seen_now`).
         flags: crosses | if lookup.key.proto() == proto::TCP { TCP } else { 0 },
     };
     let place = flows.cache.put(missed.place, &flow, lookup.hash);

@@ -1,5 +1,5 @@
-//! The stages `flow`, `conn`, `egress`, `route`, `ingress` and `commit`: which connection a packet belongs to, and whether
-//! a new one may begin.
+//! The stages `flow`, `conn`, `dnat`, `egress`, `route`, `ingress`, `snat` and `commit`: which connection a packet belongs to,
+//! and whether a new one may begin. `connection` has the order of the first two, `begin` in `decide` that of the others.
 //!
 //! Theory of operation: nearly every packet finds its flow in this worker's cache, and if that was checked against its
 //! connection in the current round (four seconds) and the current epoch, nothing else is looked at ([`ready`], [`crossed`]). Otherwise the

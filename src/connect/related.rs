@@ -1,7 +1,7 @@
 //! ICMP errors: where the packet that they speak about came from (SEMANTICS CT5, NP23), and what they must say there if that
 //! packet was translated on its way (SEMANTICS NA20, NA21, NA24; RFC 5508 §4.2).
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use hostweave_switch::connection::change;
 use hostweave_switch::flow::{FlowKey, Kind, NO_QUEUE, query};
@@ -9,7 +9,7 @@ use hostweave_switch::limits::IPV6_EXTENSION_HEADERS_MAX;
 use hostweave_switch::packet::{L3, Packet};
 use hostweave_switch::payload::{Segment, gather};
 use hostweave_switch::stage::DropReason;
-use hostweave_switch::tables::{PortId, PortKind};
+use hostweave_switch::tables::{PortId, PortKind, mapped};
 use hostweave_switch::translate::translate_error;
 use hostweave_switch::wire::ipv4::Ipv4;
 use hostweave_switch::wire::ipv6::{self, Extension, Ipv6};
@@ -212,8 +212,7 @@ fn quoted_v4(packet: &mut Packet, arena: &mut [Segment], at: usize) -> Option<(u
     if header.version() != 4 || header.header_len() < 20 || header.fragment_offset() != 0 {
         return None;
     }
-    let mapped = |address: Ipv4Addr| 0xffff_0000_0000 | u128::from(u32::from(address));
-    Some((mapped(header.src()), mapped(header.dst()), header.proto(), at + header.header_len()))
+    Some((mapped(header.src().into()), mapped(header.dst().into()), header.proto(), at + header.header_len()))
 }
 
 fn quoted_v6(packet: &mut Packet, arena: &mut [Segment], at: usize) -> Option<(u128, u128, u8, usize)> {

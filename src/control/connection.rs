@@ -1,4 +1,4 @@
-//! One connection to a control socket: JSON-RPC lines or HTTP, told apart by the first octet (UX §3).
+//! One connection to a control socket: JSON-RPC lines or HTTP, told apart by the first octet.
 //!
 //! Requests of a connection are answered one after the other; while one runs, the next is not read, so that a client
 //! cannot pile up work. Notifications of subscriptions go out in between. Everything has a limit.

@@ -136,7 +136,7 @@ impl Draft {
     }
 }
 
-/// What comes from a file is changed only there (UX §2).
+/// What comes from a file is changed only there.
 fn check_origin(key: &ObjectKey, before: &Snapshot) -> Result<(), RpcError> {
     let from_file = |object: &&Arc<Object>| matches!(object.origin, Origin::File { .. });
     let Some(object) = before.set.get(key).filter(from_file) else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! Errors as they travel through the control socket (UX §3): a code and a kind that are stable, a sentence that is
+//! Errors as they travel through the control socket: a code and a kind that are stable, a sentence that is
 //! not, the field they are about, and full diagnostics where YAML is wrong.
 
 use serde::{Deserialize, Serialize};
@@ -161,7 +161,8 @@ mod tests {
 
     #[test]
     fn remote_and_offline_diagnostics_are_the_same() {
-        let one = Diagnostic::error("hostweave::config::unknown_field", "no such field").with_field("spec.x");
+        let mut one = Diagnostic::error("hostweave::config::unknown_field", "no such field");
+        one.field = Some("spec.x".to_owned());
         let error = RpcError::from(Diagnostics::from(one.clone()));
         let travelled: RpcError = serde_json::from_str(&serde_json::to_string(&error).unwrap()).unwrap();
         assert_eq!(travelled.to_diagnostics(), Diagnostics::from(one));

@@ -1,4 +1,4 @@
-//! The one table of methods behind JSON-RPC, HTTP and `rpc --list`: name, doc, parameters, handler (STYLE rule 35).
+//! The one table of methods behind JSON-RPC, HTTP and `rpc --list`: name, doc, parameters, handler.
 //!
 //! A call has two halves. [`prepare`] finds the method and reads its parameters, refusing what it does not know;
 //! only then the handler may run. Handlers are plain blocking functions; the transport runs them off its own threads.
@@ -172,7 +172,7 @@ impl Prepared {
                 let message = format!("{} changes something, and this socket is read-only", self.method.name);
                 return Err(RpcError::new(ErrorKind::Denied, "method", message).help("use control.sock"));
             }
-            // UX §3: who changed what.
+            // The log says who changed what.
             let Client { pid, uid, gid, .. } = call.client;
             tracing::info!(method = self.method.name, pid, uid, gid, "a client asks for a change");
         }

@@ -6,8 +6,8 @@
 //! fabric events (guest's addresses, faults) ─────────────────────────┘
 //! ```
 //!
-//! One writer at a time. A change is checked whole, written to disk, handed to the packet path, and only then answered
-//! (DESIGN §4.5). Readers take a snapshot and wait for nobody.
+//! One writer at a time. A change is checked whole, written to disk, handed to the packet path, and only then answered.
+//! Readers take a snapshot and wait for nobody.
 
 pub mod attach_args;
 pub mod connection;

@@ -1,4 +1,4 @@
-//! Where things are (UX §7): the system's folders, or the user's own with `--rootless`.
+//! Where things are: the system's folders, or the user's own with `--rootless`.
 
 use std::path::{Path, PathBuf};
 

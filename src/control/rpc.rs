@@ -1,5 +1,5 @@
 //! JSON-RPC 2.0: from octets to a checked request, and from a result to octets. Nothing here has side effects, so that
-//! a request is refused before anything happens (UX §3).
+//! a request is refused before anything happens.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};

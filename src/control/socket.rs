@@ -12,8 +12,7 @@ use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{UnixListener, UnixStream};
 
-/// Octets of a socket path that the kernel takes (`sun_path` without its terminating zero, unix(7)).
-const PATH_BYTES_MAX: usize = 107;
+use crate::config::desired::SOCKET_PATH_MAX;
 
 /// The group that may use the control socket, if it exists.
 pub const GROUP: &str = "hostweave";
@@ -67,8 +66,11 @@ impl ControlSocket {
     /// Another daemon holds the lock, something that is not ours stands at the path, or the kernel refuses.
     pub fn bind(path: &Path, permissions: Permissions) -> anyhow::Result<Self> {
         let octets = path.as_os_str().len();
-        if octets > PATH_BYTES_MAX {
-            bail!("the socket path {} has {octets} octets; a socket path has at most {PATH_BYTES_MAX}", path.display());
+        if octets > SOCKET_PATH_MAX {
+            bail!(
+                "the socket path {} has {octets} octets; a socket path has at most {SOCKET_PATH_MAX}",
+                path.display()
+            );
         }
         let mut lock = lock(path)?;
         remove_stale(path, &mut lock)?;

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use hostweave_nat::{
-    Claim, End, Filtering, Lease, MappingRef, Nat, NatEvent, Options, PoolSpec, Pools, Timers, V4, V6, Workload,
-};
+use hostweave_nat::{Claim, End, Lease, MappingRef, Nat, NatEvent, Options, PoolSpec, Pools, Timers, V4, V6, Workload};
 use hostweave_switch::connection::{Connections, Direction, Entry, Hold, Translation};
 use hostweave_switch::tcp_track::{self, State as TcpState};
 use hostweave_switch::wire::proto;
@@ -16,7 +14,7 @@ use uuid::Uuid;
 
 use super::connections::boot_id;
 use super::port::PortRuntime;
-use super::spec::{self, FabricConfig, FabricEvent, NatPoolSpec, internal_uid};
+use super::spec::{FabricConfig, FabricEvent, NatPoolSpec, internal_uid};
 use super::uplink::owned::unmapped;
 use super::uplink::settle::Lost;
 use super::{Inner, State};
@@ -235,11 +233,7 @@ pub(super) fn pool_spec(pool: &NatPoolSpec, lost: &Lost, slot: impl Fn(Uuid) -> 
         in_family: [workloads(&pool.hosts[V4]), workloads(&pool.hosts[V6])],
         block_size: pool.block_size,
         blocks: pool.blocks.clone(),
-        filtering: match pool.filtering {
-            spec::Filtering::EndpointIndependent => Filtering::EndpointIndependent,
-            spec::Filtering::AddressDependent => Filtering::AddressDependent,
-            spec::Filtering::AddressAndPortDependent => Filtering::AddressAndPortDependent,
-        },
+        filtering: pool.filtering,
         overload: pool.overload,
         limits: pool.limits,
     };
@@ -278,7 +272,7 @@ mod tests {
             in_family: Default::default(),
             block_size: 64,
             blocks: 1..=1,
-            filtering: Filtering::default(),
+            filtering: hostweave_nat::Filtering::default(),
             overload: false,
             limits: hostweave_nat::Limits::default(),
         };

@@ -31,7 +31,7 @@ pub struct ConnectionReport {
     pub used: u64,
     /// Connections at most.
     pub capacity: u32,
-    /// Connections that a port gave up for newer ones of its own.
+    /// Connections that made room for newer ones.
     pub evicted: u64,
     /// Connections that were refused because their port had its share.
     pub refused_quota: u64,

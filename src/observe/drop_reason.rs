@@ -1,5 +1,5 @@
 //! Our drop reasons as Hubble knows them: the nearest value of `flow.DropReason` (`cilium/cilium api/v1/flow/flow.proto`) for each
-//! of our closed list (UX §5).
+//! of our closed list.
 
 use hostweave_switch::stage::DropReason;
 
@@ -109,7 +109,7 @@ mod tests {
         for reason in DropReason::ALL {
             assert!(HUBBLE.contains(&hubble(*reason)), "{}", reason.name());
         }
-        // What UX §5 promises.
+        // Users filter by these.
         for (reason, number) in [
             (DropReason::PolicyDenied, 133),
             (DropReason::SpoofedMac, 130),

@@ -1,5 +1,5 @@
 //! A flow as Hubble writes it: `flow.Flow` and `observer.ExportEvent` in protojson, field names exactly as in
-//! `cilium/cilium api/v1/flow/flow.proto` (UX §5). `hubble observe --input-file -` prints it unmodified, hence there is no
+//! `cilium/cilium api/v1/flow/flow.proto`. `hubble observe --input-file -` prints it unmodified, hence there is no
 //! field of our own: what Hubble has no place for stands in the labels of a policy and in the summary.
 
 use serde::{Deserialize, Serialize};
@@ -414,7 +414,7 @@ mod tests {
         assert_eq!(TcpFlags::named("rst").unwrap().to_octet(), 4);
     }
 
-    /// The example of UX §5 is understood, and nothing of it is lost.
+    /// A line that Hubble wrote is understood, and nothing of it is lost.
     #[test]
     fn the_documented_line_is_ours() {
         let text = r#"{"flow":{"time":"2026-11-23T15:30:01.120334Z","uuid":"9d0c","verdict":"DROPPED","drop_reason":133,

@@ -1,4 +1,4 @@
-//! Metrics in OpenMetrics text (UX §6). Nothing is kept for them: a scrape reads the counters of ports and workers.
+//! Metrics in OpenMetrics text. Nothing is kept for them: a scrape reads the counters of ports and workers.
 
 use std::fmt::Error;
 use std::net::IpAddr;
@@ -350,7 +350,7 @@ impl Collector for Sample {
         number("conntrack_entries", "Connections now", MetricType::Gauge, self.connections.used)?;
         let capacity = u64::from(self.connections.capacity);
         number("conntrack_capacity", "Connections at most", MetricType::Gauge, capacity)?;
-        let help = "Connections that a port gave up for newer ones of its own";
+        let help = "Connections that made room for newer ones";
         number("conntrack_evictions", help, MetricType::Counter, self.connections.evicted)?;
         number("nat_mappings", "NAT mappings now", MetricType::Gauge, self.nat.mappings)?;
         number("nat_capacity", "NAT mappings at most", MetricType::Gauge, self.nat.capacity)?;

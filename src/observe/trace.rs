@@ -1,10 +1,9 @@
-//! `trace`: what would become of a packet, stage by stage, and why (UX §5).
+//! `trace`: what would become of a packet, stage by stage, and why.
 //!
 //! The packet is made up ([`super::synthetic`]), the stages are the packet path's own ([`crate::datapath`]), run with a
 //! recorder that lets them change nothing. What they tell is put into words here: which policies select a port, which rule
 //! decided (object, file and line), which rule came nearest to another verdict. Nothing here decides anything.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use hostweave_nat::Nat;
@@ -142,7 +141,7 @@ impl Trace {
         self.verdict != Ended::Dropped
     }
 
-    /// The layout of UX §5.
+    /// A line for each stage, for people.
     pub fn text(&self) -> String {
         let mut text = String::new();
         for (number, stage) in (1..).zip(&self.stages) {
@@ -617,10 +616,6 @@ pub fn is_free(scene: &Scene<'_>, network: &Network, tuple: &Tuple) -> bool {
 /// The key that a packet of this tuple has, without scope. `None` for those that belong to no connection.
 pub fn key(tuple: &Tuple) -> Option<FlowKey> {
     use hostweave_switch::flow::Kind;
-    let word = |address: IpAddr| match address {
-        IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
-        IpAddr::V6(v6) => u128::from(v6),
-    };
     let (src_port, dst_port, kind) = match tuple.protocol {
         Protocol::Tcp | Protocol::Udp | Protocol::Sctp => (tuple.src_port, tuple.dst_port, Kind::Ports),
         Protocol::Icmp => {
@@ -631,7 +626,7 @@ pub fn key(tuple: &Tuple) -> Option<FlowKey> {
         Protocol::Other(_) => (0, 0, Kind::Addresses),
         Protocol::Arp | Protocol::Nd | Protocol::Rs => return None,
     };
-    Some(FlowKey::new(word(tuple.src), word(tuple.dst), src_port, dst_port, tuple.proto(), kind))
+    Some(FlowKey::new(mapped(tuple.src), mapped(tuple.dst), src_port, dst_port, tuple.proto(), kind))
 }
 
 #[cfg(test)]

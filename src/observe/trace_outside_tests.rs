@@ -1,5 +1,7 @@
 //! `trace` of packets that come in at the uplink or leave by it, and what a draft means for those that are denied.
 
+use std::net::IpAddr;
+
 use hostweave_nat::{Filtering, Inside, Outside, PoolSpec, Pools, Workload};
 use hostweave_policy::compile::Compiler;
 use hostweave_switch::MacAddr;

@@ -35,6 +35,10 @@ use hostweave_switch::packet::{L3, Meta, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{Network, Owned, Port, PortKind, Tables};
+use hostweave_switch::wire::icmpv6::{self, kind};
+use hostweave_switch::wire::proto::{
+    ICMPV4 as PROTO_ICMP, ICMPV6 as PROTO_ICMPV6, IGMP as PROTO_IGMP, TCP as PROTO_TCP, UDP as PROTO_UDP,
+};
 use hostweave_switch::{MacAddr, wire};
 
 pub use ndp::{ALL_NODES, MULTICAST_ALL_NODES, router_advertisement};
@@ -117,8 +121,7 @@ pub fn is_for_others(packet: &Packet) -> bool {
 
 /// Whether what is asked is ARP or neighbour discovery.
 pub fn is_of_neighbours(meta: &Meta) -> bool {
-    let discovery = ndp::ROUTER_SOLICITATION..=ndp::REDIRECT;
-    meta.l3 == L3::Arp || meta.proto == PROTO_ICMPV6 && discovery.contains(&((meta.dst_port >> 8) as u8))
+    meta.l3 == L3::Arp || meta.proto == PROTO_ICMPV6 && icmpv6::is_ndp((meta.dst_port >> 8) as u8)
 }
 
 #[cold]
@@ -145,18 +148,16 @@ fn service(
 }
 
 fn icmpv6(ctx: &LocalContext<'_>, packet: &mut Packet, arena: &mut [Segment], note: &mut Option<LocalNote>) -> Verdict {
-    let kind = packet.head().get(usize::from(packet.meta.layers.l4)).copied();
     let on = ctx.tables.local;
-    match kind {
+    match packet.head().get(usize::from(packet.meta.layers.l4)).copied() {
         _ if packet.meta.later_fragment && on.ping => ping::answer_v6(ctx, packet),
         _ if packet.meta.later_fragment => Verdict::Continue,
-        Some(ping::ECHO_REQUEST_V6) if on.ping => ping::answer_v6(ctx, packet),
-        Some(ping::ECHO_REQUEST_V6) => Verdict::Continue,
-        Some(ndp::ROUTER_SOLICITATION) if !on.ra => Verdict::Drop(DropReason::LocalDisabled),
-        Some(ndp::NEIGHBOR_SOLICITATION) if !on.nd => Verdict::Drop(DropReason::LocalDisabled),
-        // MLD query, reports and done (RFC 2710, RFC 3810).
-        Some(130..=132 | 143) => Verdict::Drop(DropReason::GroupMembership),
-        Some(ndp::ROUTER_SOLICITATION..=ndp::REDIRECT) => ndp::answer(ctx, packet, arena, note),
+        Some(kind::ECHO_REQUEST) if on.ping => ping::answer_v6(ctx, packet),
+        Some(kind::ECHO_REQUEST) => Verdict::Continue,
+        Some(kind::ROUTER_SOLICIT) if !on.ra => Verdict::Drop(DropReason::LocalDisabled),
+        Some(kind::NEIGHBOR_SOLICIT) if !on.nd => Verdict::Drop(DropReason::LocalDisabled),
+        Some(kind) if icmpv6::is_mld(kind) => Verdict::Drop(DropReason::GroupMembership),
+        Some(kind) if icmpv6::is_ndp(kind) => ndp::answer(ctx, packet, arena, note),
         _ => Verdict::Continue,
     }
 }
@@ -168,12 +169,6 @@ fn verdict(result: Result<(), DropReason>) -> Verdict {
         Err(reason) => Verdict::Drop(reason),
     }
 }
-
-const PROTO_ICMP: u8 = 1;
-const PROTO_IGMP: u8 = 2;
-const PROTO_TCP: u8 = 6;
-const PROTO_UDP: u8 = 17;
-const PROTO_ICMPV6: u8 = 58;
 
 #[cfg(test)]
 mod tests {

@@ -12,6 +12,13 @@ use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
 use hostweave_switch::tables::{AddressKey, Addressing, METADATA_V6, Network, Port, ROUTER_LINK_LOCAL};
 use hostweave_switch::wire::frame::{self, checksum_valid};
+use hostweave_switch::wire::icmpv6::kind::ROUTER_ADVERT as ROUTER_ADVERTISEMENT;
+pub use hostweave_switch::wire::icmpv6::kind::{
+    NEIGHBOR_ADVERT as NEIGHBOR_ADVERTISEMENT, NEIGHBOR_SOLICIT as NEIGHBOR_SOLICITATION, REDIRECT,
+    ROUTER_SOLICIT as ROUTER_SOLICITATION,
+};
+pub use hostweave_switch::wire::ipv6::ALL_NODES;
+use hostweave_switch::wire::ndp::option;
 use hostweave_switch::wire::writer::{Full, Writer};
 use hostweave_switch::{MacAddr, limits};
 
@@ -119,7 +126,7 @@ fn check_options(mut options: &[u8]) -> Result<bool, DropReason> {
     while let [kind, len, ..] = *options {
         let rest = options.get(usize::from(len) * 8..).filter(|_| len > 0);
         options = rest.ok_or(DropReason::NdInvalid)?;
-        link_address |= kind == OPTION_SOURCE_LINK_ADDRESS;
+        link_address |= kind == option::SOURCE_LINK_LAYER;
     }
     if options.is_empty() { Ok(link_address) } else { Err(DropReason::NdInvalid) }
 }
@@ -144,7 +151,7 @@ impl Advertisement {
         frame::icmp6(frame, mac, self.target, self.to, |writer| {
             writer.bytes(&[NEIGHBOR_ADVERTISEMENT, 0, 0, 0, self.flags, 0, 0, 0])?;
             writer.bytes(&self.target.octets())?;
-            put_link_address(writer, OPTION_TARGET_LINK_ADDRESS)
+            put_link_address(writer, option::TARGET_LINK_LAYER)
         })
     }
 }
@@ -210,7 +217,7 @@ pub fn router_advertisement(
         writer.bytes(&[ROUTER_ADVERTISEMENT, 0, 0, 0, HOP_LIMIT, FLAG_MANAGED | FLAG_OTHER])?;
         writer.u16(ROUTER_LIFETIME_S)?;
         writer.zeros(8)?;
-        put_link_address(writer, OPTION_SOURCE_LINK_ADDRESS)?;
+        put_link_address(writer, option::SOURCE_LINK_LAYER)?;
         writer.bytes(&[OPTION_MTU, 1, 0, 0])?;
         writer.u32(u32::from(network.mtu))?;
         put_prefix(writer, network, port)?;
@@ -282,22 +289,9 @@ pub fn resolvers_v6(network: &Network) -> impl Iterator<Item = Ipv6Addr> {
     })
 }
 
-/// `ff02::1`.
-pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 /// The Ethernet group of [`ALL_NODES`] (RFC 2464 §7).
 pub const MULTICAST_ALL_NODES: MacAddr = MacAddr([0x33, 0x33, 0, 0, 0, 1]);
-/// First of the message types that are neighbour discovery.
-pub const ROUTER_SOLICITATION: u8 = 133;
-/// Last of them.
-pub const REDIRECT: u8 = 137;
-const ROUTER_ADVERTISEMENT: u8 = 134;
-/// Neighbour solicitation.
-pub const NEIGHBOR_SOLICITATION: u8 = 135;
-/// Neighbour advertisement.
-pub const NEIGHBOR_ADVERTISEMENT: u8 = 136;
 const SOLICITED_NODE: [u8; 13] = [0xff, 0x02, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff];
-const OPTION_SOURCE_LINK_ADDRESS: u8 = 1;
-const OPTION_TARGET_LINK_ADDRESS: u8 = 2;
 const OPTION_PREFIX: u8 = 3;
 const OPTION_MTU: u8 = 5;
 const OPTION_RDNSS: u8 = 25;

@@ -10,15 +10,15 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use hostweave_switch::MacAddr;
 use hostweave_switch::packet::{Offload, Packet, virtio_net};
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{METADATA_V4, METADATA_V6, ROUTER_LINK_LOCAL};
-use hostweave_switch::wire::checksum;
+use hostweave_switch::tables::{METADATA_V4, METADATA_V6, ROUTER_LINK_LOCAL, mapped};
+use hostweave_switch::wire::{checksum, icmpv4, icmpv6, ipv6};
 
 use super::LocalContext;
 
 /// Answers an ICMP packet over IPv4 if it is an echo request, or a later fragment of one, to the gateway, metadata or a Service.
 pub fn answer_v4(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
     let gateway = ctx.network.v4.map(|(_, gateway)| gateway);
-    let is_service = |address: Ipv4Addr| ctx.is_service(u128::from(address.to_ipv6_mapped()));
+    let is_service = |address: Ipv4Addr| ctx.is_service(mapped(address.into()));
     reflect_v4(packet, MacAddr::ROUTER, |address| {
         Some(address) == gateway || address == METADATA_V4 || is_service(address)
     })
@@ -27,7 +27,7 @@ pub fn answer_v4(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
 /// Answers one to any of the addresses that are `ours`, behind the link address `mac`.
 pub fn reflect_v4(packet: &mut Packet, mac: MacAddr, ours: impl FnOnce(Ipv4Addr) -> bool) -> Verdict {
     let (l3, l4) = (usize::from(packet.meta.layers.l3), usize::from(packet.meta.layers.l4));
-    if !is_request(packet, l4, ECHO_REQUEST_V4) {
+    if !is_request(packet, l4, icmpv4::kind::ECHO_REQUEST) {
         return Verdict::Continue;
     }
     let head = packet.head_mut();
@@ -49,7 +49,7 @@ pub fn reflect_v4(packet: &mut Packet, mac: MacAddr, ours: impl FnOnce(Ipv4Addr)
     header[8] = HOP_LIMIT;
     let old = u16::from_be_bytes([old_ttl, proto]);
     update_checksum(&mut header[10..12], old, u16::from_be_bytes([HOP_LIMIT, proto]));
-    finish(packet, l4, ECHO_REQUEST_V4, ECHO_REPLY_V4)
+    finish(packet, l4, icmpv4::kind::ECHO_REQUEST, icmpv4::kind::ECHO_REPLY)
 }
 
 /// Answers an ICMPv6 packet if it is an echo request, or a later fragment of one, to the gateway, `fe80::1`, metadata or a Service.
@@ -65,7 +65,7 @@ pub fn answer_v6(ctx: &LocalContext<'_>, packet: &mut Packet) -> Verdict {
 /// Answers one to any of the addresses that are `ours`, behind the link address `mac`.
 pub fn reflect_v6(packet: &mut Packet, mac: MacAddr, ours: impl FnOnce(Ipv6Addr) -> bool) -> Verdict {
     let (l3, l4) = (usize::from(packet.meta.layers.l3), usize::from(packet.meta.layers.l4));
-    if !is_request(packet, l4, ECHO_REQUEST_V6) {
+    if !is_request(packet, l4, icmpv6::kind::ECHO_REQUEST) {
         return Verdict::Continue;
     }
     let head = packet.head_mut();
@@ -77,7 +77,7 @@ pub fn reflect_v6(packet: &mut Packet, mac: MacAddr, ours: impl FnOnce(Ipv6Addr)
         return Verdict::Continue;
     };
     // Only a fragment header may stand between: other extension headers are not ours to reflect.
-    let fragment_only = header[6] == NEXT_FRAGMENT && l4 == l3 + 48;
+    let fragment_only = header[6] == ipv6::next_header::FRAGMENT && l4 == l3 + 48;
     let octets = |at: usize, header: &[u8; 40]| Ipv6Addr::from(std::array::from_fn(|index| header[at + index]));
     let (source, destination) = (octets(8, header), octets(24, header));
     let whole = plain || fragment_only;
@@ -88,7 +88,7 @@ pub fn reflect_v6(packet: &mut Packet, mac: MacAddr, ours: impl FnOnce(Ipv6Addr)
     header[7] = HOP_LIMIT;
     let (left, right) = header.split_at_mut(24);
     left[8..].swap_with_slice(right);
-    finish(packet, l4, ECHO_REQUEST_V6, ECHO_REPLY_V6)
+    finish(packet, l4, icmpv6::kind::ECHO_REQUEST, icmpv6::kind::ECHO_REPLY)
 }
 
 /// A later fragment has no type; to the gateway, it can only belong to an echo request that gets an answer, or to
@@ -139,12 +139,6 @@ fn update_checksum(field: &mut [u8], old: u16, new: u16) {
     field.copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// Type of an echo request over IPv6.
-pub const ECHO_REQUEST_V6: u8 = 128;
-const ECHO_REPLY_V6: u8 = 129;
-const ECHO_REQUEST_V4: u8 = 8;
-const ECHO_REPLY_V4: u8 = 0;
-const NEXT_FRAGMENT: u8 = 44;
 const HOP_LIMIT: u8 = 64;
 
 #[cfg(test)]

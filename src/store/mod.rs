@@ -1,7 +1,7 @@
 //! The embedded store: objects applied at run time and the addresses that ports were given, in one `redb` file.
 //!
 //! Everything is read once, at start; afterwards the daemon only writes. [`Store::commit`] returns when the change is
-//! on disk (DESIGN §4.5), so that whatever a user was told survives a crash. A batch is written whole or not at all.
+//! on disk, so that whatever a user was told survives a crash. A batch is written whole or not at all.
 //!
 //! This file does not know what objects mean: [`crate::control`] decides what is written.
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// How long a source without packets is polled before the worker waits for its kick: a guest's kick costs it a VM
-/// exit, so flapping is worse than a little polling (PERFORMANCE T7).
+/// exit, so flapping is worse than a little polling.
 pub const HOT: Duration = Duration::from_micros(100);
 
 /// How long a worker sleeps when all that is left to poll are rings without a kick (VIRTIO poll mode).

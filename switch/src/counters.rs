@@ -1,4 +1,4 @@
-//! Counters, and the two sums that must close (DESIGN §3, "the ledger").
+//! Counters, and the two sums that must close.
 //!
 //! Input, of each port: `received = forwarded + replied + Σ dropped(reason) + queued`. Output, of the whole host:
 //! `forwarded + replied + originated + copies + extra segments = transmitted + Σ tx_dropped(reason) + tx_queued`.

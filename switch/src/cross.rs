@@ -2,7 +2,7 @@
 //! What [`crate::rewrite`] is to a packet that stays.
 //!
 //! Whatever came before, no packet leaves by the uplink with a source address that is not the host's to use there
-//! (DESIGN §4, SEMANTICS NA35): that is looked up here, in what will be sent.
+//! (SEMANTICS NA35): that is looked up here, in what will be sent.
 
 use crate::MacAddr;
 use crate::connection::Change;
@@ -12,7 +12,7 @@ use crate::route::{self, destination, source};
 use crate::stage::DropReason;
 use crate::tables::{Egress, NetworkId, NextHop, Owned, Port, PortId, PortKind, Tables, Uplink, mapped};
 use crate::translate::translate;
-use crate::wire::{ethernet, ipv4, proto, tcp};
+use crate::wire::{ethernet, ipv4, ipv6, proto, tcp};
 
 /// Which way a packet goes out of its network.
 #[derive(Clone, Copy, Debug)]
@@ -59,8 +59,8 @@ pub fn cross(
     if out.kind != PortKind::Internal {
         match l3 {
             L3::V4 => ipv4::decrement_ttl(header),
-            // It is above one: checked.
-            L3::V6 => header[HOP_LIMIT] = header[HOP_LIMIT].saturating_sub(1),
+            // It is above one, as the TTL is: `may_cross` has checked.
+            L3::V6 => ipv6::decrement_hop_limit(header),
             L3::Arp | L3::None => return Err(DropReason::Internal),
         }
     }
@@ -175,5 +175,3 @@ fn clamp_to(packet: &mut Packet, mtu: u16) {
         tcp::clamp_mss(segment, mtu.saturating_sub(headers), partial);
     }
 }
-
-const HOP_LIMIT: usize = 7;

@@ -1,4 +1,4 @@
-//! Flows: the key of a packet, and each worker's own cache of what was decided about it (DESIGN §3).
+//! Flows: the key of a packet, and each worker's own cache of what was decided about it.
 //!
 //! # Theory of operation
 //!
@@ -578,8 +578,8 @@ impl FlowCache {
         // What was filled stays so until its age gives it away: there is nothing to clear.
         let used = self.active;
         if used * PLACES * size_of::<Line>() >= HUGE {
-            self.lines.advise_random(used * PLACES);
-            self.rewritings.advise_random(used * PLACES);
+            self.lines.advise_huge(used * PLACES);
+            self.rewritings.advise_huge(used * PLACES);
         }
     }
 

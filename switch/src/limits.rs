@@ -1,4 +1,4 @@
-//! Every limit of the packet path has its name here (STYLE rule 10).
+//! Every limit of the packet path has its name here.
 
 /// Packets taken from one ring in one visit.
 pub const BURST: usize = 64;

@@ -11,7 +11,7 @@ impl MacAddr {
     /// `ff:ff:ff:ff:ff:ff`.
     pub const BROADCAST: MacAddr = MacAddr([0xff; 6]);
 
-    /// The router's address in every network, the same on every host (DESIGN §6): locally administered, unicast.
+    /// The router's address in every network, the same on every host: locally administered, unicast.
     pub const ROUTER: MacAddr = MacAddr([0x02, 0x68, 0x77, 0x00, 0x00, 0x01]);
 
     /// Group bit set (broadcast included).

@@ -1,7 +1,7 @@
 //! The part of a frame that stays in the sender's memory, and the copies out of it.
 //!
 //! A [`Segment`] points into memory that a guest may write at any moment (guest RAM) or that is ours (a TAP buffer).
-//! It is only ever copied from, octet by octet once, and nothing is decided on it (DESIGN §3). `unsafe` stands here
+//! It is only ever copied from, octet by octet once, and nothing is decided on it. `unsafe` stands here
 //! because `vhost` and `uplink` both make segments and both copy from them, and neither may know the other.
 
 use std::ptr::NonNull;

@@ -1,5 +1,5 @@
 //! Memory mappings as typed slices: anonymous ones for flow caches, and files under the runtime directory for what
-//! must survive the process (DESIGN §3).
+//! must survive the process.
 //!
 //! All are used at random, so that a processor finds few of their small pages in its TLB: they ask for huge ones. Of a file in
 //! memory (tmpfs) nobody gets them by being asked beforehand unless the administrator has set `shmem_enabled`; what the kernel grants
@@ -99,8 +99,8 @@ impl<T: Plain> Anonymous<T> {
         Ok(Self { map, len, of: PhantomData })
     }
 
-    /// Tells the kernel that the first `len` values will be used at random: huge pages serve that best.
-    pub fn advise_random(&self, len: usize) {
+    /// Asks for huge pages (`MADV_HUGEPAGE`) for the first `len` values: they will be used at random.
+    pub fn advise_huge(&self, len: usize) {
         // Only advice: a kernel without transparent huge pages refuses it.
         let _ = self.map.advise_range(memmap2::Advice::HugePage, 0, len.min(self.len) * size_of::<T>());
     }
@@ -113,7 +113,7 @@ impl Anonymous<AtomicU32> {
     /// The kernel refuses the mapping.
     pub fn filled(len: usize, value: u32) -> io::Result<Self> {
         let words = Self::new(len)?;
-        words.advise_random(len);
+        words.advise_huge(len);
         words.iter().for_each(|word| word.store(value, Relaxed));
         Ok(words)
     }

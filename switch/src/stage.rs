@@ -53,7 +53,8 @@ drop_reasons! {
     FrameTooLong = "frame_too_long",
     /// The descriptor chain has more segments than the switch follows in one burst.
     TooManySegments = "too_many_segments",
-    /// The virtio-net header asks for an impossible checksum (start or offset outside the packet), or for one that was not negotiated.
+    /// The virtio-net header asks for an impossible checksum (start or offset outside the packet) or for one that was not negotiated; or an
+    /// ICMP error, or the IPv4 header that it quotes, has a wrong one.
     ChecksumBad = "checksum_bad",
     /// The virtio-net header asks for impossible segmentation: size 0 or below 48, more than 128 segments, a header length outside the frame, or a type that was not negotiated.
     GsoBad = "gso_bad",
@@ -133,7 +134,8 @@ drop_reasons! {
     DeviceQueueFull = "device_queue_full",
     /// The TAP device refused the frame (device down, or gone).
     DeviceError = "device_error",
-    /// A TCP segment that is not a SYN and belongs to no connection (`HostConfig.spec.connections.looseTcp` lets it begin one).
+    /// Part of no connection, and no packet that begins one: a TCP segment that is not a SYN (`HostConfig.spec.connections.looseTcp` lets it
+    /// begin one), an ICMP reply that nobody asked for, or a packet whose connection was given up at that moment.
     NoConnection = "no_connection",
     /// A TCP segment outside the windows that both sides of its connection have shown (RFC 9293 §3.4, RFC 5961).
     TcpOutOfWindow = "tcp_out_of_window",
@@ -141,13 +143,13 @@ drop_reasons! {
     TcpInvalid = "tcp_invalid",
     /// The port has as many connections as it may have.
     ConnectionQuota = "connection_quota",
-    /// The host's table of connections is full.
+    /// The host's table of connections is full, or the port has its guaranteed share of it and the rest is taken.
     ConnectionTableFull = "connection_table_full",
     /// A policy, or the host's default, denies it; `observe` and `trace` say which rule.
     PolicyDenied = "policy_denied",
     /// The port's policy is not compiled yet.
     PolicyPending = "policy_pending",
-    /// The network has no way out for this family: no NAT pool of it serves the port, or `egress` says `none`.
+    /// The network has no way out for this family: the host has no uplink, no NAT pool is for the network, or `egress` says `none`.
     EgressNone = "egress_none",
     /// The uplink has no carrier, or its device is down.
     UplinkDown = "uplink_down",
@@ -157,7 +159,7 @@ drop_reasons! {
     NotOurs = "not_ours",
     /// From the uplink, unasked: no connection, no mapping that lets this sender in, no attached address.
     NatNoMapping = "nat_no_mapping",
-    /// No NAT pool with an address of this family serves the port.
+    /// The network leaves by NAT, but no pool with an address of this family serves the port.
     NatNoPool = "nat_no_pool",
     /// The NAT pool has no block of L4 ports left; an event names the port that has most.
     NatExhausted = "nat_exhausted",

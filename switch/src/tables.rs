@@ -31,7 +31,7 @@ impl PortId {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct NetworkId(pub u16);
 
-/// How ports get their addresses (DESIGN §6).
+/// How ports get their addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Addressing {
     /// The prefix length of the network's CIDR; the switch answers ARP and ND for every address in it.
@@ -101,14 +101,14 @@ impl Domain {
     }
 }
 
-/// What kind of thing is attached to a port. `guard` and `local` do not apply to the internal port.
+/// What kind of thing is attached to a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PortKind {
     /// A VM over vhost-user.
     VhostUser,
     /// A container over TAP.
     Tap,
-    /// The host's own services (DESIGN §3).
+    /// The host's own services.
     Internal,
     /// The way out of the host; see [`Uplink`].
     Uplink,
@@ -327,6 +327,7 @@ pub const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 pub const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x254);
 
 /// An address as tables and keys have it: IPv4-mapped for IPv4.
+#[inline]
 pub fn mapped(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
@@ -358,10 +359,7 @@ impl AddressKey {
     /// Key of an address in a network.
     #[inline]
     pub fn new(network: NetworkId, address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(v4) => Self::v4(network, v4),
-            IpAddr::V6(v6) => Self::v6(network, v6),
-        }
+        Self { address: mapped(address), network }
     }
 
     /// Key of an IPv4 address.

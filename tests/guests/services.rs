@@ -13,6 +13,7 @@ use hostweave::fabric::spec::{
 };
 use hostweave_guest::Guest;
 use hostweave_nat::service::{Backend, Lookup};
+use hostweave_switch::tables::mapped;
 
 use crate::support::{Host, PATIENCE, Up, eventually};
 
@@ -20,13 +21,6 @@ const VIPS: [&str; 2] = ["198.51.100.1", "2001:db8:96::1"];
 
 /// VNI of the network `default` of these hosts.
 const VNI: u32 = 1;
-
-fn mapped(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().into(),
-        IpAddr::V6(v6) => v6.into(),
-    }
-}
 
 fn service(ports: &[&PortSpec]) -> Arc<ServiceSpec> {
     let endpoints = ports.iter().flat_map(|port| {

@@ -254,7 +254,6 @@ class Container(Node):
 
     def iperf(self, host, seconds, options=""):
         """What iperf3 says at the end."""
-        import json
         return json.loads(self.sh("iperf3 -J -c %s -t %s %s" % (host, seconds, options), 90))["end"]
 
 

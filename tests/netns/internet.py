@@ -9,7 +9,6 @@ import ipaddress
 import itertools
 import json
 import os
-import shutil
 import signal
 import struct
 import sys

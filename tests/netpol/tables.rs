@@ -2,13 +2,12 @@
 //! step after the first is an update.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::{Direction, Endpoint, World};
 use hostweave_policy::table::{Flow, Table};
-use hostweave_switch::tables::{NetworkId, PortId};
+use hostweave_switch::tables::{NetworkId, PortId, mapped};
 
 use crate::cluster::{Cluster, Pod};
 use crate::data::Verdict;
@@ -69,13 +68,5 @@ fn endpoint(pod: &Pod) -> Endpoint {
         name: pod.name.clone(),
         labels: pod.labels.clone(),
         named_ports: pod.ports.clone(),
-    }
-}
-
-/// IPv4 mapped into IPv6.
-fn mapped(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => u128::from(address.to_ipv6_mapped()),
-        IpAddr::V6(address) => u128::from(address),
     }
 }

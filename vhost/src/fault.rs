@@ -1,5 +1,5 @@
 //! What a guest can do wrong in its rings. A fault stops the guest's own port, with a sentence that a person can act
-//! on; the daemon and all other ports go on (DESIGN §4.1).
+//! on; the daemon and all other ports go on.
 
 /// A broken ring. The port stays stopped until its VMM connects again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

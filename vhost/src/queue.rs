@@ -115,8 +115,6 @@ pub(crate) struct Queue {
     claim: Claim<QueueState>,
     /// Started and enabled; a hint, the truth is behind the claim.
     running: AtomicBool,
-    /// The last burst left chains behind; a hint.
-    work: AtomicBool,
     /// Whether the attachment is the active one.
     active: Arc<AtomicBool>,
 }
@@ -135,7 +133,7 @@ impl Queue {
             faults_seen: 0,
             sink,
         };
-        Self { claim: Claim::new(state), running: AtomicBool::new(false), work: AtomicBool::new(false), active }
+        Self { claim: Claim::new(state), running: AtomicBool::new(false), active }
     }
 
     #[inline]
@@ -180,9 +178,6 @@ impl Drop for Control<'_> {
     fn drop(&mut self) {
         let running = self.state.ring.is_some() && self.state.enabled;
         self.queue.running.store(running, Ordering::Relaxed);
-        if !running {
-            self.queue.work.store(false, Ordering::Relaxed);
-        }
     }
 }
 
@@ -193,7 +188,7 @@ impl FromGuestQueue {
     /// Claims the queue for one burst; `None` when somebody else has it or the attachment is not active. Never waits.
     #[inline]
     pub fn try_claim(&self) -> Option<FromGuest<'_>> {
-        Some(FromGuest { queue: &self.0, state: self.0.try_claim()? })
+        Some(FromGuest { state: self.0.try_claim()? })
     }
 
     /// Whether the queue is started, enabled and active. A hint.
@@ -201,17 +196,10 @@ impl FromGuestQueue {
     pub fn is_running(&self) -> bool {
         self.0.is_running()
     }
-
-    /// Whether the last burst left chains behind. A hint.
-    #[inline]
-    pub fn has_work_hint(&self) -> bool {
-        self.0.work.load(Ordering::Relaxed)
-    }
 }
 
 /// A guest's transmit queue, claimed for one burst.
 pub struct FromGuest<'a> {
-    queue: &'a Queue,
     state: Claimed<'a, QueueState>,
 }
 
@@ -285,16 +273,6 @@ impl FromGuest<'_> {
     /// Whether the ring is started without a kick eventfd: then it must be polled.
     pub fn must_poll(&self) -> bool {
         self.state.ring.is_some() && self.state.kick.is_none()
-    }
-}
-
-impl Drop for FromGuest<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        let left = self.state.ring.as_ref().is_some_and(|ring| ring.available_hint() != 0);
-        if self.queue.work.load(Ordering::Relaxed) != left {
-            self.queue.work.store(left, Ordering::Relaxed);
-        }
     }
 }
 

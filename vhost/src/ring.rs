@@ -503,7 +503,7 @@ impl SplitRing {
     #[inline]
     fn full_fence(&self) {
         if cfg!(target_arch = "x86_64") {
-            // `lock add` on a line of ours is a full fence at a ninth of the price of `mfence` (PERFORMANCE §1).
+            // `lock add` on a line of ours is a full fence at a ninth of the price of `mfence`.
             self.fence_word.fetch_add(1, Ordering::SeqCst);
         } else {
             fence(Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! A memory file that shrinks must not end the process (DESIGN §4.1).
+//! A memory file that shrinks must not end the process.
 //!
 //! Whoever holds the descriptor of shared memory can truncate it, and every access behind the new end then raises
 //! `SIGBUS`. All our mappings of guest memory stand in a fixed table of atomics. The handler looks the address up: in

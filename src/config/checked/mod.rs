@@ -36,7 +36,7 @@ use super::raw::{NameOrId, RawObject};
 pub use endpoint_slice::{Endpoint, EndpointPort, EndpointSlice, SERVICE_NAME};
 pub use host_config::{Connections, Defaults, HostAccess, HostConfig, Infrastructure};
 pub use meta::Metadata;
-pub use network::{Network, default_services_v4, default_services_v6};
+pub use network::{MTU_DEFAULT, Network, default_services_v4, default_services_v6};
 use network_policy::Places;
 pub use network_policy::protocol;
 pub use pools::{AddressPool, NatPool, PoolType};
@@ -46,7 +46,7 @@ pub use service::{Balancing, Families, Form, PoolChoice, Prefer, Service, Servic
 /// Queue pairs of one port.
 const QUEUES_MAX: u32 = 16;
 
-/// Where an object comes from: the only place where it may be changed (UX §2).
+/// Where an object comes from: the only place where it may be changed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum Origin {

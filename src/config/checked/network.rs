@@ -15,7 +15,7 @@ use crate::config::ranges::Range;
 use crate::config::raw;
 
 /// MTU of a network that names none, in octets of IP packet.
-const MTU_DEFAULT: u16 = 1500;
+pub const MTU_DEFAULT: u16 = 1500;
 
 /// Virtual network identifiers have 24 bits (RFC 7348 §5).
 const VNI_MAX: u32 = (1 << 24) - 1;

@@ -9,7 +9,7 @@ use hostweave_nat::{Filtering, PoolSpec, Pools, Workload};
 use hostweave_switch::flow::TRUST_S;
 use hostweave_switch::on_link::{Neighbor, OnLink, Sought};
 use hostweave_switch::packet::virtio_net;
-use hostweave_switch::tables::{Egress, NextHop, Owned, Uplink};
+use hostweave_switch::tables::{Egress, NextHop, Owned, Uplink, mapped};
 use ipnet::IpNet;
 
 use super::*;
@@ -47,10 +47,6 @@ const PUBLIC: u16 = 9;
 /// Somebody out there.
 fn remote(v6: bool, last: u16) -> IpAddr {
     if v6 { Ipv6Addr::new(0x2001, 0xdb8, 0xe, 0, 0, 0, 0, last).into() } else { [198, 51, 100, last as u8].into() }
-}
-
-fn mapped(address: IpAddr) -> u128 {
-    AddressKey::new(NETWORK, address).address
 }
 
 /// A way from a guest to somebody beyond its network.

@@ -32,7 +32,7 @@ pub(super) struct Crossings {
 impl Crossings {
     pub(super) fn new(buckets: usize) -> std::io::Result<Self> {
         let heads = Anonymous::new(buckets)?;
-        heads.advise_random(buckets);
+        heads.advise_huge(buckets);
         Ok(Self {
             heads,
             locks: (0..LOCKS).map(|_| CachePadded::default()).collect(),

@@ -9,7 +9,8 @@ use super::record::Entry;
 pub enum Ending {
     /// Nothing was heard of it for its timeout.
     Expired,
-    /// It made room for a newer one of the port that it counts for, at that port's quota.
+    /// It made room for a newer one: of the port that it counts for, or, where that one has more than its share and nobody had
+    /// answered it, of another that has not.
     Evicted,
     /// Its tuple was used anew: a SYN on a TCP connection that had ended.
     Reopened,

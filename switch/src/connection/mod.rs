@@ -1,4 +1,4 @@
-//! Connections: the authoritative records that all workers share and that outlive the process (DESIGN §3).
+//! Connections: the authoritative records that all workers share and that outlive the process.
 //!
 //! # Theory of operation
 //!
@@ -19,11 +19,12 @@
 //! is taken, under a shard's or alone. A NAT mapping that it holds is given back when its record is freed, whoever frees
 //! it ([`Connections::on_release`]). Whoever frees a record, and why, [`Connections::on_end`] is told before.
 //!
-//! Each port has a quota of connections that it may have begun, of which a share is guaranteed: the rest of the table is
-//! for everybody, but for a reserve. A port that has used up its quota gives up one of its own connections that nobody has
-//! answered and that would end soonest, or is refused; nobody else's goes. One case is different: shares become smaller when
-//! ports are added, and then the table may be full of what earlier ones have beyond theirs. The new port's share comes out of
-//! the reserve, and behind that out of connections beyond a share that nobody has answered. One that was answered never goes.
+//! Each port has a quota of connections that count for it: those that it begins, and those that come to it from outside
+//! ([`NewConnection::receiver_pays`]). A share of the table is guaranteed to it; the rest is for everybody, but for a reserve. A
+//! port that may have no more gives up one of its own connections (`room` says which, and which never), or is refused; nobody
+//! else's goes. One case is different: shares become smaller when ports are added, and then the table may be full of what
+//! earlier ones have beyond theirs. The new port's share comes out of the reserve, and behind that out of connections beyond a
+//! share that nobody has answered: of another port's, one that was answered never goes.
 
 mod adopt;
 mod challenge;

@@ -1,4 +1,4 @@
-//! How many connections each port may have begun (SEMANTICS CT11): a limit, and within it a guaranteed share.
+//! How many connections may count for each port, their payer (SEMANTICS CT11): a limit, and within it a guaranteed share.
 //!
 //! What ports have beyond their guaranteed share comes out of one pool, which is the table less all guarantees. So the
 //! connections of one port, however many, never take another's share. A part of the pool ([`RESERVE`]) is held back for the
@@ -77,7 +77,7 @@ impl Quotas {
         self.used(port) <= self.guaranteed.load(Relaxed)
     }
 
-    /// Connections that a port has begun.
+    /// Connections that count for a port.
     pub(super) fn used(&self, port: u32) -> u32 {
         self.port(port).used.load(Relaxed)
     }

@@ -223,7 +223,8 @@ impl Record {
         self.created.load(Relaxed)
     }
 
-    /// Whether it will not be given up to make room: it was answered, or has gone on for two seconds.
+    /// Whether it was answered, or has gone on for two seconds. Flow caches may trust it then, and it makes room for others only
+    /// as `room` says.
     #[inline]
     pub fn is_assured(&self) -> bool {
         self.is_replied() || self.last_seen(0) >= self.created.load(Relaxed).saturating_add(2)

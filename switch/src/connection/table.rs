@@ -55,7 +55,7 @@ pub struct NewConnection {
     pub hash: u64,
     /// Its network.
     pub vni: u32,
-    /// Slot of the port that begins it, and is charged for it.
+    /// Slot of the port that begins it.
     pub in_port: u32,
     /// Slot of the other port.
     pub out_port: u32,
@@ -69,7 +69,7 @@ pub struct NewConnection {
     pub side: Side,
     /// How it crosses into another network, if it does.
     pub translation: Option<Translation>,
-    /// Whether it counts for the port that did not begin it: one that came from outside.
+    /// Whether it counts for the other port (its payer) instead of the one that begins it: one that came from outside.
     pub receiver_pays: bool,
 }
 
@@ -106,7 +106,7 @@ pub struct Found {
 pub enum CommitError {
     /// The port has as many as it may, and none of those looked at may make room.
     Quota,
-    /// The table is full.
+    /// The table is full, or the port has its guaranteed share and the rest of the table is taken.
     Full,
     /// Another connection has the tuple of its answers.
     Taken,
@@ -205,17 +205,17 @@ impl Connections {
         self.len() == 0
     }
 
-    /// Connections that a port gave up for newer ones of its own.
+    /// Connections that made room for newer ones ([`Ending::Evicted`](super::Ending::Evicted)).
     pub fn evicted(&self) -> u64 {
         self.shards.iter().map(|shard| shard.evicted()).sum()
     }
 
-    /// Connections that a port has begun.
+    /// Connections that count for a port (their payer).
     pub fn used_by(&self, port: u32) -> u32 {
         self.quotas.used(port)
     }
 
-    /// Says which ports there are and how many connections each may begin.
+    /// Says which ports there are and how many connections may count for each.
     pub fn share(&self, limits: impl Iterator<Item = (u32, u32)>) {
         self.quotas.share(self.capacity, limits);
     }

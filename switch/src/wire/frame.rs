@@ -12,9 +12,6 @@ use crate::packet::{Offload, Packet};
 /// Octets of the longest frame that fits the private slot of a packet.
 pub const FRAME_LEN_MAX: usize = HEAD_CAPACITY - HEADROOM;
 
-/// Octets before the message of [`udp4`].
-pub const UDP4_HEADERS: usize = ETHERNET + IPV4 + UDP;
-
 /// Replaces `packet` by the frame that `build` writes: no payload, no offload.
 ///
 /// # Errors
@@ -101,7 +98,6 @@ pub fn checksum_valid(proto: u8, addresses: &[u8], message: &[u8]) -> bool {
 const ETHERNET: usize = 14;
 const IPV4: usize = 20;
 const IPV6: usize = 40;
-const UDP: usize = 8;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const PROTO_UDP: u8 = 17;
@@ -179,7 +175,7 @@ mod tests {
         let fill = |writer: &mut Writer<'_>| writer.bytes(b"odd");
         let len = udp4(&mut frame, GUEST, SocketAddrV4::new(from, 67), SocketAddrV4::new(to, 68), fill).unwrap();
         let frame = &frame[..len];
-        assert_eq!((len, &frame[..6], &frame[6..12]), (UDP4_HEADERS + 3, &GUEST.0[..], &MacAddr::ROUTER.0[..]));
+        assert_eq!((len, &frame[..6], &frame[6..12]), (ETHERNET + IPV4 + 8 + 3, &GUEST.0[..], &MacAddr::ROUTER.0[..]));
         assert_eq!((&frame[16..18], &frame[34..40]), (&[0, 31][..], &[0, 67, 0, 68, 0, 11][..]));
         assert_eq!(checksum::sum(&frame[14..34]), 0xffff);
         verify(frame, 26..34, 34, 17);

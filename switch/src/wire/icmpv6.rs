@@ -105,6 +105,12 @@ pub fn is_ndp(kind: u8) -> bool {
     matches!(kind, kind::ROUTER_SOLICIT..=kind::REDIRECT)
 }
 
+/// Multicast listener discovery: queries, reports and done (RFC 2710, RFC 3810).
+#[inline]
+pub fn is_mld(kind: u8) -> bool {
+    kind == kind::MLD_QUERY || is_mld_report(kind)
+}
+
 /// What a multicast listener sends (RFC 2710, RFC 3810).
 #[inline]
 pub fn is_mld_report(kind: u8) -> bool {
@@ -161,5 +167,6 @@ mod tests {
         assert!(is_error(1) && is_error(127) && is_error(137) && !is_error(128));
         assert!(!is_ndp(132) && is_ndp(133) && is_ndp(137) && !is_ndp(138));
         assert!(is_mld_report(143) && !is_mld_report(130));
+        assert!([130, 131, 132, 143].into_iter().all(is_mld) && !is_mld(129) && !is_mld(133));
     }
 }

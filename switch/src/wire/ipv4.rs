@@ -54,12 +54,6 @@ impl<'a> Ipv4<'a> {
         be16(self.0, 4)
     }
 
-    /// "Don't fragment".
-    #[inline]
-    pub fn dont_fragment(self) -> bool {
-        self.0[6] & 0x40 != 0
-    }
-
     /// "More fragments".
     #[inline]
     pub fn more_fragments(self) -> bool {
@@ -227,7 +221,7 @@ mod tests {
     fn deconstruct() {
         let view = Ipv4::new_checked(&OCTETS).unwrap();
         assert_eq!((view.version(), view.header_len(), view.total_len(), view.ident()), (4, 20, 28, 0));
-        assert!(view.dont_fragment() && !view.more_fragments() && !view.is_fragment());
+        assert!(!view.more_fragments() && !view.is_fragment());
         assert_eq!((view.fragment_offset(), view.ttl(), view.proto()), (0, 64, 17));
         assert_eq!((view.src(), view.dst()), (REPR.src, REPR.dst));
         assert!(Ipv4::new_checked(&OCTETS[..19]).is_none());

@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use super::{array, be16, be32};
+use super::{array, be16};
 
 /// Octets of the fixed header.
 pub const HEADER_LEN: usize = 40;
@@ -59,12 +59,6 @@ impl<'a> Ipv6<'a> {
     #[inline]
     pub fn traffic_class(self) -> u8 {
         (be16(self.0, 0) >> 4) as u8
-    }
-
-    /// Flow label.
-    #[inline]
-    pub fn flow_label(self) -> u32 {
-        be32(self.0, 0) & 0x000f_ffff
     }
 
     /// Octets behind the fixed header, extension headers included.
@@ -232,7 +226,7 @@ mod tests {
         REPR.emit(&mut octets);
         assert_eq!(octets[..8], [0x6b, 0x80, 0, 0, 0x12, 0x34, 58, 255]);
         let view = Ipv6::new_checked(&octets).unwrap();
-        assert_eq!((view.version(), view.traffic_class(), view.flow_label()), (6, 0xb8, 0));
+        assert_eq!((view.version(), view.traffic_class()), (6, 0xb8));
         assert_eq!((view.payload_len(), view.next_header(), view.hop_limit()), (0x1234, 58, 255));
         assert_eq!((view.src(), view.dst()), (REPR.src, REPR.dst));
         assert!(Ipv6::new_checked(&octets[..39]).is_none());

@@ -113,11 +113,6 @@ impl Device {
         }
     }
 
-    /// Whether the device takes UDP segmentation offload. It takes partial checksums and TCP segmentation always.
-    pub fn takes_uso(&self) -> bool {
-        self.uso
-    }
-
     /// Brings frames to this worker, as [`crate::uring::Event::Frame`] with `token`.
     pub fn start(&self, uring: &mut Uring, token: u64) {
         uring.start(token, Arc::clone(&self.stream));

@@ -1,4 +1,4 @@
-//! Every limit of the uplink has its name here (STYLE rule 10).
+//! Every limit of the uplink has its name here.
 
 use std::time::Duration;
 

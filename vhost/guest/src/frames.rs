@@ -205,17 +205,6 @@ pub fn neighbor_advertisement(path: Path, target: Ipv6Addr, target_mac: Mac, fla
     path.ttl(255).icmp(136, 0, [flags, 0, 0, 0], &body)
 }
 
-/// A router solicitation.
-pub fn router_solicitation(mac: Mac, src: Ipv6Addr) -> Vec<u8> {
-    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
-    let mut body = Vec::new();
-    if !src.is_unspecified() {
-        body.extend([1, 1]);
-        body.extend(mac);
-    }
-    Path::new(mac, multicast_mac(group), src, group).ttl(255).icmp(133, 0, [0; 4], &body)
-}
-
 /// The link-local address of a MAC (RFC 4291, appendix A).
 pub fn link_local(mac: Mac) -> Ipv6Addr {
     eui64(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), mac)

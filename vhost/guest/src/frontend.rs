@@ -312,14 +312,6 @@ impl Frontend {
         }
     }
 
-    /// A request with an acknowledgement whatever the profile, where the backend has `REPLY_ACK`.
-    ///
-    /// # Errors
-    /// When it cannot be sent or is refused.
-    pub fn command_acked(&self, request: FrontendReq, body: &[u8], fds: &[i32]) -> Result<(), Error> {
-        self.command_with(request, body, fds, true)
-    }
-
     /// Waits until the backend has worked through everything sent so far.
     ///
     /// # Errors

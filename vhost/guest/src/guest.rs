@@ -56,13 +56,6 @@ pub struct Transfer {
     pub elapsed: Duration,
 }
 
-impl Transfer {
-    /// Mbit/s.
-    pub fn mbit_per_s(&self) -> f64 {
-        self.bytes as f64 * 8.0 / self.elapsed.as_secs_f64().max(1e-9) / 1e6
-    }
-}
-
 /// A running guest.
 pub struct Guest {
     mac: Mac,
@@ -189,18 +182,6 @@ impl Guest {
         }
     }
 
-    /// Polls for a while.
-    ///
-    /// # Errors
-    /// When waiting fails.
-    pub fn run_for(&mut self, time: Duration) -> Result<(), Error> {
-        let start = Instant::now();
-        while start.elapsed() < time {
-            self.poll_or_wait(SLICE.min(time.saturating_sub(start.elapsed())))?;
-        }
-        Ok(())
-    }
-
     /// Asks for an address by DHCPv4 and takes it, with the default route. Renewal goes on while polled.
     ///
     /// # Errors
@@ -317,7 +298,7 @@ impl Guest {
         Service::tcp_echo(self, port)
     }
 
-    /// Swallows TCP on a port; see [`Guest::sunk_bytes`].
+    /// Swallows TCP on a port whenever the guest is polled.
     ///
     /// # Errors
     /// When the port is taken.
@@ -331,11 +312,6 @@ impl Guest {
     /// When the port is taken.
     pub fn udp_echo_server(&mut self, port: u16) -> Result<(), Error> {
         Service::udp_echo(self, port)
-    }
-
-    /// Octets that arrived at all TCP services.
-    pub fn sunk_bytes(&self) -> u64 {
-        self.services.iter().map(Service::bytes).sum()
     }
 
     /// Sends `bytes` to an echo server and verifies every octet that comes back.

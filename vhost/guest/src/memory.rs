@@ -311,25 +311,11 @@ impl Window {
         u32::from_le(unsafe { self.at::<u32>(offset).read_volatile() })
     }
 
-    /// Reads a 64-bit field.
-    #[inline]
-    pub fn load64(&self, offset: usize) -> u64 {
-        // SAFETY: `at` checked bounds and alignment. JUSTIFICATION: the other side may write at any time.
-        u64::from_le(unsafe { self.at::<u64>(offset).read_volatile() })
-    }
-
     /// Writes a 16-bit field.
     #[inline]
     pub fn store16(&self, offset: usize, value: u16) {
         // SAFETY: `at` checked bounds and alignment. JUSTIFICATION: the other side may read at any time.
         unsafe { self.at::<u16>(offset).write_volatile(value.to_le()) }
-    }
-
-    /// Writes a 32-bit field.
-    #[inline]
-    pub fn store32(&self, offset: usize, value: u32) {
-        // SAFETY: `at` checked bounds and alignment. JUSTIFICATION: the other side may read at any time.
-        unsafe { self.at::<u32>(offset).write_volatile(value.to_le()) }
     }
 
     /// Writes a 64-bit field.
@@ -442,8 +428,8 @@ mod tests {
         let mut memory = GuestMemory::new(&MemoryConfig::default(), PAGE_BYTES).unwrap();
         let window = memory.window(0x10_0000, 64).unwrap();
         assert!(memory.remove(0x10_0000).is_some());
-        window.store32(0, 7);
-        assert_eq!(window.load32(0), 7);
+        window.store16(0, 7);
+        assert_eq!(window.load16(0), 7);
         assert!(memory.read(0x10_0000, &mut [0]).is_err());
     }
 }

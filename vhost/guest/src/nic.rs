@@ -142,11 +142,6 @@ impl Pair {
     pub fn rx_call(&self) -> &EventFd {
         &self.rx_fds.call
     }
-
-    /// Calls for the transmit ring.
-    pub fn tx_call(&self) -> &EventFd {
-        &self.tx_fds.call
-    }
 }
 
 /// Frames and octets that passed, and notifications.

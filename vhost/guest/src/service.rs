@@ -57,11 +57,6 @@ impl Service {
         Ok(())
     }
 
-    /// Octets that arrived.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     /// Gives every service of a guest its turn; true when one moved octets.
     pub(crate) fn run_all(guest: &mut Guest) -> bool {
         let mut services = std::mem::take(&mut guest.services);

@@ -1,7 +1,5 @@
 //! Services by their specs: what is found, who is chosen, what goes on.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
 use hostweave_switch::tables::OUTSIDE_VNI;
 use hostweave_switch::wire::proto::{SCTP, TCP, UDP};
 
@@ -14,11 +12,7 @@ const VNI: u32 = 100;
 const V6: &str = "fd00::20";
 
 fn addr(text: &str) -> u128 {
-    let v6 = match text.parse().expect("an address") {
-        IpAddr::V4(v4) => Ipv4Addr::to_ipv6_mapped(&v4),
-        IpAddr::V6(v6) => v6,
-    };
-    u128::from(Ipv6Addr::from(v6.octets()))
+    hostweave_switch::tables::mapped(text.parse().expect("an address"))
 }
 
 fn backend(name: &str, address: &str, l4: u16) -> Backend {
