@@ -257,13 +257,13 @@ mod tests {
             move |record: &Record| ranks[records.iter().position(|other| std::ptr::eq(other, record)).unwrap()]
         };
         let ranks = rank([None, Some(3), Some(2), Some(2), None, Some(0)]);
-        assert_eq!(wheel.soonest(&records, 6, &ranks), Some(5));
-        assert_eq!(wheel.soonest(&records, 5, &ranks), Some(2));
-        assert_eq!(wheel.soonest(&records, 2, &ranks), Some(1));
-        assert_eq!(wheel.soonest(&records, 1, &ranks), None);
-        assert_eq!([(); 4].map(|()| wheel.sweep(&records, 3, &ranks)), [Some(2), Some(5), Some(2), Some(5)]);
+        assert_eq!(wheel.soonest(&records, 6, ranks), Some(5));
+        assert_eq!(wheel.soonest(&records, 5, ranks), Some(2));
+        assert_eq!(wheel.soonest(&records, 2, ranks), Some(1));
+        assert_eq!(wheel.soonest(&records, 1, ranks), None);
+        assert_eq!([(); 4].map(|()| wheel.sweep(&records, 3, ranks)), [Some(2), Some(5), Some(2), Some(5)]);
         (0..6).for_each(|index| wheel.remove(&records, index));
-        assert_eq!((wheel.soonest(&records, 6, &ranks), wheel.sweep(&records, 6, &ranks)), (None, None));
+        assert_eq!((wheel.soonest(&records, 6, ranks), wheel.sweep(&records, 6, ranks)), (None, None));
     }
 
     proptest! {

@@ -333,7 +333,7 @@ fn what_ends_while_others_are_adopted_is_free_once() {
     // All of them have had their time. Some end while the next ones are looked at, the rest right afterwards.
     let claim = |entry: &Entry| {
         expire();
-        if entry.index % 10 == 0 { Claim::Forget } else { Claim::Keep }
+        if entry.index.is_multiple_of(10) { Claim::Forget } else { Claim::Keep }
     };
     let adopted = next.adopt(&host.timeouts, 1000, claim);
     assert_eq!(adopted.kept + adopted.forgotten, COUNT);
