@@ -27,6 +27,9 @@ const MAGIC: u64 = 0x4857_4e41_5400_0001;
 
 pub(crate) const LEASES_AT: usize = 4096;
 
+/// Seconds in which connections of the earlier run take hold of their mappings again, however old those are.
+const GRACE_S: u32 = 10;
+
 /// What control says of a mapping of an earlier run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Claim {
@@ -108,18 +111,24 @@ impl Nat {
     pub fn adopt(&self, pools: &Pools, now: u32, mut claim: impl FnMut(&Entry) -> Claim) -> Adopted {
         let mut adopted = Adopted { blocks: self.adopt_leases(pools, now), ..Adopted::default() };
         let used = self.ever_used().min(self.available());
+        // Not looked for afterwards: one that is kept has a timer, and may be freed, and listed, by then.
+        let mut free = Vec::new();
         for (index, record) in (0..used).zip(self.records()) {
-            let Some(entry) = record.entry(index) else { continue };
-            if self.adopt_mapping(pools, index, record, &entry, now, &mut claim).is_some() {
-                adopted.kept += 1;
-            } else {
+            if record.is_valid() {
+                let entry = record.entry(index);
+                let kept = entry.and_then(|entry| self.adopt_mapping(pools, index, record, &entry, now, &mut claim));
+                if kept.is_some() {
+                    adopted.kept += 1;
+                    continue;
+                }
                 record.clear();
                 adopted.forgotten += 1;
             }
+            free.push(index);
         }
         self.share_out();
         self.set_fresh(used);
-        self.give_back_all((0..used).filter(|index| self.record(*index).is_some_and(|record| !record.is_valid())));
+        self.give_back_all(free.into_iter());
         adopted
     }
 
@@ -226,7 +235,8 @@ impl Nat {
         }
         tenant.mappings.fetch_add(1, Relaxed);
         self.link(bucket, index, record);
-        self.set_timer(&mut shard, index);
+        // It may be over for all but those who held it, and hold it again in a moment.
+        self.set_timer_at(&mut shard, index, record.until.load(Relaxed).max(now.saturating_add(GRACE_S)));
         Some(())
     }
 

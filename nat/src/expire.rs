@@ -58,11 +58,18 @@ impl Nat {
     }
 
     /// Ends the mappings of ports that are gone, by their uids, at once: their timers are for somebody who may go on. Those that connections
-    /// hold stay, so that connections are to end first. Looks at every mapping, and locks only the shards of those that it ends.
+    /// hold stay, so that connections are to end first. Looks at mappings until it has seen all of theirs, and locks only the shards of those
+    /// that it ends.
     pub fn forget(&self, is_gone: impl Fn(u128) -> bool, now: u32) {
+        let theirs = self.registry.workloads().filter(|(_, workload)| is_gone(workload.uid()));
+        let mut left: u32 = theirs.map(|(_, workload)| workload.mappings.load(Relaxed)).sum();
         let used = self.fresh().min(self.capacity());
         for (index, record) in (0..used).zip(self.records()) {
+            if left == 0 {
+                return;
+            }
             if record.is_valid() && is_gone(record.uid()) {
+                left -= 1;
                 self.end_unheld(MappingRef { index, generation: record.generation() }, now);
             }
         }

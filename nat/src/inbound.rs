@@ -4,7 +4,7 @@ use std::sync::MutexGuard;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::model::*;
-use crate::pools::{Pools, Use};
+use crate::pools::{Pool, Pools, Use};
 use crate::record::{DNS, RESTORED, Record, TIMED, TRACKED};
 use crate::table::{Nat, Shard};
 
@@ -236,6 +236,43 @@ impl Nat {
         }
     }
 
+    /// Whether [`Nat::hold`] would take hold, for those who need two holds or none.
+    pub fn may_hold(
+        &self,
+        pools: &Pools,
+        mapping: MappingRef,
+        inside: &Inside,
+        outside: Outside,
+        remote: Outside,
+    ) -> bool {
+        let Some(class) = Class::of(inside.proto) else { return false };
+        let (inside, outside, remote) = (&class.inside(inside), class.endpoint(outside), class.endpoint(remote));
+        let Some(record) = self.valid(mapping) else { return false };
+        let _shard = self.lock(self.bucket(&record.inside()));
+        self.held_by(pools, mapping, inside, outside, remote).is_some()
+    }
+
+    /// A mapping and its pool, if it is what a connection of an earlier run held. Its shard is locked.
+    fn held_by<'a>(
+        &'a self,
+        pools: &'a Pools,
+        mapping: MappingRef,
+        inside: &Inside,
+        outside: Outside,
+        remote: Outside,
+    ) -> Option<(&'a Record, &'a Pool)> {
+        let record = self.valid(mapping)?;
+        let right = mapping.index < self.fresh()
+            && record.is_of(inside)
+            && record.uid() == inside.uid
+            && record.outside() == outside
+            && record.remote().is_none_or(|bound| bound == remote)
+            && self.port_of(record) == Some(inside.port)
+            && !record.holds_too_many();
+        let (_, used) = pools.use_of(outside.address).filter(|_| right)?;
+        Some((record, pools.pool(used.pool)?))
+    }
+
     /// Takes a hold for a connection of an earlier run, whose mapping is to be this one; `unasked`: one that was let in. False: it is not, forget the
     /// connection.
     pub fn hold(
@@ -250,16 +287,7 @@ impl Nat {
         let (Some(record), Some(class)) = (self.valid(mapping), Class::of(inside.proto)) else { return false };
         let (inside, outside, remote) = (&class.inside(inside), class.endpoint(outside), class.endpoint(remote));
         let mut shard = self.lock(self.bucket(&record.inside()));
-        let right = self.valid(mapping).is_some()
-            && mapping.index < self.fresh()
-            && record.is_of(inside)
-            && record.uid() == inside.uid
-            && record.outside() == outside
-            && record.remote().is_none_or(|bound| bound == remote)
-            && self.port_of(record) == Some(inside.port)
-            && !record.holds_too_many();
-        let Some((_, used)) = pools.use_of(outside.address).filter(|_| right) else { return false };
-        let Some(pool) = pools.pool(used.pool) else { return false };
+        let Some((record, pool)) = self.held_by(pools, mapping, inside, outside, remote) else { return false };
         if pool.filtering == Filtering::AddressDependent || pool.overload {
             let l4 = if record.has(TRACKED) { remote.l4 } else { 0 };
             let _outside = self.lock_outside(record.lease.load(Relaxed) as usize);

@@ -133,24 +133,29 @@ impl Workload {
     /// `PortLimit`, or `Full` when it has its share and the rest of the table is taken.
     #[inline]
     pub(crate) fn begin(&self, shared: &Shared, rate_max: Option<u32>, now: u32) -> Result<(), Refused> {
-        if rate_max.is_some_and(|max| self.made_in(now) >= max) {
+        // A flood comes here for every packet: what is over is told without a locked operation.
+        if rate_max.is_some_and(|max| made_in(self.rate.load(Relaxed), now).1 >= max) {
             return Err(Refused::PortLimit);
         }
         shared.take(&self.mappings, self.max.load(Relaxed), &self.guaranteed).map_err(|refusal| match refusal {
             Refusal::Quota => Refused::PortLimit,
             Refusal::Shared => Refused::Full,
         })?;
-        if rate_max.is_some() {
-            self.rate.store(u64::from(now) << 32 | u64::from(self.made_in(now) + 1), Relaxed);
+        if rate_max.is_some_and(|max| !self.count_one(max, now)) {
+            self.end(shared);
+            return Err(Refused::PortLimit);
         }
         Ok(())
     }
 
-    /// Mappings that were made in this second.
+    /// Counts a mapping that is made in this second, unless there are `max` by now.
     #[inline]
-    fn made_in(&self, now: u32) -> u32 {
-        let rate = self.rate.load(Relaxed);
-        if (rate >> 32) as u32 == now { rate as u32 } else { 0 }
+    fn count_one(&self, max: u32, now: u32) -> bool {
+        let one_more = |rate: u64| {
+            let (second, made) = made_in(rate, now);
+            (made < max).then(|| u64::from(second) << 32 | u64::from(made + 1))
+        };
+        self.rate.fetch_update(Relaxed, Relaxed, one_more).is_ok()
     }
 
     /// One mapping less.
@@ -160,10 +165,38 @@ impl Workload {
     }
 }
 
+/// The second that counts, and mappings that were made in it. Whose clock is behind another worker's counts for that one's second.
+#[inline]
+fn made_in(rate: u64, now: u32) -> (u32, u32) {
+    let second = (rate >> 32) as u32;
+    if second >= now { (second, rate as u32) } else { (now, 0) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::share::share;
+
+    /// What workers make at once is counted, one by one, also where their clocks are a second apart.
+    #[test]
+    fn na25_the_rate_is_that_of_all_workers_together() {
+        const RATE: u32 = 20_000;
+        for apart in [0, 1] {
+            let workload = Workload::new(7);
+            workload.port.store(0, Relaxed);
+            workload.max.store(1_000_000, Relaxed);
+            let shared = Shared::default();
+            share(&shared, 1_000_000, &[&workload]);
+            let make = |now| (0..RATE).filter(|_| workload.begin(&shared, Some(RATE), now).is_ok()).count();
+            let made: usize = std::thread::scope(|scope| {
+                let workers: Vec<_> = (0..4).map(|i| scope.spawn(move || make(5 + i % 2 * apart))).collect();
+                workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+            });
+            let seconds = 1 + apart as usize;
+            assert!((RATE as usize..=RATE as usize * seconds).contains(&made), "{made}");
+            assert_eq!(workload.mappings.load(Relaxed) as usize, made, "what was refused gave back what it took");
+        }
+    }
 
     #[test]
     fn blocks_come_and_go() {

@@ -73,6 +73,86 @@ fn na38_mappings_and_blocks_survive_a_crash() {
     }
 }
 
+/// Its time is over for all but the connection that holds it, which takes hold of it again a moment after it was adopted.
+#[test]
+fn na38_a_mapping_that_was_held_beyond_its_time_is_held_again() {
+    for family in FAMILIES {
+        let mut world = World::new(spec());
+        let (from, to) = (inside(family, UDP, 0, 3000), remote(family, 1, 443));
+        let mapped = world.to(&from, to);
+        // Another connection by it ends: from then on it has a time.
+        assert_eq!(world.to(&from, remote(family, 2, 443)).mapping, mapped.mapping);
+        world.end(mapped.mapping, End::Closed);
+        let unheld = world.to(&inside(family, UDP, 0, 4000), to).mapping;
+        world.now += 1;
+        world.end(unheld, End::Closed);
+        world.now += 400;
+        assert!(world.nat.get(mapped.mapping).is_some_and(|entry| entry.until != 0 && entry.until < world.now));
+        assert_eq!(world.restart(|_| Claim::Keep).kept, 2);
+        world.wait(3);
+        let held = Held { mapping: mapped.mapping, inside: from, outside: mapped.outside, remote: to };
+        assert!(hold(&world, &held), "{family:?}");
+        world.wait(1000);
+        assert_eq!(world.to(&from, to).mapping, mapped.mapping);
+        assert!(world.nat.get(unheld).is_none(), "nobody held that one");
+        (0..2).for_each(|_| world.end(mapped.mapping, End::Closed));
+        world.wait(301);
+        assert_eq!(world.nat.stats().mappings, 0);
+    }
+}
+
+/// Somebody may end what is adopted before all of it is.
+#[test]
+fn what_ends_while_others_are_adopted_is_free_once() {
+    let (mut world, held) = in_use(FAMILIES[0]);
+    held.iter().for_each(|held| world.end(held.mapping, End::Closed));
+    let count = world.nat.stats().mappings;
+    world.now += 10_000;
+    let nat = Nat::open(&world.folder.path().join("nat"), &options(world.now)).unwrap();
+    nat.make_available(nat.capacity());
+    let pools = Pools::compile(&nat, &world.specs, world.now).unwrap();
+    let mut now = world.now;
+    let adopted = nat.adopt(&pools, world.now, |_| {
+        now += 100;
+        while nat.expire(now, 1 << 16, |_| ()) {}
+        if now % 700 == 0 { Claim::Forget } else { Claim::Keep }
+    });
+    assert_eq!(u64::from(adopted.kept + adopted.forgotten), count);
+    (world.nat, world.pools, world.now) = (nat, pools, now + 10_000);
+    world.wait(2 * HOLD_S);
+    assert_eq!(world.nat.stats().mappings, 0);
+    let mapped: Vec<_> = (0..200)
+        .map(|i| world.to(&inside(FAMILIES[0], UDP, i % 10, 5000 + i as u16), remote(FAMILIES[0], 1, 443)))
+        .collect();
+    let indices: BTreeSet<u32> = mapped.iter().map(|mapped| mapped.mapping.index).collect();
+    assert_eq!(indices.len(), mapped.len(), "one record each");
+}
+
+/// Who needs two mappings asks for both before it holds one: what it then does not take is others'.
+#[test]
+fn na38_a_mapping_that_is_only_asked_for_stays_what_it_was() {
+    for family in FAMILIES {
+        let (mut world, held) = in_use(family);
+        world.restart(|_| Claim::Keep);
+        let may = |world: &World, held: &Held| {
+            world.nat.may_hold(&world.pools, held.mapping, &held.inside, held.outside, held.remote)
+        };
+        for held in &held {
+            let other = Outside { l4: held.outside.l4 ^ 1, address: held.outside.address ^ 1 };
+            let before = world.nat.get(held.mapping);
+            assert!(may(&world, held));
+            assert!(!may(&world, &Held { outside: other, ..*held }));
+            assert!(!may(&world, &Held { inside: Inside { uid: 9, ..held.inside }, ..*held }));
+            assert!(!may(&world, &Held { mapping: MappingRef { generation: 99, ..held.mapping }, ..*held }));
+            assert_eq!(world.nat.get(held.mapping), before);
+        }
+        assert!(held.iter().all(|held| hold(&world, held)));
+        held.iter().for_each(|held| world.end(held.mapping, End::Closed));
+        world.wait(605 + 2 * HOLD_S);
+        assert_eq!(world.nat.stats().mappings, 0);
+    }
+}
+
 /// A block of which each L4 port is taken over TCP, and one of them twice: by a mapping for all remotes and by one that is bound. Which of
 /// the two comes first in the file is `bound_first`. Every mapping is held, by the remote that is told.
 fn shared(family: Family, bound_first: bool) -> (World, Vec<(Inside, Outside, Mapped)>) {

@@ -309,15 +309,18 @@ fn still_allowed<R: Recorder>(
 #[inline]
 fn seen_now(ctx: &Context<'_>, flows: &Flows<'_>, flow: &mut Flow, connection: &Record) {
     let direction = flow.direction();
+    let first = connection.last_seen(direction) != ctx.now;
     touch(ctx, flows, flow, connection);
     flow.epoch = if flow.flags & CROSSES == 0 { ctx.epoch } else { ctx.crossing_epoch };
     flow.round = round(ctx.now);
     flow.queue = connection.queue(1 - direction);
     flow.out_port = connection.port(1 - direction) as u16;
-    if connection.is_assured() {
+    flow.flags &= !ASSURED;
+    if ctx.tables.timeouts.may_trust(connection, ctx.now) {
         flow.flags |= ASSURED;
     }
-    if !connection.is_replied() && (flow.flags & TCP != 0 || flow.key.proto() == proto::UDP) {
+    // A stream that nobody answers comes here with every packet.
+    if first && !connection.is_replied() && (flow.flags & TCP != 0 || flow.key.proto() == proto::UDP) {
         unanswered(ctx, flows, flow, connection);
     }
 }

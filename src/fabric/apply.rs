@@ -66,22 +66,14 @@ impl Fabric {
         let known = state.slots();
         let changed = inner.update_networks(&mut state, &desired.networks);
         let gone = inner.remove_ports(&mut state, &desired.ports);
-        let mut gone_ids: Vec<PortId> = gone.iter().map(PortRuntime::id).collect();
-        if !gone.is_empty() {
-            inner.publish(&mut state);
-            state.wait_for_workers();
-            for mut port in gone {
-                inner.forget_fragments_of(port.port());
-                port.detach(&inner.config, !desired.ports.iter().any(|spec| spec.full_name() == port.name()));
-            }
-        }
+        let lost = state.lost_of(known, &desired.ports);
+        inner.part_with(&mut state, gone, lost, |name| desired.ports.iter().any(|spec| spec.full_name() == name));
         for spec in &desired.ports {
             inner.update_port(&mut state, spec)?;
         }
         Inner::look_at_ports(&mut state);
         inner.update_services(&mut state, desired);
         let retired = inner.update_uplink(&mut state, desired);
-        gone_ids.extend(retired.iter().map(|uplink| uplink.port().id));
         state.pools = inner.compile_pools(&state, &desired.nat_pools)?;
         let attended = inner.attend_uplink(&mut state, &[], &[]);
         let update = state.compile(&desired.policy);
@@ -90,7 +82,7 @@ impl Fabric {
         inner.share_connections(&state);
         inner.publish(&mut state);
         inner.wait_until_in_force(state.revision);
-        inner.forget_left(&state, known, gone_ids);
+        inner.forget_connections_of(&retired.iter().map(|uplink| uplink.port().id).collect::<Vec<_>>());
         inner.dns.update(desired);
         inner.metadata.update(desired);
         inner.external_dns.update(desired.external_dns.as_ref());
@@ -134,18 +126,13 @@ impl Inner {
             self.metadata.withdraw(desired);
         }
         let gone = state.take_out(&changes);
-        let gone_ids: Vec<PortId> = gone.iter().map(PortRuntime::id).collect();
         // Pools know ports by their slots: one with another attachment has another.
         let others_served = others_served || !gone.is_empty();
-        if !gone.is_empty() {
-            self.publish(state);
-            state.wait_for_workers();
-            for mut port in gone {
-                self.forget_fragments_of(port.port());
-                let stays = changes.come.iter().any(|spec| spec.full_name() == port.name());
-                port.detach(&self.config, !stays);
-            }
-        }
+        let come = |name: &str| changes.come.iter().any(|spec| spec.full_name() == name);
+        let uids_gone = changes.uids_gone();
+        let slots = gone.iter().filter_map(|port| Some((port.uid()?, port.id().0)));
+        let lost = slots.filter(|(uid, _)| uids_gone.contains(uid)).collect();
+        self.part_with(state, gone, lost, come);
         for spec in &changes.come {
             self.update_port(state, spec)?;
         }
@@ -165,8 +152,6 @@ impl Inner {
             false => self.publish_ports(state, &changes),
         }
         self.wait_until_in_force(state.revision);
-        self.forget_connections_of(&gone_ids);
-        self.forget_mappings_of(&changes.uids_gone());
         match changes.places {
             true => self.dns.update(desired),
             false => self.dns.update_spec(desired),
@@ -179,14 +164,29 @@ impl Inner {
         Ok(true)
     }
 
-    /// Ends what is left of ports that were taken out, which are `gone`, and of those that were `known` before and are there no more: they,
-    /// and the host's own ports in networks that are gone, do not only move.
-    fn forget_left(&self, state: &State, mut known: HashMap<Uuid, u32>, mut gone: Vec<PortId>) {
-        let there = state.slots();
-        known.retain(|uid, _| !there.contains_key(uid));
-        gone.extend(known.values().map(|slot| PortId(*slot)));
-        self.forget_connections_of(&gone);
-        self.forget_mappings_of(&known.into_keys().collect());
+    /// Has workers let go of ports that were taken out, detaches them, and ends their connections; of those that are `lost`, by their uids,
+    /// connections and mappings. At once: if anything failed before, nobody would know of them any more. Whether a name `comes` again
+    /// is asked for.
+    fn part_with(
+        &self,
+        state: &mut State,
+        gone: Vec<PortRuntime>,
+        lost: HashMap<Uuid, u32>,
+        comes: impl Fn(&str) -> bool,
+    ) {
+        if gone.is_empty() && lost.is_empty() {
+            return;
+        }
+        self.publish(state);
+        state.wait_for_workers();
+        self.wait_until_in_force(state.revision);
+        let ids: Vec<PortId> = gone.iter().map(PortRuntime::id).chain(lost.values().copied().map(PortId)).collect();
+        for mut port in gone {
+            self.forget_fragments_of(port.port());
+            port.detach(&self.config, !comes(port.name()));
+        }
+        self.forget_connections_of(&ids);
+        self.forget_mappings_of(&lost.into_keys().collect());
     }
 
     /// Looks at ports that changed: whether they run.
@@ -250,6 +250,16 @@ impl State {
             free && known && names.insert(name)
         };
         room && come.iter().copied().all(|spec| alone(&spec))
+    }
+
+    /// Slots of ports that were `known`, and of the host's own in networks that were, and are gone for good: they do not only move.
+    fn lost_of(&self, mut known: HashMap<Uuid, u32>, desired: &[Arc<PortSpec>]) -> HashMap<Uuid, u32> {
+        let there = self.slots();
+        known.retain(|uid, _| !there.contains_key(uid));
+        if !known.is_empty() {
+            desired.iter().for_each(|spec| _ = known.remove(&spec.uid));
+        }
+        known
     }
 
     /// Takes out the ports that are no longer wanted, or wanted with another backend or network.

@@ -70,8 +70,11 @@ fn run(receiver: &Receiver<Weak<Inner>>) {
             if expired.elapsed() >= PERIOD {
                 expired = Instant::now();
                 drain.follow(&inner);
-                inner.expire_connections(|| _ = drain.ended(&inner));
-                inner.expire_mappings();
+                // What an earlier run left is held by nobody until all of it was looked at, and nothing ends meanwhile.
+                if inner.lock().adopted {
+                    inner.expire_connections(|| _ = drain.ended(&inner));
+                    inner.expire_mappings();
+                }
                 let now = inner.clock.seconds(expired);
                 inner.heed_failures(now);
                 let sampled = samples.take(&inner.connections, now);

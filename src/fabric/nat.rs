@@ -155,19 +155,15 @@ impl Inner {
             return false;
         }
         let ends = connect::held_ends(entry, translation, uplink, |slot| self.connections.port_id(slot));
-        let mut taken = None;
-        for (unasked, (hold, end)) in [false, true].into_iter().zip(translation.held.iter().zip(&ends)) {
-            let Some(hold) = *hold else { continue };
-            let mapping = mapping_of(hold);
-            if !self.nat.hold(pools, mapping, &end.inside, end.outside, end.remote, unasked) {
-                // If there is one by now, it is the source's.
-                let now = self.clock.seconds(Instant::now());
-                taken.inspect(|mapping| self.nat.release(*mapping, now, now, End::Refused));
-                return false;
-            }
-            taken = Some(mapping);
-        }
-        true
+        let held = || {
+            let held = [false, true].into_iter().zip(translation.held.iter().zip(&ends));
+            held.filter_map(|(unasked, (hold, end))| Some((unasked, mapping_of((*hold)?), end)))
+        };
+        // Both or none: one that was held in vain and is given back ends at once, and others may hold it.
+        held().all(|(_, mapping, end)| self.nat.may_hold(pools, mapping, &end.inside, end.outside, end.remote))
+            && held().all(|(unasked, mapping, end)| {
+                self.nat.hold(pools, mapping, &end.inside, end.outside, end.remote, unasked)
+            })
     }
 
     /// Ends mappings and blocks whose time has come, and tells what happened to blocks. Called once a second by the maintenance

@@ -209,7 +209,8 @@ impl Worker {
             let poll_only = self.sources.poll_only();
             return self.path.sleep(since, |uring| uring.wait(poll_only.then_some(idle::POLL_INTERVAL)));
         }
-        if self.path.load.is_bulk() {
+        // The last look at the queue may have found a kick, of a ring that was not visited since.
+        if self.path.load.is_bulk() && !self.sources.has_news() {
             return self.path.sleep(since, |uring| uring.nap(idle::NAP));
         }
         since

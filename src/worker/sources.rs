@@ -195,6 +195,11 @@ impl Sources {
             && self.hot.iter().all(|index| self.entries[*index].as_ref().is_some_and(|entry| entry.polled))
     }
 
+    /// Whether one of the hot sources was not visited since it became hot.
+    pub fn has_news(&self) -> bool {
+        self.hot.iter().any(|index| self.entries[*index].as_ref().is_some_and(|entry| entry.last.is_none()))
+    }
+
     fn heat(&mut self, index: usize) {
         let Some(entry) = self.entries.get_mut(index).and_then(Option::as_mut) else { return };
         entry.last = None;

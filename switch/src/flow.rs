@@ -7,7 +7,8 @@
 //! there. An entry is trusted while its *epoch* is its network's (tables and policies have not changed) and its *round* is
 //! the current one ([`TRUST_S`] seconds). Otherwise, and as long as its connection is not *assured*, the connection itself
 //! is asked, which is also when it learns that it is alive. A connection that is assured and was told of a packet within
-//! two rounds is never freed without a new epoch, so nothing stale is ever trusted.
+//! two rounds is never freed without a new epoch, so nothing stale is ever trusted; one that the packet did not keep alive is not trusted
+//! when its end is near (`Timeouts::may_trust`).
 //!
 //! Each key has two buckets of eight places. A bucket's tags and ages lie together in sixteen octets, so that
 //! a lookup touches one line of tags and the line of the entry. When both buckets are full the oldest entry goes.

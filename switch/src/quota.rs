@@ -21,7 +21,8 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Sets what was counted anew.
+    /// Sets what was counted anew. Whoever takes one or gives one back between the count and this is missed, or counted twice: one for each
+    /// worker that is about to, until the next time, as nothing of the old count is kept.
     pub fn set(&self, used: u32, max: u32) {
         self.max.store(max, Relaxed);
         self.used.store(used, Relaxed);

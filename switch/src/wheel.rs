@@ -31,12 +31,14 @@ pub struct Wheel {
     filled: [u64; LEVELS as usize],
     /// The second whose slots are being emptied.
     current: u32,
+    /// Where [`Wheel::sweep`] goes on: a slot, and the next record in it.
+    hand: (u32, u32),
 }
 
 impl Wheel {
     /// An empty one. `now` is the second whose turn it is.
     pub fn new(now: u32) -> Self {
-        Self { slots: [NONE; (SLOTS * LEVELS) as usize], filled: [0; LEVELS as usize], current: now }
+        Self { slots: [NONE; (SLOTS * LEVELS) as usize], filled: [0; LEVELS as usize], current: now, hand: (0, NONE) }
     }
 
     /// Puts a record where it will be found at `deadline`, or soon after now if that is past.
@@ -66,6 +68,9 @@ impl Wheel {
     pub fn remove<T: Timed>(&mut self, records: &[T], index: u32) {
         let record = &records[index as usize];
         let (next, prev) = (record.wheel_next().load(Relaxed), record.wheel_prev().load(Relaxed));
+        if self.hand.1 == index {
+            self.hand.1 = next;
+        }
         if prev & HEAD != 0 {
             let slot = prev & !HEAD;
             self.slots[slot as usize] = next;
@@ -105,9 +110,10 @@ impl Wheel {
         }
     }
 
-    /// The first record that is `wanted`, among `looks` records of the slots that come first, those of the last level left out.
-    /// Within a slot the newest come first.
-    pub fn soonest<T: Timed>(&self, records: &[T], mut looks: usize, wanted: impl Fn(&T) -> bool) -> Option<u32> {
+    /// Of `looks` records in the slots that come first, those of the last level left out, the first one of the lowest rank; `rank` is
+    /// `None` for those that are not wanted, and whoever ranks 0 is not to be bettered. Within a slot the newest come first.
+    pub fn soonest<T: Timed>(&self, records: &[T], looks: usize, rank: impl Fn(&T) -> Option<u8>) -> Option<u32> {
+        let mut best = Best { looks, found: None };
         for level in 0..2 {
             let now = self.current >> (level * BITS);
             // The slot of now comes last and is nearly empty: left out.
@@ -117,19 +123,68 @@ impl Wheel {
                 ahead &= ahead - 1;
                 let mut index = self.slots[slot as usize];
                 while index != NONE {
-                    if looks == 0 {
-                        return None;
-                    }
-                    looks -= 1;
                     let record = &records[index as usize];
-                    if wanted(record) {
-                        return Some(index);
+                    if best.is_over(index, rank(record)) {
+                        return best.index();
                     }
                     index = record.wheel_next().load(Relaxed);
                 }
             }
         }
-        None
+        best.index()
+    }
+
+    /// The same among the `looks` records that come next on a round through all slots but those of the last level: each time it goes on
+    /// where it ended, so that every record is looked at in its turn, however many others would end sooner.
+    pub fn sweep<T: Timed>(&mut self, records: &[T], looks: usize, rank: impl Fn(&T) -> Option<u8>) -> Option<u32> {
+        let mut best = Best { looks, found: None };
+        let (mut slot, mut index) = self.hand;
+        loop {
+            if index == NONE {
+                let Some(next) = self.filled_after(slot) else { break };
+                (slot, index) = (next, self.slots[next as usize]);
+            }
+            let record = &records[index as usize];
+            let over = best.is_over(index, rank(record));
+            index = record.wheel_next().load(Relaxed);
+            if over {
+                break;
+            }
+        }
+        self.hand = (slot, index);
+        best.index()
+    }
+
+    /// The slot of the first two levels that comes after another, of those with a record in them; in the end that one itself.
+    fn filled_after(&self, slot: u32) -> Option<u32> {
+        let filled = u128::from(self.filled[1]) << SLOTS | u128::from(self.filled[0]);
+        let after = filled.rotate_right(slot + 1);
+        (after != 0).then(|| (slot + 1 + after.trailing_zeros()) % (2 * SLOTS))
+    }
+}
+
+/// The best of a number of records.
+struct Best {
+    /// How many may be looked at yet.
+    looks: usize,
+    found: Option<(u8, u32)>,
+}
+
+impl Best {
+    /// One more was looked at; whether it was the last.
+    #[inline]
+    fn is_over(&mut self, index: u32, rank: Option<u8>) -> bool {
+        if let Some(rank) = rank
+            && self.found.is_none_or(|(best, _)| rank < best)
+        {
+            self.found = Some((rank, index));
+        }
+        self.looks = self.looks.saturating_sub(1);
+        self.looks == 0 || rank == Some(0)
+    }
+
+    fn index(&self) -> Option<u32> {
+        self.found.map(|(_, index)| index)
     }
 }
 
@@ -152,6 +207,63 @@ mod tests {
 
     fn records(count: usize) -> Vec<Record> {
         (0..count).map(|_| Record::default()).collect()
+    }
+
+    /// Whoever is behind any number of others has its turn, wherever records come from and go to meanwhile.
+    #[test]
+    fn a_sweep_comes_round_to_every_record() {
+        const LOOKS: usize = 10;
+        let records = records(700);
+        let mut wheel = Wheel::new(1000);
+        for index in 0..700 {
+            wheel.insert(&records, index, 1001 + index * 7 % 4000);
+        }
+        let (mut seen, mut left) = (vec![0; 700], vec![true; 700]);
+        for round in 0..70 {
+            let looked = std::cell::RefCell::new(Vec::new());
+            let at = |record: &Record| {
+                let index = records.iter().position(|other| std::ptr::eq(other, record)).unwrap();
+                looked.borrow_mut().push(index);
+                None
+            };
+            assert_eq!(wheel.sweep(&records, LOOKS, at), None);
+            let looked = looked.into_inner();
+            assert_eq!(looked.len(), LOOKS);
+            looked.iter().for_each(|index| seen[*index] += 1);
+            // Some go, among them the one at which it would go on.
+            for index in [looked[0], (wheel.hand.1 as usize).min(699)] {
+                if std::mem::take(&mut left[index]) {
+                    seen[index] = 1;
+                    wheel.remove(&records, index as u32);
+                }
+            }
+            if round == 30 {
+                (0..700).filter(|index| left[*index] && seen[*index] > 0).take(50).for_each(|index| {
+                    wheel.remove(&records, index as u32);
+                    wheel.insert(&records, index as u32, 1001 + index as u32);
+                });
+            }
+        }
+        assert!(seen.iter().all(|seen| *seen > 0), "{seen:?}");
+    }
+
+    #[test]
+    fn the_lowest_rank_is_taken_and_of_equals_the_first() {
+        let records = records(6);
+        let mut wheel = Wheel::new(1000);
+        (0..6).for_each(|index| wheel.insert(&records, index, 1010 + index));
+        let rank = |ranks: [Option<u8>; 6]| {
+            let records = &records;
+            move |record: &Record| ranks[records.iter().position(|other| std::ptr::eq(other, record)).unwrap()]
+        };
+        let ranks = rank([None, Some(3), Some(2), Some(2), None, Some(0)]);
+        assert_eq!(wheel.soonest(&records, 6, ranks), Some(5));
+        assert_eq!(wheel.soonest(&records, 5, ranks), Some(2));
+        assert_eq!(wheel.soonest(&records, 2, ranks), Some(1));
+        assert_eq!(wheel.soonest(&records, 1, ranks), None);
+        assert_eq!([(); 4].map(|()| wheel.sweep(&records, 3, ranks)), [Some(2), Some(5), Some(2), Some(5)]);
+        (0..6).for_each(|index| wheel.remove(&records, index));
+        assert_eq!((wheel.soonest(&records, 6, ranks), wheel.sweep(&records, 6, ranks)), (None, None));
     }
 
     proptest! {

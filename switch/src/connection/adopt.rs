@@ -135,31 +135,41 @@ impl Connections {
     pub fn adopt(&self, timeouts: &Timeouts, now: u32, mut claim: impl FnMut(&Entry) -> Claim) -> Adopted {
         let mut adopted = Adopted::default();
         let used = self.used_mark().load(Relaxed).min(u64::from(self.available())) as u32;
+        // Not looked for afterwards: one that is kept is in its wheel, and may be freed, and listed, by then.
+        let mut free = Vec::new();
         for (index, record) in (0..used).zip(self.records()) {
-            let Some(entry) = self.entry_at(index) else { continue };
-            let newest = entry.seen[0].max(entry.seen[1]);
-            let right = newest <= now && self.is_right(&entry);
-            let linked = |translation| self.link_reply(index, &entry.key, &translation).is_ok();
-            // A claim may take hold of a mapping: what is asked before must not fail afterwards.
-            if !right || !entry.translation.is_none_or(linked) {
+            if record.is_valid() {
+                if self.adopt_one(index, record, now, &mut claim).is_some() {
+                    self.relink_adopted(index, timeouts);
+                    adopted.kept += 1;
+                    continue;
+                }
                 record.clear();
                 adopted.forgotten += 1;
-                continue;
             }
-            if claim(&entry) == Claim::Forget {
-                self.forget_reply(index);
-                record.clear();
-                adopted.forgotten += 1;
-                continue;
-            }
-            // Decided by tables that are gone: the next packet decides anew.
-            record.set_epoch(0, [0, 0]);
-            self.relink_adopted(index, timeouts);
-            adopted.kept += 1;
+            free.push(index);
         }
         self.set_fresh(used);
-        let free: Vec<u32> = (0..used).filter(|&index| !self.records()[index as usize].is_valid()).collect();
         self.give_back(&free);
         adopted
+    }
+
+    /// `None`: it is to be forgotten.
+    fn adopt_one(&self, index: u32, record: &Record, now: u32, claim: &mut impl FnMut(&Entry) -> Claim) -> Option<()> {
+        let entry = self.entry_at(index)?;
+        let newest = entry.seen[0].max(entry.seen[1]);
+        let right = newest <= now && self.is_right(&entry);
+        let linked = |translation| self.link_reply(index, &entry.key, &translation).is_ok();
+        // A claim may take hold of a mapping: what is asked before must not fail afterwards.
+        if !right || !entry.translation.is_none_or(linked) {
+            return None;
+        }
+        if claim(&entry) == Claim::Forget {
+            self.forget_reply(index);
+            return None;
+        }
+        // Decided by tables that are gone: the next packet decides anew.
+        record.set_epoch(0, [0, 0]);
+        Some(())
     }
 }

@@ -173,25 +173,30 @@ impl Record {
     /// Whether it leads from one network into another.
     #[inline]
     pub fn crosses(&self) -> bool {
-        self.traits.load(Relaxed) & CROSSES != 0
+        self.has(CROSSES)
     }
 
     /// Whether it holds a NAT mapping, which ends with it or later.
     #[inline]
     pub(super) fn is_mapped(&self) -> bool {
-        self.traits.load(Relaxed) & MAPPED != 0
+        self.has(MAPPED)
     }
 
     /// Whether only answers keep it: it came in by a NAT mapping of its destination, which it holds.
     #[inline]
     pub fn is_kept_by_answers(&self) -> bool {
-        self.traits.load(Relaxed) & KEPT_BY_ANSWERS != 0
+        self.has(KEPT_BY_ANSWERS)
+    }
+
+    #[inline]
+    fn has(&self, traits: u8) -> bool {
+        self.traits.load(Relaxed) & traits != 0
     }
 
     /// Slot of the port for whose quota it counts.
     #[inline]
     pub(super) fn payer(&self) -> u32 {
-        self.port(usize::from(self.traits.load(Relaxed) & RECEIVER_PAYS != 0))
+        self.port(usize::from(self.has(RECEIVER_PAYS)))
     }
 
     /// Epoch of its network when it was last decided; of a connection that crosses, that of all networks.
@@ -223,11 +228,12 @@ impl Record {
         self.created.load(Relaxed)
     }
 
-    /// Whether it was answered, or has gone on for two seconds. Flow caches may trust it then, and it makes room for others only
-    /// as `room` says.
+    /// Whether it was answered, or has gone on for two seconds, which says nothing of one that came from outside: names are false
+    /// there. Flow caches may trust it then, and it makes room for others only as `room` says.
     #[inline]
     pub fn is_assured(&self) -> bool {
-        self.is_replied() || self.last_seen(0) >= self.created.load(Relaxed).saturating_add(2)
+        let goes_on = || self.last_seen(0) >= self.created.load(Relaxed).saturating_add(2);
+        self.is_replied() || !self.has(RECEIVER_PAYS) && goes_on()
     }
 
     /// Second of the last packet of a direction; 0 for none.

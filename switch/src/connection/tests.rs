@@ -317,6 +317,41 @@ fn the_next_run_adopts_what_is_still_right() {
     assert_eq!(other_size.adopt(&host.timeouts, 105, |_| Claim::Keep), Adopted::default());
 }
 
+/// The maintenance thread may end what is adopted before all of it is.
+#[test]
+fn what_ends_while_others_are_adopted_is_free_once() {
+    const COUNT: u32 = 200;
+    let host = host(1000);
+    let begun: Vec<_> = (0..COUNT).map(|i| host.commit(udp(i), 0, 100).unwrap()).collect();
+    let next = open(&host.path, 1000, BOOT);
+    next.share([(0, 1000)].into_iter());
+    let clock = AtomicU32::new(1000);
+    let expire = || {
+        let now = clock.fetch_add(1, Ordering::Relaxed);
+        (0..Connections::shards()).for_each(|shard| _ = next.expire(shard, &host.timeouts, now, 64));
+    };
+    // All of them have had their time. Some end while the next ones are looked at, the rest right afterwards.
+    let claim = |entry: &Entry| {
+        expire();
+        if entry.index.is_multiple_of(10) { Claim::Forget } else { Claim::Keep }
+    };
+    let adopted = next.adopt(&host.timeouts, 1000, claim);
+    assert_eq!(adopted.kept + adopted.forgotten, COUNT);
+    assert!(adopted.forgotten >= COUNT / 11);
+    (0..4).for_each(|_| expire());
+    assert_eq!((next.len(), next.used_by(0)), (0, 0));
+    let mut free = FreeRecords::new();
+    let commit = |i| {
+        let key = udp(i);
+        let new = NewConnection { hash: next.keys().hash(&key, 7), ..host.new_connection(key, 0) };
+        next.commit(&new, &host.timeouts, &mut free, 1000).unwrap().found
+    };
+    let again: Vec<_> = (COUNT..COUNT + 968).map(commit).collect();
+    let indices: std::collections::HashSet<u32> = again.iter().map(|found| found.index).collect();
+    assert_eq!(indices.len(), again.len(), "one record each");
+    assert!(begun.iter().all(|old| indices.contains(&old.index)), "none is lost");
+}
+
 #[test]
 fn several_workers_agree_on_one_connection() {
     let host = host(20_000);

@@ -1,6 +1,7 @@
 //! How long a connection lives without a packet.
 
 use super::record::Record;
+use super::room::UNTRUSTED_S;
 use super::table::deadline;
 use crate::flow::FlowKey;
 use crate::tcp_track::{self, Side, State};
@@ -77,6 +78,13 @@ impl Timeouts {
     /// network lives. One that holds a NAT mapping is remembered for longer only for the sake of that.
     pub fn is_over(&self, record: &Record, now: u32) -> bool {
         has_ended(record) || deadline(record, self.within(record)) <= now
+    }
+
+    /// Whether flow caches may trust a connection for a round from now on: it is assured, and does not end meanwhile. Where only
+    /// answers keep it, what else is sent does not put its end off.
+    pub fn may_trust(&self, record: &Record, now: u32) -> bool {
+        let lasts = || deadline(record, self.of(record)) > now.saturating_add(UNTRUSTED_S);
+        record.is_assured() && (!record.is_kept_by_answers() || lasts())
     }
 
     /// Seconds that a connection which holds a NAT mapping lives from its last packet, where without one it would live `alone`. No

@@ -270,3 +270,28 @@ fn nobody_of_another_network_comes_as_one_of_the_receivers() {
         assert_eq!(host.to(B, &frame(4002)), Err(DropReason::SpoofedIp));
     });
 }
+
+/// Whoever sends to a public address under false names gets no record that a cache relies on: it may go at any time.
+#[test]
+fn ct11_one_way_from_outside_each_packet_asks_for_its_connection() {
+    both(|v6| {
+        let mut host = one_to_one();
+        let frame = inward(remote(v6, 1), public(v6, PUBLIC)).udp(514, 514, b"log");
+        let arrives = |host: &mut Host, frame: &[u8]| host.through(0, UPLINK, frame).map(|(to, _)| to);
+        for _ in 0..5 {
+            assert_eq!(arrives(&mut host, &frame), Ok(B));
+            host.now += 2;
+        }
+        let [before] = host.entries()[..] else { panic!("one connection") };
+        assert_eq!((before.seen, before.out_port), ([108, 0], B), "a stream that nobody answers goes on");
+        let end = |host: &Host, entry: &Entry| host.connections.remove(entry.index, entry.generation, Ending::Evicted);
+        assert!(end(&host, &before));
+        assert_eq!(arrives(&mut host, &frame), Ok(B), "and begins again");
+        assert_eq!(host.entry().created, 110);
+        // Answered, it may be relied on for a round.
+        let answer = out(B, remote(v6, 1)).udp(514, 514, b"ack");
+        assert_eq!(host.through(0, B, &answer).map(|(to, _)| to), Ok(UPLINK));
+        assert_eq!([(); 2].map(|()| arrives(&mut host, &frame)), [Ok(B); 2]);
+        assert!(host.connections.get(host.entry().index, host.entry().generation).unwrap().is_assured());
+    });
+}

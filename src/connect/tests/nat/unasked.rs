@@ -134,3 +134,23 @@ fn rfc7857_7_1_resets_and_icmp_errors_keep_no_mapping() {
         assert_eq!((timed.mappings(), timed.host.entries().len()), (0, 0));
     });
 }
+
+/// Nor does a worker's cache let him in for a moment longer than his connection is there.
+#[test]
+fn rfc7857_7_a_stranger_is_let_in_for_as_long_as_his_connection_is_there() {
+    both(|v6| {
+        let (mut timed, l4) = open(v6);
+        comes(&mut timed.host, v6, (9, 9), l4).unwrap();
+        let answer = out(A, remote(v6, 9)).udp(4000, 9, b"!");
+        assert_eq!(timed.host.through(0, A, &answer).map(|(to, _)| to), Ok(UPLINK));
+        let mut without = 0;
+        for second in 0..800 {
+            timed.wait(1);
+            let passes = comes(&mut timed.host, v6, (9, 9), l4).is_ok();
+            let there = timed.host.entries().iter().any(|entry| entry.in_port == UPLINK);
+            assert_eq!(passes, there, "after {second} s");
+            without += u32::from(!there);
+        }
+        assert!(without > 100, "{without}");
+    });
+}

@@ -1,18 +1,33 @@
 //! Floods that are answered: how long what they leave lives, and what makes room at a port's quota.
 
 use super::*;
-use crate::wire::proto::{ICMPV4, TCP, UDP};
+use crate::wire::proto::{ICMPV4, ICMPV6, SCTP, TCP, UDP};
 
 /// Connections that a port may have in these tests, in all shards.
 const QUOTA: u32 = 1000;
 
+/// Seconds until no cache trusts what it did.
+const UNTRUSTED: u32 = 2 * TRUST_S;
+
+/// A protocol without L4 ports.
+const GRE: u8 = 47;
+
 const SYN: Side = Side { end: 1, ack: 1, limit: 0, window_max: 0, scale: 0, flags: Side::SEEN };
 const ACKED: Side = Side { flags: Side::SEEN | Side::ACKED, ..SYN };
 
+/// Clients over IPv4 and IPv6 by turns.
 fn key(proto: u8, i: u32) -> FlowKey {
-    let kind = if proto == ICMPV4 { Kind::Query } else { Kind::Ports };
-    let dst_port = if proto == ICMPV4 { 8 } else { 80 };
-    FlowKey::new(0xffff_c633_0000 + u128::from(i >> 8), 0xffff_0a00_0002, i as u16, dst_port, proto, kind)
+    let (src, dst) = match i % 2 {
+        0 => (0xffff_c633_0000 + u128::from(i >> 8), 0xffff_0a00_0002),
+        _ => ((0x2001_0db8 << 96) + u128::from(i >> 8), 0x2001_0db8 << 96 | 0xa00_0002),
+    };
+    match proto {
+        ICMPV4 | ICMPV6 => {
+            FlowKey::new(src, dst, i as u16, if i.is_multiple_of(2) { 8 } else { 128 }, proto, Kind::Query)
+        }
+        GRE => FlowKey::new(src << 16 | u128::from(i & 0xffff), dst, 0, 0, proto, Kind::Addresses),
+        _ => FlowKey::new(src, dst, i as u16, 80, proto, Kind::Ports),
+    }
 }
 
 impl Host {
@@ -121,10 +136,10 @@ fn ct11_a_flood_of_syns_that_are_answered_shuts_nobody_out() {
 fn ct11_a_flood_of_questions_that_are_answered_shuts_nobody_out_for_long() {
     // Each shard has some of what is old, whichever the next one falls into.
     let host = Host::full_at(4 * QUOTA);
-    let streams: Vec<_> = (0..200).map(|i| host.crosses(UDP, i, None, 100).unwrap()).collect();
+    let streams: Vec<_> = (0..200).map(|i| host.crosses(UDP, i, None, 10).unwrap()).collect();
     for found in &streams {
         host.record(*found).touch(1, 100, 0);
-        host.record(*found).touch(0, 102, 0);
+        host.record(*found).touch(0, 110, 0);
     }
     // As many at a time as there is room for until caches have forgotten the oldest of them.
     let refused = flood(&host, UDP, 200, 150);
@@ -166,4 +181,103 @@ fn ct11_what_has_ended_makes_room_before_what_is_half_open() {
     assert!(left(&half_open) > left(&ended) + 100, "{} half-open, {} ended", left(&half_open), left(&ended));
     assert_eq!(left(&begun), begun.len());
     assert_eq!(host.connections.evicted(), begun.len() as u64);
+}
+
+/// Who asks again under the same false name, answered or not, shuts nobody out.
+#[test]
+fn ct11_a_flood_under_false_names_that_come_twice_shuts_nobody_out() {
+    for proto in [UDP, ICMPV4, ICMPV6, SCTP, GRE] {
+        for answered in [false, true] {
+            let host = Host::full_at(QUOTA);
+            // Two hundred that go on, and are silent for as long as they were there.
+            let streams: Vec<_> = (0..200).map(|i| host.crosses(proto, i, None, 40).unwrap()).collect();
+            for found in &streams {
+                host.answer(*found, 40);
+                (0..2).for_each(|direction| host.record(*found).touch(direction, 100, 0));
+            }
+            for i in 200..QUOTA {
+                let found = host.crosses(proto, i, None, 100).unwrap();
+                host.record(found).touch(0, 103, 0);
+                if answered {
+                    (100..104).step_by(3).for_each(|now| host.answer(found, now));
+                }
+            }
+            assert!(
+                host.crosses(proto, 5000, None, 103 + UNTRUSTED).is_err() == answered,
+                "caches trust what is answered"
+            );
+            let now = 103 + UNTRUSTED + 1;
+            let begun = (6000..6200).filter(|i| host.crosses(proto, *i, None, now).is_ok()).count();
+            assert!(begun > 195, "{begun} of 200, protocol {proto}, answered: {answered}");
+            assert!(streams.iter().all(|found| host.is_there(found)), "protocol {proto}, answered: {answered}");
+        }
+    }
+}
+
+#[test]
+fn ct11_one_way_what_comes_from_outside_is_never_assured_and_what_a_port_sends_is() {
+    let host = Host::full_at(QUOTA);
+    let (outside, own) = (host.crosses(UDP, 1, None, 100).unwrap(), host.commit(udp(1), 3, 100).unwrap());
+    for found in [outside, own] {
+        host.record(found).touch(0, 130, 0);
+    }
+    assert_eq!([outside, own].map(|found| host.record(found).is_assured()), [false, true]);
+    host.answer(outside, 131);
+    assert!(host.record(outside).is_assured());
+}
+
+/// The wheels are those of all ports: what another one has there, with shorter times and however many, hides nothing.
+#[test]
+fn ct11_what_a_neighbour_has_does_not_stand_in_the_way() {
+    let host = Host::full_at(QUOTA);
+    host.connections.share([(0, 8192), (3, QUOTA)].into_iter());
+    let half_open: Vec<_> = (0..QUOTA).map(|i| host.crosses(TCP, i, None, 100).unwrap()).collect();
+    half_open.iter().for_each(|found| host.answer(*found, 100));
+    // A hundred in each shard that end sooner, of which some end and come every second.
+    let mut churned = 10_000;
+    let mut churn = |now, count| {
+        (churned..churned + count).for_each(|i| _ = host.commit(udp(i), 0, now));
+        churned += count;
+        host.expire(now);
+    };
+    churn(101, 6400);
+    let (mut begun, mut tries) = (0, 0);
+    for now in 102..122 {
+        churn(now, 200);
+        for i in 0..20 {
+            // As whoever wants to connect does: again, if there is no answer.
+            let key = 20_000 + now * 100 + i;
+            let mut again = (0..6).map(|_| {
+                tries += 1;
+                host.crosses(TCP, key, None, now)
+            });
+            begun += u32::from(again.any(|result| result.is_ok()));
+        }
+    }
+    assert!(begun > 395, "{begun} of 400");
+    assert!(tries < 800, "{tries} for 400");
+    assert!(host.connections.used_by(0) > 5000);
+}
+
+/// Where only answers keep a connection, a cache does not trust it beyond its end.
+#[test]
+fn na6_a_connection_that_answers_keep_is_not_trusted_when_it_may_end() {
+    let host = Host::full_at(QUOTA);
+    let found = host.crosses(UDP, 1, Some(Hold { index: 1, generation: 1 }), 100).unwrap();
+    host.answer(found, 101);
+    let (record, mut trusted) = (host.record(found), 0);
+    for now in 102.. {
+        record.touch(0, now, 0);
+        if host.timeouts.may_trust(record, now) {
+            trusted = now;
+        }
+        host.expire(now);
+        if !host.is_there(&found) {
+            assert!(trusted > 102 + 290 && trusted + UNTRUSTED < now, "trusted at {trusted}, ended at {now}");
+            break;
+        }
+    }
+    let stream = host.commit(udp(1), 3, 100).unwrap();
+    host.record(stream).touch(1, 100, 0);
+    assert!(host.timeouts.may_trust(host.record(stream), 100 + 180), "a packet of any other puts its end off");
 }
