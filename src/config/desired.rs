@@ -91,6 +91,7 @@ pub fn to_desired(
         loose_tcp: config.connections.loose_tcp,
         uplink: None,
         nat_pools: Vec::new(),
+        public: Vec::new(),
         attached: Vec::new(),
         dns: Some(config.dns.clone()),
         external_dns: external_dns::spec(set, given),

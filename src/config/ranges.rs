@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use hostweave_switch::tables::{mapped, unmapped};
-use ipnet::IpNet;
+use ipnet::{IpNet, IpSubnets, Ipv4Subnets, Ipv6Subnets};
 
 /// Addresses from one to another, both included, of one family.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -107,6 +107,15 @@ impl Range {
         self.first <= other.last && other.first <= self.last
     }
 
+    /// The fewest prefixes that have exactly its addresses, in order: 254 at most.
+    pub fn prefixes(&self) -> Vec<IpNet> {
+        match (self.first(), self.last()) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => IpSubnets::V4(Ipv4Subnets::new(first, last, 0)).collect(),
+            (IpAddr::V6(first), IpAddr::V6(last)) => IpSubnets::V6(Ipv6Subnets::new(first, last, 0)).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Its addresses, in order.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         (self.first..=self.last).map(unmapped)
@@ -135,6 +144,23 @@ impl fmt::Display for Range {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_is_as_few_prefixes_as_can_be() {
+        for (range, prefixes) in [
+            ("203.0.113.7", &["203.0.113.7/32"][..]),
+            ("203.0.113.0/26", &["203.0.113.0/26"]),
+            ("203.0.113.1-203.0.113.6", &["203.0.113.1/32", "203.0.113.2/31", "203.0.113.4/31", "203.0.113.6/32"]),
+            ("2001:db8::/32", &["2001:db8::/32"]),
+            ("2001:db8::1-2001:db8::4", &["2001:db8::1/128", "2001:db8::2/127", "2001:db8::4/128"]),
+            ("2001:db8::-2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", &["2001:db8::/32"]),
+        ] {
+            let found = Range::parse(range).unwrap().prefixes();
+            assert_eq!(found.iter().map(IpNet::to_string).collect::<Vec<_>>(), prefixes, "{range}");
+        }
+        let longest = Range::parse("2000::1-3fff:ffff:ffff:ffff:ffff:ffff:ffff:fffe").unwrap().prefixes();
+        assert!(longest.len() <= 254, "{}", longest.len());
+    }
 
     #[test]
     fn ranges_of_both_families_and_every_form() {

@@ -277,6 +277,7 @@ impl Controller {
         draft.cascade()?;
         let plan = plan::replan(&draft.objects, &draft.changes, &before, &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
+        plan::refuse_addresses_of_the_kernel(&plan, &before.desired)?;
         let changed = draft.changes.iter().any(|(action, _)| *action != Action::Unchanged);
         let dubious = plan.dubious(draft.changes.iter().map(|(_, object)| &object.key));
         let warnings = plan.warnings.iter().cloned().chain(dubious).collect();
@@ -307,6 +308,7 @@ impl Controller {
         }
         let plan = plan::plan(&wanted, (&*before).into(), &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
+        plan::refuse_addresses_of_the_kernel(&plan, &before.desired)?;
         Ok(self.parts.fabric.draft(&plan.desired)?)
     }
 
@@ -347,6 +349,7 @@ impl Controller {
         let (objects, batch) = with_files(files, writer.stored.clone(), self.parts.adopt)?;
         let plan = plan::plan(&objects, (&*before).into(), &self.parts.runtime)?;
         plan::refuse_new_problems(&plan, &before.problems)?;
+        plan::refuse_addresses_of_the_kernel(&plan, &before.desired)?;
         let changes = difference(&before.set, &plan.set);
         let dubious = plan.dubious(plan.set.iter().map(|(key, _)| key));
         let warnings = loaded.warnings.into_iter().chain(plan.warnings.iter().cloned()).chain(dubious).collect();

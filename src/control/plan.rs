@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use hostweave_uplink::netlink::interfaces;
 use rpds::RedBlackTreeMapSync;
 use uuid::Uuid;
 
@@ -18,6 +19,7 @@ use crate::config::{
     Assignments, Diagnostic, Diagnostics, Kind, ObjectKey, ObjectSet, check_set, external_dns, ipam, policies, services,
 };
 use crate::fabric::spec::{Desired, PortSpec};
+use crate::fabric::uplink::owned::same_addresses;
 
 /// What the daemon gave a stored object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -241,6 +243,19 @@ fn change_ports(
 /// What the packet path is to do for objects whose addresses are given.
 pub fn desired(set: &ObjectSet, given: Before<'_>, runtime_dir: &Path) -> (Desired, Vec<Diagnostic>) {
     to_desired(set, given.assignments, given.services, given.told, &HostFacts::system(runtime_dir))
+}
+
+/// Refuses a plan with addresses at the uplink that the kernel of this host holds, if it has others there than `before`: what the kernel was
+/// given later does not stand in the way of other changes.
+///
+/// # Errors
+/// Each such address, at the object that it comes from; or the kernel does not answer.
+pub fn refuse_addresses_of_the_kernel(plan: &Plan, before: &Desired) -> Result<(), RpcError> {
+    if plan.desired.uplink.is_none() || same_addresses(&plan.desired, before) {
+        return Ok(());
+    }
+    let found = outside::held(&plan.set, &interfaces::addresses().map_err(anyhow::Error::from)?);
+    if found.is_empty() { Ok(()) } else { Err(Diagnostics(found).into()) }
 }
 
 /// Refuses a plan that makes a new problem; what was wrong before does not stand in the way of other changes.

@@ -72,6 +72,8 @@ pub struct Desired {
     pub uplink: Option<UplinkSpec>,
     /// Pools of NAT addresses, by unique name.
     pub nat_pools: Vec<NatPoolSpec>,
+    /// Ranges that Services have their public addresses from: routed to this host, whether somebody has an address or not.
+    pub public: Vec<IpNet>,
     /// Public addresses that sit on one port each; no address twice.
     pub attached: Vec<AttachSpec>,
     /// DNS at the gateways; `None` for none.

@@ -25,6 +25,7 @@ class Port:
     def __init__(self, daemon, name, network, mode, queues, tap, netns, labels=None):
         self.daemon, self.name, self.network, self.queues, self.tap = daemon, name, network, queues, tap
         self.labels, self.flows, self.annotations, self.metadata, self.named_ports = labels or {}, None, {}, None, {}
+        self.limits = {}
         if tap:
             self.backend = {"tap": {"name": tap, **({"netns": netns} if netns else {})}}
         else:
@@ -39,7 +40,7 @@ class Port:
                 "spec": {"network": self.network, "backend": self.backend,
                          **({"metadata": self.metadata} if self.metadata else {}),
                          **({"namedPorts": [{"name": n, "port": p} for n, p in self.named_ports.items()]} if self.named_ports else {}),
-                         **({"limits": {"flows": self.flows}} if self.flows else {})}}
+                         **({"limits": {**self.limits, **({"flows": self.flows} if self.flows else {})}} if self.limits or self.flows else {})}}
 
     def get(self):
         return self.daemon.rpc("port.get", name=self.name)["port"]

@@ -34,6 +34,8 @@ KERNEL = "198.51.100.3", "2001:db8:100::3"
 NEAR = "198.51.100.77", "2001:db8:100::77"
 POOL = "198.51.100.16/30", "2001:db8:100::10/126"
 PUBLIC = "198.51.100.32/29", "2001:db8:100::20/125"
+# Behind OWN, where the router sends what is for them.
+ROUTED = "192.0.2.128/26", "2001:db8:a000::/40"
 # Behind the host.
 INSIDE = "10.64.0.0/24", "fd00:64::/64"
 GATEWAY = "10.64.0.1", "fd00:64::1"
@@ -293,6 +295,11 @@ class Product(Internet):
     def public(self):
         """The pool that Services have their addresses from."""
         self.daemon.set("hostweave.dev/v1alpha1", "AddressPool", "public", {"type": "public", "addresses": list(PUBLIC)})
+
+    def routed_public(self):
+        """A pool besides, of a prefix that the router knows to be behind OWN."""
+        self.daemon.set("hostweave.dev/v1alpha1", "AddressPool", "routed", {"type": "public", "addresses": list(ROUTED)})
+        self.router.sh("; ".join("ip route replace %s via %s" % way for way in zip(ROUTED, OWN)))
 
     def stub(self, name, *wanted):
         """CoreWeave's stub Service (SEMANTICS CW3) with addresses of our choice, one of each family."""

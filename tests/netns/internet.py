@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from harness import internet, packets, process, requirements  # noqa: E402
 from harness.daemon import ROUTER_MAC  # noqa: E402
 from harness.internet import (  # noqa: E402
-    CUSTOMER, GATEWAY, INSIDE, KERNEL, NEAR, OWN, POOL, PUBLIC, ROUTER, SECOND, SERVER, SERVER_ALIAS, ZONE, addresses, family, product_only, world,
+    CUSTOMER, GATEWAY, INSIDE, KERNEL, NEAR, OWN, POOL, PUBLIC, ROUTED, ROUTER, SECOND, SERVER, SERVER_ALIAS, ZONE, addresses, family, product_only, world,
 )
 from harness.packets import ACK, RST, SYN  # noqa: E402
 from harness.process import until  # noqa: E402
@@ -27,6 +27,8 @@ from harness.suite import Suite  # noqa: E402
 
 ECHO, TELLS, REFLECT = 7000, 7001, 7002
 PUBLIC_4, PUBLIC_6 = (addresses(cidr) for cidr in PUBLIC)
+# Of a prefix that is routed here, and nobody has it.
+UNUSED = "192.0.2.150", "2001:db8:a0ff::1"
 FIRST_PUBLIC = PUBLIC_4[2], PUBLIC_6[2]
 SECOND_PUBLIC = PUBLIC_4[3], PUBLIC_6[3]
 
@@ -322,6 +324,13 @@ def narrow_uplink(case):
         left = [seen for seen in listener.stop() if seen.dst == server]
         assert len(left) == 2 and left[0].protocol == 17 and left[1].protocol is None, "in order: %s" % left
         assert {seen.src for seen in left} == {told[0]} and all(len(seen.data) <= 14 + 1300 for seen in left), left
+    # More than the interface has: that of the interface, and doctor says so.
+    host.uplink(mtu=9000)
+    host.reload()
+    assert host.uplink_status()["mtu"] == 1500
+    asked, = [found for found in host.daemon.rpc("doctor.run")["findings"] if "9000" in found["message"]]
+    assert (asked["check"], asked["severity"]) == ("mtu", "warning") and "9000 asked, up0 has 1500" in asked["message"], asked
+    assert "ip link set dev up0 mtu 9000" in asked["help"], asked
     host.finish()
 
 
@@ -336,18 +345,31 @@ def narrow_network(case):
     # A container that says it takes segments as long as the outside has them.
     a.sh("ip -4 route change default via {0} dev {1} advmss 1460; ip -6 route change default via fe80::1 dev {1} advmss 1440".format(
         GATEWAY[0], a.device))
+    a.peer("serve", port=ECHO)
     for number, server in enumerate(SERVER):
-        listener = host.router.capture("host0", "tcp port 80", octets=128)
+        listener, answers = host.router.capture("host0", "tcp port 80", octets=128), a.capture(a.device, "tcp port 80", octets=128)
         path = os.path.join(case.run, "got")
         a.sh("curl -sS -f -m 60 -o %s %s" % (path, url(server, "big")))
         assert digest(path) == digest(os.path.join(host.www, "big"))
         a.sh("curl -sS -f -m 60 -T %s %s" % (path, url(server, "up-%d" % number)))
         assert digest(path) == digest(os.path.join(host.www, "up-%d" % number))
-        begun = [seen for seen in listener.stop() if seen.tcp_flags & SYN and seen.src != server]
         # The first option is the MSS (RFC 9293 §3.7.1).
-        assert begun and all(seen.body[20:24] == b"\2\4" + (1300 - (40, 60)[number]).to_bytes(2, "big") for seen in begun), begun
+        mss = lambda mtu: b"\2\4" + (mtu - (40, 60)[number]).to_bytes(2, "big")
+        begins = [seen for seen in listener.stop() if seen.tcp_flags & SYN]
+        begun = [seen for seen in begins if seen.src != server]
+        assert begun and all(seen.body[20:24] == mss(1300) for seen in begun), begun
+        # What the server says about itself is made to fit, too.
+        assert {seen.body[20:24] for seen in begins if seen.src == server} == {mss(1500)}, begins
+        told = [seen for seen in answers.stop() if seen.tcp_flags & SYN and seen.src == server]
+        assert told and all(seen.body[20:24] == mss(1300) for seen in told), told
         public = FIRST_PUBLIC[number]
         a.carry(public)
+        # And what a customer says, who begins.
+        said, heard = host.router.capture("host0", "tcp port %d" % ECHO), a.capture(a.device, "tcp port %d" % ECHO)
+        assert host.customer.peer("open", group=public, host=public, port=ECHO) == {"opened": 1, "failed": {}}
+        for listener, mtu in ((said, 1500), (heard, 1300)):
+            told = [seen for seen in listener.stop() if seen.tcp_flags & SYN and seen.src == CUSTOMER[number]]
+            assert told and all(seen.body[20:24] == mss(mtu) for seen in told), (mtu, told)
         assert host.server.peer("datagram", host=public, port=9, octets=1400) == "EMSGSIZE"
         assert "mtu 1300" in host.server.sh("ip route get %s" % public), "the server has learnt it"
         assert host.server.peer("datagram", host=public, port=9, octets=1400) == "ECONNREFUSED", "in fragments"
@@ -835,6 +857,85 @@ def address_taken(case):
     host.finish()
 
 
+def errors_from_outside(host, a):
+    """ICMP errors about connections to attached addresses: of a router on the way, and that a packet is too large. Those seen."""
+    listener = host.router.capture("host0", "icmp or icmp6")
+    for number, public in enumerate(FIRST_PUBLIC):
+        said = host.customer.sh("ping -c 2 -i 0.3 -W 2 -t 2 %s" % public, check=False).stdout
+        assert "ime to live exceeded" in said or "op limit" in said, said
+        assert host.customer.peer("datagram", host=public, port=9, octets=1400) == "EMSGSIZE"
+        assert "mtu 1300" in host.customer.sh("ip route get %s" % public), "the customer has learnt it"
+    seen = [seen for seen in listener.stop() if seen.dst in CUSTOMER and seen.icmp in ((11, 0), (3, 4), (3, 0), (2, 0))]
+    assert {seen.icmp for seen in seen} == {(11, 0), (3, 4), (3, 0), (2, 0)}, seen
+    return seen
+
+
+@suite.test("the host's own address is another's: errors about packets from outside come from the pool, and not from there")
+def own_address_taken(case):
+    product_only("kernels do not look")
+    host, a = world(case, "a", mtu=1300, start=False)
+    host.router.sh("ip addr add %s/32 dev host0; ip addr add %s/128 dev host0 nodad" % OWN)
+    host.start()
+    host.attach(a, *FIRST_PUBLIC)
+    until(lambda: set(conflicts(host)) == set(OWN), "both are found out", 10)
+    for public in FIRST_PUBLIC:
+        a.carry(public)
+        until(lambda: host.customer.sh("ping -c 1 -W 1 %s" % public, check=False).returncode == 0, "it is the container's", 10)
+    for seen in errors_from_outside(host, a):
+        assert in_pool(seen.src), seen
+    host.router.sh("ip addr del %s/32 dev host0; ip addr del %s/128 dev host0" % OWN)
+    until(lambda: not conflicts(host), "both are free", 40)
+    host.customer.sh("ip -4 route flush cache; ip -6 route flush cache")
+    for seen in errors_from_outside(host, a):
+        assert seen.src in OWN, seen
+    host.finish()
+
+
+@suite.test("a router that is known by its link-local address, and no IPv6 address of the host's own: NAT and attached addresses work, too large is told from the pool")
+def link_local_gateway(case):
+    product_only("an uplink without IPv6 addresses")
+    host, a = world(case, "a", mtu=1300, start=False)
+    router, = [word.split("/")[0] for word in host.router.sh("ip -6 -o addr show dev host0 scope link").split() if word.startswith("fe80:")]
+    host.uplink(addresses=[OWN[0] + "/24"], gateways=[ROUTER[0], router])
+    host.start()
+    assert [gateway["address"] for gateway in host.uplink_status()["gateways"]] == [ROUTER[0], router]
+    host.server.peer("serve", port=ECHO)
+    for server in SERVER:
+        assert a.peer("open", group=server, host=server, port=ECHO, count=20) == {"opened": 20, "failed": {}}
+        assert a.peer("echo", group=server) == {"ok": 20}
+    host.attach(a, *FIRST_PUBLIC)
+    for number, public in enumerate(FIRST_PUBLIC):
+        a.carry(public)
+        until(lambda: host.customer.sh("ping -c 1 -W 1 %s" % public, check=False).returncode == 0, "it is the container's", 10)
+        assert a.peer("open", group=public, host=SERVER[number], port=ECHO)["opened"] == 1
+    for seen in errors_from_outside(host, a):
+        assert seen.src == OWN[0] or family(seen.src) and in_pool(seen.src), seen
+    host.finish()
+
+
+@suite.test("gateways that do not answer: doctor says which, by ARP or ND, and no more once they do")
+def gateway_silent(case):
+    product_only("doctor")
+    host, a = world(case, "a", start=False)
+    nobody = "198.51.100.9", "2001:db8:100::9"
+    host.uplink(gateways=list(nobody))
+    host.daemon.start()
+    until(lambda: host.uplink_status()["link"], "the link", 20)
+    # Longer than it takes to ask three times.
+    time.sleep(4)
+    finished = host.daemon.cli("doctor", "-o", "json", check=False)
+    found = [finding for finding in json.loads(finished.stdout) if finding["check"] == "gateway"]
+    words = ["%s does not answer %s at up0" % asked for asked in zip(nobody, ("ARP", "neighbour discovery"))]
+    assert [(one["severity"], one["message"]) for one in found] == [("error", said) for said in words], found
+    assert finished.returncode == 1 and all("interface, VLAN and address" in one["help"] for one in found), found
+    host.router.sh("ip addr add %s/24 dev host0; ip addr add %s/64 dev host0 nodad" % nobody)
+    host.ready()
+    mac = host.router.sh("cat /sys/class/net/host0/address").strip()
+    found = [finding for finding in host.daemon.rpc("doctor.run")["findings"] if finding["check"] == "gateway"]
+    assert [(one["severity"], one["message"]) for one in found] == [("ok", "%s is at %s" % (address, mac)) for address in nobody], found
+    host.finish()
+
+
 def claim(address, mac):
     """The frame by which another host announces an address."""
     octets = bytes.fromhex(mac.replace(":", ""))
@@ -962,7 +1063,7 @@ def foreign(host, frames, up0):
             found.append(("resets", seen))
         if seen.icmp and seen.icmp[0] in (3, 11) and seen.protocol == 1 or seen.icmp and seen.icmp[0] in (1, 2, 3, 4) and seen.protocol == 58:
             found.append(("complains", seen))
-        if seen.src in SERVER + SERVER_ALIAS + SECOND + CUSTOMER:
+        if seen.src in SERVER + SERVER_ALIAS + SECOND + CUSTOMER or seen.ethertype != 0x0806 and seen.dst in UNUSED:
             found.append(("forwards back what came for us", seen))
     return found
 
@@ -971,6 +1072,7 @@ def foreign(host, frames, up0):
 def kernel_stays_out(case, driver):
     product_only("it is about the kernel beside it")
     host, a, b = world_with(case, driver, "a", "b")
+    host.routed_public()
     host.attach(b, *FIRST_PUBLIC)
     host.nginx()
     host.server.peer("serve", port=ECHO)
@@ -989,8 +1091,10 @@ def kernel_stays_out(case, driver):
             a.sh("ping -c 2 -i 0.2 -W 3 %s" % server)
             assert outside_of(host.customer, b, FIRST_PUBLIC[number])[0] == CUSTOMER[number]
             # To addresses of ours that nobody has, and to ports without a mapping.
-            for address in (addresses(POOL[number])[3], SECOND_PUBLIC[number], OWN[number]):
+            for address in (addresses(POOL[number])[3], SECOND_PUBLIC[number], OWN[number], UNUSED[number]):
                 host.customer.peer("open", group="none", host=address, port=99, timeout=0.5)
+            # What comes to that prefix is not sent back to where it came from.
+            assert host.server.sh("ping -c 2 -i 0.2 -W 1 %s" % UNUSED[number], check=False).returncode == 1
             # The kernel's own addresses work as ever.
             host.host.sh("ping -c 1 -W 3 %s" % server)
             host.server.sh("ping -c 1 -W 3 %s" % KERNEL[number])
@@ -1003,6 +1107,7 @@ def kernel_stays_out(case, driver):
         return listener.stop()
 
     frames = observed()
+    assert {seen.dst for seen in frames if seen.src_mac != up0} >= set(UNUSED), "the router sent it here"
     wrong = foreign(host, frames, up0)
     assert wrong == [], wrong[:10]
     # Each question is answered once.
@@ -1035,24 +1140,57 @@ def kernel_stays_out(case, driver):
     host.daemon.start()
 
 
-@suite.test("a pool address that the kernel itself holds is refused, with the cure")
+@suite.test("a pool address that the kernel itself holds is refused, with the cure, by apply and by its dry run, at the line of the pool or of the uplink")
 def kernel_holds_a_pool_address(case):
     product_only("objects")
     host, a = world(case, "a")
     cures = {"driver: tap": "it is the only one there", "ip address del": "there is another"}
+    draft = os.path.join(case.run, "draft.yaml")
     for number, address in enumerate(KERNEL):
+        own = [OWN[0] + "/24", OWN[1] + "/64"]
+        own[number] = address + ("/24", "/64")[number]
+        # Nobody has any of that range.
+        around = "%s-%s" % (address, address[:-1] + "6")
+        services = {"type": "public", "addresses": [around]}
         for cure, why in cures.items():
-            host.pool(addresses=list(POOL) + [address])
-            try:
-                host.reload()
-            except RuntimeError as error:
-                assert address in str(error) and "up0" in str(error), error
-                assert [other for other in cures if other in str(error)] == [cure], "%s: %s" % (why, error)
-            else:
-                raise AssertionError("it was accepted: %s" % address)
+            def is_said(said):
+                assert address in said and "up0" in said, said
+                assert [other for other in cures if other in said] == [cure], "%s: %s" % (why, said)
+
+            for named, wrong, right in (
+                    ("NatPool out", lambda: host.pool(addresses=list(POOL) + [address]), lambda: host.pool(addresses=list(POOL))),
+                    ("AddressPool held", lambda: host.daemon.set("hostweave.dev/v1alpha1", "AddressPool", "held", services),
+                     lambda: host.daemon.set("hostweave.dev/v1alpha1", "AddressPool", "held", {})),
+                    ("HostConfig test", lambda: host.uplink(addresses=own), host.uplink)):
+                wrong()
+                try:
+                    host.reload()
+                except RuntimeError as error:
+                    is_said(str(error))
+                    assert '"object": "%s"' % named in str(error) and '"line"' in str(error), error
+                else:
+                    raise AssertionError("it was accepted: %s of %s" % (address, named))
+                right()
+            for kind, spec in (("NatPool", {"addresses": [around]}), ("AddressPool", services)):
+                with open(draft, "w") as out:
+                    json.dump({"apiVersion": "hostweave.dev/v1alpha1", "kind": kind, "metadata": {"name": "drafted"}, "spec": spec}, out)
+                for how in ("--dry-run=server",), ():
+                    said = host.daemon.cli("apply", *how, "-f", draft, check=False)
+                    words = " ".join((said.stdout + said.stderr).split())
+                    assert said.returncode == 5 and "conflict" in words and draft.split("/")[-1] + ":1:" in words, (how, said.stdout, said.stderr)
+                    is_said(words)
             host.host.sh("ip addr add %s dev up0" % ("192.0.2.4/24", "2001:db8:104::4/64 nodad")[number], check=False)
-    host.pool(addresses=list(POOL))
     host.reload()
+    # What the kernel gets later stands in nobody's way, and doctor says it.
+    host.public()
+    host.reload()
+    held = PUBLIC_4[5], PUBLIC_6[5]
+    host.host.sh("ip addr add %s/32 dev lo; ip addr add %s/128 dev lo" % held)
+    for space in host.containers:
+        space.port.labels["more"] = "yes"
+    host.reload()
+    doctor = json.dumps(host.daemon.rpc("doctor.run"))
+    assert all("the kernel holds %s on lo" % address in doctor for address in held), doctor
     host.finish()
 
 
@@ -1091,6 +1229,25 @@ def limited(case):
         b.peer("bind", name=server, host=b.families[number])
         assert b.peer("ask", name=server, to=[server, REFLECT]), "one workload's load is its own"
     assert host.drops("nat_port_limit") >= 34
+    host.finish()
+
+
+@suite.test("limits.uplink.ingress.bitsPerSecond: a container has from outside what it may have, and from its neighbours more")
+def limited_from_outside(case):
+    product_only("rate limits")
+    host, a, b = world(case, "a", "b", start=False)
+    a.port.limits = {"uplink": {"ingress": {"bitsPerSecond": 20_000_000}}}
+    host.start()
+    host.iperf()
+    b.spawn(["iperf3", "-s"], "iperf3-b.log")
+    until(lambda: ":5201" in b.sh("ss -tln"), "iperf3 listens", 20)
+    for number, server in enumerate(SERVER):
+        outside, inside = (a.iperf(to, 3, "-R")["sum_received"]["bits_per_second"] for to in (server, b.families[number]))
+        # TCP finds out by its losses what passes; a burst is 1 Mbit.
+        assert 5e6 < outside < 22e6 and inside > 40e6, (outside, inside)
+        assert a.iperf(server, 2)["sum_received"]["bits_per_second"] > 40e6, "what it sends is not limited"
+    dropped = host.daemon.stats()["a"]["transmitDropped"]
+    assert dropped.get("rate_limited", 0) > 0, dropped
     host.finish()
 
 
@@ -1369,6 +1526,13 @@ def tap_driver(case, pool):
         assert digest(path) == digest(os.path.join(host.www, "up-%d" % family(server)))
     seen = set(host.clients())
     assert all(in_pool(address) if pool == POOL else address in KERNEL for address in seen) and len(seen) == 2, seen
+    # Another MTU is the device's at once, and with the next change.
+    uplink = host.daemon.objects[0]["spec"]["uplink"]
+    for mtu in (1400, 1500):
+        host.daemon.host(uplink={**uplink, "mtu": mtu})
+        host.reload()
+        until(lambda: " mtu %d " % mtu in host.host.sh("ip link show hw-up"), "the device has it", 5)
+        assert host.uplink_status()["mtu"] == mtu and host.uplink_status()["link"]
     # Each of them is missed when it goes.
     gone = [("ip route del %s" % pool[0], "no route to %s" % pool[0]), ("ip -6 route del %s" % pool[1], "no route to %s" % pool[1])]
     if pool == POOL:

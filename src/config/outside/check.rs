@@ -28,16 +28,18 @@ pub fn check(set: &ObjectSet, found: &mut Vec<Diagnostic>) {
 }
 
 /// Addresses that somebody has.
-struct Holding<'a> {
-    range: Range,
-    object: &'a Object,
-    path: Path,
+pub(super) struct Holding<'a> {
+    pub range: Range,
+    pub object: &'a Object,
+    pub path: Path,
     /// `in spec.addresses`, for people.
     what: &'static str,
+    /// Whether it is the host's own at the uplink.
+    pub outside: bool,
 }
 
 /// Everything that has addresses outside of the networks. Those who come first are in the right.
-fn holdings(set: &ObjectSet) -> Vec<Holding<'_>> {
+pub(super) fn holdings(set: &ObjectSet) -> Vec<Holding<'_>> {
     let mut holdings = Vec::new();
     let uplink = set.of_kind(Kind::HostConfig).next().and_then(|object| match &object.spec {
         Spec::HostConfig(host) => host.uplink.as_ref().map(|uplink| (&**object, uplink)),
@@ -45,22 +47,25 @@ fn holdings(set: &ObjectSet) -> Vec<Holding<'_>> {
     });
     if let Some((object, uplink)) = uplink {
         let addresses = uplink.addresses.iter().map(IpNet::addr);
-        for (path, what, addresses) in [
-            (Path::of("spec.uplink.addresses"), "address of the uplink", addresses.collect::<Vec<IpAddr>>()),
-            (Path::of("spec.uplink.gateways"), "gateway of the uplink", uplink.gateways.clone()),
+        for (path, what, addresses, outside) in [
+            (Path::of("spec.uplink.addresses"), "address of the uplink", addresses.collect::<Vec<IpAddr>>(), true),
+            (Path::of("spec.uplink.gateways"), "gateway of the uplink", uplink.gateways.clone(), false),
         ] {
-            let holding = |address: IpAddr| Holding { range: address.into(), object, path: path.clone(), what };
+            let holding =
+                |address: IpAddr| Holding { range: address.into(), object, path: path.clone(), what, outside };
             holdings.extend(addresses.into_iter().map(holding));
         }
     }
     let path = Path::of("spec.addresses");
-    let nat = nat_pools(set).map(|(object, pool)| (object, &pool.ranges));
-    for (object, ranges) in nat.chain(address_pools(set).map(|(object, pool)| (object, &pool.ranges))) {
+    let nat = nat_pools(set).map(|(object, pool)| (object, &pool.ranges, true));
+    let services = address_pools(set).map(|(object, pool)| (object, &pool.ranges, pool.pool_type == PoolType::Public));
+    for (object, ranges, outside) in nat.chain(services) {
         let holding = |(index, range): (usize, &Range)| Holding {
             range: *range,
             object,
             path: path.index(index),
             what: "range of the pool",
+            outside,
         };
         holdings.extend(ranges.iter().enumerate().map(holding));
     }

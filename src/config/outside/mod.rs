@@ -7,6 +7,7 @@ pub mod addresses;
 mod check;
 mod cluster;
 mod dubious;
+mod held;
 mod pools;
 mod resolve;
 
@@ -20,6 +21,7 @@ use super::set::ObjectSet;
 pub use addresses::{Given, GivenOf, ServiceAddresses, ServicePlan};
 pub(super) use check::{check, check_service};
 pub use dubious::dubious;
+pub use held::held;
 pub use resolve::{egress_of, routed_range};
 pub(super) use resolve::{pool_type, pools_of, resolve};
 

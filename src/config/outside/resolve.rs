@@ -9,12 +9,13 @@ use hostweave_policy::model::{Labels, Selector};
 use hostweave_switch::tables::Egress;
 use ipnet::IpNet;
 
-use super::{Given, ServiceAddresses, attach_path, attachments, nat_pools};
+use super::{Given, ServiceAddresses, address_pools, attach_path, attachments, nat_pools};
 use crate::config::checked::{NatPool, Network, Object, PoolType, Spec};
 use crate::config::diagnostic::Diagnostic;
 use crate::config::kind::{DEFAULT_NAMESPACE, Kind, ObjectKey};
 use crate::config::policies::namespace_labels;
 use crate::config::problem::Problem;
+use crate::config::ranges::Range;
 use crate::config::set::ObjectSet;
 use crate::fabric::spec::{AttachSpec, Desired, NatPoolSpec, PortSpec, internal_uid};
 
@@ -59,6 +60,8 @@ pub fn resolve(set: &ObjectSet, given: &ServiceAddresses, desired: &mut Desired)
         network.untranslated.clone_from(&checked.untranslated);
     }
     desired.nat_pools = pools_of(set, &desired.networks, &desired.ports);
+    let public = address_pools(set).filter(|(_, pool)| pool.pool_type == PoolType::Public);
+    desired.public = public.flat_map(|(_, pool)| &pool.ranges).flat_map(Range::prefixes).collect();
     attach(set, given, desired)
 }
 

@@ -107,7 +107,8 @@ pub struct Uplink {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4094))]
     pub vlan: Option<u32>,
-    /// Largest IP packet in octets, 1280 to 65520; the interface's if left out.
+    /// Largest IP packet in octets, 1280 to 65520; the interface's if left out. With `driver: tap` the device gets it; of another
+    /// interface it is at most what that has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1280, max = 65520))]
     pub mtu: Option<u32>,

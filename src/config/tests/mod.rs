@@ -3,6 +3,7 @@
 mod annotations;
 mod cluster_policies;
 mod egress;
+mod held;
 mod host_access;
 mod ipam;
 mod outside;

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use hostweave_uplink::netlink::interfaces::Held;
 use hostweave_uplink::netlink::offloads::{self, Offloads};
 use ipnet::IpNet;
 
@@ -30,8 +31,9 @@ pub fn examine(controller: &Controller, snapshot: &Snapshot) -> Vec<Finding> {
         findings.push(uplink(status));
         findings.extend(missed(status));
         findings.extend(gateways(snapshot, status));
+        findings.extend(mtu_asked(status));
         findings.extend(mtu(snapshot, status));
-        findings.extend(conflicts(status));
+        findings.extend(conflicts(status, &snapshot.desired.public));
         let name = &status.spec.interface;
         findings.extend(offloads::of(name).ok().map(|has| offload(name, has)));
         if status.spec.driver == UplinkDriver::Tap {
@@ -140,6 +142,16 @@ fn own(status: &UplinkStatus, address: IpAddr) -> bool {
     status.spec.addresses.iter().any(|net| net.addr() == address)
 }
 
+/// An MTU that the interface does not have.
+fn mtu_asked(status: &UplinkStatus) -> Option<Finding> {
+    let asked = status.spec.mtu.filter(|asked| status.link && *asked > status.mtu)?;
+    let (name, has) = (&status.spec.interface, status.mtu);
+    let message =
+        format!("HostConfig.spec.uplink.mtu {asked} asked, {name} has {has}: packets have {has} octets at most");
+    let help = format!("ip link set dev {name} mtu {asked}, if the network beyond takes as much; or write mtu: {has}");
+    Some(Finding::warning("mtu", message, help))
+}
+
 /// Guests that send larger packets than the uplink takes learn it by ICMP, packet by packet.
 fn mtu(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -163,8 +175,8 @@ fn mtu(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
     findings
 }
 
-/// Somebody else who claims an address of ours, or the kernel that holds one.
-fn conflicts(status: &UplinkStatus) -> Vec<Finding> {
+/// Somebody else who claims an address of ours, or the kernel that holds one, be it one of a `public` range that nobody has yet.
+fn conflicts(status: &UplinkStatus, public: &[IpNet]) -> Vec<Finding> {
     let claimed = status.contested.iter().map(|(address, mac)| {
         let help = "two hosts have one address: take it away from one of them";
         Finding::error("address", format!("{mac} at the uplink claims our address {address}"), help)
@@ -177,7 +189,11 @@ fn conflicts(status: &UplinkStatus) -> Vec<Finding> {
         findings.push(Finding::error("address", message, help));
     }
     let held = hostweave_uplink::netlink::interfaces::addresses().unwrap_or_default();
-    for one in held.iter().filter(|held| status.owned.iter().any(|(address, _)| *address == held.address)) {
+    let ours = |held: &&Held| {
+        status.owned.iter().any(|(address, _)| *address == held.address)
+            || public.iter().any(|net| net.contains(&held.address))
+    };
+    for one in held.iter().filter(ours) {
         let message = format!("the kernel holds {} on {}: both answer for it", one.address, one.interface);
         findings.push(Finding::error("address", message, cure(one, &held, status.spec.driver)));
     }
@@ -317,6 +333,42 @@ mod tests {
         let many: Vec<_> = (0..7).map(|number| guest(&format!("shop/{number}"), good, false)).collect();
         let found = guests(&many);
         assert!(found[0].message.contains("shop/0, shop/1, shop/2, shop/3, shop/4 and 2 more"), "{found:?}");
+    }
+
+    #[test]
+    fn an_mtu_that_the_interface_does_not_have_is_a_warning_with_the_command() {
+        let status = |asked, mtu, link| UplinkStatus {
+            spec: UplinkSpec {
+                interface: "eth1".to_owned(),
+                driver: UplinkDriver::AfXdp,
+                addresses: Vec::new(),
+                gateways: Vec::new(),
+                vlan: None,
+                mtu: asked,
+                on_conflict: Default::default(),
+            },
+            link,
+            reason: None,
+            mac: None,
+            mtu,
+            gateways: Vec::new(),
+            neighbors: Vec::new(),
+            owned: Vec::new(),
+            lost: Vec::new(),
+            contested: Vec::new(),
+            routed: Vec::new(),
+            totals: Default::default(),
+            missed: 0,
+        };
+        let warning = mtu_asked(&status(Some(9000), 1500, true)).unwrap();
+        assert_eq!((warning.check.as_str(), warning.severity), ("mtu", Severity::Warning));
+        assert!(warning.message.contains("mtu 9000 asked, eth1 has 1500"), "{warning:?}");
+        let help = warning.help.unwrap();
+        assert!(help.contains("ip link set dev eth1 mtu 9000") && help.contains("mtu: 1500"), "{help}");
+        // As it is, less than it has, nothing asked, no interface.
+        for (asked, link) in [(Some(1500), true), (Some(1280), true), (None, true), (Some(9000), false)] {
+            assert_eq!(mtu_asked(&status(asked, asked.unwrap_or(1500).min(1500), link)), None);
+        }
     }
 
     #[test]

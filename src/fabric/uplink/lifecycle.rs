@@ -26,7 +26,7 @@ impl Inner {
     /// again and again: a daemon must start.
     pub(in crate::fabric) fn check_outside(&self, state: &State, desired: &Desired) -> anyhow::Result<()> {
         match &state.outside {
-            Some(before) if *before != Outside::of(desired) => {
+            Some(before) if !before.has_places_of(desired) || !before.has_services_of(desired) => {
                 owned::refuse_addresses_of_the_kernel(&Outside::of(desired))
             }
             _ => Ok(()),

@@ -19,6 +19,7 @@ pub(super) mod lifecycle;
 mod missed;
 mod moved;
 pub mod neighbor;
+mod network;
 mod on_link;
 pub mod owned;
 mod report;
@@ -32,9 +33,9 @@ use std::time::{Duration, Instant};
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortCounters, PortTotals};
 use hostweave_switch::heard::Heard;
-use hostweave_switch::tables::{Network, NetworkId, OUTSIDE_VNI, Owned, Port, PortId, PortKind, Tables, Uplink};
+use hostweave_switch::tables::{Network, NetworkId, Owned, Port, PortId, PortKind, Tables, Uplink};
 use hostweave_uplink::device::Device;
-use hostweave_uplink::netlink::interfaces::{Interface, interface};
+use hostweave_uplink::netlink::interfaces::{Interface, interface, set_mtu};
 use hostweave_uplink::netns::TapRequest;
 use hostweave_uplink::packet_socket::PacketSocket;
 use hostweave_uplink::tap_queues::open_tap_queues;
@@ -51,6 +52,7 @@ use kernel::Hidden;
 use missed::Missed;
 use moved::Moved;
 use neighbor::{Change, Neighbors, Question, Said, Traffic};
+use network::network_of;
 use on_link::OnLinkNeighbors;
 use owned::Outside;
 pub use report::UplinkStatus;
@@ -58,9 +60,8 @@ pub use report::UplinkStatus;
 /// Identity of the uplink's port, the same in every run: connections that begin there are taken over by it.
 pub const UPLINK_UID: u128 = u128::from_be_bytes(*b"hostweave uplink");
 
-/// Names of the port and its network; no object can have them.
+/// Name of the port; no object can have it.
 const PORT_NAME: &str = "uplink";
-const NETWORK_NAME: &str = "(outside)";
 
 /// Octets of IP packet while the interface is unknown.
 const MTU_UNKNOWN: u16 = 1_500;
@@ -147,7 +148,7 @@ impl UplinkRuntime {
             outside: Outside::default(),
             spec: spec.clone(),
             network_id,
-            network: Arc::new(network_of(spec, MTU_UNKNOWN)),
+            network: Arc::new(network_of(MTU_UNKNOWN, &[], |_| None)),
             port: Arc::new(port_of(id, network_id, MacAddr::default(), counters)),
             interface: None,
             open: None,
@@ -233,6 +234,7 @@ impl UplinkRuntime {
         if self.link {
             let (mut questions, mut changes) = (Vec::new(), Vec::new());
             attended.frames = self.settle(inner, &mut attended.changed, now);
+            attended.changed |= self.set_network();
             let moves = self.move_addresses(&mut attended, now);
             self.on_link.want(now, |address| is_other(&self.spec, &self.owned, address));
             attended.changed |= self.tick(inner, now, &mut questions, &mut changes);
@@ -371,13 +373,13 @@ impl UplinkRuntime {
             }
         }
         if result.is_ok() && self.open.is_some() {
-            result = self.hide();
+            result = self.hide().and_then(|()| self.fit_mtu());
         }
         self.note_failure(inner, result.err());
         self.set_port();
-        self.set_network();
+        let changed = self.set_network();
         self.set_link(inner, now);
-        before != (self.interface, self.link, self.open.is_some())
+        changed || before != (self.interface, self.link, self.open.is_some())
     }
 
     /// Opens the device if the interface is there and up.
@@ -435,9 +437,20 @@ impl UplinkRuntime {
         if self.spec.driver == UplinkDriver::Tap {
             return Ok(());
         }
-        let addresses = self.owned.keys().map(|address| IpNet::from(owned::unmapped(*address)));
-        let prefixes = addresses.chain(self.routed.iter().map(|(prefix, _)| *prefix)).collect();
+        let prefixes = self.outside.hidden(&self.owned, &self.routed);
         Ok(self.hidden.install(&self.spec.interface, self.spec.vlan, prefixes)?)
+    }
+
+    /// A TAP device has the MTU that is asked for, also when it is asked for later. Another's interface is left as it is.
+    fn fit_mtu(&mut self) -> anyhow::Result<()> {
+        let (UplinkDriver::Tap, Some(wanted), Some(there)) = (self.spec.driver, self.spec.mtu, self.interface) else {
+            return Ok(());
+        };
+        if there.mtu != u32::from(wanted) {
+            set_mtu(&self.spec.interface, wanted)?;
+            self.interface = interface(&self.spec.interface)?;
+        }
+        Ok(())
     }
 
     fn note_failure(&mut self, inner: &Inner, error: Option<anyhow::Error>) {
@@ -463,12 +476,18 @@ impl UplinkRuntime {
         }
     }
 
-    fn set_network(&mut self) {
+    /// Returns whether packets must see another one.
+    fn set_network(&mut self) -> bool {
         let mtu = self.interface.map_or(MTU_UNKNOWN, |there| octets(there.mtu));
-        let network = network_of(&self.spec, self.spec.mtu.map_or(mtu, |wanted| wanted.min(mtu)));
-        if *self.network != network {
+        let mtu = self.spec.mtu.map_or(mtu, |wanted| wanted.min(mtu));
+        let ours = |address| !self.conflicts.is_lost(address);
+        let speaker = |ipv4| self.outside.speaker(ipv4, &self.owned, ours);
+        let network = network_of(mtu, &self.spec.addresses, speaker);
+        let changed = *self.network != network;
+        if changed {
             self.network = Arc::new(network);
         }
+        changed
     }
 
     fn set_link(&mut self, inner: &Inner, now: Instant) {
@@ -531,33 +550,6 @@ fn send(inner: &Inner, port: PortId, frames: Vec<Frame>) {
 
 fn octets(mtu: u32) -> u16 {
     u16::try_from(mtu).unwrap_or(u16::MAX)
-}
-
-/// The network beyond the uplink. Its gateway's place is taken by the host, so that ICMP errors come from there.
-fn network_of(spec: &UplinkSpec, mtu: u16) -> Network {
-    let v4 = spec.addresses.iter().find_map(|net| match net {
-        IpNet::V4(net) => Some((net.trunc(), net.addr())),
-        IpNet::V6(_) => None,
-    });
-    let v6 = spec.addresses.iter().find_map(|net| match net {
-        IpNet::V6(net) => Some((net.trunc(), net.addr())),
-        IpNet::V4(_) => None,
-    });
-    Network {
-        name: NETWORK_NAME.to_owned(),
-        vni: OUTSIDE_VNI,
-        v4,
-        v6,
-        mtu,
-        addressing: Default::default(),
-        learning: false,
-        domain: None,
-        resolvers: Vec::new(),
-        internal: PortId::NONE,
-        egress_v4: Default::default(),
-        egress_v6: Default::default(),
-        untranslated: Vec::new(),
-    }
 }
 
 /// The port owns nothing in its network: who owns what out there stands in [`Uplink::owned`].

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use anyhow::bail;
 use hostweave_switch::tables::{Egress, Network, NetworkId, Owned, PortId};
@@ -19,6 +20,8 @@ pub struct Outside {
     pub uplink: Option<UplinkSpec>,
     /// NAT addresses.
     pub nat_pools: Vec<NatPoolSpec>,
+    /// Ranges of public addresses, given to Services or not. Of those that nobody has no packet is the kernel's either.
+    pub public: Vec<IpNet>,
     /// Addresses on one port each.
     pub attached: Vec<AttachSpec>,
     /// Public addresses of Services, in order, each once: several Services may share one.
@@ -28,17 +31,18 @@ pub struct Outside {
 impl Outside {
     /// The part of `desired` that lies outside.
     pub fn of(desired: &Desired) -> Self {
-        let Desired { uplink, nat_pools, attached, .. } = desired;
+        let Desired { uplink, nat_pools, public, attached, .. } = desired;
         let mut services: Vec<IpAddr> = public_addresses(desired).map(|(_, address)| address).collect();
         services.sort_unstable();
         services.dedup();
-        Self { uplink: uplink.clone(), nat_pools: nat_pools.clone(), attached: attached.clone(), services }
+        let (uplink, nat_pools, public) = (uplink.clone(), nat_pools.clone(), public.clone());
+        Self { uplink, nat_pools, public, attached: attached.clone(), services }
     }
 
     /// Whether this is the part of `desired` that lies outside, apart from Services.
     pub fn is_of(&self, desired: &Desired) -> bool {
-        let Desired { uplink, nat_pools, attached, .. } = desired;
-        (&self.uplink, &self.nat_pools, &self.attached) == (uplink, nat_pools, attached)
+        let Desired { uplink, nat_pools, public, attached, .. } = desired;
+        (&self.uplink, &self.nat_pools, &self.public, &self.attached) == (uplink, nat_pools, public, attached)
     }
 
     /// As [`Outside::is_of`], whomever the pools serve.
@@ -57,7 +61,7 @@ impl Outside {
                 *limits,
             )
         };
-        (&self.uplink, &self.attached) == (&desired.uplink, &desired.attached)
+        (&self.uplink, &self.public, &self.attached) == (&desired.uplink, &desired.public, &desired.attached)
             && self.nat_pools.iter().map(place).eq(desired.nat_pools.iter().map(place))
     }
 
@@ -66,7 +70,14 @@ impl Outside {
         self.services == Self::of(desired).services
     }
 
-    /// Every address, in order.
+    /// What the host's own kernel must not see: all that is owned here or routed to here, and what Services may yet be given. Of that last
+    /// part nothing answers for the addresses that nobody has.
+    pub fn hidden(&self, owned: &HashMap<u128, Owned>, routed: &[(IpNet, NetworkId)]) -> Vec<IpNet> {
+        let owned = owned.keys().map(|address| IpNet::from(unmapped(*address)));
+        owned.chain(routed.iter().map(|(prefix, _)| *prefix)).chain(self.public.iter().copied()).collect()
+    }
+
+    /// Every address that somebody has, in order.
     pub fn addresses(&self) -> Vec<IpAddr> {
         let host = self.uplink.iter().flat_map(|uplink| uplink.addresses.iter().map(IpNet::addr));
         let pools = self.nat_pools.iter().flat_map(|pool| pool.addresses.iter().copied());
@@ -104,6 +115,16 @@ impl Outside {
             owned.insert(mapped(attach.address), Owned::Attached { port: id, inside });
         }
         owned
+    }
+
+    /// Whom ICMP errors to the outside come from: the first address of the host in that family, else the first that NAT has, that is
+    /// `ours` and not somebody else's. An attached one is the guest's voice.
+    pub fn speaker(&self, ipv4: bool, owned: &HashMap<u128, Owned>, ours: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        let mut host = self.uplink.iter().flat_map(|uplink| &uplink.addresses).map(IpNet::addr);
+        let nat = self.nat_pools.iter().flat_map(|pool| &pool.addresses).copied();
+        let mut nat = nat.filter(|address| owned.get(&mapped(*address)) == Some(&Owned::Nat));
+        let usable = |address: &IpAddr| address.is_ipv4() == ipv4 && ours(*address);
+        host.find(usable).or_else(|| nat.find(usable))
     }
 
     /// Where a question about `target` comes from: an address of the host in the same subnet, else any of the host, else
@@ -175,15 +196,31 @@ pub fn refuse_addresses_of_the_kernel(outside: &Outside) -> anyhow::Result<()> {
 
 fn refuse_held(outside: &Outside, held: &[Held]) -> anyhow::Result<()> {
     let Some(uplink) = &outside.uplink else { return Ok(()) };
-    for address in outside.addresses() {
-        let Some(found) = held.iter().find(|held| held.address == address) else { continue };
-        let cure = cure(found, held, uplink.driver);
-        bail!(
-            "address {address} cannot be hostweave's: the kernel of this host holds it on {}; {cure}",
-            found.interface
-        );
+    let addresses = outside.addresses();
+    let is_ours = |one: &Held| {
+        addresses.binary_search(&one.address).is_ok() || outside.public.iter().any(|net| net.contains(&one.address))
+    };
+    match held.iter().find(|one| is_ours(one)) {
+        Some(found) => bail!("{}; {}", refusal(found), cure(found, held, uplink.driver)),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// Why an address that the kernel holds cannot be ours, in a sentence.
+pub fn refusal(Held { address, interface, .. }: &Held) -> String {
+    format!("address {address} cannot be hostweave's: the kernel of this host holds it on {interface}")
+}
+
+/// Whether both have the same addresses at the uplink, whoever has which.
+pub fn same_addresses(a: &Desired, b: &Desired) -> bool {
+    let pools = |desired: &'_ Desired| -> Vec<IpAddr> {
+        desired.nat_pools.iter().flat_map(|pool| &pool.addresses).copied().collect()
+    };
+    let attached =
+        |desired: &'_ Desired| -> Vec<IpAddr> { desired.attached.iter().map(|attach| attach.address).collect() };
+    (&a.uplink, &a.public) == (&b.uplink, &b.public)
+        && (pools(a), attached(a)) == (pools(b), attached(b))
+        && (Arc::ptr_eq(&a.services, &b.services) || public_addresses(a).eq(public_addresses(b)))
 }
 
 /// What to do about an address of ours that the kernel holds, too. An interface without any address of that family would be of no
@@ -252,6 +289,7 @@ mod tests {
                 service: "a/b".to_owned(),
                 one_to_one: true,
             }],
+            public: ["198.51.100.0/26", "2001:db8:aa::/48"].map(|net| net.parse().unwrap()).to_vec(),
             services: vec!["203.0.113.9".parse().unwrap()],
         }
     }
@@ -309,8 +347,9 @@ mod tests {
                 load_balancer: vec![address, LoadBalancerAddress { public: false, ..address }],
                 ..ServiceSpec::bare("shop/web")
             };
-            let Outside { uplink, nat_pools, attached, .. } = outside.clone();
-            Desired { uplink, nat_pools, attached, services: vec![service.into()].into(), ..Desired::default() }
+            let Outside { uplink, nat_pools, public, attached, .. } = outside.clone();
+            let services = vec![service.into()].into();
+            Desired { uplink, nat_pools, public, attached, services, ..Desired::default() }
         };
         refuse_shared(&desired("203.0.113.9")).unwrap();
         assert!(outside.is_of(&desired("203.0.113.9")) && outside.has_services_of(&desired("203.0.113.9")));
@@ -338,11 +377,42 @@ mod tests {
         assert_eq!(from(&outside, "fe80::1"), None);
     }
 
+    #[test]
+    fn errors_come_from_an_address_that_nobody_else_has() {
+        let (mut outside, spec) = (outside(), port());
+        outside.nat_pools[0].addresses = ["203.0.113.8", "2001:db8::8", "203.0.113.7", "2001:db8::7", "2001:db8::6"]
+            .map(|address| address.parse().unwrap())
+            .to_vec();
+        let owned = |outside: &Outside| outside.owners(|uid| (*uid == spec.uid).then_some((PortId(3), &spec)));
+        let from = |outside: &Outside, ipv4, taken: &[&str]| {
+            let ours = |address: IpAddr| !taken.contains(&address.to_string().as_str());
+            outside.speaker(ipv4, &owned(outside), ours).map(|address| address.to_string())
+        };
+        let is = |address: &str| Some(address.to_owned());
+        assert_eq!(from(&outside, true, &[]), is("203.0.113.2"));
+        assert_eq!(from(&outside, true, &["203.0.113.2"]), is("192.0.2.2"));
+        // The first of the pool is attached.
+        assert_eq!(from(&outside, true, &["203.0.113.2", "192.0.2.2"]), is("203.0.113.7"));
+        assert_eq!(from(&outside, true, &["203.0.113.2", "192.0.2.2", "203.0.113.7"]), None);
+        assert_eq!(from(&outside, false, &[]), is("2001:db8::2"));
+        outside.attached[0] =
+            AttachSpec { address: "2001:db8::8".parse().unwrap(), one_to_one: false, ..outside.attached[0].clone() };
+        assert_eq!(from(&outside, false, &["2001:db8::2"]), is("2001:db8::7"));
+        assert_eq!(from(&outside, false, &["2001:db8::2", "2001:db8::7"]), is("2001:db8::6"));
+        // Behind a router that is known by its link-local address, none of the host's own is needed.
+        outside.uplink.as_mut().unwrap().addresses.clear();
+        assert_eq!((from(&outside, true, &[]), from(&outside, false, &[])), (is("203.0.113.8"), is("2001:db8::7")));
+        outside.nat_pools.clear();
+        assert_eq!((from(&outside, true, &[]), from(&outside, false, &[])), (None, None));
+    }
+
     fn held(address: &str, interface: &str) -> Held {
         Held { address: address.parse().unwrap(), prefix: 24, interface: interface.to_owned(), secondary: false }
     }
 
-    const OURS: [&str; 5] = ["203.0.113.9", "203.0.113.2", "203.0.113.7", "203.0.113.8", "2001:db8::2"];
+    /// The last two are nobody's yet.
+    const OURS: [&str; 7] =
+        ["203.0.113.9", "203.0.113.2", "203.0.113.7", "203.0.113.8", "2001:db8::2", "198.51.100.63", "2001:db8:aa:1::"];
 
     #[test]
     fn an_address_of_the_kernel_is_refused_with_the_cure() {
@@ -359,6 +429,27 @@ mod tests {
                 let error = error.unwrap_err().to_string();
                 assert!(error.contains(&format!("`ip address del {address}/24 dev {interface}`")), "{error}");
             }
+        }
+    }
+
+    #[test]
+    fn what_services_may_yet_be_given_is_hidden_as_ranges_and_answered_for_by_nobody() {
+        let (outside, spec) = (outside(), port());
+        let owned = outside.owners(|uid| (*uid == spec.uid).then_some((PortId(3), &spec)));
+        let routed = [("2001:db8:64::/64".parse().unwrap(), NetworkId(1))];
+        let hidden = outside.hidden(&owned, &routed);
+        assert_eq!(hidden.len(), owned.len() + routed.len() + outside.public.len());
+        for public in &outside.public {
+            assert!(hidden.contains(public) && !owned.keys().any(|address| public.contains(&unmapped(*address))));
+        }
+        let mut desired =
+            Desired { uplink: outside.uplink.clone(), nat_pools: outside.nat_pools.clone(), ..Desired::default() };
+        (desired.public, desired.attached) = (outside.public.clone(), outside.attached.clone());
+        assert!(outside.is_of(&desired) && outside.has_places_of(&desired));
+        for at in [0, 1] {
+            let mut other = desired.clone();
+            other.public.remove(at);
+            assert!(!outside.is_of(&other) && !outside.has_places_of(&other) && !same_addresses(&desired, &other));
         }
     }
 

@@ -6,13 +6,15 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use hostweave_switch::MacAddr;
 use nix::sys::socket::SockProtocol;
 
 use super::{Answer, Attributes, Message, Netlink, questions};
-use crate::Error;
+use crate::{Error, sys};
 
 /// An Ethernet interface, as it is now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,6 +43,17 @@ pub fn interface(name: &str) -> Result<Option<Interface>, Error> {
     };
     let found = answers.iter().find_map(|answer| read_link(&answer.body));
     found.map(Some).ok_or_else(|| failed(io::Error::other("it is no Ethernet interface")))
+}
+
+/// Gives the interface with this name in the calling thread's namespace another MTU, in octets of IP packet.
+///
+/// # Errors
+/// When there is no such interface, its driver takes no such MTU, or the kernel forbids it.
+pub fn set_mtu(name: &str, mtu: u16) -> Result<(), Error> {
+    let failed = |source| Error::Interface { name: name.to_owned(), action: format!("set its MTU to {mtu}"), source };
+    // Interface requests work on any socket; this family exists everywhere.
+    let socket = UnixDatagram::unbound().map_err(failed)?;
+    sys::set_interface_mtu(socket.as_fd(), name, mtu).map_err(failed)
 }
 
 /// How many queues of the TAP device with this name somebody has, in the calling thread's namespace.
