@@ -14,6 +14,7 @@
 
 pub mod announce;
 pub mod conflict;
+mod groups;
 mod kernel;
 pub(super) mod lifecycle;
 mod missed;
@@ -24,8 +25,8 @@ pub mod owned;
 mod report;
 pub(super) mod settle;
 
-use std::collections::HashMap;
-use std::net::IpAddr;
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,7 @@ use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortCounters, PortTotals};
 use hostweave_switch::heard::Heard;
 use hostweave_switch::tables::{Network, NetworkId, OUTSIDE_VNI, Owned, Port, PortId, PortKind, Tables, Uplink};
+use hostweave_switch::wire::ipv6::solicited_node;
 use hostweave_uplink::device::Device;
 use hostweave_uplink::netlink::interfaces::{Interface, interface};
 use hostweave_uplink::netns::TapRequest;
@@ -47,6 +49,7 @@ use crate::services::LocalNote;
 use crate::services::uplink::{Frame, announcement, question};
 use announce::Announcements;
 use conflict::Conflicts;
+use groups::Groups;
 use kernel::Hidden;
 use missed::Missed;
 use moved::Moved;
@@ -67,6 +70,9 @@ const MTU_UNKNOWN: u16 = 1_500;
 
 /// Announcements that are sent in one go.
 const ANNOUNCE_MAX: usize = 16;
+
+/// Reports of groups that are sent in one go.
+const REPORTS_MAX: usize = 16;
 
 /// How soon the uplink is looked after again while more is to be sent there than goes in one go.
 const SOON: Duration = Duration::from_millis(10);
@@ -117,6 +123,7 @@ pub struct UplinkRuntime {
     left: u64,
     announcements: Announcements,
     conflicts: Conflicts,
+    groups: Groups,
     missed: Missed,
     /// Addresses that were lost or regained, which packets and NAT pools do not know yet.
     moved: Moved,
@@ -161,6 +168,7 @@ impl UplinkRuntime {
             left: 0,
             announcements: Announcements::default(),
             conflicts: Conflicts::default(),
+            groups: Groups::default(),
             missed: Missed::default(),
             moved: Moved::default(),
             owned: HashMap::new(),
@@ -220,6 +228,7 @@ impl UplinkRuntime {
         }
         self.neighbors.set(&spec.gateways, now);
         self.set_addresses(spec, &owned, now);
+        self.groups.set(groups_of(owned.keys()), now);
         (self.spec, self.outside, self.owned, self.routed) = (spec.clone(), outside.clone(), owned, routed);
         self.on_link.set(&self.spec.addresses, |address| is_other(&self.spec, &self.owned, address));
         self.set_network();
@@ -232,7 +241,10 @@ impl UplinkRuntime {
         let mut attended = Attended { changed: self.look(inner, failed, now), ..Attended::default() };
         if self.link {
             let (mut questions, mut changes) = (Vec::new(), Vec::new());
-            attended.frames = self.settle(inner, &mut attended.changed, now);
+            // RFC 4862 §5.4.2: who probes listens already.
+            attended.frames = self.groups.take(self.port.mac, self.link_local(), now, REPORTS_MAX);
+            let probes = self.settle(inner, &mut attended.changed, now);
+            attended.frames.extend(probes);
             let moves = self.move_addresses(&mut attended, now);
             self.on_link.want(now, |address| is_other(&self.spec, &self.owned, address));
             attended.changed |= self.tick(inner, now, &mut questions, &mut changes);
@@ -248,7 +260,15 @@ impl UplinkRuntime {
             let more = self.announcements.is_due(now).then_some(now + SOON);
             let wanted = self.on_link.is_awaited().then_some(now + SOUGHT_AGAIN);
             let asks = |neighbor| source_for(&self.outside, &self.conflicts, neighbor).is_some();
-            let due = [more, wanted, self.neighbors.due(asks), self.on_link.due(asks), self.conflicts.due(), moves];
+            let due = [
+                more,
+                wanted,
+                self.neighbors.due(asks),
+                self.on_link.due(asks),
+                self.conflicts.due(),
+                self.groups.due(now),
+                moves,
+            ];
             attended.again = due.into_iter().flatten().min().map(|at| at.max(now + SOON));
         }
         attended
@@ -282,6 +302,10 @@ impl UplinkRuntime {
             }
             LocalNote::NeighborHeard { address, mac, answer } if self.link => {
                 self.on_link.heard(&Said { address, mac, answer }, Instant::now())
+            }
+            LocalNote::ListenersAsked(query) if self.link => {
+                self.groups.asked(&query, self.port.mac.0[5], Instant::now());
+                false
             }
             LocalNote::AddressConflict(address, mac) => {
                 self.claimed(inner, address, mac);
@@ -483,11 +507,21 @@ impl UplinkRuntime {
             let all = self.owned.keys().map(|address| owned::unmapped(*address)).collect();
             let ours = self.conflicts.arrived(all, now);
             self.announcements.add(ours, now);
+            self.groups.restart(now);
             inner.event(FabricEvent::UplinkUp { interface, mtu: self.network.mtu });
         } else {
             let reason = self.why_down().to_owned();
             inner.event(FabricEvent::UplinkDown { interface, reason });
         }
+    }
+
+    /// Where reports of groups come from.
+    fn link_local(&self) -> Ipv6Addr {
+        let of = |net: &IpNet| match net.addr() {
+            IpAddr::V6(v6) if v6.is_unicast_link_local() && self.conflicts.is_settled(v6.into()) => Some(v6),
+            _ => None,
+        };
+        self.spec.addresses.iter().find_map(of).unwrap_or(Ipv6Addr::UNSPECIFIED)
     }
 
     fn forget_neighbors(&mut self, now: Instant) {
@@ -508,6 +542,15 @@ impl UplinkRuntime {
 /// Whether an address is a router's or our own, and no other neighbour's.
 fn is_other(spec: &UplinkSpec, owned: &HashMap<u128, Owned>, address: IpAddr) -> bool {
     spec.gateways.contains(&address) || owned.contains_key(&owned::mapped(address))
+}
+
+/// The groups by which neighbours ask for addresses (RFC 4861 §7.2.1).
+fn groups_of<'a>(owned: impl Iterator<Item = &'a u128>) -> BTreeSet<Ipv6Addr> {
+    let v6 = owned.filter_map(|address| match owned::unmapped(*address) {
+        IpAddr::V6(v6) => Some(solicited_node(v6)),
+        IpAddr::V4(_) => None,
+    });
+    v6.collect()
 }
 
 /// Where a question about a neighbour comes from: an address of ours that is known to be nobody else's.
