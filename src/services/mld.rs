@@ -24,6 +24,9 @@ pub const RECORDS_MAX: usize = 60;
 /// RFC 3810 §5.2.14: "Version 2 Multicast Listener Reports are sent with an IP destination address of FF02:0:0:0:0:0:0:16".
 const ALL_MLDV2_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
 
+/// The host has no link-local address at the uplink. RFC 3590 §4: "The unspecified address (::) is used" then, which snooping switches accept.
+const SOURCE: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
+
 /// Record types (RFC 3810 §5.2.12): who listens already, and who begins to.
 const MODE_IS_EXCLUDE: u8 = 2;
 const CHANGE_TO_EXCLUDE: u8 = 4;
@@ -84,9 +87,8 @@ fn response_delay(code: u16) -> u32 {
     (mantissa | 0x1000) << (exponent + 3)
 }
 
-/// The report that this host listens to `groups`, at most [`RECORDS_MAX`]: begins to, or still does. `source` is a link-local address of
-/// ours, or unspecified (RFC 3590).
-pub fn report(mac: MacAddr, source: Ipv6Addr, groups: &[Ipv6Addr], begins: bool) -> Frame {
+/// The report that this host listens to `groups`, at most [`RECORDS_MAX`]: begins to, or still does.
+pub fn report(mac: MacAddr, groups: &[Ipv6Addr], begins: bool) -> Frame {
     let groups = &groups[..groups.len().min(RECORDS_MAX)];
     let kind = if begins { CHANGE_TO_EXCLUDE } else { MODE_IS_EXCLUDE };
     let mut message = vec![REPORT_V2, 0, 0, 0, 0, 0, 0, groups.len() as u8];
@@ -94,13 +96,13 @@ pub fn report(mac: MacAddr, source: Ipv6Addr, groups: &[Ipv6Addr], begins: bool)
         message.extend_from_slice(&[kind, 0, 0, 0]);
         message.extend_from_slice(&group.octets());
     }
-    framed(mac, source, ALL_MLDV2_ROUTERS, message)
+    framed(mac, SOURCE, ALL_MLDV2_ROUTERS, message)
 }
 
 /// The same of one group for a router of MLDv1, which goes to the group itself (RFC 2710 §3.6).
-pub fn old_report(mac: MacAddr, source: Ipv6Addr, group: Ipv6Addr) -> Frame {
+pub fn old_report(mac: MacAddr, group: Ipv6Addr) -> Frame {
     let message = [&[REPORT_V1, 0, 0, 0, 0, 0, 0, 0][..], &group.octets()].concat();
-    framed(mac, source, group, message)
+    framed(mac, SOURCE, group, message)
 }
 
 fn framed(mac: MacAddr, source: Ipv6Addr, to: Ipv6Addr, mut message: Vec<u8>) -> Frame {

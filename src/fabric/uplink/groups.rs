@@ -77,7 +77,7 @@ impl Groups {
     }
 
     /// At most `max` reports that are to be sent now.
-    pub fn take(&mut self, mac: MacAddr, source: Ipv6Addr, now: Instant, max: usize) -> Vec<Frame> {
+    pub fn take(&mut self, mac: MacAddr, now: Instant, max: usize) -> Vec<Frame> {
         if self.next.is_empty() && self.again.is_some_and(|at| at <= now) {
             (self.again, self.began) = (None, Some(now));
             self.next = self.joined.iter().copied().collect();
@@ -88,8 +88,8 @@ impl Groups {
         while frames.len() < max && !self.next.is_empty() {
             let groups: Vec<Ipv6Addr> = self.next.drain(..self.next.len().min(size)).collect();
             frames.push(match groups[..] {
-                [group] if old => mld::old_report(mac, source, group),
-                _ => mld::report(mac, source, &groups, self.begins),
+                [group] if old => mld::old_report(mac, group),
+                _ => mld::report(mac, &groups, self.begins),
             });
         }
         self.begins &= !self.next.is_empty();
@@ -114,7 +114,7 @@ mod tests {
 
     /// Type of ICMPv6 and number of records of what is sent at that time.
     fn sent(groups: &mut Groups, now: Instant, max: usize) -> Vec<(u8, usize)> {
-        let frames = groups.take(MAC, Ipv6Addr::UNSPECIFIED, now, max);
+        let frames = groups.take(MAC, now, max);
         frames.iter().map(|frame| (frame[62], if frame[62] == 143 { frame[69].into() } else { 1 })).collect()
     }
 

@@ -242,7 +242,7 @@ impl UplinkRuntime {
         if self.link {
             let (mut questions, mut changes) = (Vec::new(), Vec::new());
             // RFC 4862 §5.4.2: who probes listens already.
-            attended.frames = self.groups.take(self.port.mac, self.link_local(), now, REPORTS_MAX);
+            attended.frames = self.groups.take(self.port.mac, now, REPORTS_MAX);
             let probes = self.settle(inner, &mut attended.changed, now);
             attended.frames.extend(probes);
             let moves = self.move_addresses(&mut attended, now);
@@ -513,15 +513,6 @@ impl UplinkRuntime {
             let reason = self.why_down().to_owned();
             inner.event(FabricEvent::UplinkDown { interface, reason });
         }
-    }
-
-    /// Where reports of groups come from.
-    fn link_local(&self) -> Ipv6Addr {
-        let of = |net: &IpNet| match net.addr() {
-            IpAddr::V6(v6) if v6.is_unicast_link_local() && self.conflicts.is_settled(v6.into()) => Some(v6),
-            _ => None,
-        };
-        self.spec.addresses.iter().find_map(of).unwrap_or(Ipv6Addr::UNSPECIFIED)
     }
 
     fn forget_neighbors(&mut self, now: Instant) {
