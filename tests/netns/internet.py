@@ -575,6 +575,9 @@ def flapped(case, driver):
         for address in b.families:
             assert a.peer("echo", group=address, timeout=5) == {"ok": 50}, "others do not notice"
         time.sleep(0.5)
+        if internet.WAY == "product":
+            degraded = host.daemon.rpc("server.status")["degraded"]
+            assert any("nothing passes up0" in reason for reason in degraded), degraded
         space.sh("ip link set %s up" % device)
         # The kernel's IPv6 addresses went with the link.
         if space is host.router:
