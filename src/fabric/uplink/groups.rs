@@ -5,11 +5,13 @@
 //! groups are reported once a second at most.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use hostweave_switch::MacAddr;
+use hostweave_switch::wire::ipv6::solicited_node;
 
+use super::owned::unmapped;
 use crate::services::mld::{self, Query};
 use crate::services::uplink::Frame;
 
@@ -100,6 +102,15 @@ impl Groups {
     pub fn due(&self, now: Instant) -> Option<Instant> {
         if self.next.is_empty() { self.again } else { Some(now) }
     }
+}
+
+/// The groups by which neighbours ask for addresses (RFC 4861 §7.2.1).
+pub fn of<'a>(owned: impl Iterator<Item = &'a u128>) -> BTreeSet<Ipv6Addr> {
+    let v6 = owned.filter_map(|address| match unmapped(*address) {
+        IpAddr::V6(v6) => Some(solicited_node(v6)),
+        IpAddr::V4(_) => None,
+    });
+    v6.collect()
 }
 
 #[cfg(test)]

@@ -25,8 +25,8 @@ pub mod owned;
 mod report;
 pub(super) mod settle;
 
-use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,6 @@ use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortCounters, PortTotals};
 use hostweave_switch::heard::Heard;
 use hostweave_switch::tables::{Network, NetworkId, OUTSIDE_VNI, Owned, Port, PortId, PortKind, Tables, Uplink};
-use hostweave_switch::wire::ipv6::solicited_node;
 use hostweave_uplink::device::Device;
 use hostweave_uplink::netlink::interfaces::{Interface, interface};
 use hostweave_uplink::netns::TapRequest;
@@ -228,7 +227,7 @@ impl UplinkRuntime {
         }
         self.neighbors.set(&spec.gateways, now);
         self.set_addresses(spec, &owned, now);
-        self.groups.set(groups_of(owned.keys()), now);
+        self.groups.set(groups::of(owned.keys()), now);
         (self.spec, self.outside, self.owned, self.routed) = (spec.clone(), outside.clone(), owned, routed);
         self.on_link.set(&self.spec.addresses, |address| is_other(&self.spec, &self.owned, address));
         self.set_network();
@@ -533,15 +532,6 @@ impl UplinkRuntime {
 /// Whether an address is a router's or our own, and no other neighbour's.
 fn is_other(spec: &UplinkSpec, owned: &HashMap<u128, Owned>, address: IpAddr) -> bool {
     spec.gateways.contains(&address) || owned.contains_key(&owned::mapped(address))
-}
-
-/// The groups by which neighbours ask for addresses (RFC 4861 §7.2.1).
-fn groups_of<'a>(owned: impl Iterator<Item = &'a u128>) -> BTreeSet<Ipv6Addr> {
-    let v6 = owned.filter_map(|address| match owned::unmapped(*address) {
-        IpAddr::V6(v6) => Some(solicited_node(v6)),
-        IpAddr::V4(_) => None,
-    });
-    v6.collect()
 }
 
 /// Where a question about a neighbour comes from: an address of ours that is known to be nobody else's.
