@@ -64,6 +64,7 @@ fn screen(status: &Value) -> String {
         cell(status, "/ports/states"),
         cell(status, "/events/total"),
     );
+    screen += &uplink(&status["uplink"]);
     screen += &format!(
         "connections: {} of {}   policies: {} and {} of the cluster, {} rules, revision {}   flows: {}, lost: {}\n\n",
         cell(status, "/connections/used"),
@@ -95,4 +96,43 @@ fn screen(status: &Value) -> String {
         screen += &format!("\ndegraded: {}", output::printable(&reason));
     }
     if screen.ends_with('\n') { screen } else { screen + "\n" }
+}
+
+/// The way out, in one line.
+fn uplink(uplink: &Value) -> String {
+    if uplink.is_null() {
+        return "uplink: none\n".to_owned();
+    }
+    let state = if uplink["link"] == true { "up" } else { "down" };
+    let reason =
+        uplink["reason"].as_str().map(|reason| format!(" ({})", output::printable(reason))).unwrap_or_default();
+    let lost = uplink["lost"].as_array().filter(|lost| !lost.is_empty());
+    let lost = lost.map(|lost| format!("   addresses lost: {}", lost.len())).unwrap_or_default();
+    format!(
+        "uplink: {} {state}{reason}   routers: {} of {} answer{lost}\n",
+        cell(uplink, "/interface"),
+        cell(uplink, "/gateways/up"),
+        cell(uplink, "/gateways/total"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_screen_has_the_uplink_in_one_line() {
+        let line = |uplink: Value| {
+            let screen = screen(&json!({"uplink": uplink, "degraded": []}));
+            screen.lines().find(|line| line.starts_with("uplink: ")).unwrap().to_owned()
+        };
+        assert_eq!(line(Value::Null), "uplink: none");
+        let mut up =
+            json!({"interface": "eth1", "link": true, "reason": null, "gateways": {"up": 1, "total": 2}, "lost": []});
+        assert_eq!(line(up.clone()), "uplink: eth1 up   routers: 1 of 2 answer");
+        up["lost"] = json!(["203.0.113.1", "2001:db8::1"]);
+        assert_eq!(line(up), "uplink: eth1 up   routers: 1 of 2 answer   addresses lost: 2");
+        let down = json!({"interface": "eth1", "link": false, "reason": "gone\u{1b}[2J", "gateways": {"up": 0, "total": 0}, "lost": []});
+        assert!(line(down.clone()).starts_with("uplink: eth1 down (gone") && !line(down).contains('\u{1b}'));
+    }
 }

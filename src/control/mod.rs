@@ -35,4 +35,5 @@ mod service_manager;
 pub mod service_view;
 pub mod socket;
 pub mod transitions;
+mod uplink_view;
 pub mod view;

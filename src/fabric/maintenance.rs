@@ -132,7 +132,10 @@ fn handle(inner: &Arc<Inner>, note: Note, news: &mut News) {
             let Some(port) = plane.tables.port(id) else { return };
             let port = port.name.clone();
             inner.event(match note {
-                LocalNote::RouterHeard { .. } | LocalNote::NeighborHeard { .. } | LocalNote::AddressConflict(..) => {
+                LocalNote::RouterHeard { .. }
+                | LocalNote::NeighborHeard { .. }
+                | LocalNote::AddressConflict(..)
+                | LocalNote::ListenersAsked(_) => {
                     return news.outside.push(note);
                 }
                 LocalNote::AddressSeen(address) => FabricEvent::AddressSeen { port, address },

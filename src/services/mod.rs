@@ -17,6 +17,7 @@ pub mod internal;
 #[cfg(test)]
 mod lab;
 pub mod metadata;
+pub mod mld;
 mod ndp;
 mod ping;
 mod search;
@@ -96,6 +97,8 @@ pub enum LocalNote {
     },
     /// At the uplink somebody else claims an address of ours.
     AddressConflict(IpAddr, MacAddr),
+    /// At the uplink a router asks who listens to which groups.
+    ListenersAsked(mld::Query),
 }
 
 /// Answers a packet that `parse` and `guard` let pass, if it is for one of the stateless services. `Continue` when it

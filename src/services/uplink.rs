@@ -18,7 +18,7 @@ use hostweave_switch::wire::writer::{Full, Writer};
 use hostweave_switch::wire::{ethernet, frame, ipv6};
 
 use super::ndp::{ALL_NODES, FLAG_OVERRIDE, FLAG_SOLICITED, MULTICAST_ALL_NODES};
-use super::{LocalContext, LocalNote, PROTO_ICMP, PROTO_ICMPV6, PROTO_IGMP, ndp, ping, verdict};
+use super::{LocalContext, LocalNote, PROTO_ICMP, PROTO_ICMPV6, PROTO_IGMP, mld, ndp, ping, verdict};
 
 /// Octets of the longest frame that is made here: Ethernet, IPv6, neighbour solicitation with one option.
 const FRAME_MAX: usize = 14 + 40 + 24 + 8;
@@ -43,7 +43,11 @@ pub fn answer(
         (L3::V4, PROTO_ICMP) => ping::reflect_v4(packet, uplink.mac, |address| answers_echo(uplink, mapped(address))),
         (L3::V4, PROTO_IGMP) => Verdict::Drop(DropReason::GroupMembership),
         (L3::V6, PROTO_ICMPV6) => match kind {
-            Some(130..=132 | 143) if !packet.meta.later_fragment => Verdict::Drop(DropReason::GroupMembership),
+            Some(mld::QUERY) if !packet.meta.later_fragment => {
+                *note = mld::Query::read(packet, arena).map(LocalNote::ListenersAsked);
+                Verdict::Drop(DropReason::GroupMembership)
+            }
+            Some(131 | 132 | 143) if !packet.meta.later_fragment => Verdict::Drop(DropReason::GroupMembership),
             Some(ndp::ROUTER_SOLICITATION..=ndp::REDIRECT) if !packet.meta.later_fragment => {
                 verdict(discovery(uplink, packet, arena, note))
             }
@@ -337,7 +341,7 @@ pub fn come_from(frame: &mut [u8], mac: MacAddr) {
 }
 
 /// Link address of an IPv6 group (RFC 2464 §7).
-fn group_mac(group: Ipv6Addr) -> MacAddr {
+pub(super) fn group_mac(group: Ipv6Addr) -> MacAddr {
     let [.., a, b, c, d] = group.octets();
     MacAddr([0x33, 0x33, a, b, c, d])
 }

@@ -402,6 +402,7 @@ fn tell(shared: &Shared, pace: &mut Pace, port: PortId, note: Option<LocalNote>,
         LocalNote::RouterHeard { contradicts: false, .. } => pace.router(port, now),
         LocalNote::NeighborHeard { .. } => pace.answer(port, now),
         LocalNote::AddressConflict(..) => pace.conflict(port, now),
+        LocalNote::ListenersAsked(_) => pace.query(port, now),
         _ => pace.note(port, now),
     };
     match may {

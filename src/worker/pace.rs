@@ -57,6 +57,11 @@ const ANSWERS_PER_S: u32 = 128;
 /// Burst of those.
 const ANSWERS_BURST: u32 = 256;
 
+/// Notes about routers at the uplink that ask who listens to multicast, per second and worker. They are answered once a second at most.
+const QUERIES_PER_S: u32 = 4;
+/// Burst of those.
+const QUERIES_BURST: u32 = 8;
+
 /// Events for the flow log that a port may cause, per second and worker: a flood of new connections or drops must not drown
 /// what others do. Each new connection is one.
 const FLOW_EVENTS_PER_S: u32 = 1_000;
@@ -109,6 +114,7 @@ struct Buckets {
     conflicts: Bucket,
     routers: Bucket,
     answers: Bucket,
+    queries: Bucket,
     flow_events: Bucket,
 }
 
@@ -167,6 +173,12 @@ impl Pace {
         self.buckets(port, now).is_some_and(|buckets| buckets.answers.take(now, ANSWERS_PER_S, ANSWERS_BURST))
     }
 
+    /// Whether control may hear now of a router at the uplink, behind this port, that asks who listens.
+    #[cold]
+    pub fn query(&mut self, port: PortId, now: Instant) -> bool {
+        self.buckets(port, now).is_some_and(|buckets| buckets.queries.take(now, QUERIES_PER_S, QUERIES_BURST))
+    }
+
     /// Whether the flow log may hear of another thing that happened to packets of this port.
     #[cold]
     pub fn flow_event(&mut self, port: PortId, now: Instant) -> bool {
@@ -187,6 +199,7 @@ impl Pace {
             conflicts: full(CONFLICTS_BURST),
             routers: full(ROUTERS_BURST),
             answers: full(ANSWERS_BURST),
+            queries: full(QUERIES_BURST),
             flow_events: full(FLOW_EVENTS_BURST),
         }))
     }

@@ -243,6 +243,7 @@ fn doctor_and_uplink_say_what_is_missing_and_what_to_do() {
                 && finding["message"].as_str().unwrap().contains(word)
         })
     };
+    assert!(daemon.ok(&["status"]).contains("\nuplink: none\n"));
     let done = daemon.cli(&["uplink", "get"]);
     assert!(done.code == 3 && done.stderr.contains("HostConfig.spec.uplink"), "{}", done.stderr);
     assert!(!findings(&daemon).iter().any(|finding| finding["check"] == "uplink"), "nothing wants out");
@@ -263,6 +264,15 @@ spec:
     assert_eq!(uplink["gateways"][0]["state"], "unresolved");
     let text = daemon.ok(&["uplink", "get"]);
     assert!(text.contains("hw-no-such-if down") && text.contains("NAT addresses"), "{text}");
+    let done = daemon.cli(&["status", "-o", "json"]);
+    let status: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    let degraded: Vec<&str> = status["degraded"].as_array().unwrap().iter().filter_map(|one| one.as_str()).collect();
+    let missing = "uplink: nothing passes hw-no-such-if: the interface does not exist";
+    assert!(done.code == 1 && degraded == [missing], "{}", done.stdout);
+    assert_eq!(status["uplink"]["gateways"], serde_json::json!({"up": 0, "total": 1}));
+    let screen = daemon.cli(&["status"]);
+    let line = "uplink: hw-no-such-if down (the interface does not exist)   routers: 0 of 1 answer\n";
+    assert!(screen.code == 1 && screen.stdout.contains(line) && screen.stdout.contains(missing), "{}", screen.stdout);
     let found = findings(&daemon);
     assert!(error(&found, "uplink", "hw-no-such-if"), "{found:?}");
     assert!(error(&found, "gateway", "no IPv6 router"), "{found:?}");

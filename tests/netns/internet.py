@@ -596,6 +596,9 @@ def flapped(case, driver):
         for address in b.families:
             assert a.peer("echo", group=address, timeout=5) == {"ok": 50}, "others do not notice"
         time.sleep(0.5)
+        if internet.WAY == "product":
+            degraded = host.daemon.rpc("server.status")["degraded"]
+            assert any("nothing passes up0" in reason for reason in degraded), degraded
         space.sh("ip link set %s up" % device)
         # The kernel's IPv6 addresses went with the link.
         if space is host.router:
@@ -606,6 +609,32 @@ def flapped(case, driver):
                 space.sh("; ".join("ip addr replace %s/128 dev up0 nodad" % address for address in addresses(POOL[1])))
         for server in SERVER:
             assert a.peer("echo", group=server, timeout=40) == {"ok": 50}, server
+    host.finish()
+
+
+@suite.test("a bridge that snoops multicast between host and router: solicitations for attached and pool addresses reach the host, for as long as one likes")
+def snooped(case):
+    product_only("the kernel reports its own groups")
+    host, a = world(case, "a", start=False)
+    # The segment's bridge asks every 3 s who listens, and forgets whoever has not said so for 8 s.
+    host.router.sh("ip addr flush dev host0; ip link add seg type bridge mcast_snooping 1 mcast_querier 1 mcast_mld_version 2 mcast_startup_query_interval 100 "
+                   "mcast_query_interval 300 mcast_query_response_interval 100 mcast_membership_interval 800; ip link set host0 master seg; "
+                   "ip link set seg up; ip addr add %s/24 dev seg; ip addr add %s/64 dev seg nodad" % ROUTER)
+    time.sleep(5)
+    host.start()
+    host.attach(a, *FIRST_PUBLIC)
+    host.server.peer("serve", port=ECHO)
+    for server, public in zip(SERVER, FIRST_PUBLIC):
+        assert a.peer("open", group=server, host=server, port=ECHO, count=5)["opened"] == 5
+        a.carry(public)
+    for seconds in (0, 20):
+        time.sleep(seconds)
+        host.router.sh("ip neigh flush dev seg")
+        for server, public in zip(SERVER, FIRST_PUBLIC):
+            host.customer.sh("ping -c 2 -i 0.2 -W 3 %s" % public)
+            assert a.peer("echo", group=server, timeout=20) == {"ok": 5}, "by the pool: %s" % server
+    known = host.router.sh("bridge mdb show dev seg")
+    assert "ff02::1:ff00:22" in known, known
     host.finish()
 
 

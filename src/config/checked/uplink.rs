@@ -30,7 +30,7 @@ pub(super) fn check(raw: &raw::Uplink, path: &Path, problems: &mut Vec<Problem>)
     let vlan = range(raw.vlan, 1, 4094, &path.key("vlan"), problems);
     let mtu = range(raw.mtu, u32::from(MTU_MIN), u32::from(MTU_MAX), &path.key("mtu"), problems);
     let driver = match raw.driver {
-        None | Some(raw::UplinkDriver::AfPacket) => UplinkDriver::AfPacket,
+        None | Some(raw::UplinkDriver::Auto | raw::UplinkDriver::AfPacket) => UplinkDriver::AfPacket,
         Some(raw::UplinkDriver::Tap) => UplinkDriver::Tap,
         Some(raw::UplinkDriver::AfXdp) => UplinkDriver::AfXdp,
     };

@@ -91,7 +91,7 @@ pub struct HostAccess {
 pub struct Uplink {
     /// Interface, at most 15 octets: an existing one for `afPacket` and `afXdp`, the TAP device to make for `tap`.
     pub interface: String,
-    /// How frames get there: `afPacket` (default), `afXdp` (small frames leave faster) or `tap` (the kernel routes).
+    /// How frames get there: `afPacket` (default, and what `auto` means), `afXdp` (small frames leave faster) or `tap` (the kernel routes).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver: Option<UplinkDriver>,
     /// hostweave's own addresses there, each with the length of its subnet, such as `[198.51.100.2/24, 2001:db8:9::2/64]`.
@@ -135,6 +135,8 @@ pub enum AddressConflicts {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum UplinkDriver {
+    /// `afPacket`: the one that does best for most hosts.
+    Auto,
     /// A packet socket on an existing interface, which the kernel uses as well.
     AfPacket,
     /// A TAP device, which the kernel routes from and to: for hosts with a single address. `hostweave doctor` prints the

@@ -65,8 +65,9 @@ pub struct NetworkSpec {
     pub egress: Option<NetworkEgress>,
 }
 
-/// What becomes of packets that leave the network by the uplink. Ports with an attached address leave with that one,
-/// whatever is written here.
+/// What becomes of packets that leave the network by the uplink. What has an attached address of its port as source leaves with that one,
+/// whatever is written here, and so does all of a port whose address is attached by 1:1 NAT; but what a guest with an address of its own there
+/// sends from its private one is subject to this as anybody else's.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NetworkEgress {

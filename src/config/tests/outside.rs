@@ -136,6 +136,7 @@ fn uplinks_that_are_refused() {
             &["duplicate 4 198.51.100.1"],
         ),
     ]);
+    valid(&uplink("interface: e, driver: auto"));
     // Both addresses of a /31 and of a /127 are hosts (RFC 3021, RFC 6164).
     valid(&uplink(
         "interface: e, addresses: [198.51.100.0/31, '2001:db8::/127'], gateways: [198.51.100.1, '2001:db8::1']",

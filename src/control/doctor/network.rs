@@ -1,12 +1,11 @@
 //! Whether what objects ask for works: the uplink and its routers, pools, MTUs, what guests negotiated.
 
-use std::net::IpAddr;
-
 use hostweave_uplink::netlink::interfaces::Held;
 use hostweave_uplink::netlink::offloads::{self, Offloads};
 use ipnet::IpNet;
 
 use super::super::controller::{Controller, Snapshot};
+use super::super::uplink_view;
 use super::{Finding, pools, tap};
 use crate::config::outside::{attachments, egress_of, nat_pools};
 use crate::fabric::spec::{PortStatus, UplinkDriver, UplinkSpec};
@@ -92,10 +91,8 @@ fn gateways(snapshot: &Snapshot, status: &UplinkStatus) -> Vec<Finding> {
     let mut findings = Vec::new();
     for ipv4 in [true, false] {
         let hops: Vec<_> = status.gateways.iter().filter(|hop| hop.address.is_ipv4() == ipv4).collect();
-        let leaves = |(name, network)| egress_of(&snapshot.set, name, network, ipv4).leaves();
-        let attached = status.owned.iter().any(|(address, _)| address.is_ipv4() == ipv4 && !own(status, *address));
         if hops.is_empty() {
-            findings.extend(no_gateway(&status.spec, ipv4, snapshot.set.networks().any(leaves) || attached));
+            findings.extend(no_gateway(&status.spec, ipv4, uplink_view::leaves(snapshot, status, ipv4)));
         }
         for hop in hops {
             let address = hop.address;
@@ -135,11 +132,6 @@ fn no_gateway(spec: &UplinkSpec, ipv4: bool, wanted: bool) -> Option<Finding> {
         }
         None => None,
     }
-}
-
-/// Whether an address is one of the host's own, written in its configuration.
-fn own(status: &UplinkStatus, address: IpAddr) -> bool {
-    status.spec.addresses.iter().any(|net| net.addr() == address)
 }
 
 /// An MTU that the interface does not have.

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::control::error::RpcError;
 use crate::control::method::{self, Call};
+use crate::control::uplink_view;
 use crate::control::view::PortView;
 use crate::fabric::balance::choice::BackendState;
 use crate::fabric::balance::report::ServiceCounts;
@@ -64,6 +65,9 @@ pub fn status(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
     let text =
         |service: &ServiceCounts| format!("Service {}: every backend that runs fails its checks", service.service);
     degraded.extend(down.map(text));
+    let uplink = fabric.uplink_status();
+    let ill = |status| uplink_view::degraded(status, |ipv4| uplink_view::leaves(&snapshot, status, ipv4));
+    degraded.extend(uplink.iter().flat_map(ill));
     let (policy, connections, flow_log) = (fabric.policy_report(), fabric.connection_report(), fabric.flow_log());
     let workers: Vec<Value> = controller.parts.fabric.worker_reports().iter().enumerate().map(worker).collect();
     let host = snapshot.set.of_kind(crate::config::Kind::HostConfig).next().map(|object| object.key.name.clone());
@@ -77,6 +81,7 @@ pub fn status(call: &Call<'_>, _: Empty) -> Result<Value, RpcError> {
         "degraded": degraded,
         "revision": snapshot.revision,
         "networks": snapshot.set.networks().count(),
+        "uplink": uplink.as_ref().map(uplink_view::summary),
         "ports": {"total": states.values().sum::<u64>(), "states": states},
         "workers": workers,
         "events": {"total": controller.parts.events.count(), "lost": controller.parts.events.lost()},

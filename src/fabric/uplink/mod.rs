@@ -14,6 +14,7 @@
 
 pub mod announce;
 pub mod conflict;
+mod groups;
 mod kernel;
 pub(super) mod lifecycle;
 mod missed;
@@ -48,6 +49,7 @@ use crate::services::LocalNote;
 use crate::services::uplink::{Frame, announcement, question};
 use announce::Announcements;
 use conflict::Conflicts;
+use groups::Groups;
 use kernel::Hidden;
 use missed::Missed;
 use moved::Moved;
@@ -68,6 +70,9 @@ const MTU_UNKNOWN: u16 = 1_500;
 
 /// Announcements that are sent in one go.
 const ANNOUNCE_MAX: usize = 16;
+
+/// Reports of groups that are sent in one go.
+const REPORTS_MAX: usize = 16;
 
 /// How soon the uplink is looked after again while more is to be sent there than goes in one go.
 const SOON: Duration = Duration::from_millis(10);
@@ -118,6 +123,7 @@ pub struct UplinkRuntime {
     left: u64,
     announcements: Announcements,
     conflicts: Conflicts,
+    groups: Groups,
     missed: Missed,
     /// Addresses that were lost or regained, which packets and NAT pools do not know yet.
     moved: Moved,
@@ -162,6 +168,7 @@ impl UplinkRuntime {
             left: 0,
             announcements: Announcements::default(),
             conflicts: Conflicts::default(),
+            groups: Groups::default(),
             missed: Missed::default(),
             moved: Moved::default(),
             owned: HashMap::new(),
@@ -221,6 +228,7 @@ impl UplinkRuntime {
         }
         self.neighbors.set(&spec.gateways, now);
         self.set_addresses(spec, &owned, now);
+        self.groups.set(groups::of(owned.keys()), now);
         (self.spec, self.outside, self.owned, self.routed) = (spec.clone(), outside.clone(), owned, routed);
         self.on_link.set(&self.spec.addresses, |address| is_other(&self.spec, &self.owned, address));
         self.set_network();
@@ -233,7 +241,10 @@ impl UplinkRuntime {
         let mut attended = Attended { changed: self.look(inner, failed, now), ..Attended::default() };
         if self.link {
             let (mut questions, mut changes) = (Vec::new(), Vec::new());
-            attended.frames = self.settle(inner, &mut attended.changed, now);
+            // RFC 4862 §5.4.2: who probes listens already.
+            attended.frames = self.groups.take(self.port.mac, now, REPORTS_MAX);
+            let probes = self.settle(inner, &mut attended.changed, now);
+            attended.frames.extend(probes);
             attended.changed |= self.set_network();
             let moves = self.move_addresses(&mut attended, now);
             self.on_link.want(now, |address| is_other(&self.spec, &self.owned, address));
@@ -250,7 +261,15 @@ impl UplinkRuntime {
             let more = self.announcements.is_due(now).then_some(now + SOON);
             let wanted = self.on_link.is_awaited().then_some(now + SOUGHT_AGAIN);
             let asks = |neighbor| source_for(&self.outside, &self.conflicts, neighbor).is_some();
-            let due = [more, wanted, self.neighbors.due(asks), self.on_link.due(asks), self.conflicts.due(), moves];
+            let due = [
+                more,
+                wanted,
+                self.neighbors.due(asks),
+                self.on_link.due(asks),
+                self.conflicts.due(),
+                self.groups.due(now),
+                moves,
+            ];
             attended.again = due.into_iter().flatten().min().map(|at| at.max(now + SOON));
         }
         attended
@@ -284,6 +303,10 @@ impl UplinkRuntime {
             }
             LocalNote::NeighborHeard { address, mac, answer } if self.link => {
                 self.on_link.heard(&Said { address, mac, answer }, Instant::now())
+            }
+            LocalNote::ListenersAsked(query) if self.link => {
+                self.groups.asked(&query, self.port.mac.0[5], Instant::now());
+                false
             }
             LocalNote::AddressConflict(address, mac) => {
                 self.claimed(inner, address, mac);
@@ -502,6 +525,7 @@ impl UplinkRuntime {
             let all = self.owned.keys().map(|address| owned::unmapped(*address)).collect();
             let ours = self.conflicts.arrived(all, now);
             self.announcements.add(ours, now);
+            self.groups.restart(now);
             inner.event(FabricEvent::UplinkUp { interface, mtu: self.network.mtu });
         } else {
             let reason = self.why_down().to_owned();

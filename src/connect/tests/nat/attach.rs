@@ -68,6 +68,27 @@ fn da1_da2_an_attached_address_is_the_guests_own_both_ways() {
 }
 
 #[test]
+fn without_egress_a_port_leaves_from_its_attached_address_and_not_from_its_private_one() {
+    both(|v6| {
+        for none in [Egress::None, Egress::Forbidden] {
+            let mut host = direct();
+            host.edit_network(NETWORK, |network| (network.egress_v4, network.egress_v6) = (none, none));
+            let (server, own) = (remote(v6, 1), public(v6, PUBLIC));
+            let sent = Path { src: own, ..out(B, server) };
+            assert_eq!(host.through(0, B, &sent.udp(4000, 53, b"data")), Ok((UPLINK, (own, server, 4000, 53))));
+            let back = inward(server, own);
+            assert_eq!(host.through(1, UPLINK, &back.udp(53, 4000, b"answer")), Ok((B, (server, own, 53, 4000))));
+            assert_eq!(host.to(B, &out(B, server).udp(4000, 53, b"data")), Err(DropReason::EgressNone), "{none:?}");
+            // By 1:1 NAT the guest has no other address to choose.
+            let mut host = one_to_one();
+            host.edit_network(NETWORK, |network| (network.egress_v4, network.egress_v6) = (none, none));
+            let sent = out(B, server);
+            assert_eq!(host.through(0, B, &sent.udp(4000, 53, b"data")), Ok((UPLINK, (own, server, 4000, 53))));
+        }
+    });
+}
+
+#[test]
 fn an_attached_address_that_moves_takes_no_connection_along() {
     both(|v6| {
         let mut host = direct();
