@@ -27,9 +27,6 @@ const MAGIC: u64 = 0x4857_4e41_5400_0001;
 
 pub(crate) const LEASES_AT: usize = 4096;
 
-/// Seconds in which connections of the earlier run take hold of their mappings again, however old those are.
-const GRACE_S: u32 = 10;
-
 /// What control says of a mapping of an earlier run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Claim {
@@ -235,8 +232,7 @@ impl Nat {
         }
         tenant.mappings.fetch_add(1, Relaxed);
         self.link(bucket, index, record);
-        // It may be over for all but those who held it, and hold it again in a moment.
-        self.set_timer_at(&mut shard, index, record.until.load(Relaxed).max(now.saturating_add(GRACE_S)));
+        self.set_timer(&mut shard, index);
         Some(())
     }
 

@@ -349,16 +349,11 @@ impl Nat {
     /// Puts a mapping that nobody holds where its end will be found. Its shard is locked.
     pub(crate) fn set_timer(&self, shard: &mut Shard, index: u32) {
         let Some(record) = self.record(index) else { return };
-        self.set_timer_at(shard, index, record.until.load(Relaxed));
-    }
-
-    /// The same for another second.
-    pub(crate) fn set_timer_at(&self, shard: &mut Shard, index: u32, at: u32) {
-        let Some(record) = self.record(index) else { return };
+        let until = record.until.load(Relaxed);
         if record.has(TIMED) {
             shard.wheel.remove(self.records(), index);
         }
-        shard.wheel.insert(self.records(), index, at);
+        shard.wheel.insert(self.records(), index, until);
         record.set_state(TIMED, 0);
     }
 

@@ -316,8 +316,9 @@ impl Oracle {
             47 => 600,
             _ => 60,
         };
-        if how == End::Refused && first {
-            if known.holds == 0 {
+        // What was refused is no traffic, and makes nothing live longer.
+        if how == End::Refused {
+            if first && known.holds == 0 {
                 let known = self.known.swap_remove(at);
                 self.ended(&known, now);
             }
