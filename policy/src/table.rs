@@ -77,7 +77,7 @@ pub enum Basis {
     /// Allowed: a port cannot be blocked from itself (SEMANTICS NP24).
     Myself,
     /// Allowed by a built-in rule for the host's own services (SEMANTICS NP28, NP34). Said by the caller of
-    /// [`Table::builtin`], never by [`Table::decide`].
+    /// [`Infrastructure::builtin`], never by [`Table::decide`].
     BuiltIn(BuiltIn),
     /// Allowed: the side is the host's own, which no policy selects (SEMANTICS NP29). Said by the caller, too.
     Host,

@@ -1,5 +1,5 @@
 //! The routers at the uplink, and which of them answer: ARP (RFC 826) and neighbour unreachability detection (RFC 4861
-//! §7.3) as one state machine. It sends nothing and knows no clock. Other neighbours ([`super::on_link`]) have the same.
+//! §7.3) as one state machine. It sends nothing and knows no clock. Other neighbours (`super::on_link`) have the same.
 //!
 //! ```text
 //!            answer                silence while in use (5 s) or not (30 s), or somebody else claims the address
