@@ -255,7 +255,8 @@ fn ct11_what_a_neighbour_has_does_not_stand_in_the_way() {
         }
     }
     assert!(begun > 395, "{begun} of 400");
-    assert!(tries < 800, "{tries} for 400");
+    // Two for each, roughly: half of what is looked at in turn is the neighbour's.
+    assert!(tries < 1200, "{tries} for 400");
     assert!(host.connections.used_by(0) > 5000);
 }
 
