@@ -16,7 +16,7 @@ use hostweave::fabric::spec::{BackendSpec, Desired, FabricConfig, PortSpec, Sock
 use hostweave_policy::compile::Compiler;
 use hostweave_policy::model::*;
 use hostweave_switch::MacAddr;
-use hostweave_switch::tables::{Addressing, Network, NetworkId, PortId};
+use hostweave_switch::tables::{Network, NetworkId, PortId};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -83,14 +83,9 @@ fn port(i: u32, folder: &Path) -> PortSpec {
     let [_, _, a, b] = i.to_be_bytes();
     PortSpec {
         uid: uuid::Uuid::new_v4(),
-        namespace: namespace(i),
-        name: format!("p{i}"),
-        network: "default".into(),
         mac: MacAddr([2, 0, 0, 0, a, b]),
         v4: vec![Ipv4Addr::new(10, 64, a, b)],
         v6: vec![Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 1, i as u16)],
-        hostname: format!("p{i}"),
-        up: true,
         backend: BackendSpec::VhostUser {
             mode: SocketMode::Connect,
             socket: folder.join(format!("vmm-{i}.sock")),
@@ -100,28 +95,16 @@ fn port(i: u32, folder: &Path) -> PortSpec {
             allowed_uids: Vec::new(),
         },
         labels: labels(i),
-        named_ports: Vec::new(),
-        flows_max: 65_536,
-        rates: Default::default(),
-        metadata: Default::default(),
+        ..PortSpec::bare(namespace(i), format!("p{i}"))
     }
 }
 
 fn network() -> Result<Network, Failure> {
     Ok(Network {
-        name: "default".into(),
-        vni: 4096,
         v4: Some(("10.64.0.0/16".parse()?, Ipv4Addr::new(10, 64, 255, 254))),
         v6: Some(("2001:db8::/64".parse()?, "2001:db8::fffe".parse()?)),
-        mtu: 1500,
-        addressing: Addressing::Network,
         learning: true,
-        domain: None,
-        resolvers: Vec::new(),
-        internal: PortId::NONE,
-        egress_v4: Default::default(),
-        egress_v6: Default::default(),
-        untranslated: Vec::new(),
+        ..Network::bare("default", 4096)
     })
 }
 

@@ -15,7 +15,7 @@ use hostweave::services::health::{Health, Target};
 use hostweave_guest::frames::{Body, Frame, L4, Path, Segment};
 use hostweave_guest::{Guest, VnetHeader};
 use hostweave_switch::MacAddr;
-use hostweave_switch::tables::{Addressing, Network, PortId};
+use hostweave_switch::tables::Network;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -28,33 +28,17 @@ const GUEST: &str = "guest";
 
 fn network() -> Result<Network, Failure> {
     Ok(Network {
-        name: "default".into(),
-        vni: 4096,
         v4: Some(("10.64.0.0/16".parse()?, Ipv4Addr::new(10, 64, 0, 1))),
-        v6: None,
-        mtu: 1500,
-        addressing: Addressing::Network,
         learning: true,
-        domain: None,
-        resolvers: Vec::new(),
-        internal: PortId::NONE,
-        egress_v4: Default::default(),
-        egress_v6: Default::default(),
-        untranslated: Vec::new(),
+        ..Network::bare("default", 4096)
     })
 }
 
 fn port(folder: &std::path::Path) -> PortSpec {
     PortSpec {
         uid: uuid::Uuid::new_v4(),
-        namespace: "default".into(),
-        name: "web".into(),
-        network: "default".into(),
         mac: MAC,
         v4: vec![ADDRESS],
-        v6: Vec::new(),
-        hostname: "web".into(),
-        up: true,
         backend: BackendSpec::VhostUser {
             mode: SocketMode::Listen,
             socket: folder.join("web.sock"),
@@ -63,11 +47,7 @@ fn port(folder: &std::path::Path) -> PortSpec {
             group: None,
             allowed_uids: Vec::new(),
         },
-        labels: Default::default(),
-        named_ports: Vec::new(),
-        flows_max: 65_536,
-        rates: Default::default(),
-        metadata: Default::default(),
+        ..PortSpec::bare("default", "web")
     }
 }
 

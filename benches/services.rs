@@ -20,7 +20,7 @@ use hostweave::fabric::spec::{
 };
 use hostweave::store::Store;
 use hostweave_switch::MacAddr;
-use hostweave_switch::tables::{Network, PortId};
+use hostweave_switch::tables::Network;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -43,14 +43,8 @@ fn port(i: u32, folder: &Path) -> PortSpec {
     let [_, _, a, b] = i.to_be_bytes();
     PortSpec {
         uid: uuid::Uuid::from_u128(i.into()),
-        namespace: "shop".into(),
-        name: format!("p{i}"),
-        network: "default".into(),
         mac: MacAddr([2, 0, 0, 0, a, b]),
         v4: vec![Ipv4Addr::new(10, 64, a, b)],
-        v6: Vec::new(),
-        hostname: format!("p{i}"),
-        up: true,
         backend: BackendSpec::VhostUser {
             mode: SocketMode::Connect,
             socket: folder.join(format!("vmm-{i}.sock")),
@@ -59,11 +53,7 @@ fn port(i: u32, folder: &Path) -> PortSpec {
             group: None,
             allowed_uids: Vec::new(),
         },
-        labels: Default::default(),
-        named_ports: Vec::new(),
-        flows_max: 65_536,
-        rates: Default::default(),
-        metadata: Default::default(),
+        ..PortSpec::bare("shop", format!("p{i}"))
     }
 }
 
@@ -120,19 +110,8 @@ fn main() -> Result<(), Failure> {
     })?;
     println!("{:<50} {:>9} {:>9} {:>9}", "ms", "best", "median", "worst");
     let network = Network {
-        name: "default".into(),
-        vni: 4096,
         v4: Some(("10.64.0.0/16".parse()?, Ipv4Addr::new(10, 64, 255, 254))),
-        v6: None,
-        mtu: 1500,
-        addressing: Default::default(),
-        learning: false,
-        domain: None,
-        resolvers: Vec::new(),
-        internal: PortId::NONE,
-        egress_v4: Default::default(),
-        egress_v6: Default::default(),
-        untranslated: Vec::new(),
+        ..Network::bare("default", 4096)
     };
     let mut desired = Desired {
         networks: vec![network],

@@ -245,14 +245,12 @@ impl Nat {
         outside: Outside,
         remote: Outside,
     ) -> bool {
-        let Some(class) = Class::of(inside.proto) else { return false };
-        let (inside, outside, remote) = (&class.inside(inside), class.endpoint(outside), class.endpoint(remote));
         let Some(record) = self.valid(mapping) else { return false };
         let _shard = self.lock(self.bucket(&record.inside()));
         self.held_by(pools, mapping, inside, outside, remote).is_some()
     }
 
-    /// A mapping and its pool, if it is what a connection of an earlier run held. Its shard is locked.
+    /// A mapping, its pool, and how the mapping writes the remote, if it is what a connection of an earlier run held. Its shard is locked.
     fn held_by<'a>(
         &'a self,
         pools: &'a Pools,
@@ -260,7 +258,9 @@ impl Nat {
         inside: &Inside,
         outside: Outside,
         remote: Outside,
-    ) -> Option<(&'a Record, &'a Pool)> {
+    ) -> Option<(&'a Record, &'a Pool, Outside)> {
+        let class = Class::of(inside.proto)?;
+        let (inside, outside, remote) = (&class.inside(inside), class.endpoint(outside), class.endpoint(remote));
         let record = self.valid(mapping)?;
         let right = mapping.index < self.fresh()
             && record.is_of(inside)
@@ -270,7 +270,7 @@ impl Nat {
             && self.port_of(record) == Some(inside.port)
             && !record.holds_too_many();
         let (_, used) = pools.use_of(outside.address).filter(|_| right)?;
-        Some((record, pools.pool(used.pool)?))
+        Some((record, pools.pool(used.pool)?, remote))
     }
 
     /// Takes a hold for a connection of an earlier run, whose mapping is to be this one; `unasked`: one that was let in. False: it is not, forget the
@@ -284,10 +284,9 @@ impl Nat {
         remote: Outside,
         unasked: bool,
     ) -> bool {
-        let (Some(record), Some(class)) = (self.valid(mapping), Class::of(inside.proto)) else { return false };
-        let (inside, outside, remote) = (&class.inside(inside), class.endpoint(outside), class.endpoint(remote));
+        let Some(record) = self.valid(mapping) else { return false };
         let mut shard = self.lock(self.bucket(&record.inside()));
-        let Some((record, pool)) = self.held_by(pools, mapping, inside, outside, remote) else { return false };
+        let Some((record, pool, remote)) = self.held_by(pools, mapping, inside, outside, remote) else { return false };
         if pool.filtering == Filtering::AddressDependent || pool.overload {
             let l4 = if record.has(TRACKED) { remote.l4 } else { 0 };
             let _outside = self.lock_outside(record.lease.load(Relaxed) as usize);

@@ -18,7 +18,7 @@ use hostweave_switch::limits::HEAD_FIRST;
 use hostweave_switch::packet::{Burst, Meta, Offload, Packet};
 use hostweave_switch::payload::Segment;
 use hostweave_switch::stage::{DropReason, Verdict};
-use hostweave_switch::tables::{AddressKey, Addressing, Network, NetworkId, Port, PortId, PortKind, Tables};
+use hostweave_switch::tables::{AddressKey, Network, NetworkId, Port, PortId, PortKind, Tables};
 use hostweave_switch::wire::tcp::flags::{ACK, FIN, RST, SYN};
 
 use super::{Flows, Opened};
@@ -121,19 +121,11 @@ fn port(id: u32, kind: PortKind) -> Port {
 
 fn tables() -> Tables {
     let network = Network {
-        name: "default".to_owned(),
-        vni: 7,
         v4: Some(("192.0.2.0/24".parse().unwrap(), "192.0.2.254".parse().unwrap())),
         v6: Some(("2001:db8:0:1::/64".parse().unwrap(), "2001:db8:0:1::fe".parse().unwrap())),
-        mtu: 1500,
-        addressing: Addressing::Network,
         learning: true,
-        domain: None,
-        resolvers: Vec::new(),
         internal: PortId(0),
-        egress_v4: Default::default(),
-        egress_v6: Default::default(),
-        untranslated: Vec::new(),
+        ..Network::bare("default", 7)
     };
     let ports = [(0, PortKind::Internal), (A, PortKind::VhostUser), (B, PortKind::VhostUser), (C, PortKind::Tap)];
     let mut tables = Tables { epochs: vec![1], networks: vec![Some(Arc::new(network))], ..Tables::default() };

@@ -276,8 +276,7 @@ impl Controller {
         refuse(refused)?;
         draft.cascade()?;
         let plan = plan::replan(&draft.objects, &draft.changes, &before, &self.parts.runtime)?;
-        plan::refuse_new_problems(&plan, &before.problems)?;
-        plan::refuse_addresses_of_the_kernel(&plan, &before.desired)?;
+        plan::refuse_new(&plan, &before)?;
         let changed = draft.changes.iter().any(|(action, _)| *action != Action::Unchanged);
         let dubious = plan.dubious(draft.changes.iter().map(|(_, object)| &object.key));
         let warnings = plan.warnings.iter().cloned().chain(dubious).collect();
@@ -307,8 +306,7 @@ impl Controller {
             files.push(Arc::new(object));
         }
         let plan = plan::plan(&wanted, (&*before).into(), &self.parts.runtime)?;
-        plan::refuse_new_problems(&plan, &before.problems)?;
-        plan::refuse_addresses_of_the_kernel(&plan, &before.desired)?;
+        plan::refuse_new(&plan, &before)?;
         Ok(self.parts.fabric.draft(&plan.desired)?)
     }
 
@@ -348,8 +346,7 @@ impl Controller {
         let files = reread(loaded.objects, &writer.files);
         let (objects, batch) = with_files(files, writer.stored.clone(), self.parts.adopt)?;
         let plan = plan::plan(&objects, (&*before).into(), &self.parts.runtime)?;
-        plan::refuse_new_problems(&plan, &before.problems)?;
-        plan::refuse_addresses_of_the_kernel(&plan, &before.desired)?;
+        plan::refuse_new(&plan, &before)?;
         let changes = difference(&before.set, &plan.set);
         let dubious = plan.dubious(plan.set.iter().map(|(key, _)| key));
         let warnings = loaded.warnings.into_iter().chain(plan.warnings.iter().cloned()).chain(dubious).collect();

@@ -245,12 +245,21 @@ pub fn desired(set: &ObjectSet, given: Before<'_>, runtime_dir: &Path) -> (Desir
     to_desired(set, given.assignments, given.services, given.told, &HostFacts::system(runtime_dir))
 }
 
+/// Refuses a plan that makes a new problem, or has addresses at the uplink that the kernel of this host holds.
+///
+/// # Errors
+/// The new problems, at their objects; or the kernel does not answer.
+pub fn refuse_new(plan: &Plan, before: &Snapshot) -> Result<(), RpcError> {
+    refuse_new_problems(plan, &before.problems)?;
+    refuse_addresses_of_the_kernel(plan, &before.desired)
+}
+
 /// Refuses a plan with addresses at the uplink that the kernel of this host holds, if it has others there than `before`: what the kernel was
 /// given later does not stand in the way of other changes.
 ///
 /// # Errors
 /// Each such address, at the object that it comes from; or the kernel does not answer.
-pub fn refuse_addresses_of_the_kernel(plan: &Plan, before: &Desired) -> Result<(), RpcError> {
+fn refuse_addresses_of_the_kernel(plan: &Plan, before: &Desired) -> Result<(), RpcError> {
     if plan.desired.uplink.is_none() || same_addresses(&plan.desired, before) {
         return Ok(());
     }
@@ -262,7 +271,7 @@ pub fn refuse_addresses_of_the_kernel(plan: &Plan, before: &Desired) -> Result<(
 ///
 /// # Errors
 /// The new problems.
-pub fn refuse_new_problems(plan: &Plan, known: &[Diagnostic]) -> Result<(), RpcError> {
+fn refuse_new_problems(plan: &Plan, known: &[Diagnostic]) -> Result<(), RpcError> {
     let same = |a: &Diagnostic, b: &Diagnostic| a.object == b.object && a.code == b.code && a.field == b.field;
     let is_new = |problem: &&Diagnostic| !known.iter().any(|known| same(known, problem));
     let new: Vec<Diagnostic> = plan.problems.iter().filter(is_new).cloned().collect();

@@ -68,7 +68,7 @@ mod tests {
     use hostweave_switch::tables::NextHop;
 
     use super::*;
-    use crate::fabric::spec::{UplinkDriver, UplinkSpec};
+    use crate::fabric::spec::UplinkSpec;
 
     const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 
@@ -76,27 +76,11 @@ mod tests {
     fn good() -> UplinkStatus {
         let hop = |address: &str| NextHop { address: address.parse().unwrap(), mac: Some(MAC) };
         UplinkStatus {
-            spec: UplinkSpec {
-                interface: "eth1".to_owned(),
-                driver: UplinkDriver::AfPacket,
-                addresses: Vec::new(),
-                gateways: Vec::new(),
-                vlan: None,
-                mtu: None,
-                on_conflict: Default::default(),
-            },
+            spec: UplinkSpec { interface: "eth1".to_owned(), ..UplinkSpec::default() },
             link: true,
-            reason: None,
-            mac: None,
             mtu: 1500,
             gateways: vec![hop("198.51.100.1"), hop("2001:db8:9::1"), hop("198.51.100.3"), hop("2001:db8:9::3")],
-            neighbors: Vec::new(),
-            owned: Vec::new(),
-            lost: Vec::new(),
-            contested: Vec::new(),
-            routed: Vec::new(),
-            totals: Default::default(),
-            missed: 0,
+            ..UplinkStatus::default()
         }
     }
 

@@ -66,10 +66,9 @@ fn refuse_overlap(network: &str, device: &str, routes: &[HostRoute], held: &[Hel
 #[cfg(test)]
 mod tests {
     use hostweave_switch::MacAddr;
-    use uuid::Uuid;
 
     use super::*;
-    use crate::fabric::spec::{BackendSpec, PortRates};
+    use crate::fabric::spec::BackendSpec;
 
     fn routes() -> Vec<HostRoute> {
         let route = |to: &str, via: &str| HostRoute { to: to.parse().unwrap(), via: via.parse().unwrap() };
@@ -114,21 +113,10 @@ mod tests {
 
     fn example() -> PortSpec {
         PortSpec {
-            uid: Uuid::nil(),
-            namespace: "hostweave-system".to_owned(),
-            name: "host".to_owned(),
             network: "vms".to_owned(),
             mac: MacAddr([2, 0, 0, 0, 0, 1]),
-            v4: Vec::new(),
-            v6: Vec::new(),
-            hostname: "host".to_owned(),
-            up: true,
             backend: BackendSpec::Host { name: "hostweave0".to_owned(), mtu: 1500, routes: routes() },
-            labels: Default::default(),
-            named_ports: Vec::new(),
-            flows_max: 1,
-            rates: PortRates::default(),
-            metadata: Default::default(),
+            ..PortSpec::bare("hostweave-system", "host")
         }
     }
 }

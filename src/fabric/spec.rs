@@ -149,7 +149,7 @@ impl<'a> IntoIterator for &'a Ports {
 }
 
 /// The way out of the host (`HostConfig.spec.uplink`).
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct UplinkSpec {
     /// Interface of the daemon's own network namespace.
     pub interface: String,
@@ -519,6 +519,28 @@ pub struct PortSpec {
 }
 
 impl PortSpec {
+    /// A TAP device of the network `default`, which is up and has no addresses.
+    pub fn bare(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        let name = name.into();
+        Self {
+            uid: Uuid::nil(),
+            namespace: namespace.into(),
+            network: "default".to_owned(),
+            mac: MacAddr::default(),
+            v4: Vec::new(),
+            v6: Vec::new(),
+            hostname: name.clone(),
+            up: true,
+            backend: BackendSpec::Tap { name: name.clone(), netns: None },
+            labels: Labels::new(),
+            named_ports: Vec::new(),
+            flows_max: FLOWS_MAX_DEFAULT,
+            rates: PortRates::default(),
+            metadata: Arc::default(),
+            name,
+        }
+    }
+
     /// `namespace/name`, how people and events name the port.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)

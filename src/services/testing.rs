@@ -9,8 +9,7 @@ use hostweave_switch::limits::HEAD_FIRST;
 use hostweave_switch::packet::{Burst, Meta, Offload};
 use hostweave_switch::stage::Verdict;
 use hostweave_switch::tables::{
-    AddressKey, Addressing, Domain, Network, NetworkId, Owned, Port, PortId, PortKind, ROUTER_LINK_LOCAL, Tables,
-    Uplink,
+    AddressKey, Domain, Network, NetworkId, Owned, Port, PortId, PortKind, ROUTER_LINK_LOCAL, Tables, Uplink,
 };
 use hostweave_switch::{MacAddr, guard, parse};
 use smoltcp::phy::ChecksumCapabilities;
@@ -54,19 +53,14 @@ pub struct Outcome {
 impl World {
     pub fn new() -> Self {
         let network = Network {
-            name: "default".to_owned(),
-            vni: 1,
             v4: Some(("192.0.2.0/24".parse().unwrap(), GATEWAY_V4)),
             v6: Some((ipnet::Ipv6Net::new(PREFIX, 64).unwrap(), GATEWAY_V6)),
             mtu: 1450,
-            addressing: Addressing::Network,
             learning: true,
             domain: Some(Domain::Zone("cluster.local".to_owned())),
             resolvers: vec![IpAddr::V4(GATEWAY_V4), IpAddr::V6(GATEWAY_V6)],
             internal: PortId(0),
-            egress_v4: Default::default(),
-            egress_v6: Default::default(),
-            untranslated: Vec::new(),
+            ..Network::bare("default", 1)
         };
         let port = Port {
             id: PortId(1),

@@ -40,7 +40,9 @@ pub fn answer(
     let kind = packet.head().get(usize::from(packet.meta.layers.l4)).copied();
     match (packet.meta.l3, packet.meta.proto) {
         (L3::Arp, _) => verdict(arp(uplink, packet, arena, note)),
-        (L3::V4, PROTO_ICMP) => ping::reflect_v4(packet, uplink.mac, |address| answers_echo(uplink, mapped(address))),
+        (L3::V4, PROTO_ICMP) => {
+            ping::reflect_v4(packet, uplink.mac, |address| answers_echo(uplink, tables::mapped(address.into())))
+        }
         (L3::V4, PROTO_IGMP) => Verdict::Drop(DropReason::GroupMembership),
         (L3::V6, PROTO_ICMPV6) => match kind {
             Some(mld::QUERY) if !packet.meta.later_fragment => {
@@ -79,8 +81,8 @@ fn arp(
     if mac.is_multicast() || mac == MacAddr::default() || mac == uplink.mac {
         return Err(DropReason::ArpInvalid);
     }
-    let owned = |address: Ipv4Addr| uplink.owned.contains_key(&mapped(address));
-    let unsettled = |address: Ipv4Addr| uplink.unsettled.contains_key(&mapped(address));
+    let owned = |address: Ipv4Addr| uplink.owned.contains_key(&tables::mapped(address.into()));
+    let unsettled = |address: Ipv4Addr| uplink.unsettled.contains_key(&tables::mapped(address.into()));
     if owned(message.sender_ip) || unsettled(message.sender_ip) {
         claimed(uplink, message.sender_ip.into(), mac, note);
         return Err(DropReason::NeighborNoAnswer);
@@ -344,10 +346,6 @@ pub fn come_from(frame: &mut [u8], mac: MacAddr) {
 pub(super) fn group_mac(group: Ipv6Addr) -> MacAddr {
     let [.., a, b, c, d] = group.octets();
     MacAddr([0x33, 0x33, a, b, c, d])
-}
-
-fn mapped(address: Ipv4Addr) -> u128 {
-    u128::from(address.to_ipv6_mapped())
 }
 
 #[cfg(test)]

@@ -52,9 +52,9 @@ fn ask_on_link(on_link: OnLink, frame: &[u8]) -> End {
 fn ask_at(known: Option<MacAddr>, unsettled: &[u128], on_link: OnLink, frame: &[u8]) -> End {
     let mut tables = Tables::default();
     let owned = [
-        (mapped(HOST_V4), Owned::Host),
-        (mapped(NAT_V4), Owned::Nat),
-        (mapped(SERVICE_V4), Owned::Service),
+        (tables::mapped(HOST_V4.into()), Owned::Host),
+        (tables::mapped(NAT_V4.into()), Owned::Nat),
+        (tables::mapped(SERVICE_V4.into()), Owned::Service),
         (u128::from(SERVICE_V6), Owned::Service),
         (u128::from(HOST_V6), Owned::Host),
         (u128::from(NAT_V6), Owned::Nat),
@@ -265,7 +265,8 @@ fn who_claims_an_address_of_ours_is_reported_and_not_answered() {
 
 #[test]
 fn an_address_that_is_not_settled_is_not_answered_for_and_who_asks_for_it_without_a_source_wants_it() {
-    let unsettled = [mapped(NAT_V4), u128::from(NAT_V6), mapped(OTHER_V4), u128::from(OTHER_V6)];
+    let unsettled =
+        [tables::mapped(NAT_V4.into()), u128::from(NAT_V6), tables::mapped(OTHER_V4.into()), u128::from(OTHER_V6)];
     let ask = |frame: &[u8]| ask_with(Some(ROUTER_MAC), &unsettled, frame);
     // Owned already, or lost to somebody.
     for (v4, v6) in [(NAT_V4, NAT_V6), (OTHER_V4, OTHER_V6)] {

@@ -13,7 +13,7 @@ use crate::limits::{FRAME_MAX, GSO_SEGMENTS_MAX, GSO_SIZE_MIN, HEAD_CAPACITY, HE
 use crate::packet::{Burst, L3, Offload, Packet, virtio_net};
 use crate::payload::Segment;
 use crate::stage::{DropReason, Verdict};
-use crate::tables::{AddressKey, Addressing, Network, NetworkId, Port, PortId, PortKind, ROUTER_LINK_LOCAL, Tables};
+use crate::tables::{AddressKey, Network, NetworkId, Port, PortId, PortKind, ROUTER_LINK_LOCAL, Tables};
 use crate::wire::ethernet::Ethernet;
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
@@ -63,19 +63,11 @@ pub fn tables() -> Tables {
     let mut tables = Tables::default();
     for id in [0, 1] {
         tables.networks.push(Some(Arc::new(Network {
-            name: format!("network-{id}"),
-            vni: 100 + id,
             v4: "192.0.2.0/24".parse().ok().map(|range| (range, GATEWAY_V4)),
             v6: "2001:db8::/64".parse().ok().map(|range| (range, GATEWAY_V6)),
-            mtu: 1500,
-            addressing: Addressing::Network,
             learning: true,
-            domain: None,
-            resolvers: Vec::new(),
             internal: if id == 0 { INTERNAL } else { PortId::NONE },
-            egress_v4: Default::default(),
-            egress_v6: Default::default(),
-            untranslated: Vec::new(),
+            ..Network::bare(format!("network-{id}"), 100 + id)
         })));
     }
     for id in [INTERNAL, GUEST_A, GUEST_B, GUEST_C] {

@@ -74,6 +74,25 @@ pub struct Network {
 }
 
 impl Network {
+    /// One without addresses and services, for packets of 1500 octets, that nothing leaves.
+    pub fn bare(name: impl Into<String>, vni: u32) -> Self {
+        Self {
+            name: name.into(),
+            vni,
+            v4: None,
+            v6: None,
+            mtu: 1500,
+            addressing: Addressing::default(),
+            learning: false,
+            domain: None,
+            resolvers: Vec::new(),
+            internal: PortId::NONE,
+            egress_v4: Egress::default(),
+            egress_v6: Egress::default(),
+            untranslated: Vec::new(),
+        }
+    }
+
     /// What becomes of packets that leave it for an address.
     pub fn egress_to(&self, dst: IpAddr) -> Egress {
         match if dst.is_ipv4() { self.egress_v4 } else { self.egress_v6 } {

@@ -9,11 +9,11 @@ use hostweave::fabric::Fabric;
 use hostweave::fabric::spec::{BackendSpec, Desired, FabricConfig, FabricEvent, PortSpec, PortStatus, SocketMode};
 use hostweave_guest::frames::{Frame, Path, Segment};
 use hostweave_guest::{Guest, GuestBuilder, VnetHeader};
-use hostweave_policy::model::{Labels, NetworkPolicy, PolicyName, PortMatch, Protocol, Rule, Selector};
+use hostweave_policy::model::{NetworkPolicy, PolicyName, PortMatch, Protocol, Rule, Selector};
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::{PortTotals, output_closes};
 use hostweave_switch::stage::DropReason;
-use hostweave_switch::tables::{Addressing, Network, PortId};
+use hostweave_switch::tables::Network;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::UnboundedReceiver;
 use uuid::Uuid;
@@ -99,14 +99,10 @@ impl Host {
         });
         PortSpec {
             uid: Uuid::new_v4(),
-            namespace: "test".into(),
-            name: name.into(),
             network: network.name.clone(),
             mac,
             v4: v4.into_iter().collect(),
             v6: v6.into_iter().collect(),
-            hostname: name.into(),
-            up: true,
             backend: BackendSpec::VhostUser {
                 mode: SocketMode::Listen,
                 socket: self.dir.path().join(format!("{name}.sock")),
@@ -115,11 +111,7 @@ impl Host {
                 group: None,
                 allowed_uids: Vec::new(),
             },
-            labels: Labels::new(),
-            named_ports: Vec::new(),
-            flows_max: 65_536,
-            rates: Default::default(),
-            metadata: Default::default(),
+            ..PortSpec::bare("test", name)
         }
     }
 
@@ -248,19 +240,11 @@ pub fn mac(n: u8) -> MacAddr {
 pub fn network(name: &str, vni: u16, mtu: u16) -> Network {
     let v6 = Ipv6Addr::new(0x2001, 0xdb8, vni, 0, 0, 0, 0, 0);
     Network {
-        name: name.into(),
-        vni: u32::from(vni),
         v4: Some(("192.0.2.0/24".parse().unwrap(), Ipv4Addr::new(192, 0, 2, 1))),
         v6: Some((ipnet::Ipv6Net::new(v6, 64).unwrap(), Ipv6Addr::from(u128::from(v6) + 1))),
         mtu,
-        addressing: Addressing::Network,
         learning: true,
-        domain: None,
-        resolvers: Vec::new(),
-        internal: PortId::NONE,
-        egress_v4: Default::default(),
-        egress_v6: Default::default(),
-        untranslated: Vec::new(),
+        ..Network::bare(name, u32::from(vni))
     }
 }
 

@@ -189,7 +189,7 @@ class Daemon:
 
     def cli(self, *arguments, check=True):
         """A command of the CLI; what it printed, or with `check=False` the finished process."""
-        return process.run([BINARY, "--control", self.control] + list(arguments), timeout=60, check=check)
+        return process.run([BINARY, "--control", self.control] + list(arguments), timeout=180, check=check)
 
     def http(self, path):
         """A GET on the control socket: (status, body)."""

@@ -103,8 +103,16 @@ class Capture:
 
     def stop(self):
         """The frames, all of them."""
-        # What has been sent arrives within a moment.
-        process.run(["sleep", "0.2"])
+        # What has been sent arrives within a moment, and tcpdump writes what it has not read yet.
+        size = 0
+
+        def written():
+            nonlocal size
+            process.run(["sleep", "0.2"])
+            before, size = size, os.path.getsize(self.path)
+            return before == size
+
+        until(written, "tcpdump has written what came", 20, 0)
         self.process.send_signal(signal.SIGINT)
         self.process.wait(20)
         return self.frames()
@@ -208,7 +216,8 @@ http {{
         # A copy: Debian's AppArmor profile lets /usr/sbin/named read its own folders only.
         program = shutil.copy(shutil.which("named"), folder + "/named")
         self.server.spawn([program, "-g", "-c", folder + "/named.conf"], "named.log")
-        until(lambda: ":53 " in self.server.sh("ss -tln"), "named listens", 30)
+        # It listens before it has the zone.
+        until(lambda: "all zones loaded" in open(self.case.log("named.log")).read() and ":53 " in self.server.sh("ss -tln"), "named serves its zone", 30)
 
     def stun(self):
         """coturn on both addresses of `server`, with what RFC 5780 asks for."""

@@ -122,7 +122,7 @@ def arrived(pmd, expected, what):
         return done
 
     try:
-        until(quiet, what, 10, 0.2)
+        until(quiet, what, 30, 0.2)
     except AssertionError:
         pass
 

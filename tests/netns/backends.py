@@ -21,10 +21,10 @@ suite = Suite("backends", check)
 # Connections of each family.
 COUNT = 500
 HEALTH = "hostweave.dev/health-check"
-# Patient, so that a machine that is busy ejects nobody.
 # Seconds after which a connection whose backend is silent has failed: longer than the patience of `hum` in peer.py.
 LONGER = 10
-HEALTH_CHECK = "{type: http, port: %d, interval: 600ms, timeout: 600ms, rise: 1, fall: 2}" % HTTP
+# Patient, so that a machine that is busy ejects nobody.
+HEALTH_CHECK = "{type: http, port: %d, interval: 1s, timeout: 1s, rise: 1, fall: 3}" % HTTP
 
 
 class Crowd(Scene):
@@ -68,7 +68,7 @@ class Crowd(Scene):
     def taken_by(self, names):
         """Who takes new connections now."""
         for address in CLUSTER:
-            assert {name for name, _ in curl(self.client, address, 24)} == set(names), address
+            assert {name for name, _ in curl(self.client, address, 60)} == set(names), address
 
     def label(self, name, app):
         self.spaces[name].port.labels["app"] = app

@@ -57,7 +57,7 @@ class Host:
         return self.space.sh("ip link show " + self.device, check=False).returncode == 0
 
     def reaches(self, address):
-        return self.space.sh("ping -c 1 -W 1 %s" % address, check=False).returncode == 0
+        return self.space.sh("ping -c 1 -W 5 %s" % address, check=False).returncode == 0
 
 
 @suite.test("the host reaches a container and a Service, and the container the host, IPv4 and IPv6, by ping and HTTP")
@@ -130,7 +130,7 @@ def policy(case):
     a, space = host.a, host.space
     web_server(a, {"who": b"container"})
     for address, own in zip((a.port.v4, a.port.v6), host.addresses()):
-        assert a.sh("ping -c 1 -W 1 %s" % own, check=False).returncode != 0, "nobody may reach the host"
+        assert a.sh("ping -c 1 -W 5 %s" % own, check=False).returncode != 0, "nobody may reach the host"
         assert host.reaches(address), "but the host may reach others, and hears their answers"
     # A container that only the host may reach.
     namespaces = {"matchLabels": {"kubernetes.io/metadata.name": "hostweave-system"}}
@@ -174,7 +174,7 @@ def gone_afterwards(case):
     daemon.reload()
     until(lambda: not host.has_device(), "the device is gone", 20)
     assert V4 not in host.space.sh("ip route") and V6 not in host.space.sh("ip -6 route")
-    assert a.sh("ping -c 1 -W 1 %s" % addresses[0], check=False).returncode != 0
+    assert a.sh("ping -c 1 -W 5 %s" % addresses[0], check=False).returncode != 0
     assert "host" not in [port["name"] for port in daemon.rpc("port.list")["ports"]]
     # Somewhere else, by another name.
     daemon.host(hostAccess={**access, "interface": "vms"})

@@ -244,8 +244,14 @@ def iperf(case, driver):
             case.note("%s %s: %d Mbit/s" % (server, options, rate))
             assert rate > 10, (options, got)
         for options in ("", "-R"):
-            got = a.iperf(server, 2, "-u -b 20M -l 1200 " + options)["sum"]
-            assert got["packets"] > 1000 and got["lost_percent"] < 5, got
+
+            def passes():
+                got = a.iperf(server, 2, "-u -b 20M -l 1200 " + options)["sum"]
+                case.note("%s %s: %s" % (server, options, got))
+                return got["packets"] > 1000 and got["lost_percent"] < 5
+
+            # The receiver's buffer holds 44 ms: a stall of its own loses some, once.
+            assert any(passes() for _ in range(3)), "of each stream datagrams are lost"
     host.finish()
 
 
@@ -265,7 +271,12 @@ def natdiscovery(case, expected):
     host, a = world(case, "a", filtering=filtering)
     host.stun()
     for number, server in enumerate(SERVER):
-        out = a.sh("turnutils_natdiscovery -m -f -L %s %s" % (a.families[number], server))
+        # It asks once, and takes silence for an answer: one that is late is a wrong verdict.
+        for last in (False, False, True):
+            out = a.sh("turnutils_natdiscovery -m -f -L %s %s" % (a.families[number], server))
+            case.note(out)
+            if last or ("NAT with Endpoint Independent Mapping" in out and verdict in out):
+                break
         assert "NAT with Endpoint Independent Mapping" in out, out
         assert verdict in out, out
     host.finish()
@@ -507,7 +518,7 @@ def one_to_one(case):
     a.peer("serve", port=22, mode="tells")
     a.peer("reflect", port=53)
     for number, public in enumerate(FIRST_PUBLIC):
-        host.customer.sh("ping -c 2 -i 0.2 -W 3 %s" % public)
+        host.customer.sh("ping -c 5 -i 0.2 -W 8 %s" % public)
         assert outside_of(host.customer, a, public, 22)[0] == CUSTOMER[number]
         host.customer.peer("bind", name="u", host=CUSTOMER[number])
         assert host.customer.peer("ask", name="u", to=[public, 53])[0] == CUSTOMER[number]
@@ -597,8 +608,8 @@ def flapped(case, driver):
             assert a.peer("echo", group=address, timeout=5) == {"ok": 50}, "others do not notice"
         time.sleep(0.5)
         if internet.WAY == "product":
-            degraded = host.daemon.rpc("server.status")["degraded"]
-            assert any("nothing passes up0" in reason for reason in degraded), degraded
+            degraded = lambda: host.daemon.rpc("server.status")["degraded"]
+            until(lambda: any("nothing passes up0" in reason for reason in degraded()), "status says so", 10)
         space.sh("ip link set %s up" % device)
         # The kernel's IPv6 addresses went with the link.
         if space is host.router:
@@ -631,8 +642,8 @@ def snooped(case):
         time.sleep(seconds)
         host.router.sh("ip neigh flush dev seg")
         for server, public in zip(SERVER, FIRST_PUBLIC):
-            host.customer.sh("ping -c 2 -i 0.2 -W 3 %s" % public)
-            assert a.peer("echo", group=server, timeout=20) == {"ok": 5}, "by the pool: %s" % server
+            host.customer.sh("ping -c 5 -i 0.2 -W 8 %s" % public)
+            assert a.peer("echo", group=server, timeout=60) == {"ok": 5}, "by the pool: %s" % server
     known = host.router.sh("bridge mdb show dev seg")
     assert "ff02::1:ff00:22" in known, known
     host.finish()
@@ -680,11 +691,11 @@ def dig_outside(case):
     host.named(ZONE + "".join("many A 203.0.113.%d\n" % n for n in range(1, 101)))
     for server in SERVER:
         for how in ("+notcp", "+tcp"):
-            ask = lambda *words: a.sh("dig +time=3 +tries=2 +short @%s %s %s" % (server, how, " ".join(words))).split()
+            ask = lambda *words: a.sh("dig +time=10 +tries=2 +short @%s %s %s" % (server, how, " ".join(words))).split()
             assert ask("www.example.org") == ["203.0.113.80"]
             assert ask("www.example.org", "AAAA") == ["2001:db8:201::80"]
             assert ask("example.org", "NS") == ["ns.example.org."]
-        assert len(a.sh("dig +time=3 +tries=2 +short @%s many.example.org" % server).split()) == 100, "over TCP by itself"
+        assert len(a.sh("dig +time=10 +tries=2 +short @%s many.example.org" % server).split()) == 100, "over TCP by itself"
     host.finish()
 
 
@@ -700,7 +711,7 @@ def gateway_changes(case):
     host.router.sh("ip link set host0 address 02:00:00:00:01:01; " + "; ".join(
         "ip neigh replace %s lladdr %s dev host0 nud permanent" % (address, ours) for address in known))
     for server in SERVER:
-        assert a.peer("echo", group=server, timeout=20) == {"ok": 20}, server
+        assert a.peer("echo", group=server, timeout=60) == {"ok": 20}, server
     host.finish()
 
 
@@ -722,7 +733,7 @@ def gateway_dies(case):
     assert used == {0, 1}, "both families use both: %s" % used
     host.router.sh("ip link set gw2 down")
     for server in SERVER:
-        assert a.peer("echo", group=server, timeout=20) == {"ok": 40}, server
+        assert a.peer("echo", group=server, timeout=60) == {"ok": 40}, server
     host.finish()
 
 
@@ -756,7 +767,7 @@ def neighbour(case, driver):
     # Another network card, which says nothing.
     near.sh("ip link set near0 address 02:00:00:00:01:77; ip addr replace %s/64 dev near0 nodad" % NEAR[1])
     for address in NEAR:
-        assert a.peer("echo", group=address, timeout=30) == {"ok": 20}, address
+        assert a.peer("echo", group=address, timeout=60) == {"ok": 20}, address
     host.finish()
 
 
@@ -771,7 +782,7 @@ def neighbours_only(case):
     for number, address in enumerate(NEAR):
         # The first packet asks for it, and is not kept.
         until(lambda: a.sh("ping -c 1 -W 1 %s" % address, check=False).returncode == 0, "%s answers" % address, 10)
-        assert a.sh("ping -c 5 -i 0.2 -W 2 %s | grep -c 'bytes from'" % address).strip() == "5"
+        assert a.sh("ping -c 5 -i 0.2 -W 10 %s | grep -c 'bytes from'" % address).strip() == "5"
         assert a.peer("open", group=address, host=address, port=ECHO, count=20)["opened"] == 20
         nobody = NEAR[number].replace("77", "78")
         said = a.sh("ping -c 5 -W 1 %s" % nobody, check=False).stdout
@@ -792,7 +803,9 @@ def scans_the_link(case):
     for address in NEAR:
         assert b.peer("open", group=address, host=address, port=ECHO, count=20)["opened"] == 20
     asked = near.capture("near0", "arp or icmp6")
-    a.sh("for i in $(seq 100 254); do for to in 198.51.100.$i 2001:db8:100::1$i; do ping -c 1 -W 0.01 $to >/dev/null; done; done; true")
+    started = time.monotonic()
+    a.sh("for i in $(seq 100 254); do for to in 198.51.100.$i 2001:db8:100::1$i; do ping -c 1 -W 0.01 $to >/dev/null; done; done; true", 200)
+    took = time.monotonic() - started
     for address in NEAR:
         assert b.peer("echo", group=address) == {"ok": 20}
         assert b.peer("open", group="more" + address, host=address, port=ECHO, count=20)["opened"] == 20
@@ -800,7 +813,8 @@ def scans_the_link(case):
     for address in NEAR:
         assert neighbours[address][0] == "reachable"
     asked = [seen for seen in asked.stop() if seen.src in OWN and (seen.ethertype == 0x0806 or seen.neighbour)]
-    assert 3 <= len(asked) < 200, len(asked)
+    # A port is looked after eight at a time, each for a second; without a bound it is three questions for each of 310.
+    assert 3 <= len(asked) < 100 + 12 * took, (len(asked), took)
     host.finish()
 
 
@@ -833,7 +847,7 @@ def missed(case, driver):
         flood_stopped(host, address, sent)
         until(lambda: counted()[0] > before[0], "the kernel drops what does not fit", 20)
         until(lambda: counted()[1] > before[1] + 1000, "what fitted is received", 20)
-        until(lambda: counted() == (time.sleep(0.3), counted())[1], "all that fitted is received", 20)
+        until(lambda: counted() == (time.sleep(1.2), counted())[1], "all that fitted is received", 20)
         # Neighbours say a little; queues on the way lose more than a few on a machine that is busy, and nobody here counts that.
         assert sum(counted()) - sum(before) < sent + 1000, "each frame counts once: %s, %s" % (before, counted())
     total = counted()[0]
@@ -1242,7 +1256,7 @@ def limited(case):
         for i in range(80):
             name = "%d-%d" % (number, i)
             a.peer("bind", name=name, host=a.families[number])
-            if a.peer("ask", name=name, to=[server, REFLECT], tries=1, timeout=0.2):
+            if a.peer("ask", name=name, to=[server, REFLECT], tries=1, timeout=5 if i < 64 else 0.3):
                 names.append(name)
             else:
                 refused += 1
@@ -1272,10 +1286,21 @@ def limited_from_outside(case):
     b.spawn(["iperf3", "-s"], "iperf3-b.log")
     until(lambda: ":5201" in b.sh("ss -tln"), "iperf3 listens", 20)
     for number, server in enumerate(SERVER):
-        outside, inside = (a.iperf(to, 3, "-R")["sum_received"]["bits_per_second"] for to in (server, b.families[number]))
-        # TCP finds out by its losses what passes; a burst is 1 Mbit.
-        assert 5e6 < outside < 22e6 and inside > 40e6, (outside, inside)
-        assert a.iperf(server, 2)["sum_received"]["bits_per_second"] > 40e6, "what it sends is not limited"
+        rate = lambda *how: a.iperf(*how)["sum_received"]["bits_per_second"]
+
+        def reaches(least, *how):
+            """TCP finds out by its losses what passes, and now and then waits for seconds."""
+            rates = [rate(*how)]
+            while rates[-1] < least and len(rates) < 3:
+                rates.append(rate(*how))
+            case.note("%s: %s" % (how, rates))
+            assert rates[-1] >= least, (how, rates)
+            return rates
+
+        # A burst is 1 Mbit.
+        assert max(reaches(5e6, server, 3, "-R")) < 22e6
+        reaches(40e6, b.families[number], 3, "-R")
+        reaches(40e6, server, 2)
     dropped = host.daemon.stats()["a"]["transmitDropped"]
     assert dropped.get("rate_limited", 0) > 0, dropped
     host.finish()
@@ -1291,17 +1316,22 @@ def exhausted(case):
     heavy = spaces[7]
     for number, server in enumerate(SERVER):
         # One has two blocks: a mapping for each of more L4 ports than one holds.
-        heavy.sh("python3 - <<'END'\nimport socket, time\nfor port in range(20000, 24600):\n"
-                 "    time.sleep(0.001 * (not port & 7))\n"
-                 "    with socket.socket(socket.AF_INET%s, socket.SOCK_DGRAM) as one:\n"
-                 "        one.bind(('%s', port))\n        one.sendto(b'?', ('%s', 9))\nEND" % ("6" if number else "", heavy.families[number], server))
-        users = host.daemon.rpc("nat.stats")["users"]
-        assert (users[0]["port"], users[0]["leasedPorts"]) == ("default/c7", 8192 * (number + 1)), users
+
+        def heaviest():
+            heavy.sh("python3 - <<'END'\nimport socket, time\nfor port in range(20000, 24600):\n"
+                     "    time.sleep(0.001 * (not port & 7))\n"
+                     "    with socket.socket(socket.AF_INET%s, socket.SOCK_DGRAM) as one:\n"
+                     "        one.bind(('%s', port))\n        one.sendto(b'?', ('%s', 9))\nEND" % ("6" if number else "", heavy.families[number], server))
+            user = host.daemon.rpc("nat.stats")["users"][0]
+            return user["port"], user["leasedPorts"]
+
+        # Again where the device's queue was full: the same L4 ports have the same mappings.
+        until(lambda: heaviest() == ("default/c7", 8192 * (number + 1)), "it has two blocks of each family", 60)
         served, refused = [], []
         for space in spaces:
             listener = space.capture(space.device, "icmp or icmp6")
             space.peer("bind", name=server, host=space.families[number])
-            if space.peer("ask", name=server, to=[server, REFLECT], tries=1, timeout=1):
+            if space.peer("ask", name=server, to=[server, REFLECT], tries=1, timeout=3):
                 served.append(space)
                 continue
             refused.append(space)
@@ -1714,11 +1744,11 @@ def trace_from_outside(case):
         for number, public in enumerate(FIRST_PUBLIC):
             for space, source, passes in ((host.server, SERVER[number], True), (host.customer, CUSTOMER[number], False)):
                 code, said = traced(source, end(public, TELLS))
-                opened = space.peer("open", group="traced-%s-%s" % (one_to_one, number), host=public, port=TELLS, timeout=2)["opened"]
+                opened = space.peer("open", group="traced-%s-%s" % (one_to_one, number), host=public, port=TELLS, timeout=8 if passes else 2)["opened"]
                 assert (code == 0, opened == 1) == (passes, passes), (source, public, said, opened)
                 assert "uplink" in said and ("policy_denied" in said) != passes, said
                 code, said = traced(source, public + "/icmp")
-                pinged = space.sh("ping -c 1 -W 2 %s" % public, check=False).returncode
+                pinged = space.sh("ping -c 1 -W %d %s" % (8 if passes else 2, public), check=False).returncode
                 assert (code == 0) == (pinged == 0) == passes, (source, public, said, pinged)
         if not one_to_one:
             for public in FIRST_PUBLIC:

@@ -123,7 +123,7 @@ def cloud_init():
     if not os.path.isdir(modules):
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
-        done = process.run(["sh", "-c", "cd '%s' && apt-get download -q cloud-init" % folder], timeout=120, check=False)
+        done = process.run(["sh", "-c", "cd '%s' && apt-get -o Acquire::Retries=5 download -q cloud-init" % folder], timeout=300, check=False)
         packages = glob.glob(folder + "/*.deb")
         if not packages:
             raise Skip("the package cloud-init could not be downloaded: %s" % done.stderr.strip())

@@ -141,10 +141,13 @@ class Peer:
 
     async def ask(self, name, to, tries=3, timeout=2):
         """Who we are to the other side's `reflect`; `None` when it never answers."""
-        for _ in range(tries):
+        for attempt in range(tries):
             await self.send(name, to)
             answer = await self.take(name, timeout)
             if answer:
+                # Or the answer to an earlier try would be taken for that to the next question.
+                while attempt and await self.take(name, 1):
+                    pass
                 return json.loads(answer[0])
 
     async def hear(self, port):
@@ -260,7 +263,7 @@ class Peer:
 
     async def reuse(self, host, port, source_port, count):
         """One connection after the other between the same two ports; the server closes first and is in TIME_WAIT."""
-        slowest = 0
+        slow = 0
         for _ in range(count):
             started = time.monotonic()
             while True:
@@ -276,8 +279,8 @@ class Peer:
                     await asyncio.sleep(0.001)
             assert await asyncio.wait_for(self.loop.sock_recv(sock, 64), 10) == b"", "the server closes"
             sock.close()
-            slowest = max(slowest, time.monotonic() - started)
-        return {"slowest": slowest}
+            slow += time.monotonic() - started > 0.9
+        return {"slow": slow}
 
     async def half_close(self, host, port):
         """Sends, closes its direction, and counts what comes behind."""

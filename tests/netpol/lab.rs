@@ -22,7 +22,7 @@ use hostweave_switch::MacAddr;
 use hostweave_switch::connection::Timeouts;
 use hostweave_switch::counters::{PortTotals, output_closes};
 use hostweave_switch::stage::DropReason;
-use hostweave_switch::tables::{Addressing, Network, PortId};
+use hostweave_switch::tables::Network;
 use tokio::sync::mpsc::UnboundedReceiver;
 use uuid::Uuid;
 
@@ -334,14 +334,10 @@ impl Lab {
         };
         PortSpec {
             uid: Uuid::new_v4(),
-            namespace: pod.namespace.clone(),
-            name: pod.name.clone(),
             network: NETWORK.into(),
             mac: MacAddr([0x02, 0, a, b, c, d]),
             v4,
             v6,
-            hostname: pod.name.clone(),
-            up: true,
             backend: BackendSpec::VhostUser {
                 mode: SocketMode::Listen,
                 socket,
@@ -350,11 +346,8 @@ impl Lab {
                 group: None,
                 allowed_uids: Vec::new(),
             },
-            labels: BTreeMap::new(),
-            named_ports: Vec::new(),
             flows_max: CONNECTIONS_MAX,
-            rates: Default::default(),
-            metadata: Default::default(),
+            ..PortSpec::bare(&pod.namespace, &pod.name)
         }
     }
 }
@@ -414,21 +407,7 @@ fn network(pods: &[IpAddr]) -> Network {
     });
     let v6 = cover(&v6, 128)
         .map(|(len, range, gateway)| (ipnet::Ipv6Net::new_assert(Ipv6Addr::from(range), len), Ipv6Addr::from(gateway)));
-    Network {
-        name: NETWORK.into(),
-        vni: 1,
-        v4,
-        v6,
-        mtu: 1500,
-        addressing: Addressing::Network,
-        learning: false,
-        domain: None,
-        resolvers: Vec::new(),
-        internal: PortId::NONE,
-        egress_v4: Default::default(),
-        egress_v6: Default::default(),
-        untranslated: Vec::new(),
-    }
+    Network { v4, v6, ..Network::bare(NETWORK, 1) }
 }
 
 const fn as_v4(ip: IpAddr) -> Option<Ipv4Addr> {

@@ -5,16 +5,15 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use hostweave::fabric::spec::{BackendSpec, PortRates, PortSpec, SocketMode};
+use hostweave::fabric::spec::{BackendSpec, PortSpec, SocketMode};
 use hostweave_guest::frames::{Body, Frame, L4, Path, Segment};
 use hostweave_guest::{Error, Guest, Profile, VnetHeader};
-use hostweave_policy::model::Labels;
 use hostweave_switch::MacAddr;
 use hostweave_switch::counters::PortTotals;
 use hostweave_switch::packet::{Burst, Offload};
 use hostweave_switch::rate::{Rate, Rates};
 use hostweave_switch::stage::DropReason;
-use hostweave_switch::tables::{Addressing, Egress, Network, PortId};
+use hostweave_switch::tables::{Egress, Network, PortId};
 use hostweave_uplink::device::Device;
 use hostweave_uplink::uring::{Event, Uring};
 use uuid::Uuid;
@@ -78,33 +77,21 @@ impl Scene {
 
 pub(super) fn network() -> Network {
     Network {
-        name: "default".into(),
-        vni: 1,
         v4: Some(("10.64.0.0/24".parse().unwrap(), Ipv4Addr::new(10, 64, 0, 1))),
         v6: Some(("fd00:64::/64".parse().unwrap(), "fd00:64::1".parse().unwrap())),
-        mtu: 1_500,
-        addressing: Addressing::Network,
         learning: true,
-        domain: None,
-        resolvers: Vec::new(),
-        internal: PortId::NONE,
         egress_v4: Egress::Nat,
         egress_v6: Egress::Nat,
-        untranslated: Vec::new(),
+        ..Network::bare("default", 1)
     }
 }
 
 pub(super) fn port(dir: &std::path::Path, name: &str, n: u8, queues: u16) -> PortSpec {
     PortSpec {
         uid: Uuid::new_v4(),
-        namespace: "test".into(),
-        name: name.into(),
-        network: "default".into(),
         mac: MacAddr([2, 0, 0, 0, 1, n]),
         v4: vec![Ipv4Addr::new(10, 64, 0, n)],
         v6: vec![Ipv6Addr::new(0xfd00, 0x64, 0, 0, 0, 0, 0, n.into())],
-        hostname: name.into(),
-        up: true,
         backend: BackendSpec::VhostUser {
             mode: SocketMode::Listen,
             socket: dir.join(format!("{name}.sock")),
@@ -113,11 +100,7 @@ pub(super) fn port(dir: &std::path::Path, name: &str, n: u8, queues: u16) -> Por
             group: None,
             allowed_uids: Vec::new(),
         },
-        labels: Labels::new(),
-        named_ports: Vec::new(),
-        flows_max: 65_536,
-        rates: PortRates::default(),
-        metadata: Default::default(),
+        ..PortSpec::bare("test", name)
     }
 }
 

@@ -180,9 +180,7 @@ fn spec() -> UplinkSpec {
         driver: UplinkDriver::AfPacket,
         addresses: vec![format!("{}/24", OWN[0]).parse().unwrap(), format!("{}/64", OWN[1]).parse().unwrap()],
         gateways: ROUTER.map(|address| address.parse().unwrap()).to_vec(),
-        vlan: None,
-        mtu: None,
-        on_conflict: Default::default(),
+        ..UplinkSpec::default()
     }
 }
 

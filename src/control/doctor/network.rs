@@ -333,24 +333,12 @@ mod tests {
             spec: UplinkSpec {
                 interface: "eth1".to_owned(),
                 driver: UplinkDriver::AfXdp,
-                addresses: Vec::new(),
-                gateways: Vec::new(),
-                vlan: None,
                 mtu: asked,
-                on_conflict: Default::default(),
+                ..UplinkSpec::default()
             },
             link,
-            reason: None,
-            mac: None,
             mtu,
-            gateways: Vec::new(),
-            neighbors: Vec::new(),
-            owned: Vec::new(),
-            lost: Vec::new(),
-            contested: Vec::new(),
-            routed: Vec::new(),
-            totals: Default::default(),
-            missed: 0,
+            ..UplinkStatus::default()
         };
         let warning = mtu_asked(&status(Some(9000), 1500, true)).unwrap();
         assert_eq!((warning.check.as_str(), warning.severity), ("mtu", Severity::Warning));
@@ -367,12 +355,8 @@ mod tests {
     fn a_family_without_router_is_an_error_where_packets_leave_and_a_warning_where_there_are_neighbours() {
         let spec = |addresses: &[&str]| UplinkSpec {
             interface: "eth1".to_owned(),
-            driver: UplinkDriver::AfPacket,
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
-            gateways: Vec::new(),
-            vlan: None,
-            mtu: None,
-            on_conflict: Default::default(),
+            ..UplinkSpec::default()
         };
         for (ipv4, subnet, within, host, other) in [
             (true, "198.51.100.2/24", "198.51.100.0/24", "198.51.100.2/32", "2001:db8::2/64"),

@@ -232,21 +232,7 @@ mod tests {
 
     #[test]
     fn only_what_a_client_was_answered_is_a_success() {
-        let network = Network {
-            name: "default".into(),
-            vni: 7,
-            v4: None,
-            v6: None,
-            mtu: 1500,
-            addressing: Default::default(),
-            learning: false,
-            domain: None,
-            resolvers: Vec::new(),
-            internal: PortId(0),
-            egress_v4: Default::default(),
-            egress_v6: Default::default(),
-            untranslated: Vec::new(),
-        };
+        let network = Network { internal: PortId(0), ..Network::bare("default", 7) };
         let gateway = internal_port(PortId(0), NetworkId(0), &Arc::new(network), Arc::default());
         let tables = Tables { ports: vec![Some(Arc::new(gateway))].into(), ..Tables::default() };
         for family in [0, 1] {

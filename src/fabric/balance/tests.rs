@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use hostweave_nat::service::{Backend, Refusal};
-use hostweave_switch::tables::{OUTSIDE_VNI, PortId};
+use hostweave_switch::tables::OUTSIDE_VNI;
 
 use super::super::spec::{AllDown, Condition, Drain, HealthCheck, HealthSpec, LoadBalancerAddress, OutlierSpec};
 use super::super::uplink::owned::mapped;
@@ -24,19 +24,9 @@ fn at(second: u64) -> SystemTime {
 
 fn network(name: &str, vni: u32) -> Network {
     Network {
-        name: name.into(),
-        vni,
         v4: Some(("10.64.0.0/16".parse().unwrap(), "10.64.0.1".parse().unwrap())),
         v6: Some(("2001:db8:64::/64".parse().unwrap(), "2001:db8:64::1".parse().unwrap())),
-        mtu: 1500,
-        addressing: Default::default(),
-        learning: false,
-        domain: None,
-        resolvers: Vec::new(),
-        internal: PortId::NONE,
-        egress_v4: Default::default(),
-        egress_v6: Default::default(),
-        untranslated: Vec::new(),
+        ..Network::bare(name, vni)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use hostweave_switch::tables::{Network, OUTSIDE_VNI, PortId};
+use hostweave_switch::tables::{Network, OUTSIDE_VNI};
 use ipnet::IpNet;
 
 /// Name of the network; no object can have it.
@@ -23,21 +23,7 @@ pub fn network_of(mtu: u16, own: &[IpNet], speaker: impl Fn(bool) -> Option<IpAd
         (IpNet::V6(net), IpAddr::V6(address)) => Some((net, address)),
         _ => None,
     });
-    Network {
-        name: NAME.to_owned(),
-        vni: OUTSIDE_VNI,
-        v4,
-        v6,
-        mtu,
-        addressing: Default::default(),
-        learning: false,
-        domain: None,
-        resolvers: Vec::new(),
-        internal: PortId::NONE,
-        egress_v4: Default::default(),
-        egress_v6: Default::default(),
-        untranslated: Vec::new(),
-    }
+    Network { v4, v6, mtu, ..Network::bare(NAME, OUTSIDE_VNI) }
 }
 
 #[cfg(test)]

@@ -262,14 +262,10 @@ mod tests {
         Outside {
             uplink: Some(UplinkSpec {
                 interface: "eth1".to_owned(),
-                driver: UplinkDriver::AfPacket,
                 addresses: ["203.0.113.2/24", "192.0.2.2/24", "2001:db8::2/64"]
                     .map(|net| net.parse().unwrap())
                     .to_vec(),
-                gateways: Vec::new(),
-                vlan: None,
-                mtu: None,
-                on_conflict: Default::default(),
+                ..UplinkSpec::default()
             }),
             nat_pools: vec![NatPoolSpec {
                 name: "pool".to_owned(),
@@ -297,20 +293,9 @@ mod tests {
     fn port() -> PortSpec {
         PortSpec {
             uid: Uuid::from_u128(5),
-            namespace: "a".to_owned(),
-            name: "web".to_owned(),
-            network: "default".to_owned(),
-            mac: Default::default(),
             v4: vec!["10.0.0.9".parse().unwrap()],
-            v6: Vec::new(),
-            hostname: String::new(),
-            up: true,
             backend: BackendSpec::Tap { name: "t".to_owned(), netns: None },
-            labels: Default::default(),
-            named_ports: Vec::new(),
-            flows_max: 1,
-            rates: Default::default(),
-            metadata: Default::default(),
+            ..PortSpec::bare("a", "web")
         }
     }
 

@@ -13,7 +13,7 @@ use crate::fabric::Fabric;
 use crate::fabric::spec::UplinkSpec;
 
 /// The uplink as it is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct UplinkStatus {
     /// What was asked for.
     pub spec: UplinkSpec,

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use hostweave_switch::MacAddr;
-use hostweave_switch::tables::{Addressing, Network, PortId};
+use hostweave_switch::tables::{Network, PortId};
 use http_body_util::BodyExt;
 use hyper::http::request::Parts;
 use hyper::{Request, StatusCode};
@@ -23,39 +23,24 @@ const TOKEN: &str = "X-aws-ec2-metadata-token";
 
 fn network(name: &str) -> Network {
     Network {
-        name: name.to_owned(),
-        vni: 1,
         v4: Some(("192.0.2.0/24".parse().unwrap(), "192.0.2.1".parse().unwrap())),
         v6: Some(("2001:db8:1::/64".parse().unwrap(), "2001:db8:1::1".parse().unwrap())),
-        mtu: 1500,
-        addressing: Addressing::Network,
         learning: true,
-        domain: None,
-        resolvers: Vec::new(),
         internal: PortId(0),
-        egress_v4: Default::default(),
-        egress_v6: Default::default(),
-        untranslated: Vec::new(),
+        ..Network::bare(name, 1)
     }
 }
 
 fn port(network: &str, name: &str, n: u8, metadata: PortMetadata) -> PortSpec {
     PortSpec {
         uid: Uuid::from_u128((u128::from(n) << 60) | u128::from(network == "blue")),
-        namespace: "shop".to_owned(),
-        name: name.to_owned(),
         network: network.to_owned(),
         mac: MacAddr([0x52, 0x54, 0, 0x12, 0x34, n]),
         v4: vec![[192, 0, 2, n].into()],
         v6: vec![format!("2001:db8:1::{n:x}").parse().unwrap()],
-        hostname: name.to_owned(),
-        up: true,
         backend: BackendSpec::Tap { name: name.to_owned(), netns: None },
-        labels: Default::default(),
-        named_ports: Vec::new(),
-        flows_max: 1,
-        rates: Default::default(),
         metadata: Arc::new(metadata),
+        ..PortSpec::bare("shop", name)
     }
 }
 
