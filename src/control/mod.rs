@@ -20,6 +20,7 @@ pub mod error;
 mod fabric_events;
 mod http;
 pub mod initial;
+mod ledger;
 pub mod matrix;
 pub mod method;
 mod methods;

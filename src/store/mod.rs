@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError, TableHandle};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -38,8 +38,10 @@ const SERVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("service
 const DRAINED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("drained-backends");
 /// What is remembered of the backends of Services, by `namespace/name`. Made when it is first needed.
 const BACKENDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("service-backends");
-/// Leases of NAT by number. Made when it is first needed.
-const NAT_LEASES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("nat-leases");
+/// The table of a ledger: entries by number. Made when it is first needed.
+pub type LedgerTable = TableDefinition<'static, u64, &'static [u8]>;
+/// Who had which L4 ports of NAT addresses.
+pub const NAT_LEASES: LedgerTable = TableDefinition::new("nat-leases");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// The only key of its table.
@@ -197,7 +199,8 @@ impl Store {
             }
             // A new file: the first commit makes the tables.
             Err(TableError::TableDoesNotExist(_)) => {
-                return Ok(Contents { nat_leases: nat_leases(&transaction)?, ..contents });
+                contents.read_ledgers(&transaction)?;
+                return Ok(contents);
             }
             Err(error) => return Err(access(error)),
         }
@@ -223,22 +226,27 @@ impl Store {
             Err(TableError::TableDoesNotExist(_)) => {}
             Err(error) => return Err(access(error)),
         }
-        contents.nat_leases = nat_leases(&transaction)?;
+        contents.read_ledgers(&transaction)?;
         Ok(contents)
     }
 
-    /// Writes leases of NAT and removes others; when this returns, it is on disk.
+    /// Writes entries of a ledger and removes others; when this returns, it is on disk.
     ///
     /// # Errors
     /// The disk is full or failing. Nothing is written then.
-    pub fn write_nat_leases(&self, put: &BTreeMap<u64, NatLease>, gone: &[u64]) -> Result<(), Error> {
+    pub fn write_ledger<E: Serialize>(
+        &self,
+        table: LedgerTable,
+        put: &BTreeMap<u64, E>,
+        gone: &[u64],
+    ) -> Result<(), Error> {
         let mut transaction = self.database.begin_write().map_err(access)?;
         transaction.set_quick_repair(true);
         {
-            let mut table = transaction.open_table(NAT_LEASES).map_err(access)?;
-            for (number, lease) in put {
+            let mut table = transaction.open_table(table).map_err(access)?;
+            for (number, entry) in put {
                 let damaged = |error| Error::Record { key: number.to_string(), source: Some(error) };
-                table.insert(number, &*serde_json::to_vec(lease).map_err(damaged)?).map_err(access)?;
+                table.insert(number, &*serde_json::to_vec(entry).map_err(damaged)?).map_err(access)?;
             }
             for number in gone {
                 table.remove(number).map_err(access)?;
@@ -293,22 +301,30 @@ impl Store {
     }
 }
 
-/// Leases of NAT. What is damaged is left out: it is a log, and no reason not to start.
-fn nat_leases(transaction: &ReadTransaction) -> Result<BTreeMap<u64, NatLease>, Error> {
-    let mut leases = BTreeMap::new();
-    let table = match transaction.open_table(NAT_LEASES) {
+impl Contents {
+    fn read_ledgers(&mut self, transaction: &ReadTransaction) -> Result<(), Error> {
+        self.nat_leases = ledger(transaction, NAT_LEASES)?;
+        Ok(())
+    }
+}
+
+/// A ledger. What is damaged is left out: it is a log, and no reason not to start.
+fn ledger<E: DeserializeOwned>(transaction: &ReadTransaction, table: LedgerTable) -> Result<BTreeMap<u64, E>, Error> {
+    let mut entries = BTreeMap::new();
+    let name = table.name().to_owned();
+    let table = match transaction.open_table(table) {
         Ok(table) => table,
-        Err(TableError::TableDoesNotExist(_)) => return Ok(leases),
+        Err(TableError::TableDoesNotExist(_)) => return Ok(entries),
         Err(error) => return Err(access(error)),
     };
     for entry in table.iter().map_err(access)? {
-        let (number, lease) = entry.map_err(access)?;
-        match serde_json::from_slice(lease.value()) {
-            Ok(lease) => drop(leases.insert(number.value(), lease)),
-            Err(error) => tracing::warn!(%error, "lease {} of NAT in the store is damaged", number.value()),
+        let (number, entry) = entry.map_err(access)?;
+        match serde_json::from_slice(entry.value()) {
+            Ok(entry) => drop(entries.insert(number.value(), entry)),
+            Err(error) => tracing::warn!(%error, "entry {} of {name} in the store is damaged", number.value()),
         }
     }
-    Ok(leases)
+    Ok(entries)
 }
 
 /// All records of a table, each understood or an error.
