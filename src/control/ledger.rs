@@ -1,7 +1,7 @@
 //! The book that a ledger keeps: who had what from when to when, by the clock of the wall. Bounded; in memory, and each change of it in
 //! the store.
 //!
-//! What it means that something begins or ends is the ledger's own matter: [`super::nat_ledger`].
+//! What it means that something begins or ends is the ledger's own matter: [`super::nat_ledger`], [`super::attach_ledger`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -71,6 +71,14 @@ impl<E: Entry> Book<E> {
     pub fn of(&self, address: IpAddr) -> impl Iterator<Item = &E> {
         let all = (address, 0, 0, 0)..=(address, u16::MAX, u64::MAX, u64::MAX);
         self.begun.range(all).filter_map(|(.., number)| self.entries.get(number))
+    }
+
+    /// The one that began next after an entry, of the same place.
+    pub fn next(&self, number: u64, entry: &E) -> Option<&E> {
+        let ((address, first), (since, _)) = (entry.place(), entry.span());
+        let later = (address, first, since, number.saturating_add(1))..=(address, first, u64::MAX, u64::MAX);
+        let (.., next) = self.begun.range(later).next()?;
+        self.entries.get(next)
     }
 
     /// Adds an entry. What is in force is asked for most, and goes only where nothing has ended.

@@ -10,6 +10,7 @@
 //! Readers take a snapshot and wait for nobody.
 
 pub mod attach_args;
+pub mod attach_ledger;
 pub mod connection;
 pub mod controller;
 pub mod daemon;

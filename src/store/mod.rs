@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::config::outside::{Given, ServiceAddresses};
 use crate::config::{Assignment, Assignments, Kind, ObjectKey};
+use crate::control::attach_ledger::Attached;
 use crate::control::nat_ledger::NatLease;
 use crate::fabric::balance::known::Drained;
 use crate::fabric::balance::remembered::Remembered;
@@ -42,6 +43,8 @@ const BACKENDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("service
 pub type LedgerTable = TableDefinition<'static, u64, &'static [u8]>;
 /// Who had which L4 ports of NAT addresses.
 pub const NAT_LEASES: LedgerTable = TableDefinition::new("nat-leases");
+/// Which port had which attached address.
+pub const ATTACHED: LedgerTable = TableDefinition::new("attached-addresses");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// The only key of its table.
@@ -73,6 +76,8 @@ pub struct Contents {
     pub backends: BTreeMap<String, Remembered>,
     /// Who had which L4 ports of NAT addresses, by number.
     pub nat_leases: BTreeMap<u64, NatLease>,
+    /// Which port had which attached address, by number.
+    pub attached: BTreeMap<u64, Attached>,
     /// Revision of the last change.
     pub revision: u64,
 }
@@ -304,6 +309,7 @@ impl Store {
 impl Contents {
     fn read_ledgers(&mut self, transaction: &ReadTransaction) -> Result<(), Error> {
         self.nat_leases = ledger(transaction, NAT_LEASES)?;
+        self.attached = ledger(transaction, ATTACHED)?;
         Ok(())
     }
 }
