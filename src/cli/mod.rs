@@ -145,7 +145,7 @@ enum Command {
     /// Show the way out of the host
     #[command(subcommand)]
     Uplink(uplink::Command),
-    /// Say whose an address is: port, Service, network, NAT mapping
+    /// Say whose an address is, or was: port, Service, network, NAT mapping
     Whois(whois::Args),
     /// Show everything that happens, as JSON lines
     Monitor(observe_events::MonitorArgs),

@@ -18,7 +18,7 @@ pub struct Args {
     /// ADDRESS, or ADDRESS:PORT for an L4 port of a NAT address
     #[arg(value_name = "ADDRESS[:PORT]")]
     place: Place,
-    /// At this time, such as 2026-11-23T12:03:00Z, or so long ago, such as 5m; of L4 ports of NAT addresses (other owners are those of now)
+    /// At this time, such as 2026-11-23T12:03:00Z, or so long ago, such as 5m; of L4 ports of NAT addresses and of attached public addresses (other owners are those of now)
     #[arg(long, value_name = "TIME", value_parser = observe::moment)]
     at: Option<SystemTime>,
 }
@@ -59,7 +59,9 @@ pub fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         _ => print(&table(owners))?,
     }
     if owners.iter().any(|owner| owner["at"] == "now") {
-        hint("only L4 ports of NAT addresses have a past: what begins with \"now\" need not have been so then");
+        hint(
+            "only attached public addresses and L4 ports of NAT addresses have a past: what begins with \"now\" need not have been so then",
+        );
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
+use super::attach_ledger::AttachLedger;
 use super::draft::{Draft, record};
 use super::error::{ErrorKind, RpcError};
 use super::initial::{Initial, with_files};
@@ -174,6 +175,8 @@ pub struct Controller {
     reload_failure: Mutex<Option<String>>,
     /// Who had which L4 ports of NAT addresses.
     pub nat_ledger: NatLedger,
+    /// Which port had which attached address.
+    pub attach_ledger: AttachLedger,
     /// Drained backends as the store has them. Only under the writer's lock.
     drained: Mutex<BTreeSet<Drained>>,
 }
@@ -198,6 +201,7 @@ impl Controller {
             changes: broadcast::Sender::new(CHANGES_BACKLOG_MAX),
             reload_failure: Mutex::new(None),
             nat_ledger: NatLedger::new(initial.nat_leases),
+            attach_ledger: AttachLedger::new(initial.attached),
             drained: Mutex::new(initial.drained.clone()),
         };
         {
@@ -488,6 +492,8 @@ impl Controller {
         let foreign = OnceLock::new();
         let snapshot = Snapshot { set, assignments, services, stored, revision, problems, warnings, desired, foreign };
         self.note_transitions(&before, &snapshot, changes);
+        let (store, now) = (&self.parts.store, SystemTime::now());
+        self.attach_ledger.follow(store, &before.desired, &snapshot.set, &snapshot.desired, now);
         self.snapshot.store(Arc::new(snapshot));
         // Those of ports and Services that are gone were let off.
         if let Err(error) = self.remember_drained(self.parts.fabric.drained().into_iter().collect()) {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::attach_ledger::Attached;
 use super::draft::orphans;
 use super::error::{ErrorKind, RpcError};
 use super::nat_ledger::NatLease;
@@ -33,6 +34,8 @@ pub struct Initial {
     pub(super) backends: BTreeMap<String, Remembered>,
     /// Who had which L4 ports of NAT addresses.
     pub(super) nat_leases: BTreeMap<u64, NatLease>,
+    /// Which port had which attached address.
+    pub(super) attached: BTreeMap<u64, Attached>,
     pub(super) revision: u64,
 }
 
@@ -49,10 +52,10 @@ impl Initial {
             stored.insert_mut(key, (Arc::new(object), identity));
         }
         let (objects, batch) = with_files(files.into_iter().map(Arc::new).collect(), stored, adopt)?;
-        let Contents { assignments, services, drained, backends, nat_leases, revision, .. } = contents;
+        let Contents { assignments, services, drained, backends, nat_leases, attached, revision, .. } = contents;
         let before = Before { assignments: &assignments, services: &services, told: Default::default() };
         let plan = plan::plan(&objects, before, runtime)?;
-        Ok(Self { objects, plan, batch, assignments, services, drained, backends, nat_leases, revision })
+        Ok(Self { objects, plan, batch, assignments, services, drained, backends, nat_leases, attached, revision })
     }
 }
 

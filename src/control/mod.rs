@@ -10,6 +10,7 @@
 //! Readers take a snapshot and wait for nobody.
 
 pub mod attach_args;
+pub mod attach_ledger;
 pub mod connection;
 pub mod controller;
 pub mod daemon;
@@ -20,6 +21,7 @@ pub mod error;
 mod fabric_events;
 mod http;
 pub mod initial;
+mod ledger;
 pub mod matrix;
 pub mod method;
 mod methods;

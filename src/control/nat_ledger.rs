@@ -2,22 +2,20 @@
 //! the store: the question "who had this at that time" is asked when the port is long deleted, the daemon restarted, the host
 //! booted anew.
 //!
-//! The packet path's own table knows the leases of this boot to the second, and is asked first for those that are in force.
+//! The packet path's own table knows the leases of this boot to the second, and is asked first for those that are in force. A block that
+//! nobody uses goes back after two minutes: of a busy host the book has days, and the log of the daemon all.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::ledger::{self, Book, Changes, ENTRIES_MAX, Entry, seconds};
 use crate::fabric::nat_report::LeaseView;
-use crate::store::Store;
-
-/// Leases that are kept; the one that ended first goes first. A block that nobody uses goes back after two minutes: of a busy host
-/// these are days, and the log of the daemon has them all.
-pub const LEASES_MAX: usize = 1 << 15;
+use crate::store::{NAT_LEASES, Store};
 
 /// Seconds by which two accounts of one beginning may differ: the packet path counts seconds of the monotonic clock. A block that was
 /// given back stays empty for longer than that (`hostweave_nat::HOLD_S`).
@@ -62,12 +60,12 @@ impl NatLease {
 
     /// When it began.
     pub fn since(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(self.since)
+        ledger::time(self.since)
     }
 
     /// When it ended.
     pub fn until(&self) -> Option<SystemTime> {
-        self.until.map(|until| UNIX_EPOCH + Duration::from_secs(until))
+        self.until.map(ledger::time)
     }
 
     fn is_same_block(&self, other: &Self) -> bool {
@@ -80,40 +78,24 @@ impl NatLease {
     }
 }
 
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+impl Entry for NatLease {
+    fn place(&self) -> (IpAddr, u16) {
+        (self.address, self.first)
+    }
+
+    fn span(&self) -> (u64, Option<u64>) {
+        (self.since, self.until)
+    }
 }
 
 /// See the file's head.
 #[derive(Default)]
-pub struct NatLedger(Mutex<Book>);
-
-/// The entries.
-#[derive(Default)]
-struct Book {
-    /// By number, which grows.
-    leases: BTreeMap<u64, NatLease>,
-    /// Numbers of those that are in force, by outside address and first L4 port.
-    open: BTreeMap<(IpAddr, u16), u64>,
-    /// Those that have ended, by their end and number: which goes first.
-    ended: BTreeSet<(u64, u64)>,
-    /// All, by outside address, first L4 port, beginning and number.
-    begun: BTreeSet<(IpAddr, u16, u64, u64)>,
-}
-
-/// What is to be written.
-#[derive(Default)]
-struct Changes {
-    put: BTreeMap<u64, NatLease>,
-    gone: Vec<u64>,
-}
+pub struct NatLedger(Mutex<Book<NatLease>>);
 
 impl NatLedger {
     /// As the store has it, by number.
     pub fn new(leases: BTreeMap<u64, NatLease>) -> Self {
-        let mut book = Book::default();
-        leases.into_iter().for_each(|(number, lease)| book.enter(number, lease));
-        Self(Mutex::new(book))
+        Self(Mutex::new(Book::new(leases)))
     }
 
     /// Writes what began (`until` is `None`) and what ended, in one go. A failure of the disk is logged: what happened is in the log
@@ -127,7 +109,7 @@ impl NatLedger {
                 Some(until) => book.end(lease, until, &mut changes),
             }
         }
-        write(store, &changes);
+        changes.write(store, NAT_LEASES, UNWRITTEN);
     }
 
     /// Puts in order what happened while nobody listened: `known` is every lease, in force or ended, that the packet path knows, in any
@@ -153,44 +135,39 @@ impl NatLedger {
                 book.begin(lease, &mut changes);
             }
         }
-        write(store, &changes);
+        changes.write(store, NAT_LEASES, UNWRITTEN);
     }
 
     /// Who had an address, or one L4 port of it, at a time; by first L4 port.
     pub fn at(&self, address: IpAddr, l4: Option<u16>, at: SystemTime) -> Vec<NatLease> {
         let at = seconds(at);
         let right = |lease: &&NatLease| {
-            lease.address == address
-                && l4.is_none_or(|l4| (lease.first..=lease.last).contains(&l4))
+            l4.is_none_or(|l4| (lease.first..=lease.last).contains(&l4))
                 && lease.since <= at
                 && lease.until.is_none_or(|until| at < until)
         };
-        let mut found: Vec<NatLease> = self.lock().leases.values().filter(right).cloned().collect();
-        found.sort_by_key(|lease| lease.first);
-        found
+        self.lock().of(address).filter(right).cloned().collect()
     }
 
     /// Name that a port had last, deleted or not.
     pub fn name(&self, uid: Uuid) -> Option<String> {
-        self.lock().leases.values().rev().find(|lease| lease.uid == uid)?.port.clone()
+        self.lock().entries.values().rev().find(|lease| lease.uid == uid)?.port.clone()
     }
 
     /// Every name that is known.
     pub fn names(&self) -> HashMap<Uuid, String> {
-        self.lock().leases.values().filter_map(|lease| Some((lease.uid, lease.port.clone()?))).collect()
+        self.lock().entries.values().filter_map(|lease| Some((lease.uid, lease.port.clone()?))).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Book> {
+    fn lock(&self) -> MutexGuard<'_, Book<NatLease>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Book {
+impl Book<NatLease> {
     /// The entry in force of the block of a lease, if the same port has it.
     fn open_of(&self, lease: &NatLease) -> Option<(u64, &NatLease)> {
-        let number = self.open.get(&(lease.address, lease.first))?;
-        let open = self.leases.get(number)?;
-        open.is_same_block(lease).then_some((*number, open))
+        self.open_at(lease.place()).filter(|(_, open)| open.is_same_block(lease))
     }
 
     /// The entry of a lease, in force or ended.
@@ -199,23 +176,23 @@ impl Book {
         let first = at(lease.since.saturating_sub(SAME_TIME_S), 0);
         let last = at(lease.since.saturating_add(SAME_TIME_S), u64::MAX);
         let mut numbers = self.begun.range(first..=last).rev().map(|(.., number)| *number);
-        numbers.find(|number| self.leases.get(number).is_some_and(|other| other.is_same_block(lease)))
+        numbers.find(|number| self.entries.get(number).is_some_and(|other| other.is_same_block(lease)))
     }
 
     /// Whether a lease that ended then would not be the first that goes.
     fn has_room_for(&self, until: u64) -> bool {
-        self.leases.len() < LEASES_MAX || self.ended.first().is_some_and(|(oldest, _)| *oldest < until)
+        self.entries.len() < ENTRIES_MAX || self.ended.first().is_some_and(|(oldest, _)| *oldest < until)
     }
 
     /// A lease begins. What a daemon hears while it starts, or has lost events, it may have read from the packet path already: that is
     /// entered once.
-    fn begin(&mut self, mut lease: NatLease, changes: &mut Changes) {
+    fn begin(&mut self, mut lease: NatLease, changes: &mut Changes<NatLease>) {
         if self.known(&lease).is_some() {
             return;
         }
         // Entries in force do not overlap: those before the first that ends too early end earlier still.
         let before = self.open.range(..=(lease.address, lease.last)).rev();
-        let before = before.filter_map(|(_, number)| Some((*number, self.leases.get(number)?.clone())));
+        let before = before.filter_map(|(_, number)| Some((*number, self.entries.get(number)?.clone())));
         let overlaps = |other: &NatLease| other.address == lease.address && other.last >= lease.first;
         let overlapping: Vec<_> = before.take_while(|(_, other)| overlaps(other)).collect();
         for (number, other) in overlapping {
@@ -231,13 +208,14 @@ impl Book {
     }
 
     /// A lease has ended. Its times are those that the packet path tells now: both by the same clock.
-    fn end(&mut self, lease: NatLease, until: u64, changes: &mut Changes) {
+    fn end(&mut self, lease: NatLease, until: u64, changes: &mut Changes<NatLease>) {
         // Told twice, or after somebody else had the block.
         let told = self.known(&lease);
         let open = self.open_of(&lease).filter(|(_, open)| until.saturating_add(SAME_TIME_S) >= open.since);
         match told.or(open.map(|(number, _)| number)) {
             Some(number) => {
-                let port = self.leases.get(&number).and_then(|entry| entry.port.clone()).or_else(|| lease.port.clone());
+                let port =
+                    self.entries.get(&number).and_then(|entry| entry.port.clone()).or_else(|| lease.port.clone());
                 self.put(number, NatLease { port, ..lease }, changes);
             }
             None => self.add(lease, changes),
@@ -245,13 +223,13 @@ impl Book {
     }
 
     /// Ends what is in force here and nowhere else.
-    fn end_lost(&mut self, in_force: &[NatLease], now: u64, changes: &mut Changes) {
+    fn end_lost(&mut self, in_force: &[NatLease], now: u64, changes: &mut Changes<NatLease>) {
         let in_force: HashMap<_, u64> =
             in_force.iter().map(|lease| ((lease.uid, lease.address, lease.first), lease.since)).collect();
         let mut lost = Vec::new();
-        for (number, entry) in self.leases.iter().filter(|(_, entry)| entry.until.is_none()) {
+        for (number, entry) in self.entries.iter().filter(|(_, entry)| entry.until.is_none()) {
             let later = self.open.get(&(entry.address, entry.first)).filter(|later| *later != number);
-            let later = later.and_then(|later| self.leases.get(later)).map(|later| later.since);
+            let later = later.and_then(|later| self.entries.get(later)).map(|later| later.since);
             let known = in_force.get(&(entry.uid, entry.address, entry.first)).copied();
             let goes_on = known.is_some_and(|since| since <= entry.since.saturating_add(SAME_TIME_S));
             if later.is_some() || !goes_on {
@@ -263,63 +241,15 @@ impl Book {
             self.put(number, entry, changes);
         }
     }
-
-    fn add(&mut self, lease: NatLease, changes: &mut Changes) {
-        let number = self.leases.last_key_value().map_or(0, |(last, _)| last + 1);
-        self.put(number, lease, changes);
-        while self.leases.len() > LEASES_MAX {
-            // What is in force is asked for most, and goes only where nothing has ended.
-            let first = self.ended.first().map(|(_, number)| *number);
-            let Some(number) = first.or_else(|| self.leases.first_key_value().map(|(number, _)| *number)) else {
-                return;
-            };
-            self.remove(number);
-            changes.put.remove(&number);
-            changes.gone.push(number);
-        }
-    }
-
-    fn put(&mut self, number: u64, entry: NatLease, changes: &mut Changes) {
-        changes.put.insert(number, entry.clone());
-        self.enter(number, entry);
-    }
-
-    /// An entry is there, or is otherwise than it was.
-    fn enter(&mut self, number: u64, entry: NatLease) {
-        self.remove(number);
-        match entry.until {
-            None => drop(self.open.insert((entry.address, entry.first), number)),
-            Some(until) => drop(self.ended.insert((until, number))),
-        }
-        self.begun.insert((entry.address, entry.first, entry.since, number));
-        self.leases.insert(number, entry);
-    }
-
-    fn remove(&mut self, number: u64) {
-        let Some(entry) = self.leases.remove(&number) else { return };
-        self.begun.remove(&(entry.address, entry.first, entry.since, number));
-        if let Some(until) = entry.until {
-            self.ended.remove(&(until, number));
-        }
-        // Another may be in force there by now.
-        let place = (entry.address, entry.first);
-        if self.open.get(&place) == Some(&number) {
-            self.open.remove(&place);
-        }
-    }
 }
 
-fn write(store: &Store, changes: &Changes) {
-    if changes.put.is_empty() && changes.gone.is_empty() {
-        return;
-    }
-    if let Err(error) = store.write_nat_leases(&changes.put, &changes.gone) {
-        tracing::warn!(%error, "who has which L4 ports of a NAT address could not be written");
-    }
-}
+/// What is not written when the disk fails: it is in the log of events all the same.
+const UNWRITTEN: &str = "who has which L4 ports of a NAT address";
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use super::*;
 
     fn lease(uid: u128, address: &str, first: u16, since: u64) -> NatLease {
@@ -419,7 +349,7 @@ mod tests {
             assert!(at(800).is_empty(), "none stays open");
         }
         assert!(ledger.lock().open.is_empty());
-        assert_eq!(ledger.lock().leases.len(), 4);
+        assert_eq!(ledger.lock().entries.len(), 4);
     }
 
     #[test]
@@ -472,9 +402,9 @@ mod tests {
     fn the_ledger_is_bounded_and_forgets_the_oldest() {
         let (store, _) = Store::in_memory().unwrap();
         let ledger = NatLedger::default();
-        let all = (0..LEASES_MAX as u64 + 10).map(|n| lease(n.into(), "203.0.113.7", 1024, n));
+        let all = (0..ENTRIES_MAX as u64 + 10).map(|n| lease(n.into(), "203.0.113.7", 1024, n));
         ledger.record(&store, all.collect());
-        assert_eq!(ledger.lock().leases.len(), LEASES_MAX);
+        assert_eq!(ledger.lock().entries.len(), ENTRIES_MAX);
         assert!(ledger.at("203.0.113.7".parse().unwrap(), None, time(9)).is_empty());
         assert_eq!(ledger.at("203.0.113.7".parse().unwrap(), None, time(10)).len(), 1);
     }
@@ -488,10 +418,10 @@ mod tests {
             ledger.record(&store, vec![lease(1, address, 1024, 100)]);
         }
         let ended = |n: u64| NatLease { until: Some(309 + n), ..lease(2, ADDRESSES[0], 2048, 300 + n) };
-        ledger.record(&store, (0..LEASES_MAX as u64).map(|n| ended(10 * n)).collect());
+        ledger.record(&store, (0..ENTRIES_MAX as u64).map(|n| ended(10 * n)).collect());
         // One that ended first of all is heard of last.
         ledger.record(&store, vec![NatLease { until: Some(250), ..lease(3, ADDRESSES[1], 2048, 200) }]);
-        assert_eq!(ledger.lock().leases.len(), LEASES_MAX);
+        assert_eq!(ledger.lock().entries.len(), ENTRIES_MAX);
         let had = |address: &str, l4, at| ledger.at(address.parse().unwrap(), Some(l4), time(at)).len();
         for address in ADDRESSES {
             assert_eq!(had(address, 1024, 1_000_000), 1, "in force");
@@ -500,13 +430,13 @@ mod tests {
         assert_eq!(had(ADDRESSES[1], 2048, 220), 0);
         // Where nothing has ended, the oldest goes.
         let ledger = NatLedger::default();
-        let all = (0..LEASES_MAX as u64 + 1).map(|n| {
+        let all = (0..ENTRIES_MAX as u64 + 1).map(|n| {
             let address = std::net::Ipv4Addr::from(0xc633_6400 + n as u32);
             NatLease { address: address.into(), ..lease(1, ADDRESSES[0], 1024, n) }
         });
         ledger.record(&store, all.collect());
-        assert_eq!(ledger.lock().leases.len(), LEASES_MAX);
-        assert!(!ledger.lock().leases.contains_key(&0) && ledger.lock().open.len() == LEASES_MAX);
+        assert_eq!(ledger.lock().entries.len(), ENTRIES_MAX);
+        assert!(!ledger.lock().entries.contains_key(&0) && ledger.lock().open.len() == ENTRIES_MAX);
     }
 
     #[test]
@@ -530,6 +460,6 @@ mod tests {
             let at = |second| ledger.at(address.parse().unwrap(), Some(1024), time(second)).len();
             assert_eq!((at(200), at(400), at(650), at(1000)), (1, 1, 0, 1));
         }
-        assert_eq!(ledger.lock().leases.len(), 6);
+        assert_eq!(ledger.lock().entries.len(), 6);
     }
 }

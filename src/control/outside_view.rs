@@ -16,7 +16,8 @@ pub fn attachment_mode(set: &ObjectSet, attachment: &Attachment<'_>) -> &'static
     mode(attachment.one_to_one(set))
 }
 
-fn mode(one_to_one: bool) -> &'static str {
+/// How an address is attached.
+pub fn mode(one_to_one: bool) -> &'static str {
     if one_to_one { "nat" } else { "direct" }
 }
 

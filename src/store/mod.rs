@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError, TableHandle};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::config::outside::{Given, ServiceAddresses};
 use crate::config::{Assignment, Assignments, Kind, ObjectKey};
+use crate::control::attach_ledger::Attached;
 use crate::control::nat_ledger::NatLease;
 use crate::fabric::balance::known::Drained;
 use crate::fabric::balance::remembered::Remembered;
@@ -38,8 +39,12 @@ const SERVICES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("service
 const DRAINED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("drained-backends");
 /// What is remembered of the backends of Services, by `namespace/name`. Made when it is first needed.
 const BACKENDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("service-backends");
-/// Leases of NAT by number. Made when it is first needed.
-const NAT_LEASES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("nat-leases");
+/// The table of a ledger: entries by number. Made when it is first needed.
+pub type LedgerTable = TableDefinition<'static, u64, &'static [u8]>;
+/// Who had which L4 ports of NAT addresses.
+pub const NAT_LEASES: LedgerTable = TableDefinition::new("nat-leases");
+/// Which port had which attached address.
+pub const ATTACHED: LedgerTable = TableDefinition::new("attached-addresses");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// The only key of its table.
@@ -71,6 +76,8 @@ pub struct Contents {
     pub backends: BTreeMap<String, Remembered>,
     /// Who had which L4 ports of NAT addresses, by number.
     pub nat_leases: BTreeMap<u64, NatLease>,
+    /// Which port had which attached address, by number.
+    pub attached: BTreeMap<u64, Attached>,
     /// Revision of the last change.
     pub revision: u64,
 }
@@ -197,7 +204,8 @@ impl Store {
             }
             // A new file: the first commit makes the tables.
             Err(TableError::TableDoesNotExist(_)) => {
-                return Ok(Contents { nat_leases: nat_leases(&transaction)?, ..contents });
+                contents.read_ledgers(&transaction)?;
+                return Ok(contents);
             }
             Err(error) => return Err(access(error)),
         }
@@ -223,22 +231,27 @@ impl Store {
             Err(TableError::TableDoesNotExist(_)) => {}
             Err(error) => return Err(access(error)),
         }
-        contents.nat_leases = nat_leases(&transaction)?;
+        contents.read_ledgers(&transaction)?;
         Ok(contents)
     }
 
-    /// Writes leases of NAT and removes others; when this returns, it is on disk.
+    /// Writes entries of a ledger and removes others; when this returns, it is on disk.
     ///
     /// # Errors
     /// The disk is full or failing. Nothing is written then.
-    pub fn write_nat_leases(&self, put: &BTreeMap<u64, NatLease>, gone: &[u64]) -> Result<(), Error> {
+    pub fn write_ledger<E: Serialize>(
+        &self,
+        table: LedgerTable,
+        put: &BTreeMap<u64, E>,
+        gone: &[u64],
+    ) -> Result<(), Error> {
         let mut transaction = self.database.begin_write().map_err(access)?;
         transaction.set_quick_repair(true);
         {
-            let mut table = transaction.open_table(NAT_LEASES).map_err(access)?;
-            for (number, lease) in put {
+            let mut table = transaction.open_table(table).map_err(access)?;
+            for (number, entry) in put {
                 let damaged = |error| Error::Record { key: number.to_string(), source: Some(error) };
-                table.insert(number, &*serde_json::to_vec(lease).map_err(damaged)?).map_err(access)?;
+                table.insert(number, &*serde_json::to_vec(entry).map_err(damaged)?).map_err(access)?;
             }
             for number in gone {
                 table.remove(number).map_err(access)?;
@@ -293,22 +306,31 @@ impl Store {
     }
 }
 
-/// Leases of NAT. What is damaged is left out: it is a log, and no reason not to start.
-fn nat_leases(transaction: &ReadTransaction) -> Result<BTreeMap<u64, NatLease>, Error> {
-    let mut leases = BTreeMap::new();
-    let table = match transaction.open_table(NAT_LEASES) {
+impl Contents {
+    fn read_ledgers(&mut self, transaction: &ReadTransaction) -> Result<(), Error> {
+        self.nat_leases = ledger(transaction, NAT_LEASES)?;
+        self.attached = ledger(transaction, ATTACHED)?;
+        Ok(())
+    }
+}
+
+/// A ledger. What is damaged is left out: it is a log, and no reason not to start.
+fn ledger<E: DeserializeOwned>(transaction: &ReadTransaction, table: LedgerTable) -> Result<BTreeMap<u64, E>, Error> {
+    let mut entries = BTreeMap::new();
+    let name = table.name().to_owned();
+    let table = match transaction.open_table(table) {
         Ok(table) => table,
-        Err(TableError::TableDoesNotExist(_)) => return Ok(leases),
+        Err(TableError::TableDoesNotExist(_)) => return Ok(entries),
         Err(error) => return Err(access(error)),
     };
     for entry in table.iter().map_err(access)? {
-        let (number, lease) = entry.map_err(access)?;
-        match serde_json::from_slice(lease.value()) {
-            Ok(lease) => drop(leases.insert(number.value(), lease)),
-            Err(error) => tracing::warn!(%error, "lease {} of NAT in the store is damaged", number.value()),
+        let (number, entry) = entry.map_err(access)?;
+        match serde_json::from_slice(entry.value()) {
+            Ok(entry) => drop(entries.insert(number.value(), entry)),
+            Err(error) => tracing::warn!(%error, "entry {} of {name} in the store is damaged", number.value()),
         }
     }
-    Ok(leases)
+    Ok(entries)
 }
 
 /// All records of a table, each understood or an error.

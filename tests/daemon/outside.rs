@@ -1,5 +1,9 @@
 //! Pools, Services and attached addresses, as people meet them; NAT, whois and doctor.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::json;
+
 use crate::support::Daemon;
 
 const POOLS: &str = "\
@@ -221,6 +225,87 @@ fn whois_and_nat_answer_or_say_what_to_ask() {
     }
     assert_eq!(daemon.cli(&["nat", "lookup", "198.51.100.9"]).code, 2);
     assert_eq!(daemon.cli(&["nat", "lookup", "198.51.100.9:1", "--at", "noon"]).code, 2);
+}
+
+/// The time, in another second than any before: an address that goes from one port to another in one is told as both's.
+fn later(daemon: &Daemon) -> String {
+    let second = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    for _ in 0..2 {
+        let begin = second();
+        daemon.until("the next second", || second() != begin);
+    }
+    hostweave::observe::time::rfc3339_seconds(SystemTime::now() - Duration::from_secs(1))
+}
+
+#[test]
+fn who_had_an_attached_address_is_known_when_it_moved_over_a_crash_and_when_all_is_deleted() {
+    let mut daemon = Daemon::started();
+    let apply = |daemon: &Daemon, text: &str| {
+        let done = daemon.cli_with(&["apply", "-f", "-"], text);
+        assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
+    };
+    let bare = "apiVersion: hostweave.dev/v1alpha1\nkind: Port\nmetadata: {name: a, namespace: shop}\n---\n";
+    let direct = attached("b", "ip");
+    let nat =
+        direct.replacen("attachLoadbalancerIP: ip", "attachLoadbalancerIP: ip, hostweave.dev/attach-mode: nat", 1);
+    let mut times = Vec::new();
+    for text in [POOLS.to_owned() + "---\n" + &attached("a", "ip"), bare.to_owned() + &direct, nat] {
+        apply(&daemon, &text);
+        times.push(later(&daemon));
+    }
+    let two = ["203.0.113.0", "2001:db8:aa::"];
+    let owners = |daemon: &Daemon, asked: &str, at: &str| daemon.json(&["whois", asked, "--at", at])["owners"].clone();
+    let answers = |daemon: &Daemon, gone: bool| {
+        let expected = [("shop/a", "direct", true), ("shop/b", "direct", true), ("shop/b", "nat", gone)];
+        for (at, (port, mode, over)) in times.iter().zip(expected) {
+            for asked in [two[0], two[1], "203.0.113.0:25", "[2001:db8:aa::]:25"] {
+                let all = owners(daemon, asked, at);
+                let owner = &all[0];
+                let told = (owner["port"].as_str(), owner["mode"].as_str(), owner["name"].as_str());
+                assert_eq!(told, (Some(port), Some(mode), Some("shop/ip")), "{asked} {at}: {all}");
+                assert_eq!((&owner["pool"], &owner["network"]), (&json!("public-ord1"), &json!("default")), "{all}");
+                assert_eq!(owner["gone"], gone && port == "shop/b", "{all}");
+                assert_eq!((owner["until"].is_null(), &owner["untilAtLatest"]), (!over, &json!(false)), "{all}");
+                // Who has it now is told besides, if that is another.
+                let now: Vec<&serde_json::Value> =
+                    all.as_array().unwrap().iter().filter(|owner| owner["at"] == "now").collect();
+                assert_eq!(now.len(), usize::from(over && !gone), "{all}");
+            }
+        }
+    };
+    answers(&daemon, false);
+    let shown = daemon.cli(&["whois", two[0], "--at", &times[2]]);
+    assert!(shown.stdout.contains("attached 1:1 to port shop/b since ") && shown.stderr.is_empty(), "{}", shown.stderr);
+    daemon.ok(&["delete", "port", "shop/b"]);
+    daemon.ok(&["delete", "svc", "shop/ip"]);
+    let after = later(&daemon);
+    for restarted in [false, true] {
+        if restarted {
+            daemon.kill();
+            daemon.start(&[]);
+        }
+        answers(&daemon, true);
+        for address in two {
+            let all = owners(&daemon, address, &after);
+            assert!(all[0]["at"] == "now" && all[0]["kind"] == "addressPool", "{all}");
+        }
+    }
+    // What changes while no daemon runs.
+    let mut file = |port: &str| {
+        daemon.kill();
+        daemon.write("conf/20.yaml", &attached(port, "file-ip"));
+        daemon.start(&[]);
+        later(&daemon)
+    };
+    let (at_c, at_d) = (file("c"), file("d"));
+    for address in two {
+        let (c, d) = (owners(&daemon, address, &at_c), owners(&daemon, address, &at_d));
+        assert_eq!(
+            (&c[0]["port"], &c[0]["gone"], &c[0]["untilAtLatest"]),
+            (&json!("shop/c"), &json!(true), &json!(true))
+        );
+        assert_eq!((&d[0]["port"], &d[0]["until"], d.as_array().unwrap().len()), (&json!("shop/d"), &json!(null), 1));
+    }
 }
 
 #[test]

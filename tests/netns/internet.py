@@ -9,6 +9,7 @@ import ipaddress
 import itertools
 import json
 import os
+import shutil
 import signal
 import struct
 import sys
@@ -1815,6 +1816,85 @@ def who_had_it_then(case):
     host.daemon.start()
     host.ready()
     answers("rebooted")
+    host.finish()
+
+
+def quiet_second():
+    """A second in which nothing changes: all of before is before it, and what follows after it."""
+    begin = int(time.time())
+    until(lambda: int(time.time()) >= begin + 2, "two seconds later")
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(begin + 1))
+
+
+@suite.test("who had an attached address then: whois --at names the port that a customer reached there, directly and 1:1, when the address has moved, over kill -9, "
+            "when ports and Service are deleted, after a reboot")
+def who_had_the_address_then(case):
+    product_only("the command line")
+    host, a, b, _ = world(case, "a", "b", "stays")
+    before = quiet_second()
+    had = []
+    for space, one_to_one in ((a, False), (b, True), (a, True)):
+        host.attach(space, *FIRST_PUBLIC, one_to_one=one_to_one)
+        port = TELLS + len(had)
+        space.peer("serve", port=port, mode="tells")
+        for number, public in enumerate(FIRST_PUBLIC):
+            if not one_to_one:
+                space.carry(public)
+
+            def arrives():
+                group = "then-%d-%d" % (port, number)
+                found = host.customer.peer("open", group=group, host=public, port=port, timeout=1)
+                return found["opened"] >= 1 and host.customer.peer("tell", group=group)[0] == CUSTOMER[number]
+
+            until(arrives, "%s reaches %s" % (public, space.short))
+            if not one_to_one:
+                space.drop(public)
+        had.append(("default/%s" % space.short, "nat" if one_to_one else "direct", quiet_second()))
+
+    def answers(what, gone=()):
+        for public in FIRST_PUBLIC:
+            for place in (public, ("[%s]:%d" if family(public) else "%s:%d") % (public, TELLS)):
+                for number, (name, mode, at) in enumerate(had):
+                    owners = json.loads(host.daemon.cli("whois", place, "--at", at, "-o", "json"))["owners"]
+                    case.note("%s: %s at %s: %s" % (what, place, at, owners))
+                    then = [owner for owner in owners if owner.get("at") != "now"]
+                    assert len(then) == 1, (what, place, owners)
+                    owner = then[0]
+                    assert (owner["port"], owner["mode"], owner["name"], owner["gone"]) == (name, mode, "default/own-ip", name in gone), (what, owner)
+                    assert (owner["pool"], owner["network"], owner["untilAtLatest"]) == ("public", "default", at == latest), (what, owner)
+                    assert (owner["until"] is None) == (number == len(had) - 1 and not deleted), (what, owner)
+                said = host.daemon.cli("whois", place, "--at", before, check=False).stdout
+                assert not any(name in said for name, _, _ in had) or "now: " in said, (what, said)
+
+    latest, deleted = None, False
+    answers("moved")
+    host.restart()
+    answers("restarted")
+    # What the files say when a daemon is there again: nobody knows when it became so.
+    host.daemon.kill()
+    host.annotate(a, None)
+    host.annotate(b, "own-ip")
+    host.daemon.start()
+    host.ready()
+    latest = had[-1][2]
+    had.append(("default/b", "direct", quiet_second()))
+    answers("changed while no daemon ran")
+    for space in (a, b):
+        host.daemon.ports.remove(space.port)
+        host.containers.remove(space)
+    host.daemon.set("v1", "Service", "own-ip", {})
+    host.daemon.set("hostweave.dev/v1alpha1", "AddressPool", "public", {})
+    host.reload()
+    deleted, gone = True, ("default/a", "default/b")
+    answers("deleted", gone)
+    # A reboot: of the runtime directory nothing is left.
+    host.daemon.kill()
+    shutil.rmtree(os.path.dirname(host.daemon.control))
+    host.daemon.start()
+    host.ready()
+    answers("rebooted", gone)
+    for public in FIRST_PUBLIC:
+        assert host.daemon.cli("whois", public, check=False).returncode == 3, "nobody has it now"
     host.finish()
 
 

@@ -80,7 +80,7 @@ impl<'a> Names<'a> {
 
     /// Name that a port had then, as far as anybody kept it, and whether there is no such port any more. Uids are given out again: that of the
     /// host in a network follows from the network's VNI.
-    fn then<'b>(&'b self, uid: Uuid, kept: Option<&'b str>) -> (Option<&'b str>, bool) {
+    pub fn then<'b>(&'b self, uid: Uuid, kept: Option<&'b str>) -> (Option<&'b str>, bool) {
         let now = self.ports.get(&uid).map(String::as_str);
         (kept.or_else(|| self.port(uid)), now.is_none() || kept.is_some_and(|kept| now != Some(kept)))
     }
@@ -220,7 +220,14 @@ pub fn lookup(call: &Call<'_>, params: Lookup) -> Result<Value, RpcError> {
         let had = if at.is_some() { "had" } else { "has" };
         let error = RpcError::new(ErrorKind::NotFound, "address", format!("nobody {had} {place}{when}"));
         match names.pool(outside) {
-            None => error.help(format!("{outside} is of no NatPool; hostweave whois {outside} says whose it is")),
+            // An attached address has a past, too.
+            None => {
+                let (then, is) = match at {
+                    Some(at) => (format!(" --at {}", rfc3339(at)), "was"),
+                    None => (String::new(), "is"),
+                };
+                error.help(format!("{outside} is of no NatPool; hostweave whois {outside}{then} says whose it {is}"))
+            }
             Some((pool, _)) => {
                 error.help(format!("{outside} is of NatPool {pool}; see: hostweave nat list --ip {outside}"))
             }

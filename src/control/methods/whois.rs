@@ -1,4 +1,10 @@
-//! `whois.run`: whose an address is, or which port had an L4 port of it.
+//! `whois.run`: whose an address is, or which port had it or an L4 port of it.
+//!
+//! Each of `owners` has `kind`, `name` and `text` (for people). What has a past, where `at` is given, and is not marked `"at": "now"`:
+//!
+//! - `natPool`: `lease` of the L4 port that was asked for, else `leases`, as `nat.lookup` has them.
+//! - `service` with an attached address: `port`, its `uid`, whether it is `gone`, `network`, `pool`, `mode` (`direct`, or `nat` for 1:1), `since`,
+//!   `until` (`null` while it goes on), and `untilAtLatest`: it ended while no daemon ran, and `until` is when one ran again.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,15 +18,16 @@ use serde_json::{Value, json};
 use super::flow::moment;
 use super::nat::{Names, address, lease_of, leases_of};
 use crate::config::checked::{Network, PoolType};
-use crate::config::outside::{GivenOf, address_pools, attachments};
+use crate::config::outside::{Attachment, GivenOf, address_pools, attachments};
 use crate::config::{Kind, ObjectKey};
+use crate::control::attach_ledger::Attached;
 use crate::control::controller::Snapshot;
 use crate::control::error::{ErrorKind, RpcError};
 use crate::control::method::Call;
-use crate::control::outside_view::split;
+use crate::control::outside_view::{mode, split};
 use crate::fabric::spec::ServiceSpec;
 use crate::observe::synthetic::protocol_name;
-use crate::observe::time::rfc3339;
+use crate::observe::time::{rfc3339, rfc3339_seconds};
 
 /// Parameters of `whois.run`.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -31,8 +38,8 @@ pub struct Run {
     /// L4 port of a NAT address.
     #[serde(default)]
     l4_port: Option<u16>,
-    /// RFC 3339 time, for L4 ports of NAT addresses; now if left out. Of other owners only the present ones are known: they are marked
-    /// by `"at": "now"`.
+    /// RFC 3339 time, for L4 ports of NAT addresses and for public addresses that are attached to a port; now if left out. Of other owners
+    /// only the present ones are known: they are marked by `"at": "now"`.
     #[serde(default)]
     at: Option<String>,
 }
@@ -47,21 +54,26 @@ pub fn run(call: &Call<'_>, params: Run) -> Result<Value, RpcError> {
         None => shared(of, leases_of(call, asked, at, &names), at),
         Some(l4) => single(of, l4, lease_of(call, asked, l4, at, &names), at),
     };
+    let past = at.filter(|at| *at < SystemTime::now());
+    let had = past.map(|at| call.controller.attach_ledger.at(asked, at)).unwrap_or_default();
     let mut owners = ports(&snapshot, asked);
-    owners.extend(service(call, &snapshot, asked));
+    // What goes on is told once.
+    if had.iter().all(|had| had.until.is_some()) {
+        owners.extend(service(call, &snapshot, asked));
+    }
     owners.extend(networks(&snapshot, asked));
     owners.extend(uplink(&snapshot, asked));
     // An address of a pool that a Service has is the Service's.
-    if owners.is_empty() && users.is_none() {
+    if owners.is_empty() && users.is_none() && had.is_empty() {
         owners.extend(pool(&snapshot, asked));
     }
-    let past = at.is_some_and(|at| at < SystemTime::now());
-    if past {
+    if past.is_some() {
         owners.iter_mut().for_each(mark_present);
     }
+    owners.splice(..0, had.iter().map(|had| attached(had, params.l4_port, &names)));
     owners.extend(users);
     if owners.is_empty() {
-        let now = if past { " now, and no L4 ports of it were somebody's then" } else { "" };
+        let now = if past.is_some() { " now, and nobody is known to have had it or L4 ports of it then" } else { "" };
         let error = RpcError::new(ErrorKind::NotFound, "address", format!("{asked} is nobody's here{now}"));
         return Err(error.help("hostweave knows the addresses of networks, ports, Services, pools and its uplink"));
     }
@@ -72,6 +84,35 @@ pub fn run(call: &Call<'_>, params: Run) -> Result<Value, RpcError> {
 fn mark_present(owner: &mut Value) {
     owner["at"] = json!("now");
     owner["text"] = json!(format!("now: {}", owner["text"].as_str().unwrap_or_default()));
+}
+
+/// A port that had an attached address: all that it was, whichever L4 port is asked for.
+fn attached(had: &Attached, l4: Option<u16>, names: &Names<'_>) -> Value {
+    let (port, gone) = names.then(had.uid, Some(&had.port));
+    let mut owner = json!({
+        "kind": "service",
+        "name": had.service,
+        "pool": had.pool,
+        "network": had.network,
+        "port": port,
+        "uid": had.uid,
+        "gone": gone,
+        "mode": mode(had.one_to_one),
+        "since": rfc3339(had.since()),
+        "until": had.until().map(rfc3339),
+        "untilAtLatest": had.unheard,
+    });
+    let how = if had.one_to_one { " 1:1" } else { "" };
+    let since = rfc3339_seconds(had.since());
+    let span = match had.until().map(rfc3339_seconds) {
+        None => format!("since {since}"),
+        Some(until) if had.unheard => format!("from {since} to {until} at the latest (no daemon ran)"),
+        Some(until) => format!("from {since} to {until}"),
+    };
+    let pool = had.pool.as_ref().map(|pool| format!(", of AddressPool {pool}")).unwrap_or_default();
+    let all = if l4.is_some() { ", with all its L4 ports" } else { "" };
+    owner["text"] = json!(format!("attached{how} to port {} {span}{all}{pool}", port_name(&owner)));
+    owner
 }
 
 /// Who shares an address of a NAT pool, or shared it at a time; also one that its pool has no more, of which somebody has or had L4 ports.
@@ -103,7 +144,7 @@ fn left(pool: Option<&str>) -> &'static str {
     if pool.is_some() { "" } else { "; it is of no NatPool any more" }
 }
 
-/// The name of a lease's port, and whether it is gone.
+/// The name of the port that has or had something, and whether it is gone.
 fn port_name(lease: &Value) -> String {
     let name = lease["port"].as_str().or(lease["uid"].as_str()).unwrap_or("?");
     if lease["gone"] == true { format!("{name}, which is gone,") } else { name.to_owned() }
@@ -140,6 +181,7 @@ fn service(call: &Call<'_>, snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
         .map(|(key, given)| {
             let attached = attachments(&snapshot.set).find(|attachment| attachment.service_key() == *key);
             let port = attached.as_ref().map(|attachment| attachment.port.key.path());
+            let network = attached.as_ref().map(Attachment::network);
             let unused = attached.filter(|attachment| split(snapshot, attachment).1.contains(&asked));
             let what = match (&given.of, &port) {
                 (GivenOf::Network(network), _) => format!("cluster address in network {network}"),
@@ -156,7 +198,7 @@ fn service(call: &Call<'_>, snapshot: &Snapshot, asked: IpAddr) -> Vec<Value> {
                 "kind": "service",
                 "name": key.path(),
                 "pool": given.pool(),
-                "network": given.network(),
+                "network": given.network().or(network),
                 "port": port,
                 "text": match spec {
                     Some(spec) => format!("{what}; {}", balanced(call, spec, asked)),
@@ -226,7 +268,60 @@ fn pool(snapshot: &Snapshot, asked: IpAddr) -> Option<Value> {
 mod tests {
     use std::time::UNIX_EPOCH;
 
+    use uuid::Uuid;
+
     use super::*;
+    use crate::config::Assignment;
+    use crate::control::nat_ledger::NatLedger;
+
+    #[test]
+    fn who_had_an_attached_address_is_said_with_when_and_how() {
+        let uid = Uuid::from_u128(7);
+        let assignment = Assignment {
+            uid,
+            network: "default".to_owned(),
+            mac: Default::default(),
+            v4: None,
+            v6: None,
+            learned: Vec::new(),
+        };
+        let mut snapshot = Snapshot::default();
+        snapshot.assignments = std::sync::Arc::new([(ObjectKey::port("shop", "web"), assignment)].into());
+        let names = Names::new(&snapshot, &NatLedger::default());
+        for address in ["203.0.113.7", "2001:db8::7"] {
+            let had = Attached {
+                uid,
+                port: "shop/web".to_owned(),
+                network: "default".to_owned(),
+                address: address.parse().unwrap(),
+                service: "shop/ip".to_owned(),
+                pool: Some("public".to_owned()),
+                one_to_one: false,
+                since: 100,
+                until: None,
+                unheard: false,
+            };
+            let told = attached(&had, Some(25), &names);
+            let text =
+                "attached to port shop/web since 1970-01-01T00:01:40Z, with all its L4 ports, of AddressPool public";
+            let expected = json!({
+                "kind": "service", "name": "shop/ip", "pool": "public", "network": "default", "port": "shop/web", "uid": uid,
+                "gone": false, "mode": "direct", "since": "1970-01-01T00:01:40.000000Z", "until": null,
+                "untilAtLatest": false, "text": text,
+            });
+            assert_eq!(told, expected);
+            // Another port may have the name by now, and another uid.
+            let gone = Attached { uid: Uuid::from_u128(8), until: Some(160), ..had.clone() };
+            let told = attached(&Attached { one_to_one: true, pool: None, ..gone.clone() }, None, &names);
+            let span = "from 1970-01-01T00:01:40Z to 1970-01-01T00:02:40Z";
+            assert_eq!(told["text"], format!("attached 1:1 to port shop/web, which is gone, {span}"));
+            assert_eq!((&told["gone"], &told["mode"]), (&json!(true), &json!("nat")));
+            assert_eq!((&told["until"], &told["pool"]), (&json!("1970-01-01T00:02:40.000000Z"), &json!(null)));
+            let told = attached(&Attached { unheard: true, ..gone }, None, &names);
+            let text = format!("{span} at the latest (no daemon ran), of AddressPool public");
+            assert!(told["text"].as_str().unwrap().ends_with(&text) && told["untilAtLatest"] == true, "{told}");
+        }
+    }
 
     #[test]
     fn a_present_owner_says_so_to_people_and_to_programs() {
