@@ -9,6 +9,7 @@ import ipaddress
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -819,12 +820,24 @@ def scans_the_link(case):
     host.finish()
 
 
-def flood_stopped(host, address, sent):
-    """While the daemon is stopped, the server sends so many datagrams."""
+def flood_stopped(host, address):
+    """While the daemon is stopped, the server sends datagrams until the kernel drops some of them there. Returns how many it sent."""
     host.daemon.process.send_signal(signal.SIGSTOP)
-    host.server.sh("python3 -c 'import socket as s; u = s.socket(s.AF_INET%s, s.SOCK_DGRAM); [u.sendto(bytes(1400), (\"%s\", 9)) for _ in range(%d)]'"
-                   % ("6" if family(address) else "", address, sent))
-    host.daemon.process.send_signal(signal.SIGCONT)
+    sent = 0
+
+    def dropped():
+        nonlocal sent
+        # Queues on the way lose some, on a machine that is busy: then what gets here fits.
+        host.server.sh("python3 -c 'import socket as s; u = s.socket(s.AF_INET%s, s.SOCK_DGRAM); [u.sendto(bytes(1400), (\"%s\", 9)) for _ in range(40000)]'"
+                       % ("6" if family(address) else "", address))
+        sent += 40000
+        return any(int(drops) for drops in re.findall(r"skmem:\([^)]*,d([0-9]+)\)", host.host.sh("ss -0mH")))
+
+    try:
+        until(dropped, "the kernel drops what does not fit", 120, 0)
+    finally:
+        host.daemon.process.send_signal(signal.SIGCONT)
+    return sent
 
 
 @suite.test("frames that come while no worker runs: what the kernel drops is counted by uplink get, /metrics and doctor; the rest is received",
@@ -843,14 +856,15 @@ def missed(case, driver):
         return status["missedPackets"], status["counters"]["receivedPackets"]
 
     assert counted()[0] == 0 and "missed" not in host.daemon.cli("uplink", "get")
+    first, sent = counted(), 0
     for address in pool:
-        before, sent = counted(), 40000
-        flood_stopped(host, address, sent)
-        until(lambda: counted()[0] > before[0], "the kernel drops what does not fit", 20)
+        before = counted()
+        sent += flood_stopped(host, address)
+        until(lambda: counted()[0] > before[0], "what the kernel dropped is counted", 20)
         until(lambda: counted()[1] > before[1] + 1000, "what fitted is received", 20)
-        until(lambda: counted() == (time.sleep(1.2), counted())[1], "all that fitted is received", 20)
-        # Neighbours say a little; queues on the way lose more than a few on a machine that is busy, and nobody here counts that.
-        assert sum(counted()) - sum(before) < sent + 1000, "each frame counts once: %s, %s" % (before, counted())
+    until(lambda: counted() == (time.sleep(1.2), counted())[1], "all that fitted is received", 60)
+    # Neighbours say a little.
+    assert sum(counted()) - sum(first) < sent + 2000, "each frame counts once: %s, %s" % (first, counted())
     total = counted()[0]
     assert "missed: %d (" % total in host.daemon.cli("uplink", "get")
     assert 'hostweave_uplink_missed_packets_total{interface="up0"} %d' % total in host.daemon.http("/metrics")[1].splitlines()
