@@ -12,6 +12,7 @@ be that host, chosen by HOSTWEAVE_INTERNET, so that the tests are judged, too:
     none      the kernel without NAT: a test of NAT that passes with it proves nothing
 """
 
+import hashlib
 import ipaddress
 import json
 import os
@@ -71,6 +72,17 @@ def addresses(cidr):
 def family(address):
     """0 for IPv4, 1 for IPv6: the index into pairs of addresses."""
     return 1 if ":" in address else 0
+
+
+# L4 ports of servers: what a `peer` that serves there does.
+ECHO, TELLS, REFLECT = 7000, 7001, 7002
+PUBLIC_4, PUBLIC_6 = (addresses(cidr) for cidr in PUBLIC)
+# For the port that a test attaches an address to, and for another.
+FIRST_PUBLIC = PUBLIC_4[2], PUBLIC_6[2]
+SECOND_PUBLIC = PUBLIC_4[3], PUBLIC_6[3]
+
+# By a packet socket, as by default, and with AF_XDP beside it.
+DRIVERS = {"afPacket": None, "afXdp": "afXdp"}
 
 
 def requires():
@@ -234,6 +246,59 @@ def world(case, *names, **options):
     """An internet, with a host and its containers, connected: (host, containers...)."""
     inside = (Product if WAY == "product" else KernelNat)(case, names, **options)
     return (inside, *inside.containers)
+
+
+def world_with(case, driver, *names):
+    """A world whose uplink has this driver; `None`: the default."""
+    if driver:
+        product_only("drivers")
+        return world(case, *names, driver=driver)
+    return world(case, *names)
+
+
+def in_pool(address):
+    """Whether it is of the NAT pool."""
+    return address in addresses(POOL[family(address)])
+
+
+def digest(path):
+    """Of a file's octets."""
+    return hashlib.sha256(open(path, "rb").read()).hexdigest()
+
+
+def url(host, name):
+    """Of a file of `nginx`."""
+    return "http://%s/%s" % ("[%s]" % host if family(host) else host, name)
+
+
+def outside_of(container, node, host, port=TELLS):
+    """Who a container is to a peer that `tells`: address and L4 port of a new TCP connection."""
+    group = "tell-%s-%d" % (host, port)
+    opened = container.peer("open", group=group, host=host, port=port, timeout=5)
+    assert opened["opened"] == 1, "%s reaches %s: %s" % (container.short, host, opened)
+    told = container.peer("tell", group=group)
+    container.peer("close", group=group)
+    return told
+
+
+def flood_stopped(host, address, drops):
+    """While the daemon is stopped, the server sends datagrams until the kernel drops some of them there, as `drops` counts. Returns how many it sent."""
+    host.daemon.process.send_signal(signal.SIGSTOP)
+    sent, before = 0, drops()
+
+    def dropped():
+        nonlocal sent
+        # Queues on the way lose some, on a machine that is busy: then what gets here fits.
+        host.server.sh("python3 -c 'import socket as s; u = s.socket(s.AF_INET%s, s.SOCK_DGRAM); [u.sendto(bytes(1400), (\"%s\", 9)) for _ in range(40000)]'"
+                       % ("6" if family(address) else "", address))
+        sent += 40000
+        return drops() > before
+
+    try:
+        until(dropped, "the kernel drops what does not fit", 120, 0)
+    finally:
+        host.daemon.process.send_signal(signal.SIGCONT)
+    return sent
 
 
 class Container(Node):

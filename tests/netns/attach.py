@@ -1,9 +1,10 @@
-"""Ways out other than the plain one, over a small internet: attached addresses that real clients are given, a prefix that is routed to the
-host, an uplink in a VLAN, an interface that is pulled.
+"""Public addresses that sit on a port, directly and 1:1, over a small internet, also as real clients are given them; and ways out other than
+the plain one: a prefix that is routed to the host, an uplink in a VLAN, an interface that is pulled.
 
 Needs root. The topology is in harness/internet.py; what the kernel of the host could not do is not asked of it.
 """
 
+import json
 import os
 import signal
 import sys
@@ -13,12 +14,12 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 from harness import packets, process, requirements  # noqa: E402
 from harness.internet import (  # noqa: E402
-    CUSTOMER, GATEWAY, INSIDE, KERNEL, OWN, POOL, PUBLIC, ROUTER, SERVER, Node, addresses, family, product_only, requires, world,
+    CUSTOMER, DRIVERS, ECHO, FIRST_PUBLIC, GATEWAY, INSIDE, KERNEL, OWN, POOL, PUBLIC, REFLECT, ROUTER, SECOND, SERVER, TELLS, Node, addresses,
+    digest, family, in_pool, outside_of, product_only, requires, url, world, world_with,
 )
 from harness.namespace import UDHCPC_SCRIPT  # noqa: E402
 from harness.process import until  # noqa: E402
 from harness.suite import Suite  # noqa: E402
-from internet import DRIVERS, ECHO, FIRST_PUBLIC, REFLECT, TELLS, digest, in_pool, outside_of, url  # noqa: E402
 
 
 def check():
@@ -28,6 +29,202 @@ def check():
 
 suite = Suite("attach", check)
 TRUNK = os.path.join(os.path.dirname(os.path.abspath(__file__)), "trunk.py")
+
+
+# Attached, directly and 1:1
+
+
+@suite.test("direct attach: the container has the public address on its NIC; every protocol and port comes in, its own leave from there", cases=DRIVERS)
+def direct_attach(case, driver):
+    host, a, b = world_with(case, driver, "a", "b")
+    host.attach(a, *FIRST_PUBLIC)
+    host.server.peer("serve", port=TELLS, mode="tells")
+    host.server.peer("reflect", port=REFLECT)
+    for number, public in enumerate(FIRST_PUBLIC):
+        a.carry(public)
+        if not number:
+            for port in (22, 8080, 65535):
+                a.peer("serve", port=port, mode="tells")
+            a.peer("reflect", port=53)
+        for node, own in ((host.customer, CUSTOMER), (host.server, SERVER)):
+            node.sh("ping -c 2 -i 0.2 -W 3 %s" % public)
+            for port in (22, 8080, 65535):
+                assert outside_of(node, a, public, port)[0] == own[number], "the guest sees who it is"
+            node.peer("bind", name="u", host=own[number])
+            assert node.peer("ask", name="u", to=[public, 53])[0] == own[number]
+            # Nobody listens: its own kernel says so.
+            assert node.peer("datagram", host=public, port=9) == "ECONNREFUSED"
+            assert node.peer("open", group="closed", host=public, port=9, timeout=5)["failed"] == {"ECONNREFUSED": 1}
+        assert outside_of(a, host.server, SERVER[number])[0] == public, "its own connections leave from there"
+        a.peer("bind", name="own", host=public, port=6000)
+        assert a.peer("ask", name="own", to=[SERVER[number], REFLECT]) == [public, 6000], "unchanged"
+        a.sh("ping -c 2 -i 0.2 -W 3 %s" % SERVER[number])
+        # The other one has what it had: the pool.
+        assert in_pool(outside_of(b, host.server, SERVER[number])[0])
+    # A protocol without ports: 47, GRE (RFC 2784), as it is.
+    listener = a.capture(a.device, "ip proto 47 or ip6 proto 47")
+    mac = host.router.sh("cat /sys/class/net/host0/address").strip()
+    up0 = host.host.sh("cat /sys/class/net/up0/address").strip()
+    for number, public in enumerate(FIRST_PUBLIC):
+        frame = packets.ip_frame(mac, up0, CUSTOMER[number], public, 47, b"\0\0\x08\0 payload")
+        host.router.peer("frames", device="host0", frames=[frame.hex()])
+    until(lambda: len(listener.frames()) == 2, "GRE arrives", 5)
+    host.finish()
+
+
+@suite.test("direct attach: policy judges what comes in by its real source, the first packet and the thousandth")
+def attach_policy(case):
+    host, a = world(case, "a")
+    host.attach(a, *FIRST_PUBLIC)
+    for public in FIRST_PUBLIC:
+        a.carry(public)
+    a.peer("serve", port=TELLS, mode="tells")
+    for number, public in enumerate(FIRST_PUBLIC):
+        assert outside_of(host.customer, a, public)[0] == CUSTOMER[number]
+    host.admit(a, SERVER[0] + "/32", SERVER[1] + "/128")
+    before = host.drops("policy_denied")
+    for number, public in enumerate(FIRST_PUBLIC):
+        found = host.customer.peer("open", group="denied", host=public, port=TELLS, timeout=2)
+        assert found == {"opened": 0, "failed": {"timeout": 1}}, found
+        assert host.customer.sh("ping -c 1 -W 1 %s" % public, check=False).returncode == 1
+        assert outside_of(host.server, a, public)[0] == SERVER[number]
+    if before is not None:
+        assert host.drops("policy_denied") >= before + 4
+    host.finish()
+
+
+@suite.test("direct attach: an address moves from one port to another and back; the daemon goes on, and so does everything else")
+def attach_moves(case):
+    host, a, b = world(case, "a", "b")
+    host.server.peer("serve", port=ECHO)
+    for space in (a, b):
+        space.peer("serve", port=TELLS, mode="tells")
+    for server in SERVER:
+        assert b.peer("open", group="nat" + server, host=server, port=ECHO, count=20)["opened"] == 20
+    for turn, (to, other) in enumerate(((a, b), (b, a), (a, b))):
+        host.attach(to, *FIRST_PUBLIC)
+        for number, public in enumerate(FIRST_PUBLIC):
+            if turn:
+                other.drop(public)
+            to.carry(public)
+
+            def arrives():
+                listener = "tells-%d-%d" % (turn, number)
+                found = host.customer.peer("open", group=listener, host=public, port=TELLS, timeout=1)
+                return found["opened"] >= 1 and host.customer.peer("tell", group=listener)[0] == CUSTOMER[number]
+
+            until(arrives, "%s reaches %s" % (public, to.short), 15)
+            remotes = [r[0] for r in to.peer("remotes", port=TELLS)]
+            assert CUSTOMER[number] in remotes, "it is %s that was reached" % to.short
+            assert outside_of_attached(host, to, number) == public
+        for server in SERVER:
+            assert b.peer("echo", group="nat" + server) == {"ok": 20}, "what was there before goes on"
+    host.finish()
+
+
+def outside_of_attached(host, space, number):
+    """Who a container is to the second server."""
+    if not getattr(host.second, "told", False):
+        host.second.peer("serve", port=TELLS, mode="tells")
+        host.second.told = True
+    return outside_of(space, host.second, SECOND[number])[0]
+
+
+@suite.test("1:1 NAT: a guest that cannot carry the address has it all the same, every protocol and port, both ways")
+def one_to_one(case):
+    host, a = world(case, "a")
+    host.attach(a, *FIRST_PUBLIC, one_to_one=True)
+    host.server.peer("serve", port=TELLS, mode="tells")
+    host.server.peer("reflect", port=REFLECT)
+    a.peer("serve", port=22, mode="tells")
+    a.peer("reflect", port=53)
+    for number, public in enumerate(FIRST_PUBLIC):
+        host.customer.sh("ping -c 5 -i 0.2 -W 8 %s" % public)
+        assert outside_of(host.customer, a, public, 22)[0] == CUSTOMER[number]
+        host.customer.peer("bind", name="u", host=CUSTOMER[number])
+        assert host.customer.peer("ask", name="u", to=[public, 53])[0] == CUSTOMER[number]
+        assert host.customer.peer("datagram", host=public, port=9) == "ECONNREFUSED"
+        assert outside_of(a, host.server, SERVER[number])[0] == public
+        a.peer("bind", name="own", host=a.families[number], port=6000)
+        assert a.peer("ask", name="own", to=[SERVER[number], REFLECT]) == [public, 6000], "ports stay as they are"
+        a.sh("ping -c 2 -i 0.2 -W 3 %s" % SERVER[number])
+    host.finish()
+
+
+@suite.test("da3: two ports that claim one address: apply is refused, names both, and what was before stays")
+def two_claims(case):
+    product_only("objects")
+    host, a, b = world(case, "a", "b")
+    host.attach(a, *FIRST_PUBLIC)
+    for public in FIRST_PUBLIC:
+        a.carry(public)
+    a.peer("serve", port=TELLS, mode="tells")
+    for number, public in enumerate(FIRST_PUBLIC):
+        assert outside_of(host.customer, a, public)[0] == CUSTOMER[number]
+    host.annotate(b, "own-ip")
+    try:
+        host.reload()
+        refused = json.dumps(b.port.describe())
+        assert "default/a" in refused or " a " in refused, "its status says who has it: %s" % refused
+    except RuntimeError as error:
+        refused = str(error)
+        assert "default/a" in refused and "default/b" in refused, refused
+    for number, public in enumerate(FIRST_PUBLIC):
+        assert outside_of(host.customer, a, public)[0] == CUSTOMER[number], "the first goes on"
+    host.finish()
+
+
+@suite.test("a container with an attached address, or 1:1: TCP from it and to it outlives an uplink that flaps, and learns a path that gets narrow",
+            cases={"direct": False, "one-to-one": True})
+def attach_recovers(case, one_to_one):
+    host, a = world(case, "a")
+    host.attach(a, *FIRST_PUBLIC, one_to_one=one_to_one)
+    host.nginx()
+    path = os.path.join(case.run, "up")
+    with open(path, "wb") as out:
+        out.write(os.urandom(3 << 20))
+    for node in (a, host.server):
+        node.peer("serve", port=ECHO)
+    pairs = list(zip(SERVER, FIRST_PUBLIC))
+    for server, public in pairs:
+        if not one_to_one:
+            a.carry(public)
+        for space, to in ((a, server), (host.customer, public)):
+            assert space.peer("open", group=to, host=to, port=ECHO, count=50) == {"opened": 50, "failed": {}}
+    for server, public in pairs:
+        seen = {remote for remote, _ in host.server.peer("remotes", port=ECHO)}
+        assert public in seen, "it comes from there: %s" % seen
+    for _ in range(2):
+        host.router.sh("ip link set host0 down")
+        time.sleep(0.5)
+        host.router.sh("ip link set host0 up; ip addr replace %s/64 dev host0 nodad" % ROUTER[1])
+        for server, public in pairs:
+            for space, to in ((a, server), (host.customer, public)):
+                assert space.peer("echo", group=to, timeout=40) == {"ok": 50}, to
+    host.narrow(1300)
+    for number, (server, _) in enumerate(pairs):
+        a.sh("curl -sS -f -m 60 -T %s %s" % (path, url(server, "up-%d" % number)))
+        assert digest(os.path.join(host.www, "up-%d" % number)) == digest(path)
+        assert "mtu 1300" in a.sh("ip route get %s" % server), "the container's kernel has learnt it"
+    host.finish()
+
+
+@suite.test("an attached address is its port's own in its network, too: neighbours reach it directly, and policy knows them by their labels")
+def attached_neighbours(case):
+    product_only("labels")
+    host, a, b, c = world(case, "a", "b", "c")
+    host.attach(b, *FIRST_PUBLIC)
+    b.peer("serve", port=TELLS, mode="tells")
+    host.daemon.policy("only-a", podSelector={"matchLabels": {"name": "b"}}, policyTypes=["Ingress"],
+                       ingress=[{"from": [{"podSelector": {"matchLabels": {"name": "a"}}}]}])
+    host.reload()
+    for number, public in enumerate(FIRST_PUBLIC):
+        b.carry(public)
+        assert outside_of(a, b, public)[0] == a.families[number], "as itself"
+        for node in (c, host.customer):
+            found = node.peer("open", group="denied", host=public, port=TELLS, timeout=1.5)
+            assert found == {"opened": 0, "failed": {"timeout": 1}}, found
+    host.finish()
 
 
 # Addresses that clients are given
