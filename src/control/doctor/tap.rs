@@ -2,6 +2,7 @@
 //! TAP device, answers for addresses that lie in a subnet of its own interfaces (proxy ARP and proxy ND), and translates private ones.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -30,21 +31,21 @@ pub fn examine(set: &ObjectSet, status: &UplinkStatus) -> Finding {
     let owned: Vec<IpAddr> =
         status.owned.iter().filter(|(_, owner)| *owner != Owned::Host).map(|(address, _)| *address).collect();
     let plan = Plan::new(set, &status.spec, &owned, &held);
-    let commands = plan.commands().join("\n");
+    // A kernel that does not answer has no fault that could be named.
+    let translates = routing::has_table(TABLE).ok();
+    let mut commands = plan.commands();
+    if plan.masqueraded.is_empty() && translates == Some(true) {
+        commands.push(format!("nft 'add table inet {TABLE}; delete table inet {TABLE}'"));
+    }
+    let commands = commands.join("\n");
     let missing = plan.missing(&held);
     if !missing.is_empty() {
         return Finding::error("tap", format!("the kernel is not set up to route: {}", missing.join("; ")), commands);
     }
-    // Rules of other tables may do it as well.
-    if !plan.masqueraded.is_empty() && matches!(routing::has_table(TABLE), Ok(false)) {
-        let nets: Vec<String> = plan.masqueraded.iter().map(IpNet::to_string).collect();
-        let message = format!(
-            "the private {} leave as they are, unless rules of your own translate them: there is no table inet {TABLE}",
-            nets.join(", ")
-        );
-        return Finding::warning("tap", message, commands);
+    match plan.mistranslated(translates) {
+        Some(message) => Finding::warning("tap", message, commands),
+        None => Finding::note("tap", "the kernel routes to and from the TAP device", commands),
     }
-    Finding::note("tap", "the kernel routes to and from the TAP device", commands)
 }
 
 /// What the kernel is to do.
@@ -162,11 +163,38 @@ impl<'a> Plan<'a> {
         let rules: Vec<String> = self.masqueraded.iter().map(rule).collect();
         (!rules.is_empty()).then(|| {
             format!(
-                "nft 'add table inet {TABLE}; delete table inet {TABLE}; table inet {TABLE} {{ chain out {{ type nat hook \
+                "nft 'add table inet {TABLE}; delete table inet {TABLE}; table inet {TABLE} {{ chain {} {{ type nat hook \
                  postrouting priority srcnat; {} }}; }}'",
+                self.chain(),
                 rules.join(" ")
             )
         })
+    }
+
+    /// Name of the chain of its rules: another one for other ranges, so that rules can be told that are no longer right.
+    fn chain(&self) -> String {
+        let mut hasher = DefaultHasher::new();
+        (&self.uplink.interface, &self.masqueraded).hash(&mut hasher);
+        format!("out_{:08x}", hasher.finish() as u32)
+    }
+
+    /// What of the rules is wrong, if there is the table, or not, or nobody knows.
+    fn mistranslated(&self, translates: Option<bool>) -> Option<String> {
+        let nets: Vec<String> = self.masqueraded.iter().map(IpNet::to_string).collect();
+        match translates? {
+            true if nets.is_empty() => {
+                Some(format!("table inet {TABLE} still translates what is to leave as it is: nothing private is left"))
+            }
+            true if matches!(routing::has_chain(TABLE, &self.chain()), Ok(false)) => {
+                Some(format!("the rules of table inet {TABLE} are for other ranges than {}", nets.join(", ")))
+            }
+            // Rules of other tables may do it as well.
+            false if !nets.is_empty() => Some(format!(
+                "the private {} leave as they are, unless rules of your own translate them: there is no table inet {TABLE}",
+                nets.join(", ")
+            )),
+            _ => None,
+        }
     }
 
     /// What the kernel does not do, of all but the rules.
@@ -335,6 +363,10 @@ mod tests {
              postrouting priority srcnat; ip saddr 172.20.0.0/30 oifname != \"hw0\" masquerade; \
              ip saddr 172.20.0.4/32 oifname != \"hw0\" masquerade; ip6 saddr fd00:20::4/128 oifname != \"hw0\" masquerade; }; }'",
         ];
-        assert_eq!(Plan::new(&set, &uplink, &owned, &held).commands(), expected);
+        let plan = Plan::new(&set, &uplink, &owned, &held);
+        let named = plan.commands().into_iter().map(|command| command.replace(&plan.chain(), "out"));
+        assert_eq!(named.collect::<Vec<_>>(), expected);
+        let fewer = Plan { masqueraded: plan.masqueraded[..2].to_vec(), ..Plan::new(&set, &uplink, &owned, &held) };
+        assert_ne!(fewer.chain(), plan.chain(), "rules for other ranges");
     }
 }

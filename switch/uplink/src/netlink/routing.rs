@@ -49,9 +49,24 @@ pub fn proxies(ipv4: bool) -> Result<Vec<(IpAddr, u32)>, Error> {
 /// # Errors
 /// When the kernel forbids the question.
 pub fn has_table(name: &str) -> Result<bool, Error> {
-    let kind = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | GETTABLE;
+    has(GETTABLE, &[(1, name)])
+}
+
+/// Whether nf_tables has this chain in a table of the family `inet`. A kernel without nf_tables has none.
+///
+/// # Errors
+/// When the kernel forbids the question.
+pub fn has_chain(table: &str, name: &str) -> Result<bool, Error> {
+    has(GETCHAIN, &[(1, table), (3, name)])
+}
+
+/// Whether nf_tables knows what has these names, by attribute.
+fn has(what: u16, names: &[(u16, &str)]) -> Result<bool, Error> {
+    let kind = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | what;
     let mut message = Message::new(kind, libc::NLM_F_ACK, &[libc::NFPROTO_INET as u8, 0, 0, 0]);
-    message.text(1, name);
+    for (attribute, name) in names {
+        message.text(*attribute, name);
+    }
     match questions(SockProtocol::NetlinkNetFilter).and_then(|mut socket| socket.ask(message)) {
         Ok(_) => Ok(true),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EPROTONOSUPPORT | libc::EOPNOTSUPP)) => {
@@ -103,6 +118,8 @@ const NTF_PROXY: u8 = 8;
 const NDA_DST: u16 = 1;
 // `linux/netfilter/nf_tables.h`.
 const GETTABLE: u16 = 1;
+/// `linux/netfilter/nf_tables.h`.
+const GETCHAIN: u16 = 4;
 
 #[cfg(test)]
 mod tests {
