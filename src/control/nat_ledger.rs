@@ -228,12 +228,13 @@ impl Book<NatLease> {
             in_force.iter().map(|lease| ((lease.uid, lease.address, lease.first), lease.since)).collect();
         let mut lost = Vec::new();
         for (number, entry) in self.entries.iter().filter(|(_, entry)| entry.until.is_none()) {
-            let later = self.open.get(&(entry.address, entry.first)).filter(|later| *later != number);
-            let later = later.and_then(|later| self.entries.get(later)).map(|later| later.since);
+            let later = self.open.get(&(entry.address, entry.first)).is_some_and(|later| later != number);
             let known = in_force.get(&(entry.uid, entry.address, entry.first)).copied();
             let goes_on = known.is_some_and(|since| since <= entry.since.saturating_add(SAME_TIME_S));
-            if later.is_some() || !goes_on {
-                let until = later.or(known).unwrap_or(now).max(entry.since);
+            if later || !goes_on {
+                // Of an entry whose end could not be written the next one tells.
+                let next = self.next(*number, entry).map(|next| next.since);
+                let until = next.or(known).unwrap_or(now).max(entry.since);
                 lost.push((*number, NatLease { until: Some(until), ..entry.clone() }));
             }
         }
@@ -311,6 +312,21 @@ mod tests {
         assert_eq!(until(v6, 1024, 400), Some((100, Some(500))), "nobody knows when");
         assert_eq!(until(v4, 2048, 600), Some((100, None)), "goes on");
         assert_eq!(until(v6, 4096, 600), Some((140, None)));
+    }
+
+    #[test]
+    fn an_end_that_could_not_be_written_is_where_the_next_one_begins() {
+        let (store, _) = Store::in_memory().unwrap();
+        for address in ADDRESSES {
+            let block = |uid, since, until| NatLease { until, ..lease(uid, address, 1024, since) };
+            let kept = [block(1, 100, None), block(2, 200, Some(300)), block(3, 400, None)];
+            let ledger = NatLedger::new((0..).zip(kept).collect());
+            ledger.reconcile(&store, vec![block(3, 400, None)], false, time(500));
+            let at = |second| ledger.at(address.parse().unwrap(), Some(1024), time(second));
+            assert_eq!(at(150), [block(1, 100, Some(200))]);
+            assert_eq!(at(250), [block(2, 200, Some(300))]);
+            assert_eq!((at(350), at(450)), (vec![], vec![block(3, 400, None)]));
+        }
     }
 
     #[test]
