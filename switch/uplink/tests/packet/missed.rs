@@ -58,7 +58,10 @@ pub fn by_interface() {
         flood(&a, neighbour, || drops() > before);
     }
     let arguments = ["netns", "exec", a.name(), "cat", "/sys/class/net/eth0/statistics/tx_dropped"];
+    // The kernel may say something of its own meanwhile, to a queue that is full.
+    let before = drops();
     let output = Command::new("ip").args(arguments).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), drops().to_string());
+    let shown = String::from_utf8_lossy(&output.stdout).trim().parse().unwrap();
+    assert!((before..=drops()).contains(&shown), "{shown}");
     assert!(a.inside(|| send_drops("hw-none").is_err()).join().unwrap());
 }
