@@ -168,12 +168,13 @@ fn in_force(set: &ObjectSet, desired: &Desired) -> Vec<Attached> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     const ADDRESSES: [&str; 2] = ["203.0.113.7", "2001:db8::7"];
 
-    fn attached(uid: u128, address: &str) -> Attached {
+    /// A port `shop/p<uid>` that has an address directly, of the Service `shop/ip`.
+    pub fn attached(uid: u128, address: &str) -> Attached {
         Attached {
             uid: Uuid::from_u128(uid),
             port: format!("shop/p{uid}"),

@@ -45,16 +45,11 @@ spec:
 #[test]
 fn a_service_keeps_its_address_over_a_restart_and_says_who_has_it() {
     let mut daemon = Daemon::started();
-    let applied = |daemon: &Daemon, text: &str| {
-        let done = daemon.cli_with(&["apply", "-f", "-"], text);
-        assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
-        done.stdout
-    };
-    applied(&daemon, POOLS);
+    daemon.apply(POOLS);
     let dry = daemon.cli_with(&["apply", "-f", "-", "--dry-run=server"], &attached("a", "ip"));
     assert!(dry.code == 0 && dry.stdout.contains("Service shop/ip created (dry run)"), "{}{}", dry.stdout, dry.stderr);
-    applied(&daemon, &attached("other", "first"));
-    applied(&daemon, &attached("a", "ip"));
+    daemon.apply(&attached("other", "first"));
+    daemon.apply(&attached("a", "ip"));
     daemon.ok(&["delete", "port", "shop/other"]);
     daemon.ok(&["delete", "svc", "shop/first"]);
     let ingress = |daemon: &Daemon| {
@@ -94,8 +89,7 @@ fn an_attached_address_that_the_network_cannot_have_is_warned_of_and_shown_as_no
             ),
             1,
         );
-        let done = daemon.cli_with(&["apply", "-f", "-"], &text);
-        assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
+        let done = daemon.apply(&text);
         let doubt = format!("is of no use: Network {name} has no {family} range");
         assert!(done.stderr.contains(&doubt), "{}", done.stderr);
         let service = daemon.json(&["get", "svc", &format!("{name}-ip"), "-n", "shop"]);
@@ -164,8 +158,7 @@ fn cw10_the_cidrs_of_nat_pools_are_listed_for_allow_lists() {
     // Neighbouring ranges are one CIDR.
     let text = pool("a", "198.51.100.8-198.51.100.11, 198.51.100.12/30, 198.51.100.17, \"2001:db8:bb::/126\"")
         + &pool("b", "203.0.113.4/31");
-    let done = daemon.cli_with(&["apply", "-f", "-"], &text);
-    assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
+    daemon.apply(&text);
     let expected = "198.51.100.8/29\n198.51.100.17/32\n2001:db8:bb::/126\n203.0.113.4/31\n";
     assert_eq!(daemon.ok(&["nat", "pools", "--cidr"]), expected);
     assert_eq!(daemon.ok(&["nat", "pools", "b", "--cidr"]), "203.0.113.4/31\n");
@@ -181,7 +174,7 @@ fn cw10_the_cidrs_of_nat_pools_are_listed_for_allow_lists() {
 fn whois_and_nat_answer_or_say_what_to_ask() {
     let daemon = Daemon::started();
     let text = POOLS.to_owned() + "---\n" + &attached("a", "ip");
-    assert_eq!(daemon.cli_with(&["apply", "-f", "-"], &text).code, 0);
+    daemon.apply(&text);
     for (asked, kind, name) in [
         ("203.0.113.0", "service", "shop/ip"),
         ("2001:db8:aa::", "service", "shop/ip"),
@@ -240,17 +233,13 @@ fn later(daemon: &Daemon) -> String {
 #[test]
 fn who_had_an_attached_address_is_known_when_it_moved_over_a_crash_and_when_all_is_deleted() {
     let mut daemon = Daemon::started();
-    let apply = |daemon: &Daemon, text: &str| {
-        let done = daemon.cli_with(&["apply", "-f", "-"], text);
-        assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
-    };
     let bare = "apiVersion: hostweave.dev/v1alpha1\nkind: Port\nmetadata: {name: a, namespace: shop}\n---\n";
     let direct = attached("b", "ip");
     let nat =
         direct.replacen("attachLoadbalancerIP: ip", "attachLoadbalancerIP: ip, hostweave.dev/attach-mode: nat", 1);
     let mut times = Vec::new();
     for text in [POOLS.to_owned() + "---\n" + &attached("a", "ip"), bare.to_owned() + &direct, nat] {
-        apply(&daemon, &text);
+        daemon.apply(&text);
         times.push(later(&daemon));
     }
     let two = ["203.0.113.0", "2001:db8:aa::"];
@@ -332,7 +321,7 @@ fn doctor_and_uplink_say_what_is_missing_and_what_to_do() {
     let done = daemon.cli(&["uplink", "get"]);
     assert!(done.code == 3 && done.stderr.contains("HostConfig.spec.uplink"), "{}", done.stderr);
     assert!(!findings(&daemon).iter().any(|finding| finding["check"] == "uplink"), "nothing wants out");
-    assert_eq!(daemon.cli_with(&["apply", "-f", "-"], POOLS).code, 0);
+    daemon.apply(POOLS);
     assert!(error(&findings(&daemon), "uplink", "NatPool ord1 needs an uplink"));
     // An interface that is not there: everything that follows is said.
     let host = "\

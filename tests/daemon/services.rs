@@ -44,12 +44,6 @@ metadata: {name: mail, namespace: shop}
 spec: {type: ExternalName, externalName: web.shop.svc.cluster.local}
 ";
 
-fn applied(daemon: &Daemon, text: &str) -> String {
-    let done = daemon.cli_with(&["apply", "-f", "-"], text);
-    assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
-    done.stdout + &done.stderr
-}
-
 fn names(daemon: &Daemon, name: &str, kind: &str) -> Vec<String> {
     let answer = daemon.json(&["dns", "query", name, kind]);
     let mut data: Vec<String> = answer["answers"]
@@ -65,7 +59,7 @@ fn names(daemon: &Daemon, name: &str, kind: &str) -> Vec<String> {
 #[test]
 fn a_service_has_addresses_that_stay_and_is_shown_as_kubernetes_shows_it() {
     let mut daemon = Daemon::started();
-    applied(&daemon, OBJECTS);
+    daemon.apply(OBJECTS);
     let service = |daemon: &Daemon, name: &str| daemon.json(&["get", "svc", name, "-n", "shop"]);
     let front = service(&daemon, "front");
     assert_eq!(front["status"]["loadBalancer"], json!({"ingress": [{"ip": "192.0.2.0", "ipMode": "VIP"}]}));
@@ -95,7 +89,8 @@ fn a_service_has_addresses_that_stay_and_is_shown_as_kubernetes_shows_it() {
     for format in ["yaml", "json"] {
         let shown = daemon.ok(&["get", "svc", "web", "-n", "shop", "-o", format]);
         assert!(shown.contains("clusterIPs"), "{shown}");
-        let said = applied(&daemon, &shown);
+        let done = daemon.apply(&shown);
+        let said = done.stdout + &done.stderr;
         assert!(said.contains("Service shop/web unchanged"), "{said}");
     }
     // As after a crash: what a user was told is on disk.
@@ -109,13 +104,13 @@ fn a_service_has_addresses_that_stay_and_is_shown_as_kubernetes_shows_it() {
         "apiVersion: v1\nkind: Service\nmetadata: {{name: x}}\nspec: {{clusterIP: {}, ports: [{{port: 80}}]}}\n",
         addresses[0]
     );
-    applied(&daemon, &asks);
+    daemon.apply(&asks);
 }
 
 #[test]
 fn services_are_listed_and_described_and_have_names() {
     let daemon = Daemon::started();
-    applied(&daemon, OBJECTS);
+    daemon.apply(OBJECTS);
     let table = daemon.ok(&["service", "list", "-n", "shop"]);
     for part in ["NAME", "CLUSTER-IP", "80/TCP", "0/2", "192.0.2.0", "None", "web.shop.svc.cluster.local"] {
         assert!(table.contains(part), "{part}\n{table}");
@@ -150,7 +145,7 @@ fn services_are_listed_and_described_and_have_names() {
     assert!(daemon.ok(&["service", "backends", "shop/all"]).contains("stopped"));
     // It may stand for all of them all the same, each under a name of its own and at its own number.
     let headless = OBJECTS.split("---\n").find(|object| object.contains("name: all,")).unwrap();
-    applied(&daemon, &headless.replace("clusterIP: None,", "clusterIP: None, publishNotReadyAddresses: true,"));
+    daemon.apply(&headless.replace("clusterIP: None,", "clusterIP: None, publishNotReadyAddresses: true,"));
     assert_eq!(
         names(&daemon, "_http._tcp.all.shop.svc.cluster.local", "SRV"),
         ["0 100 8080 a.all.shop.svc.cluster.local.", "0 100 9090 b.all.shop.svc.cluster.local."]
@@ -170,7 +165,7 @@ fn services_are_listed_and_described_and_have_names() {
 #[test]
 fn what_services_cannot_have_is_refused_and_what_is_dubious_is_said() {
     let daemon = Daemon::started();
-    applied(&daemon, OBJECTS);
+    daemon.apply(OBJECTS);
     let address = daemon.json(&["get", "svc", "web", "-n", "shop"])["spec"]["clusterIP"].clone();
     let service = |name: &str, spec: &str| {
         format!(

@@ -188,6 +188,13 @@ impl Daemon {
         done.stdout
     }
 
+    /// Applies objects, which must succeed.
+    pub fn apply(&self, text: &str) -> Done {
+        let done = self.cli_with(&["apply", "-f", "-"], text);
+        assert_eq!(done.code, 0, "{}{}\n{}", done.stdout, done.stderr, self.log());
+        done
+    }
+
     /// Runs a command with `-o json` that must succeed.
     pub fn json(&self, arguments: &[&str]) -> Value {
         serde_json::from_str(&self.ok(&[arguments, &["-o", "json"]].concat())).unwrap()

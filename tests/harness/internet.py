@@ -147,6 +147,11 @@ class Node(Namespace):
     def capture(self, device, expression="", octets=262144):
         return Capture(self, device, expression, octets)
 
+    def hops(self, to, options=""):
+        """Who answers on the way, by traceroute."""
+        out = self.sh("traceroute -n -q 2 -w 3 -m 8 %s %s" % (options, to))
+        return [line.split()[1] for line in out.splitlines()[1:]]
+
 
 class Internet:
     """Everything outside of the host, and the host's namespace itself, without anything in it but the uplink."""
@@ -281,6 +286,17 @@ def outside_of(container, node, host, port=TELLS):
     return told
 
 
+def segments_stay_large(container, node, device):
+    """What iperf3 sends to `server` and from there passes a device of a node in segments far beyond the MTU."""
+    for server in SERVER:
+        for direction in ("", "-R"):
+            listener = node.capture(device, "tcp and greater 9000", octets=128)
+            container.iperf(server, 1, direction)
+            # Which side of a veth a capture sees tells the direction by the source.
+            large = [seen for seen in listener.stop() if (seen.src == server) == (direction == "-R")]
+            assert len(large) > 20, "%d large frames %s" % (len(large), direction)
+
+
 def flood_stopped(host, address, drops):
     """While the daemon is stopped, the server sends datagrams until the kernel drops some of them there, as `drops` counts. Returns how many it sent."""
     host.daemon.process.send_signal(signal.SIGSTOP)
@@ -331,6 +347,19 @@ class Container(Node):
     def iperf(self, host, seconds, options=""):
         """What iperf3 says at the end."""
         return json.loads(self.sh("iperf3 -J -c %s -t %s %s" % (host, seconds, options), 90))["end"]
+
+    def knows_path_mtu(self, host, mtu, in_fragments="ECONNREFUSED"):
+        """Its kernel has learnt the MTU of the path to a closed port, and learns it anew from a datagram, of which the next goes in fragments, and by
+        tracepath."""
+        forget = "ip -%d route flush cache" % (4, 6)[family(host)]
+        assert "mtu %d" % mtu in self.sh("ip route get %s" % host), "the container's kernel has learnt it"
+        self.sh(forget)
+        assert self.peer("datagram", host=host, port=9, octets=1400) == "EMSGSIZE"
+        found = self.peer("datagram", host=host, port=9, octets=1400)
+        assert found == in_fragments, "in fragments, to a port that is closed: %s" % found
+        self.sh(forget)
+        out = self.sh("tracepath -n -m 8 %s" % host)
+        assert "pmtu %d" % mtu in out and "reached" in out, out
 
 
 class Product(Internet):
@@ -395,6 +424,10 @@ class Product(Internet):
 
     def start(self):
         self.daemon.start()
+        self.connect()
+
+    def connect(self):
+        """The containers, as soon as they have their devices."""
         for space in self.containers:
             until(lambda: space.sh("ip link show " + space.device, check=False).returncode == 0, "the device of %s" % space.short, 30)
             space.v4, space.v6, space.mac = space.port.v4, space.port.v6, space.port.mac

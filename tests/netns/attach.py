@@ -72,15 +72,20 @@ def direct_attach(case, driver):
     host.finish()
 
 
+def carries_public(host, container):
+    """It has the addresses on its NIC, and who comes from outside to `TELLS` there hears who it is."""
+    host.attach(container, *FIRST_PUBLIC)
+    for public in FIRST_PUBLIC:
+        container.carry(public)
+    container.peer("serve", port=TELLS, mode="tells")
+    for number, public in enumerate(FIRST_PUBLIC):
+        assert outside_of(host.customer, container, public)[0] == CUSTOMER[number]
+
+
 @suite.test("direct attach: policy judges what comes in by its real source, the first packet and the thousandth")
 def attach_policy(case):
     host, a = world(case, "a")
-    host.attach(a, *FIRST_PUBLIC)
-    for public in FIRST_PUBLIC:
-        a.carry(public)
-    a.peer("serve", port=TELLS, mode="tells")
-    for number, public in enumerate(FIRST_PUBLIC):
-        assert outside_of(host.customer, a, public)[0] == CUSTOMER[number]
+    carries_public(host, a)
     host.admit(a, SERVER[0] + "/32", SERVER[1] + "/128")
     before = host.drops("policy_denied")
     for number, public in enumerate(FIRST_PUBLIC):
@@ -155,12 +160,7 @@ def one_to_one(case):
 def two_claims(case):
     product_only("objects")
     host, a, b = world(case, "a", "b")
-    host.attach(a, *FIRST_PUBLIC)
-    for public in FIRST_PUBLIC:
-        a.carry(public)
-    a.peer("serve", port=TELLS, mode="tells")
-    for number, public in enumerate(FIRST_PUBLIC):
-        assert outside_of(host.customer, a, public)[0] == CUSTOMER[number]
+    carries_public(host, a)
     host.annotate(b, "own-ip")
     try:
         host.reload()

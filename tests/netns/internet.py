@@ -54,13 +54,7 @@ def curl(case):
 def segments_stay_large(case):
     host, a = world(case, "a")
     host.iperf()
-    for server in SERVER:
-        for direction in ("", "-R"):
-            listener = host.router.capture("host0", "tcp and greater 9000", octets=128)
-            a.iperf(server, 1, direction)
-            # Which side of a veth a capture sees tells the direction by the source.
-            large = [seen for seen in listener.stop() if (seen.src == server) == (direction == "-R")]
-            assert len(large) > 20, "%d large frames %s" % (len(large), direction)
+    internet.segments_stay_large(a, host.router, "host0")
     host.finish()
 
 
@@ -171,10 +165,9 @@ def routes(case):
     host.nginx()
     for number, server in enumerate(SERVER):
         for options in ("", "-T -p 80", "-I"):
-            out = a.sh("traceroute -n -q 2 -w 2 -m 8 %s %s" % (options, server))
-            hops = [line.split()[1] for line in out.splitlines()[1:]]
-            assert hops[1:] == [ROUTER[number], server], (options, out)
-            assert hops[0] in (GATEWAY[number], "fe80::1", OWN[number]), out
+            first, *hops = a.hops(server, options)
+            assert hops == [ROUTER[number], server], (options, first, hops)
+            assert first in (GATEWAY[number], "fe80::1", OWN[number]), (options, first)
         out = a.sh("tracepath -n -m 8 %s" % server)
         assert "reached" in out and "pmtu 1500" in out and ROUTER[number] in out, out
     host.finish()
@@ -217,10 +210,10 @@ def natdiscovery(case, expected):
     host.stun()
     for number, server in enumerate(SERVER):
         # It asks once, and takes silence for an answer: one that is late is a wrong verdict.
-        for last in (False, False, True):
+        for _ in range(3):
             out = a.sh("turnutils_natdiscovery -m -f -L %s %s" % (a.families[number], server))
             case.note(out)
-            if last or ("NAT with Endpoint Independent Mapping" in out and verdict in out):
+            if "NAT with Endpoint Independent Mapping" in out and verdict in out:
                 break
         assert "NAT with Endpoint Independent Mapping" in out, out
         assert verdict in out, out
@@ -238,16 +231,8 @@ def path_mtu(case):
     for number, server in enumerate(SERVER):
         a.sh("curl -sS -f -m 60 -T %s %s" % (path, url(server, "up-%d" % number)))
         assert digest(os.path.join(host.www, "up-%d" % number)) == digest(path)
-        assert "mtu 1300" in a.sh("ip route get %s" % server), "the container's kernel has learnt it"
-        a.sh("ip -4 route flush cache; ip -6 route flush cache")
-        assert a.peer("datagram", host=server, port=9, octets=1400) == "EMSGSIZE"
-        found = a.peer("datagram", host=server, port=9, octets=1400)
         # The kernel's NAT puts IPv6 fragments together, and sends them on whole.
-        wanted = "EMSGSIZE" if number and internet.WAY == "kernel" else "ECONNREFUSED"
-        assert found == wanted, "in fragments, to a port that is closed: %s" % found
-        a.sh("ip -4 route flush cache; ip -6 route flush cache")
-        out = a.sh("tracepath -n -m 8 %s" % server)
-        assert "pmtu 1300" in out and "reached" in out, out
+        a.knows_path_mtu(server, 1300, "EMSGSIZE" if number and internet.WAY == "kernel" else "ECONNREFUSED")
     host.finish()
 
 

@@ -77,10 +77,7 @@ def start(host):
 def connect(host):
     """Doctor's commands, then as with any other driver."""
     obey(host)
-    for space in host.containers:
-        space.v4, space.v6, space.mac = space.port.v4, space.port.v6, space.port.mac
-        space.connect()
-    host.ready()
+    host.connect()
 
 
 def both_ways(case, host, a):
@@ -185,8 +182,8 @@ def attached(case, one_to_one):
     severity, message, _ = finding(host)
     assert severity == "error" and all("no route to " + cidr in message for cidr in PUBLIC), (severity, message)
     obey(host)
-    for node, mode in ((host.server, "tells"), (a, "tells")):
-        node.peer("serve", port=TELLS, mode=mode)
+    for node in (host.server, a):
+        node.peer("serve", port=TELLS, mode="tells")
         node.peer("serve", port=ECHO)
         node.peer("reflect", port=REFLECT)
     for number, public in enumerate(FIRST_PUBLIC):
@@ -204,7 +201,7 @@ def attached(case, one_to_one):
         assert a.peer("datagram", host=SERVER[number], port=9) == "ECONNREFUSED", "and what is said of it comes back"
         a.sh("ping -c 2 -i 0.2 -W 8 %s" % SERVER[number])
         assert in_pool(outside_of(b, host.server, SERVER[number])[0]), "others have the pool"
-        hops = [line.split()[1] for line in host.customer.sh("traceroute -n -q 1 -w 3 -m 8 -I %s" % public).splitlines()[1:]]
+        hops = host.customer.hops(public, "-I")
         assert KERNEL[number] in hops and hops[-1] == public, hops
     # Neighbours inside still have it by its addresses inside.
     for address in a.families:
@@ -229,26 +226,14 @@ def paths(case):
     both_ways(case, host, a)
     for number, server in enumerate(SERVER):
         for options in ("", "-T -p 80", "-I"):
-            out = a.sh("traceroute -n -q 2 -w 3 -m 8 %s %s" % (options, server))
-            hops = [line.split()[1] for line in out.splitlines()[1:]]
-            assert hops[0] in (GATEWAY[number], "fe80::1", SWITCH[number]) and hops[2:] == [ROUTER[number], server], (options, out)
-            assert hops[1] in (OURS[number], KERNEL[number]), out
-        for direction in ("", "-R"):
-            listener = host.host.capture(DEVICE, "tcp and greater 9000", octets=128)
-            a.iperf(server, 1, direction)
-            large = [seen for seen in listener.stop() if (seen.src == server) == (direction == "-R")]
-            assert len(large) > 20, "%d large frames %s" % (len(large), direction)
+            first, kernel, *hops = a.hops(server, options)
+            assert first in (GATEWAY[number], "fe80::1", SWITCH[number]) and hops == [ROUTER[number], server], (options, first, hops)
+            assert kernel in (OURS[number], KERNEL[number]), (options, kernel)
+    internet.segments_stay_large(a, host.host, DEVICE)
     host.narrow(1300)
     both_ways(case, host, a)
     for server in SERVER:
-        assert "mtu 1300" in a.sh("ip route get %s" % server), "the container's kernel has learnt it"
-    for server in SERVER:
-        a.sh("ip -4 route flush cache; ip -6 route flush cache")
-        assert a.peer("datagram", host=server, port=9, octets=1400) == "EMSGSIZE"
-        assert a.peer("datagram", host=server, port=9, octets=1400) == "ECONNREFUSED", "in fragments, to a port that is closed"
-        a.sh("ip -4 route flush cache; ip -6 route flush cache")
-        out = a.sh("tracepath -n -m 8 %s" % server)
-        assert "pmtu 1300" in out and "reached" in out, out
+        a.knows_path_mtu(server, 1300)
     host.finish()
 
 

@@ -30,19 +30,13 @@ pub fn examine(set: &ObjectSet, status: &UplinkStatus) -> Finding {
     let held = interfaces::addresses().unwrap_or_default();
     let owned: Vec<IpAddr> =
         status.owned.iter().filter(|(_, owner)| *owner != Owned::Host).map(|(address, _)| *address).collect();
-    let plan = Plan::new(set, &status.spec, &owned, &held);
-    // A kernel that does not answer has no fault that could be named.
-    let translates = routing::has_table(TABLE).ok();
-    let mut commands = plan.commands();
-    if plan.masqueraded.is_empty() && translates == Some(true) {
-        commands.push(format!("nft 'add table inet {TABLE}; delete table inet {TABLE}'"));
-    }
-    let commands = commands.join("\n");
+    let plan = Plan::new(set, &status.spec, &owned, &held, routing::has_table(TABLE).ok());
+    let commands = plan.commands().join("\n");
     let missing = plan.missing(&held);
     if !missing.is_empty() {
         return Finding::error("tap", format!("the kernel is not set up to route: {}", missing.join("; ")), commands);
     }
-    match plan.mistranslated(translates) {
+    match plan.mistranslated() {
         Some(message) => Finding::warning("tap", message, commands),
         None => Finding::note("tap", "the kernel routes to and from the TAP device", commands),
     }
@@ -55,6 +49,8 @@ struct Plan<'a> {
     routed: Vec<IpNet>,
     /// Those of them that nobody outside answers, apart from ranges that only some destinations see.
     masqueraded: Vec<IpNet>,
+    /// Whether there is the table of rules; `None`: the kernel does not say.
+    translates: Option<bool>,
     /// Addresses in subnets of other interfaces, by interface and family (IPv4 or not).
     proxied: BTreeMap<(String, bool), Vec<IpAddr>>,
     /// Interfaces whose router advertisements the kernel would not heed any more once it forwards.
@@ -62,7 +58,7 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(set: &ObjectSet, uplink: &'a UplinkSpec, owned: &[IpAddr], held: &[Held]) -> Self {
+    fn new(set: &ObjectSet, uplink: &'a UplinkSpec, owned: &[IpAddr], held: &[Held], translates: Option<bool>) -> Self {
         let ranges = ranges(set);
         let mut routed: Vec<IpNet> = ranges.iter().flat_map(subnets).collect();
         let mut exempt = Vec::new();
@@ -87,7 +83,7 @@ impl<'a> Plan<'a> {
             addresses.sort_unstable();
             addresses.dedup();
         }
-        let mut plan = Self { uplink, routed, masqueraded, proxied, advertised: Vec::new() };
+        let mut plan = Self { uplink, routed, masqueraded, translates, proxied, advertised: Vec::new() };
         // Where it forwards already, this is decided.
         if plan.has(false) && setting("net/ipv6/conf/all/forwarding") == "0" {
             let global =
@@ -153,7 +149,7 @@ impl<'a> Plan<'a> {
         commands
     }
 
-    /// One table of rules for all that is private, which takes the place of the one before.
+    /// One table of rules for all that is private, which takes the place of the one before; none where nothing is.
     fn masquerade(&self) -> Option<String> {
         let device = &self.uplink.interface;
         let rule = |net: &IpNet| {
@@ -161,14 +157,14 @@ impl<'a> Plan<'a> {
             format!("{family} saddr {net} oifname != \"{device}\" masquerade;")
         };
         let rules: Vec<String> = self.masqueraded.iter().map(rule).collect();
-        (!rules.is_empty()).then(|| {
-            format!(
-                "nft 'add table inet {TABLE}; delete table inet {TABLE}; table inet {TABLE} {{ chain {} {{ type nat hook \
-                 postrouting priority srcnat; {} }}; }}'",
-                self.chain(),
-                rules.join(" ")
-            )
-        })
+        let emptied = format!("add table inet {TABLE}; delete table inet {TABLE}");
+        if rules.is_empty() {
+            return (self.translates == Some(true)).then(|| format!("nft '{emptied}'"));
+        }
+        let (chain, rules) = (self.chain(), rules.join(" "));
+        Some(format!(
+            "nft '{emptied}; table inet {TABLE} {{ chain {chain} {{ type nat hook postrouting priority srcnat; {rules} }}; }}'"
+        ))
     }
 
     /// Name of the chain of its rules: another one for other ranges, so that rules can be told that are no longer right.
@@ -178,10 +174,10 @@ impl<'a> Plan<'a> {
         format!("out_{:08x}", hasher.finish() as u32)
     }
 
-    /// What of the rules is wrong, if there is the table, or not, or nobody knows.
-    fn mistranslated(&self, translates: Option<bool>) -> Option<String> {
+    /// What of the rules is wrong. A kernel that does not answer has no fault that could be named.
+    fn mistranslated(&self) -> Option<String> {
         let nets: Vec<String> = self.masqueraded.iter().map(IpNet::to_string).collect();
-        match translates? {
+        match self.translates? {
             true if nets.is_empty() => {
                 Some(format!("table inet {TABLE} still translates what is to leave as it is: nothing private is left"))
             }
@@ -363,10 +359,25 @@ mod tests {
              postrouting priority srcnat; ip saddr 172.20.0.0/30 oifname != \"hw0\" masquerade; \
              ip saddr 172.20.0.4/32 oifname != \"hw0\" masquerade; ip6 saddr fd00:20::4/128 oifname != \"hw0\" masquerade; }; }'",
         ];
-        let plan = Plan::new(&set, &uplink, &owned, &held);
+        let plan = Plan::new(&set, &uplink, &owned, &held, None);
         let named = plan.commands().into_iter().map(|command| command.replace(&plan.chain(), "out"));
         assert_eq!(named.collect::<Vec<_>>(), expected);
-        let fewer = Plan { masqueraded: plan.masqueraded[..2].to_vec(), ..Plan::new(&set, &uplink, &owned, &held) };
-        assert_ne!(fewer.chain(), plan.chain(), "rules for other ranges");
+    }
+
+    #[test]
+    fn rules_are_told_from_those_for_other_ranges_and_go_with_the_last_one() {
+        let uplink = UplinkSpec { interface: "hw0".to_owned(), ..UplinkSpec::default() };
+        let plan = |private: &[&str], translates| Plan {
+            uplink: &uplink,
+            routed: Vec::new(),
+            masqueraded: private.iter().map(|net| net.parse().unwrap()).collect(),
+            translates,
+            proxied: BTreeMap::new(),
+            advertised: Vec::new(),
+        };
+        assert_ne!(plan(&["10.1.0.0/24"], None).chain(), plan(&["10.1.0.0/24", "fd00:1::/64"], None).chain());
+        let left = "nft 'add table inet hostweave; delete table inet hostweave'";
+        assert_eq!(plan(&[], Some(true)).masquerade().as_deref(), Some(left));
+        assert_eq!([None, Some(false)].map(|there| plan(&[], there).masquerade()), [None, None]);
     }
 }

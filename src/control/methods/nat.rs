@@ -296,17 +296,15 @@ fn lease(view: &LeaseView, kept: &[NatLease], names: &Names<'_>) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use super::*;
     use crate::config::{Assignment, ObjectKey};
 
-    /// The uid of the host in a network follows from the VNI, which another network gets when the first is gone.
-    #[test]
-    fn history_keeps_the_name_that_a_port_had() {
-        let uid = Uuid::from_u128(7);
+    /// What there is where a port of the namespace `shop` has a uid.
+    pub fn with_port(uid: Uuid, name: &str) -> Snapshot {
         let assignment = Assignment {
             uid,
             network: "default".to_owned(),
@@ -316,7 +314,15 @@ mod tests {
             learned: Vec::new(),
         };
         let mut snapshot = Snapshot::default();
-        snapshot.assignments = Arc::new([(ObjectKey::port("shop", "new"), assignment)].into());
+        snapshot.assignments = Arc::new([(ObjectKey::port("shop", name), assignment)].into());
+        snapshot
+    }
+
+    /// The uid of the host in a network follows from the VNI, which another network gets when the first is gone.
+    #[test]
+    fn history_keeps_the_name_that_a_port_had() {
+        let uid = Uuid::from_u128(7);
+        let snapshot = with_port(uid, "new");
         for address in ["203.0.113.7", "2001:db8::7"] {
             let kept = |port: Option<&str>| NatLease {
                 uid,

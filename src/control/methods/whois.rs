@@ -271,36 +271,17 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::config::Assignment;
+    use crate::control::attach_ledger::tests::attached as entry;
+    use crate::control::methods::nat::tests::with_port;
     use crate::control::nat_ledger::NatLedger;
 
     #[test]
     fn who_had_an_attached_address_is_said_with_when_and_how() {
         let uid = Uuid::from_u128(7);
-        let assignment = Assignment {
-            uid,
-            network: "default".to_owned(),
-            mac: Default::default(),
-            v4: None,
-            v6: None,
-            learned: Vec::new(),
-        };
-        let mut snapshot = Snapshot::default();
-        snapshot.assignments = std::sync::Arc::new([(ObjectKey::port("shop", "web"), assignment)].into());
+        let snapshot = with_port(uid, "web");
         let names = Names::new(&snapshot, &NatLedger::default());
         for address in ["203.0.113.7", "2001:db8::7"] {
-            let had = Attached {
-                uid,
-                port: "shop/web".to_owned(),
-                network: "default".to_owned(),
-                address: address.parse().unwrap(),
-                service: "shop/ip".to_owned(),
-                pool: Some("public".to_owned()),
-                one_to_one: false,
-                since: 100,
-                until: None,
-                unheard: false,
-            };
+            let had = Attached { port: "shop/web".to_owned(), since: 100, ..entry(7, address) };
             let told = attached(&had, Some(25), &names);
             let text =
                 "attached to port shop/web since 1970-01-01T00:01:40Z, with all its L4 ports, of AddressPool public";
